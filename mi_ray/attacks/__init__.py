@@ -1,0 +1,11 @@
+"""Attacks, one family a file. Importing this folder fills `ATTACKS`; a new file is found by itself."""
+
+import importlib
+import pkgutil
+
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, attack_labels
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["ATTACKS", "Adversarial", "Attack", "attack_labels"]

@@ -1,0 +1,154 @@
+"""What an attack is: clean images, labels and a threat model -> images inside the ball and the pixel box."""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.parameters import Parameterized, Registry
+from mi_ray.randomness import Draws, Key
+from mi_ray.threat_model import ThreatModel
+
+TOLERANCE = 1e-6  # float32 rounding of x + epsilon; anything beyond it is a bug
+
+
+@dataclass(frozen=True, eq=False)
+class Adversarial:
+    """What an attack found: every restart, at every requested stop.
+
+    images: [restarts, stops, B, C, H, W]. loss: [restarts, stops, B], what the attack maximised (cross-entropy of the
+    attacked label, negated where a target is sought). stops: the step counts.
+    """
+
+    images: Float[Tensor, "R S B C H W"]
+    loss: Float[Tensor, "R S B"]
+    stops: tuple[int, ...]
+
+    def best(self, stop: int) -> Float[Tensor, "B C H W"]:
+        """For each point the restart with the highest loss at that stop."""
+        at = self.stops.index(stop)
+        winner = self.loss[:, at].argmax(0)
+        return self.images[winner, at, torch.arange(len(winner), device=winner.device)]
+
+
+@dataclass(frozen=True)
+class Attack(Parameterized):
+    """An attack on any module from [0, 1] images to logits or log-probabilities: F, or F behind a defense.
+
+    A subclass writes `run` and `stops`; the final methods check what goes in and what comes out.
+    """
+
+    stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
+
+    @abstractmethod
+    def stops(self) -> tuple[int, ...]:
+        """The step counts at which the result is wanted, increasing."""
+
+    @abstractmethod
+    def cost(self) -> tuple[int, int]:
+        """(forward, backward) passes for one point, all restarts, up to the last stop."""
+
+    @abstractmethod
+    def run(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        labels: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """labels: the label to leave (untargeted) or to reach (targeted). Randomness: from (key, points) alone."""
+
+    @final
+    def craft(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        labels: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        seed: int = 0,
+        points: Sequence[int] | None = None,
+    ) -> Adversarial:
+        """Every restart at every stop. labels: as `run` wants them (see `attack_labels`).
+
+        Raises ValueError when labels are missing or the images are not in [0, 1]; AssertionError when what `run`
+        returned leaves the ball of radius epsilon or the pixel box.
+        """
+        if labels is None or len(labels) != len(x):
+            raise ValueError(f"an attack needs one label an image; got {'None' if labels is None else len(labels)}")
+        if x.ndim != 4 or x.min() < 0 or x.max() > 1:
+            raise ValueError(f"images must be [B, C, H, W] in [0, 1]; got {list(x.shape)} in [{x.min()}, {x.max()}]")
+        points = range(len(x)) if points is None else points
+        found = self.run(model, x, labels, threat, Key(seed, "attack", self.name), points)
+        assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
+        assert found.images.min() >= 0, "the attack left the pixel box"
+        assert found.images.max() <= 1, "the attack left the pixel box"
+        return found
+
+    @final
+    def __call__(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        y: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        seed: int = 0,
+        points: Sequence[int] | None = None,
+    ) -> Float[Tensor, "B C H W"]:
+        """Adversarial images at the last stop, the best restart of each point.
+
+        y: the true labels (there is no default to predictions). When the goal is targeted, one target a point is
+        drawn uniformly from the labels other than y, keyed by (seed, point). points: the images' indices in their
+        dataset, 0..B-1 when left out. Raises ValueError as `craft` does.
+        """
+        points = range(len(x)) if points is None else points
+        if y is None:
+            raise ValueError("an attack needs the true labels y; got None")
+        with torch.no_grad():
+            classes = model(x[:1]).shape[1]
+        labels = attack_labels(y, classes, threat, seed, points)
+        return self.craft(model, x, labels, threat, seed, points).best(self.stops()[-1])
+
+
+ATTACKS: Registry[Attack] = Registry("attack")
+
+
+def attack_labels(
+    y: Int64[Tensor, "B"], classes: int, threat: ThreatModel, seed: int, points: Sequence[int]
+) -> Int64[Tensor, "B"]:
+    """The label that an attack works on: y itself, or a target uniform over the labels other than y.
+
+    The target is drawn once per point, for all attacks, step counts and epsilons of a study.
+    """
+    if threat.goal == "untargeted":
+        return y
+    u = Draws(Key(seed, "target"), points, 1, 0, y.device).uniform(1)[0, :, 0].double()
+    other = (u * (classes - 1)).long()
+    return other + (other >= y).long()
+
+
+def adversarial_loss(
+    model: nn.Module, x: Float[Tensor, "B C H W"], labels: Int64[Tensor, "B"], threat: ThreatModel
+) -> Float[Tensor, "B"]:
+    """What to maximise at x: the cross-entropy of the labels, negated when they are targets."""
+    loss = F.cross_entropy(model(x).float(), labels, reduction="none")
+    return -loss if threat.goal == "targeted" else loss
+
+
+def bound(model: nn.Module, key: Key, points: Sequence[int]) -> Any:
+    """The context in which a model with randomness draws by (key, points); nothing for any other model."""
+    return model.bind(key, points) if hasattr(model, "bind") else nullcontext()
+
+
+def project(
+    x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float
+) -> Float[Tensor, "B C H W"]:
+    """The nearest point in the ball of radius epsilon (max norm) around the centre and in the pixel box."""
+    return torch.minimum(torch.maximum(x, centre - epsilon), centre + epsilon).clamp(0, 1)

@@ -1,0 +1,301 @@
+"""Classifiers F: architectures, normalisation inside, reading and writing, and a fast form for evaluation."""
+
+import copy
+import hashlib
+import importlib
+import json
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from mi_ray.parameters import Parameterized, Registry, integer
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Classifier(nn.Module):
+    """Images in [0, 1], [B, C, H, W] -> logits [B, classes]; normalisation (x - mean) / std is inside.
+
+    network: takes normalised images. mean, std: one entry a channel. classes: number of labels L.
+    description: what `save_classifier` writes, so that `load_classifier` can build the network again.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        classes: int,
+        description: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.classes = network, classes
+        self.description: dict[str, Any] = dict(description or {})
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
+        self.compute_dtype = torch.float32
+
+    def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
+        """Logits of images in [0, 1]."""
+        logits: Tensor = self.network(((x - self.mean) / self.std).to(self.compute_dtype))
+        return logits.float() if self.compute_dtype != torch.float32 else logits
+
+
+def wrap_classifier(
+    network: nn.Module, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1), classes: int | None = None
+) -> Classifier:
+    """A user's own network as a Classifier, in eval mode on its device.
+
+    network: normalised images -> logits. classes: asked of the network with one grey 32x32 image when left out.
+    Raises ValueError when mean and std do not fit each other.
+    """
+    if len(mean) != len(std) or any(s <= 0 for s in std):
+        raise ValueError(f"mean and std need one entry a channel, std > 0; got {tuple(mean)} and {tuple(std)}")
+    network = network.eval()
+    first = next(iter(network.parameters()), torch.empty(0))
+    if classes is None:
+        with torch.no_grad():
+            classes = network(torch.full((1, len(mean), 32, 32), 0.5, device=first.device)).shape[1]
+    return Classifier(network, mean, std, classes).to(first.device).eval()
+
+
+@dataclass(frozen=True)
+class Architecture(Parameterized):
+    """A network family; a subclass writes `build`."""
+
+    @abstractmethod
+    def build(self, classes: int) -> nn.Module:
+        """A freshly initialised network for 3-channel images, from torch's global generator."""
+
+
+ARCHITECTURES: Registry[Architecture] = Registry("architecture")
+
+
+def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, *, relu: bool = True) -> nn.Sequential:
+    """Convolution (Kaiming normal, fan-out), batch norm and, if asked, ReLU; adjacent, so that they can be folded."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), *([nn.ReLU(inplace=True)] if relu else []))
+
+
+class _Residual(nn.Module):
+    """relu(body(x) + shortcut(x)), post-activation; a 1x1 projection with batch norm where the shape changes."""
+
+    def __init__(self, body: nn.Module, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        same = stride == 1 and inputs == outputs
+        self.shortcut = nn.Identity() if same else _conv(inputs, outputs, 1, stride, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.body(x) + self.shortcut(x))
+
+
+def _head(features: int, classes: int) -> list[nn.Module]:
+    return [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(features, classes)]
+
+
+@final
+@ARCHITECTURES.register
+@dataclass(frozen=True)
+class MiResNet50(Architecture):
+    """The paper's "ResNet-50": 3 stages of 5 bottlenecks, widths 64/128/256, expansion 1, strides 1/2/2.
+
+    5x5 stem without max-pool; exactly 4,752,586 parameters for 10 classes and 4,775,716 for 100.
+    """
+
+    name: ClassVar[str] = "mi_resnet50"
+
+    def build(self, classes: int) -> nn.Module:
+        """A freshly initialised network."""
+        layers: list[nn.Module] = [_conv(3, 64, 5)]
+        inputs = 64
+        for width, first_stride in ((64, 1), (128, 2), (256, 2)):
+            for block in range(5):
+                stride = first_stride if block == 0 else 1
+                body = nn.Sequential(
+                    _conv(inputs, width, 1), _conv(width, width, 3, stride), _conv(width, width, 1, relu=False)
+                )
+                layers.append(_Residual(body, inputs, width, stride))
+                inputs = width
+        return nn.Sequential(*layers, *_head(256, classes))
+
+
+def _basic_resnet(classes: int, widths: Sequence[int], blocks: int) -> nn.Module:
+    layers: list[nn.Module] = [_conv(3, widths[0], 3)]
+    inputs = widths[0]
+    for stage, width in enumerate(widths):
+        for block in range(blocks):
+            stride = 2 if block == 0 and stage > 0 else 1
+            body = nn.Sequential(_conv(inputs, width, 3, stride), _conv(width, width, 3, relu=False))
+            layers.append(_Residual(body, inputs, width, stride))
+            inputs = width
+    return nn.Sequential(*layers, *_head(inputs, classes))
+
+
+@final
+@ARCHITECTURES.register
+@dataclass(frozen=True)
+class ResNet18(Architecture):
+    """CIFAR ResNet-18: 3x3 stem, 4 stages of 2 basic blocks, widths 64/128/256/512 (He et al., 2016)."""
+
+    name: ClassVar[str] = "resnet18"
+
+    def build(self, classes: int) -> nn.Module:
+        """A freshly initialised network."""
+        return _basic_resnet(classes, (64, 128, 256, 512), 2)
+
+
+@final
+@ARCHITECTURES.register
+@dataclass(frozen=True)
+class ResNetSmall(Architecture):
+    """A residual network that a CPU can train on CIFAR: 3 stages of basic blocks, widths w/2w/4w (0.7 M by default)."""
+
+    name: ClassVar[str] = "resnet_small"
+    width: int = integer("channels of the first stage", 32, low=1)
+    blocks: int = integer("basic blocks a stage", 1, low=1)
+
+    def build(self, classes: int) -> nn.Module:
+        """A freshly initialised network."""
+        return _basic_resnet(classes, (self.width, 2 * self.width, 4 * self.width), self.blocks)
+
+
+@final
+@ARCHITECTURES.register
+@dataclass(frozen=True)
+class CnnSmall(Architecture):
+    """Three strided convolutions with batch norm, for digits on a CPU: widths w/2w/4w."""
+
+    name: ClassVar[str] = "cnn_small"
+    width: int = integer("channels of the first layer", 16, low=1)
+
+    def build(self, classes: int) -> nn.Module:
+        """A freshly initialised network."""
+        w = self.width
+        return nn.Sequential(_conv(3, w, 5, 2), _conv(w, 2 * w, 3, 2), _conv(2 * w, 4 * w, 3, 2), *_head(4 * w, classes))
+
+
+def load_factory(factory: str) -> Any:
+    """The callable that `package.module:function` names. Runs the user's own code; raises ValueError if absent."""
+    module_name, _, function = factory.partition(":")
+    try:
+        return getattr(importlib.import_module(module_name), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"factory must be an importable package.module:function; got {factory!r}: {error}") from error
+
+
+def build_classifier(description: Mapping[str, Any]) -> Classifier:
+    """A classifier from its description: {architecture or factory, arguments, classes, mean, std}; fresh weights."""
+    d = description
+    if d.get("factory"):
+        network = load_factory(d["factory"])(**d["arguments"])
+    else:
+        network = ARCHITECTURES.make(d["architecture"], d["arguments"]).build(d["classes"])
+    return Classifier(network, d["mean"], d["std"], d["classes"], d)
+
+
+def weights_bytes(classifier: Classifier) -> bytes:
+    """The weights as safetensors: the same weights give the same bytes."""
+    state = {key: value.detach().cpu().contiguous() for key, value in classifier.network.state_dict().items()}
+    return bytes(save_tensors(state))
+
+
+def weights_digest(content: bytes) -> str:
+    """SHA-256 of a safetensors file: a classifier's part of the provenance of every row."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def set_weights(classifier: Classifier, state: Mapping[str, Tensor], origin: str) -> Classifier:
+    """Put weights into a classifier, strictly. Raises ValueError when they are of another architecture."""
+    own = classifier.network.state_dict()
+    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong += [key for key in state if key not in own]
+    if wrong:
+        made = classifier.description.get("factory") or classifier.description.get("architecture")
+        raise ValueError(
+            f"{origin} must hold the weights of {made} with {classifier.classes} classes; {len(wrong)} of "
+            f"{len(own)} tensors are absent, extra or of another shape, e.g. {wrong[0]}"
+        )
+    classifier.network.load_state_dict(dict(state))
+    return classifier.eval()
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from torch.save (read with weights_only=True: no code runs)."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, ValueError, SafetensorError, EOFError, KeyError) as error:
+        raise ValueError(f"weights must be a readable safetensors or torch file; {path}: {error}") from error
+    except Exception as error:  # pickle's own error types, when a file holds more than tensors
+        raise ValueError(f"{path} must hold tensors alone (weights_only): {error}") from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{path} must hold a state dict: names -> tensors")
+    return state
+
+
+def classifier_from_bytes(description: Mapping[str, Any], content: bytes, origin: str = "the stored weights") -> Classifier:
+    """The classifier with that description and those safetensors, in eval mode on the CPU."""
+    try:
+        state = load_tensors(content)
+    except SafetensorError as error:
+        raise ValueError(f"{origin} must be a safetensors file: {error}") from error
+    return set_weights(build_classifier(description), state, origin)
+
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a store's folder `classifiers/<key>`: [0, 1] images [B, C, H, W] -> logits, eval mode, CPU.
+
+    Raises ValueError when the folder holds none, or when its weights are of another architecture.
+    """
+    folder = Path(path)
+    try:
+        description = json.loads((folder / "classifier.json").read_text())["description"]
+        content = (folder / "model.safetensors").read_bytes()
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{folder} must hold classifier.json and model.safetensors: {error}") from error
+    return classifier_from_bytes(description, content, str(folder / "model.safetensors"))
+
+
+def prepared(classifier: Classifier, device: torch.device, precision: Precision) -> Classifier:
+    """A frozen copy for evaluation: eval mode, batch norm folded into convolutions, channels_last, on the device.
+
+    precision "bf16" computes the network in bfloat16 (its weights too) and returns float32 logits.
+    """
+    fast = copy.deepcopy(classifier).eval().requires_grad_(False)
+    for module in list(fast.modules()):
+        if type(module) is nn.Sequential:
+            _fold(module)
+    fast.to(device)
+    fast.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if precision == "bf16":
+        fast.network.to(torch.bfloat16)
+        fast.compute_dtype = torch.bfloat16
+    return fast
+
+
+def _fold(sequence: nn.Sequential) -> None:
+    """Replace each convolution with a batch norm right behind it by one convolution, in place."""
+    names = list(sequence._modules)
+    for first, second in zip(names, names[1:], strict=False):
+        conv, norm = sequence._modules[first], sequence._modules[second]
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
+            sequence._modules[first] = fuse_conv_bn_eval(conv, norm)
+            sequence._modules[second] = nn.Identity()

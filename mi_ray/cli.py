@@ -1,0 +1,298 @@
+"""The command line: parses, calls, prints; nothing else. Heavy imports wait until a verb needs them."""
+
+import importlib
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from mi_ray.config import Sweep, load_sweep
+from mi_ray.records import DamagedFileError, Store
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    help="Sweep inference-time defenses against adversarial attacks on Ray.\n\n"
+    "**How much adversarial accuracy does each defense buy, at what price in clean accuracy, and is that number "
+    "true?** Start with `mi-ray sweep sweeps/quickstart.yaml`; look first with `mi-ray plan`; read the rows with "
+    "`mi_ray.read_records(\"results\")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.",
+)  # fmt: skip
+console = Console(soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+Files = Annotated[list[Path], typer.Argument(help="Sweep files (YAML).", metavar="FILE…")]
+OneFile = Annotated[Path, typer.Argument(help="A sweep file (YAML).", metavar="FILE")]
+Out = Annotated[str, typer.Option("--out", help="The store: a folder, or a URI such as s3://bucket/results.")]
+Address = Annotated[
+    str | None, typer.Option("--address", help="A Ray cluster: `auto` or host:port. Left out: a local Ray.")
+]
+Smoke = Annotated[bool, typer.Option("--smoke", help="The sweep's own small variant, as study NAME-smoke.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="Override a value of the file, e.g. points.count=100.", metavar="KEY=VALUE"),
+]
+Seed = Annotated[int | None, typer.Option("--seed", help="Replace the file's seed.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and Ray's own messages.")]
+StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
+
+
+def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
+    return [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
+
+
+def _prepare(sweep: Sweep) -> Any:
+    from mi_ray.study import prepare
+
+    return prepare(sweep)
+
+
+def _finished(sweep: Sweep, out: str) -> bool:
+    """Whether the store holds this very study complete, judged by hashes alone: no torch, no Ray."""
+    from mi_ray.quick import is_finished
+
+    return is_finished(sweep, out)
+
+
+def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
+    sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
+    out, began, failed = options["out"], time.perf_counter(), False
+    todo = [sweep for sweep in sweeps if not _finished(sweep, out)]
+    for sweep in sweeps:
+        if sweep not in todo:
+            console.print(f"{sweep.name}: finished already, nothing to compute ({out}/studies/{sweep.name})")
+    if todo:
+        studies = [_prepare(sweep) for sweep in todo]
+        store = Store(out, create=True)
+        from mi_ray.cluster import run_study
+
+        for study in studies:
+            outcome = run_study(study, store, options["address"], console, until)
+            if until == "sweep":
+                failed |= _report(store, out, study, outcome)
+            else:
+                failed |= bool(outcome.failures)
+    elif until == "sweep":
+        for sweep in sweeps:
+            _show_frontier(Store(out), sweep.name)
+    console.print(f"{time.perf_counter() - began:.1f} s in all")
+    if failed:
+        raise typer.Exit(1)
+
+
+def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
+    """Draw the figures and print what came out; True when a cell is not there."""
+    sweep = study.sweep
+    bad = [row for row in outcome.cells if row["state"] != "done"]
+    paths = []
+    if len(bad) < len(outcome.cells):
+        paths = _draw(store, sweep.name, sweep.figures)
+        _show_frontier(store, sweep.name)
+    done = sum(outcome.counted.values())
+    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
+    console.print(f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells, {done:,} forward passes done"
+                  f" now ({spent})", highlight=False)  # fmt: skip
+    for path in paths:
+        console.print(f"  {out}/{path}", highlight=False)
+    for row in bad[:20]:
+        errors.print(f"{row['state']}: {row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}: "
+                     f"{row['cause']}", style="red")  # fmt: skip
+    if len(bad) > 20:
+        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
+    return bool(bad)
+
+
+def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
+    return [path for name in figures for path in _script(name).make(store, study)]
+
+
+def _script(name: str) -> Any:
+    """The module of a figure: one of ours, or a person's own by its dotted name."""
+    try:
+        return importlib.import_module(name if "." in name else f"analysis.{name}")
+    except ImportError as error:
+        raise ValueError(f"figures must be names of scripts in analysis/ or importable modules; {name!r}: {error}") from error
+
+
+def _show_frontier(store: Store, study: str) -> None:
+    """The undominated settings of a study, as a table."""
+    from analysis.common import attack_label, label, parameters
+    from mi_ray.records import read_cells
+    from mi_ray.statistics import frontier
+
+    table = frontier(read_cells(store, study))
+    best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
+    for (classifier, *_), rows in best.groupby(["classifier", "attack_params", "goal", "epsilon"], sort=False):
+        title = f"Frontier of {classifier}: {attack_label(rows.iloc[0])}"
+        shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
+        for head in ("Defense", "Parameters", "N", "Clean %", "Adversarial %"):
+            shown.add_column(head, justify="left" if head in ("Defense", "Parameters") else "right")
+        for _, row in rows.iterrows():
+            shown.add_row(
+                label(row["defense"]), parameters(row["defense_params"]), str(row["executions"]),
+                _percent(row, "clean"), _percent(row, "adversarial"), style=None if row["undominated"] else "dim",
+            )  # fmt: skip
+        console.print(shown)
+
+
+def _percent(row: Any, name: str) -> str:
+    return f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+
+
+@app.command()
+def sweep(
+    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
+    seed: Seed = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Do all that is missing of each study, in order, and draw its figures.
+
+    Safe to stop at any time: the same command goes on where it was, and ends with the same rows.
+    """
+    _run(files, "sweep", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+
+
+@app.command()
+def train(
+    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
+    seed: Seed = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Train the classifiers of each study that are not in the store yet (Ray Train)."""
+    _run(files, "train", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+
+
+@app.command()
+def attack(
+    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
+    seed: Seed = None, verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Craft the adversarial examples of each study that are not in the store yet, and train what they need."""
+    _run(files, "attack", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+
+
+@app.command()
+def figures(
+    files: Files, out: Out = "results", smoke: Smoke = False, set_: Set = None, seed: Seed = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Draw a study's figures and tables again from its Parquet; computes nothing else."""
+    for loaded in _load(files, smoke, set_, seed):
+        for path in _draw(Store(out), loaded.name, loaded.figures):
+            console.print(f"{out}/{path}", highlight=False)
+
+
+@app.command()
+def plan(
+    files: Files, out: Out = "results", smoke: Smoke = False, set_: Set = None, seed: Seed = None,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
+    from mi_ray.estimate import estimate
+
+    for loaded in _load(files, smoke, set_, seed):
+        study = _prepare(loaded)
+        found = estimate(study, Store(out) if Path(out).exists() or "://" in out else None)
+        shown = Table(title=f"{loaded.name} ({out})", title_justify="left", box=None, padding=(0, 2))
+        for head in ("Work", "Pieces", "Stored", "Forward passes", "Backward passes"):
+            shown.add_column(head, justify="left" if head == "Work" else "right")
+        for row in found.rows:
+            shown.add_row(row[0], *(f"{value:,}" for value in row[1:]))
+        console.print(shown)
+        for line in found.lines:
+            console.print(line, highlight=False)
+
+
+@app.command()
+def status(store: StoreArgument = "results", verbose: Verbose = False) -> None:
+    """Show each study of a store: how far it is, also while it runs."""
+    from mi_ray.inspect_store import study_states
+
+    shown = Table(box=None, padding=(0, 2))
+    for head in ("Study", "State", "Cells", "Done", "Failed", "Missing", "Written"):
+        shown.add_column(head, justify="left" if head in ("Study", "State", "Written") else "right")
+    for state in study_states(Store(store)):
+        shown.add_row(*state)
+    console.print(shown)
+
+
+@app.command()
+def check(store: StoreArgument = "results", verbose: Verbose = False) -> None:
+    """Read every file of a store again and validate it: form, content, uniqueness, agreement with its inputs."""
+    from mi_ray.inspect_store import check_store
+
+    opened = Store(store)
+    problems, counted = check_store(opened)
+    for problem in problems:
+        errors.print(problem, style="red")
+    console.print(f"{counted} files checked, {len(problems)} problems", highlight=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command()
+def gc(
+    store: StoreArgument = "results", yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    verbose: Verbose = False,
+) -> None:  # fmt: skip
+    """List what no study of a store refers to; remove it with --yes."""
+    from mi_ray.inspect_store import unreferenced
+
+    opened = Store(store)
+    loose = unreferenced(opened)
+    for path, size in loose:
+        console.print(f"{path}  {size:,} bytes", highlight=False)
+        if yes:
+            opened.remove(path)
+    total = sum(size for _, size in loose)
+    console.print(f"{len(loose)} folders, {total:,} bytes {'removed' if yes else 'could go: --yes removes them'}", highlight=False)
+
+
+@app.command(name="list")
+def list_(
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Import this module first.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
+    from mi_ray.data import SOURCES
+    from mi_ray.study import METHODS, load_plugins
+
+    load_plugins(plugin or ())
+    for registry in (SOURCES, METHODS.architectures, METHODS.objectives, METHODS.attacks, METHODS.defenses):
+        console.print(f"\n[bold]{registry.noun}[/]")
+        for name in registry:
+            cls = registry[name]
+            first = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
+            console.print(f"  [cyan]{name}[/]  {first}", highlight=False)
+            for key, parameter in cls.parameters().items():
+                needed = " (required)" if key in cls.required() else ""
+                console.print(f"      {key}: {parameter.help}; {parameter.allowed()}{needed}", markup=False, highlight=False)
+
+
+def _fail(message: object, code: int) -> NoReturn:
+    errors.print(f"[bold red]error:[/] {message}" if "[" not in str(message) else f"error: {message}", markup="[" not in str(message))
+    raise SystemExit(code)
+
+
+def main() -> None:
+    """The console script: every expected failure is one message and an exit code, never a traceback."""
+    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - plugins and factories beside the sweep file
+    verbose = bool({"-v", "--verbose"} & set(sys.argv))
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        errors.print("\nstopped; the same command goes on from here", style="yellow")
+        raise SystemExit(130) from None
+    except (ValueError, DamagedFileError) as error:
+        if verbose:
+            raise
+        _fail(error, 2)
+    except OSError as error:
+        if verbose:
+            raise
+        _fail(f"reading or writing must be possible and have room: {error}", 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
+
+import os
+import secrets
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+CONNECT_SECONDS = 10.0
+
+
+def prepare_environment(*, local: bool) -> None:
+    """Settings that Ray reads when it is first imported or started; what a person set stays as it is."""
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else each report of an epoch takes 2 s
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not end as a normal return
+    os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    if local:
+        # A fresh token that is in no file: another user of this machine cannot submit work to our Ray. The second
+        # variable keeps Ray's node address, and so every port it opens, on 127.0.0.1.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        if os.environ["RAY_AUTH_MODE"] == "token":
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+
+
+def check_address(address: str | None) -> None:
+    """Raise ValueError unless a cluster could be there: None, "auto" with one running, or a host:port that answers."""
+    if address is None:
+        return
+    if address == "auto":
+        found = os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists()  # noqa: S108
+        if not found:
+            raise ValueError("--address auto needs a Ray cluster running on this machine; found none. Start one with "
+                             "`ray start --head`, or leave --address out for a local Ray")  # fmt: skip
+        return
+    host, colon, port = address.rpartition(":")
+    if not colon or not port.isdigit() or not host:
+        raise ValueError(f"--address must be `auto` or host:port of a Ray head; got {address!r}")
+    try:
+        socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"--address must be of a Ray head that answers; {address}: {error}") from error
+
+
+@contextmanager
+def connected(address: str | None, *, cpus: int | None = None, scratch: Path | None = None) -> Iterator[None]:
+    """Inside the block a Ray cluster is there: the one at the address, or a local one that ends with the block.
+
+    Raises ValueError when the address does not answer.
+    """
+    import ray
+
+    options = {"logging_level": "WARNING", "log_to_driver": False}
+    if address is None:
+        options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        if scratch is not None:
+            options["_temp_dir"] = str(scratch)
+    else:
+        options["address"] = address
+    # Workers import by the driver's path, so that plugins beside the sweep file are found there too.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    try:
+        ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
+    except ConnectionError as error:
+        raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error
+    try:
+        yield
+    finally:
+        ray.shutdown()

@@ -1,0 +1,288 @@
+"""A study from end to end: train, attack, evaluate, derive the rows, write what the study says about them."""
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+from rich.console import Console
+
+from mi_ray.classifiers import read_weights
+from mi_ray.cluster import sweep as trials
+from mi_ray.cluster.blocks import run_blocks
+from mi_ray.cluster.connect import connected
+from mi_ray.cluster.train import EpochCounter, finished, fit, take_own
+from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
+from mi_ray.progress import stage
+from mi_ray.records import Store
+from mi_ray.study import Study, mark_selected, write_records, write_study
+from mi_ray.workbench import Work, Workbench
+
+Until = Literal["train", "attack", "sweep"]
+
+
+@dataclass
+class Outcome:
+    """What a run did: seconds by stage, forward passes counted by stage, causes of failure by key."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the block's duration to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
+class Runner:
+    """One run of one study against one store. Ray is started when something has to be computed, and not before."""
+
+    def __init__(self, study: Study, store: Store, address: str | None, console: Console) -> None:
+        self.study, self.store, self.address, self.console = study, store, address, console
+        self.sweep, self.planner = study.sweep, study.planner
+        self.outcome = Outcome()
+        self.scratch = f"{store.root if store.local else store.uri}-scratch"
+        self._reference: Any = None
+        self._bench: Workbench | None = None
+
+    @property
+    def bench(self) -> Workbench:
+        """The driver's own workbench, once all classifiers that can be had are in the store."""
+        if self._bench is None:
+            done = [work for work in self.planner.classifiers if work.key not in self.outcome.failures]
+            read = {
+                work.key: (work.description, self.store.read_bytes(f"classifiers/{work.key}/model.safetensors"))
+                for work in done
+            }
+            self._bench = Workbench(self.study.data(self.store.root if self.store.local else self.store.uri, read))
+        return self._bench
+
+    def reference(self) -> Any:
+        """The study's data in Ray's object store, put there once."""
+        if self._reference is None:
+            self._reference = ray.put(self.bench.data)
+        return self._reference
+
+    def connect(self, need: float) -> None:
+        """Start or join Ray, if that has not been done; raise ValueError when it has not the CPUs that one piece needs."""
+        if ray.is_initialized():
+            return
+        with self.outcome.timed("ray"):
+            self._connection = connected(self.address)
+            self._connection.__enter__()
+        have = ray.cluster_resources().get("CPU", 0)
+        if self.address is None and need > have:
+            raise ValueError(
+                f"one piece of work asks for {need:g} CPUs at once, this machine has {have:g}; lower "
+                "resources.block.cpus, resources.train.cpus or classifiers.N.workers, or give --address of a cluster"
+            )
+
+    def disconnect(self) -> None:
+        """Leave Ray; a local one ends."""
+        if ray.is_initialized():
+            self._connection.__exit__(None, None, None)
+
+    def train(self) -> None:
+        """Bring every classifier that is not in the store into it."""
+        todo = [work for work in self.planner.classifiers if not finished(self.store, work.key)]
+        own = [work for work in todo if work.objective is None]
+        for work in own:
+            entry = work.entry
+            assert entry.weights is not None
+            take_own(self.store, work.key, work.description, read_weights(Path(entry.weights)), entry.weights)
+        todo = [work for work in todo if work.objective is not None]
+        if todo:
+            with self.outcome.timed("train"):
+                self._fit(todo)
+            self.outcome.counted["training_forward"] = sum(
+                work.cost[0] for work in todo if work.key not in self.outcome.failures
+            )
+
+    def _fit(self, todo: list[ClassifierWork]) -> None:
+        resources = self.sweep.resources.train
+        need = max(work.entry.workers for work in todo) * resources.cpus
+        self.connect(need)
+        data = ray.put({
+            f"{split}_{what}": getattr(self.study.dataset, f"{split}_{what}")
+            for split in ("train", "test") for what in ("images", "labels")
+        })  # fmt: skip
+        counter = EpochCounter.remote()  # type: ignore[attr-defined]
+        waiting, running = list(todo), dict[Any, ClassifierWork]()
+        free = ray.cluster_resources()["CPU"]
+        with stage("train", sum(work.entry.training.epochs for work in todo), "epochs", self.console) as shown:
+            while waiting or running:
+                used = sum(work.entry.workers * resources.cpus for work in running.values())
+                while waiting and (not running or used + waiting[0].entry.workers * resources.cpus <= free):
+                    work = waiting.pop(0)
+                    used += work.entry.workers * resources.cpus
+                    running[self._start(work, data, counter)] = work
+                done, _ = ray.wait(list(running), timeout=1.0)
+                for task in done:
+                    self._ended(running.pop(task), task)
+                shown.advance(ray.get(counter.epochs.remote()) - shown.done)
+
+    def _start(self, work: ClassifierWork, data: Any, counter: Any) -> Any:
+        resources, entry = self.sweep.resources.train, work.entry
+        config = {
+            "key": work.key, "description": work.description, "objective": work.objective, "seed": work.seed,
+            "training": self.planner.training_of(work), "data": data, "progress": counter,
+            "store": self.store.root if self.store.local else self.store.uri,
+            "about": {
+                "name": entry.name, "objective": work.objective, "training": self.planner.training_of(work),
+                "workers": entry.workers, "seed": work.seed, "dataset": self.study.dataset.digest,
+            },
+        }  # fmt: skip
+        return fit.options(name=f"train {entry.name}").remote(
+            config, entry.workers, resources.cpus, resources.gpus, self.scratch
+        )
+
+    def _ended(self, work: ClassifierWork, task: Any) -> None:
+        try:
+            ray.get(task)
+        except ray.exceptions.RayError as error:
+            self.fail(work.key, f"training {work.entry.name}", error)
+
+    def fail(self, key: str, what: str, error: Exception) -> None:
+        """Note why something failed: the last line of the innermost cause."""
+        inner: BaseException = error
+        while getattr(inner, "cause", None) or inner.__cause__:
+            inner = getattr(inner, "cause", None) or inner.__cause__  # type: ignore[assignment]
+        lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
+        self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
+        self.console.print(f"[red]failed[/] {what}: {lines[-1].strip()}", highlight=False)
+
+    def blocks(self, name: str, counted: str, kind: Literal["adversarial", "outputs"], works: Sequence[Work]) -> None:
+        """Compute what is missing of these works, as Ray tasks."""
+        size = self.sweep.resources.block
+        ready = [work for work in works if self.possible(work)]
+        todo = [item for work in ready for item in self.bench.missing(kind, work, size.points)]
+        if not todo:
+            return
+        with self.outcome.timed(name):
+            self.connect(size.cpus)
+            total = sum(stop - start for _, start, stop in todo)
+            with stage(name, total, "points", self.console) as shown:
+                for work, error in run_blocks(
+                    self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown
+                ):
+                    self.fail(work.key, f"{name} {work.key}", error)
+        self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in todo))
+
+    def count(self, what: str, passes: int) -> None:
+        """Add forward passes that were really done."""
+        self.outcome.counted[what] = self.outcome.counted.get(what, 0) + passes
+
+    def _passes(self, work: Work) -> int:
+        return work.cost[0] if isinstance(work, AttackWork) else work.passes(self.planner.methods.chunk)
+
+    def possible(self, work: Work) -> bool:
+        """Whether what the work stands on has not failed."""
+        needs = {work.classifier, work.key}
+        if isinstance(work, OutputWork) and work.inputs.attack is not None:
+            needs.add(work.inputs.attack.key)
+        return not needs & self.outcome.failures.keys()
+
+    def evaluate(self, plan: Plan) -> Plan:
+        """Run what is missing of the defenses' outputs as Tune trials; returns the plan with the cells of a search."""
+        ready = [work for work in plan.outputs if self.possible(work)]
+        if self.sweep.search is None:
+            todo = [
+                trial for trial in trials.grid_trials(ready)
+                if any(self.bench.missing("outputs", work, self.sweep.resources.block.points) for work in trial.works)
+            ]  # fmt: skip
+            if todo:
+                resolve = trials.ResolveGrid(todo)
+                space = {"trial": trials.tune.grid_search(list(range(len(todo))))}
+                works = [work for trial in todo for work in trial.works]
+                self._tune(f"sweep of {len(todo)} settings", resolve, works, space, None, 1)
+            return plan
+        found: list[Cell] = list(plan.cells)
+        space_of = trials.search_space(self.planner)
+        for work in self.planner.classifiers:
+            if work.key in self.outcome.failures:
+                continue
+            resolve_search = trials.ResolveSearch(self.planner, space_of, work.key)
+            search = trials.optuna_search(space_of, self.sweep.search, self.sweep.seed)
+            name = f"search on {work.entry.name}"
+            for config in self._tune(name, resolve_search, None, None, search, self.sweep.search.trials):
+                found += trials.search_cells(self.planner, work.key, space_of.setting(config))
+        return self.planner.plan_of(found)
+
+    def _tune(
+        self, name: str, resolve: Any, works: list[OutputWork] | None, space: Any, search: Any, samples: int
+    ) -> Sequence[Any]:
+        size = self.sweep.resources.block
+        with self.outcome.timed("sweep"):
+            self.connect(size.cpus)
+            cpus = ray.cluster_resources()["CPU"]
+            at_once = self.sweep.resources.trials_at_once or max(1, int(cpus // size.cpus))
+            selection = self.sweep.points.selection
+            part = (0, selection) if search is not None else (selection, self.sweep.points.count)
+            job = trials.Job(
+                [self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve
+            )
+            inputs = len(self.planner.inputs(self.planner.classifiers[0]))
+            total = len(works) * len(self.study.points) if works else samples * inputs * len(self.study.points)
+            with stage(name, total, "points", self.console) as shown:
+                configs, errors, passes = trials.run_trials(
+                    job, space, search, samples, size.cpus, size.gpus, at_once, self._tune_scratch(), shown
+                )
+        for error in errors:
+            lines = [line for line in error.strip().splitlines() if line.strip()]
+            self.outcome.failures[f"trial {len(self.outcome.failures)}"] = lines[-1].strip() if lines else "unknown"
+        self.count("evaluation_forward", passes)
+        return configs
+
+    def _tune_scratch(self) -> str:
+        return f"{self.scratch}/{self.sweep.name}-{time.time_ns()}"
+
+    def causes(self, cell: Cell) -> str | None:
+        """Why a cell is not there, where something it stands on has failed."""
+        needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
+        if cell.inputs.attack is not None:
+            needs.append(cell.inputs.attack.key)
+        known = [self.outcome.failures[key] for key in needs if key in self.outcome.failures]
+        trial_errors = [cause for key, cause in self.outcome.failures.items() if key.startswith("trial ")]
+        return next(iter([*known, *trial_errors]), None)
+
+    def records(self, plan: Plan) -> None:
+        """Derive the rows of every cell and write what the study says about them."""
+        with self.outcome.timed("records"), stage("records", len(plan.cells), "cells", self.console) as shown:
+            points = self.sweep.points
+            rows = write_records(
+                self.bench, plan.cells, (points.selection, points.count), self.causes, shown.advance
+            )
+            mark_selected(rows)
+        self.outcome.cells = rows
+        done = {"counted_forward_passes": self.outcome.counted, "seconds": self.outcome.seconds}
+        write_study(self.store, self.study, plan, rows, {"last_run": done, "failures": self.outcome.failures})
+
+    def run(self, until: Until = "sweep") -> Outcome:
+        """Do all that is missing, up to a stage. A local Ray ends with it, whatever happens."""
+        try:
+            settings = self.planner.settings()
+            plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
+            self.train()
+            if until != "train":
+                self.blocks("attack", "attack_forward", "adversarial", plan.attacks)
+                own = [work for work in plan.outputs if work.component is None]
+                self.blocks("outputs of F", "evaluation_forward", "outputs", own)
+            if until == "sweep":
+                plan = self.evaluate(plan)
+        finally:
+            self.disconnect()
+        if until == "sweep":
+            self.records(plan)
+            if self.store.local:
+                shutil.rmtree(self.scratch, ignore_errors=True)
+        return self.outcome

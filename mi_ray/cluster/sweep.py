@@ -1,0 +1,301 @@
+"""Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+from ray import tune
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from mi_ray.cluster.blocks import load_plugins, workbench
+from mi_ray.config import OptunaSearch as SearchSettings
+from mi_ray.defenses import DEFENSES, Defense
+from mi_ray.defenses.base import CHUNK
+from mi_ray.parameters import Axis, plain
+from mi_ray.plan import Cell, OutputWork, Planner, merged
+from mi_ray.progress import Stage
+from mi_ray.workbench import Workbench
+
+OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One defense setting on one classifier, and the outputs that it needs."""
+
+    classifier: str
+    defense: tuple[str, Mapping[str, Any]]
+    works: tuple[OutputWork, ...]
+
+
+def grid_trials(outputs: Sequence[OutputWork]) -> list[Trial]:
+    """A trial for each (classifier, component) of a plan: MI-Combined's cells join what these leave in the store."""
+    groups: dict[str, list[OutputWork]] = {}
+    for work in outputs:
+        if work.component is not None:
+            groups.setdefault(repr((work.classifier, work.component)), []).append(work)
+    return [Trial(g[0].classifier, g[0].component, tuple(g)) for g in groups.values() if g[0].component]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every trial of a study is handed. resolve: a trial's Tune configuration -> the trial."""
+
+    reference: list[Any]
+    plugins: Sequence[str]
+    threads: int
+    block: int
+    reported: tuple[int, int]
+    resolve: Callable[[Mapping[str, Any]], Trial]
+
+
+class SettingTrainable(tune.Trainable):
+    """Evaluates one setting: a step computes the missing blocks of one range of points and reports the accuracy so far.
+
+    What is stored is not computed again, so a trial that Tune runs twice costs nothing the second time.
+    """
+
+    def setup(self, config: dict[str, Any], job: Job) -> None:
+        self._job = job
+        load_plugins(job.plugins)
+        self._bench = workbench(job.reference[0], job.threads)
+        self._start(config)
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._start(new_config)
+        return True
+
+    def _start(self, config: dict[str, Any]) -> None:
+        self._trial = self._job.resolve(config)
+        todo = [item for work in self._trial.works for item in self._bench.missing("outputs", work, self._job.block)]
+        ranges: dict[tuple[int, int], list[Any]] = {}
+        for work, start, stop in todo:
+            ranges.setdefault((start, stop), []).append(work)
+        self._todo = sorted(ranges.items(), key=lambda item: item[0])
+
+    def step(self) -> dict[str, Any]:
+        computed = passes = 0
+        if self._todo:
+            (start, stop), works = self._todo.pop(0)
+            for work in works:
+                computed += self._bench.outputs(work, start, stop)
+                passes += work.passes(CHUNK) * (stop - start)
+        done = not self._todo
+        result: dict[str, Any] = {"computed": computed, "passes": passes, "done": done}
+        return {**result, **accuracies(self._bench, self._trial, self._job.reported)} if done else result
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the blocks in the store are the state."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: see `save_checkpoint`."""
+
+
+def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[str, float]:
+    """Clean accuracy and the lowest adversarial accuracy of a setting on a range of points: mean survival over draws."""
+    defense, labels = DEFENSES.make(*trial.defense), np.asarray(bench.data.labels[slice(*part)])
+    found: dict[str, float] = {OBJECTIVES[0]: float("nan"), OBJECTIVES[1]: 1.0}
+    by_inputs: dict[str, list[OutputWork]] = {}
+    for work in trial.works:
+        by_inputs.setdefault(work.inputs.name, []).append(work)
+    for name, works in by_inputs.items():
+        probabilities = joined(bench, defense, works, part)
+        accuracy = float((probabilities.argmax(-1) == labels).mean())
+        if name == "clean":
+            found[OBJECTIVES[0]] = accuracy
+        else:
+            found[OBJECTIVES[1]] = min(found[OBJECTIVES[1]], accuracy)
+    return found
+
+
+def joined(bench: Workbench, defense: Defense, works: Sequence[OutputWork], part: tuple[int, int]) -> Any:
+    """[draws, points, classes]: a defense's probabilities on one set of inputs, from stored outputs."""
+    import torch
+
+    components = [work for work in works if work.component is not None]
+    base = next((work.undefended for work in components if work.undefended), works[0])
+    undefended = torch.from_numpy(bench.probabilities(base, *part)[:, 0])
+    averages = [torch.from_numpy(bench.probabilities(work, *part)[:, -1]) for work in components]
+    if averages:
+        undefended = undefended.expand(len(averages[0]), -1, -1)
+    return defense.join(undefended, averages).numpy()
+
+
+class RoundsSearch(Searcher):
+    """Optuna in fixed rounds, told in the order in which it asked, so that the same seed proposes the same settings.
+
+    Wraps Ray's OptunaSearch: a round's results are kept until all of it is there.
+    """
+
+    def __init__(self, inner: OptunaSearch, settings: SearchSettings) -> None:
+        super().__init__(metric=list(OBJECTIVES), mode=["max", "max"])
+        self._inner, self._settings = inner, settings
+        self._round: list[str] = []
+        self._results: dict[str, tuple[dict[str, Any] | None, bool]] = {}
+        self._asked = 0
+
+    def set_search_properties(self, metric: Any, mode: Any, config: dict[str, Any], **spec: Any) -> bool:
+        """The space and the objectives are the inner search's own."""
+        return False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+        """The next setting, or nothing while a round is still running."""
+        if self._asked >= self._settings.trials:
+            return Searcher.FINISHED
+        if len(self._round) >= self._settings.round:
+            return None
+        found: dict[str, Any] | None = self._inner.suggest(trial_id)
+        self._round.append(trial_id)
+        self._asked += 1
+        return found
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Blocks in between tell the sampler nothing."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Keep the result; when the round is complete, tell all of it in order."""
+        self._results[trial_id] = (result, error)
+        if len(self._results) == len(self._round) and (
+            len(self._round) == self._settings.round or self._asked >= self._settings.trials
+        ):
+            for asked in self._round:
+                told, failed = self._results[asked]
+                self._inner.on_trial_complete(asked, told, failed)
+            self._round, self._results = [], {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: a rerun proposes the same settings, whose results are in the store."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore; see `save`."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A conditional search space, define by run: the defense first, then the axes that it owns."""
+
+    axes: tuple[tuple[str, Mapping[str, Axis]], ...]
+
+    def __call__(self, trial: optuna.Trial) -> None:
+        """Ask Optuna for a defense and its parameters; the choices are in `trial.params`."""
+        names = [f"{index}:{name}" for index, (name, _) in enumerate(self.axes)]
+        chosen = trial.suggest_categorical("defense", names)
+        entry = str(chosen)
+        for key, axis in self.axes[names.index(entry)][1].items():
+            if axis.span is not None:
+                trial.suggest_float(f"{entry}.{key}", *axis.span)
+            elif len(axis.values) > 1:
+                trial.suggest_categorical(f"{entry}.{key}", list(range(len(axis.values))))
+
+    def setting(self, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(defense, parameters) of a proposed configuration."""
+        entry = config["defense"]
+        name, axes = self.axes[int(entry.split(":")[0])]
+        values = {}
+        for key, axis in axes.items():
+            proposed = config.get(f"{entry}.{key}")
+            if axis.span is not None:
+                values[key] = round(float(proposed), 6)
+            else:
+                values[key] = axis.values[int(proposed) if proposed is not None else 0]
+        return name, {key: plain(value) for key, value in values.items() if value is not None}
+
+
+def search_space(planner: Planner) -> Space:
+    """The space of a sweep's defenses; `none` has nothing to search and is left out."""
+    return Space(tuple((method.name, axes) for method, axes in planner.axes() if method.name != "none"))
+
+
+def search_cells(planner: Planner, classifier: str, setting: tuple[str, Mapping[str, Any]]) -> list[Cell]:
+    """The cells of one proposed setting on one classifier."""
+    work = next(work for work in planner.classifiers if work.key == classifier)
+    return list(planner.cells(work, planner.checked(DEFENSES.make(*setting))))
+
+
+@dataclass(frozen=True)
+class ResolveSearch:
+    """A proposed configuration -> its trial."""
+
+    planner: Planner
+    space: Space
+    classifier: str
+
+    def __call__(self, config: Mapping[str, Any]) -> Trial:
+        """See `Job.resolve`."""
+        setting = self.space.setting(config)
+        cells = search_cells(self.planner, self.classifier, setting)
+        works = merged(work for cell in cells for work in cell.needs())
+        return Trial(self.classifier, setting, tuple(work for work in works if work.component is not None))
+
+
+@dataclass(frozen=True)
+class ResolveGrid:
+    """A trial's number -> the trial."""
+
+    trials: Sequence[Trial]
+
+    def __call__(self, config: Mapping[str, Any]) -> Trial:
+        """See `Job.resolve`."""
+        return self.trials[config["trial"]]
+
+
+class _Advance(tune.Callback):
+    """Shows each computed block as progress and counts its forward passes."""
+
+    def __init__(self, running: Stage) -> None:
+        self._running = running
+        self.passes = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down in order to restore a run, which we never do: nothing to keep."""
+        return {}
+
+    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self.passes += int(result.get("passes", 0))
+        self._running.advance(int(result.get("computed", 0)))
+
+    def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._running.advance(0)
+
+
+def run_trials(
+    job: Job, space: Mapping[str, Any] | None, search: Searcher | None, samples: int, cpus: float, gpus: float,
+    at_once: int, scratch: str, running: Stage,
+) -> tuple[list[Mapping[str, Any]], list[str], int]:
+    """Run Tune to its end: (the configurations that it ran, the errors of trials that failed, forward passes)."""
+    counting = _Advance(running)
+    # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
+    trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")  # its snapshots are not what resumes a study
+    results = tune.Tuner(
+        trainable,
+        param_space=dict(space) if space else None,
+        tune_config=tune.TuneConfig(
+            num_samples=samples, search_alg=search, max_concurrent_trials=at_once, reuse_actors=True
+        ),
+        run_config=tune.RunConfig(
+            name="tune", storage_path=scratch, verbose=0, callbacks=[counting],
+            failure_config=tune.FailureConfig(max_failures=2),
+        ),
+    ).fit()  # fmt: skip
+    configs = [result.config or {} for result in results]
+    return configs, [str(error) for error in results.errors], counting.passes
+
+
+def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
+    """The Optuna sampler that a sweep names."""
+    if settings.sampler == "tpe":
+        return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))
+
+
+def optuna_search(space: Space, settings: SearchSettings, seed: int) -> RoundsSearch:
+    """The searcher of one classifier's frontier."""
+    inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler_of(settings, seed))
+    return RoundsSearch(inner, settings)

@@ -1,0 +1,231 @@
+"""Training with Ray Train: data-parallel, one checkpoint an epoch, from which it goes on to the same weights."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
+from mi_ray.data import flip_and_crop
+from mi_ray.objectives import OBJECTIVES
+from mi_ray.records import TRAINING, Store
+
+MEASURED = 1000  # images of each split on which an epoch's accuracy is measured
+
+
+def finished(store: Store, key: str) -> bool:
+    """Whether a classifier is in the store, whole: its weights have the digest that its description names."""
+    folder = f"classifiers/{key}"
+    if not store.exists(f"{folder}/classifier.json"):
+        return False
+    try:
+        written = store.read_json(f"{folder}/classifier.json")
+        return bool(weights_digest(store.read_bytes(f"{folder}/model.safetensors")) == written["weights_sha256"])
+    except (ValueError, OSError, KeyError):
+        return False
+
+
+def write_classifier(
+    store: Store, key: str, classifier: Classifier, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+) -> None:
+    """Put a classifier into the store; the description comes last, so that it is there only when all is."""
+    content, folder = weights_bytes(classifier), f"classifiers/{key}"
+    store.write_table(f"{folder}/training.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema=TRAINING))
+    store.write_bytes(f"{folder}/model.safetensors", content)
+    store.write_json(
+        f"{folder}/classifier.json",
+        {"description": classifier.description, "weights_sha256": weights_digest(content), **about},
+    )
+
+
+def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
+    """A batch of uint8 images [B, C, H, W] with the training's flip and crop, as float32 in [0, 1]."""
+    if training["flip"] or training["crop_padding"]:
+        u = torch.from_numpy(rng.random((len(images), 3), dtype=np.float32)).to(images.device)
+        images = flip_and_crop(images, u, training["crop_padding"], training["flip"])
+    return images.float().div(255)
+
+
+def learning_rate(training: Mapping[str, Any], epoch: int) -> float:
+    """The rate in a 0-based epoch: a linear warm-up, if any, then x 0.1 at each of `lr_drops`."""
+    if epoch < training["warmup"]:
+        return float(training["lr"] * (epoch + 1) / (training["warmup"] + 1))
+    return float(training["lr"] * 0.1 ** sum(epoch >= drop for drop in training["lr_drops"]))
+
+
+def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, Any]]:
+    """(step, this worker's indices) of an epoch: a shuffle keyed by (seed, epoch), an equal share of each batch."""
+    order = np.random.default_rng([seed, epoch]).permutation(total)
+    for step in range(total // batch):
+        yield step, order[step * batch : (step + 1) * batch][rank::world]
+
+
+class _Run:
+    """One worker's state of one training: model, optimizer, epoch, rows; saved and restored without pickles."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config, self.training = config, config["training"]
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(config["seed"])
+        self.plain = build_classifier(config["description"]).to(self.device)
+        if self.training["channels_last"]:
+            self.plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = torch.optim.SGD(
+            self.plain.parameters(), lr=self.training["lr"], momentum=self.training["momentum"],
+            weight_decay=self.training["weight_decay"],
+        )  # fmt: skip
+        self.epoch, self.rows = 0, list[dict[str, Any]]()
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                self.restore(Path(folder))
+        # Two forwards before one backward (AT) must not find the buffers changed: they are averaged once an epoch.
+        self.model: nn.Module = ray.train.torch.prepare_model(
+            self.plain, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+
+    def save(self, folder: Path) -> None:
+        names = [name for name, _ in self.plain.named_parameters()]
+        momentum = [self.optimizer.state[p]["momentum_buffer"] for p in self.plain.parameters()]
+        state = {f"model.{name}": value.contiguous() for name, value in self.plain.state_dict().items()}
+        state |= {f"momentum.{name}": value.contiguous() for name, value in zip(names, momentum, strict=True)}
+        save_file(state, folder / "state.safetensors")
+        (folder / "progress.json").write_text(json.dumps({"epoch": self.epoch, "rows": self.rows}))
+
+    def restore(self, folder: Path) -> None:
+        state = load_file(folder / "state.safetensors")
+        self.plain.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+        for name, parameter in self.plain.named_parameters():
+            self.optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].to(self.device)
+        progress = json.loads((folder / "progress.json").read_text())
+        self.epoch, self.rows = progress["epoch"], progress["rows"]
+
+    def average_buffers(self) -> None:
+        """Give all workers the mean of their batch statistics, so that each holds the same classifier."""
+        if self.world > 1:
+            for buffer in self.plain.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.all_reduce(buffer)
+                    buffer /= self.world
+
+    def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """One pass over the data; returns the epoch's row without accuracies. Raises ValueError on a NaN loss."""
+        config, began, losses = self.config, time.perf_counter(), []
+        objective = OBJECTIVES.make(*config["objective"])
+        rate = learning_rate(self.training, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        seed, total, size = config["seed"], len(images), self.training["batch_size"]
+        cast: Any = nullcontext()
+        if self.training["precision"] == "bf16":
+            cast = torch.autocast(self.device.type, torch.bfloat16)
+        for step, chosen in batches(seed, self.epoch, total, size, self.rank, self.world):
+            rng = np.random.default_rng([seed, self.epoch, step, self.rank])
+            index = torch.from_numpy(chosen).to(images.device)
+            x = augmented(images[index], self.training, rng)
+            with cast:
+                loss = objective.loss(self.model, self.plain, x, labels[index], rng)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+        mean = float(torch.stack(losses).float().mean())
+        if not np.isfinite(mean):
+            raise ValueError(f"the training loss must be finite; it is {mean} in epoch {self.epoch}: lower the lr "
+                             f"({rate:g}) or use precision fp32")  # fmt: skip
+        self.average_buffers()
+        seconds = time.perf_counter() - began
+        return {"epoch": self.epoch, "lr": rate, "loss": mean, "images": len(losses) * size, "seconds": seconds}
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Clean accuracy on the first images of a split, in eval mode."""
+        self.plain.eval()
+        with torch.no_grad():
+            parts = zip(images[:MEASURED].split(250), labels[:MEASURED].split(250), strict=True)
+            right = sum(int((self.plain(x.float().div(255)).argmax(1) == y).sum()) for x, y in parts)
+        return right / min(len(labels), MEASURED)
+
+
+def _resident(images: Any, labels: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A split on the device as uint8 [N, C, H, W] and int64 [N]."""
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    return pixels.to(device), torch.from_numpy(np.array(labels)).to(device)
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
+    data = ray.get(config["data"])
+    run = _Run(config)
+    train = _resident(data["train_images"], data["train_labels"], run.device)
+    test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
+    progress = config["progress"]
+    while run.epoch < run.training["epochs"]:
+        row = run.train_epoch(*train)
+        if run.rank == 0:
+            row |= {"train_accuracy": run.accuracy(*train), "test_accuracy": run.accuracy(*test)}
+        run.epoch += 1
+        run.rows.append(row)
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if run.rank == 0:
+                run.save(Path(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+                progress.report.remote(config["key"], run.epoch)
+            ray.train.report({"epoch": run.epoch, "loss": row["loss"]}, checkpoint=checkpoint)
+    if run.rank == 0:
+        write_classifier(Store(config["store"]), config["key"], run.plain.cpu(), config["about"], run.rows)
+
+
+@ray.remote(num_cpus=0)
+class EpochCounter:
+    """Counts finished epochs, so that the driver can show them."""
+
+    def __init__(self) -> None:
+        self._epochs: dict[str, int] = {}
+
+    def report(self, key: str, epoch: int) -> None:
+        """A classifier has finished that many epochs."""
+        self._epochs[key] = epoch
+
+    def epochs(self) -> int:
+        """Epochs finished so far, over all classifiers."""
+        return sum(self._epochs.values())
+
+
+@ray.remote(num_cpus=0, max_retries=2)
+def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch: str) -> None:
+    """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed."""
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=config["key"],
+            storage_path=scratch,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+        ),
+    )
+    trainer.fit()
+
+
+def take_own(store: Store, key: str, description: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> None:
+    """Put a user's own classifier into the store. Raises ValueError when the weights are of another architecture."""
+    classifier = set_weights(build_classifier(description), state, origin)
+    write_classifier(store, key, classifier, {"weights_from": Path(origin).name}, [])

@@ -1,0 +1,368 @@
+"""A sweep file (YAML) as frozen, validated values; the presets and what each of their options means.
+
+An unknown key is an error that lists the known ones. What needs the registries (the parameters of an attack or a
+defense) is validated by `plan`, before any work starts.
+"""
+
+import copy
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from mi_ray.parameters import unknown
+from mi_ray.threat_model import Goal, ThreatModel, parse_number
+
+Named = tuple[str, Any]  # a method as a file names it: (name, what is written under the name)
+
+
+def named(written: object) -> Named:
+    """`name`, `{name: value}` or `{name: {parameter: value}}` as (name, value); raises ValueError for others."""
+    if isinstance(written, str):
+        return written, {}
+    if isinstance(written, Mapping) and len(written) == 1:
+        ((name, value),) = written.items()
+        return str(name), {} if value is None else value
+    raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {written!r}")
+
+
+def _listed(written: object) -> object:
+    return list(written) if isinstance(written, (list, tuple)) else [written]
+
+
+def _epsilon(written: object) -> float:
+    return ThreatModel(parse_number("epsilon", written)).epsilon
+
+
+NamedField = Annotated[Named, BeforeValidator(named)]
+
+
+class Strict(BaseModel):
+    """Frozen; an unknown key is refused with the list of the known ones."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if isinstance(data, Mapping):
+            for key in data:
+                if key not in cls.model_fields:
+                    raise unknown("key", key, list(cls.model_fields))
+        return data
+
+
+class Options(Strict):
+    """Every choice on which the paper's text, its released code and good practice differ (docs/methods.md).
+
+    A preset is one setting of all of them; `options:` in a sweep file overrides single ones.
+    """
+
+    attack_labels: Literal["true", "predicted"] = "true"
+    pool_split: Literal["train", "test"] = "train"
+    pool_augmented: bool = False
+    pool_limit_mi_pl: int | None = Field(None, ge=1)
+    executions: int = Field(30, ge=1)
+    executions_mi_pl: int = Field(30, ge=1)
+    executions_mi_combined: int = Field(30, ge=1)
+    combined_executions_pl: int | None = Field(None, ge=1)
+    combined_accept: Literal["undefended", "pl_average"] = "undefended"
+    combined_statistic: Literal["predicted_class", "maximum"] = "predicted_class"
+    eight_bit: bool = False
+    rotation_interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    draws: int = Field(3, ge=1)
+
+
+class TrainingOptions(Strict):
+    """What a preset changes in training; `training_preset` switches it alone."""
+
+    inner_labels: Literal["true", "predicted"] = "true"
+    first_epoch_at_lower_rate: Literal["drop", "drop_minus_one"] = "drop"
+
+
+Preset = Literal["honest", "as_published"]
+PRESETS: dict[str, tuple[Options, TrainingOptions, Literal["drawn", "first"]]] = {
+    "honest": (Options(), TrainingOptions(), "drawn"),
+    "as_published": (
+        Options(
+            attack_labels="predicted",
+            pool_split="test",
+            pool_augmented=True,
+            pool_limit_mi_pl=1000,
+            executions_mi_pl=10,
+            executions_mi_combined=15,
+            combined_executions_pl=5,
+            combined_accept="pl_average",
+            combined_statistic="maximum",
+            eight_bit=True,
+            rotation_interpolation="nearest",
+            draws=1,
+        ),
+        TrainingOptions(inner_labels="predicted", first_epoch_at_lower_rate="drop_minus_one"),
+        "first",
+    ),
+}
+
+
+class Points(Strict):
+    """The evaluated test points. Of `count`, the first `selection` serve only to choose settings by their result;
+    every reported accuracy is of the others."""
+
+    count: int = Field(1000, ge=1)
+    selection: int = Field(0, ge=0)
+    order: Literal["drawn", "first"] | None = None
+
+    @model_validator(mode="after")
+    def _some_are_reported(self) -> "Points":
+        if self.selection >= self.count:
+            raise ValueError(
+                f"points.selection must be less than points.count, so that some are reported; got {self.selection} "
+                f"of {self.count}"
+            )
+        return self
+
+
+class Training(Strict):
+    """How a classifier is trained (METHODS: momentum SGD). `batch_size` is global, over all workers."""
+
+    epochs: int = Field(200, ge=1)
+    batch_size: int = Field(64, ge=1)
+    lr: float = Field(0.01, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: float = Field(0.0, ge=0)
+    lr_drops: tuple[int, ...] | None = None
+    warmup: int = Field(0, ge=0)
+    flip: bool = True
+    crop_padding: int = Field(4, ge=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    channels_last: bool = True
+
+
+class ClassifierEntry(Strict):
+    """A classifier to train (architecture, objective), or a user's own (factory, weights)."""
+
+    name: str = Field(min_length=1)
+    architecture: NamedField | None = None
+    objective: NamedField = ("erm", {})
+    training: Training = Training()
+    workers: int = Field(1, ge=1)
+    seed: int | None = None
+    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    arguments: dict[str, Any] = {}
+    weights: str | None = None
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _trained_or_own(self) -> "ClassifierEntry":
+        if (self.architecture is None) == (self.factory is None):
+            raise ValueError(f"classifier {self.name!r} must have either `architecture` or `factory`")
+        if self.factory is not None and self.weights is None:
+            raise ValueError(f"classifier {self.name!r} has a factory and so must name its `weights` file")
+        if any(s <= 0 for s in self.std) or len(self.mean) != len(self.std):
+            raise ValueError(f"classifier {self.name!r}: mean and std need one entry a channel, std > 0; got {self.std}")
+        if self.training.batch_size % self.workers:
+            raise ValueError(
+                f"classifier {self.name!r}: the global batch_size must divide evenly over the workers; "
+                f"got {self.training.batch_size} over {self.workers}"
+            )
+        return self
+
+
+class AttackEntry(Strict):
+    """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`."""
+
+    method: Named
+    epsilon: tuple[Annotated[float, BeforeValidator(_epsilon)], ...] = Field(min_length=1)
+    goal: tuple[Goal, ...] = ("untargeted",)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping):
+            raise ValueError(f"an attack is a mapping such as {{pgd: {{steps: 10}}, epsilon: 8/255}}; got {data!r}")  # noqa: TRY004
+        threat = {key: _listed(data[key]) for key in ("epsilon", "goal") if key in data}
+        method = {key: value for key, value in data.items() if key not in threat}
+        if len(method) != 1:
+            raise ValueError(f"an attack needs one method beside epsilon and goal; got {list(method) or 'none'}")
+        return {"method": named(method), **threat}
+
+
+class OptunaSearch(Strict):
+    """Multi-objective search for the frontier: `trials` settings a classifier, told to the sampler in fixed rounds."""
+
+    sampler: Literal["tpe", "nsgaii"] = "nsgaii"
+    trials: int = Field(64, ge=1)
+    round: int = Field(8, ge=1)
+
+
+class BlockResources(Strict):
+    """What one block of points (an attack task or a defense trial) asks of Ray."""
+
+    points: int = Field(200, ge=1)
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+
+class TrainResources(Strict):
+    """What one training worker asks of Ray."""
+
+    cpus: float = Field(1, gt=0)
+    gpus: float = Field(0, ge=0)
+
+
+class Resources(Strict):
+    """How work is spread; no value here changes a result."""
+
+    block: BlockResources = BlockResources()
+    train: TrainResources = TrainResources()
+    trials_at_once: int | None = Field(None, ge=1)
+
+
+def _search(written: object) -> object:
+    if written == "grid":
+        return None
+    name, value = named(written)
+    if name != "optuna":
+        raise unknown("search", name, ["grid", "optuna"])
+    return value
+
+
+class Sweep(Strict):
+    """One study: classifiers x attacks x defenses with their grids, on one dataset."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    preset: Preset = "honest"
+    training_preset: Preset | None = None
+    options: dict[str, Any] = {}
+    seed: int = Field(0, ge=0)
+    dataset: NamedField = ("digits", {})
+    points: Points = Points()
+    classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1)
+    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
+    defenses: tuple[NamedField, ...] = Field(min_length=1)
+    executions: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed)] = None
+    draws: int | None = Field(None, ge=1)
+    search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    batch: int = Field(50, ge=1)
+    resources: Resources = Resources()
+    plugins: tuple[str, ...] = ()
+    figures: tuple[str, ...] = ("fig3b", "frontier_table")
+
+    @model_validator(mode="after")
+    def _coherent(self) -> "Sweep":
+        names = [entry.name for entry in self.classifiers]
+        if len(set(names)) != len(names):
+            raise ValueError(f"classifiers must have different names; got {', '.join(names)}")
+        if self.search is not None and self.points.selection == 0:
+            raise ValueError(
+                "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
+            )
+        self.resolved_options()
+        return self
+
+    def resolved_options(self) -> Options:
+        """The preset's options with the file's own on top; raises ValueError for an unknown one."""
+        try:
+            return Options.model_validate({**PRESETS[self.preset][0].model_dump(), **self.options})
+        except ValidationError as error:
+            raise ValueError("options: " + _first_problem(error)) from error
+
+    def training_options(self) -> TrainingOptions:
+        """What the (training) preset says of training."""
+        return PRESETS[self.training_preset or self.preset][1]
+
+    def points_order(self) -> Literal["drawn", "first"]:
+        """How the evaluated points are taken from the test split."""
+        return self.points.order or PRESETS[self.preset][2]
+
+    def executions_of(self, defense: str) -> tuple[int, ...]:
+        """The requested numbers of executions N of a defense: the file's, else the preset's."""
+        if self.executions is not None:
+            return tuple(sorted(set(self.executions)))
+        options = self.resolved_options()
+        return (int(getattr(options, f"executions_{defense}", options.executions)),)
+
+    def draws_of(self) -> int:
+        """Independent draws of N executions per point: the file's, else the preset's."""
+        return self.draws or self.resolved_options().draws
+
+
+def _first_problem(error: ValidationError) -> str:
+    """The most telling of pydantic's problems as one line: where, the rule, the value."""
+    problem = error.errors(include_url=False)[0]
+    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
+    text = problem["msg"].removeprefix("Value error, ")
+    shown = problem.get("input")
+    if problem["type"] != "value_error" and problem["type"] != "missing":
+        text += f"; got {shown!r}"
+    return f"{where}: {text}" if where else text
+
+
+def _set_path(document: dict[str, Any], path: str, value: object) -> None:
+    """`classifiers.0.training.epochs` = value, in place; raises ValueError when a step leads nowhere."""
+    *parents, last = path.split(".")
+    node: Any = document
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ValueError(f"--set {path}: {where} must be an index from 0 to {len(node) - 1}; got {part!r}")
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise ValueError(f"--set {path}: {where} is not a mapping or a list in the file; it is {node!r}")  # noqa: TRY004
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ValueError(f"--set {path}: there is nothing at {path} to set; found {node!r}")
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The YAML mapping in a sweep file. Raises ValueError when there is none."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"a sweep file must be readable; {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ValueError(f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}")
+    return document
+
+
+def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = (), seed: int | None = None) -> Sweep:
+    """Read, overlay and validate a sweep file.
+
+    smoke: lay the file's own `smoke:` mapping over it and name the study `<name>-smoke`. A mapping with fixed keys
+    (points, options, resources) is merged, all else replaced.
+    overrides: "key=value" with a dotted key and a YAML value. seed: replaces the file's.
+    Raises ValueError with the file, the place, the rule and the value.
+    """
+    document = read_document(path)
+    overlay = document.pop("smoke", None)
+    if smoke:
+        if not isinstance(overlay, dict):
+            raise ValueError(f"{path}: --smoke needs a `smoke:` mapping in the file; there is none")
+        for key, value in overlay.items():
+            merged = key in ("points", "options", "resources") and isinstance(document.get(key), dict)
+            document[key] = {**document[key], **value} if merged else copy.deepcopy(value)
+        document["name"] = f"{document.get('name')}-smoke"
+    for override in overrides:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set must be key=value, as in --set points.count=100; got {override!r}")
+        _set_path(document, key, yaml.safe_load(text))
+    if seed is not None:
+        document["seed"] = seed
+    try:
+        return Sweep.model_validate(document)
+    except ValidationError as error:
+        raise ValueError(f"{path}: {_first_problem(error)}") from error

@@ -1,0 +1,270 @@
+"""Datasets as uint8 arrays and labels, from the places where researchers keep them."""
+
+import hashlib
+import io
+from abc import abstractmethod
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from jaxtyping import Float, Int64, Shaped, UInt8
+from torch import Tensor
+
+from mi_ray.parameters import Parameterized, Registry, flag, text
+from mi_ray.randomness import draw_points
+
+Images = UInt8[np.ndarray, "N H W 3"]
+Labels = Int64[np.ndarray, "N"]
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Two splits of RGB images, uint8 [N, H, W, 3], with labels in 0..classes-1."""
+
+    name: str
+    classes: int
+    train_images: Images
+    train_labels: Labels
+    test_images: Images
+    test_labels: Labels
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            images, labels = getattr(self, f"{split}_images"), getattr(self, f"{split}_labels")
+            if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or len(images) != len(labels):
+                raise ValueError(
+                    f"{self.name}: {split} images must be uint8 [N, H, W, 3] with one label each; got {images.dtype} "
+                    f"{list(images.shape)} with {len(labels)} labels"
+                )
+            if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.classes:
+                raise ValueError(f"{self.name}: {split} labels must be in 0..{self.classes - 1} and not empty")
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of everything in both splits: the data's part of every content key."""
+        digest = hashlib.sha256(f"{self.classes}".encode())
+        for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
+            digest.update(f"{array.shape}{array.dtype}".encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def points(self, order: Literal["drawn", "first"], seed: int) -> list[int]:
+        """All test indices in the order in which a study evaluates them: drawn by seed, or as they stand."""
+        total = len(self.test_labels)
+        return draw_points(seed, total) if order == "drawn" else list(range(total))
+
+
+def to_unit(images: npt.NDArray[np.uint8]) -> Float[Tensor, "N C H W"]:
+    """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1]: the one conversion from pixels, used everywhere."""
+    return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def flip_and_crop(
+    images: Shaped[Tensor, "*S C H W"], u: Float[Tensor, "*S 3"], padding: int, flip: bool
+) -> Shaped[Tensor, "*S C H W"]:
+    """Training augmentation, batched: a crop of the zero-padded image and a horizontal flip with probability 1/2.
+
+    u: unit uniforms, three an image (row, column, flip). One gather; no image is looped over.
+    """
+    height, width = images.shape[-2:]
+    shift = (u[..., :2] * (2 * padding + 1)).long() - padding
+    rows = torch.arange(height, device=images.device) + shift[..., 0, None]
+    columns = torch.arange(width, device=images.device) + shift[..., 1, None]
+    if flip:
+        columns = torch.where(u[..., 2, None] < 0.5, columns, width - 1 - columns)
+    inside = ((rows >= 0) & (rows < height))[..., :, None] & ((columns >= 0) & (columns < width))[..., None, :]
+    grid = rows.clamp(0, height - 1)[..., :, None] * width + columns.clamp(0, width - 1)[..., None, :]
+    flat = images.flatten(-2)
+    taken = flat.gather(-1, grid.flatten(-2)[..., None, :].expand_as(flat)).view_as(images)
+    return taken * inside[..., None, :, :]
+
+
+@dataclass(frozen=True)
+class Source(Parameterized):
+    """Where a dataset comes from. A subclass writes `load`."""
+
+    @abstractmethod
+    def load(self) -> Dataset:
+        """The dataset. Raises ValueError, with the remedy, when it is absent or damaged."""
+
+
+
+SOURCES: Registry[Source] = Registry("dataset")
+
+
+@final
+@SOURCES.register
+@dataclass(frozen=True)
+class Digits(Source):
+    """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels), enlarged to 32x32x3: 1,297 train, 500 test.
+
+    Real images that every installation has. Split once, stratified, with a fixed seed. Enlarged bilinearly.
+    """
+
+    name: ClassVar[str] = "digits"
+
+    def load(self) -> Dataset:
+        """The dataset; nothing is read from outside the installed packages."""
+        from sklearn.datasets import load_digits
+        from sklearn.model_selection import train_test_split
+
+        raw = load_digits()
+        grey = torch.from_numpy(raw.images).float().div(16)[:, None]
+        large = torch.nn.functional.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False)
+        images = large.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+        train, test = train_test_split(np.arange(len(images)), test_size=500, random_state=0, stratify=raw.target)
+        labels = raw.target.astype(np.int64)
+        return Dataset("digits", 10, images[train], labels[train], images[test], labels[test])
+
+
+
+@dataclass(frozen=True)
+class _Cifar(Source):
+    root: str = text("folder that holds, or will hold, torchvision's copy", "data")
+    download: bool = flag("fetch it with torchvision when it is absent", False)
+    torchvision_class: ClassVar[str]
+    classes: ClassVar[int]
+    folder: ClassVar[str]
+
+    def load(self) -> Dataset:
+        """Both splits through torchvision. Raises ValueError when absent, saying how to get it."""
+        import torchvision.datasets
+
+        make = getattr(torchvision.datasets, self.torchvision_class)
+        try:
+            train, test = (make(self.root, train=is_train, download=self.download) for is_train in (True, False))
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{self.name} must be in {Path(self.root).resolve() / self.folder} (torchvision: {error}). Remedy: "
+                f"`dataset: {{{self.name}: {{root: {self.root}, download: true}}}}` on a machine with a network, or "
+                f"name another copy with {{parquet: folder}} or {{npz: file}}"
+            ) from error
+        arrays = (train.data, np.asarray(train.targets, np.int64), test.data, np.asarray(test.targets, np.int64))
+        return Dataset(self.name, self.classes, *arrays)
+
+
+
+@final
+@SOURCES.register
+@dataclass(frozen=True)
+class Cifar10(_Cifar):
+    """CIFAR-10 through torchvision: 50,000 train, 10,000 test (Krizhevsky, 2009)."""
+
+    name: ClassVar[str] = "cifar10"
+    torchvision_class: ClassVar[str] = "CIFAR10"
+    classes: ClassVar[int] = 10
+    folder: ClassVar[str] = "cifar-10-batches-py"
+
+
+@final
+@SOURCES.register
+@dataclass(frozen=True)
+class Cifar100(_Cifar):
+    """CIFAR-100 (fine labels) through torchvision: 50,000 train, 10,000 test (Krizhevsky, 2009)."""
+
+    name: ClassVar[str] = "cifar100"
+    torchvision_class: ClassVar[str] = "CIFAR100"
+    classes: ClassVar[int] = 100
+    folder: ClassVar[str] = "cifar-100-python"
+
+
+@final
+@SOURCES.register
+@dataclass(frozen=True)
+class ParquetFolder(Source):
+    """A folder of Parquet files in Hugging Face's image layout: `train*.parquet` and `test*.parquet`, a struct column
+    with encoded pictures in `bytes`, and an integer label column."""
+
+    name: ClassVar[str] = "parquet"
+    path: str = text("the folder; its subfolders are searched too")
+    label: str = text("the label column; default: label, else fine_label", None)
+
+    def _files(self, split: str) -> list[Path]:
+        folder = Path(self.path)
+        files = sorted(folder.rglob(f"{split}*.parquet"))
+        if not files:
+            state = "holds none" if folder.is_dir() else "is not a folder"
+            raise ValueError(f"a parquet dataset must hold {split}*.parquet; {folder.resolve()} {state}")
+        return files
+
+    def _split(self, split: str) -> tuple[Images, Labels]:
+        images: list[npt.NDArray[np.uint8]] = []
+        labels: list[Labels] = []
+        for file in self._files(split):
+            try:
+                table = pq.read_table(file)
+            except (pa.ArrowException, OSError) as error:
+                raise ValueError(f"{file} must be a Parquet file: {error}") from error
+            column, label = self._columns(file, table.schema)
+            labels.append(np.asarray(table.column(label).to_numpy(), np.int64))
+            pictures = table.column(column).combine_chunks().field("bytes")
+            images.extend(_decode(file, row, picture.as_py()) for row, picture in enumerate(pictures))
+        shapes = {image.shape for image in images}
+        if len(shapes) != 1:
+            raise ValueError(f"{self.path}: the pictures of {split} must all have one size; got {sorted(shapes)[:5]}")
+        return np.stack(images), np.concatenate(labels)
+
+    def _columns(self, file: Path, schema: pa.Schema) -> tuple[str, str]:
+        pictures = [f.name for f in schema if pa.types.is_struct(f.type) and f.type.get_field_index("bytes") >= 0]
+        wanted = [self.label] if self.label else ["label", "fine_label"]
+        labels = [name for name in wanted if name in schema.names and pa.types.is_integer(schema.field(name).type)]
+        if not pictures or not labels:
+            raise ValueError(
+                f"{file} must have a struct column with `bytes` and an integer column {' or '.join(wanted)}; "
+                f"it has {', '.join(f'{f.name}: {f.type}' for f in schema)}"
+            )
+        return pictures[0], labels[0]
+
+    def load(self) -> Dataset:
+        """Both splits, decoded. Raises ValueError naming the file and the row of a picture that cannot be read."""
+        (train, train_labels), (test, test_labels) = self._split("train"), self._split("test")
+        classes = int(max(train_labels.max(), test_labels.max())) + 1
+        return Dataset(Path(self.path).name, classes, train, train_labels, test, test_labels)
+
+
+
+def _decode(file: Path, row: int, picture: bytes | None) -> npt.NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(picture or b"")) as opened:
+            return np.asarray(opened.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file}, row {row} must hold a picture that PIL can decode: {error}") from error
+
+
+@final
+@SOURCES.register
+@dataclass(frozen=True)
+class Npz(Source):
+    """A NumPy archive with x_train, y_train, x_test, y_test; images uint8 [N, H, W, 3], [N, H, W, 1] or [N, H, W]."""
+
+    name: ClassVar[str] = "npz"
+    path: str = text("the .npz file")
+
+    def load(self) -> Dataset:
+        """Both splits. Raises ValueError when an array is missing or is not what it must be."""
+        try:
+            with np.load(self.path, allow_pickle=False) as archive:
+                arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{self.path} must be a readable .npz archive without pickles: {error}") from error
+        missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
+        if missing:
+            raise ValueError(f"{self.path} must hold x_train, y_train, x_test, y_test; it lacks {', '.join(missing)}")
+        labels = [arrays[f"y_{split}"].astype(np.int64).reshape(-1) for split in ("train", "test")]
+        images = [_rgb(arrays[f"x_{split}"]) for split in ("train", "test")]
+        classes = int(max(label.max() for label in labels)) + 1
+        return Dataset(Path(self.path).stem, classes, images[0], labels[0], images[1], labels[1])
+
+
+
+def _rgb(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    grey = images[..., None] if images.ndim == 3 else images
+    return np.repeat(grey, 3, axis=-1) if grey.ndim == 4 and grey.shape[-1] == 1 else grey

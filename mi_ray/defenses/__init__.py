@@ -1,0 +1,11 @@
+"""Inference-time defenses, one family a file. Importing this folder fills `DEFENSES`; a new file is found by itself."""
+
+import importlib
+import pkgutil
+
+from mi_ray.defenses.base import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
+
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
+
+__all__ = ["DEFENSES", "DefendedClassifier", "Defense", "RandomTransform", "predict"]

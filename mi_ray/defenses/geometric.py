@@ -1,0 +1,158 @@
+"""Random rotation, random crop and pad (Xie et al., 2018), random crop and resize (Guo et al., 2018).
+
+All on the device and in float by default. `eight_bit` reproduces the released code, which passes through 8-bit
+images with truncation; its gradient is that of the identity (straight through).
+"""
+
+from dataclasses import dataclass
+from math import pi
+from typing import Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_ray.defenses.base import DEFENSES, RandomTransform
+from mi_ray.parameters import choice, flag, number, pair
+from mi_ray.randomness import Draws
+from mi_ray.sample_pool import SamplePool
+
+
+def truncate_to_8_bits(x: Tensor) -> Tensor:
+    """The released code's way to an 8-bit image: [0, 1] -> [-1, 1] -> (v + 1) / 2 * 255, truncated. Straight through.
+
+    Its arithmetic in float32 makes 63 of the 256 grey levels fall by one.
+    """
+    levels = ((2 * x.detach() - 1) + 1) / 2 * 255
+    return x + (levels.clamp(0, 255).floor() / 255 - x).detach()
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class RandomRotation(RandomTransform):
+    """Rotation about the centre by an angle ~ U(-d, d), same size (paper, Sec. 4.3)."""
+
+    name: ClassVar[str] = "random_rotation"
+    degrees: float = number("largest angle d, in degrees", low=0.0, high=180.0)
+    interpolation: Literal["bilinear", "nearest"] = choice(
+        "how a pixel between pixels is read", ("bilinear", "nearest"), "bilinear", option="rotation_interpolation"
+    )
+    fill: float = number("value outside the image, in [0, 1]", 0.0, low=0.0, high=1.0)
+    eight_bit: bool = flag("pass through an 8-bit image, as the released code", False, option="eight_bit")
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """One sampling grid an execution and point."""
+        if self.degrees == 0:
+            unturned = truncate_to_8_bits(x) if self.eight_bit else x
+            return unturned.expand(draws.executions, *x.shape)
+        angle = (2 * draws.uniform(1)[..., 0].flatten() - 1) * (self.degrees * pi / 180)
+        cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
+        height, width = x.shape[-2:]
+        # Output pixel -> where it is read in the input; the aspect keeps a turn a turn on images that are not square.
+        theta = torch.stack(
+            [torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)], 1
+        )
+        source = (truncate_to_8_bits(x) if self.eight_bit else x) - self.fill
+        copies = source.expand(draws.executions, *x.shape).flatten(0, 1)
+        grid = F.affine_grid(theta, list(copies.shape), align_corners=False)
+        turned = F.grid_sample(copies, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
+        return (turned + self.fill).unflatten(0, (draws.executions, len(x)))
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """d = 0."""
+        return {"degrees": 0.0}
+
+
+@dataclass(frozen=True)
+class _Crop(RandomTransform):
+    crop: tuple[int, int] = pair("smallest and largest side of the random square crop, in pixels", low=1)
+    eight_bit: bool = flag("pass through an 8-bit image, as the released code", False, option="eight_bit")
+
+    def check_images(self, height: int, width: int) -> None:
+        """The crop must fit into the image."""
+        if self.crop[1] > min(height, width):
+            raise ValueError(
+                f"{self.name}.crop must not exceed the image's side, {min(height, width)} pixels; got {list(self.crop)}"
+            )
+
+    def _box(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Side, top, left [E, B] of a crop, and two further uniforms [E, B, 2]; side ~ U{lo..hi}, place uniform."""
+        u = draws.uniform(5)
+        low, high = self.crop
+        side = low + (u[..., 0] * (high - low + 1)).long()
+        top = (u[..., 1] * (height - side + 1)).long()
+        left = (u[..., 2] * (width - side + 1)).long()
+        return side, top, left, u[..., 3:]
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """A crop of the whole 32x32 image."""
+        return {"crop": [32, 32]}
+
+
+def _shifted_rows(size: int, side: Tensor, read: Tensor, write: Tensor) -> Float[Tensor, "E B S S"]:
+    """One-hot matrices M with (M v)[write + i] = v[read + i] for i < side, zero elsewhere."""
+    out = torch.arange(size, device=side.device)
+    source = out + (read - write)[..., None]
+    inside = (out >= write[..., None]) & (out < (write + side)[..., None])
+    return (source[..., None] == out) & inside[..., None]
+
+
+def _resized_rows(size: int, side: Tensor, start: Tensor) -> Float[Tensor, "E B S S"]:
+    """Matrices of bilinear resizing (half-pixel centres, no antialias) of v[start : start + side] to `size`."""
+    out = torch.arange(size, device=side.device)
+    scale = side[..., None].float() / size
+    position = ((out + 0.5) * scale - 0.5).clamp_min(0)
+    first = position.floor()
+    weight = position - first
+    last = side[..., None] - 1
+    low = torch.minimum(first.long(), last) + start[..., None]
+    high = torch.minimum(first.long() + 1, last) + start[..., None]
+    return (low[..., None] == out) * (1 - weight)[..., None] + (high[..., None] == out) * weight[..., None]
+
+
+def _rows_and_columns(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """rows · x · columnsᵀ for each execution, point and channel: two small matrix products in place of a gather."""
+    return rows[:, :, None].to(x) @ x @ columns[:, :, None].to(x).transpose(-1, -2)
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class RandomPad(_Crop):
+    """A random crop of random side, zero-padded back at a random place (after Xie et al., 2018)."""
+
+    name: ClassVar[str] = "random_pad"
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """Crop and pad as two selection matrices; every kept pixel keeps its value bit for bit."""
+        height, width = x.shape[-2:]
+        side, top, left, place = self._box(draws, height, width)
+        new_top = (place[..., 0] * (height - side + 1)).long()
+        new_left = (place[..., 1] * (width - side + 1)).long()
+        source = truncate_to_8_bits(x) if self.eight_bit else x
+        return _rows_and_columns(
+            source, _shifted_rows(height, side, top, new_top), _shifted_rows(width, side, left, new_left)
+        )
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class RandomResize(_Crop):
+    """A random crop of random side, resized bilinearly back (after Guo et al., 2018)."""
+
+    name: ClassVar[str] = "random_resize"
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """Crop and resize as two interpolation matrices; with `eight_bit` the result is an 8-bit image too."""
+        height, width = x.shape[-2:]
+        side, top, left, _ = self._box(draws, height, width)
+        source = truncate_to_8_bits(x) if self.eight_bit else x
+        resized = _rows_and_columns(source, _resized_rows(height, side, top), _resized_rows(width, side, left))
+        if not self.eight_bit:
+            return resized
+        return resized + ((resized.detach() * 255 + 0.5).floor() / 255 - resized).detach()

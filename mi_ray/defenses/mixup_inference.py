@@ -1,0 +1,120 @@
+"""Mixup inference: MI-PL, MI-OL and MI-Combined (paper, Sec. 3 and 4.3)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from scipy.special import betaincinv
+from torch import Tensor
+
+from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform
+from mi_ray.parameters import Distribution, choice, integer, number, ratio
+from mi_ray.randomness import Draws
+from mi_ray.sample_pool import SamplePool
+
+
+def _mix(x: Tensor, other: Tensor, lam: float | Distribution, draws: Draws) -> Tensor:
+    """λx + (1-λ)x_s, λ fixed or drawn for each execution (App. B.1)."""
+    if isinstance(lam, float):
+        return lam * x + (1 - lam) * other
+    unit = draws.uniform(1)[..., 0]
+    if lam.name == "beta":
+        unit = torch.from_numpy(betaincinv(lam.a, lam.b, unit.cpu().double().numpy())).to(unit)
+    else:
+        unit = lam.a + (lam.b - lam.a) * unit
+    drawn = unit[..., None, None, None]
+    return drawn * x + (1 - drawn) * other
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class MiPl(RandomTransform):
+    """Mixup inference with the predicted label: x_s of class ŷ (Sec. 3.2.1)."""
+
+    name: ClassVar[str] = "mi_pl"
+    uses_pool: ClassVar[bool] = True
+    lam: float | Distribution = ratio("mixup ratio λ_PL, the share of the input")
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """λx + (1-λ)x_s with x_s from p_s(x | ŷ)."""
+        assert pool is not None
+        return _mix(x, pool.draw(draws, predicted, "predicted"), self.lam, draws)
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """λ = 1."""
+        return {"lam": 1.0}
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class MiOl(RandomTransform):
+    """Mixup inference with other labels: x_s of a class drawn uniformly from those other than ŷ (Sec. 3.2.2)."""
+
+    name: ClassVar[str] = "mi_ol"
+    uses_pool: ClassVar[bool] = True
+    lam: float | Distribution = ratio("mixup ratio λ_OL, the share of the input")
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """λx + (1-λ)x_s with x_s from p_s(x | y_s), y_s uniform on the labels other than ŷ."""
+        assert pool is not None
+        return _mix(x, pool.draw(draws, predicted, "other"), self.lam, draws)
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """λ = 1."""
+        return {"lam": 1.0}
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class MiCombined(Defense):
+    """MI-OL where MI-PL judges the input adversarial, F(x) elsewhere (Sec. 4.3).
+
+    The gap is F_ŷ(x) - F_MI-PL,ŷ(x), i.e. -ΔF_ŷ of Eq. 9; gap >= threshold means adversarial. It joins the streams
+    that mi_pl and mi_ol use alone, so a threshold costs no passes. The released code differs in what it returns for
+    an accepted input and in its statistic (max_k F_k(x) - max_k F_MI-PL,k(x)): `accept` and `statistic`.
+    """
+
+    name: ClassVar[str] = "mi_combined"
+    lam_pl: float | Distribution = ratio("mixup ratio of the detector MI-PL")
+    lam_ol: float | Distribution = ratio("mixup ratio of the fallback MI-OL")
+    threshold: float = number("gap at or above which an input counts as adversarial", low=-1.0, high=1.0)
+    accept: Literal["undefended", "pl_average"] = choice(
+        "answer for an input judged clean", ("undefended", "pl_average"), "undefended", option="combined_accept"
+    )
+    statistic: Literal["predicted_class", "maximum"] = choice(
+        "which probabilities the gap compares", ("predicted_class", "maximum"), "predicted_class",
+        option="combined_statistic",
+    )
+    executions_pl: int | None = integer(
+        "executions of MI-PL, where they differ from N", None, low=1, option="combined_executions_pl"
+    )
+
+    def components(self) -> tuple[RandomTransform, ...]:
+        """The detector, then the fallback."""
+        return MiPl(lam=self.lam_pl), MiOl(lam=self.lam_ol)
+
+    def executions_of(self, position: int, executions: int) -> int:
+        """N, or `executions_pl` for the detector."""
+        return self.executions_pl if position == 0 and self.executions_pl is not None else executions
+
+    def join(self, undefended: Tensor, averages: Sequence[Tensor]) -> Tensor:
+        """MI-OL's average where the gap reaches the threshold, else the accepted answer."""
+        detector, fallback = averages
+        if self.statistic == "maximum":
+            gap = undefended.amax(-1) - detector.amax(-1)
+        else:
+            predicted = undefended.argmax(-1, keepdim=True)
+            gap = (undefended.gather(-1, predicted) - detector.gather(-1, predicted))[..., 0]
+        accepted = undefended if self.accept == "undefended" else detector
+        return torch.where((gap >= self.threshold)[..., None], fallback, accepted)
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """λ_OL = 1: both answers are F(x)."""
+        return {"lam_pl": 1.0, "lam_ol": 1.0, "threshold": 0.2}

@@ -1,0 +1,31 @@
+"""No defense: the row that every other is compared with."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+from torch import Tensor
+
+from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class Undefended(Defense):
+    """F(x) as it is; deterministic, one pass."""
+
+    name: ClassVar[str] = "none"
+
+    def components(self) -> tuple[RandomTransform, ...]:
+        """Nothing is executed."""
+        return ()
+
+    def join(self, undefended: Tensor, averages: Sequence[Tensor]) -> Tensor:
+        """F(x)."""
+        return undefended
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """Always."""
+        return {}

@@ -1,0 +1,92 @@
+"""One piece of work on one block of points -> numbers. No Ray, no files.
+
+Arithmetic runs in canonical batches (`batch` points, and `CHUNK` executions of each), so that on one kind of machine a
+point's numbers are the same bit for bit whatever block it is computed in.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks import Adversarial, Attack, attack_labels
+from mi_ray.defenses.base import EVALUATE, RandomTransform, execute
+from mi_ray.randomness import Key
+from mi_ray.sample_pool import SamplePool
+from mi_ray.threat_model import ThreatModel
+
+
+def batches(total: int, batch: int) -> Iterator[slice]:
+    """The canonical batches of a block of whole batches."""
+    for start in range(0, total, batch):
+        yield slice(start, min(start + batch, total))
+
+
+def undefended_outputs(classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int) -> Float[Tensor, "P L"]:
+    """F(x): softmax outputs."""
+    with torch.no_grad():
+        return torch.cat([F.softmax(classifier(x[part]).float(), dim=1) for part in batches(len(x), batch)])
+
+
+def component_outputs(
+    classifier: nn.Module,
+    component: RandomTransform,
+    x: Float[Tensor, "P C H W"],
+    predicted: Int64[Tensor, "P"],
+    points: Sequence[int],
+    pool: SamplePool | None,
+    executions: Sequence[int],
+    draws: int,
+    seed: int,
+    batch: int,
+) -> Float[Tensor, "D M P L"]:
+    """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
+
+    points: the images' indices in the test split, which key their randomness. predicted: ŷ on these images.
+    """
+    out = []
+    with torch.no_grad():
+        for part in batches(len(x), batch):
+            runs = []
+            for draw in range(draws):
+                key = Key(seed, EVALUATE, draw=draw)
+                log_p = execute(
+                    classifier, component, x[part], predicted[part], pool, key, points[part], max(executions)
+                )
+                total = log_p.exp().cumsum(0)
+                runs.append(torch.stack([total[n - 1] / n for n in executions]))
+            out.append(torch.stack(runs))
+    return torch.cat(out, dim=2)
+
+
+def attack_outputs(
+    model: nn.Module,
+    attack: Attack,
+    x: Float[Tensor, "P C H W"],
+    y: Int64[Tensor, "P"],
+    classes: int,
+    points: Sequence[int],
+    threat: ThreatModel,
+    labels: Literal["true", "predicted"],
+    seed: int,
+    batch: int,
+) -> tuple[Adversarial, Int64[Tensor, "P"]]:
+    """Adversarial images of a block and the labels that the attack worked on.
+
+    labels "predicted": an untargeted attack leaves the model's own prediction on the clean image (the released code's
+    "label guessing"), so that an image that the model gets wrong is pushed back towards right.
+    """
+    found: list[Adversarial] = []
+    worked_on: list[Tensor] = []
+    for part in batches(len(x), batch):
+        own = attack_labels(y[part], classes, threat, seed, points[part])
+        if labels == "predicted" and threat.goal == "untargeted":
+            with torch.no_grad():
+                own = model(x[part]).argmax(1)
+        found.append(attack.craft(model, x[part], own, threat, seed, points[part]))
+        worked_on.append(own)
+    images = torch.cat([f.images for f in found], dim=2)
+    return Adversarial(images, torch.cat([f.loss for f in found], dim=2), attack.stops()), torch.cat(worked_on)

@@ -1,0 +1,354 @@
+"""Named, validated values: what a sweep may say of an attack, a defense, an objective, an architecture.
+
+A method declares its parameters as dataclass fields with `number`, `integer`, `pair`, … . YAML keys, error
+messages, grid axes, the columns of `mi-ray list` and the content keys all come from those fields.
+"""
+
+import difflib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+
+from mi_ray.threat_model import parse_number
+
+Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text"]
+
+
+def unknown(noun: str, name: object, known: list[str]) -> ValueError:
+    """The one error for a name nobody knows: the rule, the value, what is allowed, and the likely typo."""
+    close = difflib.get_close_matches(str(name), known, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    return ValueError(f"unknown {noun} {name!r}{hint}; known: {', '.join(known) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """λ drawn afresh for each execution (paper, App. B.1): beta(a, b) or uniform(a, b), within [0, 1]."""
+
+    name: Literal["beta", "uniform"]
+    a: float
+    b: float
+
+    def plain(self) -> dict[str, list[float]]:
+        """As YAML and JSON write it."""
+        return {self.name: [self.a, self.b]}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """The values of one hyperparameter in a sweep; `span` is set where any value between them has a meaning."""
+
+    values: tuple[Any, ...]
+    span: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One hyperparameter: its kind, bounds, meaning, and the study option that supplies it when left out."""
+
+    kind: Kind
+    help: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+    option: str | None = None
+
+    def allowed(self) -> str:
+        """The rule in words, for errors and for `mi-ray list`."""
+        bounds = f" in [{'-∞' if self.low is None else f'{self.low:g}'}, "
+        bounds += f"{'∞' if self.high is None else f'{self.high:g}'}]"
+        return {
+            "number": "a number" + bounds,
+            "integer": "a whole number" + bounds,
+            "integers": "a whole number, or a list of distinct ones," + bounds,
+            "pair": "two whole numbers [lo, hi], lo <= hi," + bounds,
+            "flag": "true or false",
+            "choice": "one of " + ", ".join(self.choices),
+            "text": "text",
+            "ratio": f"a number{bounds}, or {{beta: [a, b]}}, or {{uniform: [a, b]}}",
+        }[self.kind]
+
+    def parse(self, name: str, value: object) -> Any:
+        """The value in its canonical form. Raises ValueError with the rule, the value and what is allowed."""
+        try:
+            return getattr(self, f"_{self.kind}")(name, value)
+        except (ValueError, TypeError) as problem:
+            raise ValueError(f"{name} must be {self.allowed()}; got {value!r}") from problem
+
+    def _bounded(self, value: float) -> None:
+        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            raise ValueError(value)
+
+    def _number(self, name: str, value: object) -> float:
+        number_ = parse_number(name, value)
+        self._bounded(number_)
+        return number_
+
+    def _integer(self, name: str, value: object) -> int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(value)
+        self._bounded(value)
+        return value
+
+    def _integers(self, name: str, value: object) -> tuple[int, ...]:
+        listed = list(value) if isinstance(value, (list, tuple)) else [value]
+        numbers = tuple(sorted(self._integer(name, item) for item in listed))
+        if not numbers or len(set(numbers)) != len(numbers):
+            raise ValueError(value)
+        return numbers
+
+    def _pair(self, name: str, value: object) -> tuple[int, int]:
+        if not isinstance(value, (list, tuple)) or len(value) != 2:
+            raise TypeError(value)
+        low, high = (self._integer(name, side) for side in value)
+        if low > high:
+            raise ValueError(value)
+        return low, high
+
+    def _flag(self, name: str, value: object) -> bool:
+        if not isinstance(value, bool):
+            raise TypeError(value)
+        return value
+
+    def _text(self, name: str, value: object) -> str:
+        if not isinstance(value, str) or not value:
+            raise TypeError(value)
+        return value
+
+    def _choice(self, name: str, value: object) -> str:
+        if value not in self.choices:
+            raise ValueError(value)
+        return str(value)
+
+    def _ratio(self, name: str, value: object) -> float | Distribution:
+        if isinstance(value, Distribution):
+            value = value.plain()
+        if not isinstance(value, Mapping):
+            return self._number(name, value)
+        ((kind, ends),) = value.items()
+        a, b = (parse_number(name, end) for end in ends)
+        if kind == "beta" and a > 0 and b > 0:
+            return Distribution("beta", a, b)
+        if kind == "uniform" and a <= b:
+            self._bounded(a)
+            self._bounded(b)
+            return Distribution("uniform", a, b)
+        raise ValueError(value)
+
+    def axis(self, name: str, written: object) -> Axis:
+        """The values that a sweep file asks for: one value, a list of them, `linspace` or `arange`.
+
+        `{linspace: [0.005, 0.05, 10]}` is ten values with both ends, `{arange: [0.2, 1.0, 0.05]}` includes its
+        end when a step lands on it. Values are rounded to 12 digits, so that 0.1 + 0.2 is 0.3 in every key.
+        """
+        if isinstance(written, Mapping) and self.kind in ("number", "ratio") and len(written) == 1:
+            ((how, ends),) = written.items()
+            if how in ("linspace", "arange"):
+                values = _spaced(name, str(how), ends)
+                parsed = tuple(self.parse(name, value) for value in values)
+                return Axis(parsed, (min(values), max(values)))
+        one_value = self.kind == "integers" or (
+            self.kind == "pair" and isinstance(written, (list, tuple)) and not any(isinstance(v, list) for v in written)
+        )
+        if isinstance(written, (list, tuple)) and not one_value:
+            if not written:
+                raise ValueError(f"{name} must have at least one value; got []")
+            values_ = tuple(self.parse(name, value) for value in written)
+            if len({json.dumps(plain(value)) for value in values_}) != len(values_):
+                raise ValueError(f"{name} must not name a value twice; got {written!r}")
+            return Axis(values_)
+        return Axis((self.parse(name, written),))
+
+
+def _spaced(name: str, how: str, ends: object) -> list[float]:
+    rule = f"{name}: {how} must be " + (
+        "[first, last, count] with count a whole number from 1 to 10000"
+        if how == "linspace"
+        else "[first, last, step] with step > 0, last >= first and at most 10000 values"
+    )
+    if not isinstance(ends, (list, tuple)) or len(ends) != 3:
+        raise ValueError(f"{rule}; got {ends!r}")
+    first, last, third = (parse_number(name, end) for end in ends)
+    if how == "linspace":
+        if third != int(third) or not 1 <= third <= 10_000:
+            raise ValueError(f"{rule}; got {ends!r}")
+        values = np.linspace(first, last, int(third))
+    else:
+        if third <= 0 or last < first or (last - first) / third > 10_000:
+            raise ValueError(f"{rule}; got {ends!r}")
+        values = first + third * np.arange(int(np.floor((last - first) / third + 1e-9)) + 1)
+    return [round(float(value), 12) for value in values]
+
+
+def plain(value: Any) -> Any:
+    """A parameter's value as JSON and YAML hold it."""
+    if isinstance(value, Distribution):
+        return value.plain()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _declare(kind: Kind, help_: str, default: Any, **rest: Any) -> Any:
+    parameter = Parameter(kind, help_, **rest)
+    return field(default=default, metadata={"parameter": parameter})
+
+
+def number(
+    help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None, option: str | None = None
+) -> Any:
+    """A real number; text such as "2/255" is read as a fraction."""
+    return _declare("number", help_, default, low=low, high=high, option=option)
+
+
+def integer(
+    help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None, option: str | None = None
+) -> Any:
+    """A whole number."""
+    return _declare("integer", help_, default, low=low, high=high, option=option)
+
+
+def integers(help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
+    """A whole number or a list of them, kept sorted; a list is one value, not an axis."""
+    return _declare("integers", help_, default, low=low, high=high)
+
+
+def pair(help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
+    """Two whole numbers [lo, hi]; an axis is a list of pairs."""
+    return _declare("pair", help_, default, low=low, high=high)
+
+
+def flag(help_: str, default: Any = MISSING, option: str | None = None) -> Any:
+    """True or false."""
+    return _declare("flag", help_, default, option=option)
+
+
+def choice(help_: str, choices: tuple[str, ...], default: Any = MISSING, option: str | None = None) -> Any:
+    """One of a few words."""
+    return _declare("choice", help_, default, choices=choices, option=option)
+
+
+def text(help_: str, default: Any = MISSING) -> Any:
+    """Any non-empty text, such as a path."""
+    return _declare("text", help_, default)
+
+
+def ratio(help_: str, default: Any = MISSING) -> Any:
+    """A mixup ratio in [0, 1], or a distribution of it (paper, App. B.1)."""
+    return _declare("ratio", help_, default, low=0.0, high=1.0)
+
+
+@dataclass(frozen=True)
+class Parameterized:
+    """A frozen value that a sweep file can name: `name: {parameter: value, …}`."""
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1  # raise it when the same parameters give other results: it is part of every key
+
+    def __post_init__(self) -> None:
+        for key, parameter in self.parameters().items():
+            value = getattr(self, key)
+            if value is not None or _default(type(self), key) is not None:
+                object.__setattr__(self, key, parameter.parse(f"{self.name}.{key}", value))
+
+    @classmethod
+    def parameters(cls) -> dict[str, Parameter]:
+        """Name -> Parameter, in the order of the class."""
+        return {f.name: f.metadata["parameter"] for f in fields(cls) if "parameter" in f.metadata}
+
+    @classmethod
+    def required(cls) -> list[str]:
+        """The parameters that a sweep must give."""
+        return [key for key in cls.parameters() if _default(cls, key) is MISSING]
+
+    @classmethod
+    def make(cls, values: Any) -> "Parameterized":
+        """Build from what a person wrote: a mapping, or the value of the first parameter alone.
+
+        Raises ValueError for an unknown, missing or bad parameter.
+        """
+        values = cls.as_mapping(values)
+        known = list(cls.parameters())
+        for key in values:
+            if key not in known:
+                raise unknown(f"parameter of {cls.name}", key, known)
+        missing = [key for key in cls.required() if key not in values]
+        if missing:
+            raise ValueError(f"{cls.name} needs {', '.join(missing)}; got {', '.join(values) or 'nothing'}")
+        return cls(**values)
+
+    @classmethod
+    def as_mapping(cls, written: Any) -> Mapping[str, Any]:
+        """`{npz: file}` is short for `{npz: {path: file}}`: a bare value is the first parameter's."""
+        if isinstance(written, Mapping):
+            return written
+        known = list(cls.parameters())
+        if not known:
+            raise ValueError(f"{cls.name} has no parameters; got {written!r}")
+        return {known[0]: written}
+
+    def values(self) -> dict[str, Any]:
+        """Every parameter, defaults written out, as JSON holds it."""
+        return {key: plain(getattr(self, key)) for key in self.parameters()}
+
+
+def _default(cls: type[Any], key: str) -> Any:
+    return next(f.default for f in fields(cls) if f.name == key)
+
+
+T = TypeVar("T", bound=Parameterized)
+
+
+class Registry(Generic[T]):
+    """The methods of one kind by name, in the order in which they were registered."""
+
+    def __init__(self, noun: str) -> None:
+        self.noun = noun
+        self._classes: dict[str, type[T]] = {}
+
+    def register(self, cls: type[T]) -> type[T]:
+        """Class decorator. Raises ValueError when another class has the name already."""
+        previous = self._classes.get(cls.name)
+        if previous is not None and previous.__qualname__ != cls.__qualname__:
+            raise ValueError(f"the {self.noun} name {cls.name!r} is taken by {previous.__module__}")
+        self._classes[cls.name] = cls
+        return cls
+
+    def __getitem__(self, name: str) -> type[T]:
+        if name not in self._classes:
+            raise unknown(self.noun, name, list(self._classes))
+        return self._classes[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def make(self, name: str, values: Any = None) -> T:
+        """The method of that name with those parameters. Raises ValueError, naming what is known."""
+        return self[name].make({} if values is None else values)  # type: ignore[return-value]
+
+
+def expand(
+    method: type[Parameterized], written: Any, option: Callable[[str], Any]
+) -> dict[str, Axis]:
+    """The axes that a sweep file's entry spans: every parameter of the method, in its order.
+
+    written: what the file says. option: the study's value of a named option, for parameters left out.
+    Raises ValueError for an unknown or missing parameter, or a value that is not allowed.
+    """
+    method_parameters = method.parameters()
+    written = method.as_mapping(written)
+    for key in written:
+        if key not in method_parameters:
+            raise unknown(f"parameter of {method.name}", key, list(method_parameters))
+    axes: dict[str, Axis] = {}
+    for key, parameter in method_parameters.items():
+        if key in written:
+            axes[key] = parameter.axis(f"{method.name}.{key}", written[key])
+        elif parameter.option is not None:
+            axes[key] = Axis((option(parameter.option),))
+        elif _default(method, key) is MISSING:
+            raise ValueError(f"{method.name} needs {key}: {parameter.allowed()}; the file leaves it out")
+        else:
+            axes[key] = Axis((_default(method, key),))
+    return axes

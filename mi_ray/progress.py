@@ -1,0 +1,67 @@
+"""Progress for people: a live bar on a terminal, a plain line every few seconds elsewhere."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+PLAIN_EVERY = 5.0  # seconds between plain lines
+
+
+class _Rate(ProgressColumn):
+    """Units per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0:,.0f} {task.fields['unit']}/s", style="cyan")
+
+
+class Stage:
+    """A counted stretch of work; `advance` may be called from one thread only."""
+
+    def __init__(self, name: str, total: int, unit: str, console: Console) -> None:
+        self.name, self.total, self.unit, self.console = name, total, unit, console
+        self.done, self.started, self._printed = 0, time.monotonic(), time.monotonic()
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+                console=console,
+            )  # fmt: skip
+            self._task = self._bar.add_task(name, total=total, unit=unit)
+            self._bar.start()
+
+    def advance(self, count: int) -> None:
+        """Count units as done and show it."""
+        self.done += count
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.done)
+        elif time.monotonic() - self._printed > PLAIN_EVERY and self.done < self.total:
+            self._printed = time.monotonic()
+            self._line()
+
+    def _line(self) -> None:
+        passed = time.monotonic() - self.started
+        rate = self.done / passed if passed > 0 else 0.0
+        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
+        text = f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s"
+        self.console.print(f"{text}, {passed:.0f} s{left}", highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        """Stop the bar, or print the last line."""
+        if self._bar is not None:
+            self._bar.stop()
+        else:
+            self._line()
+
+
+@contextmanager
+def stage(name: str, total: int, unit: str, console: Console) -> Iterator[Stage]:
+    """A stage that is closed whatever happens."""
+    running = Stage(name, total, unit, console)
+    try:
+        yield running
+    finally:
+        running.close()

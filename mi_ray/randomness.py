@@ -1,0 +1,86 @@
+"""Keyed randomness: what happens to a point depends on who asks and on the point alone.
+
+Every number comes from a stream keyed by (seed, purpose, family, draw, restart, step, chunk, call, point), never by
+the worker, the block or the order. Draws are unit uniforms and normals; a hyperparameter scales them afterwards, so
+that neighbours on a frontier share them and differ only by what is studied.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+_ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: maps neighbouring points to far-apart generator seeds
+
+
+@dataclass(frozen=True)
+class Key:
+    """Who draws: the study's seed, the purpose ("evaluate", "attack", …), the method's family, and which time.
+
+    draw: which independent repetition of N executions; restart, step: where an attack stands.
+    """
+
+    seed: int
+    purpose: str
+    family: str = ""
+    draw: int = 0
+    restart: int = 0
+    step: int = 0
+
+    def at(self, **changes: int | str) -> "Key":
+        """The same key with some parts changed."""
+        return replace(self, **changes)  # type: ignore[arg-type]
+
+
+class Draws:
+    """The random numbers of one chunk of executions for a batch of points.
+
+    Successive calls draw from different streams; a call's numbers for one point do not depend on the other points.
+    """
+
+    def __init__(self, key: Key, points: Sequence[int], executions: int, chunk: int, device: torch.device) -> None:
+        self.key, self.points, self.executions, self.chunk, self.device = key, points, executions, chunk, device
+        self._calls = 0
+
+    def _generators(self, device: torch.device) -> list[torch.Generator]:
+        k = self.key
+        text = f"{k.seed}|{k.purpose}|{k.family}|{k.draw}|{k.restart}|{k.step}|{self.chunk}|{self._calls}"
+        base = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+        self._calls += 1
+        # The CPU generator keeps the low 32 bits of its seed. base + point * odd is injective in the point there, so
+        # two points never share a stream within a call.
+        return [
+            torch.Generator(device).manual_seed((base + point * _ODD) % 2**63) for point in self.points
+        ]
+
+    def uniform(self, size: int) -> Tensor:
+        """[executions, points, size] uniforms in [0, 1); the same numbers on every kind of device."""
+        columns = [
+            torch.rand(self.executions, size, generator=generator) for generator in self._generators(torch.device("cpu"))
+        ]
+        return torch.stack(columns, dim=1).to(self.device)
+
+    def uniform_images(self, shape: Sequence[int]) -> Tensor:
+        """[executions, points, *shape] uniforms in [0, 1), drawn on the device."""
+        return self._images(shape, torch.Tensor.uniform_)
+
+    def normal_images(self, shape: Sequence[int]) -> Tensor:
+        """[executions, points, *shape] standard normals, drawn on the device."""
+        return self._images(shape, torch.Tensor.normal_)
+
+    def _images(self, shape: Sequence[int], fill: "torch._C._TensorBase | object") -> Tensor:
+        out = torch.empty(len(self.points), self.executions, *shape, device=self.device)
+        for row, generator in zip(out, self._generators(self.device), strict=True):
+            fill(row, generator=generator)  # type: ignore[operator]
+        return out.transpose(0, 1)
+
+
+def draw_points(seed: int, total: int) -> list[int]:
+    """All indices 0..total-1 in the order in which a study with that seed evaluates them: a seeded permutation."""
+    generator = torch.Generator().manual_seed(
+        int.from_bytes(hashlib.blake2b(f"{seed}|points".encode(), digest_size=8).digest(), "little") % 2**63
+    )
+    order: list[int] = torch.randperm(total, generator=generator).tolist()
+    return order

@@ -1,0 +1,304 @@
+"""What a run leaves on disk: the store, its Parquet schemas, atomic writes, validated reads.
+
+A store is a folder or any pyarrow / fsspec URI. Blocks of points are named by their range in the study's list of
+points; ranges of one key never overlap, since what is there is subtracted before work is cut into blocks.
+"""
+
+import contextlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.dataset as pads
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+FORMAT = 1
+MARKER = "mi-ray-store.json"
+Kind = Literal["adversarial", "outputs", "records"]
+
+_IDENTITY = [
+    ("cell", pa.string()), ("dataset", pa.string()), ("classifier", pa.string()), ("classifier_key", pa.string()),
+    ("attack", pa.string()), ("attack_params", pa.string()), ("goal", pa.string()), ("norm", pa.string()),
+    ("epsilon", pa.float64()), ("knowledge", pa.string()), ("defense", pa.string()), ("defense_params", pa.string()),
+    ("executions", pa.int32()), ("draws", pa.int32()),
+]  # fmt: skip
+IDENTITY = [name for name, _ in _IDENTITY]
+
+ADVERSARIAL = pa.schema([
+    ("point", pa.int32()), ("label", pa.int32()), ("attack_label", pa.int32()), ("restart", pa.int32()),
+    ("steps", pa.int32()), ("image", pa.list_(pa.float32())), ("linf", pa.float32()), ("loss", pa.float32()),
+])  # fmt: skip
+OUTPUTS = pa.schema([
+    ("point", pa.int32()), ("draw", pa.int32()), ("executions", pa.int32()),
+    ("probabilities", pa.list_(pa.float32())),
+])  # fmt: skip
+RECORDS = pa.schema([
+    *_IDENTITY, ("correct_draws", pa.int32()), ("point", pa.int32()), ("selection", pa.bool_()), ("label", pa.int32()),
+    ("attack_label", pa.int32()), ("predicted_undefended", pa.int32()), ("predicted", pa.int32()),
+    ("confidence_undefended", pa.float32()), ("confidence", pa.float32()), ("score", pa.float32()),
+    ("probabilities", pa.list_(pa.float32())), ("linf", pa.float32()), ("seed", pa.int64()), ("device", pa.string()),
+    ("precision", pa.string()),
+])  # fmt: skip
+CELLS = pa.schema([
+    *_IDENTITY, ("state", pa.string()), ("cause", pa.string()), ("points", pa.int32()),
+    ("accuracy", pa.float64()), ("accuracy_low", pa.float64()), ("accuracy_high", pa.float64()),
+    ("interval", pa.string()), ("survival_all_draws", pa.float64()), ("clean_accuracy", pa.float64()),
+    ("selection_points", pa.int32()), ("selection_accuracy", pa.float64()), ("selected", pa.bool_()),
+    ("forward_passes", pa.int64()), ("backward_passes", pa.int64()), ("seconds", pa.float64()),
+])  # fmt: skip
+TRAINING = pa.schema([
+    ("epoch", pa.int32()), ("lr", pa.float64()), ("loss", pa.float64()), ("train_accuracy", pa.float64()),
+    ("test_accuracy", pa.float64()), ("images", pa.int64()), ("seconds", pa.float64()),
+])  # fmt: skip
+SCHEMAS: dict[str, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
+
+_BLOCK = re.compile(r"^points-(\d+)-(\d+)\.parquet$")
+
+
+class DamagedFileError(ValueError):
+    """A stored file is not what its name says; it is never read as data."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A stored range of a study's points, [start, stop) in its list."""
+
+    start: int
+    stop: int
+    path: str
+
+
+class Store:
+    """A results folder or URI. Paths are relative to it, with forward slashes.
+
+    Raises ValueError when the place cannot be a store: it holds something else, or cannot be written.
+    """
+
+    def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+        self.uri = str(uri)
+        self.local = "://" not in self.uri
+        if self.local:
+            self.filesystem: Any = pafs.LocalFileSystem()
+            self.root = str(Path(self.uri).resolve())
+        else:
+            try:
+                self.filesystem, self.root = pafs.FileSystem.from_uri(self.uri)
+            except (pa.ArrowException, OSError, ValueError) as error:
+                raise ValueError(f"a store must be a folder or a URI that pyarrow knows; got {self.uri}: {error}") from error
+        self._open(create)
+
+    def _open(self, create: bool) -> None:
+        what = f"a store must be a folder that mi-ray made, or an empty or new one; {self.uri}"
+        try:
+            info = self.filesystem.get_file_info(self.root)
+            if info.type == pafs.FileType.File:
+                raise ValueError(f"{what} is a file")
+            if self.exists(MARKER):
+                found = json.loads(self.read_bytes(MARKER))
+                if found.get("format") != FORMAT:
+                    raise ValueError(f"{what} has format {found.get('format')!r}; this version reads {FORMAT}")
+            elif not create:
+                raise ValueError(f"{what} holds no {MARKER}")
+            elif self._listed("") - {".", ".."}:
+                raise ValueError(f"{what} holds something else: {', '.join(sorted(self._listed(''))[:3])}")
+            if create:
+                self.write_bytes(MARKER, json.dumps({"format": FORMAT, "made_by": "mi-ray"}).encode())
+        except (OSError, pa.ArrowException) as error:
+            raise ValueError(f"a store must be readable and writable; {self.uri}: {error}") from error
+
+    def _full(self, path: str) -> str:
+        return f"{self.root}/{path}" if path else self.root
+
+    def _listed(self, path: str) -> set[str]:
+        selector = pafs.FileSelector(self._full(path), allow_not_found=True)
+        return {info.base_name for info in self.filesystem.get_file_info(selector)}
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self.filesystem.get_file_info(self._full(path)).type != pafs.FileType.NotFound)
+
+    def files(self, path: str) -> dict[str, int]:
+        """Every file below a folder: path relative to the store -> bytes. Names with a leading dot are left out."""
+        selector = pafs.FileSelector(self._full(path), recursive=True, allow_not_found=True)
+        infos = [info for info in self.filesystem.get_file_info(selector) if info.type == pafs.FileType.File]
+        return {
+            info.path[len(self.root) :].lstrip("/"): info.size for info in infos if not info.base_name.startswith(".")
+        }
+
+    def folders(self, path: str) -> list[str]:
+        """The names of the folders in a folder."""
+        selector = pafs.FileSelector(self._full(path), allow_not_found=True)
+        infos = self.filesystem.get_file_info(selector)
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def read_bytes(self, path: str) -> bytes:
+        """A file's content."""
+        with self.filesystem.open_input_stream(self._full(path)) as stream:
+            return bytes(stream.read())
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Write a file whole or not at all: a temporary name and a rename, or one put on an object store."""
+        full = self._full(path)
+        if not self.local:
+            with self.filesystem.open_output_stream(full) as stream:
+                stream.write(content)
+            return
+        target = Path(full)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder, if it is there."""
+        info = self.filesystem.get_file_info(self._full(path))
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(info.path)
+        elif info.type == pafs.FileType.File:
+            self.filesystem.delete_file(info.path)
+
+    def read_json(self, path: str) -> Any:
+        """A JSON file; raises DamagedFileError when it is not."""
+        try:
+            return json.loads(self.read_bytes(path))
+        except ValueError as error:
+            raise DamagedFileError(f"{path} must be JSON: {error}") from error
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write JSON atomically."""
+        self.write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+    def write_table(self, path: str, table: pa.Table) -> None:
+        """Write a Parquet file atomically, with page checksums."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        self.write_bytes(path, sink.getvalue().to_pybytes())
+
+    def read_table(self, path: str, schema: pa.Schema) -> pa.Table:
+        """A Parquet file with exactly that schema; raises DamagedFileError for anything else."""
+        try:
+            with self.filesystem.open_input_file(self._full(path)) as file:
+                table = pq.ParquetFile(file, page_checksum_verification=True).read()
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
+        if not table.schema.equals(schema):
+            raise DamagedFileError(f"{path} must have the columns {schema.names}; it has {table.schema.names}")
+        return table
+
+    def blocks(self, kind: Kind, key: str) -> list[Block]:
+        """The stored ranges of a key, in order."""
+        found = []
+        for path in self.files(f"{kind}/{key}"):
+            match = _BLOCK.match(path.rsplit("/", 1)[-1])
+            if match:
+                found.append(Block(int(match[1]), int(match[2]), path))
+        return sorted(found, key=lambda block: block.start)
+
+    def write_block(self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, Any]) -> None:
+        """Write the rows of a range, with what they are of (facts) in the file's metadata."""
+        about = {"kind": kind, "key": key, "start": start, "stop": stop, **facts}
+        stamped = table.replace_schema_metadata({"mi_ray": json.dumps(about, sort_keys=True)})
+        self.write_table(f"{kind}/{key}/points-{start:05d}-{stop:05d}.parquet", stamped)
+
+    def read_block(self, kind: Kind, key: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
+        """The rows and facts of a stored range; raises DamagedFileError when it is not what its name says."""
+        table = self.read_table(block.path, SCHEMAS[kind])
+        facts = json.loads((table.schema.metadata or {}).get(b"mi_ray", b"{}"))
+        expected = {"kind": kind, "key": key, "start": block.start, "stop": block.stop}
+        if any(facts.get(name) != value for name, value in expected.items()):
+            raise DamagedFileError(f"{block.path} must be of {expected}; it says {facts}")
+        return table.replace_schema_metadata(None), facts
+
+
+    def block_facts(self, block: Block) -> dict[str, Any]:
+        """What a stored block says of itself, read from the file's footer alone."""
+        try:
+            with self.filesystem.open_input_file(self._full(block.path)) as file:
+                return dict(json.loads(pq.ParquetFile(file).schema_arrow.metadata[b"mi_ray"]))
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            raise DamagedFileError(f"{block.path} must be a whole block: {error}") from error
+
+
+def missing_ranges(present: Iterable[tuple[int, int]], wanted: tuple[int, int], size: int) -> list[tuple[int, int]]:
+    """The parts of [start, stop) that no present range covers, cut into blocks of at most `size`."""
+    start, stop = wanted
+    gaps: list[tuple[int, int]] = []
+    at = start
+    for low, high in sorted(present):
+        if low > at:
+            gaps.append((at, min(low, stop)))
+        at = max(at, high)
+    if at < stop:
+        gaps.append((at, stop))
+    return [(low, min(low + size, high)) for first, high in gaps for low in range(first, high, size) if low < stop]
+
+
+def _study_path(study: str, name: str) -> str:
+    return f"studies/{study}/{name}"
+
+
+def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a study's cells.parquet."""
+    store.write_table(_study_path(study, "cells.parquet"), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
+
+
+def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFrame:
+    """One row per cell of a study (of all studies when none is named): identity, state, accuracy and its interval.
+
+    Raises ValueError for a study that is not in the store.
+    """
+    opened = store if isinstance(store, Store) else Store(store)
+    studies = opened.folders("studies") if study is None else [study]
+    frames = []
+    for name in studies:
+        path = _study_path(name, "cells.parquet")
+        if opened.exists(path):
+            frames.append(opened.read_table(path, CELLS).to_pandas().assign(study=name))
+        elif study is not None:
+            raise ValueError(f"study {study!r} must be in {opened.uri}; known: {', '.join(opened.folders('studies')) or 'none'}")
+    return pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
+
+
+def read_records(store: str | Path | Store, study: str | None = None, filters: Any = None) -> pd.DataFrame:
+    """One row per (cell, point): a study's, or the whole store's.
+
+    filters: a pyarrow.dataset expression, or pyarrow's list of (column, operator, value).
+    """
+    opened = store if isinstance(store, Store) else Store(store)
+    files = sorted(path for path in opened.files("records") if path.endswith(".parquet"))
+    names: dict[str, str] = {}
+    if study is not None:
+        cells = read_cells(opened, study)
+        names = dict(zip(cells["cell"], cells["classifier"], strict=True))
+        files = [path for path in files if path.split("/")[1] in names]
+    if not files:
+        return RECORDS.empty_table().to_pandas()
+    expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
+    dataset = pads.dataset([f"{opened.root}/{path}" for path in files], RECORDS, "parquet", opened.filesystem)
+    frame: pd.DataFrame = dataset.to_table(filter=expression).to_pandas()
+    if names:  # another study may have named the same classifier otherwise when it wrote the rows
+        frame["classifier"] = frame["cell"].map(names)
+    return frame
+
+
+@contextlib.contextmanager
+def storage_errors() -> Any:
+    """Turn an operating system's refusal to read or write into one clear ValueError."""
+    try:
+        yield
+    except OSError as error:
+        raise ValueError(f"the store must be readable, writable and have room: {error}") from error

@@ -1,0 +1,271 @@
+"""What a process needs to compute a block of a study and put it into the store. Files, but no Ray.
+
+A `StudyData` travels to every worker once; a `Workbench` unpacks it there and keeps classifiers, the pool and the images
+on the device between blocks.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mi_ray.attacks import ATTACKS
+from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared, weights_digest
+from mi_ray.data import to_unit
+from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.defenses.base import CHUNK
+from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
+from mi_ray.plan import AttackWork, Inputs, OutputWork
+from mi_ray.records import ADVERSARIAL, OUTPUTS, Block, DamagedFileError, Kind, Store, missing_ranges
+from mi_ray.sample_pool import SamplePool
+
+Array = npt.NDArray[Any]
+Work = AttackWork | OutputWork
+
+
+@dataclass(frozen=True, eq=False)
+class PoolData:
+    """A sample pool as arrays (uint8 NHWC), so that processes share one copy."""
+
+    images: Array
+    labels: Array
+    source: Literal["train", "test"]
+    augmented: bool
+
+    def pool(self, classes: int, device: torch.device) -> SamplePool:
+        """The pool on a device."""
+        made = SamplePool(
+            self.images, self.labels, self.source, classes=classes, allow_test=self.source == "test",
+            augmented=self.augmented,
+        )  # fmt: skip
+        return made.to(device)
+
+
+@dataclass(frozen=True, eq=False)
+class StudyData:
+    """The arrays and settings that decide every block of a study.
+
+    images: uint8 [P, H, W, 3] of the stored points, in the study's order. points: their indices in the test split.
+    pools: component name -> its pool. classifiers: key -> (description, safetensors).
+    """
+
+    store: str
+    images: Array
+    labels: Array
+    points: Sequence[int]
+    classes: int
+    pools: Mapping[str, PoolData]
+    classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]
+    seed: int
+    batch: int
+    precision: Precision
+    device: str
+    attack_labels: Literal["true", "predicted"]
+
+
+def _images_column(images: Array) -> pa.Array:
+    flat = np.ascontiguousarray(images, np.float32).reshape(-1)
+    size = int(np.prod(images.shape[1:]))
+    offsets = pa.array(np.arange(len(images) + 1, dtype=np.int32) * size)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat))
+
+
+def list_column(column: pa.ChunkedArray, width: int) -> Array:
+    """A list<float> column with rows of one length as a float32 array [rows, width]."""
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != len(column) * width:
+        raise DamagedFileError(f"every list must have {width} numbers; got {len(flat)} in {len(column)} rows")
+    return np.asarray(flat, np.float32).reshape(len(column), width)
+
+
+class Workbench:
+    """Computes and stores blocks of one study in one process."""
+
+    def __init__(self, data: StudyData) -> None:
+        self.data = data
+        self.device = torch.device(data.device)
+        self.store = Store(data.store)
+        self.classifier = lru_cache(maxsize=8)(self._classifier)
+        self.pool = lru_cache(maxsize=None)(self._pool)
+        self._stored = lru_cache(maxsize=256)(self._output_block)
+        self._best = lru_cache(maxsize=64)(self._best_restarts)
+
+    def _classifier(self, key: str, precision: Precision) -> Classifier:
+        description, content = self.data.classifiers[key]
+        return prepared(classifier_from_bytes(description, content), self.device, precision)
+
+    def _pool(self, component: str) -> SamplePool:
+        return self.data.pools[component].pool(self.data.classes, self.device)
+
+    def weights(self, key: str) -> str:
+        """SHA-256 of a classifier's weights: every block names the weights that it is of."""
+        return weights_digest(self.data.classifiers[key][1])
+
+    def missing(self, kind: Kind, work: Work, size: int) -> list[tuple[Work, int, int]]:
+        """What is not stored of a piece of work: (work, start, stop), in blocks of whole batches of about `size` points.
+
+        A damaged block is removed. A block that lacks some of what is asked for is computed again over its own range
+        with both what it has and what is asked, so that no study loses what it has stored.
+        """
+        whole: list[tuple[int, int]] = []
+        again: list[tuple[Work, int, int]] = []
+        for block in self.store.blocks(kind, work.key):
+            try:
+                _, facts = self.store.read_block(kind, work.key, block)
+            except DamagedFileError:
+                self.store.remove(block.path)
+                continue
+            whole.append((block.start, block.stop))
+            lacking = any(not set(values) <= set(facts[name]) for name, values in covers(work).items())
+            if facts["weights"] != self.weights(work.classifier):
+                again.append((work, block.start, block.stop))
+            elif lacking:
+                again.append((widened(work, facts), block.start, block.stop))
+        size = max(1, size // self.data.batch) * self.data.batch
+        gaps = missing_ranges(whole, (0, len(self.data.points)), size)
+        return [*again, *((work, start, stop) for start, stop in gaps)]
+
+    def images(self, inputs: Inputs, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
+        if inputs.attack is None:
+            return to_unit(self.data.images[start:stop]).to(self.device)
+        return torch.from_numpy(self.adversarial(inputs, start, stop)[0]).to(self.device)
+
+    def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """(images, attacked labels, max |delta|) of a range: of each point the restart with the highest loss."""
+        assert inputs.attack is not None
+        parts = [
+            [column[max(start - block.start, 0) : stop - block.start] for column in self._best(inputs.attack.key, inputs.stop, block)]
+            for block in self.store.blocks("adversarial", inputs.attack.key)
+            if block.start < stop and start < block.stop
+        ]
+        images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if len(images) != stop - start:
+            raise DamagedFileError(f"adversarial/{inputs.attack.key} must cover points {start} to {stop}")
+        return images, labels, linf
+
+    def _best_restarts(self, key: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
+        table, _ = self.store.read_block("adversarial", key, block)
+        height, width, channels = self.data.images.shape[1:]
+        kept = table.filter(pa.compute.equal(table["steps"], stop))
+        count = block.stop - block.start
+        images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
+        labels, linf, losses = (kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss"))
+        chosen = losses.argmax(0), np.arange(count)
+        return images[chosen], labels[chosen], linf[chosen]
+
+    def attack(self, work: AttackWork, start: int, stop: int) -> int:
+        """Craft and store a block; returns the number of points."""
+        began = time.perf_counter()
+        values = {**work.values}
+        parameter = ATTACKS[work.method].stop_parameter
+        if parameter is not None:
+            values[parameter] = list(work.stops)
+        attack = ATTACKS.make(work.method, values)
+        x, points = self.images(Inputs(), start, stop), list(self.data.points[start:stop])
+        y = torch.from_numpy(np.array(self.data.labels[start:stop])).to(self.device)
+        found, labels = attack_outputs(
+            self.classifier(work.classifier, self.data.precision), attack, x, y, self.data.classes, points, work.threat,
+            self.data.attack_labels, self.data.seed, self.data.batch,
+        )  # fmt: skip
+        restarts, stops, count = found.loss.shape
+        linf = (found.images - x).abs().flatten(3).amax(3)
+        tile = restarts * stops
+        table = pa.table(
+            [
+                np.tile(points, tile), np.tile(y.cpu().numpy(), tile), np.tile(labels.cpu().numpy(), tile),
+                np.repeat(np.arange(restarts), stops * count), np.tile(np.repeat(found.stops, count), restarts),
+                _images_column(found.images.flatten(0, 2).cpu().numpy()), linf.flatten().cpu().numpy(),
+                found.loss.flatten().cpu().numpy(),
+            ],
+            names=ADVERSARIAL.names,
+        ).cast(ADVERSARIAL)  # fmt: skip
+        forward, backward = attack.cost()
+        self._write("adversarial", work, start, stop, table, forward, backward, began)
+        return count
+
+    def outputs(self, work: OutputWork, start: int, stop: int) -> int:
+        """Compute and store a block of outputs; returns the number of points. F's own are always of fp32."""
+        began = time.perf_counter()
+        x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
+        if work.component is None:
+            found = undefended_outputs(self.classifier(work.classifier, "fp32"), x, self.data.batch)[None, None]
+        else:
+            component = DEFENSES.make(*work.component)
+            assert isinstance(component, RandomTransform)
+            pool = self.pool(component.name) if component.uses_pool else None
+            found = component_outputs(
+                self.classifier(work.classifier, self.data.precision), component, x,
+                self._predicted(work, start, stop), points, pool, work.executions, work.draws, self.data.seed,
+                self.data.batch,
+            )  # fmt: skip
+        draws, numbers, count = found.shape[:3]
+        table = pa.table(
+            [
+                np.tile(points, draws * numbers), np.repeat(np.arange(draws), numbers * count),
+                np.tile(np.repeat(work.executions, count), draws), _images_column(found.flatten(0, 2).cpu().numpy()),
+            ],
+            names=OUTPUTS.names,
+        ).cast(OUTPUTS)  # fmt: skip
+        self._write("outputs", work, start, stop, table, work.passes(CHUNK), 0, began)
+        return count
+
+    def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
+        """ŷ on the work's images: the argmax of F's own stored outputs."""
+        assert work.undefended is not None
+        probabilities = self.probabilities(work.undefended, start, stop)[0, 0]
+        return torch.from_numpy(probabilities.argmax(1)).to(self.device)
+
+    def _output_block(self, key: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
+        """[draws, N, points, classes] of a stored block, in the order of `executions`."""
+        table, facts = self.store.read_block("outputs", key, block)
+        stored = facts["executions"]
+        shape = (len(facts["draws"]), len(stored), block.stop - block.start, self.data.classes)
+        found = list_column(table["probabilities"], self.data.classes).reshape(shape)
+        return found[:draws, [stored.index(n) for n in executions]]
+
+    def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
+        """[draws, N, stop - start, classes]: stored outputs of a range. Raises DamagedFileError when some are missing."""
+        parts = [
+            self._stored(work.key, work.executions, work.draws, block)[:, :, max(start - block.start, 0) : stop - block.start]
+            for block in self.store.blocks("outputs", work.key)
+            if block.start < stop and start < block.stop
+        ]
+        found = np.concatenate(parts, axis=2) if parts else np.empty((0, 0, 0, 0))
+        if found.shape[2] != stop - start:
+            raise DamagedFileError(f"outputs/{work.key} must cover points {start} to {stop}; it has {found.shape[2]}")
+        return found
+
+    def _write(
+        self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, forward: int,
+        backward: int, began: float,
+    ) -> None:  # fmt: skip
+        count = stop - start
+        facts = {
+            **covers(work), "weights": self.weights(work.classifier), "forward_passes": forward * count,
+            "backward_passes": backward * count, "seconds": round(time.perf_counter() - began, 3),
+            "device": self.data.device, "precision": self.data.precision, "seed": self.data.seed,
+        }  # fmt: skip
+        self.store.write_block(kind, work.key, start, stop, table, facts)
+
+
+def covers(work: Work) -> dict[str, list[int]]:
+    """What rows a block of the work must hold, beside its points."""
+    if isinstance(work, AttackWork):
+        return {"stops": list(work.stops)}
+    return {"executions": list(work.executions), "draws": list(range(work.draws))}
+
+
+def widened(work: Work, facts: Mapping[str, Any]) -> Work:
+    """The work with what a stored block has beside what is asked for."""
+    if isinstance(work, AttackWork):
+        return replace(work, stops=tuple(sorted({*work.stops, *facts["stops"]})))
+    executions = tuple(sorted({*work.executions, *facts["executions"]}))
+    return replace(work, executions=executions, draws=max(work.draws, len(facts["draws"])))
