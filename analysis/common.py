@@ -27,7 +27,7 @@ COLOURS = {
 SPARE_COLOURS = ["#8C564B", "#17BECF", "#7F7F7F", "#BCBD22"]
 MARKERS = dict(zip(LABELS, "*os^vDPXh", strict=True))
 
-STYLE = {
+STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
     "legend.frameon": False, "savefig.dpi": 200, "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip

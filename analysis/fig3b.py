@@ -19,7 +19,9 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
     first = table.iloc[0]
-    same = (table[["attack", "attack_params", "goal", "epsilon"]] == first[["attack", "attack_params", "goal", "epsilon"]]).all(axis=1)
+    same = (
+        table[["attack", "attack_params", "goal", "epsilon"]] == first[["attack", "attack_params", "goal", "epsilon"]]
+    ).all(axis=1)
     table = table[same]
     most = table.groupby("defense")["executions"].transform("max")
     table = table[table["executions"] == most].copy()
@@ -42,7 +44,15 @@ def _panel(axes: Axes, panel: pd.DataFrame, defenses: list[str]) -> None:
             zorder=4 if defense.startswith("mi") else 3,
         )  # fmt: skip
     best = panel[panel["undominated"]]
-    axes.scatter(100 * best["clean"], 100 * best["adversarial"], s=80, facecolors="none", edgecolors="black", lw=0.9, zorder=5)
+    axes.scatter(
+        100 * best["clean"],
+        100 * best["adversarial"],
+        s=80,
+        facecolors="none",
+        edgecolors="black",
+        lw=0.9,
+        zorder=5,
+    )
 
 
 def _error(rows: pd.DataFrame, name: str) -> list[Any]:
@@ -59,7 +69,15 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
         axes.set(title=classifier, xlabel="Clean accuracy (%)")
     panels[0][0].set_ylabel("Adversarial accuracy (%)")
     handles = [
-        Line2D([], [], color=colour(d, defenses), marker=MARKERS.get(d, "s"), ms=9 if d == "none" else 5, lw=1.3, label=label(d))
+        Line2D(
+            [],
+            [],
+            color=colour(d, defenses),
+            marker=MARKERS.get(d, "s"),
+            ms=9 if d == "none" else 5,
+            lw=1.3,
+            label=label(d),
+        )
         for d in defenses
     ]
     ring = Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="black", label="Undominated")

@@ -43,7 +43,11 @@ def _accuracies(chosen: pd.DataFrame) -> dict[str, float]:
     found = {"Clean": first["clean"], "Clean low": first["clean_low"], "Clean high": first["clean_high"]}
     for _, row in chosen.iterrows():
         column = row["column"]
-        found |= {column: row["adversarial"], f"{column} low": row["adversarial_low"], f"{column} high": row["adversarial_high"]}
+        found |= {
+            column: row["adversarial"],
+            f"{column} low": row["adversarial_low"],
+            f"{column} high": row["adversarial_high"],
+        }
     return {key: float(value) for key, value in found.items()}
 
 
@@ -64,7 +68,11 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def footnote(cells: pd.DataFrame) -> str:
     """How the table was made, in words."""
     row = cells.iloc[0]
-    picked = f"{int(row['selection_points'])} selection points" if row["selection_points"] else "the same points (optimistic)"
+    picked = (
+        f"{int(row['selection_points'])} selection points"
+        if row["selection_points"]
+        else "the same points (optimistic)"
+    )
     return (
         f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. Of each defense: the "
         f"setting with the highest adversarial accuracy among those within {100 * CLEAN_BUDGET:.0f} points of the undefended "
@@ -81,6 +89,7 @@ def markdown(text: pd.DataFrame, note: str) -> str:
 
 def latex(text: pd.DataFrame, note: str) -> str:
     """A booktabs table."""
+
     def escape(value: str) -> str:
         plain = value.replace("%", r"\%").replace("_", r"\_").replace("ε", r"$\epsilon$")
         return plain.replace("†", r"$^\dagger$")
@@ -88,7 +97,15 @@ def latex(text: pd.DataFrame, note: str) -> str:
     head = " & ".join(map(escape, text.columns)) + r" \\"
     body = [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]
     columns = "lll" + "r" * (len(text.columns) - 3)
-    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
+    lines = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
     return "\n".join([f"% {note}", *lines]) + "\n"
 
 

@@ -22,7 +22,7 @@ _WHERE = {
     "read_records": "mi_ray.records",
     "read_cells": "mi_ray.records",
 }
-__all__ = list(_WHERE)  # noqa: PLE0605
+__all__ = list(_WHERE)
 
 
 def __getattr__(name: str) -> Any:

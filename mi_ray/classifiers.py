@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import importlib
+import itertools
 import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,10 @@ class Classifier(nn.Module):
 
 
 def wrap_classifier(
-    network: nn.Module, mean: Sequence[float] = (0, 0, 0), std: Sequence[float] = (1, 1, 1), classes: int | None = None
+    network: nn.Module,
+    mean: Sequence[float] = (0, 0, 0),
+    std: Sequence[float] = (1, 1, 1),
+    classes: int | None = None,
 ) -> Classifier:
     """A user's own network as a Classifier, in eval mode on its device.
 
@@ -128,7 +132,9 @@ class MiResNet50(Architecture):
             for block in range(5):
                 stride = first_stride if block == 0 else 1
                 body = nn.Sequential(
-                    _conv(inputs, width, 1), _conv(width, width, 3, stride), _conv(width, width, 1, relu=False)
+                    _conv(inputs, width, 1),
+                    _conv(width, width, 3, stride),
+                    _conv(width, width, 1, relu=False),
                 )
                 layers.append(_Residual(body, inputs, width, stride))
                 inputs = width
@@ -187,7 +193,9 @@ class CnnSmall(Architecture):
     def build(self, classes: int) -> nn.Module:
         """A freshly initialised network."""
         w = self.width
-        return nn.Sequential(_conv(3, w, 5, 2), _conv(w, 2 * w, 3, 2), _conv(2 * w, 4 * w, 3, 2), *_head(4 * w, classes))
+        return nn.Sequential(
+            _conv(3, w, 5, 2), _conv(w, 2 * w, 3, 2), _conv(2 * w, 4 * w, 3, 2), *_head(4 * w, classes)
+        )
 
 
 def load_factory(factory: str) -> Any:
@@ -251,7 +259,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return state
 
 
-def classifier_from_bytes(description: Mapping[str, Any], content: bytes, origin: str = "the stored weights") -> Classifier:
+def classifier_from_bytes(
+    description: Mapping[str, Any], content: bytes, origin: str = "the stored weights"
+) -> Classifier:
     """The classifier with that description and those safetensors, in eval mode on the CPU."""
     try:
         state = load_tensors(content)
@@ -284,7 +294,7 @@ def prepared(classifier: Classifier, device: torch.device, precision: Precision)
         if type(module) is nn.Sequential:
             _fold(module)
     fast.to(device)
-    fast.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fast.network.to(memory_format=torch.channels_last)
     if precision == "bf16":
         fast.network.to(torch.bfloat16)
         fast.compute_dtype = torch.bfloat16
@@ -294,7 +304,7 @@ def prepared(classifier: Classifier, device: torch.device, precision: Precision)
 def _fold(sequence: nn.Sequential) -> None:
     """Replace each convolution with a batch norm right behind it by one convolution, in place."""
     names = list(sequence._modules)
-    for first, second in zip(names, names[1:], strict=False):
+    for first, second in itertools.pairwise(names):
         conv, norm = sequence._modules[first], sequence._modules[second]
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats:
             sequence._modules[first] = fuse_conv_bn_eval(conv, norm)

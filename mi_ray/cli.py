@@ -114,7 +114,9 @@ def _script(name: str) -> Any:
     try:
         return importlib.import_module(name if "." in name else f"analysis.{name}")
     except ImportError as error:
-        raise ValueError(f"figures must be names of scripts in analysis/ or importable modules; {name!r}: {error}") from error
+        raise ValueError(
+            f"figures must be names of scripts in analysis/ or importable modules; {name!r}: {error}"
+        ) from error
 
 
 def _show_frontier(store: Store, study: str) -> None:
@@ -246,7 +248,10 @@ def gc(
         if yes:
             opened.remove(path)
     total = sum(size for _, size in loose)
-    console.print(f"{len(loose)} folders, {total:,} bytes {'removed' if yes else 'could go: --yes removes them'}", highlight=False)
+    console.print(
+        f"{len(loose)} folders, {total:,} bytes {'removed' if yes else 'could go: --yes removes them'}",
+        highlight=False,
+    )
 
 
 @app.command(name="list")
@@ -267,11 +272,18 @@ def list_(
             console.print(f"  [cyan]{name}[/]  {first}", highlight=False)
             for key, parameter in cls.parameters().items():
                 needed = " (required)" if key in cls.required() else ""
-                console.print(f"      {key}: {parameter.help}; {parameter.allowed()}{needed}", markup=False, highlight=False)
+                console.print(
+                    f"      {key}: {parameter.help}; {parameter.allowed()}{needed}",
+                    markup=False,
+                    highlight=False,
+                )
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    errors.print(f"[bold red]error:[/] {message}" if "[" not in str(message) else f"error: {message}", markup="[" not in str(message))
+    errors.print(
+        f"[bold red]error:[/] {message}" if "[" not in str(message) else f"error: {message}",
+        markup="[" not in str(message),
+    )
     raise SystemExit(code)
 
 

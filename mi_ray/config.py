@@ -162,7 +162,9 @@ class ClassifierEntry(Strict):
         if self.factory is not None and self.weights is None:
             raise ValueError(f"classifier {self.name!r} has a factory and so must name its `weights` file")
         if any(s <= 0 for s in self.std) or len(self.mean) != len(self.std):
-            raise ValueError(f"classifier {self.name!r}: mean and std need one entry a channel, std > 0; got {self.std}")
+            raise ValueError(
+                f"classifier {self.name!r}: mean and std need one entry a channel, std > 0; got {self.std}"
+            )
         if self.training.batch_size % self.workers:
             raise ValueError(
                 f"classifier {self.name!r}: the global batch_size must divide evenly over the workers; "
@@ -182,7 +184,7 @@ class AttackEntry(Strict):
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
         if not isinstance(data, Mapping):
-            raise ValueError(f"an attack is a mapping such as {{pgd: {{steps: 10}}, epsilon: 8/255}}; got {data!r}")  # noqa: TRY004
+            raise ValueError(f"an attack is a mapping such as {{pgd: {{steps: 10}}, epsilon: 8/255}}; got {data!r}")
         threat = {key: _listed(data[key]) for key in ("epsilon", "goal") if key in data}
         method = {key: value for key, value in data.items() if key not in threat}
         if len(method) != 1:
@@ -316,7 +318,7 @@ def _set_path(document: dict[str, Any], path: str, value: object) -> None:
         elif isinstance(node, dict):
             node = node.setdefault(part, {})
         else:
-            raise ValueError(f"--set {path}: {where} is not a mapping or a list in the file; it is {node!r}")  # noqa: TRY004
+            raise ValueError(f"--set {path}: {where} is not a mapping or a list in the file; it is {node!r}")
     if isinstance(node, list) and last.isdigit() and int(last) < len(node):
         node[int(last)] = value
     elif isinstance(node, dict):
@@ -334,7 +336,9 @@ def read_document(path: Path) -> dict[str, Any]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
     if not isinstance(document, dict):
-        raise ValueError(f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}")
+        raise ValueError(
+            f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}"
+        )
     return document
 
 

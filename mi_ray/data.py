@@ -94,7 +94,6 @@ class Source(Parameterized):
         """The dataset. Raises ValueError, with the remedy, when it is absent or damaged."""
 
 
-
 SOURCES: Registry[Source] = Registry("dataset")
 
 
@@ -123,7 +122,6 @@ class Digits(Source):
         return Dataset("digits", 10, images[train], labels[train], images[test], labels[test])
 
 
-
 @dataclass(frozen=True)
 class _Cifar(Source):
     root: str = text("folder that holds, or will hold, torchvision's copy", "data")
@@ -145,9 +143,13 @@ class _Cifar(Source):
                 f"`dataset: {{{self.name}: {{root: {self.root}, download: true}}}}` on a machine with a network, or "
                 f"name another copy with {{parquet: folder}} or {{npz: file}}"
             ) from error
-        arrays = (train.data, np.asarray(train.targets, np.int64), test.data, np.asarray(test.targets, np.int64))
+        arrays = (
+            train.data,
+            np.asarray(train.targets, np.int64),
+            test.data,
+            np.asarray(test.targets, np.int64),
+        )
         return Dataset(self.name, self.classes, *arrays)
-
 
 
 @final
@@ -228,7 +230,6 @@ class ParquetFolder(Source):
         return Dataset(Path(self.path).name, classes, train, train_labels, test, test_labels)
 
 
-
 def _decode(file: Path, row: int, picture: bytes | None) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
@@ -262,7 +263,6 @@ class Npz(Source):
         images = [_rgb(arrays[f"x_{split}"]) for split in ("train", "test")]
         classes = int(max(label.max() for label in labels)) + 1
         return Dataset(Path(self.path).stem, classes, images[0], labels[0], images[1], labels[1])
-
 
 
 def _rgb(images: npt.NDArray[Any]) -> npt.NDArray[Any]:

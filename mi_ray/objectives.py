@@ -11,6 +11,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.pgd import signed_steps
+from mi_ray.classifiers import Classifier, prepared
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
 from mi_ray.threat_model import ThreatModel
 
@@ -27,7 +28,7 @@ class Objective(Parameterized):
     def loss(
         self,
         model: nn.Module,
-        plain: nn.Module,
+        plain: Classifier,
         x: Float[Tensor, "B C H W"],
         y: Int64[Tensor, "B"],
         rng: np.random.Generator,
@@ -50,7 +51,7 @@ class Erm(Objective):
 
     name: ClassVar[str] = "erm"
 
-    def loss(self, model: nn.Module, plain: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """CE(F(x), y)."""
         return F.cross_entropy(model(x), y)
 
@@ -102,7 +103,7 @@ class Mixup(Objective):
         "two_permutations",
     )
 
-    def loss(self, model: nn.Module, plain: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """Soft-label cross-entropy on mixed images."""
         mixed = _mixed(x, y, self.alpha, self.pairing, rng)
         return mixed.loss(model(mixed.images))
@@ -124,11 +125,14 @@ class _InnerAttack(Objective):
         option="inner_labels",
     )
 
-    def attacked(self, plain: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """Untargeted PGD on the batch, random start, with the model in eval mode, which is left in train mode."""
+    def attacked(self, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+        """Untargeted PGD on the batch, random start, against a frozen copy of the model in eval mode.
+
+        The copy has its batch norms folded into its convolutions, which makes its steps shorter.
+        """
         threat = ThreatModel(self.epsilon)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        plain.eval()
+        plain = prepared(plain, x.device, "fp32")
         if self.inner_labels == "predicted":
             with torch.no_grad():
                 y = plain(x).argmax(1)
@@ -142,7 +146,6 @@ class _InnerAttack(Objective):
         found = (x + threat.epsilon * (2 * unit - 1)).clamp(0, 1)
         for iterate in signed_steps(gradient, x, found, threat.epsilon, self.step_size, self.steps):
             found = iterate
-        plain.train()
         return found.detach()
 
 
@@ -154,7 +157,7 @@ class Adversarial(_InnerAttack):
 
     name: ClassVar[str] = "adversarial"
 
-    def loss(self, model: nn.Module, plain: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The mean of CE(F(x), y) and CE(F(x + δ), y)."""
         perturbed = self.attacked(plain, x, y, rng)
         return (F.cross_entropy(model(x), y) + F.cross_entropy(model(perturbed), y)) / 2
@@ -174,11 +177,9 @@ class InterpolatedAt(_InnerAttack):
 
     name: ClassVar[str] = "interpolated_at"
     alpha: float = number("λ ~ Beta(α, α), for each example", 1.0, low=1e-6)
-    pairing: Pairing = choice(
-        "as in mixup", ("two_permutations", "one_permutation"), "two_permutations"
-    )
+    pairing: Pairing = choice("as in mixup", ("two_permutations", "one_permutation"), "two_permutations")
 
-    def loss(self, model: nn.Module, plain: nn.Module, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The mean of the two halves' soft-label cross-entropies."""
         perturbed = self.attacked(plain, x, y, rng)
         halves = [_mixed(images, y, self.alpha, self.pairing, rng) for images in (perturbed, x)]

@@ -175,7 +175,7 @@ def _spaced(name: str, how: str, ends: object) -> list[float]:
     if how == "linspace":
         if third != int(third) or not 1 <= third <= 10_000:
             raise ValueError(f"{rule}; got {ends!r}")
-        values = np.linspace(first, last, int(third))
+        values: Any = np.linspace(first, last, int(third))
     else:
         if third <= 0 or last < first or (last - first) / third > 10_000:
             raise ValueError(f"{rule}; got {ends!r}")
@@ -196,14 +196,22 @@ def _declare(kind: Kind, help_: str, default: Any, **rest: Any) -> Any:
 
 
 def number(
-    help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None, option: str | None = None
+    help_: str,
+    default: Any = MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    option: str | None = None,
 ) -> Any:
     """A real number; text such as "2/255" is read as a fraction."""
     return _declare("number", help_, default, low=low, high=high, option=option)
 
 
 def integer(
-    help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None, option: str | None = None
+    help_: str,
+    default: Any = MISSING,
+    low: float | None = None,
+    high: float | None = None,
+    option: str | None = None,
 ) -> Any:
     """A whole number."""
     return _declare("integer", help_, default, low=low, high=high, option=option)
@@ -328,9 +336,7 @@ class Registry(Generic[T]):
         return self[name].make({} if values is None else values)  # type: ignore[return-value]
 
 
-def expand(
-    method: type[Parameterized], written: Any, option: Callable[[str], Any]
-) -> dict[str, Axis]:
+def expand(method: type[Parameterized], written: Any, option: Callable[[str], Any]) -> dict[str, Axis]:
     """The axes that a sweep file's entry spans: every parameter of the method, in its order.
 
     written: what the file says. option: the study's value of a named option, for parameters left out.

@@ -167,18 +167,28 @@ class Planner:
         whole = -(-sweep.points.count // sweep.batch) * sweep.batch
         self.stored_points = min(whole, facts.test_count)
         order = sweep.points_order()
-        self._order = {"dataset": facts.digest, "order": order, **({"seed": sweep.seed} if order == "drawn" else {})}
+        self._order = {
+            "dataset": facts.digest,
+            "order": order,
+            **({"seed": sweep.seed} if order == "drawn" else {}),
+        }
         self._arithmetic = {"device": facts.device, "precision": sweep.precision, "batch": sweep.batch}
         self.classifiers = tuple(self._classifier(entry) for entry in sweep.classifiers)
         self.attacks = tuple(
-            work for entry in sweep.attacks for classifier in self.classifiers for work in self._attack(entry, classifier)
+            work
+            for entry in sweep.attacks
+            for classifier in self.classifiers
+            for work in self._attack(entry, classifier)
         )
 
     def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
         if entry.factory is not None:
             description = {**base, "factory": entry.factory, "arguments": entry.arguments}
-            facts = {**description, **{k: v for k, v in self.facts.sources.items() if k in (entry.factory, entry.weights)}}
+            facts = {
+                **description,
+                **{k: v for k, v in self.facts.sources.items() if k in (entry.factory, entry.weights)},
+            }
             return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
         assert entry.architecture is not None
         architecture = self.methods.architectures.make(*entry.architecture)
@@ -186,7 +196,9 @@ class Planner:
         method = self.methods.objectives[entry.objective[0]]
         axes = expand(method, entry.objective[1], lambda name: getattr(training, name))
         if any(len(axis.values) > 1 for axis in axes.values()):
-            raise ValueError(f"an objective takes one value a parameter; {method.name} got a list: add a classifier instead")
+            raise ValueError(
+                f"an objective takes one value a parameter; {method.name} got a list: add a classifier instead"
+            )
         objective = method.make({name: axis.values[0] for name, axis in axes.items()})
         if entry.training.batch_size > self.facts.train_count:
             raise ValueError(
@@ -265,7 +277,7 @@ class Planner:
         return [Inputs(), *(Inputs(work, stop) for work in own for stop in work.stops)]
 
     def _outputs(self, classifier: ClassifierWork, inputs: Inputs, component: Any, n: int, draws: int) -> OutputWork:
-        facts = {
+        facts: dict[str, Any] = {
             "classifier": classifier.key,
             "inputs": [inputs.attack.key, inputs.stop] if inputs.attack else self._order,
         }  # fmt: skip
@@ -301,7 +313,12 @@ class Planner:
             identity = self._identity(classifier, inputs, defense, n, draws)
             key = content_key("cell", facts)
             yield Cell(
-                key, {"cell": key, **identity}, classifier.key, inputs, (defense.name, defense.values()), undefended,
+                key,
+                {"cell": key, **identity},
+                classifier.key,
+                inputs,
+                (defense.name, defense.values()),
+                undefended,
                 tuple(parts),
             )
 
@@ -326,7 +343,9 @@ class Planner:
     def plan(self, settings: Iterable[Any]) -> Plan:
         """The cells of these settings on every classifier, and the distinct work that they need."""
         every = list(settings)
-        return self.plan_of(cell for work in self.classifiers for defense in every for cell in self.cells(work, defense))
+        return self.plan_of(
+            cell for work in self.classifiers for defense in every for cell in self.cells(work, defense)
+        )
 
     def plan_of(self, wanted: Iterable[Cell]) -> Plan:
         """These cells, none twice, and the distinct work that they need."""
@@ -401,7 +420,7 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     digest = hashlib.sha256(canonical(sweep.model_dump(mode="json")).encode())
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
-    written = [value for value in _texts(sweep.dataset[1])] + [e.weights for e in sweep.classifiers if e.weights]
+    written = list(_texts(sweep.dataset[1])) + [e.weights for e in sweep.classifiers if e.weights]
     for place in sorted(map(Path, written)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():

@@ -41,7 +41,13 @@ class Draws:
     """
 
     def __init__(self, key: Key, points: Sequence[int], executions: int, chunk: int, device: torch.device) -> None:
-        self.key, self.points, self.executions, self.chunk, self.device = key, points, executions, chunk, device
+        self.key, self.points, self.executions, self.chunk, self.device = (
+            key,
+            points,
+            executions,
+            chunk,
+            device,
+        )
         self._calls = 0
 
     def _generators(self, device: torch.device) -> list[torch.Generator]:
@@ -51,14 +57,13 @@ class Draws:
         self._calls += 1
         # The CPU generator keeps the low 32 bits of its seed. base + point * odd is injective in the point there, so
         # two points never share a stream within a call.
-        return [
-            torch.Generator(device).manual_seed((base + point * _ODD) % 2**63) for point in self.points
-        ]
+        return [torch.Generator(device).manual_seed((base + point * _ODD) % 2**63) for point in self.points]
 
     def uniform(self, size: int) -> Tensor:
         """[executions, points, size] uniforms in [0, 1); the same numbers on every kind of device."""
         columns = [
-            torch.rand(self.executions, size, generator=generator) for generator in self._generators(torch.device("cpu"))
+            torch.rand(self.executions, size, generator=generator)
+            for generator in self._generators(torch.device("cpu"))
         ]
         return torch.stack(columns, dim=1).to(self.device)
 

@@ -92,7 +92,9 @@ class Store:
             try:
                 self.filesystem, self.root = pafs.FileSystem.from_uri(self.uri)
             except (pa.ArrowException, OSError, ValueError) as error:
-                raise ValueError(f"a store must be a folder or a URI that pyarrow knows; got {self.uri}: {error}") from error
+                raise ValueError(
+                    f"a store must be a folder or a URI that pyarrow knows; got {self.uri}: {error}"
+                ) from error
         self._open(create)
 
     def _open(self, create: bool) -> None:
@@ -208,7 +210,9 @@ class Store:
                 found.append(Block(int(match[1]), int(match[2]), path))
         return sorted(found, key=lambda block: block.start)
 
-    def write_block(self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, Any]) -> None:
+    def write_block(
+        self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, Any]
+    ) -> None:
         """Write the rows of a range, with what they are of (facts) in the file's metadata."""
         about = {"kind": kind, "key": key, "start": start, "stop": stop, **facts}
         stamped = table.replace_schema_metadata({"mi_ray": json.dumps(about, sort_keys=True)})
@@ -222,7 +226,6 @@ class Store:
         if any(facts.get(name) != value for name, value in expected.items()):
             raise DamagedFileError(f"{block.path} must be of {expected}; it says {facts}")
         return table.replace_schema_metadata(None), facts
-
 
     def block_facts(self, block: Block) -> dict[str, Any]:
         """What a stored block says of itself, read from the file's footer alone."""
@@ -253,7 +256,9 @@ def _study_path(study: str, name: str) -> str:
 
 def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a study's cells.parquet."""
-    store.write_table(_study_path(study, "cells.parquet"), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
+    store.write_table(
+        _study_path(study, "cells.parquet"), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS)
+    )
 
 
 def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFrame:
@@ -269,7 +274,9 @@ def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFr
         if opened.exists(path):
             frames.append(opened.read_table(path, CELLS).to_pandas().assign(study=name))
         elif study is not None:
-            raise ValueError(f"study {study!r} must be in {opened.uri}; known: {', '.join(opened.folders('studies')) or 'none'}")
+            raise ValueError(
+                f"study {study!r} must be in {opened.uri}; known: {', '.join(opened.folders('studies')) or 'none'}"
+            )
     return pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
 
 

@@ -103,7 +103,9 @@ class SamplePool:
         if held:
             raise ValueError(f"a sample pool must hold no evaluated point; it holds {held}")
 
-    def draw(self, draws: Draws, predicted: Int64[Tensor, "B"], which: Literal["predicted", "other"]) -> Float[Tensor, "E B C H W"]:
+    def draw(
+        self, draws: Draws, predicted: Int64[Tensor, "B"], which: Literal["predicted", "other"]
+    ) -> Float[Tensor, "E B C H W"]:
         """x_s for each execution and point, with replacement.
 
         which: "predicted" draws the class ŷ (MI-PL); "other" draws a class uniformly over the others, then an image
@@ -124,7 +126,9 @@ class SamplePool:
         return images.float().div(255)
 
 
-def without(images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], evaluated: np.ndarray[Any, Any]) -> tuple[Any, Any, int]:
+def without(
+    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], evaluated: np.ndarray[Any, Any]
+) -> tuple[Any, Any, int]:
     """(images, labels, number left out): the split less exact copies of evaluated points. All uint8 NHWC."""
     taken = set(image_hashes(_as_uint8(evaluated)))
     keep = np.array([image not in taken for image in image_hashes(_as_uint8(images))])

@@ -61,9 +61,8 @@ def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray
     """Which settings no other beats: none is at least as good in both accuracies and better in one."""
     points = np.column_stack([np.asarray(clean, float), np.asarray(adversarial, float)])
     at_least = (points[None] >= points[:, None]).all(-1)
-    better = (points[None] > points[:, None]).any(-1)
-    dominated: npt.NDArray[np.bool_] = (at_least & better).any(1)
-    return ~dominated
+    better = np.any(points[None] > points[:, None], axis=-1)
+    return ~np.any(at_least & better, axis=1)
 
 
 FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]
@@ -79,7 +78,12 @@ def frontier(cells: pd.DataFrame) -> pd.DataFrame:
     done = cells[cells["state"] == "done"]
     clean = done[done["attack"] == "none"].set_index(FRONTIER_KEYS)
     attacked = done[done["attack"] != "none"]
-    names = {"accuracy": "", "accuracy_low": "_low", "accuracy_high": "_high", "selection_accuracy": "_selection"}
+    names = {
+        "accuracy": "",
+        "accuracy_low": "_low",
+        "accuracy_high": "_high",
+        "selection_accuracy": "_selection",
+    }
     left = clean[[*names]].rename(columns={k: f"clean{v}" for k, v in names.items()})
     right = attacked.rename(columns={k: f"adversarial{v}" for k, v in names.items()})
     table = right.merge(left, left_on=FRONTIER_KEYS, right_index=True, how="inner").reset_index(drop=True)

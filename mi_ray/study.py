@@ -24,10 +24,11 @@ from mi_ray.data import SOURCES, Dataset
 from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
+from mi_ray.parameters import Registry
 from mi_ray.plan import Cell, Facts, Methods, Plan, Planner
 from mi_ray.quick import fingerprint, inventory
 from mi_ray.records import RECORDS, DamagedFileError, Store, write_cells
-from mi_ray.sample_pool import SamplePool, without
+from mi_ray.sample_pool import without
 from mi_ray.statistics import cell_summary, frontier
 from mi_ray.workbench import PoolData, StudyData, Workbench
 
@@ -73,9 +74,10 @@ def load_plugins(plugins: Iterable[str]) -> None:
 def _sources(sweep: Sweep) -> dict[str, str]:
     """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
     found: dict[str, str] = {}
-    for registry in (DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES):
-        for name in registry:  # type: ignore[attr-defined]
-            module = registry[name].__module__  # type: ignore[index]
+    registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
+    for registry in registries:
+        for name in registry:
+            module = registry[name].__module__
             if not module.startswith("mi_ray."):
                 found[name] = _source_hash(module)
     for entry in sweep.classifiers:
@@ -85,7 +87,9 @@ def _sources(sweep: Sweep) -> dict[str, str]:
             try:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:
-                raise ValueError(f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error}") from error
+                raise ValueError(
+                    f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error}"
+                ) from error
     return found
 
 
@@ -97,9 +101,8 @@ def _pools(sweep: Sweep, dataset: Dataset) -> tuple[dict[str, PoolData], int]:
     else:
         images, labels = dataset.test_images, dataset.test_labels
     whole = PoolData(images, labels, options.pool_split, options.pool_augmented)
-    pools = {
-        name: whole for name in DEFENSES if issubclass(DEFENSES[name], RandomTransform) and DEFENSES[name].uses_pool
-    }
+    classes = {name: DEFENSES[name] for name in DEFENSES}
+    pools = {name: whole for name, cls in classes.items() if issubclass(cls, RandomTransform) and cls.uses_pool}
     if options.pool_limit_mi_pl is not None:
         chosen = np.random.default_rng(sweep.seed).permutation(len(labels))[: options.pool_limit_mi_pl]
         pools["mi_pl"] = PoolData(images[chosen], labels[chosen], options.pool_split, options.pool_augmented)
@@ -171,7 +174,10 @@ def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table
 
 
 def write_records(
-    bench: Workbench, cells: Iterable[Cell], points: tuple[int, int], causes: Callable[[Cell], str | None],
+    bench: Workbench,
+    cells: Iterable[Cell],
+    points: tuple[int, int],
+    causes: Callable[[Cell], str | None],
     advance: Callable[[int], None],
 ) -> list[dict[str, Any]]:
     """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
@@ -247,8 +253,8 @@ def provenance() -> dict[str, Any]:
     commit: str | None = None
     dirty = False
     try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)  # noqa: S603
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
         dirty = bool(status.stdout.strip())
     except (OSError, subprocess.CalledProcessError):
         commit = None  # installed from a wheel, or no git: the versions say what ran
@@ -267,6 +273,21 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
         "outputs": sorted(work.key for work in plan.outputs),
         "records": sorted(cell.key for cell in plan.cells),
     }
+
+
+def mark_running(store: Store, study: Study, plan: Plan) -> None:
+    """Say in the store that a study is being computed, and what it consists of, for `mi-ray status` and `gc`."""
+    name = study.sweep.name
+    path = f"studies/{name}/manifest.json"
+    keys = keys_of(plan)
+    manifest = {
+        "name": name,
+        "state": "running",
+        "keys": keys,
+        "cells": len(plan.cells),
+        "provenance": provenance(),
+    }
+    store.write_json(path, manifest)
 
 
 def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:

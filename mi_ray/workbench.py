@@ -142,7 +142,10 @@ class Workbench:
         """(images, attacked labels, max |delta|) of a range: of each point the restart with the highest loss."""
         assert inputs.attack is not None
         parts = [
-            [column[max(start - block.start, 0) : stop - block.start] for column in self._best(inputs.attack.key, inputs.stop, block)]
+            [
+                column[max(start - block.start, 0) : stop - block.start]
+                for column in self._best(inputs.attack.key, inputs.stop, block)
+            ]
             for block in self.store.blocks("adversarial", inputs.attack.key)
             if block.start < stop and start < block.stop
         ]
@@ -188,7 +191,7 @@ class Workbench:
             names=ADVERSARIAL.names,
         ).cast(ADVERSARIAL)  # fmt: skip
         forward, backward = attack.cost()
-        self._write("adversarial", work, start, stop, table, forward, backward, began)
+        self._write("adversarial", work, start, stop, table, forward, backward, began, epsilon=work.threat.epsilon)
         return count
 
     def outputs(self, work: OutputWork, start: int, stop: int) -> int:
@@ -234,7 +237,9 @@ class Workbench:
     def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
         """[draws, N, stop - start, classes]: stored outputs of a range. Raises DamagedFileError when some are missing."""
         parts = [
-            self._stored(work.key, work.executions, work.draws, block)[:, :, max(start - block.start, 0) : stop - block.start]
+            self._stored(work.key, work.executions, work.draws, block)[
+                :, :, max(start - block.start, 0) : stop - block.start
+            ]
             for block in self.store.blocks("outputs", work.key)
             if block.start < stop and start < block.stop
         ]
@@ -245,13 +250,13 @@ class Workbench:
 
     def _write(
         self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, forward: int,
-        backward: int, began: float,
+        backward: int, began: float, **more: float,
     ) -> None:  # fmt: skip
         count = stop - start
         facts = {
             **covers(work), "weights": self.weights(work.classifier), "forward_passes": forward * count,
             "backward_passes": backward * count, "seconds": round(time.perf_counter() - began, 3),
-            "device": self.data.device, "precision": self.data.precision, "seed": self.data.seed,
+            "device": self.data.device, "precision": self.data.precision, "seed": self.data.seed, **more,
         }  # fmt: skip
         self.store.write_block(kind, work.key, start, stop, table, facts)
 

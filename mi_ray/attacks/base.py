@@ -144,11 +144,10 @@ def adversarial_loss(
 
 def bound(model: nn.Module, key: Key, points: Sequence[int]) -> Any:
     """The context in which a model with randomness draws by (key, points); nothing for any other model."""
-    return model.bind(key, points) if hasattr(model, "bind") else nullcontext()
+    bind: Any = getattr(model, "bind", None)
+    return nullcontext() if bind is None else bind(key, points)
 
 
-def project(
-    x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float
-) -> Float[Tensor, "B C H W"]:
+def project(x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float) -> Float[Tensor, "B C H W"]:
     """The nearest point in the ball of radius epsilon (max norm) around the centre and in the pixel box."""
     return torch.minimum(torch.maximum(x, centre - epsilon), centre + epsilon).clamp(0, 1)

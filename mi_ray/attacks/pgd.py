@@ -55,7 +55,13 @@ class Pgd(Attack):
         return self.restarts * (steps + len(self.steps)), self.restarts * steps
 
     def run(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
     ) -> Adversarial:
         """See `Attack.run`."""
         images, losses = [], []

@@ -4,7 +4,11 @@ from typing import Any, Literal
 
 
 def run_study(
-    study: Any, store: Any, address: str | None, console: Any, until: Literal["train", "attack", "sweep"] = "sweep"
+    study: Any,
+    store: Any,
+    address: str | None,
+    console: Any,
+    until: Literal["train", "attack", "sweep"] = "sweep",
 ) -> Any:
     """Do all that is missing of a study (see `cluster.study.Runner`), on a cluster or on a local Ray (address None).
 

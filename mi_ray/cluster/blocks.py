@@ -48,9 +48,7 @@ def load_plugins(plugins: Sequence[str]) -> None:
 
 
 @ray.remote
-def compute_block(
-    reference: list[Any], plugins: Sequence[str], threads: int, work: Work, start: int, stop: int
-) -> int:
+def compute_block(reference: list[Any], plugins: Sequence[str], threads: int, work: Work, start: int, stop: int) -> int:
     """Compute and store one block; returns its number of points."""
     load_plugins(plugins)
     bench = workbench(reference[0], threads)
@@ -58,7 +56,11 @@ def compute_block(
 
 
 def run_blocks(
-    reference: Any, plugins: Sequence[str], blocks: Sequence[tuple[Work, int, int]], cpus: float, gpus: float,
+    reference: Any,
+    plugins: Sequence[str],
+    blocks: Sequence[tuple[Work, int, int]],
+    cpus: float,
+    gpus: float,
     running: Stage,
 ) -> list[tuple[Work, Exception]]:
     """Run blocks as tasks until all are stored or have failed; returns the failures. A lost worker's block runs again."""

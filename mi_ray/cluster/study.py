@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import ray
+from ray import tune
 from rich.console import Console
 
 from mi_ray.classifiers import read_weights
@@ -19,7 +20,7 @@ from mi_ray.cluster.train import EpochCounter, finished, fit, take_own
 from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.records import Store
-from mi_ray.study import Study, mark_selected, write_records, write_study
+from mi_ray.study import Study, mark_running, mark_selected, write_records, write_study
 from mi_ray.workbench import Work, Workbench
 
 Until = Literal["train", "attack", "sweep"]
@@ -61,7 +62,10 @@ class Runner:
         if self._bench is None:
             done = [work for work in self.planner.classifiers if work.key not in self.outcome.failures]
             read = {
-                work.key: (work.description, self.store.read_bytes(f"classifiers/{work.key}/model.safetensors"))
+                work.key: (
+                    work.description,
+                    self.store.read_bytes(f"classifiers/{work.key}/model.safetensors"),
+                )
                 for work in done
             }
             self._bench = Workbench(self.study.data(self.store.root if self.store.local else self.store.uri, read))
@@ -172,9 +176,7 @@ class Runner:
             self.connect(size.cpus)
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
-                for work, error in run_blocks(
-                    self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown
-                ):
+                for work, error in run_blocks(self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown):
                     self.fail(work.key, f"{name} {work.key}", error)
         self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in todo))
 
@@ -202,7 +204,7 @@ class Runner:
             ]  # fmt: skip
             if todo:
                 resolve = trials.ResolveGrid(todo)
-                space = {"trial": trials.tune.grid_search(list(range(len(todo))))}
+                space = {"trial": tune.grid_search(list(range(len(todo))))}
                 works = [work for trial in todo for work in trial.works]
                 self._tune(f"sweep of {len(todo)} settings", resolve, works, space, None, 1)
             return plan
@@ -228,9 +230,7 @@ class Runner:
             at_once = self.sweep.resources.trials_at_once or max(1, int(cpus // size.cpus))
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
-            job = trials.Job(
-                [self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve
-            )
+            job = trials.Job([self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve)
             inputs = len(self.planner.inputs(self.planner.classifiers[0]))
             total = len(works) * len(self.study.points) if works else samples * inputs * len(self.study.points)
             with stage(name, total, "points", self.console) as shown:
@@ -259,9 +259,7 @@ class Runner:
         """Derive the rows of every cell and write what the study says about them."""
         with self.outcome.timed("records"), stage("records", len(plan.cells), "cells", self.console) as shown:
             points = self.sweep.points
-            rows = write_records(
-                self.bench, plan.cells, (points.selection, points.count), self.causes, shown.advance
-            )
+            rows = write_records(self.bench, plan.cells, (points.selection, points.count), self.causes, shown.advance)
             mark_selected(rows)
         self.outcome.cells = rows
         done = {"counted_forward_passes": self.outcome.counted, "seconds": self.outcome.seconds}
@@ -272,6 +270,7 @@ class Runner:
         try:
             settings = self.planner.settings()
             plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
+            mark_running(self.store, self.study, plan)
             self.train()
             if until != "train":
                 self.blocks("attack", "attack_forward", "adversarial", plan.attacks)

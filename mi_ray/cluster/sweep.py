@@ -143,7 +143,7 @@ class RoundsSearch(Searcher):
         """The space and the objectives are the inner search's own."""
         return False
 
-    def suggest(self, trial_id: str) -> dict[str, Any] | None | str:
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next setting, or nothing while a round is still running."""
         if self._asked >= self._settings.trials:
             return Searcher.FINISHED
@@ -199,11 +199,10 @@ class Space:
         name, axes = self.axes[int(entry.split(":")[0])]
         values = {}
         for key, axis in axes.items():
-            proposed = config.get(f"{entry}.{key}")
             if axis.span is not None:
-                values[key] = round(float(proposed), 6)
+                values[key] = round(float(config[f"{entry}.{key}"]), 6)
             else:
-                values[key] = axis.values[int(proposed) if proposed is not None else 0]
+                values[key] = axis.values[int(config.get(f"{entry}.{key}", 0))]
         return name, {key: plain(value) for key, value in values.items() if value is not None}
 
 
@@ -256,7 +255,9 @@ class _Advance(tune.Callback):
         """Tune writes its callbacks down in order to restore a run, which we never do: nothing to keep."""
         return {}
 
-    def on_trial_result(self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any) -> None:
+    def on_trial_result(
+        self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
+    ) -> None:
         self.passes += int(result.get("passes", 0))
         self._running.advance(int(result.get("computed", 0)))
 
@@ -265,8 +266,15 @@ class _Advance(tune.Callback):
 
 
 def run_trials(
-    job: Job, space: Mapping[str, Any] | None, search: Searcher | None, samples: int, cpus: float, gpus: float,
-    at_once: int, scratch: str, running: Stage,
+    job: Job,
+    space: Mapping[str, Any] | None,
+    search: Searcher | None,
+    samples: int,
+    cpus: float,
+    gpus: float,
+    at_once: int,
+    scratch: str,
+    running: Stage,
 ) -> tuple[list[Mapping[str, Any]], list[str], int]:
     """Run Tune to its end: (the configurations that it ran, the errors of trials that failed, forward passes)."""
     counting = _Advance(running)

@@ -38,7 +38,11 @@ def finished(store: Store, key: str) -> bool:
 
 
 def write_classifier(
-    store: Store, key: str, classifier: Classifier, about: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
+    store: Store,
+    key: str,
+    classifier: Classifier,
+    about: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
 ) -> None:
     """Put a classifier into the store; the description comes last, so that it is there only when all is."""
     content, folder = weights_bytes(classifier), f"classifiers/{key}"
@@ -83,7 +87,7 @@ class _Run:
         torch.manual_seed(config["seed"])
         self.plain = build_classifier(config["description"]).to(self.device)
         if self.training["channels_last"]:
-            self.plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.plain.to(memory_format=torch.channels_last)
         self.optimizer = torch.optim.SGD(
             self.plain.parameters(), lr=self.training["lr"], momentum=self.training["momentum"],
             weight_decay=self.training["weight_decay"],
@@ -120,7 +124,7 @@ class _Run:
             for buffer in self.plain.buffers():
                 if buffer.is_floating_point():
                     torch.distributed.all_reduce(buffer)
-                    buffer /= self.world
+                    buffer.div_(self.world)
 
     def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """One pass over the data; returns the epoch's row without accuracies. Raises ValueError on a NaN loss."""
@@ -150,7 +154,13 @@ class _Run:
                              f"({rate:g}) or use precision fp32")  # fmt: skip
         self.average_buffers()
         seconds = time.perf_counter() - began
-        return {"epoch": self.epoch, "lr": rate, "loss": mean, "images": len(losses) * size, "seconds": seconds}
+        return {
+            "epoch": self.epoch,
+            "lr": rate,
+            "loss": mean,
+            "images": len(losses) * size,
+            "seconds": seconds,
+        }
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Clean accuracy on the first images of a split, in eval mode."""

@@ -45,7 +45,7 @@ class Defense(Parameterized):
         """N of the component at that position, where the defense is asked for N executions."""
         return executions
 
-    def check_images(self, height: int, width: int) -> None:  # noqa: B027 - most defenses take any size
+    def check_images(self, height: int, width: int) -> None:
         """Raise ValueError when images of that size cannot be defended with these parameters."""
 
 
@@ -57,7 +57,11 @@ class RandomTransform(Defense):
 
     @abstractmethod
     def transform(
-        self, x: Float[Tensor, "B C H W"], draws: Draws, predicted: Int64[Tensor, "B"], pool: SamplePool | None
+        self,
+        x: Float[Tensor, "B C H W"],
+        draws: Draws,
+        predicted: Int64[Tensor, "B"],
+        pool: SamplePool | None,
     ) -> Float[Tensor, "E B C H W"]:
         """`draws.executions` transformed copies of each image.
 
@@ -110,7 +114,12 @@ def execute(
     """log-probabilities of the first N executions; whole chunks are run, so that N is a prefix of any larger N."""
     chunks = [
         chunk_log_probabilities(
-            classifier, component, x, predicted, pool, Draws(key.at(family=component.name), points, CHUNK, chunk, x.device)
+            classifier,
+            component,
+            x,
+            predicted,
+            pool,
+            Draws(key.at(family=component.name), points, CHUNK, chunk, x.device),
         )
         for chunk in range(-(-executions // CHUNK))
     ]
@@ -133,7 +142,12 @@ class DefendedClassifier(nn.Module):
     """
 
     def __init__(
-        self, classifier: nn.Module, defense: Defense, pool: SamplePool | None = None, executions: int = 30, seed: int = 0
+        self,
+        classifier: nn.Module,
+        defense: Defense,
+        pool: SamplePool | None = None,
+        executions: int = 30,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if executions < 1:
@@ -164,7 +178,13 @@ class DefendedClassifier(nn.Module):
         predicted = undefended.detach().argmax(1)
         runs = [
             execute(
-                self.classifier, component, x, predicted, self.pool, key, points,
+                self.classifier,
+                component,
+                x,
+                predicted,
+                self.pool,
+                key,
+                points,
                 self.defense.executions_of(position, self.executions),
             )
             for position, component in enumerate(self.defense.components())

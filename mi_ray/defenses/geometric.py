@@ -37,7 +37,10 @@ class RandomRotation(RandomTransform):
     name: ClassVar[str] = "random_rotation"
     degrees: float = number("largest angle d, in degrees", low=0.0, high=180.0)
     interpolation: Literal["bilinear", "nearest"] = choice(
-        "how a pixel between pixels is read", ("bilinear", "nearest"), "bilinear", option="rotation_interpolation"
+        "how a pixel between pixels is read",
+        ("bilinear", "nearest"),
+        "bilinear",
+        option="rotation_interpolation",
     )
     fill: float = number("value outside the image, in [0, 1]", 0.0, low=0.0, high=1.0)
     eight_bit: bool = flag("pass through an 8-bit image, as the released code", False, option="eight_bit")
@@ -52,7 +55,11 @@ class RandomRotation(RandomTransform):
         height, width = x.shape[-2:]
         # Output pixel -> where it is read in the input; the aspect keeps a turn a turn on images that are not square.
         theta = torch.stack(
-            [torch.stack([cos, -sin * height / width, zero], 1), torch.stack([sin * width / height, cos, zero], 1)], 1
+            [
+                torch.stack([cos, -sin * height / width, zero], 1),
+                torch.stack([sin * width / height, cos, zero], 1),
+            ],
+            1,
         )
         source = (truncate_to_8_bits(x) if self.eight_bit else x) - self.fill
         copies = source.expand(draws.executions, *x.shape).flatten(0, 1)

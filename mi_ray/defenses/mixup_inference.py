@@ -85,10 +85,15 @@ class MiCombined(Defense):
     lam_ol: float | Distribution = ratio("mixup ratio of the fallback MI-OL")
     threshold: float = number("gap at or above which an input counts as adversarial", low=-1.0, high=1.0)
     accept: Literal["undefended", "pl_average"] = choice(
-        "answer for an input judged clean", ("undefended", "pl_average"), "undefended", option="combined_accept"
+        "answer for an input judged clean",
+        ("undefended", "pl_average"),
+        "undefended",
+        option="combined_accept",
     )
     statistic: Literal["predicted_class", "maximum"] = choice(
-        "which probabilities the gap compares", ("predicted_class", "maximum"), "predicted_class",
+        "which probabilities the gap compares",
+        ("predicted_class", "maximum"),
+        "predicted_class",
         option="combined_statistic",
     )
     executions_pl: int | None = integer(
