@@ -22,7 +22,7 @@ LABELS = {
 # Okabe and Ito's palette: told apart with any colour vision.
 COLOURS = {
     "none": "#000000", "gaussian_noise": "#56B4E9", "uniform_noise": "#999999", "random_rotation": "#009E73",
-    "random_pad": "#F0E442", "random_resize": "#0072B2", "mi_pl": "#CC79A7", "mi_ol": "#D55E00", "mi_combined": "#E69F00",
+    "random_pad": "#A6A61B", "random_resize": "#0072B2", "mi_pl": "#CC79A7", "mi_ol": "#D55E00", "mi_combined": "#E69F00",
 }  # fmt: skip
 SPARE_COLOURS = ["#8C564B", "#17BECF", "#7F7F7F", "#BCBD22"]
 MARKERS = dict(zip(LABELS, "*os^vDPXh", strict=True))

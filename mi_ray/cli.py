@@ -1,7 +1,9 @@
 """The command line: parses, calls, prints; nothing else. Heavy imports wait until a verb needs them."""
 
 import importlib
+import importlib.util
 import os
+import pkgutil
 import sys
 import time
 from pathlib import Path
@@ -21,7 +23,7 @@ app = typer.Typer(
     "true?** Start with `mi-ray sweep sweeps/quickstart.yaml`; look first with `mi-ray plan`; read the rows with "
     "`mi_ray.read_records(\"results\")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.",
 )  # fmt: skip
-console = Console(soft_wrap=True)
+console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 Files = Annotated[list[Path], typer.Argument(help="Sweep files (YAML).", metavar="FILE…")]
@@ -59,28 +61,37 @@ def _finished(sweep: Sweep, out: str) -> bool:
 
 def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
     sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
-    out, began, failed = options["out"], time.perf_counter(), False
-    todo = [sweep for sweep in sweeps if not _finished(sweep, out)]
+    began = time.perf_counter()
+    try:
+        failed = _run_all(sweeps, until, options["out"], options["address"])
+    except KeyboardInterrupt:
+        errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
+        raise typer.Exit(130) from None
+    console.print(f"{time.perf_counter() - began:.1f} s in all", highlight=False)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> bool:
+    """Run the studies that are not finished, in order; True when something failed."""
+    failed, todo = False, [sweep for sweep in sweeps if not _finished(sweep, out)]
     for sweep in sweeps:
+        for name in sweep.figures:
+            _find_script(name)
         if sweep not in todo:
-            console.print(f"{sweep.name}: finished already, nothing to compute ({out}/studies/{sweep.name})")
+            console.print(f"{sweep.name}: finished already, nothing to compute", highlight=False)
+            if until == "sweep":
+                _show_frontier(Store(out), sweep.name)
+                console.print(f"  {out}/studies/{sweep.name}/figures/", highlight=False)
     if todo:
         studies = [_prepare(sweep) for sweep in todo]
         store = Store(out, create=True)
         from mi_ray.cluster import run_study
 
         for study in studies:
-            outcome = run_study(study, store, options["address"], console, until)
-            if until == "sweep":
-                failed |= _report(store, out, study, outcome)
-            else:
-                failed |= bool(outcome.failures)
-    elif until == "sweep":
-        for sweep in sweeps:
-            _show_frontier(Store(out), sweep.name)
-    console.print(f"{time.perf_counter() - began:.1f} s in all")
-    if failed:
-        raise typer.Exit(1)
+            outcome = run_study(study, store, address, console, until)
+            failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
+    return failed
 
 
 def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
@@ -106,17 +117,24 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
 
 
 def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
-    return [path for name in figures for path in _script(name).make(store, study)]
+    return [path for name in figures for path in importlib.import_module(_find_script(name)).make(store, study)]
 
 
-def _script(name: str) -> Any:
-    """The module of a figure: one of ours, or a person's own by its dotted name."""
+def _find_script(name: str) -> str:
+    """The module of a figure: one of ours, or a person's own by its dotted name. Raises ValueError if there is none."""
+    module = name if "." in name else f"analysis.{name}"
     try:
-        return importlib.import_module(name if "." in name else f"analysis.{name}")
-    except ImportError as error:
+        found = importlib.util.find_spec(module)
+    except ImportError:
+        found = None
+    if found is None:
+        known = sorted(
+            m.name for m in pkgutil.iter_modules(importlib.import_module("analysis").__path__) if m.name != "common"
+        )
         raise ValueError(
-            f"figures must be names of scripts in analysis/ or importable modules; {name!r}: {error}"
-        ) from error
+            f"figures must be scripts in analysis/ ({', '.join(known)}) or importable modules; got {name!r}"
+        )
+    return module
 
 
 def _show_frontier(store: Store, study: str) -> None:

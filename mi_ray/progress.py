@@ -19,11 +19,15 @@ from rich.text import Text
 PLAIN_EVERY = 5.0  # seconds between plain lines
 
 
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.1f}"
+
+
 class _Rate(ProgressColumn):
     """Units per second."""
 
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed or 0:,.0f} {task.fields['unit']}/s", style="cyan")
+        return Text(f"{_rate(task.speed or 0)} {task.fields['unit']}/s", style="cyan")
 
 
 class Stage:
@@ -54,7 +58,7 @@ class Stage:
         passed = time.monotonic() - self.started
         rate = self.done / passed if passed > 0 else 0.0
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        text = f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {rate:,.0f} {self.unit}/s"
+        text = f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {_rate(rate)} {self.unit}/s"
         self.console.print(f"{text}, {passed:.0f} s{left}", highlight=False, soft_wrap=True)
 
     def close(self) -> None:

@@ -19,6 +19,8 @@ def prepare_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Trainers and trials start several light processes each; Ray's default of one a core warns about them.
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
     if local:
         # A fresh token that is in no file: another user of this machine cannot submit work to our Ray. The second
         # variable keeps Ray's node address, and so every port it opens, on 127.0.0.1.

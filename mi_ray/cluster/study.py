@@ -234,14 +234,18 @@ class Runner:
             inputs = len(self.planner.inputs(self.planner.classifiers[0]))
             total = len(works) * len(self.study.points) if works else samples * inputs * len(self.study.points)
             with stage(name, total, "points", self.console) as shown:
-                configs, errors, passes = trials.run_trials(
+                ended, passes = trials.run_trials(
                     job, space, search, samples, size.cpus, size.gpus, at_once, self._tune_scratch(), shown
                 )
-        for error in errors:
-            lines = [line for line in error.strip().splitlines() if line.strip()]
-            self.outcome.failures[f"trial {len(self.outcome.failures)}"] = lines[-1].strip() if lines else "unknown"
+        for config, error in ended:
+            if error is not None:
+                trial = resolve(config)
+                self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", error)
+                self.outcome.failures |= dict.fromkeys(
+                    (work.key for work in trial.works), self.outcome.failures[trial.works[0].key]
+                )
         self.count("evaluation_forward", passes)
-        return configs
+        return [config for config, _ in ended]
 
     def _tune_scratch(self) -> str:
         return f"{self.scratch}/{self.sweep.name}-{time.time_ns()}"
@@ -251,9 +255,7 @@ class Runner:
         needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
         if cell.inputs.attack is not None:
             needs.append(cell.inputs.attack.key)
-        known = [self.outcome.failures[key] for key in needs if key in self.outcome.failures]
-        trial_errors = [cause for key, cause in self.outcome.failures.items() if key.startswith("trial ")]
-        return next(iter([*known, *trial_errors]), None)
+        return next((self.outcome.failures[key] for key in needs if key in self.outcome.failures), None)
 
     def records(self, plan: Plan) -> None:
         """Derive the rows of every cell and write what the study says about them."""

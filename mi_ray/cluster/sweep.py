@@ -85,9 +85,14 @@ class SettingTrainable(tune.Trainable):
             for work in works:
                 computed += self._bench.outputs(work, start, stop)
                 passes += work.passes(CHUNK) * (stop - start)
-        done = not self._todo
-        result: dict[str, Any] = {"computed": computed, "passes": passes, "done": done}
-        return {**result, **accuracies(self._bench, self._trial, self._job.reported)} if done else result
+        # Ranges come in order: all points before the next missing one are stored.
+        first, last = self._job.reported
+        so_far = (first, min(last, self._todo[0][0][0] if self._todo else last))
+        found = dict.fromkeys(OBJECTIVES, 0.0)
+        if so_far[1] > first:
+            found = accuracies(self._bench, self._trial, so_far)
+        points = max(0, so_far[1] - first)
+        return {**found, "points": points, "computed": computed, "passes": passes, "done": not self._todo}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the blocks in the store are the state."""
@@ -275,8 +280,8 @@ def run_trials(
     at_once: int,
     scratch: str,
     running: Stage,
-) -> tuple[list[Mapping[str, Any]], list[str], int]:
-    """Run Tune to its end: (the configurations that it ran, the errors of trials that failed, forward passes)."""
+) -> tuple[list[tuple[Mapping[str, Any], Exception | None]], int]:
+    """Run Tune to its end: (each trial's configuration and its error, if it failed; forward passes done)."""
     counting = _Advance(running)
     # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
@@ -292,8 +297,7 @@ def run_trials(
             failure_config=tune.FailureConfig(max_failures=2),
         ),
     ).fit()  # fmt: skip
-    configs = [result.config or {} for result in results]
-    return configs, [str(error) for error in results.errors], counting.passes
+    return [(result.config or {}, result.error) for result in results], counting.passes
 
 
 def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:

@@ -1,0 +1,31 @@
+# Each target makes its own environment (.venv) when there is none. Python 3.10 or newer and make are all that is needed.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test lint smoke clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+quickstart: .venv/installed
+	$(BIN)/mi-ray sweep sweeps/quickstart.yaml
+
+lint: .venv/installed-test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test: lint
+	$(BIN)/python -m pytest
+
+smoke: .venv/installed
+	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml
+
+clean:
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
