@@ -38,7 +38,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:
     settings = pd.DataFrame([json.loads(text) for text in group["defense_params"]], index=group.index)
-    varied = [name for name in settings if settings[name].map(json.dumps).nunique() > 1]
+    varied = [name for name in settings if len(set(settings[name].map(json.dumps))) > 1]
     if len(varied) == 1:
         by_axis = settings[varied[0]].map(json.dumps).map(json.loads).sort_values(key=lambda s: s.map(_order))
         return group.loc[by_axis.index].assign(curve=True)

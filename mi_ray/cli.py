@@ -43,7 +43,11 @@ StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder 
 
 
 def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
-    return [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
+    sweeps = [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
+    names = [sweep.name for sweep in sweeps]
+    if len(set(names)) != len(names):
+        raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
+    return sweeps
 
 
 def _prepare(sweep: Sweep) -> Any:
@@ -203,17 +207,24 @@ def figures(
             console.print(f"{out}/{path}", highlight=False)
 
 
+def _occupied(out: str) -> bool:
+    """Whether there is something where the store is to be."""
+    place = Path(out)
+    return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
+
+
 @app.command()
 def plan(
     files: Files, out: Out = "results", smoke: Smoke = False, set_: Set = None, seed: Seed = None,
     verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
+    sweeps = _load(files, smoke, set_, seed)
     from mi_ray.estimate import estimate
 
-    for loaded in _load(files, smoke, set_, seed):
+    for loaded in sweeps:
         study = _prepare(loaded)
-        found = estimate(study, Store(out) if Path(out).exists() or "://" in out else None)
+        found = estimate(study, Store(out) if _occupied(out) else None)
         shown = Table(title=f"{loaded.name} ({out})", title_justify="left", box=None, padding=(0, 2))
         for head in ("Work", "Pieces", "Stored", "Forward passes", "Backward passes"):
             shown.add_column(head, justify="left" if head == "Work" else "right")

@@ -32,10 +32,15 @@ def _listed(written: object) -> object:
     return list(written) if isinstance(written, (list, tuple)) else [written]
 
 
+def _listed_if_any(written: object) -> object:
+    return None if written is None else _listed(written)
+
+
 def _epsilon(written: object) -> float:
     return ThreatModel(parse_number("epsilon", written)).epsilon
 
 
+Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 NamedField = Annotated[Named, BeforeValidator(named)]
 
 
@@ -148,7 +153,7 @@ class ClassifierEntry(Strict):
     objective: NamedField = ("erm", {})
     training: Training = Training()
     workers: int = Field(1, ge=1)
-    seed: int | None = None
+    seed: int | None = Field(None, ge=0)
     factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
     weights: str | None = None
@@ -161,9 +166,10 @@ class ClassifierEntry(Strict):
             raise ValueError(f"classifier {self.name!r} must have either `architecture` or `factory`")
         if self.factory is not None and self.weights is None:
             raise ValueError(f"classifier {self.name!r} has a factory and so must name its `weights` file")
-        if any(s <= 0 for s in self.std) or len(self.mean) != len(self.std):
+        if any(s <= 0 for s in self.std) or not len(self.mean) == len(self.std) == 3:
             raise ValueError(
-                f"classifier {self.name!r}: mean and std need one entry a channel, std > 0; got {self.std}"
+                f"classifier {self.name!r}: mean and std need one entry for each of 3 channels, std > 0; got "
+                f"{list(self.mean)} and {list(self.std)}"
             )
         if self.training.batch_size % self.workers:
             raise ValueError(
@@ -178,7 +184,7 @@ class AttackEntry(Strict):
 
     method: Named
     epsilon: tuple[Annotated[float, BeforeValidator(_epsilon)], ...] = Field(min_length=1)
-    goal: tuple[Goal, ...] = ("untargeted",)
+    goal: tuple[Goal, ...] = Field(("untargeted",), min_length=1)
 
     @model_validator(mode="before")
     @classmethod
@@ -245,7 +251,7 @@ class Sweep(Strict):
     classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
     defenses: tuple[NamedField, ...] = Field(min_length=1)
-    executions: Annotated[tuple[Annotated[int, Field(ge=1)], ...] | None, BeforeValidator(_listed)] = None
+    executions: Annotated[Counts | None, BeforeValidator(_listed_if_any)] = None
     draws: int | None = Field(None, ge=1)
     search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = None
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -357,13 +363,20 @@ def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = ()
             raise ValueError(f"{path}: --smoke needs a `smoke:` mapping in the file; there is none")
         for key, value in overlay.items():
             merged = key in ("points", "options", "resources") and isinstance(document.get(key), dict)
+            merged = merged and isinstance(value, dict)
             document[key] = {**document[key], **value} if merged else copy.deepcopy(value)
         document["name"] = f"{document.get('name')}-smoke"
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"--set must be key=value, as in --set points.count=100; got {override!r}")
-        _set_path(document, key, yaml.safe_load(text))
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ValueError(
+                f"--set {key}: the value must be YAML; got {text!r}: {' '.join(str(error).split())}"
+            ) from error
+        _set_path(document, key, value)
     if seed is not None:
         document["seed"] = seed
     try:

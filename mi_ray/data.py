@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import zipfile
+import zlib
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,10 +31,10 @@ class Dataset:
 
     name: str
     classes: int
-    train_images: Images
-    train_labels: Labels
-    test_images: Images
-    test_labels: Labels
+    train_images: UInt8[np.ndarray, "train H W 3"]
+    train_labels: Int64[np.ndarray, "train"]
+    test_images: UInt8[np.ndarray, "test H W 3"]
+    test_labels: Int64[np.ndarray, "test"]
 
     def __post_init__(self) -> None:
         for split in ("train", "test"):
@@ -44,6 +46,9 @@ class Dataset:
                 )
             if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.classes:
                 raise ValueError(f"{self.name}: {split} labels must be in 0..{self.classes - 1} and not empty")
+        sizes = [list(images.shape[1:3]) for images in (self.train_images, self.test_images)]
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"{self.name}: train and test images must have one size; got {sizes[0]} and {sizes[1]}")
 
     @cached_property
     def digest(self) -> str:
@@ -252,9 +257,10 @@ class Npz(Source):
     def load(self) -> Dataset:
         """Both splits. Raises ValueError when an array is missing or is not what it must be."""
         try:
-            with np.load(self.path, allow_pickle=False) as archive:
+            with Path(self.path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
-        except (OSError, ValueError) as error:
+        # TypeError, AttributeError: a lone .npy array is no archive, and no context manager either
+        except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self.path} must be a readable .npz archive without pickles: {error}") from error
         missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
         if missing:

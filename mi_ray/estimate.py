@@ -27,7 +27,7 @@ class Estimate:
 def forward_rate(study: Study, key: str) -> float:
     """Forward passes a second of a classifier on one thread of this machine, measured on a canonical batch."""
     work = next(work for work in study.planner.classifiers if work.key == key)
-    device = torch.device(study.planner.facts.device)
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
     classifier = prepared(build_classifier(work.description), device, study.sweep.precision)
     height, width = study.planner.facts.side
     x = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)

@@ -1,5 +1,7 @@
 """Looking at a store from outside: how far its studies are, whether its files are sound, what nothing refers to."""
 
+import contextlib
+import hashlib
 import itertools
 from collections.abc import Iterator
 from typing import Any
@@ -12,37 +14,41 @@ from mi_ray.records import CELLS, IDENTITY, TRAINING, Block, DamagedFileError, K
 
 KINDS: tuple[Kind, ...] = ("adversarial", "outputs", "records")
 BALL = 1e-6  # float32 rounding, as in attacks
+ROUNDING = 1e-9
 
 
 def study_states(store: Store) -> list[tuple[str, ...]]:
     """(study, state, cells, done, failed, missing, written) for each study.
 
-    While a study runs, its state counts the pieces of its plan whose files are there.
+    While a study runs, its state counts the pieces of its plan whose files are there. A study whose own files cannot
+    be read is "damaged".
     """
-    found = []
-    for name in store.folders("studies"):
-        manifest = (
-            store.read_json(f"studies/{name}/manifest.json") if store.exists(f"studies/{name}/manifest.json") else {}
-        )
-        state, written = (
-            str(manifest.get("state", "unknown")),
-            str(manifest.get("provenance", {}).get("written", "")),
-        )
+    return [(name, *_state(store, name)) for name in store.folders("studies")]
+
+
+def _state(store: Store, name: str) -> tuple[str, ...]:
+    counts = dict.fromkeys(("done", "failed", "missing"), 0)
+    try:
+        manifest = _manifest(store, name)
+        state = str(manifest.get("state", "unknown"))
         if state == "running":
             state += " " + _pieces(store, manifest["keys"])
-        counts = dict.fromkeys(("done", "failed", "missing"), 0)
         if store.exists(f"studies/{name}/cells.parquet"):
             states = store.read_table(f"studies/{name}/cells.parquet", CELLS)["state"]
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
-        total = manifest.get("cells", sum(counts.values()))
-        found.append(
-            (
-                name,
-                state,
-                *(str(n) for n in (total, counts["done"], counts["failed"], counts["missing"])),
-                written,
-            )
-        )
+    except DamagedFileError:
+        return "damaged", *[""] * 5
+    total = manifest.get("cells", sum(counts.values()))
+    written = str(manifest.get("provenance", {}).get("written", ""))
+    return state, *(str(n) for n in (total, counts["done"], counts["failed"], counts["missing"])), written
+
+
+def _manifest(store: Store, name: str) -> dict[str, Any]:
+    """A study's manifest. Raises DamagedFileError when it is absent or does not say what the study refers to."""
+    path = f"studies/{name}/manifest.json"
+    found = store.read_json(path) if store.exists(path) else None
+    if not isinstance(found, dict) or not isinstance(found.get("keys"), dict):
+        raise DamagedFileError(f"{path} must say what the study refers to; run the study again, or remove its folder")
     return found
 
 
@@ -58,13 +64,14 @@ def check_store(store: Store) -> tuple[list[str], int]:
     """(problems, files checked): every file of a store, read whole and held against what it must be."""
     problems: list[str] = []
     files = 0
+    weights = _weights(store)
     for kind in KINDS:
         for key in store.folders(kind):
             blocks = store.blocks(kind, key)
             files += len(blocks)
             problems += _overlaps(kind, key, blocks)
             for block in blocks:
-                problems += _checked(store, kind, key, block)
+                problems += _checked(store, kind, key, block, weights)
     for key in store.folders("classifiers"):
         files += 3
         problems += _classifier(store, key)
@@ -80,12 +87,28 @@ def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[str]:
             yield f"{kind}/{key}: points {right.start} to {left.stop} must be stored once; {left.path} and {right.path} hold them"
 
 
-def _checked(store: Store, kind: Kind, key: str, block: Block) -> Iterator[str]:
+def _weights(store: Store) -> set[str]:
+    """The SHA-256 of the weights of every classifier in the store, as its description names it."""
+    found = set()
+    for key in store.folders("classifiers"):
+        with contextlib.suppress(DamagedFileError, OSError, KeyError):  # reported by `_classifier`
+            found.add(store.read_json(f"classifiers/{key}/classifier.json")["weights_sha256"])
+    return found
+
+
+def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str]) -> Iterator[str]:
     try:
         table, facts = store.read_block(kind, key, block)
+        if len(table) == 0:
+            yield f"{block.path}: must have rows; it has none"
+            return
+        if kind != "records" and facts["weights"] not in weights:
+            yield f"{block.path}: must be of the weights of a classifier in the store; it is of {facts['weights']}"
         yield from (f"{block.path}: {problem}" for problem in _CONTENT[kind](table, facts, block))
     except DamagedFileError as error:
         yield str(error)
+    except (KeyError, TypeError) as error:
+        yield f"{block.path}: must say of itself what mi-ray writes; it lacks {error}"
 
 
 def _probabilities(table: pa.Table) -> Iterator[str]:
@@ -95,19 +118,20 @@ def _probabilities(table: pa.Table) -> Iterator[str]:
         yield "probabilities must have one length"
         return
     values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
-    if not np.allclose(values.sum(1), 1, atol=1e-3) or values.min() < 0:
+    if not np.allclose(values.sum(1), 1, atol=1e-3) or not values.min() >= 0:
         yield "probabilities must be at least 0 and sum to 1"
 
 
 def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
     expected = (block.stop - block.start) * len(facts["stops"])
-    if len(table) == 0 or len(table) % expected:
+    if len(table) % expected:
         yield f"must have a multiple of {expected} rows (points x stops); it has {len(table)}"
-    pixels = table["image"].combine_chunks().flatten()
-    if pc.min(pixels).as_py() < 0 or pc.max(pixels).as_py() > 1:
+    pixels = table["image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if not ((pixels >= 0) & (pixels <= 1)).all():  # a NaN is neither
         yield "pixels must be in [0, 1]"
-    if pc.max(table["linf"]).as_py() > facts.get("epsilon", 1.0) + BALL:
-        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {pc.max(table['linf']).as_py()}"
+    linf = float(table["linf"].to_numpy().max())
+    if not linf <= facts["epsilon"] + BALL:
+        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {linf}"
 
 
 def _outputs(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
@@ -127,20 +151,25 @@ def _records(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[s
             yield f"{name} must be the same in all rows"
     if table["cell"][0].as_py() != facts["key"]:
         yield f"cell must be {facts['key']}; it is {table['cell'][0].as_py()}"
-    predicted = np.array(table["probabilities"].to_pylist()).argmax(1)
-    if (predicted != table["predicted"].to_numpy()).any():
+    correct, draws = (table[name].to_numpy() for name in ("correct_draws", "draws"))
+    if (correct > draws).any() or (correct < 0).any():
+        yield "correct_draws must be from 0 to draws"
+    wrong = list(_probabilities(table))
+    yield from wrong
+    if wrong:
+        return
+    predicted = table["predicted"].to_numpy()
+    if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted).any():
         yield "predicted must be the class with the highest probability"
-    if (table["correct_draws"].to_numpy() > table["draws"].to_numpy()).any():
-        yield "correct_draws must not exceed draws"
-    yield from _probabilities(table)
+    right = predicted == table["label"].to_numpy()  # of draw 0, one of those that correct_draws counts
+    if ((correct == 0) & right).any() or ((correct == draws) & ~right).any():
+        yield "correct_draws must agree with label and predicted"
 
 
 _CONTENT = {"adversarial": _adversarial, "outputs": _outputs, "records": _records}
 
 
 def _classifier(store: Store, key: str) -> Iterator[str]:
-    import hashlib
-
     folder = f"classifiers/{key}"
     try:
         about = store.read_json(f"{folder}/classifier.json")
@@ -155,31 +184,44 @@ def _classifier(store: Store, key: str) -> Iterator[str]:
 def _study(store: Store, name: str) -> Iterator[str]:
     folder = f"studies/{name}"
     try:
-        manifest = store.read_json(f"{folder}/manifest.json")
-        if manifest["state"] == "running":
+        if _manifest(store, name)["state"] == "running":
             return
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
         done = cells.filter(pc.equal(cells["state"], "done"))
-        for cell, points, selection in zip(
-            *(done[c].to_pylist() for c in ("cell", "points", "selection_points")), strict=True
-        ):
-            stored = sum(block.stop - block.start for block in store.blocks("records", cell))
-            if stored != points + selection:
-                yield f"{folder}: cell {cell} must have {points + selection} rows in records; it has {stored}"
+        for row in done.to_pylist():
+            yield from (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
         if len(set(cells["cell"].to_pylist())) != len(cells):
             yield f"{folder}/cells.parquet must name each cell once"
     except (DamagedFileError, OSError, KeyError) as error:
         yield f"{folder} must hold manifest.json and cells.parquet: {error}"
 
 
+def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
+    """A finished row of cells.parquet against the records that it summarises."""
+    blocks = store.blocks("records", row["cell"])
+    stored, expected = sum(block.stop - block.start for block in blocks), row["points"] + row["selection_points"]
+    if stored != expected:
+        yield f"must have {expected} rows in records; it has {stored}"
+        return
+    try:
+        tables = [store.read_block("records", row["cell"], block)[0] for block in blocks]
+    except DamagedFileError:
+        return  # reported with its file
+    rows = pa.concat_tables(tables)
+    reported = rows.filter(pc.invert(rows["selection"]))["correct_draws"].to_numpy()
+    accuracy = float(reported.mean()) / row["draws"] if len(reported) else float("nan")
+    if not abs(accuracy - row["accuracy"]) <= ROUNDING:
+        yield f"must have the accuracy of its records, {accuracy:.6f}; cells.parquet says {row['accuracy']:.6f}"
+
+
 def unreferenced(store: Store) -> list[tuple[str, int]]:
-    """(folder, bytes) of every result that no study's manifest refers to."""
+    """(folder, bytes) of every result that no study's manifest refers to.
+
+    Raises DamagedFileError when a study has no readable manifest, since nobody knows then what it refers to.
+    """
     wanted: set[str] = set()
     for name in store.folders("studies"):
-        path = f"studies/{name}/manifest.json"
-        if store.exists(path):
-            keys = store.read_json(path)["keys"]
-            wanted |= {f"{kind}/{key}" for kind, found in keys.items() for key in found}
+        wanted |= {f"{kind}/{key}" for kind, found in _manifest(store, name)["keys"].items() for key in found}
     loose: dict[str, int] = {}
     for kind in ("classifiers", *KINDS):
         for path, size in store.files(kind).items():

@@ -149,6 +149,8 @@ class Parameter:
             if how in ("linspace", "arange"):
                 values = _spaced(name, str(how), ends)
                 parsed = tuple(self.parse(name, value) for value in values)
+                if len(set(values)) != len(values):
+                    raise ValueError(f"{name} must not name a value twice; got {written!r}")
                 return Axis(parsed, (min(values), max(values)))
         one_value = self.kind == "integers" or (
             self.kind == "pair" and isinstance(written, (list, tuple)) and not any(isinstance(v, list) for v in written)

@@ -207,13 +207,16 @@ class Planner:
             )
         description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
         seed = self.sweep.seed if entry.seed is None else entry.seed
+        device = "cuda" if self.sweep.resources.train.gpus > 0 else "cpu"
         facts = {
             **description, "version": [architecture.version, objective.version], "dataset": self.facts.digest,
             "objective": [objective.name, objective.values()], "training": self._training(entry), "seed": seed,
-            "workers": entry.workers, "device": self.facts.device, "source": self.facts.sources.get(objective.name),
+            "workers": entry.workers, "device": device, "source": self.facts.sources.get(objective.name),
         }  # fmt: skip
-        steps = entry.training.epochs * (self.facts.train_count // entry.training.batch_size)
-        forward, backward = (steps * entry.training.batch_size * passes for passes in objective.cost())
+        if architecture.name in self.facts.sources:
+            facts["architecture_source"] = self.facts.sources[architecture.name]
+        images = entry.training.epochs * self.images_an_epoch(entry)
+        forward, backward = (images * passes for passes in objective.cost())
         key = content_key("train", facts)
         return ClassifierWork(key, entry, description, (objective.name, objective.values()), seed, (forward, backward))
 
@@ -225,6 +228,10 @@ class Planner:
             halves = (entry.training.epochs // 2, entry.training.epochs * 3 // 4)
             training["lr_drops"] = [drop - early for drop in halves]
         return training
+
+    def images_an_epoch(self, entry: ClassifierEntry) -> int:
+        """Training images that an epoch goes through: whole global batches, so the last few of the shuffle wait."""
+        return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
 
     def training_of(self, work: ClassifierWork) -> dict[str, Any]:
         """The complete training settings of a classifier."""
@@ -352,7 +359,10 @@ class Planner:
         cells = {cell.key: cell for cell in wanted}
         outputs = merged(work for cell in cells.values() for work in cell.needs())
         distinct = {work.key: work for work in self.classifiers}
-        return Plan(tuple(distinct.values()), merged_attacks(self.attacks), outputs, tuple(cells.values()))
+        attacks = tuple(
+            replace(work, cost=self._made(work, work.stops).cost()) for work in merged_attacks(self.attacks)
+        )
+        return Plan(tuple(distinct.values()), attacks, outputs, tuple(cells.values()))
 
     def cost(self, plan: Plan) -> dict[str, int]:
         """Passes: training, attack and evaluation as planned, and evaluation and attack cell by cell ("naive")."""
@@ -361,7 +371,7 @@ class Planner:
         for cell in plan.cells:
             forward = 1 + sum(work.draws * n for work, n in cell.components)
             if cell.inputs.attack is not None:
-                alone = self._alone(cell.inputs).cost()
+                alone = self._made(cell.inputs.attack, (cell.inputs.stop,)).cost()
                 forward, naive_backward = forward + alone[0], naive_backward + alone[1] * points
             naive_forward += forward * points
         return {
@@ -374,13 +384,12 @@ class Planner:
             "naive_backward": naive_backward,
         }
 
-    def _alone(self, inputs: Inputs) -> Any:
-        """The attack as a naive sweep would run it: for one stop."""
-        assert inputs.attack is not None
-        method = self.methods.attacks[inputs.attack.method]
-        values = dict(inputs.attack.values)
+    def _made(self, work: AttackWork, stops: tuple[int, ...]) -> Any:
+        """The attack, run for these stops."""
+        method = self.methods.attacks[work.method]
+        values = dict(work.values)
         if method.stop_parameter is not None:
-            values[method.stop_parameter] = inputs.stop
+            values[method.stop_parameter] = list(stops)
         return method.make(values)
 
 

@@ -41,5 +41,5 @@ def is_finished(sweep: Sweep, out: str) -> bool:
         manifest = store.read_json(f"studies/{sweep.name}/manifest.json")
         same = manifest["state"] == "complete" and manifest["fingerprint"] == fingerprint(sweep)
         return bool(same and manifest["inventory"] == inventory(store, manifest["keys"]))
-    except (DamagedFileError, ValueError, OSError, KeyError):
+    except (DamagedFileError, ValueError, OSError, KeyError, TypeError):
         return False  # not sure: the full plan decides

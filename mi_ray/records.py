@@ -4,7 +4,7 @@ A store is a folder or any pyarrow / fsspec URI. Blocks of points are named by t
 points; ranges of one key never overlap, since what is there is subtracted before work is cut into blocks.
 """
 
-import contextlib
+import hashlib
 import json
 import os
 import re
@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
@@ -60,6 +60,7 @@ TRAINING = pa.schema([
 ])  # fmt: skip
 SCHEMAS: dict[str, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
 
+_DIGEST = b"mi_ray_digest"
 _BLOCK = re.compile(r"^points-(\d+)-(\d+)\.parquet$")
 
 
@@ -84,8 +85,8 @@ class Store:
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
         self.uri = str(uri)
-        self.local = "://" not in self.uri
-        if self.local:
+        self.local = "://" not in self.uri or self.uri.startswith("file://")
+        if "://" not in self.uri:
             self.filesystem: Any = pafs.LocalFileSystem()
             self.root = str(Path(self.uri).resolve())
         else:
@@ -104,9 +105,10 @@ class Store:
             if info.type == pafs.FileType.File:
                 raise ValueError(f"{what} is a file")
             if self.exists(MARKER):
-                found = json.loads(self.read_bytes(MARKER))
-                if found.get("format") != FORMAT:
-                    raise ValueError(f"{what} has format {found.get('format')!r}; this version reads {FORMAT}")
+                found = self.read_json(MARKER)
+                written = found.get("format") if isinstance(found, dict) else found
+                if written != FORMAT:
+                    raise ValueError(f"{what} has format {written!r}; this version reads {FORMAT}")
             elif not create:
                 raise ValueError(f"{what} holds no {MARKER}")
             elif self._listed("") - {".", ".."}:
@@ -150,8 +152,7 @@ class Store:
         """Write a file whole or not at all: a temporary name and a rename, or one put on an object store."""
         full = self._full(path)
         if not self.local:
-            with self.filesystem.open_output_stream(full) as stream:
-                stream.write(content)
+            self._put(full, content)
             return
         target = Path(full)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +165,15 @@ class Store:
             temporary.replace(target)
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _put(self, full: str, content: bytes) -> None:
+        try:
+            stream = self.filesystem.open_output_stream(full)
+        except FileNotFoundError:  # a file system with real folders; an object store has none
+            self.filesystem.create_dir(full.rpartition("/")[0], recursive=True)
+            stream = self.filesystem.open_output_stream(full)
+        with stream:
+            stream.write(content)
 
     def remove(self, path: str) -> None:
         """Remove a file or a folder, if it is there."""
@@ -185,7 +195,9 @@ class Store:
         self.write_bytes(path, (json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
     def write_table(self, path: str, table: pa.Table) -> None:
-        """Write a Parquet file atomically, with page checksums."""
+        """Write a Parquet file atomically, with page checksums and a digest of its rows and metadata."""
+        metadata = dict(table.schema.metadata or {})
+        table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
         self.write_bytes(path, sink.getvalue().to_pybytes())
@@ -195,33 +207,35 @@ class Store:
         try:
             with self.filesystem.open_input_file(self._full(path)) as file:
                 table = pq.ParquetFile(file, page_checksum_verification=True).read()
+            metadata = dict(table.schema.metadata or {})
+            written, found = metadata.pop(_DIGEST, None), _digest(table, metadata)
         except (pa.ArrowException, OSError, ValueError) as error:
             raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
         if not table.schema.equals(schema):
             raise DamagedFileError(f"{path} must have the columns {schema.names}; it has {table.schema.names}")
-        return table
+        if written != found:
+            raise DamagedFileError(f"{path} must have the digest that it was written with: it was changed or damaged")
+        return table.replace_schema_metadata(metadata)
 
     def blocks(self, kind: Kind, key: str) -> list[Block]:
         """The stored ranges of a key, in order."""
-        found = []
-        for path in self.files(f"{kind}/{key}"):
-            match = _BLOCK.match(path.rsplit("/", 1)[-1])
-            if match:
-                found.append(Block(int(match[1]), int(match[2]), path))
-        return sorted(found, key=lambda block: block.start)
+        return _blocks(self.files(f"{kind}/{key}"))
 
     def write_block(
         self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, Any]
     ) -> None:
         """Write the rows of a range, with what they are of (facts) in the file's metadata."""
-        about = {"kind": kind, "key": key, "start": start, "stop": stop, **facts}
+        about = {**facts, "kind": kind, "key": key, "start": start, "stop": stop}
         stamped = table.replace_schema_metadata({"mi_ray": json.dumps(about, sort_keys=True)})
         self.write_table(f"{kind}/{key}/points-{start:05d}-{stop:05d}.parquet", stamped)
 
     def read_block(self, kind: Kind, key: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
         """The rows and facts of a stored range; raises DamagedFileError when it is not what its name says."""
         table = self.read_table(block.path, SCHEMAS[kind])
-        facts = json.loads((table.schema.metadata or {}).get(b"mi_ray", b"{}"))
+        try:
+            facts = dict(json.loads((table.schema.metadata or {})[b"mi_ray"]))
+        except (KeyError, ValueError, TypeError) as error:
+            raise DamagedFileError(f"{block.path} must say what it is of: {error}") from error
         expected = {"kind": kind, "key": key, "start": block.start, "stop": block.stop}
         if any(facts.get(name) != value for name, value in expected.items()):
             raise DamagedFileError(f"{block.path} must be of {expected}; it says {facts}")
@@ -234,6 +248,35 @@ class Store:
                 return dict(json.loads(pq.ParquetFile(file).schema_arrow.metadata[b"mi_ray"]))
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(f"{block.path} must be a whole block: {error}") from error
+
+
+def _digest(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
+    """A hash of a table's values and metadata: page checksums do not cover a file's footer."""
+    digest = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
+    for name in table.schema.names:
+        digest.update(name.encode() + _content(table[name].combine_chunks()))
+    return digest.hexdigest().encode()
+
+
+def _content(array: pa.Array) -> bytes:
+    if pa.types.is_list(array.type):
+        return _content(pc.list_value_length(array)) + _content(array.flatten())
+    if array.null_count:
+        return json.dumps(array.to_pylist()).encode()
+    if pa.types.is_string(array.type):
+        encoded = array.dictionary_encode()  # most columns of text repeat one value
+        return json.dumps(encoded.dictionary.to_pylist()).encode() + _content(encoded.indices)
+    return bytes(array.to_numpy(zero_copy_only=False).tobytes())
+
+
+def _blocks(paths: Iterable[str]) -> list[Block]:
+    """The files among these that are blocks, in the order of their ranges; any other name is not ours to read."""
+    found = []
+    for path in paths:
+        match = _BLOCK.match(path.rsplit("/", 1)[-1])
+        if match:
+            found.append(Block(int(match[1]), int(match[2]), path))
+    return sorted(found, key=lambda block: (block.start, block.stop))
 
 
 def missing_ranges(present: Iterable[tuple[int, int]], wanted: tuple[int, int], size: int) -> list[tuple[int, int]]:
@@ -284,28 +327,23 @@ def read_records(store: str | Path | Store, study: str | None = None, filters: A
     """One row per (cell, point): a study's, or the whole store's.
 
     filters: a pyarrow.dataset expression, or pyarrow's list of (column, operator, value).
+    Raises DamagedFileError for a file that is not what its name says; `mi-ray check` names all of them.
     """
     opened = store if isinstance(store, Store) else Store(store)
-    files = sorted(path for path in opened.files("records") if path.endswith(".parquet"))
     names: dict[str, str] = {}
     if study is not None:
         cells = read_cells(opened, study)
         names = dict(zip(cells["cell"], cells["classifier"], strict=True))
-        files = [path for path in files if path.split("/")[1] in names]
-    if not files:
-        return RECORDS.empty_table().to_pandas()
     expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
-    dataset = pads.dataset([f"{opened.root}/{path}" for path in files], RECORDS, "parquet", opened.filesystem)
-    frame: pd.DataFrame = dataset.to_table(filter=expression).to_pandas()
+    by_cell: dict[str, list[str]] = {}
+    for path in sorted(opened.files("records")):
+        by_cell.setdefault(path.split("/")[1], []).append(path)
+    tables = [RECORDS.empty_table()]
+    for cell in [cell for cell in by_cell if study is None or cell in names]:
+        for block in _blocks(by_cell[cell]):
+            rows, _ = opened.read_block("records", cell, block)
+            tables.append(rows if expression is None else rows.filter(expression))
+    frame: pd.DataFrame = pa.concat_tables(tables).to_pandas()
     if names:  # another study may have named the same classifier otherwise when it wrote the rows
         frame["classifier"] = frame["cell"].map(names)
     return frame
-
-
-@contextlib.contextmanager
-def storage_errors() -> Any:
-    """Turn an operating system's refusal to read or write into one clear ValueError."""
-    try:
-        yield
-    except OSError as error:
-        raise ValueError(f"the store must be readable, writable and have room: {error}") from error

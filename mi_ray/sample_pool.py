@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -127,7 +128,7 @@ class SamplePool:
 
 
 def without(
-    images: np.ndarray[Any, Any], labels: np.ndarray[Any, Any], evaluated: np.ndarray[Any, Any]
+    images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.NDArray[Any]
 ) -> tuple[Any, Any, int]:
     """(images, labels, number left out): the split less exact copies of evaluated points. All uint8 NHWC."""
     taken = set(image_hashes(_as_uint8(evaluated)))

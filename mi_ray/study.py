@@ -110,12 +110,15 @@ def _pools(sweep: Sweep, dataset: Dataset) -> tuple[dict[str, PoolData], int]:
 
 
 def device_of(sweep: Sweep) -> str:
-    """The kind of device that a sweep runs on. Raises ValueError when it asks for one that is not here."""
-    if sweep.device == "cuda" and not torch.cuda.is_available() and sweep.resources.block.gpus > 0:
-        raise ValueError("device: cuda needs a GPU that torch can use; found none. Allowed: auto, cpu")
-    if sweep.device != "auto":
-        return sweep.device
-    return "cuda" if torch.cuda.is_available() and sweep.resources.block.gpus > 0 else "cpu"
+    """The kind of device that blocks run on: what the sweep says, else by whether its blocks ask for GPUs.
+
+    The machine at hand is not looked at: it may be a cluster's head without a GPU. Raises ValueError when a sweep asks
+    for a device that its blocks do not reserve.
+    """
+    reserved = "cuda" if sweep.resources.block.gpus > 0 else "cpu"
+    if sweep.device == "cuda" and reserved == "cpu":
+        raise ValueError("device: cuda needs resources.block.gpus above 0, so that Ray gives blocks a GPU; got 0")
+    return reserved if sweep.device == "auto" else sweep.device
 
 
 def prepare(sweep: Sweep) -> Study:

@@ -28,6 +28,7 @@ from mi_ray.sample_pool import SamplePool
 
 Array = npt.NDArray[Any]
 Work = AttackWork | OutputWork
+COST = ("forward_passes", "backward_passes", "seconds")
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,26 +112,48 @@ class Workbench:
     def missing(self, kind: Kind, work: Work, size: int) -> list[tuple[Work, int, int]]:
         """What is not stored of a piece of work: (work, start, stop), in blocks of whole batches of about `size` points.
 
-        A damaged block is removed. A block that lacks some of what is asked for is computed again over its own range
-        with both what it has and what is asked, so that no study loses what it has stored.
+        A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
+        asked for is computed again over its own range with both what it has and what is asked, so that no study loses
+        what it has stored; where it reaches beyond this study's points, it is cut there first.
         """
+        total = len(self.data.points)
         whole: list[tuple[int, int]] = []
         again: list[tuple[Work, int, int]] = []
         for block in self.store.blocks(kind, work.key):
-            try:
-                _, facts = self.store.read_block(kind, work.key, block)
-            except DamagedFileError:
+            if block.start >= total:
+                continue  # another study's points, which this one cannot compute
+            facts = self._sound(kind, work, block, whole[-1][1] if whole else 0)
+            if facts is None:
                 self.store.remove(block.path)
                 continue
-            whole.append((block.start, block.stop))
-            lacking = any(not set(values) <= set(facts[name]) for name, values in covers(work).items())
-            if facts["weights"] != self.weights(work.classifier):
-                again.append((work, block.start, block.stop))
-            elif lacking:
-                again.append((widened(work, facts), block.start, block.stop))
+            stop = block.stop
+            if not all(set(values) <= set(facts[name]) for name, values in covers(work).items()):
+                if stop > total:
+                    self._cut(kind, work.key, block, total)
+                    stop = total
+                again.append((widened(work, facts), block.start, stop))
+            whole.append((block.start, stop))
         size = max(1, size // self.data.batch) * self.data.batch
-        gaps = missing_ranges(whole, (0, len(self.data.points)), size)
+        gaps = missing_ranges(whole, (0, total), size)
         return [*again, *((work, start, stop) for start, stop in gaps)]
+
+    def _sound(self, kind: Kind, work: Work, block: Block, after: int) -> dict[str, Any] | None:
+        """What a stored block says of itself; None when it is damaged, of other weights, or begins before `after`."""
+        try:
+            _, facts = self.store.read_block(kind, work.key, block)
+        except DamagedFileError:
+            return None
+        return facts if block.start >= after and facts.get("weights") == self.weights(work.classifier) else None
+
+    def _cut(self, kind: Kind, key: str, block: Block, at: int) -> None:
+        """Store a block's rows as two blocks, before and from position `at` of the study's points on."""
+        table, facts = self.store.read_block(kind, key, block)
+        first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
+        for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
+            share = (stop - start) / (block.stop - block.start)
+            cost = {name: type(facts[name])(facts[name] * share) for name in COST}
+            self.store.write_block(kind, key, start, stop, table.filter(part), {**facts, **cost})
+        self.store.remove(block.path)
 
     def images(self, inputs: Inputs, start: int, stop: int) -> Tensor:
         """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
@@ -149,9 +172,12 @@ class Workbench:
             for block in self.store.blocks("adversarial", inputs.attack.key)
             if block.start < stop and start < block.stop
         ]
+        have = sum(len(images) for images, _, _ in parts)
+        if have != stop - start:
+            raise DamagedFileError(
+                f"adversarial/{inputs.attack.key} must cover points {start} to {stop}; it has {have}"
+            )
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
-        if len(images) != stop - start:
-            raise DamagedFileError(f"adversarial/{inputs.attack.key} must cover points {start} to {stop}")
         return images, labels, linf
 
     def _best_restarts(self, key: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
@@ -159,6 +185,8 @@ class Workbench:
         height, width, channels = self.data.images.shape[1:]
         kept = table.filter(pa.compute.equal(table["steps"], stop))
         count = block.stop - block.start
+        if len(kept) == 0 or len(kept) % count:
+            raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")
         images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
         labels, linf, losses = (kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss"))
         chosen = losses.argmax(0), np.arange(count)
@@ -230,6 +258,11 @@ class Workbench:
         """[draws, N, points, classes] of a stored block, in the order of `executions`."""
         table, facts = self.store.read_block("outputs", key, block)
         stored = facts["executions"]
+        if not set(executions) <= set(stored) or draws > len(facts["draws"]):
+            raise DamagedFileError(
+                f"{block.path} must hold {draws} draws of {list(executions)} executions; it has {len(facts['draws'])} of "
+                f"{stored}"
+            )
         shape = (len(facts["draws"]), len(stored), block.stop - block.start, self.data.classes)
         found = list_column(table["probabilities"], self.data.classes).reshape(shape)
         return found[:draws, [stored.index(n) for n in executions]]

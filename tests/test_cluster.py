@@ -30,7 +30,7 @@ TINY: dict[str, Any] = {
         },
         {
             "name": "at", "architecture": {"cnn_small": {"width": 4}}, "objective": {"adversarial": {"steps": 2}},
-            "training": {"epochs": 3, "lr": 0.1, "flip": False},
+            "training": {"epochs": 3, "lr": 0.1, "flip": False, "precision": "bf16"},
         },
     ],
     "attacks": [{"pgd": {"steps": [2, 4], "step_size": 0.02}, "epsilon": 0.05, "goal": ["untargeted", "targeted"]}],

@@ -9,6 +9,7 @@ import torch
 
 from mi_ray.plan import AttackWork
 from mi_ray.progress import Stage
+from mi_ray.study import load_plugins
 from mi_ray.workbench import Work, Workbench
 
 
@@ -37,14 +38,6 @@ def workbench(reference: Any, threads: int) -> Workbench:
     """This process's workbench for the study whose data is behind the reference; unpacked once a process."""
     torch.set_num_threads(threads)
     return _cached(reference.hex(), _Fetch(reference))
-
-
-def load_plugins(plugins: Sequence[str]) -> None:
-    """Import a person's own modules, so that what they register is known here. Runs their code."""
-    import importlib
-
-    for plugin in plugins:
-        importlib.import_module(plugin)
 
 
 @ray.remote

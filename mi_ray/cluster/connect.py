@@ -64,8 +64,10 @@ def connected(address: str | None, *, cpus: int | None = None, scratch: Path | N
             options["_temp_dir"] = str(scratch)
     else:
         options["address"] = address
-    # Workers import by the driver's path, so that plugins beside the sweep file are found there too.
-    paths = os.pathsep.join(path for path in sys.path if path)
+    # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the
+    # driver's own installation, since another node has its own.
+    prefixes = tuple({sys.prefix, sys.base_prefix})
+    paths = os.pathsep.join(path for path in sys.path if path and not path.startswith(prefixes))
     try:
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
     except ConnectionError as error:

@@ -16,7 +16,7 @@ from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.connect import connected
-from mi_ray.cluster.train import EpochCounter, finished, fit, take_own
+from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
 from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.records import Store
@@ -84,11 +84,18 @@ class Runner:
         with self.outcome.timed("ray"):
             self._connection = connected(self.address)
             self._connection.__enter__()
-        have = ray.cluster_resources().get("CPU", 0)
-        if self.address is None and need > have:
-            raise ValueError(
-                f"one piece of work asks for {need:g} CPUs at once, this machine has {have:g}; lower "
-                "resources.block.cpus, resources.train.cpus or classifiers.N.workers, or give --address of a cluster"
+        have = ray.cluster_resources()
+        resources = self.sweep.resources
+        gpus = max(resources.block.gpus, max(e.workers for e in self.sweep.classifiers) * resources.train.gpus)
+        for what, needed in (("CPU", need), ("GPU", gpus)):
+            if self.address is None and needed > have.get(what, 0):
+                raise ValueError(
+                    f"one piece of work asks for {needed:g} {what}s at once, this machine has {have.get(what, 0):g}; lower "
+                    "resources.block, resources.train or classifiers.N.workers, or give --address of a cluster"
+                )
+        if self.store.local and len(ray.nodes()) > 1:
+            self.console.print(
+                f"note: the store {self.store.uri} must be a folder that all nodes share", style="yellow"
             )
 
     def disconnect(self) -> None:
@@ -120,10 +127,11 @@ class Runner:
             f"{split}_{what}": getattr(self.study.dataset, f"{split}_{what}")
             for split in ("train", "test") for what in ("images", "labels")
         })  # fmt: skip
-        counter = EpochCounter.remote()  # type: ignore[attr-defined]
+        counter = ImageCounter.remote()  # type: ignore[attr-defined]
+        images = sum(self.planner.images_an_epoch(work.entry) * work.entry.training.epochs for work in todo)
         waiting, running = list(todo), dict[Any, ClassifierWork]()
         free = ray.cluster_resources()["CPU"]
-        with stage("train", sum(work.entry.training.epochs for work in todo), "epochs", self.console) as shown:
+        with stage("train", images, "images", self.console) as shown:
             while waiting or running:
                 used = sum(work.entry.workers * resources.cpus for work in running.values())
                 while waiting and (not running or used + waiting[0].entry.workers * resources.cpus <= free):
@@ -133,7 +141,7 @@ class Runner:
                 done, _ = ray.wait(list(running), timeout=1.0)
                 for task in done:
                     self._ended(running.pop(task), task)
-                shown.advance(ray.get(counter.epochs.remote()) - shown.done)
+                shown.advance(ray.get(counter.images.remote()) - shown.done)
 
     def _start(self, work: ClassifierWork, data: Any, counter: Any) -> Any:
         resources, entry = self.sweep.resources.train, work.entry

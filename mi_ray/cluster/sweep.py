@@ -12,13 +12,14 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from mi_ray.cluster.blocks import load_plugins, workbench
+from mi_ray.cluster.blocks import workbench
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES, Defense
 from mi_ray.defenses.base import CHUNK
 from mi_ray.parameters import Axis, plain
 from mi_ray.plan import Cell, OutputWork, Planner, merged
 from mi_ray.progress import Stage
+from mi_ray.study import load_plugins
 from mi_ray.workbench import Workbench
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")

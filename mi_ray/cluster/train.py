@@ -92,7 +92,7 @@ class _Run:
             self.plain.parameters(), lr=self.training["lr"], momentum=self.training["momentum"],
             weight_decay=self.training["weight_decay"],
         )  # fmt: skip
-        self.epoch, self.rows = 0, list[dict[str, Any]]()
+        self.epoch, self.rows, self._shown = 0, list[dict[str, Any]](), time.monotonic()
         checkpoint = ray.train.get_checkpoint()
         if checkpoint is not None:
             with checkpoint.as_directory() as folder:
@@ -148,6 +148,7 @@ class _Run:
             loss.backward()
             self.optimizer.step()
             losses.append(loss.detach())
+            self.show(step + 1, total // size)
         mean = float(torch.stack(losses).float().mean())
         if not np.isfinite(mean):
             raise ValueError(f"the training loss must be finite; it is {mean} in epoch {self.epoch}: lower the lr "
@@ -161,6 +162,13 @@ class _Run:
             "images": len(losses) * size,
             "seconds": seconds,
         }
+
+    def show(self, step: int, steps: int) -> None:
+        """Tell the driver how far this training is, about once a second."""
+        if self.rank == 0 and (time.monotonic() - self._shown > 1 or step == steps):
+            self._shown = time.monotonic()
+            done = (self.epoch * steps + step) * self.training["batch_size"]
+            self.config["progress"].report.remote(self.config["key"], done)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Clean accuracy on the first images of a split, in eval mode."""
@@ -183,7 +191,6 @@ def train_loop(config: dict[str, Any]) -> None:
     run = _Run(config)
     train = _resident(data["train_images"], data["train_labels"], run.device)
     test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
-    progress = config["progress"]
     while run.epoch < run.training["epochs"]:
         row = run.train_epoch(*train)
         if run.rank == 0:
@@ -195,26 +202,25 @@ def train_loop(config: dict[str, Any]) -> None:
             if run.rank == 0:
                 run.save(Path(folder))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
-                progress.report.remote(config["key"], run.epoch)
             ray.train.report({"epoch": run.epoch, "loss": row["loss"]}, checkpoint=checkpoint)
     if run.rank == 0:
         write_classifier(Store(config["store"]), config["key"], run.plain.cpu(), config["about"], run.rows)
 
 
 @ray.remote(num_cpus=0)
-class EpochCounter:
-    """Counts finished epochs, so that the driver can show them."""
+class ImageCounter:
+    """Counts the images that training has gone through, so that the driver can show them."""
 
     def __init__(self) -> None:
-        self._epochs: dict[str, int] = {}
+        self._images: dict[str, int] = {}
 
-    def report(self, key: str, epoch: int) -> None:
-        """A classifier has finished that many epochs."""
-        self._epochs[key] = epoch
+    def report(self, key: str, images: int) -> None:
+        """A classifier has gone through that many images, over all epochs."""
+        self._images[key] = images
 
-    def epochs(self) -> int:
-        """Epochs finished so far, over all classifiers."""
-        return sum(self._epochs.values())
+    def images(self) -> int:
+        """Images so far, over all classifiers."""
+        return sum(self._images.values())
 
 
 @ray.remote(num_cpus=0, max_retries=2)

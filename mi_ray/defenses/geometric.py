@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from mi_ray.defenses.base import DEFENSES, RandomTransform
@@ -100,7 +100,7 @@ class _Crop(RandomTransform):
         return {"crop": [32, 32]}
 
 
-def _shifted_rows(size: int, side: Tensor, read: Tensor, write: Tensor) -> Float[Tensor, "E B S S"]:
+def _shifted_rows(size: int, side: Tensor, read: Tensor, write: Tensor) -> Bool[Tensor, "E B S S"]:
     """One-hot matrices M with (M v)[write + i] = v[read + i] for i < side, zero elsewhere."""
     out = torch.arange(size, device=side.device)
     source = out + (read - write)[..., None]

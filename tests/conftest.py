@@ -1,0 +1,135 @@
+"""Shape checks for the whole package while tests run, one torch thread, and small shared fixtures."""
+
+import importlib.util
+import pkgutil
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any
+
+import jaxtyping
+import pytest
+import torch
+from beartype import BeartypeConf, beartype
+from jaxtyping import install_import_hook
+from torch import Tensor, nn
+
+_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484
+
+
+def checked(function: Any) -> Any:
+    """What the hook below checks every function with; a dataclass that parses its own fields is left to it."""
+    strict = _beartype(function)
+    if function.__name__ != "__init__":
+        return strict
+
+    @wraps(function)
+    def unless_it_parses(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return None if hasattr(self, "__post_init__") else strict(self, *args, **kwargs)
+
+    return unless_it_parses
+
+
+def _checked_modules() -> list[str]:
+    """Every module of the package but those that Ray pickles by value, which carry no shapes."""
+    spec = importlib.util.find_spec("mi_ray")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    names = [module.name for module in pkgutil.iter_modules(list(spec.submodule_search_locations))]
+    return [f"mi_ray.{name}" for name in names if name not in ("cluster", "cli")]
+
+
+# Before the first import of the package: the tests import it only after this file.
+install_import_hook(_checked_modules(), f"{__name__}.checked")
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shape checks: what a user of the installed package meets when an argument is of another form."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def digits() -> Any:
+    """scikit-learn's digits as a Dataset."""
+    from mi_ray.data import Digits
+
+    return Digits().load()
+
+
+@pytest.fixture(scope="session")
+def describe() -> Callable[..., dict[str, Any]]:
+    """A classifier's description, as a sweep would write it."""
+
+    def make(architecture: str = "cnn_small", classes: int = 10, **arguments: Any) -> dict[str, Any]:
+        return {
+            "architecture": architecture,
+            "arguments": arguments,
+            "classes": classes,
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.25, 0.3, 0.2],
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def classifier(digits: Any, describe: Any) -> Any:
+    """A tiny CnnSmall, trained for a few seconds on digits: right on most test images, never changed by a test."""
+    from mi_ray.classifiers import build_classifier
+    from mi_ray.data import to_unit
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build_classifier(describe(width=8)).train()
+        x, y = to_unit(digits.train_images), torch.from_numpy(digits.train_labels)
+        optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
+        for _ in range(8):
+            for part in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                nn.functional.cross_entropy(made(x[part]), y[part]).backward()
+                optimizer.step()
+    return made.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="session")
+def pool(digits: Any) -> Any:
+    """The train split of digits as a sample pool."""
+    from mi_ray.sample_pool import SamplePool
+
+    return SamplePool(digits.train_images, digits.train_labels)
+
+
+@pytest.fixture(scope="session")
+def batch(digits: Any) -> tuple[Tensor, Tensor]:
+    """The first eight test images, [8, 3, 32, 32] in [0, 1], and their labels."""
+    from mi_ray.data import to_unit
+
+    return to_unit(digits.test_images[:8]), torch.from_numpy(digits.test_labels[:8])
+
+
+class Linear(nn.Module):
+    """logits = W x + b on flattened images: what an attack must find on it is known in closed form."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weight.T + self.bias
+
+
+@pytest.fixture(scope="session")
+def linear() -> Callable[..., nn.Module]:
+    """Linear classifiers with seeded random weights, for images of a given shape."""
+
+    def make(classes: int, shape: tuple[int, int, int] = (3, 8, 8), scale: float = 0.2) -> nn.Module:
+        generator = torch.Generator().manual_seed(classes)
+        size = shape[0] * shape[1] * shape[2]
+        weight = torch.randn(classes, size, generator=generator) * scale
+        return Linear(weight, torch.randn(classes, generator=generator) * scale)
+
+    return make
