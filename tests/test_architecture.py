@@ -1,0 +1,220 @@
+"""Rules of the code itself, read from its source: who imports whom, what is never used, how long a function may be."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+FILES = {
+    str(path.relative_to(ROOT).with_suffix("")).replace("/", ".").removesuffix(".__init__"): path
+    for folder in ("mi_ray", "analysis")
+    for path in sorted((ROOT / folder).rglob("*.py"))
+}
+TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
+OURS = [module for module in TREES if module.startswith("mi_ray")]
+ANALYSIS = [module for module in TREES if module.startswith("analysis")]
+VALUES = ["mi_ray.threat_model", "mi_ray.parameters", "mi_ray.config", "mi_ray.records"]
+LOWER = ["mi_ray.data", "mi_ray.classifiers", "mi_ray.sample_pool", "mi_ray.randomness"]
+LIGHT = [*VALUES, "mi_ray.plan", "mi_ray.statistics", "mi_ray.quick", "mi_ray.inspect_store", "mi_ray.cli", *ANALYSIS]
+
+
+def imports(module: str, *, at_import: bool = False) -> set[str]:
+    """Every module that a module imports, with those that `from package import name` may mean.
+
+    at_import: only what importing it imports, and not what its functions import when they are called.
+    """
+    found: set[str] = set()
+    inside = {
+        node
+        for function in ast.walk(TREES[module])
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(TREES[module]):
+        if at_import and node in inside:
+            continue
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module}: a relative import"
+            assert node.module
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in TREES}
+    return found
+
+
+def within(module: str, packages: list[str]) -> bool:
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def own(module: str) -> set[str]:
+    """What a module imports of this project."""
+    return {name for name in imports(module) if within(name, ["mi_ray", "analysis"])}
+
+
+def under(package: str) -> list[str]:
+    return [module for module in TREES if within(module, [package])]
+
+
+def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                yield f"{module}:{node.lineno} {node.name}", node
+
+
+def calls() -> Iterator[tuple[str, str, ast.Call]]:
+    """(place, dotted name, call) of every call by name."""
+    for module, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                yield f"{module}:{node.lineno}", ast.unparse(node.func), node
+
+
+def test_the_source_was_found() -> None:
+    assert {"mi_ray.plan", "mi_ray.cluster.study", "mi_ray.attacks.pgd", "analysis.common"} <= TREES.keys()
+    assert "mi_ray.parameters" in own("mi_ray.config")
+    assert "mi_ray.estimate" in imports("mi_ray.cli") - imports("mi_ray.cli", at_import=True)
+
+
+@pytest.mark.parametrize("module", VALUES)
+def test_values_import_nothing_of_the_project_but_each_other(module: str) -> None:
+    assert own(module) <= set(VALUES)
+
+
+@pytest.mark.parametrize("module", LOWER)
+def test_data_classifiers_pool_and_randomness_stand_below_methods(module: str) -> None:
+    assert own(module) <= {*VALUES, *LOWER}
+
+
+@pytest.mark.parametrize("module", [*under("mi_ray.attacks"), *under("mi_ray.defenses")])
+def test_attacks_and_defenses_import_what_is_below_and_never_each_other(module: str) -> None:
+    family = ".".join(module.split(".")[:2])
+    assert all(within(name, [family, *VALUES, *LOWER]) for name in own(module))
+
+
+def test_objectives_stand_on_attacks_and_evaluation_on_both() -> None:
+    below = [*VALUES, *LOWER, "mi_ray.attacks"]
+    assert all(within(name, below) for name in own("mi_ray.objectives"))
+    assert all(within(name, [*below, "mi_ray.defenses"]) for name in own("mi_ray.evaluate"))
+
+
+def test_the_plan_knows_values_alone() -> None:
+    assert own("mi_ray.plan") <= set(VALUES)
+    assert own("mi_ray.quick") <= {*VALUES, "mi_ray.plan"}
+    assert own("mi_ray.inspect_store") <= set(VALUES)
+    assert own("mi_ray.statistics") == set()
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_only_the_cluster_folder_imports_ray(module: str) -> None:
+    assert within(module, ["mi_ray.cluster"]) or not any(within(name, ["ray"]) for name in imports(module))
+
+
+@pytest.mark.parametrize("module", OURS)
+def test_only_the_command_line_and_the_cluster_import_the_cluster(module: str) -> None:
+    allowed = ["mi_ray.cluster", "mi_ray.cli"]
+    assert within(module, allowed) or not any(within(name, ["mi_ray.cluster"]) for name in imports(module))
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_what_reads_plans_and_draws_never_imports_torch_or_ray(module: str) -> None:
+    assert not any(within(name, ["torch", "torchvision", "ray"]) for name in imports(module))
+    reached, todo = set[str](), [module]
+    while todo:  # and neither does anything that it imports
+        reached.add(todo.pop())
+        todo += [
+            name for at in reached for name in imports(at, at_import=True) if name in TREES and name not in reached
+        ]
+    heavy = {name for at in reached for name in imports(at, at_import=True) if within(name, ["torch", "ray"])}
+    assert heavy == set()
+
+
+@pytest.mark.parametrize("module", ANALYSIS)
+def test_analysis_reads_rows_and_nothing_else_of_the_program(module: str) -> None:
+    assert all(within(name, ["analysis", "mi_ray.records", "mi_ray.statistics"]) for name in own(module))
+
+
+def test_no_import_goes_in_a_circle() -> None:
+    graph = {module: {name for name in imports(module, at_import=True) if name in TREES} - {module} for module in TREES}
+    while True:
+        leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
+        if not leaves:
+            break
+        graph = {module: needs for module, needs in graph.items() if module not in leaves}
+    assert graph == {}
+
+
+def test_no_text_is_run_as_code() -> None:
+    assert [place for place, name, _ in calls() if name in ("eval", "exec", "compile", "os.system", "os.popen")] == []
+    shells = [place for place, _, call in calls() for keyword in call.keywords if keyword.arg == "shell"]
+    assert shells == []
+
+
+def test_no_pickle_is_read_or_written() -> None:
+    banned = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+    assert [(m, name) for m in TREES for name in imports(m) if name.split(".")[0] in banned] == []
+    arguments = {place: [k for k in call.keywords if k.arg == "allow_pickle"] for place, _, call in calls()}
+    assert all(ast.unparse(k.value) == "False" for found in arguments.values() for k in found)
+    assert [place for place, name, _ in calls() if name == "torch.save"] == []
+
+
+def test_torch_files_are_read_as_weights_only_and_yaml_safely() -> None:
+    loads = {place: {k.arg: ast.unparse(k.value) for k in call.keywords} for place, name, call in calls()
+             if name == "torch.load"}  # fmt: skip
+    assert loads
+    assert all(keywords.get("weights_only") == "True" for keywords in loads.values())
+    used = {name for _, name, _ in calls() if name.startswith("yaml.")}
+    assert used == {"yaml.safe_load", "yaml.safe_dump"}
+
+
+def test_every_function_is_under_60_lines() -> None:
+    long = [place for place, node in functions() if node.end_lineno and node.end_lineno - node.lineno + 1 >= 60]
+    assert long == []
+
+
+def public(body: list[ast.stmt], place: str) -> Iterator[tuple[str, ast.AST]]:
+    """Classes, functions and methods whose name has no leading underscore, inside classes that have none either."""
+    for node in body:
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            yield f"{place}.{node.name}", node
+            if isinstance(node, ast.ClassDef):
+                yield from public(node.body, f"{place}.{node.name}")
+
+
+# A subclass's method that a framework calls says nothing beyond what the framework documents.
+DOCUMENTED_BY_THEIR_BASE = {"setup", "step", "reset_config"}
+
+
+def test_every_public_module_class_and_function_has_a_docstring() -> None:
+    bare = [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
+    for module in OURS:
+        for place, node in public(TREES[module].body, module):
+            assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+            if not ast.get_docstring(node) and place.split(".")[-1] not in DOCUMENTED_BY_THEIR_BASE:
+                bare.append(place)
+    assert bare == []
+
+
+def repeated(texts: dict[str, str]) -> list[tuple[str, str]]:
+    """(first place, second place) of six lines in a row that stand twice; short ones and imports do not count."""
+    seen: dict[tuple[str, ...], str] = {}
+    twice = []
+    for name, text in texts.items():
+        lines = [(number, line.strip()) for number, line in enumerate(text.splitlines(), 1)]
+        told = [(n, line) for n, line in lines if len(line) > 1 and not line.startswith(("#", "import ", "from "))]
+        for first in range(len(told) - 5):
+            block = tuple(line for _, line in told[first : first + 6])
+            place = f"{name}:{told[first][0]}"
+            if block in seen and sum(map(len, block)) > 120:
+                twice.append((seen[block], place))
+            seen.setdefault(block, place)
+    return twice
+
+
+def test_no_block_of_six_lines_stands_twice() -> None:
+    sample = "\n".join(f"line_number_{n} = compute(something, {n})" for n in range(6))
+    assert repeated({"a": f"x = 1\n{sample}", "b": sample}) == [("a:2", "b:1")]
+    assert repeated({module: path.read_text(encoding="utf-8") for module, path in FILES.items()}) == []

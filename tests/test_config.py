@@ -1,0 +1,252 @@
+"""Sweep files: what is accepted, what is refused and with which words, presets, smoke overlays, overrides."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from mi_ray.config import PRESETS, Options, Sweep, TrainingOptions, load_sweep
+
+ONE_CLASSIFIER = {"name": "f", "architecture": "cnn_small"}
+SMALL: dict[str, Any] = {
+    "name": "tiny",
+    "dataset": "digits",
+    "points": {"count": 40},
+    "batch": 20,
+    "classifiers": [ONE_CLASSIFIER],
+    "attacks": [{"pgd": {"steps": 2}, "epsilon": "8/255"}],
+    "defenses": ["none", {"gaussian_noise": {"sigma": 0.1}}],
+}
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    """The smallest whole sweep, with some keys replaced."""
+    return {**copy.deepcopy(SMALL), **changes}
+
+
+def sweep(**changes: Any) -> Sweep:
+    return Sweep.model_validate(document(**changes))
+
+
+def classifier(**changes: Any) -> list[dict[str, Any]]:
+    return [{**ONE_CLASSIFIER, **changes}]
+
+
+def write(folder: Path, content: Any) -> Path:
+    path = folder / "sweep.yaml"
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content))
+    return path
+
+
+def refusal(folder: Path, content: Any, *overrides: str, smoke: bool = False) -> str:
+    """The message with which a file is refused."""
+    path = write(folder, content)
+    with pytest.raises(ValueError, match=r".") as error:
+        load_sweep(path, smoke=smoke, overrides=overrides)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "typo", "meant"),
+    [
+        ({"clasifiers": []}, "clasifiers", "classifiers"),
+        ({"points": {"cuont": 3}}, "cuont", "count"),
+        ({"classifiers": classifier(objectve="erm")}, "objectve", "objective"),
+        ({"classifiers": classifier(training={"epoch": 3})}, "epoch", "epochs"),
+        ({"options": {"eight_bits": True}}, "eight_bits", "eight_bit"),
+        ({"search": {"optuna": {"trails": 3}}, "points": {"count": 4, "selection": 2}}, "trails", "trials"),
+        ({"resources": {"blocks": {}}}, "blocks", "block"),
+        ({"resources": {"block": {"gpu": 1}}}, "gpu", "gpus"),
+        ({"resources": {"train": {"cpu": 1}}}, "cpu", "cpus"),
+        ({"search": {"optima": {}}}, "optima", "optuna"),
+    ],
+)
+def test_an_unknown_key_is_refused_at_every_level_with_the_likely_one(
+    tmp_path: Path, changes: dict[str, Any], typo: str, meant: str
+) -> None:
+    message = refusal(tmp_path, document(**changes))
+    assert f"{typo!r} (did you mean {meant!r}?)" in message
+    assert meant in message.partition("known: ")[2].split(", ")
+
+
+@pytest.mark.parametrize("model", [Sweep, Options])
+def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
+    with pytest.raises(ValueError, match="known: ") as error:
+        model.model_validate({"nonsense_xyz": 1})
+    assert all(name in str(error.value) for name in model.model_fields)
+    assert "did you mean" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"attacks": [{"pgd": {}, "epsilon": "8/0"}]}, ["attacks[0].epsilon[0]", "8/0", "fraction such as 8/255"]),
+        ({"attacks": [{"pgd": {}, "epsilon": -0.1}]}, ["epsilon must be in [0, 1]", "-0.1"]),
+        ({"attacks": [{"pgd": {}, "epsilon": [0.1, 1.5]}]}, ["epsilon[1]", "epsilon must be in [0, 1]", "1.5"]),
+        ({"attacks": [{"pgd": {}, "epsilon": []}]}, ["attacks[0].epsilon", "at least 1"]),
+        ({"attacks": [{"pgd": {}}]}, ["attacks[0].epsilon"]),
+        ({"attacks": [{"pgd": {}, "fgsm": {}, "epsilon": 0.1}]}, ["one method", "pgd", "fgsm"]),
+        ({"attacks": [{"epsilon": 0.1}]}, ["one method", "none"]),
+        ({"attacks": ["pgd"]}, ["an attack is a mapping", "'pgd'"]),
+        ({"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": "sideways"}]}, ["goal", "untargeted", "sideways"]),
+        ({"defenses": [["none"]]}, ["defenses[0]", "must be a name"]),
+        ({"defenses": []}, ["defenses", "at least 1"]),
+        ({"points": {"count": 0}}, ["points.count", "greater than or equal to 1", "0"]),
+        ({"points": {"count": 10, "selection": 10}}, ["points.selection must be less than points.count", "10 of 10"]),
+        ({"search": {"optuna": {}}}, ["points.selection must be above 0"]),
+        ({"classifiers": classifier() * 2}, ["different names", "f, f"]),
+        ({"classifiers": classifier(training={"batch_size": 64}, workers=3)}, ["evenly", "64 over 3"]),
+        ({"classifiers": [{"name": "f", "factory": "nets:build"}]}, ["factory", "weights"]),
+        ({"classifiers": [{"name": "f", "factory": "nets.build", "weights": "w.pt"}]}, ["factory", "nets.build"]),
+        ({"classifiers": [{"name": "f"}]}, ["either `architecture` or `factory`"]),
+        ({"classifiers": classifier(factory="a:b", weights="w")}, ["either `architecture` or `factory`"]),
+        ({"classifiers": classifier(mean=[0.5, 0.5], std=[0.5, 0.5])}, ["3 channels", "[0.5, 0.5]"]),
+        ({"classifiers": classifier(std=[0.5, 0.5, 0])}, ["std > 0"]),
+        ({"preset": "honesty"}, ["preset", "honest", "honesty"]),
+        ({"executions": [1, 0]}, ["executions", "0"]),
+        ({"executions": []}, ["executions", "at least 1"]),
+        ({"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": []}]}, ["goal", "at least 1"]),
+        ({"classifiers": classifier(seed=-1)}, ["seed", "greater than or equal to 0", "-1"]),
+        ({"name": "a/b"}, ["name", "a/b"]),
+        ({"options": {"draws": 0}}, ["options: draws", "0"]),
+        ({"options": {"attack_labels": "guess"}}, ["options: attack_labels", "true", "predicted", "guess"]),
+    ],
+)
+def test_a_bad_value_is_refused_with_the_place_the_rule_and_the_value(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(tmp_path, document(**changes))
+    assert message.startswith(str(tmp_path / "sweep.yaml"))
+    assert [word for word in words if word not in message] == [], message
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("", "must hold a mapping"),
+        ("- a\n- b\n", "must hold a mapping"),
+        ("name: [unclosed", "must be YAML"),
+        ("a: 1\n\t- b", "must be YAML"),
+        ("!!python/object/apply:os.getcwd []", "must be YAML"),
+    ],
+)
+def test_a_file_that_is_no_mapping_of_yaml_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    assert words in refusal(tmp_path, content)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe\xfa", None])
+def test_a_file_that_cannot_be_read_is_refused(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "sweep.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ValueError, match="must be YAML" if content else "must be readable.*No such file"):
+        load_sweep(path)
+
+
+def test_fractions_and_text_are_read_as_numbers() -> None:
+    attack = sweep(attacks=[{"pgd": {}, "epsilon": ["8/255", "1e-2", 0.5, 0, 1]}]).attacks[0]
+    assert attack.epsilon == (8 / 255, 0.01, 0.5, 0.0, 1.0)
+    assert attack.goal == ("untargeted",)
+
+
+def test_one_value_stands_for_a_list_of_one() -> None:
+    read = sweep(attacks=[{"pgd": {}, "epsilon": 0.1, "goal": "targeted"}], executions=5)
+    assert (read.attacks[0].epsilon, read.attacks[0].goal, read.executions) == ((0.1,), ("targeted",), (5,))
+    assert sweep(executions=None).executions is None
+
+
+def test_honest_is_the_preset_when_none_is_named() -> None:
+    read = sweep()
+    assert read.resolved_options() == Options()
+    assert read.training_options() == TrainingOptions()
+    assert (read.points_order(), read.draws_of(), read.executions_of("mi_pl")) == ("drawn", 3, (30,))
+
+
+def test_as_published_differs_from_honest_in_every_option_it_names_and_keeps_thirty_executions() -> None:
+    read = sweep(preset="as_published")
+    honest, published = Options().model_dump(), read.resolved_options().model_dump()
+    assert {name for name in honest if honest[name] == published[name]} == {"executions"}
+    assert read.points_order() == "first"
+    assert [read.executions_of(name) for name in ("mi_ol", "mi_pl", "mi_combined")] == [(30,), (10,), (15,)]
+    assert read.draws_of() == 1
+    assert read.training_options() == PRESETS["as_published"][1] != TrainingOptions()
+
+
+def test_a_single_option_overrides_the_preset_and_leaves_the_others() -> None:
+    options = sweep(preset="as_published", options={"combined_accept": "undefended"}).resolved_options()
+    assert options.combined_accept == "undefended"
+    assert options.model_copy(update={"combined_accept": "pl_average"}) == PRESETS["as_published"][0]
+
+
+def test_keys_of_the_file_win_over_the_preset() -> None:
+    read = sweep(preset="as_published", executions=[10, 5, 10], draws=4, points={"count": 9, "order": "drawn"})
+    assert read.executions_of("mi_pl") == read.executions_of("mi_combined") == (5, 10)
+    assert (read.draws_of(), read.points_order()) == (4, "drawn")
+
+
+def test_training_preset_switches_training_alone() -> None:
+    read = sweep(training_preset="as_published")
+    assert read.training_options().inner_labels == "predicted"
+    assert (read.resolved_options(), read.points_order()) == (Options(), "drawn")
+    assert sweep(preset="as_published", training_preset="honest").training_options() == TrainingOptions()
+
+
+def test_a_sweep_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        sweep().seed = 3  # type: ignore[misc]
+
+
+def test_smoke_merges_fixed_keys_replaces_the_rest_and_renames_the_study(tmp_path: Path) -> None:
+    overlay = {"points": {"count": 10}, "options": {"draws": 1}, "resources": {"block": {"points": 10}},
+               "defenses": ["none"]}  # fmt: skip
+    path = write(
+        tmp_path, document(points={"count": 40, "selection": 5}, options={"eight_bit": True}, seed=4, smoke=overlay)
+    )
+    plain, smoke = load_sweep(path), load_sweep(path, smoke=True)
+    assert (plain.name, plain.points.count, plain.options) == ("tiny", 40, {"eight_bit": True})
+    assert (smoke.name, smoke.points.count, smoke.points.selection) == ("tiny-smoke", 10, 5)
+    assert smoke.options == {"eight_bit": True, "draws": 1}
+    assert (smoke.resources.block.points, smoke.seed) == (10, 4)
+    assert [name for name, _ in smoke.defenses] == ["none"]
+
+
+def test_smoke_without_an_overlay_is_refused(tmp_path: Path) -> None:
+    assert "--smoke needs a `smoke:` mapping" in refusal(tmp_path, document(), smoke=True)
+
+
+def test_a_smoke_overlay_is_validated_like_the_file(tmp_path: Path) -> None:
+    assert "points" in refusal(tmp_path, document(smoke={"points": 5}), smoke=True)
+    assert "unknown key 'pionts' (did you mean 'points'?)" in refusal(
+        tmp_path, document(smoke={"pionts": {}}), smoke=True
+    )
+
+
+def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_path: Path) -> None:
+    path = write(tmp_path, document(seed=1))
+    overrides = ["points.count=7", "classifiers.0.training.epochs=2", "options.draws=5", "executions=[1, 2]",
+                 "defenses.1={gaussian_noise: {sigma: 0.3}}", "name=other"]  # fmt: skip
+    read = load_sweep(path, overrides=overrides, seed=9)
+    assert (read.points.count, read.classifiers[0].training.epochs, read.draws_of()) == (7, 2, 5)
+    assert (read.executions, read.seed, read.name) == ((1, 2), 9, "other")
+    assert read.defenses[1] == ("gaussian_noise", {"sigma": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("points.count", "--set must be key=value"),
+        ("=3", "--set must be key=value"),
+        ("classifiers.3.seed=1", "classifiers.3 must be an index from 0 to 0; got '3'"),
+        ("classifiers.first.seed=1", "must be an index"),
+        ("classifiers.7=x", "there is nothing at classifiers.7 to set"),
+        ("name.deeper.x=1", "name.deeper is not a mapping or a list"),
+        ("name.deeper=1", "there is nothing at name.deeper to set"),
+        ("points.cuont=3", "unknown key 'cuont' (did you mean 'count'?)"),
+        ("points.count=none", "points.count"),
+        ("points.count=[1", "the value must be YAML; got '[1'"),
+    ],
+)
+def test_a_bad_set_is_refused_with_what_is_wrong(tmp_path: Path, override: str, words: str) -> None:
+    assert words in refusal(tmp_path, document(), override)

@@ -1,0 +1,479 @@
+"""Content keys: what changes them and what must not; which work is shared; counts and costs."""
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+from test_config import classifier, sweep
+
+from mi_ray.config import Options, TrainingOptions
+from mi_ray.parameters import Axis
+from mi_ray.plan import Facts, Plan, Planner, canonical, content_key, product, study_fingerprint
+from mi_ray.study import METHODS, device_of, prepare
+
+FACTS = Facts(
+    dataset="digits", digest="0" * 64, classes=10, side=(32, 32), train_count=1297, test_count=500,
+    pools={"mi_pl": "pool", "mi_ol": "pool"}, device="cpu", sources={},
+)  # fmt: skip
+EVERY_DEFENSE: list[Any] = [
+    "none",
+    {"gaussian_noise": {"sigma": [0.1, 0.2]}},
+    {"random_rotation": {"degrees": 10}},
+    {"random_resize": {"crop": [20, 28]}},
+    {"mi_pl": {"lam": 0.5}},
+    {"mi_ol": {"lam": 0.5}},
+    {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.4, "threshold": [0.1, 0.2, 0.3]}},
+]
+TRAINED = classifier(objective={"adversarial": {"steps": 1}})
+Keys = dict[str, set[str]]
+
+
+def planner(facts: Facts = FACTS, **changes: Any) -> Planner:
+    return Planner(sweep(**{"defenses": EVERY_DEFENSE, "classifiers": TRAINED, **changes}), METHODS, facts)
+
+
+def planned(facts: Facts = FACTS, **changes: Any) -> Plan:
+    made = planner(facts, **changes)
+    return made.plan(made.settings())
+
+
+def keys(plan: Plan) -> Keys:
+    """The keys of each kind of work, F's own outputs apart from the defenses', clean inputs apart from attacked."""
+    found: Keys = {kind: {work.key for work in getattr(plan, kind)} for kind in ("classifiers", "attacks")}
+    for place in ("clean", "attacked"):
+        at = [work for work in plan.outputs if (work.inputs.attack is None) == (place == "clean")]
+        found[f"own {place}"] = {work.key for work in at if work.component is None}
+        found[f"outputs {place}"] = {work.key for work in at if work.component is not None}
+        cells = [cell for cell in plan.cells if (cell.inputs.attack is None) == (place == "clean")]
+        found[f"none {place}"] = {cell.key for cell in cells if cell.defense[0] == "none"}
+        found[f"cells {place}"] = {cell.key for cell in cells if cell.defense[0] != "none"}
+    return found
+
+
+@cache
+def baseline() -> Keys:
+    """The keys of the sweep that the changes below change."""
+    return keys(planned())
+
+
+def changed(before: Keys, after: Keys) -> set[str]:
+    """The kinds of which no key has stayed; the others must not have changed at all."""
+    gone = {kind for kind in before if not before[kind] & after[kind]}
+    assert {kind for kind in before if before[kind] != after[kind]} == gone
+    return gone
+
+
+ALL = set(baseline())
+CELLS = {"none clean", "none attacked", "cells clean", "cells attacked"}
+ATTACKED = {"attacks", "own attacked", "outputs attacked", "none attacked", "cells attacked"}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"name": "other"},
+        {"resources": {"block": {"points": 20, "cpus": 2}, "train": {"cpus": 2}, "trials_at_once": 3}},
+        {"classifiers": classifier(name="renamed", objective={"adversarial": {"steps": 1}})},
+        {"figures": ["fig3b"]},
+        {"plugins": ["json"]},
+        {"search": "grid"},
+        {"device": "cpu"},
+        {"options": {"draws": 3, "eight_bit": False}},
+        {"preset": "honest", "training_preset": "honest"},
+        {"attacks": [{"pgd": {"steps": [2], "restarts": 1}, "epsilon": ["8/255"], "goal": ["untargeted"]}]},
+    ],
+)
+def test_what_decides_no_result_changes_no_key(changes: dict[str, Any]) -> None:
+    assert keys(planned(**changes)) == baseline()
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"seed": 1}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, seed=5)}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, training={"lr": 0.02})}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, workers=2)}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 2}})}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, mean=[0, 0, 0])}, ALL),
+        ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, architecture={"cnn_small": 8})}, ALL),
+        ({"training_preset": "as_published"}, ALL),
+        ({"resources": {"train": {"gpus": 0.5}}}, ALL),  # trained on another kind of device
+        ({"attacks": [{"pgd": {"steps": 2}, "epsilon": "4/255"}]}, ATTACKED),
+        ({"attacks": [{"pgd": {"steps": 2}, "epsilon": "8/255", "goal": "targeted"}]}, ATTACKED),
+        ({"attacks": [{"pgd": {"steps": 2, "restarts": 2}, "epsilon": "8/255"}]}, ATTACKED),
+        ({"attacks": [{"pgd": {"steps": 2, "step_size": 0.5}, "epsilon": "8/255"}]}, ATTACKED),
+        ({"attacks": [{"pgd": {"steps": 3}, "epsilon": "8/255"}]}, ATTACKED - {"attacks"}),
+        ({"options": {"attack_labels": "predicted"}}, ATTACKED),
+        ({"points": {"count": 40, "order": "first"}}, ALL - {"classifiers"}),
+        ({"batch": 10}, ALL - {"classifiers"}),
+        ({"precision": "bf16"}, ALL - {"classifiers", "own clean", "none clean"}),
+        ({"draws": 2}, {"cells clean", "cells attacked"}),
+        ({"executions": [7]}, {"cells clean", "cells attacked"}),
+        ({"points": {"count": 30}}, CELLS),
+        ({"points": {"count": 40, "selection": 10}}, CELLS),
+    ],
+)
+def test_a_change_changes_the_keys_it_decides_and_only_those(changes: dict[str, Any], expected: set[str]) -> None:
+    assert changed(baseline(), keys(planned(**changes))) == expected
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [
+        ({"digest": "1" * 64}, ALL),
+        ({"device": "cuda"}, ALL - {"classifiers"}),
+        ({"sources": {"adversarial": "a plugin's source"}}, ALL),
+        ({"sources": {"cnn_small": "a plugin's source"}}, ALL),
+        ({"sources": {"pgd": "a plugin's source"}}, ATTACKED),
+        ({"sources": {"mi_ray_unused": "x"}}, set()),
+        ({"dataset": "the same pixels under another name"}, set()),
+    ],
+)
+def test_facts_of_data_machine_and_code_change_the_keys_they_decide(facts: Any, expected: set[str]) -> None:
+    assert changed(baseline(), keys(planned(replace(FACTS, **facts)))) == expected
+
+
+@pytest.mark.parametrize(
+    ("registry", "name", "expected"),
+    [
+        ("architectures", "cnn_small", ALL),
+        ("objectives", "adversarial", ALL),
+        ("attacks", "pgd", ATTACKED),
+    ],
+)
+def test_a_methods_version_changes_the_keys_of_what_it_makes(
+    monkeypatch: pytest.MonkeyPatch, registry: str, name: str, expected: set[str]
+) -> None:
+    before = keys(planned())
+    monkeypatch.setattr(getattr(METHODS, registry)[name], "version", 2)
+    assert changed(before, keys(planned())) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "touched"), [("mi_ol", {"mi_ol", "mi_combined"}), ("mi_combined", {"mi_combined"}), ("none", {"none"})]
+)
+def test_a_defenses_version_changes_its_own_cells_and_those_that_join_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, touched: set[str]
+) -> None:
+    before = by_defense(planned())
+    monkeypatch.setattr(METHODS.defenses[name], "version", 2)
+    after = by_defense(planned())
+    assert {defense for defense in before if before[defense] != after[defense]} == touched
+
+
+def test_the_size_of_a_chunk_of_executions_is_part_of_the_outputs_keys() -> None:
+    other = Planner(planner().sweep, replace(METHODS, chunk=10), FACTS)
+    expected = {"outputs clean", "outputs attacked", "cells clean", "cells attacked"}
+    assert changed(keys(planned()), keys(other.plan(other.settings()))) == expected
+
+
+def by_defense(plan: Plan) -> Mapping[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for cell in plan.cells:
+        found.setdefault(cell.defense[0], set()).add(cell.key)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("facts", "touched"),
+    [
+        ({"pools": {"mi_pl": "another", "mi_ol": "pool"}}, {"mi_pl", "mi_combined"}),
+        ({"pools": {"mi_pl": "pool", "mi_ol": "another"}}, {"mi_ol", "mi_combined"}),
+        ({"sources": {"gaussian_noise": "x"}}, {"gaussian_noise"}),
+        ({"sources": {"mi_ol": "x"}}, {"mi_ol", "mi_combined"}),
+        ({"sources": {"mi_combined": "x"}}, {"mi_combined"}),
+    ],
+)
+def test_a_pool_or_a_source_touches_the_defenses_that_use_it(facts: Any, touched: set[str]) -> None:
+    before, after = by_defense(planned()), by_defense(planned(replace(FACTS, **facts)))
+    assert {name for name in before if before[name] != after[name]} == touched
+
+
+def test_an_oblivious_attacks_key_does_not_depend_on_the_defenses() -> None:
+    assert keys(planned(defenses=["none"]))["attacks"] == keys(planned())["attacks"]
+
+
+def test_sigma_changes_the_keys_of_its_own_setting_alone() -> None:
+    one = planned(defenses=[{"gaussian_noise": {"sigma": [0.1, 0.2]}}])
+    other = planned(defenses=[{"gaussian_noise": {"sigma": [0.1, 0.3]}}])
+    for kind in ("outputs clean", "cells clean", "outputs attacked", "cells attacked"):
+        assert len(keys(one)[kind] & keys(other)[kind]) == len(keys(one)[kind]) / 2
+    for kind in ("classifiers", "attacks", "own clean", "own attacked", "none clean"):
+        assert keys(one)[kind] == keys(other)[kind]
+
+
+def test_a_fixed_training_seed_keeps_the_classifier_when_the_studys_seed_changes() -> None:
+    fixed = classifier(seed=3)
+    first, second = (keys(planned(classifiers=fixed, seed=seed)) for seed in (0, 1))
+    assert changed(first, second) == ALL - {"classifiers"}
+    first, second = (
+        keys(planned(classifiers=fixed, seed=seed, points={"count": 40, "order": "first"})) for seed in (0, 1)
+    )
+    assert changed(first, second) == ALL - {"classifiers", "own clean", "none clean"}
+
+
+def test_the_device_of_blocks_is_what_the_sweep_says_else_what_its_blocks_reserve() -> None:
+    gpus = {"block": {"gpus": 0.25}}
+    assert [device_of(sweep()), device_of(sweep(resources=gpus))] == ["cpu", "cuda"]
+    assert [device_of(sweep(resources=gpus, device=device)) for device in ("cpu", "cuda")] == ["cpu", "cuda"]
+    with pytest.raises(ValueError, match=r"device: cuda needs resources.block.gpus above 0"):
+        device_of(sweep(device="cuda"))
+
+
+OPTION_CHANGES: dict[str, Any] = {
+    "attack_labels": "predicted", "pool_split": "test", "pool_augmented": True, "pool_limit_mi_pl": 300,
+    "executions": 7, "executions_mi_pl": 7, "executions_mi_combined": 7, "combined_executions_pl": 7,
+    "combined_accept": "pl_average", "combined_statistic": "maximum", "eight_bit": True,
+    "rotation_interpolation": "nearest", "draws": 2,
+}  # fmt: skip
+TOUCHED = {
+    "pool_split": {"mi_pl", "mi_ol", "mi_combined"}, "pool_augmented": {"mi_pl", "mi_ol", "mi_combined"},
+    "pool_limit_mi_pl": {"mi_pl", "mi_combined"}, "executions_mi_pl": {"mi_pl"},
+    "executions_mi_combined": {"mi_combined"}, "combined_executions_pl": {"mi_combined"},
+    "combined_accept": {"mi_combined"}, "combined_statistic": {"mi_combined"},
+    "eight_bit": {"random_rotation", "random_resize"}, "rotation_interpolation": {"random_rotation"},
+    "executions": {"gaussian_noise", "random_rotation", "random_resize", "mi_ol"},
+    "draws": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
+    "attack_labels": {"none", "gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
+}  # fmt: skip
+
+
+def real_cells(**changes: Any) -> Mapping[str, set[str]]:
+    """Keys by defense, with the pools of the digits themselves."""
+    study = prepare(sweep(**{"defenses": EVERY_DEFENSE, **changes}))
+    return by_defense(study.planner.plan(study.planner.settings()))
+
+
+@pytest.fixture(scope="module")
+def honest_cells() -> Mapping[str, set[str]]:
+    return real_cells()
+
+
+def test_the_changes_below_are_of_every_option() -> None:
+    assert OPTION_CHANGES.keys() == TOUCHED.keys() == Options.model_fields.keys()
+
+
+@pytest.mark.parametrize("option", list(OPTION_CHANGES))
+def test_every_option_changes_the_cells_of_the_defenses_it_is_about(
+    option: str, honest_cells: Mapping[str, set[str]]
+) -> None:
+    after = real_cells(options={option: OPTION_CHANGES[option]})
+    assert {name for name in honest_cells if honest_cells[name] != after[name]} == TOUCHED[option]
+
+
+@pytest.mark.parametrize("option", list(TrainingOptions.model_fields))
+def test_every_training_option_changes_what_a_classifier_is_trained_with(option: str) -> None:
+    honest, published = planner(), planner(training_preset="as_published")
+    settings = [{"inner_labels": made.classifiers[0].objective[1]["inner_labels"],  # type: ignore[index]
+                 "first_epoch_at_lower_rate": made.training_of(made.classifiers[0])["lr_drops"]}
+                for made in (honest, published)]  # fmt: skip
+    assert settings[0][option] != settings[1][option]
+
+
+def test_learning_rate_drops_are_written_out_and_the_files_own_win() -> None:
+    drops = [planner(**changes).training_of(planner(**changes).classifiers[0])["lr_drops"]
+             for changes in ({}, {"training_preset": "as_published"},
+                             {"classifiers": classifier(training={"lr_drops": [3], "epochs": 9})})]  # fmt: skip
+    assert drops == [[100, 150], [99, 149], [3]]
+
+
+def test_step_counts_are_one_attack_with_several_stops_and_cells_for_each() -> None:
+    plan = planned(attacks=[{"pgd": {"steps": [10, 50]}, "epsilon": 0.1}])
+    assert [(work.stops, work.cost) for work in plan.attacks] == [((10, 50), (52, 50))]
+    steps = {cell.identity["attack_params"] for cell in plan.cells if cell.inputs.attack}
+    assert len(steps) == 2
+    assert {cell.inputs.name for cell in plan.cells} == {"clean", *(f"{plan.attacks[0].key}@{n}" for n in (10, 50))}
+
+
+@pytest.mark.parametrize("order", [[[10], [50]], [[50], [10]], [[10, 50], [10]]])
+def test_step_counts_asked_for_in_different_entries_are_still_one_trajectory(order: list[list[int]]) -> None:
+    entries = [{"pgd": {"steps": steps}, "epsilon": 0.1} for steps in order]
+    together = planned(attacks=[{"pgd": {"steps": [10, 50]}, "epsilon": 0.1}])
+    apart = planned(attacks=entries)
+    assert [(work.key, work.stops, work.cost) for work in apart.attacks] == [
+        (work.key, work.stops, work.cost) for work in together.attacks
+    ]
+    assert keys(apart) == keys(together)
+
+
+def test_mi_combined_adds_no_work_to_mi_pl_and_mi_ol_and_thresholds_share_outputs() -> None:
+    alone = [{"mi_pl": {"lam": [0.4, 0.5]}}, {"mi_ol": {"lam": [0.3, 0.4]}}]
+    combined = {"mi_combined": {"lam_pl": [0.4, 0.5], "lam_ol": [0.3, 0.4], "threshold": {"linspace": [0, 1, 6]}}}
+    without, with_it = planned(defenses=alone), planned(defenses=[*alone, combined])
+    assert with_it.outputs == without.outputs
+    assert keys(planned(defenses=[combined]))["outputs clean"] == keys(without)["outputs clean"]
+    assert keys(planned(defenses=[combined]))["outputs attacked"] == keys(without)["outputs attacked"]
+    assert len(with_it.cells) == len(without.cells) + 2 * 2 * 2 * 6  # clean and attacked
+
+
+def test_numbers_of_executions_and_draws_are_asked_of_one_piece_of_work() -> None:
+    plan = planned(defenses=[{"mi_ol": 0.5}], executions=[1, 5, 30], draws=2)
+    component = [work for work in plan.outputs if work.component]
+    assert [(work.executions, work.draws) for work in component] == [((1, 5, 30), 2)] * 2
+    assert [work.passes(5) for work in component] == [60, 60]
+    assert [work.passes(5) for work in plan.outputs if not work.component] == [1, 1]
+
+
+def test_the_detectors_own_number_of_executions_is_read_beside_the_fallbacks() -> None:
+    plan = planned(defenses=[EVERY_DEFENSE[-1]], preset="as_published")
+    assert {work.component[0]: work.executions for work in plan.outputs if work.component} == {
+        "mi_pl": (5,), "mi_ol": (15,)
+    }  # fmt: skip
+    assert {tuple(n for _, n in cell.components) for cell in plan.cells if cell.components} == {(5, 15)}
+
+
+@pytest.mark.parametrize(
+    "grown",
+    [
+        {"defenses": [*EVERY_DEFENSE, {"uniform_noise": {"amplitude": [0.1, 0.2]}}]},
+        {"defenses": [{"gaussian_noise": {"sigma": {"linspace": [0.1, 0.5, 5]}}}, *EVERY_DEFENSE]},
+        {"attacks": [{"pgd": {"steps": [2, 4]}, "epsilon": ["8/255", 0.1], "goal": ["untargeted", "targeted"]}]},
+        {"executions": [10, 20, 30]},
+        {"classifiers": [*TRAINED, {"name": "second", "architecture": {"cnn_small": 4}}]},
+    ],
+)
+def test_extending_a_grid_keeps_every_old_key(grown: dict[str, Any]) -> None:
+    old, new = baseline(), keys(planned(**grown))
+    assert all(old[kind] <= new[kind] for kind in old)
+    assert any(old[kind] < new[kind] for kind in old)
+
+
+def test_none_is_always_there_first_and_settings_named_twice_are_dropped() -> None:
+    twice = [{"gaussian_noise": 0.1}, {"gaussian_noise": {"sigma": [0.1, 0.2]}}, "none"]
+    settings = planner(defenses=twice).settings()
+    assert [(s.name, s.values()) for s in settings] == [
+        ("none", {}), ("gaussian_noise", {"sigma": 0.1}), ("gaussian_noise", {"sigma": 0.2})
+    ]  # fmt: skip
+    plan = planned(defenses=twice)
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells) == 2 * 3
+
+
+WORKED: dict[str, Any] = {
+    "classifiers": [{"name": "a", "architecture": {"cnn_small": 4}}, {"name": "b", "architecture": {"cnn_small": 8}}],
+    "attacks": [{"pgd": {"steps": [10, 50]}, "epsilon": [0.05, 0.1], "goal": ["untargeted", "targeted"]}],
+    "defenses": [
+        {"gaussian_noise": {"sigma": [0.1, 0.2, 0.3]}},
+        {"mi_combined": {"lam_pl": [0.4, 0.5], "lam_ol": [0.3, 0.4], "threshold": [0.1, 0.2, 0.3]}},
+    ],
+    "executions": [1, 5],
+}
+
+
+def test_counts_of_a_worked_example() -> None:
+    plan = planned(**WORKED)
+    inputs = 1 + 2 * 2 * 2  # clean, and each stop of each threat model
+    assert len(plan.attacks) == 2 * 2 * 2  # classifiers x epsilons x goals
+    assert len(plan.cells) == 2 * inputs * (1 + 2 * 3 + 2 * 2 * 2 * 3)  # none has one N
+    assert len(plan.outputs) == 2 * inputs * (1 + 3 + 2 + 2)  # F, sigmas, lam_pl, lam_ol
+
+
+def test_cost_of_a_worked_example_by_distinct_work_and_cell_by_cell() -> None:
+    made = planner(**WORKED, points={"count": 30}, draws=1)
+    cost = made.cost(made.plan(made.settings()))
+    points = 40  # whole batches of 20
+    assert cost["attack_forward"] == points * 8 * (50 + 2)
+    assert cost["attack_backward"] == points * 8 * 50
+    assert cost["evaluation_forward"] == points * 2 * 9 * (1 + (3 + 2 + 2) * 5)
+    evaluated = 1 + 3 * (2 + 1 + 5) + 12 * (2 + 2 * (1 + 5))  # an own pass a cell, and N of each component
+    attacked = (1 + 3 * 2 + 12 * 2) * (11 + 51)
+    assert cost["naive_forward"] == points * 2 * (9 * evaluated + 4 * attacked)
+    assert cost["naive_backward"] == points * 2 * 4 * (1 + 6 + 24) * (10 + 50)
+
+
+def test_a_grid_like_figure_3b_costs_over_fifty_times_less_than_cell_by_cell() -> None:
+    lams = {"linspace": [0.1, 0.9, 9]}
+    combined = {"lam_pl": lams, "lam_ol": lams, "threshold": {"linspace": [0.05, 0.5, 10]}}
+    made = planner(
+        defenses=[{"gaussian_noise": {"sigma": {"linspace": [0.005, 0.05, 10]}}}, {"mi_combined": combined}],
+        attacks=[{"pgd": {"steps": [10]}, "epsilon": "8/255"}], executions=[1, 5, 10, 20, 30],
+    )  # fmt: skip
+    plan = made.plan(made.settings())
+    cost = made.cost(plan)
+    assert len(plan.cells) == 2 * (1 + 5 * (10 + 9 * 9 * 10))
+    assert cost["naive_forward"] / (cost["attack_forward"] + cost["evaluation_forward"]) > 50
+
+
+def test_training_is_counted_in_passes_over_whole_batches() -> None:
+    work = planner(classifiers=classifier(training={"epochs": 3, "batch_size": 100})).classifiers[0]
+    assert work.cost == (3 * 12 * 100, 3 * 12 * 100)
+    attacked = planner(classifiers=classifier(objective={"adversarial": {"steps": 4}}, training={"epochs": 1}))
+    assert attacked.classifiers[0].cost == (20 * 64 * 6, 20 * 64 * 6)
+
+
+def test_cells_carry_every_identity_column_as_canonical_text() -> None:
+    cell = next(c for c in planned().cells if c.defense[0] == "mi_combined" and c.inputs.attack)
+    assert cell.identity["cell"] == cell.key
+    assert cell.identity["attack_params"] == (
+        '{"labels":"true","random_start":true,"restarts":1,"step_size":0.00784313725490196,"steps":2}'
+    )
+    assert '"threshold":0.1' in cell.identity["defense_params"]
+    clean = next(c for c in planned().cells if c.inputs.attack is None)
+    assert (clean.identity["attack"], clean.identity["epsilon"], clean.identity["knowledge"]) == ("none", 0.0, "none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"points": {"count": 501}}, "points.count must not exceed the test split of digits, 500; got 501"),
+        ({"defenses": [{"gausian_noise": 0.1}]}, r"unknown defense 'gausian_noise' \(did you mean 'gaussian_noise'"),
+        ({"defenses": [{"gaussian_noise": -1}]}, r"gaussian_noise.sigma must be a number in \[0, ∞\]; got -1"),
+        ({"defenses": ["gaussian_noise"]}, "gaussian_noise needs sigma"),
+        ({"defenses": [{"random_pad": {"crop": [30, 33]}}]}, r"must not exceed the image's side, 32 pixels; got \[30"),
+        ({"attacks": [{"pdg": {}, "epsilon": 0.1}]}, r"unknown attack 'pdg' \(did you mean 'pgd'"),
+        ({"attacks": [{"pgd": {"step": 1}, "epsilon": 0.1}]}, r"unknown parameter of pgd 'step' \(did you mean 'steps"),
+        ({"classifiers": classifier(architecture="resnet19")}, r"unknown architecture 'resnet19' \(did you mean 'resn"),
+        ({"classifiers": classifier(objective="mixpu")}, r"unknown objective 'mixpu' \(did you mean 'mixup'"),
+        ({"classifiers": classifier(objective={"mixup": {"alpha": [1, 2]}})}, "an objective takes one value"),
+        ({"classifiers": classifier(training={"batch_size": 1298})}, "must not exceed the 1297 training images"),
+    ],
+)
+def test_what_cannot_be_is_refused_while_planning(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        planner(**changes).settings()
+
+
+def test_points_are_stored_in_whole_batches_within_the_split() -> None:
+    stored = [planner(points={"count": n}, batch=b).stored_points for n, b in ((40, 20), (41, 20), (1, 50), (490, 300))]
+    assert stored == [40, 60, 50, 500]
+
+
+def test_keys_are_hashes_of_canonical_content() -> None:
+    assert canonical({"b": 1, "a": ["σ"]}) == '{"a":["σ"],"b":1}'
+    assert content_key("x", {"a": 1, "b": 2}) == content_key("x", {"b": 2, "a": 1})
+    assert len({content_key("x", {"a": 1}), content_key("y", {"a": 1}), content_key("x", {"a": 2})}) == 3
+
+
+def test_product_is_every_combination_in_order() -> None:
+    axes = {"a": Axis((1, 2)), "b": Axis(("x", "y"))}
+    assert [tuple(values.values()) for values in product(axes)] == [(1, "x"), (1, "y"), (2, "x"), (2, "y")]
+
+
+def test_planning_twice_gives_the_same_plan() -> None:
+    assert planned(**WORKED) == planned(**WORKED)
+
+
+@pytest.mark.parametrize("module", ["plan", "config", "records", "quick", "statistics", "inspect_store", "cli"])
+def test_what_a_reader_needs_imports_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, mi_ray.{module}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_the_fingerprint_follows_sweep_code_and_data_files(tmp_path: Any) -> None:
+    code, data = tmp_path / "code.py", tmp_path / "data.npz"
+    code.write_text("a")
+    data.write_bytes(b"1")
+    npz = {"npz": str(data)}
+    first = study_fingerprint(sweep(dataset=npz), [code])
+    assert study_fingerprint(sweep(dataset=npz), [code]) == first
+    assert study_fingerprint(sweep(dataset=npz, seed=1), [code]) != first
+    data.write_bytes(b"12")
+    second = study_fingerprint(sweep(dataset=npz), [code])
+    code.write_text("b")
+    third = study_fingerprint(sweep(dataset=npz), [code])
+    assert len({first, second, third}) == 3

@@ -1,0 +1,417 @@
+"""Blocks of a tiny study without Ray: what is missing, what is computed, what is kept, and the rows that follow."""
+
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from test_config import classifier, sweep
+
+from mi_ray.attacks import ATTACKS
+from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
+from mi_ray.data import to_unit
+from mi_ray.defenses import DEFENSES, predict
+from mi_ray.plan import AttackWork, Cell, Inputs, OutputWork, Plan
+from mi_ray.records import TRAINING, DamagedFileError, Store, read_cells, read_records
+from mi_ray.study import Study, derive, mark_running, mark_selected, prepare, write_records, write_study
+from mi_ray.threat_model import ThreatModel
+from mi_ray.workbench import Work, Workbench
+
+DEFENSE_GRID: list[Any] = [
+    {"gaussian_noise": {"sigma": 0.2}},
+    {"mi_combined": {"lam_pl": 0.6, "lam_ol": 0.5, "threshold": [0.0, 0.01]}},
+]
+TINY: dict[str, Any] = {
+    "points": {"count": 60, "selection": 20},
+    "classifiers": classifier(architecture={"cnn_small": 2}),
+    "attacks": [{"pgd": {"steps": [1, 3], "step_size": 0.05, "restarts": 2}, "epsilon": 0.1}],
+    "defenses": DEFENSE_GRID,
+    "executions": [1, 3],
+    "draws": 2,
+}
+
+
+@dataclass(frozen=True)
+class Tiny:
+    """A study whose untrained classifier is in a store, with one process's workbench."""
+
+    study: Study
+    plan: Plan
+    store: Store
+    bench: Workbench
+
+    def work(self, component: str | None = "gaussian_noise", *, attacked: bool = False, stop: int = 3) -> OutputWork:
+        """The planned outputs of a component (None: of F itself) on the clean points or on an attack's."""
+        named = [w for w in self.plan.outputs if (w.component[0] if w.component else None) == component]
+        return next(w for w in named if bool(w.inputs.attack) == attacked and w.inputs.stop in (0, stop))
+
+    def cell(self, defense: str, *, attacked: bool, executions: int = 3) -> Cell:
+        """A planned cell; the last of its kind (stop 3, the highest threshold)."""
+        named = [c for c in self.plan.cells if c.defense[0] == defense and bool(c.inputs.attack) == attacked]
+        return next(c for c in reversed(named) if defense == "none" or c.identity["executions"] == executions)
+
+
+def weights_of(description: Any, seed: int = 0) -> bytes:
+    """Fresh weights with a spread of predictions: a plain initialisation answers one class to everything."""
+    torch.manual_seed(seed)
+    made = build_classifier(description)
+    last = [module for module in made.modules() if isinstance(module, torch.nn.Linear)][-1]
+    torch.nn.init.normal_(last.weight, std=3.0)
+    return weights_bytes(made)
+
+
+def put_classifier(store: Store, key: str, description: Any, seed: int = 0) -> bytes:
+    """Untrained weights in the place where training leaves them."""
+    content = weights_of(description, seed)
+    store.write_table(f"classifiers/{key}/training.parquet", TRAINING.empty_table())
+    store.write_bytes(f"classifiers/{key}/model.safetensors", content)
+    about = {"description": description, "weights_sha256": weights_digest(content)}
+    store.write_json(f"classifiers/{key}/classifier.json", about)
+    return content
+
+
+def tiny(folder: Path, *, weights: int = 0, **changes: Any) -> Tiny:
+    """A study in the store of a folder; other studies may be there already."""
+    study = prepare(sweep(**{**TINY, **changes}))
+    store = Store(folder, create=True)
+    made = {w.key: (w.description, put_classifier(store, w.key, w.description, weights))
+            for w in study.planner.classifiers}  # fmt: skip
+    plan = study.planner.plan(study.planner.settings())
+    return Tiny(study, plan, store, Workbench(study.data(store.root, made)))
+
+
+def stages(plan: Plan) -> Iterator[tuple[Any, Iterable[Work]]]:
+    """The work of a plan in the order in which it can be done."""
+    yield "adversarial", plan.attacks
+    yield "outputs", [work for work in plan.outputs if work.component is None]
+    yield "outputs", [work for work in plan.outputs if work.component is not None]
+
+
+def compute(one: Tiny, size: int = 20, *, backwards: bool = False) -> int:
+    """Do all that is missing; returns the number of blocks."""
+    done = 0
+    for kind, works in stages(one.plan):
+        todo = [item for work in works for item in one.bench.missing(kind, work, size)]
+        for work, start, stop in reversed(todo) if backwards else todo:
+            step = one.bench.attack if isinstance(work, AttackWork) else one.bench.outputs
+            assert step(work, start, stop) == stop - start
+            done += 1
+    return done
+
+
+def finish(one: Tiny) -> list[dict[str, Any]]:
+    """Compute, derive the records and write the study, as a run does; returns the rows of cells.parquet."""
+    mark_running(one.store, one.study, one.plan)
+    compute(one)
+    rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell: None, lambda count: None)
+    mark_selected(rows)
+    write_study(one.store, one.study, one.plan, rows, {})
+    return rows
+
+
+def contents(store: Store, kind: Any, key: str) -> pa.Table:
+    """All rows of a key in a fixed order."""
+    tables = [store.read_block(kind, key, block)[0] for block in store.blocks(kind, key)]
+    sorting = [(name, "ascending") for name in ("point", "draw", "executions", "restart", "steps")
+               if name in tables[0].schema.names]  # fmt: skip
+    return pa.concat_tables(tables).sort_by(sorting)
+
+
+def ranges(one: Tiny, work: Work, kind: Any = "outputs") -> list[tuple[int, int]]:
+    return [(block.start, block.stop) for block in one.store.blocks(kind, work.key)]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study with every block; read only."""
+    one = tiny(tmp_path_factory.mktemp("done"))
+    assert compute(one) == 3 * (len(one.plan.attacks) + len(one.plan.outputs))
+    return one
+
+
+def test_rows_are_the_same_bit_for_bit_whatever_the_blocks_and_their_order(done: Tiny, tmp_path: Path) -> None:
+    for name, size, backwards in (("large", 60, False), ("mixed", 40, True)):
+        other = tiny(tmp_path / name)
+        compute(other, size, backwards=backwards)
+        for kind, works in stages(done.plan):
+            for work in works:
+                assert ranges(other, work, kind) != ranges(done, work, kind)
+                assert contents(other.store, kind, work.key).equals(contents(done.store, kind, work.key))
+
+
+def test_a_block_is_whole_batches_however_small_it_is_asked_for(tmp_path: Path) -> None:
+    one = tiny(tmp_path)
+    found = {size: [(start, stop) for _, start, stop in one.bench.missing("outputs", one.work(None), size)]
+             for size in (1, 39, 40, 1000)}  # fmt: skip
+    assert found[1] == found[39] == [(0, 20), (20, 40), (40, 60)]
+    assert (found[40], found[1000]) == ([(0, 40), (40, 60)], [(0, 60)])
+
+
+def test_nothing_is_missing_when_all_is_there(done: Tiny) -> None:
+    assert [item for kind, works in stages(done.plan) for w in works for item in done.bench.missing(kind, w, 20)] == []
+
+
+def test_adversarial_rows_hold_every_restart_stop_and_point_inside_the_ball(done: Tiny) -> None:
+    work = done.plan.attacks[0]
+    rows = contents(done.store, "adversarial", work.key).to_pandas()
+    points = done.study.points[:60]
+    assert len(rows) == 60 * 2 * 2
+    assert set(zip(rows["point"], rows["restart"], rows["steps"], strict=True)) == {
+        (point, restart, steps) for point in points for restart in (0, 1) for steps in (1, 3)
+    }
+    clean = dict(zip(points, to_unit(done.bench.data.images).flatten(1).numpy(), strict=True))
+    distance = [np.abs(row.image - clean[row.point]).max() for row in rows.itertuples()]
+    np.testing.assert_allclose(rows["linf"], distance, atol=1e-6)
+    assert max(distance) <= 0.1 + 1e-6
+    labels = dict(zip(points, done.bench.data.labels, strict=True))
+    assert [labels[point] for point in rows["point"]] == list(rows["label"]) == list(rows["attack_label"])
+
+
+def test_stored_attack_is_the_attack_of_the_python_interface(done: Tiny) -> None:
+    key, plain = done.plan.attacks[0].classifier, Inputs()
+    made = ATTACKS.make("pgd", {"steps": [1, 3], "step_size": 0.05, "restarts": 2})
+    x, points = done.bench.images(plain, 0, 20), done.study.points[:20]
+    y = torch.from_numpy(np.array(done.bench.data.labels[:20]))
+    found = made(done.bench.classifier(key, "fp32"), x, y, ThreatModel(0.1), done.study.sweep.seed, points)
+    stored, labels, linf = done.bench.adversarial(Inputs(done.plan.attacks[0], 3), 0, 20)
+    assert torch.equal(torch.from_numpy(stored), found)
+    assert (list(labels), linf.max() <= 0.1 + 1e-6) == (y.tolist(), True)
+
+
+def test_a_range_that_cuts_through_blocks_is_put_together(done: Tiny) -> None:
+    for work in (done.work(), done.work(attacked=True)):
+        assert np.array_equal(
+            done.bench.probabilities(work, 10, 50), done.bench.probabilities(work, 0, 60)[:, :, 10:50]
+        )
+    inputs = done.work(attacked=True).inputs
+    assert torch.equal(done.bench.images(inputs, 10, 50), done.bench.images(inputs, 0, 60)[10:50])
+
+
+def test_outputs_are_what_the_python_interface_predicts(done: Tiny) -> None:
+    pool = done.bench.pool("mi_ol")
+    for name, attacked in (("gaussian_noise", False), ("mi_pl", True), ("mi_ol", True)):
+        work = done.work(name, attacked=attacked)
+        assert work.component
+        model, x = done.bench.classifier(work.classifier, "fp32"), done.bench.images(work.inputs, 20, 40)
+        found = predict(model, DEFENSES.make(*work.component), x, pool, 3, 0, done.study.points[20:40])
+        stored = done.bench.probabilities(work, 20, 40)
+        assert stored.shape == (2, 2, 20, 10)
+        np.testing.assert_allclose(stored[0, 1], found.numpy(), atol=1e-6)
+        assert not np.allclose(stored[0], stored[1])
+
+
+def test_records_say_what_the_defense_answered(done: Tiny) -> None:
+    pool = done.bench.pool("mi_ol")
+    for name, attacked in (("none", False), ("gaussian_noise", True), ("mi_combined", False), ("mi_combined", True)):
+        cell = done.cell(name, attacked=attacked)
+        rows = derive(done.bench, cell, 20, 60).to_pandas()
+        model, x = done.bench.classifier(cell.classifier, "fp32"), done.bench.images(cell.inputs, 0, 60)
+        answered = predict(model, DEFENSES.make(*cell.defense), x, pool, 3, 0, done.study.points[:60]).numpy()
+        own = torch.softmax(model(x), 1).numpy()
+        np.testing.assert_allclose(np.stack(rows["probabilities"]), answered, atol=1e-5)
+        assert list(rows["predicted"]) == list(answered.argmax(1))
+        np.testing.assert_allclose(rows["confidence_undefended"], own.max(1), atol=1e-5)
+        drop = own.max(1) - answered[np.arange(60), own.argmax(1)]
+        np.testing.assert_allclose(rows["score"], drop, atol=1e-5)
+        assert list(rows["point"]) == done.study.points[:60]
+        assert list(rows["selection"]) == [True] * 20 + [False] * 40
+        assert (rows["linf"].max() > 0.05) == attacked
+
+
+def test_correct_draws_count_right_answers_over_the_draws(done: Tiny) -> None:
+    cell = done.cell("gaussian_noise", attacked=True)
+    rows = derive(done.bench, cell, 20, 60).to_pandas()
+    work, n = cell.components[0]
+    answers = done.bench.probabilities(work, 0, 60)[:, work.executions.index(n)].argmax(-1)
+    assert list(rows["correct_draws"]) == list((answers == np.array(rows["label"])).sum(0))
+    assert set(rows["draws"]) == {2}
+
+
+def copied(one: Tiny, folder: Path) -> Tiny:
+    """The same study in a copy of its store."""
+    store = Store(shutil.copytree(one.store.root, folder, dirs_exist_ok=True))
+    return Tiny(one.study, one.plan, store, Workbench(one.study.data(store.root, one.bench.data.classifiers)))
+
+
+@pytest.fixture(scope="module")
+def computed(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study of one defense and one attack with every block; read only."""
+    one = tiny(tmp_path_factory.mktemp("computed"), defenses=DEFENSE_GRID[:1])
+    compute(one)
+    return one
+
+
+@pytest.fixture
+def fresh(computed: Tiny, tmp_path: Path) -> Tiny:
+    """The same in a copy that a test may damage."""
+    return copied(computed, tmp_path)
+
+
+def file_of(one: Tiny, work: Work, position: int = 1, kind: str = "outputs") -> Path:
+    return Path(one.store.root) / one.store.blocks(kind, work.key)[position].path  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["adversarial", "outputs"])
+@pytest.mark.parametrize("damage", ["delete", "truncate", "flip", "empty"])
+def test_exactly_the_block_that_was_lost_is_missing(fresh: Tiny, kind: Any, damage: str) -> None:
+    work = fresh.plan.attacks[0] if kind == "adversarial" else fresh.work()
+    before, path = contents(fresh.store, kind, work.key), file_of(fresh, work, kind=kind)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes({"truncate": content[:500], "flip": content, "empty": b""}.get(damage, b""))
+    if damage == "delete":
+        path.unlink()
+    assert [(w.key, a, b) for w, a, b in fresh.bench.missing(kind, work, 20)] == [(work.key, 20, 40)]
+    assert not path.exists()
+    assert compute(fresh) == 1
+    assert contents(fresh.store, kind, work.key).equals(before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({"executions": [2, 8]}, {"executions": [1, 2, 3, 8], "draws": [0, 1]}),
+        ({"draws": 3}, {"executions": [1, 3], "draws": [0, 1, 2]}),
+        ({"executions": 1, "draws": 1}, {"executions": [1, 3], "draws": [0, 1]}),
+    ],
+)
+def test_a_block_widened_for_another_study_keeps_what_it_had(fresh: Tiny, changes: Any, kept: dict[str, Any]) -> None:
+    work = fresh.work()
+    before = contents(fresh.store, "outputs", work.key)
+    other = tiny(Path(fresh.store.root), **{"defenses": DEFENSE_GRID[:1], **changes})
+    assert other.work().key == work.key
+    compute(other)
+    facts = [fresh.store.read_block("outputs", work.key, block)[1] for block in fresh.store.blocks("outputs", work.key)]
+    assert [{name: f[name] for name in kept} for f in facts] == [kept] * 3
+    after = contents(fresh.store, "outputs", work.key)
+    had = pa.compute.and_(pa.compute.is_in(after["executions"], pa.array([1, 3], pa.int32())),
+                          pa.compute.less(after["draw"], 2))  # fmt: skip
+    assert after.filter(had).equals(before)
+    assert compute(fresh) == compute(other) == 0
+
+
+def test_another_stop_is_added_to_the_trajectory(fresh: Tiny) -> None:
+    work = fresh.plan.attacks[0]
+    before = contents(fresh.store, "adversarial", work.key)
+    pgd = {"pgd": {"steps": [2], "step_size": 0.05, "restarts": 2}, "epsilon": 0.1}
+    other = tiny(Path(fresh.store.root), defenses=["none"], attacks=[pgd])
+    compute(other)
+    after = contents(fresh.store, "adversarial", work.key)
+    assert set(after["steps"].to_pylist()) == {1, 2, 3}
+    assert after.filter(pa.compute.not_equal(after["steps"], 2)).equals(before)
+    assert compute(fresh) == 0
+
+
+def test_a_larger_study_computes_only_the_points_that_are_new(fresh: Tiny) -> None:
+    larger = tiny(Path(fresh.store.root), points={"count": 90}, defenses=DEFENSE_GRID[:1])
+    todo = [(a, b) for _, a, b in larger.bench.missing("outputs", larger.work(), 20)]
+    assert todo == [(60, 80), (80, 100)]
+
+
+def test_blocks_beyond_a_smaller_studys_points_are_left_alone_or_cut(tmp_path: Path) -> None:
+    large = tiny(tmp_path, points={"count": 80}, defenses=DEFENSE_GRID[:1])
+    compute(large, 40)
+    before = contents(large.store, "outputs", large.work().key)
+    small = tiny(tmp_path, points={"count": 20}, defenses=DEFENSE_GRID[:1], executions=[1, 4])
+    assert [(a, b) for _, a, b in small.bench.missing("outputs", small.work(), 40)] == [(0, 20)]
+    assert ranges(large, large.work()) == [(0, 20), (20, 40), (40, 80)]
+    assert contents(large.store, "outputs", large.work().key).equals(before)
+    compute(small, 40)
+    rows = contents(large.store, "outputs", large.work().key).to_pandas()
+    wide = set(rows[rows["executions"] == 4]["point"])
+    assert wide == set(large.study.points[:20])
+    assert len(rows[rows["executions"] == 3]) == 2 * 80
+    assert compute(large, 40) == 0
+    stops = tiny(tmp_path, points={"count": 20}, defenses=["none"],
+                 attacks=[{"pgd": {"steps": [2], "step_size": 0.05, "restarts": 2}, "epsilon": 0.1}])  # fmt: skip
+    compute(stops, 40)
+    assert ranges(large, large.plan.attacks[0], "adversarial") == [(0, 20), (20, 40), (40, 80)]
+    assert compute(large, 40) == 0
+
+
+def test_a_cut_block_shares_out_what_it_cost(tmp_path: Path) -> None:
+    large = tiny(tmp_path, points={"count": 40}, defenses=DEFENSE_GRID[:1])
+    compute(large, 40)
+    small = tiny(tmp_path, points={"count": 20}, defenses=DEFENSE_GRID[:1], draws=3)
+    small.bench.missing("outputs", small.work(), 40)
+    passes = [large.store.block_facts(b)["forward_passes"] for b in large.store.blocks("outputs", large.work().key)]
+    assert passes == [20 * 2 * 5, 20 * 2 * 5]
+
+
+def test_a_block_that_overlaps_another_is_removed_and_computed_once(fresh: Tiny) -> None:
+    work = fresh.work()
+    before = contents(fresh.store, "outputs", work.key)
+    fresh.bench.outputs(work, 0, 40)  # as two runs at once with different blocks would leave it
+    assert ranges(fresh, work) == [(0, 20), (0, 40), (20, 40), (40, 60)]
+    compute(fresh)
+    assert ranges(fresh, work) == [(0, 20), (20, 40), (40, 60)]
+    assert contents(fresh.store, "outputs", work.key).equals(before)
+
+
+def test_blocks_of_other_weights_are_computed_again(fresh: Tiny) -> None:
+    retrained = tiny(Path(fresh.store.root), weights=1, defenses=DEFENSE_GRID[:1])
+    assert compute(retrained) == 3 * (len(fresh.plan.attacks) + len(fresh.plan.outputs))
+    facts = [retrained.store.block_facts(block) for block in retrained.store.blocks("outputs", fresh.work().key)]
+    assert {f["weights"] for f in facts} == {retrained.bench.weights(fresh.work().classifier)}
+    assert facts[0]["weights"] != fresh.bench.weights(fresh.work().classifier)
+
+
+def test_outputs_that_lack_what_is_asked_for_are_never_taken_for_it(fresh: Tiny) -> None:
+    root = Path(fresh.store.root)
+    for changes in ({"draws": 3}, {"executions": [1, 3, 7]}, {"points": {"count": 80}}):
+        asks_more = tiny(root, **{"defenses": DEFENSE_GRID[:1], **changes})
+        with pytest.raises(DamagedFileError, match="must "):
+            asks_more.bench.probabilities(asks_more.work(), 0, len(asks_more.study.points[:80]))
+    fresh.store.remove(f"adversarial/{fresh.plan.attacks[0].key}")
+    with pytest.raises(DamagedFileError, match="must cover points 0 to 20; it has 0"):
+        fresh.bench.adversarial(Inputs(fresh.plan.attacks[0], 3), 0, 20)
+
+
+def test_a_stop_that_was_not_stored_is_refused(fresh: Tiny) -> None:
+    with pytest.raises(DamagedFileError, match="must hold every point at stop 2"):
+        fresh.bench.adversarial(Inputs(fresh.plan.attacks[0], 2), 0, 20)
+
+
+def test_cells_are_written_with_their_states_and_read_again_without_computing(tmp_path: Path) -> None:
+    one = tiny(tmp_path)
+    rows = finish(one)
+    assert {row["state"] for row in rows} == {"done"}
+    assert len(rows) == len(one.plan.cells) == len(read_cells(one.store, "tiny"))
+    frame = read_records(one.store, "tiny")
+    assert len(frame) == 60 * len(rows)
+    assert not frame.duplicated(["cell", "point"]).any()
+    cells = read_cells(one.store, "tiny").set_index("cell")
+    reported = frame[~frame["selection"]]
+    mean = (reported["correct_draws"] / reported["draws"]).groupby(reported["cell"]).mean()
+    np.testing.assert_allclose(mean.sort_index(), cells["accuracy"].sort_index())
+    assert ((cells["accuracy_low"] <= cells["accuracy"]) & (cells["accuracy"] <= cells["accuracy_high"])).all()
+    assert cells["selected"].any()
+
+
+def test_a_damaged_record_is_derived_again_from_its_outputs(fresh: Tiny) -> None:
+    one, first = fresh, finish(fresh)
+    key = one.plan.cells[0].key
+    before = contents(one.store, "records", key)
+    path = Path(one.store.root) / one.store.blocks("records", key)[0].path
+    path.write_bytes(path.read_bytes()[:-9])
+    assert finish(one) == first
+    assert contents(one.store, "records", key).equals(before)
+
+
+def test_a_cell_without_its_outputs_is_missing_or_failed_with_the_cause(fresh: Tiny) -> None:
+    one, lost = fresh, fresh.work()
+    one.store.remove(f"outputs/{lost.key}")
+    for cause, state in ((None, "missing"), ("out of memory", "failed")):
+        seen: list[int] = []
+        rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell, cause=cause: cause, seen.append)  # type: ignore[misc]
+        bad = [row for row in rows if row["state"] != "done"]
+        touched = [cell.key for cell in one.plan.cells if lost.key in {work.key for work in cell.needs()}]
+        assert [row["cell"] for row in bad] == touched
+        assert {row["state"] for row in bad} == {state}
+        assert all((cause or f"outputs/{lost.key} must cover points 0 to 60") in row["cause"] for row in bad)
+        assert sum(seen) == len(rows)
