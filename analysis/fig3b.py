@@ -48,7 +48,9 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
 
 def _order(value: Any) -> float:
     """A number that sorts an axis: a number itself, a pair by its middle."""
-    return sum(value) / len(value) if isinstance(value, list) else float(value) if isinstance(value, (int, float)) else 0.0
+    return (
+        sum(value) / len(value) if isinstance(value, list) else float(value) if isinstance(value, (int, float)) else 0.0
+    )
 
 
 def _panel(axes: Axes, panel: pd.DataFrame, defenses: list[str]) -> None:

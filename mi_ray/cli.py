@@ -47,6 +47,8 @@ def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int
     names = [sweep.name for sweep in sweeps]
     if len(set(names)) != len(names):
         raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
+    for figure in {name for sweep in sweeps for name in sweep.figures}:
+        _find_script(figure)
     return sweeps
 
 
@@ -80,8 +82,6 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> 
     """Run the studies that are not finished, in order; True when something failed."""
     failed, todo = False, [sweep for sweep in sweeps if not _finished(sweep, out)]
     for sweep in sweeps:
-        for name in sweep.figures:
-            _find_script(name)
         if sweep not in todo:
             console.print(f"{sweep.name}: finished already, nothing to compute", highlight=False)
             if until == "sweep":

@@ -222,7 +222,7 @@ class TrainResources(Strict):
 
 
 class Resources(Strict):
-    """How work is spread; no value here changes a result."""
+    """How work is spread: no value here changes a result, but for whether blocks and training ask for GPUs."""
 
     block: BlockResources = BlockResources()
     train: TrainResources = TrainResources()
@@ -272,6 +272,21 @@ class Sweep(Strict):
             )
         self.resolved_options()
         return self
+
+    def document(self) -> dict[str, Any]:
+        """The sweep as a file would say it, every default and option written out; `load_sweep` reads it back."""
+        found = self.model_dump(mode="json")
+        found["dataset"] = dict([self.dataset])
+        found["options"] = self.resolved_options().model_dump()
+        found["defenses"] = [dict([defense]) for defense in self.defenses]
+        found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump()}
+        for written, attack in zip(found["attacks"], self.attacks, strict=True):
+            del written["method"]
+            written |= dict([attack.method])
+        for written, entry in zip(found["classifiers"], self.classifiers, strict=True):
+            written["objective"] = dict([entry.objective])
+            written["architecture"] = None if entry.architecture is None else dict([entry.architecture])
+        return found
 
     def resolved_options(self) -> Options:
         """The preset's options with the file's own on top; raises ValueError for an unknown one."""

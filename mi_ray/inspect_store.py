@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from mi_ray.records import CELLS, IDENTITY, TRAINING, Block, DamagedFileError, Kind, Store
 
 KINDS: tuple[Kind, ...] = ("adversarial", "outputs", "records")
+UNFINISHED = ("running", "trained", "attacked")  # a study that has no cells.parquet of its own plan yet
 BALL = 1e-6  # float32 rounding, as in attacks
 ROUNDING = 1e-9
 
@@ -31,8 +32,8 @@ def _state(store: Store, name: str) -> tuple[str, ...]:
     try:
         manifest = _manifest(store, name)
         state = str(manifest.get("state", "unknown"))
-        if state == "running":
-            state += " " + _pieces(store, manifest["keys"])
+        if state in UNFINISHED:
+            state += ": " + _pieces(store, manifest["keys"])
         if store.exists(f"studies/{name}/cells.parquet"):
             states = store.read_table(f"studies/{name}/cells.parquet", CELLS)["state"]
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
@@ -184,7 +185,7 @@ def _classifier(store: Store, key: str) -> Iterator[str]:
 def _study(store: Store, name: str) -> Iterator[str]:
     folder = f"studies/{name}"
     try:
-        if _manifest(store, name)["state"] == "running":
+        if _manifest(store, name)["state"] in UNFINISHED:
             return
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
         done = cells.filter(pc.equal(cells["state"], "done"))
@@ -217,11 +218,17 @@ def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
 def unreferenced(store: Store) -> list[tuple[str, int]]:
     """(folder, bytes) of every result that no study's manifest refers to.
 
-    Raises DamagedFileError when a study has no readable manifest, since nobody knows then what it refers to.
+    Raises DamagedFileError when a study has no readable manifest, and ValueError while a search is not finished, since
+    nobody knows then what the study refers to.
     """
     wanted: set[str] = set()
     for name in store.folders("studies"):
-        wanted |= {f"{kind}/{key}" for kind, found in _manifest(store, name)["keys"].items() for key in found}
+        manifest = _manifest(store, name)
+        if manifest.get("open") and manifest["state"] in UNFINISHED:
+            raise ValueError(
+                f"every search must be finished before anything is collected; {name} is {manifest['state']}"
+            )
+        wanted |= {f"{kind}/{key}" for kind, found in manifest["keys"].items() for key in found}
     loose: dict[str, int] = {}
     for kind in ("classifiers", *KINDS):
         for path, size in store.files(kind).items():

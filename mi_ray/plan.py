@@ -314,7 +314,8 @@ class Planner:
             facts = {
                 "undefended": undefended.key, "parts": [[work.key, own_n] for work, own_n in parts], "draws": draws,
                 "defense": defense.name, "version": defense.version, "values": defense.values(), "executions": n,
-                "points": self.sweep.points.model_dump(include={"count", "selection"}),
+                "points": self.sweep.points.model_dump(include={"count", "selection"}), "seed": self.sweep.seed,
+                **self._arithmetic,
                 "columns": RECORDS.names, "source": self.facts.sources.get(defense.name),
             }  # fmt: skip
             identity = self._identity(classifier, inputs, defense, n, draws)
@@ -429,7 +430,8 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     digest = hashlib.sha256(canonical(sweep.model_dump(mode="json")).encode())
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
-    written = list(_texts(sweep.dataset[1])) + [e.weights for e in sweep.classifiers if e.weights]
+    folders = list(_texts(sweep.dataset[1])) or ["data"]  # where a dataset with files is looked for by default
+    written = folders + [e.weights for e in sweep.classifiers if e.weights]
     for place in sorted(map(Path, written)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():

@@ -127,9 +127,7 @@ class SamplePool:
         return images.float().div(255)
 
 
-def without(
-    images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.NDArray[Any]
-) -> tuple[Any, Any, int]:
+def without(images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.NDArray[Any]) -> tuple[Any, Any, int]:
     """(images, labels, number left out): the split less exact copies of evaluated points. All uint8 NHWC."""
     taken = set(image_hashes(_as_uint8(evaluated)))
     keep = np.array([image not in taken for image in image_hashes(_as_uint8(images))])

@@ -25,7 +25,7 @@ from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry
-from mi_ray.plan import Cell, Facts, Methods, Plan, Planner
+from mi_ray.plan import Cell, ClassifierWork, Facts, Methods, Plan, Planner
 from mi_ray.quick import fingerprint, inventory
 from mi_ray.records import RECORDS, DamagedFileError, Store, write_cells
 from mi_ray.sample_pool import without
@@ -121,6 +121,31 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
+def _try_own(work: ClassifierWork, height: int, width: int) -> None:
+    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out."""
+    entry, weights = work.entry, str(work.entry.weights)
+    state = read_weights(Path(weights))
+    try:
+        classifier = build_classifier(work.description)
+    except TypeError as error:
+        raise ValueError(
+            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
+        ) from error
+    set_weights(classifier, state, weights)
+    try:
+        with torch.no_grad():
+            shape = list(classifier(torch.full((1, 3, height, width), 0.5)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
+        ) from error
+    if shape != [1, classifier.classes]:
+        raise ValueError(
+            f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
+            f"for one image it returned {shape}"
+        )
+
+
 def prepare(sweep: Sweep) -> Study:
     """Load the data, check every name and value of the sweep, and plan. Raises ValueError before any work."""
     load_plugins(sweep.plugins)
@@ -140,7 +165,7 @@ def prepare(sweep: Sweep) -> Study:
     planner = Planner(sweep, METHODS, facts)
     for work in planner.classifiers:
         if work.entry.weights is not None:
-            set_weights(build_classifier(work.description), read_weights(Path(work.entry.weights)), work.entry.weights)
+            _try_own(work, height, width)
     planner.settings()
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     return Study(sweep, dataset, planner, pools, points, left_out)
@@ -190,10 +215,11 @@ def write_records(
     for cell in cells:
         row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done"}
         try:
-            table = _stored_records(bench.store, cell.key, count)
+            weights = {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
+            table = _stored_records(bench.store, cell.key, count, weights)
             if table is None:
                 table = derive(bench, cell, selection, count)
-                bench.store.write_block("records", cell.key, 0, count, table, {})
+                bench.store.write_block("records", cell.key, 0, count, table, weights)
             row |= cell_summary(table["correct_draws"], table["selection"], cell.identity["draws"])
             row |= _cost(bench.store, cell, costs)
         except DamagedFileError as error:
@@ -204,11 +230,14 @@ def write_records(
     return rows
 
 
-def _stored_records(store: Store, key: str, count: int) -> pa.Table | None:
+def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
+    """A cell's stored rows, if they are whole and of these weights; what is not so is removed, to be derived again."""
     blocks = store.blocks("records", key)
     if [(block.start, block.stop) for block in blocks] == [(0, count)]:
-        with contextlib.suppress(DamagedFileError):  # damaged: removed below and derived again
-            return store.read_block("records", key, blocks[0])[0]
+        with contextlib.suppress(DamagedFileError):
+            table, facts = store.read_block("records", key, blocks[0])
+            if facts.get("weights") == weights.get("weights"):
+                return table
     for block in blocks:
         store.remove(block.path)
     return None
@@ -278,19 +307,16 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
     }
 
 
-def mark_running(store: Store, study: Study, plan: Plan) -> None:
-    """Say in the store that a study is being computed, and what it consists of, for `mi-ray status` and `gc`."""
-    name = study.sweep.name
-    path = f"studies/{name}/manifest.json"
-    keys = keys_of(plan)
+def mark(store: Store, study: Study, plan: Plan, state: str) -> None:
+    """Say in the store how far a study is, and what it consists of, for `mi-ray status` and `gc`.
+
+    A search finds its settings as it goes: `open` says that the keys are not all known yet.
+    """
     manifest = {
-        "name": name,
-        "state": "running",
-        "keys": keys,
-        "cells": len(plan.cells),
-        "provenance": provenance(),
-    }
-    store.write_json(path, manifest)
+        "name": study.sweep.name, "state": state, "keys": keys_of(plan), "cells": len(plan.cells),
+        "open": study.sweep.search is not None, "provenance": provenance(),
+    }  # fmt: skip
+    store.write_json(f"studies/{study.sweep.name}/manifest.json", manifest)
 
 
 def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
@@ -298,9 +324,7 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
     import yaml
 
     name = study.sweep.name
-    resolved = study.sweep.model_dump(mode="json")
-    resolved |= {"options": study.planner.options.model_dump(), "draws": study.sweep.draws_of()}
-    text = yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(study.sweep.document(), sort_keys=False, allow_unicode=True)
     store.write_bytes(f"studies/{name}/study.yaml", text.encode())
     write_cells(store, name, rows)
     keys = keys_of(plan)

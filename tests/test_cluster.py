@@ -110,7 +110,7 @@ def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undistu
     assert set(cells["points"]) == {80}
     reported = records[~records["selection"]].groupby("cell")
     mean = reported["correct_draws"].sum() / reported["draws"].sum()
-    assert (mean.loc[cells["cell"]].to_numpy() == pytest.approx(cells["accuracy"].to_numpy()))
+    assert mean.loc[cells["cell"]].to_numpy() == pytest.approx(cells["accuracy"].to_numpy())
 
 
 def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> None:

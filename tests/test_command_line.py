@@ -197,6 +197,12 @@ from torch import nn
 
 def build(width=2):
     return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, width), nn.Linear(width, 10))
+
+def grey():
+    return nn.Sequential(nn.Flatten(2), nn.Linear(3 * 32 * 32, 2), nn.Linear(2, 10))
+
+def few():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2), nn.Linear(2, 10), nn.AdaptiveAvgPool1d(7))
 """
 
 
@@ -210,6 +216,9 @@ def build(width=2):
         ),
         ("gone", {"weights": "other.pt"}, ["weights must be a file", "other.pt"]),
         ("text", {"weights": "sweep.yaml"}, ["sweep.yaml"]),
+        ("argued", {"arguments": {"depth": 3}}, ["must accept its arguments", "depth"]),
+        ("grey", {"factory": "nets_grey:grey"}, ["must take [B, 3, 32, 32] images"]),
+        ("few", {"factory": "nets_few:few"}, ["must return logits [B, 10]", "[1, 7]"]),
         ("absent", {"factory": "nets_absent:built"}, ["importable package.module:function", "nets_absent:built"]),
         ("module", {"factory": "no_such_nets:build"}, ["importable package.module:function", "no_such_nets:build"]),
     ],

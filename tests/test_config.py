@@ -250,3 +250,14 @@ def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_pat
 )
 def test_a_bad_set_is_refused_with_what_is_wrong(tmp_path: Path, override: str, words: str) -> None:
     assert words in refusal(tmp_path, document(), override)
+
+
+def test_a_sweep_written_out_with_its_defaults_reads_back_as_the_same_sweep(tmp_path: Path) -> None:
+    for file in sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")):
+        sweep = load_sweep(file, overrides=["preset=as_published"])
+        written = tmp_path / "study.yaml"
+        written.write_text(yaml.safe_dump(sweep.document(), sort_keys=False))
+        again = load_sweep(written)
+        assert again.resolved_options() == sweep.resolved_options()
+        assert again.document() == sweep.document()
+        assert again.model_copy(update={"options": sweep.options}) == sweep

@@ -11,7 +11,7 @@ from test_workbench import DEFENSE_GRID, Tiny, finish, tiny
 
 from mi_ray.inspect_store import check_store, study_states, unreferenced
 from mi_ray.records import CELLS, SCHEMAS, Store, write_cells
-from mi_ray.study import mark_running
+from mi_ray.study import mark
 from mi_ray.workbench import Workbench
 
 
@@ -195,7 +195,7 @@ def test_a_cell_that_is_listed_twice_is_found(store: Store) -> None:
 
 def test_a_study_that_is_running_has_no_problem_yet(store: Store, original: Tiny) -> None:
     store.remove("studies/tiny/cells.parquet")
-    mark_running(store, original.study, original.plan)
+    mark(store, original.study, original.plan, "running")
     assert check_store(store)[0] == []
 
 
@@ -239,11 +239,11 @@ def test_states_count_cells_and_pieces(store: Store, original: Tiny) -> None:
     ((name, state, *counts, written),) = study_states(store)
     assert (name, state, counts) == ("tiny", "complete", [str(cells), str(cells), "0", "0"])
     assert written.startswith("20")
-    mark_running(store, original.study, original.plan)
+    mark(store, original.study, original.plan, "running")
     store.remove(f"outputs/{key_of(original, 'outputs')}")
     outputs = len(original.plan.outputs)
     ((_, state, *_),) = study_states(store)
-    assert state == f"running classifiers 1/1, adversarial 1/1, outputs {outputs - 1}/{outputs}"
+    assert state == f"running: classifiers 1/1, adversarial 1/1, outputs {outputs - 1}/{outputs}"
 
 
 def test_states_of_failed_and_missing_cells(store: Store) -> None:
@@ -254,3 +254,10 @@ def test_states_of_failed_and_missing_cells(store: Store) -> None:
     ((_, _, total, done, failed, missing, _),) = study_states(store)
     assert (int(total), int(done), failed, missing) == (len(cells), len(cells) - 3, "1", "2")
     assert study_states(Store(Path(store.root) / "new", create=True)) == []
+
+
+def test_nothing_is_collected_while_a_search_is_not_finished(store: Store, original: Tiny) -> None:
+    manifest = store.read_json("studies/tiny/manifest.json")
+    store.write_json("studies/tiny/manifest.json", {**manifest, "state": "running", "open": True})
+    with pytest.raises(ValueError, match=r"every search must be finished.*tiny is running"):
+        unreferenced(store)

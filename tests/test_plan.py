@@ -111,7 +111,7 @@ def test_what_decides_no_result_changes_no_key(changes: dict[str, Any]) -> None:
         ({"options": {"attack_labels": "predicted"}}, ATTACKED),
         ({"points": {"count": 40, "order": "first"}}, ALL - {"classifiers"}),
         ({"batch": 10}, ALL - {"classifiers"}),
-        ({"precision": "bf16"}, ALL - {"classifiers", "own clean", "none clean"}),
+        ({"precision": "bf16"}, ALL - {"classifiers", "own clean"}),  # the rows carry it
         ({"draws": 2}, {"cells clean", "cells attacked"}),
         ({"executions": [7]}, {"cells clean", "cells attacked"}),
         ({"points": {"count": 30}}, CELLS),
@@ -214,7 +214,7 @@ def test_a_fixed_training_seed_keeps_the_classifier_when_the_studys_seed_changes
     first, second = (
         keys(planned(classifiers=fixed, seed=seed, points={"count": 40, "order": "first"})) for seed in (0, 1)
     )
-    assert changed(first, second) == ALL - {"classifiers", "own clean", "none clean"}
+    assert changed(first, second) == ALL - {"classifiers", "own clean"}
 
 
 def test_the_device_of_blocks_is_what_the_sweep_says_else_what_its_blocks_reserve() -> None:

@@ -18,7 +18,7 @@ from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, predict
 from mi_ray.plan import AttackWork, Cell, Inputs, OutputWork, Plan
 from mi_ray.records import TRAINING, DamagedFileError, Store, read_cells, read_records
-from mi_ray.study import Study, derive, mark_running, mark_selected, prepare, write_records, write_study
+from mi_ray.study import Study, derive, mark, mark_selected, prepare, write_records, write_study
 from mi_ray.threat_model import ThreatModel
 from mi_ray.workbench import Work, Workbench
 
@@ -106,7 +106,7 @@ def compute(one: Tiny, size: int = 20, *, backwards: bool = False) -> int:
 
 def finish(one: Tiny) -> list[dict[str, Any]]:
     """Compute, derive the records and write the study, as a run does; returns the rows of cells.parquet."""
-    mark_running(one.store, one.study, one.plan)
+    mark(one.store, one.study, one.plan, "running")
     compute(one)
     rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell: None, lambda count: None)
     mark_selected(rows)
@@ -415,3 +415,12 @@ def test_a_cell_without_its_outputs_is_missing_or_failed_with_the_cause(fresh: T
         assert {row["state"] for row in bad} == {state}
         assert all((cause or f"outputs/{lost.key} must cover points 0 to 60") in row["cause"] for row in bad)
         assert sum(seen) == len(rows)
+
+
+def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(tmp_path: Path) -> None:
+    finish(tiny(tmp_path, weights=0))
+    before = read_records(tmp_path, study="tiny")
+    finish(tiny(tmp_path, weights=1))
+    after = read_records(tmp_path, study="tiny")
+    assert sorted(after["cell"].unique()) == sorted(before["cell"].unique())
+    assert (after["confidence_undefended"].to_numpy() != before["confidence_undefended"].to_numpy()).mean() > 0.9

@@ -20,7 +20,7 @@ from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
 from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.records import Store
-from mi_ray.study import Study, mark_running, mark_selected, write_records, write_study
+from mi_ray.study import Study, mark, mark_selected, write_records, write_study
 from mi_ray.workbench import Work, Workbench
 
 Until = Literal["train", "attack", "sweep"]
@@ -280,7 +280,7 @@ class Runner:
         try:
             settings = self.planner.settings()
             plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
-            mark_running(self.store, self.study, plan)
+            mark(self.store, self.study, plan, "running")
             self.train()
             if until != "train":
                 self.blocks("attack", "attack_forward", "adversarial", plan.attacks)
@@ -290,8 +290,10 @@ class Runner:
                 plan = self.evaluate(plan)
         finally:
             self.disconnect()
-        if until == "sweep":
-            self.records(plan)
-            if self.store.local:
-                shutil.rmtree(self.scratch, ignore_errors=True)
+        if until != "sweep":
+            mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
+            return self.outcome
+        self.records(plan)
+        if self.store.local:
+            shutil.rmtree(self.scratch, ignore_errors=True)
         return self.outcome
