@@ -194,10 +194,11 @@ def test_a_search_repeats_its_settings_and_reports_other_points_than_it_chose_on
     defenses = [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]]
     search = {"optuna": {"sampler": sampler, "trials": 5, "round": 3}}
     sweep = {**TINY, "name": "search", "defenses": defenses, "search": search, "executions": 5, "draws": 1}
+    sweep["classifiers"] = TINY["classifiers"][:1]
     first = run(copied, sweep)
     assert first.returncode == 0, first.stdout + first.stderr
     cells = mi_ray.read_cells(copied / "results", study="search")
-    assert 2 < cells["defense_params"].nunique() <= 2 * 5 + 1
+    assert 2 < cells["defense_params"].nunique() <= 5 + 1
     shutil.rmtree(copied / "results/studies/search")
     again = run(copied, sweep)
     assert again.returncode == 0, again.stdout + again.stderr
