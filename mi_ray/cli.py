@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import logging
 import os
 import pkgutil
 import sys
@@ -320,6 +321,9 @@ def main() -> None:
     """The console script: every expected failure is one message and an exit code, never a traceback."""
     sys.path.insert(0, os.getcwd())  # noqa: PTH109 - plugins and factories beside the sweep file
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
+    logging.basicConfig(level=logging.WARNING)
+    if verbose:
+        logging.getLogger("mi_ray").setLevel(logging.DEBUG)
     try:
         app(standalone_mode=True)
     except KeyboardInterrupt:

@@ -1,5 +1,6 @@
 """Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
 
+import logging
 import os
 import secrets
 import socket
@@ -7,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 CONNECT_SECONDS = 10.0
 
@@ -50,18 +52,18 @@ def check_address(address: str | None) -> None:
 
 
 @contextmanager
-def connected(address: str | None, *, cpus: int | None = None, scratch: Path | None = None) -> Iterator[None]:
+def connected(address: str | None) -> Iterator[None]:
     """Inside the block a Ray cluster is there: the one at the address, or a local one that ends with the block.
 
     Raises ValueError when the address does not answer.
     """
     import ray
 
-    options = {"logging_level": "WARNING", "log_to_driver": False}
+    # What fails is told once, with its cause, by us; -v shows Ray's own messages too.
+    level = logging.INFO if logging.getLogger("mi_ray").isEnabledFor(logging.DEBUG) else logging.CRITICAL
+    options: dict[str, Any] = {"log_to_driver": level == logging.INFO, "logging_level": level}
     if address is None:
-        options |= {"num_cpus": cpus, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
-        if scratch is not None:
-            options["_temp_dir"] = str(scratch)
+        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:
         options["address"] = address
     # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the

@@ -1,6 +1,5 @@
 """A study from end to end: train, attack, evaluate, derive the rows, write what the study says about them."""
 
-import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow.fs as pafs
 import ray
 from ray import tune
 from rich.console import Console
@@ -24,6 +24,7 @@ from mi_ray.study import Study, mark, mark_selected, write_records, write_study
 from mi_ray.workbench import Work, Workbench
 
 Until = Literal["train", "attack", "sweep"]
+SWEEP = "sweep"  # the key under which a failure of Tune itself is noted
 
 
 @dataclass
@@ -163,6 +164,11 @@ class Runner:
             ray.get(task)
         except ray.exceptions.RayError as error:
             self.fail(work.key, f"training {work.entry.name}", error)
+            return
+        filesystem, path = pafs.FileSystem.from_uri(self.scratch)
+        filesystem.delete_dir(f"{path}/{work.key}")
+        if not filesystem.get_file_info(pafs.FileSelector(path)):
+            filesystem.delete_dir(path)
 
     def fail(self, key: str, what: str, error: Exception) -> None:
         """Note why something failed: the last line of the innermost cause."""
@@ -170,8 +176,9 @@ class Runner:
         while getattr(inner, "cause", None) or inner.__cause__:
             inner = getattr(inner, "cause", None) or inner.__cause__  # type: ignore[assignment]
         lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
+        if key not in self.outcome.failures:  # one block of many tells enough
+            self.console.print(f"failed: {what}: {lines[-1].strip()}", style="red", highlight=False, markup=False)
         self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
-        self.console.print(f"[red]failed[/] {what}: {lines[-1].strip()}", highlight=False)
 
     def blocks(self, name: str, counted: str, kind: Literal["adversarial", "outputs"], works: Sequence[Work]) -> None:
         """Compute what is missing of these works, as Ray tasks."""
@@ -185,7 +192,7 @@ class Runner:
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
                 for work, error in run_blocks(self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown):
-                    self.fail(work.key, f"{name} {work.key}", error)
+                    self.fail(work.key, f"{name} on {self.name_of(work.classifier)}", error)
         self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in todo))
 
     def count(self, what: str, passes: int) -> None:
@@ -194,6 +201,10 @@ class Runner:
 
     def _passes(self, work: Work) -> int:
         return work.cost[0] if isinstance(work, AttackWork) else work.passes(self.planner.methods.chunk)
+
+    def name_of(self, classifier: str) -> str:
+        """The name that the sweep gives a classifier."""
+        return next(work.entry.name for work in self.planner.classifiers if work.key == classifier)
 
     def possible(self, work: Work) -> bool:
         """Whether what the work stands on has not failed."""
@@ -241,29 +252,28 @@ class Runner:
             job = trials.Job([self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve)
             inputs = len(self.planner.inputs(self.planner.classifiers[0]))
             total = len(works) * len(self.study.points) if works else samples * inputs * len(self.study.points)
-            with stage(name, total, "points", self.console) as shown:
-                ended, passes = trials.run_trials(
-                    job, space, search, samples, size.cpus, size.gpus, at_once, self._tune_scratch(), shown
-                )
-        for config, error in ended:
-            if error is not None:
+            ended, passes = list[tuple[Any, Exception | None]](), 0
+            try:
+                with stage(name, total, "points", self.console) as shown:
+                    ended, passes = trials.run_trials(job, space, search, samples, size.cpus, size.gpus, at_once, shown)
+            except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
+                self.fail(SWEEP, name, error)  # Tune itself failed; what its trials stored stays
+        for config, problem in ended:
+            if problem is not None:
                 trial = resolve(config)
-                self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", error)
+                self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", problem)
                 self.outcome.failures |= dict.fromkeys(
                     (work.key for work in trial.works), self.outcome.failures[trial.works[0].key]
                 )
         self.count("evaluation_forward", passes)
         return [config for config, _ in ended]
 
-    def _tune_scratch(self) -> str:
-        return f"{self.scratch}/{self.sweep.name}-{time.time_ns()}"
-
     def causes(self, cell: Cell) -> str | None:
         """Why a cell is not there, where something it stands on has failed."""
         needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
         if cell.inputs.attack is not None:
             needs.append(cell.inputs.attack.key)
-        return next((self.outcome.failures[key] for key in needs if key in self.outcome.failures), None)
+        return next((self.outcome.failures[key] for key in [*needs, SWEEP] if key in self.outcome.failures), None)
 
     def records(self, plan: Plan) -> None:
         """Derive the rows of every cell and write what the study says about them."""
@@ -294,6 +304,4 @@ class Runner:
             mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
             return self.outcome
         self.records(plan)
-        if self.store.local:
-            shutil.rmtree(self.scratch, ignore_errors=True)
         return self.outcome

@@ -1,6 +1,7 @@
 """Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -279,7 +280,6 @@ def run_trials(
     cpus: float,
     gpus: float,
     at_once: int,
-    scratch: str,
     running: Stage,
 ) -> tuple[list[tuple[Mapping[str, Any], Exception | None]], int]:
     """Run Tune to its end: (each trial's configuration and its error, if it failed; forward passes done)."""
@@ -287,17 +287,18 @@ def run_trials(
     # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")  # its snapshots are not what resumes a study
-    results = tune.Tuner(
-        trainable,
-        param_space=dict(space) if space else None,
-        tune_config=tune.TuneConfig(
-            num_samples=samples, search_alg=search, max_concurrent_trials=at_once, reuse_actors=True
-        ),
-        run_config=tune.RunConfig(
-            name="tune", storage_path=scratch, verbose=0, callbacks=[counting],
-            failure_config=tune.FailureConfig(max_failures=2),
-        ),
-    ).fit()  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="mi-ray-tune-") as scratch:
+        results = tune.Tuner(
+            trainable,
+            param_space=dict(space) if space else None,
+            tune_config=tune.TuneConfig(
+                num_samples=samples, search_alg=search, max_concurrent_trials=at_once, reuse_actors=True
+            ),
+            run_config=tune.RunConfig(
+                name="tune", storage_path=scratch, verbose=0, callbacks=[counting],
+                failure_config=tune.FailureConfig(max_failures=2),
+            ),
+        ).fit()  # fmt: skip
     return [(result.config or {}, result.error) for result in results], counting.passes
 
 
