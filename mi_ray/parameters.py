@@ -197,36 +197,24 @@ def _declare(kind: Kind, help_: str, default: Any, **rest: Any) -> Any:
     return field(default=default, metadata={"parameter": parameter})
 
 
-def number(
-    help_: str,
-    default: Any = MISSING,
-    low: float | None = None,
-    high: float | None = None,
-    option: str | None = None,
-) -> Any:
-    """A real number; text such as "2/255" is read as a fraction."""
-    return _declare("number", help_, default, low=low, high=high, option=option)
+def number(help_: str, default: Any = MISSING, **rule: Any) -> Any:
+    """A real number; text such as "2/255" is read as a fraction. rule: low, high, option of `Parameter`."""
+    return _declare("number", help_, default, **rule)
 
 
-def integer(
-    help_: str,
-    default: Any = MISSING,
-    low: float | None = None,
-    high: float | None = None,
-    option: str | None = None,
-) -> Any:
-    """A whole number."""
-    return _declare("integer", help_, default, low=low, high=high, option=option)
+def integer(help_: str, default: Any = MISSING, **rule: Any) -> Any:
+    """A whole number. rule: low, high, option of `Parameter`."""
+    return _declare("integer", help_, default, **rule)
 
 
-def integers(help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
-    """A whole number or a list of them, kept sorted; a list is one value, not an axis."""
-    return _declare("integers", help_, default, low=low, high=high)
+def integers(help_: str, default: Any = MISSING, **rule: Any) -> Any:
+    """A whole number or a list of them, kept sorted; a list is one value, not an axis. rule: low, high."""
+    return _declare("integers", help_, default, **rule)
 
 
-def pair(help_: str, default: Any = MISSING, low: float | None = None, high: float | None = None) -> Any:
-    """Two whole numbers [lo, hi]; an axis is a list of pairs."""
-    return _declare("pair", help_, default, low=low, high=high)
+def pair(help_: str, default: Any = MISSING, **rule: Any) -> Any:
+    """Two whole numbers [lo, hi]; an axis is a list of pairs. rule: low, high."""
+    return _declare("pair", help_, default, **rule)
 
 
 def flag(help_: str, default: Any = MISSING, option: str | None = None) -> Any:

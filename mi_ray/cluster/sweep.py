@@ -81,6 +81,7 @@ class SettingTrainable(tune.Trainable):
         self._todo = sorted(ranges.items(), key=lambda item: item[0])
 
     def step(self) -> dict[str, Any]:
+        """Compute the next missing range, if any, and report the accuracies so far."""
         computed = passes = 0
         if self._todo:
             (start, stop), works = self._todo.pop(0)

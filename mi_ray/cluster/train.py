@@ -103,6 +103,7 @@ class _Run:
         )
 
     def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint folder: safetensors and JSON."""
         names = [name for name, _ in self.plain.named_parameters()]
         momentum = [self.optimizer.state[p]["momentum_buffer"] for p in self.plain.parameters()]
         state = {f"model.{name}": value.contiguous() for name, value in self.plain.state_dict().items()}
@@ -111,6 +112,7 @@ class _Run:
         (folder / "progress.json").write_text(json.dumps({"epoch": self.epoch, "rows": self.rows}))
 
     def restore(self, folder: Path) -> None:
+        """Take up the state of a checkpoint folder."""
         state = load_file(folder / "state.safetensors")
         self.plain.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         for name, parameter in self.plain.named_parameters():

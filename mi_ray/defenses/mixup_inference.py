@@ -27,46 +27,42 @@ def _mix(x: Tensor, other: Tensor, lam: float | Distribution, draws: Draws) -> T
     return drawn * x + (1 - drawn) * other
 
 
+@dataclass(frozen=True)
+class _MixupInference(RandomTransform):
+    uses_pool: ClassVar[bool] = True
+    sampled: ClassVar[Literal["predicted", "other"]]  # the labels that x_s is of
+    lam: float | Distribution = ratio("mixup ratio λ, the share of the input")
+
+    @final
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """λx + (1-λ)x_s (Alg. 1)."""
+        assert pool is not None
+        return _mix(x, pool.draw(draws, predicted, self.sampled), self.lam, draws)
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """λ = 1."""
+        return {"lam": 1.0}
+
+
 @final
 @DEFENSES.register
 @dataclass(frozen=True)
-class MiPl(RandomTransform):
-    """Mixup inference with the predicted label: x_s of class ŷ (Sec. 3.2.1)."""
+class MiPl(_MixupInference):
+    """Mixup inference with the predicted label: x_s from p_s(x | ŷ) (Sec. 3.2.1)."""
 
     name: ClassVar[str] = "mi_pl"
-    uses_pool: ClassVar[bool] = True
-    lam: float | Distribution = ratio("mixup ratio λ_PL, the share of the input")
-
-    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
-        """λx + (1-λ)x_s with x_s from p_s(x | ŷ)."""
-        assert pool is not None
-        return _mix(x, pool.draw(draws, predicted, "predicted"), self.lam, draws)
-
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """λ = 1."""
-        return {"lam": 1.0}
+    sampled: ClassVar[Literal["predicted", "other"]] = "predicted"
 
 
 @final
 @DEFENSES.register
 @dataclass(frozen=True)
-class MiOl(RandomTransform):
-    """Mixup inference with other labels: x_s of a class drawn uniformly from those other than ŷ (Sec. 3.2.2)."""
+class MiOl(_MixupInference):
+    """Mixup inference with other labels: x_s from p_s(x | y_s), y_s uniform on the labels other than ŷ (Sec. 3.2.2)."""
 
     name: ClassVar[str] = "mi_ol"
-    uses_pool: ClassVar[bool] = True
-    lam: float | Distribution = ratio("mixup ratio λ_OL, the share of the input")
-
-    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
-        """λx + (1-λ)x_s with x_s from p_s(x | y_s), y_s uniform on the labels other than ŷ."""
-        assert pool is not None
-        return _mix(x, pool.draw(draws, predicted, "other"), self.lam, draws)
-
-    @classmethod
-    def identity(cls) -> dict[str, Any]:
-        """λ = 1."""
-        return {"lam": 1.0}
+    sampled: ClassVar[Literal["predicted", "other"]] = "other"
 
 
 @final
