@@ -91,11 +91,12 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> 
     if todo:
         studies = [_prepare(sweep) for sweep in todo]
         store = Store(out, create=True)
-        from mi_ray.cluster import run_study
+        from mi_ray.cluster import one_ray, run_study
 
-        for study in studies:
-            outcome = run_study(study, store, address, console, until)
-            failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
+        with one_ray():
+            for study in studies:
+                outcome = run_study(study, store, address, console, until)
+                failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
     return failed
 
 

@@ -248,3 +248,15 @@ def test_two_training_workers_reach_nearly_the_loss_of_one_with_the_same_global_
     assert set(found) == {"one", "two"}  # the world size is part of the key
     assert found["two"][0] == pytest.approx(found["one"][0], rel=0.15)
     assert found["two"][-1] == pytest.approx(found["one"][-1], rel=0.25)
+
+
+@pytest.mark.timeout(560)
+def test_the_smoke_variant_of_every_sweep_file_runs(tmp_path: Path) -> None:
+    files = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+    program = [sys.executable, "-m", "mi_ray.cli", "sweep", "--smoke", *map(str, files), "--out", "results"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for file in files:
+        cells = mi_ray.read_cells(tmp_path / "results", study=f"{yaml.safe_load(file.read_text())['name']}-smoke")
+        assert len(cells) > 1
+        assert (cells["state"] == "done").all()

@@ -1,18 +1,18 @@
 """The only folder that imports Ray: training, attack blocks, defense trials, and a study from end to end."""
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 
 def run_study(
-    study: Any,
-    store: Any,
-    address: str | None,
-    console: Any,
-    until: Literal["train", "attack", "sweep"] = "sweep",
+    study: Any, store: Any, address: str | None, console: Any, until: Literal["train", "attack", "sweep"] = "sweep"
 ) -> Any:
     """Do all that is missing of a study (see `cluster.study.Runner`), on a cluster or on a local Ray (address None).
 
-    Ray reads its environment when it is first imported, so that is set up here, before anything imports it.
+    Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`). It
+    reads its environment when it is first imported, so that is set up here, before anything imports it.
     """
     from mi_ray.cluster.connect import check_address, prepare_environment
 
@@ -21,3 +21,15 @@ def run_study(
     from mi_ray.cluster.study import Runner
 
     return Runner(study, store, address, console).run(until)
+
+
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """Ray lasts at most as long as the block: studies in it share one, and it is left (a local one ends) with it."""
+    try:
+        yield
+    finally:
+        if "ray" in sys.modules:
+            import ray
+
+            ray.shutdown()

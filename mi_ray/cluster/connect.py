@@ -5,8 +5,6 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +49,15 @@ def check_address(address: str | None) -> None:
         raise ValueError(f"--address must be of a Ray head that answers; {address}: {error}") from error
 
 
-@contextmanager
-def connected(address: str | None) -> Iterator[None]:
-    """Inside the block a Ray cluster is there: the one at the address, or a local one that ends with the block.
+def connect(address: str | None) -> None:
+    """Join the Ray cluster at the address, or start one on this machine; the same one again while it lasts.
 
-    Raises ValueError when the address does not answer.
+    Raises ValueError when the address does not accept us.
     """
     import ray
 
+    if ray.is_initialized():
+        return
     # What fails is told once, with its cause, by us; -v shows Ray's own messages too.
     level = logging.INFO if logging.getLogger("mi_ray").isEnabledFor(logging.DEBUG) else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": level == logging.INFO, "logging_level": level}
@@ -74,7 +73,3 @@ def connected(address: str | None) -> Iterator[None]:
         ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
     except ConnectionError as error:
         raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error
-    try:
-        yield
-    finally:
-        ray.shutdown()

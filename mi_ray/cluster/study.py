@@ -15,7 +15,7 @@ from rich.console import Console
 from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.blocks import run_blocks
-from mi_ray.cluster.connect import connected
+from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
 from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
@@ -79,12 +79,9 @@ class Runner:
         return self._reference
 
     def connect(self, need: float) -> None:
-        """Start or join Ray, if that has not been done; raise ValueError when it has not the CPUs that one piece needs."""
-        if ray.is_initialized():
-            return
+        """Start or join Ray, if that has not been done; raise ValueError when it has not what one piece of work needs."""
         with self.outcome.timed("ray"):
-            self._connection = connected(self.address)
-            self._connection.__enter__()
+            connect(self.address)
         have = ray.cluster_resources()
         resources = self.sweep.resources
         gpus = max(resources.block.gpus, max(e.workers for e in self.sweep.classifiers) * resources.train.gpus)
@@ -98,11 +95,6 @@ class Runner:
             self.console.print(
                 f"note: the store {self.store.uri} must be a folder that all nodes share", style="yellow"
             )
-
-    def disconnect(self) -> None:
-        """Leave Ray; a local one ends."""
-        if ray.is_initialized():
-            self._connection.__exit__(None, None, None)
 
     def train(self) -> None:
         """Bring every classifier that is not in the store into it."""
@@ -286,22 +278,17 @@ class Runner:
         write_study(self.store, self.study, plan, rows, {"last_run": done, "failures": self.outcome.failures})
 
     def run(self, until: Until = "sweep") -> Outcome:
-        """Do all that is missing, up to a stage. A local Ray ends with it, whatever happens."""
-        try:
-            settings = self.planner.settings()
-            plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
-            mark(self.store, self.study, plan, "running")
-            self.train()
-            if until != "train":
-                self.blocks("attack", "attack_forward", "adversarial", plan.attacks)
-                own = [work for work in plan.outputs if work.component is None]
-                self.blocks("outputs of F", "evaluation_forward", "outputs", own)
-            if until == "sweep":
-                plan = self.evaluate(plan)
-        finally:
-            self.disconnect()
+        """Do all that is missing, up to a stage."""
+        settings = self.planner.settings()
+        plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
+        mark(self.store, self.study, plan, "running")
+        self.train()
+        if until != "train":
+            self.blocks("attack", "attack_forward", "adversarial", plan.attacks)
+            own = [work for work in plan.outputs if work.component is None]
+            self.blocks("outputs of F", "evaluation_forward", "outputs", own)
         if until != "sweep":
             mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
             return self.outcome
-        self.records(plan)
+        self.records(self.evaluate(plan))
         return self.outcome
