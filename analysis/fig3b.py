@@ -26,6 +26,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
     threat = ["attack", "attack_params", "goal", "epsilon"]
+    others = len(table[threat].drop_duplicates()) - 1
     table = table[(table[threat] == table.iloc[0][threat]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
     table = table[table["executions"] == most]
@@ -33,7 +34,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     ordered = pd.concat(parts, ignore_index=True)
     bare = ordered[ordered["defense"] == "none"].set_index("classifier")["clean"]
     ordered["shown"] = ordered["clean"] >= ordered["classifier"].map(bare) - SHOWN
-    return ordered
+    return ordered.assign(others=others)
 
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:
@@ -106,6 +107,8 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
     chosen, hidden = int(row["selection_points"]), int((~table["shown"]).sum())
     note = f"{int(row['points'])} points, 95 % intervals over points; rings: undominated on "
     note += f"{chosen} other points" if chosen else "the points shown, so optimistic"
+    if row["others"]:
+        note += f"; {int(row['others'])} further attacks of the study are not shown"
     if hidden:
         note += f"; {hidden} settings that give up over {100 * SHOWN:.0f} points of clean accuracy are not shown"
     return f"{row['dataset']}: {attack_label(row)}", note

@@ -67,7 +67,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 
 def footnote(cells: pd.DataFrame) -> str:
     """How the table was made, in words."""
-    row = cells.iloc[0]
+    row = cells[cells["state"] == "done"].iloc[0]
     picked = (
         f"{int(row['selection_points'])} selection points"
         if row["selection_points"]

@@ -48,12 +48,17 @@ class Classifier(nn.Module):
         self.description: dict[str, Any] = dict(description or {})
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.compute_dtype = torch.float32
+        self.autocast: torch.dtype | None = None  # set by `prepared`
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
-        logits: Tensor = self.network(((x - self.mean) / self.std).to(self.compute_dtype))
-        return logits.float() if self.compute_dtype != torch.float32 else logits
+        normalised = (x - self.mean) / self.std
+        own = next((p.dtype for p in self.network.parameters()), x.dtype)
+        if self.autocast is not None:
+            with torch.autocast(x.device.type, self.autocast):
+                return self.network(normalised).float()
+        logits: Tensor = self.network(normalised.to(own))
+        return logits.float()
 
 
 def wrap_classifier(
@@ -285,11 +290,15 @@ def load_classifier(path: str | Path) -> Classifier:
 
 
 def prepared(classifier: Classifier, device: torch.device, precision: Precision) -> Classifier:
-    """A frozen copy for evaluation: eval mode, batch norm folded into convolutions, channels_last, on the device.
+    """A frozen copy for evaluation, in eval mode on the device; float32 logits whatever the precision.
 
-    precision "bf16" computes the network in bfloat16 (its weights too) and returns float32 logits.
+    Our own architectures get their batch norms folded into the convolutions, channels_last, and at "bf16" bfloat16
+    weights. A user's network may not stand that: it stays as it is, and "bf16" is autocast.
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
+    if "architecture" not in classifier.description:
+        fast.autocast = torch.bfloat16 if precision == "bf16" else None
+        return fast.to(device)
     for module in list(fast.modules()):
         if type(module) is nn.Sequential:
             _fold(module)
@@ -297,7 +306,6 @@ def prepared(classifier: Classifier, device: torch.device, precision: Precision)
     fast.network.to(memory_format=torch.channels_last)
     if precision == "bf16":
         fast.network.to(torch.bfloat16)
-        fast.compute_dtype = torch.bfloat16
     return fast
 
 

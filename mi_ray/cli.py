@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mi_ray.config import Sweep, load_sweep
+from mi_ray.quick import is_finished, seal
 from mi_ray.records import DamagedFileError, Store
 
 app = typer.Typer(
@@ -45,6 +46,8 @@ StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder 
 
 def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
     sweeps = [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
+    for folder in {str(path.resolve().parent) for path in files}:
+        sys.path.insert(0, folder)  # plugins and factories beside the sweep file
     names = [sweep.name for sweep in sweeps]
     if len(set(names)) != len(names):
         raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
@@ -57,13 +60,6 @@ def _prepare(sweep: Sweep) -> Any:
     from mi_ray.study import prepare
 
     return prepare(sweep)
-
-
-def _finished(sweep: Sweep, out: str) -> bool:
-    """Whether the store holds this very study complete, judged by hashes alone: no torch, no Ray."""
-    from mi_ray.quick import is_finished
-
-    return is_finished(sweep, out)
 
 
 def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
@@ -81,7 +77,7 @@ def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
 
 def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> bool:
     """Run the studies that are not finished, in order; True when something failed."""
-    failed, todo = False, [sweep for sweep in sweeps if not _finished(sweep, out)]
+    failed, todo = False, [sweep for sweep in sweeps if not is_finished(sweep, out)]
     for sweep in sweeps:
         if sweep not in todo:
             console.print(f"{sweep.name}: finished already, nothing to compute", highlight=False)
@@ -104,21 +100,26 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     """Draw the figures and print what came out; True when a cell is not there."""
     sweep = study.sweep
     bad = [row for row in outcome.cells if row["state"] != "done"]
-    paths = []
-    if len(bad) < len(outcome.cells):
-        paths = _draw(store, sweep.name, sweep.figures)
-        _show_frontier(store, sweep.name)
     done = sum(outcome.counted.values())
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
+    for row in bad[:20]:
+        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
+        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
+    if len(bad) > 20:
+        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
+    paths = []
+    if len(bad) < len(outcome.cells):
+        try:
+            paths = _draw(store, sweep.name, sweep.figures)
+        except ValueError as error:  # a figure may need cells that failed; they are what must be told
+            errors.print(f"not every figure could be drawn: {error}", style="red", markup=False)
+        _show_frontier(store, sweep.name)
+    if not bad:
+        seal(store, sweep)
     console.print(f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells, {done:,} forward passes done"
                   f" now ({spent})", highlight=False)  # fmt: skip
     for path in paths:
         console.print(f"  {out}/{path}", highlight=False)
-    for row in bad[:20]:
-        errors.print(f"{row['state']}: {row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}: "
-                     f"{row['cause']}", style="red")  # fmt: skip
-    if len(bad) > 20:
-        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
     return bool(bad)
 
 
@@ -133,12 +134,16 @@ def _find_script(name: str) -> str:
         found = importlib.util.find_spec(module)
     except ImportError:
         found = None
-    if found is None:
-        known = sorted(
-            m.name for m in pkgutil.iter_modules(importlib.import_module("analysis").__path__) if m.name != "common"
-        )
+    known = {m.name for m in pkgutil.iter_modules(importlib.import_module("analysis").__path__)} - {"common"}
+    ours = "." not in name
+    if (
+        found is None
+        or (ours and name not in known)
+        or (not ours and not hasattr(importlib.import_module(module), "make"))
+    ):
         raise ValueError(
-            f"figures must be scripts in analysis/ ({', '.join(known)}) or importable modules; got {name!r}"
+            f"figures must be scripts in analysis/ ({', '.join(sorted(known))}) or importable modules with "
+            f"make(store, study); got {name!r}"
         )
     return module
 
@@ -151,7 +156,7 @@ def _show_frontier(store: Store, study: str) -> None:
 
     table = frontier(read_cells(store, study))
     best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
-    for (classifier, *_), rows in best.groupby(["classifier", "attack_params", "goal", "epsilon"], sort=False):
+    for (classifier, *_), rows in best.groupby(["classifier", "goal", "epsilon", "attack_params"], sort=True):
         title = f"Frontier of {classifier}: {attack_label(rows.iloc[0])}"
         shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
         for head in ("Defense", "Parameters", "N", "Clean %", "Adversarial %"):

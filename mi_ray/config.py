@@ -44,10 +44,13 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 NamedField = Annotated[Named, BeforeValidator(named)]
 
 
+NUMBERS = (int, float, int | None, float | None)  # pydantic would take true for 1
+
+
 class Strict(BaseModel):
     """Frozen; an unknown key is refused with the list of the known ones."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -56,6 +59,8 @@ class Strict(BaseModel):
             for key in data:
                 if key not in cls.model_fields:
                     raise unknown("key", key, list(cls.model_fields))
+                if isinstance(data[key], bool) and cls.model_fields[key].annotation in NUMBERS:
+                    raise ValueError(f"{key} must be a number; got {str(data[key]).lower()}")
         return data
 
 
@@ -70,8 +75,8 @@ class Options(Strict):
     pool_augmented: bool = False
     pool_limit_mi_pl: int | None = Field(None, ge=1)
     executions: int = Field(30, ge=1)
-    executions_mi_pl: int = Field(30, ge=1)
-    executions_mi_combined: int = Field(30, ge=1)
+    executions_mi_pl: int | None = Field(None, ge=1)
+    executions_mi_combined: int | None = Field(None, ge=1)
     combined_executions_pl: int | None = Field(None, ge=1)
     combined_accept: Literal["undefended", "pl_average"] = "undefended"
     combined_statistic: Literal["predicted_class", "maximum"] = "predicted_class"
@@ -137,7 +142,7 @@ class Training(Strict):
     lr: float = Field(0.01, gt=0)
     momentum: float = Field(0.9, ge=0, lt=1)
     weight_decay: float = Field(0.0, ge=0)
-    lr_drops: tuple[int, ...] | None = None
+    lr_drops: tuple[Annotated[int, Field(ge=1)], ...] | None = None
     warmup: int = Field(0, ge=0)
     flip: bool = True
     crop_padding: int = Field(4, ge=0)
@@ -153,7 +158,7 @@ class ClassifierEntry(Strict):
     objective: NamedField = ("erm", {})
     training: Training = Training()
     workers: int = Field(1, ge=1)
-    seed: int | None = Field(None, ge=0)
+    seed: int | None = Field(None, ge=0, lt=2**63)
     factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
     arguments: dict[str, Any] = {}
     weights: str | None = None
@@ -245,7 +250,7 @@ class Sweep(Strict):
     preset: Preset = "honest"
     training_preset: Preset | None = None
     options: dict[str, Any] = {}
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, lt=2**63)
     dataset: NamedField = ("digits", {})
     points: Points = Points()
     classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1)
@@ -270,6 +275,8 @@ class Sweep(Strict):
             raise ValueError(
                 "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
             )
+        if self.search is not None and all(name == "none" for name, _ in self.defenses):
+            raise ValueError("search: optuna needs a defense to search; the file has none beside `none`")
         self.resolved_options()
         return self
 
@@ -308,7 +315,7 @@ class Sweep(Strict):
         if self.executions is not None:
             return tuple(sorted(set(self.executions)))
         options = self.resolved_options()
-        return (int(getattr(options, f"executions_{defense}", options.executions)),)
+        return (int(getattr(options, f"executions_{defense}", None) or options.executions),)
 
     def draws_of(self) -> int:
         """Independent draws of N executions per point: the file's, else the preset's."""

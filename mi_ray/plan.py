@@ -174,6 +174,14 @@ class Planner:
         }
         self._arithmetic = {"device": facts.device, "precision": sweep.precision, "batch": sweep.batch}
         self.classifiers = tuple(self._classifier(entry) for entry in sweep.classifiers)
+        twins: dict[str, str] = {}
+        for work in self.classifiers:
+            if work.key in twins:
+                raise ValueError(
+                    f"classifiers must differ; {twins[work.key]!r} and {work.entry.name!r} are the same but for their "
+                    "names: give one another seed, or leave it out"
+                )
+            twins[work.key] = work.entry.name
         self.attacks = tuple(
             work
             for entry in sweep.attacks
@@ -226,7 +234,8 @@ class Planner:
         if training["lr_drops"] is None:
             early = self.sweep.training_options().first_epoch_at_lower_rate == "drop_minus_one"
             halves = (entry.training.epochs // 2, entry.training.epochs * 3 // 4)
-            training["lr_drops"] = [drop - early for drop in halves]
+            # A training of one or two epochs has no half: its first epoch is at the full rate, always.
+            training["lr_drops"] = sorted({drop - early for drop in halves if drop - early > 0})
         return training
 
     def images_an_epoch(self, entry: ClassifierEntry) -> int:

@@ -50,7 +50,8 @@ RECORDS = pa.schema([
 CELLS = pa.schema([
     *_IDENTITY, ("state", pa.string()), ("cause", pa.string()), ("points", pa.int32()),
     ("accuracy", pa.float64()), ("accuracy_low", pa.float64()), ("accuracy_high", pa.float64()),
-    ("interval", pa.string()), ("survival_all_draws", pa.float64()), ("clean_accuracy", pa.float64()),
+    ("interval", pa.string()),
+    ("survival", pa.list_(pa.float64())), ("auc", pa.float64()), ("checks", pa.string()), ("clean_accuracy", pa.float64()),
     ("selection_points", pa.int32()), ("selection_accuracy", pa.float64()), ("selected", pa.bool_()),
     ("forward_passes", pa.int64()), ("backward_passes", pa.int64()), ("seconds", pa.float64()),
 ])  # fmt: skip

@@ -57,6 +57,14 @@ def survival_of_attempts(correct_draws: npt.ArrayLike, draws: int, attempts: int
     return float(np.mean(comb(np.asarray(correct_draws), attempts) / comb(draws, attempts)))
 
 
+def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
+    """Area under the ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a): 0.5 tells nothing."""
+    from sklearn.metrics import roc_auc_score
+
+    low, high = np.asarray(clean, float), np.asarray(adversarial, float)
+    return float(roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high])))
+
+
 def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which settings no other beats: none is at least as good in both accuracies and better in one."""
     points = np.column_stack([np.asarray(clean, float), np.asarray(adversarial, float)])
@@ -103,7 +111,7 @@ def cell_summary(counts: npt.ArrayLike, selection: npt.ArrayLike, draws: int) ->
     return {
         "points": int((~chosen).sum()), "accuracy": reported.value, "accuracy_low": reported.low,
         "accuracy_high": reported.high, "interval": reported.interval,
-        "survival_all_draws": survival_of_attempts(right[~chosen], draws, draws),
+        "survival": [survival_of_attempts(right[~chosen], draws, k) for k in range(1, draws + 1)],
         "selection_points": int(chosen.sum()),
         "selection_accuracy": float(right[chosen].mean() / draws) if chosen.any() else None,
     }  # fmt: skip

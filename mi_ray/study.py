@@ -15,21 +15,30 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.classifiers import ARCHITECTURES, build_classifier, load_factory, read_weights, set_weights
+from mi_ray.checks import cell_checks
+from mi_ray.classifiers import (
+    ARCHITECTURES,
+    Precision,
+    build_classifier,
+    load_factory,
+    prepared,
+    read_weights,
+    set_weights,
+)
 from mi_ray.config import Sweep
 from mi_ray.data import SOURCES, Dataset
 from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry
-from mi_ray.plan import Cell, ClassifierWork, Facts, Methods, Plan, Planner
-from mi_ray.quick import fingerprint, inventory
+from mi_ray.plan import Cell, ClassifierWork, Facts, Methods, Plan, Planner, canonical
 from mi_ray.records import RECORDS, DamagedFileError, Store, write_cells
 from mi_ray.sample_pool import without
-from mi_ray.statistics import cell_summary, frontier
+from mi_ray.statistics import cell_summary, detection_auc, frontier
 from mi_ray.workbench import PoolData, StudyData, Workbench
 
 METHODS = Methods(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK)
@@ -121,7 +130,7 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
-def _try_own(work: ClassifierWork, height: int, width: int) -> None:
+def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision) -> None:
     """Build a person's own classifier and pass one image. Raises ValueError when that does not work out."""
     entry, weights = work.entry, str(work.entry.weights)
     state = read_weights(Path(weights))
@@ -134,7 +143,8 @@ def _try_own(work: ClassifierWork, height: int, width: int) -> None:
     set_weights(classifier, state, weights)
     try:
         with torch.no_grad():
-            shape = list(classifier(torch.full((1, 3, height, width), 0.5)).shape)
+            ready = prepared(classifier, torch.device("cpu"), precision)
+            shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
             f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
@@ -165,7 +175,7 @@ def prepare(sweep: Sweep) -> Study:
     planner = Planner(sweep, METHODS, facts)
     for work in planner.classifiers:
         if work.entry.weights is not None:
-            _try_own(work, height, width)
+            _try_own(work, height, width, sweep.precision)
     planner.settings()
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     return Study(sweep, dataset, planner, pools, points, left_out)
@@ -211,6 +221,7 @@ def write_records(
     """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
     selection, count = points
     costs: dict[str, tuple[int, int, float]] = {}
+    scores: dict[str, Any] = {}
     rows = []
     for cell in cells:
         row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done"}
@@ -221,13 +232,26 @@ def write_records(
                 table = derive(bench, cell, selection, count)
                 bench.store.write_block("records", cell.key, 0, count, table, weights)
             row |= cell_summary(table["correct_draws"], table["selection"], cell.identity["draws"])
+            row["checks"] = canonical(cell_checks(table))
+            scores[cell.key] = table.filter(pc.invert(table["selection"]))["score"].to_numpy()
             row |= _cost(bench.store, cell, costs)
         except DamagedFileError as error:
             cause = causes(cell)
             row |= {"state": "failed" if cause else "missing", "cause": cause or str(error)}
         rows.append(row)
         advance(1)
+    _add_detection(rows, scores)
     return rows
+
+
+def _add_detection(rows: list[dict[str, Any]], scores: Mapping[str, Any]) -> None:
+    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
+    setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
+    clean = {tuple(row[name] for name in setting): row["cell"] for row in rows if row["attack"] == "none"}
+    for row in rows:
+        own = clean.get(tuple(row[name] for name in setting), "")
+        if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
+            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
 
 
 def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
@@ -320,7 +344,7 @@ def mark(store: Store, study: Study, plan: Plan, state: str) -> None:
 
 
 def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write study.yaml, cells.parquet and, last, manifest.json."""
+    """Write study.yaml, cells.parquet and manifest.json; `quick.seal` ends a study once its figures are there too."""
     import yaml
 
     name = study.sweep.name
@@ -331,7 +355,6 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
     complete = all(row["state"] == "done" for row in rows)
     manifest = {
         "name": name, "state": "complete" if complete else "incomplete", "keys": keys,
-        "fingerprint": fingerprint(study.sweep) if complete else None, "inventory": inventory(store, keys),
         "provenance": provenance(), "planned": study.planner.cost(plan), "cells": len(rows),
         "points": {"indices": study.points[: study.sweep.points.count], "selection": study.sweep.points.selection},
         "pool": {

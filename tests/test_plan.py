@@ -237,7 +237,7 @@ TOUCHED = {
     "executions_mi_combined": {"mi_combined"}, "combined_executions_pl": {"mi_combined"},
     "combined_accept": {"mi_combined"}, "combined_statistic": {"mi_combined"},
     "eight_bit": {"random_rotation", "random_resize"}, "rotation_interpolation": {"random_rotation"},
-    "executions": {"gaussian_noise", "random_rotation", "random_resize", "mi_ol"},
+    "executions": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
     "draws": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
     "attack_labels": {"none", "gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
 }  # fmt: skip

@@ -96,8 +96,13 @@ def test_an_inventory_is_of_names_and_sizes_of_the_named_keys(tmp_path: Path) ->
     for key in "ab":
         store.write_bytes(f"outputs/{key}/f", b"1")
     keys = {"outputs": ["a"], "records": []}
-    before = inventory(store, keys)
+    before = inventory(store, "tiny", keys)
     store.write_bytes("outputs/b/f", b"12")
-    assert inventory(store, keys) == before
+    assert inventory(store, "tiny", keys) == before
+    store.write_bytes("studies/tiny/manifest.json", b"{}")  # it holds the hash itself
+    assert inventory(store, "tiny", keys) == before
+    store.write_bytes("studies/tiny/figures/fig3b.png", b"1")
+    drawn = inventory(store, "tiny", keys)
+    assert drawn != before
     store.write_bytes("outputs/a/f", b"12")
-    assert inventory(store, keys) != before
+    assert inventory(store, "tiny", keys) not in (before, drawn)

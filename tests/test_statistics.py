@@ -144,6 +144,6 @@ def test_a_frontier_leaves_out_cells_that_are_not_done() -> None:
 def test_a_cells_summary_keeps_selection_points_out_of_what_is_reported() -> None:
     counts, chosen = np.array([3, 0, 1, 3]), np.array([False, False, True, True])
     summary = cell_summary(counts, chosen, 3)
-    assert (summary["points"], summary["accuracy"], summary["survival_all_draws"]) == (2, 0.5, 0.5)
+    assert (summary["points"], summary["accuracy"], summary["survival"][-1]) == (2, 0.5, 0.5)
     assert (summary["selection_points"], summary["selection_accuracy"]) == (2, pytest.approx(4 / 6))
     assert cell_summary(counts, np.zeros(4, bool), 3)["selection_accuracy"] is None

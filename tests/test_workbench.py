@@ -17,6 +17,7 @@ from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, predict
 from mi_ray.plan import AttackWork, Cell, Inputs, OutputWork, Plan
+from mi_ray.quick import seal
 from mi_ray.records import TRAINING, DamagedFileError, Store, read_cells, read_records
 from mi_ray.study import Study, derive, mark, mark_selected, prepare, write_records, write_study
 from mi_ray.threat_model import ThreatModel
@@ -111,6 +112,7 @@ def finish(one: Tiny) -> list[dict[str, Any]]:
     rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell: None, lambda count: None)
     mark_selected(rows)
     write_study(one.store, one.study, one.plan, rows, {})
+    seal(one.store, one.study.sweep)
     return rows
 
 

@@ -203,6 +203,8 @@ class Runner:
         needs = {work.classifier, work.key}
         if isinstance(work, OutputWork) and work.inputs.attack is not None:
             needs.add(work.inputs.attack.key)
+        if isinstance(work, OutputWork) and work.undefended is not None:
+            needs.add(work.undefended.key)
         return not needs & self.outcome.failures.keys()
 
     def evaluate(self, plan: Plan) -> Plan:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -305,8 +306,11 @@ def run_trials(
 
 def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
     """The Optuna sampler that a sweep names."""
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
     if settings.sampler == "tpe":
-        return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+        with warnings.catch_warnings():  # `group` is experimental, and is what a conditional space needs
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))
 
 

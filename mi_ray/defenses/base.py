@@ -173,6 +173,9 @@ class DefendedClassifier(nn.Module):
         return Key(self._seed, "call", step=self._calls), range(batch)
 
     def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        self.defense.check_images(*x.shape[-2:])
+        if self.pool is not None and self.pool.images.device != x.device:
+            self.pool.to(x.device)
         key, points = self._key(len(x))
         undefended = F.log_softmax(self.classifier(x).float(), dim=1)
         predicted = undefended.detach().argmax(1)
