@@ -329,3 +329,24 @@ def test_the_test_classifier_is_a_classifier_worth_attacking(classifier: Any, di
     with torch.no_grad():
         predicted = classifier(to_unit(digits.test_images)).argmax(1).numpy()
     assert 0.7 < np.mean(predicted == digits.test_labels) < 1
+
+
+class _Flat(torch.nn.Module):
+    """A network that is only right for contiguous maps, as many are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convolution = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.BatchNorm2d(4))
+        self.linear = torch.nn.Linear(4 * 32 * 32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.convolution(x)
+        return self.linear(maps.view(maps.size(0), -1))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_network_of_ones_own_is_prepared_without_touching_its_memory_format(precision: Any) -> None:
+    classifier = wrap_classifier(_Flat())
+    ready, x = prepared(classifier, torch.device("cpu"), precision), torch.rand(8, 3, 32, 32)
+    assert ready(x).dtype == torch.float32
+    assert torch.allclose(ready(x), classifier(x), atol=1e-6 if precision == "fp32" else 0.05)

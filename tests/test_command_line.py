@@ -443,3 +443,11 @@ def test_the_installed_script_behaves_the_same(
     assert done.returncode == code
     assert [word for word in words if word not in said] == [], said
     assert "Traceback" not in said
+
+
+def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    save(tmp_path / "elsewhere", plugins=["plugin_beside"])
+    (tmp_path / "elsewhere/plugin_beside.py").write_text("")
+    code, out, _ = run("plan", "elsewhere/sweep.yaml")
+    assert (code, "distinct forward passes" in out) == (0, True)

@@ -261,3 +261,23 @@ def test_a_sweep_written_out_with_its_defaults_reads_back_as_the_same_sweep(tmp_
         assert again.resolved_options() == sweep.resolved_options()
         assert again.document() == sweep.document()
         assert again.model_copy(update={"options": sweep.options}) == sweep
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"seed": 2**63}, "seed: .*less than"),
+        ({"classifiers": classifier(training={"lr": float("inf")})}, "lr: .*finite"),
+        ({"classifiers": classifier(training={"epochs": True})}, "epochs must be a number; got true"),
+        ({"classifiers": classifier(training={"lr_drops": [0]})}, "lr_drops.*greater than or equal to 1"),
+        (
+            {"defenses": ["none"], "search": {"optuna": {}}, "points": {"count": 9, "selection": 3}},
+            "a defense to search",
+        ),
+    ],
+)
+def test_a_value_that_would_only_fail_later_is_refused(changes: dict[str, Any], words: str, tmp_path: Path) -> None:
+    file = tmp_path / "s.yaml"
+    file.write_text(yaml.safe_dump(document(**changes)))
+    with pytest.raises(ValueError, match=words):
+        load_sweep(file)

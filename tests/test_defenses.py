@@ -565,3 +565,8 @@ def test_table_1_and_the_equal_detection_gaps_of_equations_14_and_16(lam: float)
         gaps[name] = (drop_adversarial - drop_clean).item()
     assert gaps["mi_pl"] == pytest.approx(gaps["mi_ol"], abs=1e-5)
     assert gaps["mi_pl"] == pytest.approx(g - lam * g - (1 - lam), abs=1e-5)
+
+
+def test_a_crop_that_does_not_fit_the_image_is_refused_by_the_python_interface(classifier: nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"crop must not exceed the image's side, 32 pixels; got \[20, 40\]"):
+        predict(classifier, DEFENSES.make("random_pad", {"crop": [20, 40]}), torch.rand(2, 3, 32, 32))

@@ -477,3 +477,23 @@ def test_the_fingerprint_follows_sweep_code_and_data_files(tmp_path: Any) -> Non
     code.write_text("b")
     third = study_fingerprint(sweep(dataset=npz), [code])
     assert len({first, second, third}) == 3
+
+
+@pytest.mark.parametrize(
+    ("epochs", "preset", "drops"),
+    [(200, "honest", [100, 150]), (200, "as_published", [99, 149]), (1, "honest", []), (2, "honest", [1]),
+     (2, "as_published", []), (4, "as_published", [1, 2])],
+)  # fmt: skip
+def test_the_rate_drops_at_half_and_three_quarters_and_never_in_the_first_epoch(
+    epochs: int, preset: str, drops: list[int]
+) -> None:
+    planner = Planner(
+        sweep(classifiers=classifier(training={"epochs": epochs}), training_preset=preset), METHODS, FACTS
+    )
+    assert planner.training_of(planner.classifiers[0])["lr_drops"] == drops
+
+
+def test_two_names_for_one_classifier_are_refused() -> None:
+    twins = [{**classifier()[0], "name": name} for name in ("a", "b")]
+    with pytest.raises(ValueError, match="classifiers must differ; 'a' and 'b' are the same"):
+        Planner(sweep(classifiers=twins), METHODS, FACTS)

@@ -1,0 +1,102 @@
+"""What the figures and tables say, computed from rows alone."""
+
+import json
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from analysis import fig3b, frontier_table
+from mi_ray.records import CELLS
+
+
+def cell(
+    classifier: str, defense: str, params: dict[str, Any], attack: str, accuracy: float, **changes: Any
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(CELLS.names)
+    attacked = attack != "none"
+    row |= {
+        "cell": f"{classifier}{defense}{params}{attack}{changes}", "dataset": "digits", "classifier": classifier,
+        "classifier_key": classifier, "attack": attack, "attack_params": json.dumps({"steps": 10} if attacked else {}),
+        "goal": "untargeted" if attacked else "none", "norm": "linf", "epsilon": 8 / 255 if attacked else 0.0,
+        "knowledge": "oblivious" if attacked else "none", "defense": defense, "defense_params": json.dumps(params),
+        "executions": 10, "draws": 2, "state": "done", "points": 200, "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.05, "selection_points": 100,
+        "selection_accuracy": accuracy, "selected": False,
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def pair(
+    defense: str, params: dict[str, Any], clean: float, adversarial: float, **changes: Any
+) -> list[dict[str, Any]]:
+    return [
+        cell("mixup", defense, params, "none", clean, **changes),
+        cell("mixup", defense, params, "pgd", adversarial, **changes),
+    ]
+
+
+@pytest.fixture
+def cells() -> pd.DataFrame:
+    failed = cell("other", "none", {}, "none", 0.0, state="failed", points=None, selection_points=None)
+    rows = [
+        failed,
+        *pair("none", {}, 0.9, 0.1, executions=1),
+        *pair("mi_ol", {"lam": 0.5}, 0.65, 0.5),
+        *pair("mi_ol", {"lam": 0.7}, 0.85, 0.4),
+        *pair("mi_ol", {"lam": 0.9}, 0.89, 0.2),
+        *pair("mi_pl", {"lam": 0.5}, 0.3, 0.3),
+    ]
+    return pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
+
+
+def test_the_table_picks_the_most_robust_setting_within_the_clean_budget(cells: pd.DataFrame) -> None:
+    table = frontier_table.facts(cells).set_index("defense")
+    assert table.loc["mi_ol", "parameters"] == "lam=0.7"
+    assert table.loc["mi_ol", "PGD-10, untargeted, ε = 8/255"] == pytest.approx(0.4)
+    assert bool(table.loc["mi_ol", "within_budget"])
+    assert not table.loc["mi_pl", "within_budget"]
+
+
+def test_the_setting_is_picked_on_selection_points_and_shown_on_the_others(cells: pd.DataFrame) -> None:
+    better = (cells["defense_params"] == json.dumps({"lam": 0.9})) & (cells["attack"] == "pgd")
+    cells.loc[better, "selection_accuracy"] = 0.99
+    table = frontier_table.facts(cells).set_index("defense")
+    assert table.loc["mi_ol", "parameters"] == "lam=0.9"
+    assert table.loc["mi_ol", "PGD-10, untargeted, ε = 8/255"] == pytest.approx(0.2)
+
+
+def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: pd.DataFrame) -> None:
+    text, note = frontier_table.shown(frontier_table.facts(cells)), frontier_table.footnote(cells)
+    assert "200 points" in note
+    assert "| mixup | MI-OL | lam=0.7 | 10 | 85.0 [80.0, 90.0] | 40.0 [35.0, 45.0] |" in frontier_table.markdown(
+        text, note
+    )
+    assert r"PGD-10, untargeted, $\epsilon$ = 8/255 \\" in frontier_table.latex(text, note)
+
+
+def test_a_curve_follows_its_axis_and_far_settings_are_counted_not_drawn(cells: pd.DataFrame) -> None:
+    table = fig3b.facts(cells)
+    curve = table[(table["defense"] == "mi_ol") & table["curve"]]
+    assert [json.loads(text)["lam"] for text in curve["defense_params"]] == [0.5, 0.7, 0.9]
+    assert list(table[~table["shown"]]["defense"]) == ["mi_pl"]
+    title, note = fig3b.describe(table)
+    assert title == "digits: PGD-10, untargeted, ε = 8/255"
+    assert "undominated on 100 other points" in note
+    assert "1 settings that give up over 30 points" in note
+
+
+def test_the_figure_has_a_panel_for_each_classifier_and_rings_the_undominated(cells: pd.DataFrame) -> None:
+    table = fig3b.facts(cells)
+    assert set(table[table["undominated"]]["defense_params"]) == {
+        json.dumps({}), json.dumps({"lam": 0.5}), json.dumps({"lam": 0.7}), json.dumps({"lam": 0.9}),
+    }  # fmt: skip
+    figure = fig3b.draw(table, "title", "note")
+    assert [axes.get_title() for axes in figure.axes] == ["mixup"]
+
+
+def test_further_attacks_are_named_as_not_shown(cells: pd.DataFrame) -> None:
+    more = cells[cells["attack"] == "pgd"].assign(goal="targeted", cell=lambda frame: frame["cell"] + "t")
+    _, note = fig3b.describe(fig3b.facts(pd.concat([cells, more], ignore_index=True)))
+    assert "1 further attacks of the study are not shown" in note
