@@ -224,7 +224,8 @@ def build_classifier(description: Mapping[str, Any]) -> Classifier:
 
 def weights_bytes(classifier: Classifier) -> bytes:
     """The weights as safetensors: the same weights give the same bytes."""
-    state = {key: value.detach().cpu().contiguous() for key, value in classifier.network.state_dict().items()}
+    # Cloned, since safetensors refuses tensors that share memory, as tied weights do.
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.network.state_dict().items()}
     return bytes(save_tensors(state))
 
 

@@ -297,6 +297,7 @@ def list_(
 ) -> None:
     """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
     from mi_ray.data import SOURCES
+    from mi_ray.parameters import default_of, plain
     from mi_ray.study import METHODS, load_plugins
 
     load_plugins(plugin or ())
@@ -305,21 +306,15 @@ def list_(
         for name in registry:
             cls = registry[name]
             first = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-            console.print(f"  [cyan]{name}[/]  {first}", highlight=False)
+            console.print(f"  [cyan]{name}[/]  {first}  [dim]{cls.__module__}[/]", highlight=False)
             for key, parameter in cls.parameters().items():
-                needed = " (required)" if key in cls.required() else ""
-                console.print(
-                    f"      {key}: {parameter.help}; {parameter.allowed()}{needed}",
-                    markup=False,
-                    highlight=False,
-                )
+                usual = "required" if key in cls.required() else f"default {plain(default_of(cls, key))}"
+                line = f"      {key}: {parameter.help}; {parameter.allowed()}; {usual}"
+                console.print(line, markup=False, highlight=False)
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    errors.print(
-        f"[bold red]error:[/] {message}" if "[" not in str(message) else f"error: {message}",
-        markup="[" not in str(message),
-    )
+    errors.print(f"error: {message}", style="red", markup=False)
     raise SystemExit(code)
 
 

@@ -247,7 +247,7 @@ class Parameterized:
     def __post_init__(self) -> None:
         for key, parameter in self.parameters().items():
             value = getattr(self, key)
-            if value is not None or _default(type(self), key) is not None:
+            if value is not None or default_of(type(self), key) is not None:
                 object.__setattr__(self, key, parameter.parse(f"{self.name}.{key}", value))
 
     @classmethod
@@ -258,7 +258,7 @@ class Parameterized:
     @classmethod
     def required(cls) -> list[str]:
         """The parameters that a sweep must give."""
-        return [key for key in cls.parameters() if _default(cls, key) is MISSING]
+        return [key for key in cls.parameters() if default_of(cls, key) is MISSING]
 
     @classmethod
     def make(cls, values: Any) -> "Parameterized":
@@ -291,7 +291,8 @@ class Parameterized:
         return {key: plain(getattr(self, key)) for key in self.parameters()}
 
 
-def _default(cls: type[Any], key: str) -> Any:
+def default_of(cls: type[Any], key: str) -> Any:
+    """A parameter's default; `dataclasses.MISSING` where a sweep must give it."""
     return next(f.default for f in fields(cls) if f.name == key)
 
 
@@ -343,8 +344,8 @@ def expand(method: type[Parameterized], written: Any, option: Callable[[str], An
             axes[key] = parameter.axis(f"{method.name}.{key}", written[key])
         elif parameter.option is not None:
             axes[key] = Axis((option(parameter.option),))
-        elif _default(method, key) is MISSING:
+        elif default_of(method, key) is MISSING:
             raise ValueError(f"{method.name} needs {key}: {parameter.allowed()}; the file leaves it out")
         else:
-            axes[key] = Axis((_default(method, key),))
+            axes[key] = Axis((default_of(method, key),))
     return axes

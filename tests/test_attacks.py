@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -398,3 +399,11 @@ def test_a_wrong_threat_model_is_refused_with_the_rule_and_the_value(values: Any
 
 def test_epsilon_may_be_a_fraction() -> None:
     assert ThreatModel("8/255") == ThreatModel(8 / 255)
+
+
+def test_labels_may_be_an_array_and_points_must_name_each_image(linear: Any) -> None:
+    model, x, y = linear(2, SHAPE), torch.rand(4, *SHAPE), np.array([0, 1, 0, 1])
+    attack = ATTACKS.make("pgd", {"steps": 2})
+    assert torch.equal(attack(model, x, y, ThreatModel(0.1)), attack(model, x, torch.from_numpy(y), ThreatModel(0.1)))
+    with pytest.raises(ValueError, match="points must name each image once; got 3 points for 4 images"):
+        attack(model, x, y, ThreatModel(0.1), points=[1, 2, 3])

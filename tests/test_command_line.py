@@ -366,7 +366,9 @@ def test_list_names_every_registered_method_with_its_parameters(run: Run) -> Non
             assert f"\n  {name}  " in out
             assert all(f"\n      {key}: {p.help}" in out for key, p in registry[name].parameters().items())
     assert "sigma: " in out
-    assert "(required)" in out
+    assert "; required" in out
+    assert "; default [10]" in out
+    assert "mi_ray.defenses.noise" in out
 
 
 def test_list_shows_a_plugins_methods_and_refuses_one_that_is_not_there(run: Run, tmp_path: Path) -> None:

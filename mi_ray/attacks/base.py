@@ -6,6 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -86,6 +87,8 @@ class Attack(Parameterized):
         if x.ndim != 4 or x.min() < 0 or x.max() > 1:
             raise ValueError(f"images must be [B, C, H, W] in [0, 1]; got {list(x.shape)} in [{x.min()}, {x.max()}]")
         points = range(len(x)) if points is None else points
+        if len(points) != len(x):
+            raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
         found = self.run(model, x, labels, threat, Key(seed, "attack", self.name), points)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
         assert found.images.min() >= 0, "the attack left the pixel box"
@@ -97,7 +100,7 @@ class Attack(Parameterized):
         self,
         model: nn.Module,
         x: Float[Tensor, "B C H W"],
-        y: Int64[Tensor, "B"],
+        y: Int64[Tensor, "B"] | Int64[np.ndarray, "B"],
         threat: ThreatModel,
         seed: int = 0,
         points: Sequence[int] | None = None,
@@ -108,9 +111,10 @@ class Attack(Parameterized):
         drawn uniformly from the labels other than y, keyed by (seed, point). points: the images' indices in their
         dataset, 0..B-1 when left out. Raises ValueError as `craft` does.
         """
-        points = range(len(x)) if points is None else points
         if y is None:
             raise ValueError("an attack needs the true labels y; got None")
+        y = torch.as_tensor(y, device=x.device)
+        points = range(len(x)) if points is None else points
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         labels = attack_labels(y, classes, threat, seed, points)

@@ -19,11 +19,12 @@ from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
 from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
-from mi_ray.records import Store
+from mi_ray.records import TRAINING, Store
 from mi_ray.study import Study, mark, mark_selected, write_records, write_study
 from mi_ray.workbench import Work, Workbench
 
 Until = Literal["train", "attack", "sweep"]
+CHANCE = 1.5  # times chance: a classifier below it has learnt nothing worth defending
 SWEEP = "sweep"  # the key under which a failure of Tune itself is noted
 
 
@@ -108,9 +109,24 @@ class Runner:
         if todo:
             with self.outcome.timed("train"):
                 self._fit(todo)
+            self._note_chance(todo)
             self.outcome.counted["training_forward"] = sum(
                 work.cost[0] for work in todo if work.key not in self.outcome.failures
             )
+
+    def _note_chance(self, trained: list[ClassifierWork]) -> None:
+        """Say which classifiers ended near chance: every number about them is of no use."""
+        chance = 1 / self.study.dataset.classes
+        for work in trained:
+            path = f"classifiers/{work.key}/training.parquet"
+            if work.key not in self.outcome.failures:
+                accuracy = self.store.read_table(path, TRAINING)["test_accuracy"][-1].as_py()
+                if accuracy < CHANCE * chance:
+                    self.console.print(
+                        f"note: {work.entry.name} ended at {100 * accuracy:.1f} % test accuracy, near chance "
+                        f"({100 * chance:.1f} %): train it longer, or lower the lr",
+                        style="yellow",
+                    )
 
     def _fit(self, todo: list[ClassifierWork]) -> None:
         resources = self.sweep.resources.train

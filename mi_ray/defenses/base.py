@@ -219,8 +219,11 @@ def predict(
 ) -> Float[Tensor, "B L"]:
     """The defense's probabilities, keyed by point: the same (seed, point) gives the same answer in any batch.
 
-    points: the images' indices in their dataset; 0..B-1 when left out.
+    points: the images' indices in their dataset; 0..B-1 when left out. Raises ValueError for another number of them.
     """
     defended = DefendedClassifier(classifier, defense, pool, executions, seed)
-    with torch.no_grad(), defended.bind(Key(seed, EVALUATE), range(len(x)) if points is None else points):
+    points = range(len(x)) if points is None else points
+    if len(points) != len(x):
+        raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
+    with torch.no_grad(), defended.bind(Key(seed, EVALUATE), points):
         return defended(x).exp()
