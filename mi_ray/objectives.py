@@ -1,6 +1,7 @@
 """What training minimises: ERM, mixup, adversarial training and interpolated AT (paper, Sec. 2.2, 4.1, A.2)."""
 
 from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
@@ -10,10 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from mi_ray.attacks.base import project
 from mi_ray.attacks.pgd import signed_steps
 from mi_ray.classifiers import Classifier, prepared
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
-from mi_ray.threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
@@ -64,29 +65,33 @@ Pairing = Literal["two_permutations", "one_permutation"]
 
 
 @dataclass(frozen=True, eq=False)
-class _Mixed:
-    """λ x_0 + (1-λ) x_1 with λ ~ Beta(α, α) for each example, and both labels."""
+class _Mix:
+    """Which examples of a batch are mixed with which, and how: λ of the first, 1-λ of the second; each [B]."""
 
-    images: Tensor
+    lam: Tensor
     first: Tensor
     second: Tensor
-    lam: Tensor
 
-    def loss(self, logits: Tensor) -> Tensor:
-        """The cross-entropy of the mixed label."""
-        first = F.cross_entropy(logits, self.first, reduction="none")
-        second = F.cross_entropy(logits, self.second, reduction="none")
+    def apply(self, values: Tensor) -> Tensor:
+        """λ v_0 + (1-λ) v_1 of a batch of images or of hidden maps."""
+        weight = self.lam.to(values.dtype).view(-1, *[1] * (values.ndim - 1))
+        return weight * values[self.first] + (1 - weight) * values[self.second]
+
+    def loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        """The cross-entropy of the mixed labels."""
+        first = F.cross_entropy(logits, y[self.first], reduction="none")
+        second = F.cross_entropy(logits, y[self.second], reduction="none")
         return (self.lam * first + (1 - self.lam) * second).mean()
 
 
-def _mixed(x: Tensor, y: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mixed:
+def _drawn_mix(x: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mix:
+    """λ ~ Beta(α, α) for each example, and the pairs."""
     lam = torch.from_numpy(rng.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
     second = torch.from_numpy(rng.permutation(len(x))).to(x.device)
     first = torch.arange(len(x), device=x.device)
     if pairing == "two_permutations":
         first = torch.from_numpy(rng.permutation(len(x))).to(x.device)
-    weight = lam[:, None, None, None]
-    return _Mixed(weight * x[first] + (1 - weight) * x[second], y[first], y[second], lam)
+    return _Mix(lam, first, second)
 
 
 @final
@@ -105,8 +110,40 @@ class Mixup(Objective):
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """Soft-label cross-entropy on mixed images."""
-        mixed = _mixed(x, y, self.alpha, self.pairing, rng)
-        return mixed.loss(model(mixed.images))
+        mix = _drawn_mix(x, self.alpha, self.pairing, rng)
+        return mix.loss(model(mix.apply(x)), y)
+
+    def cost(self) -> tuple[int, int]:
+        """One of each."""
+        return 1, 1
+
+
+@final
+@OBJECTIVES.register
+@dataclass(frozen=True)
+class ManifoldMixup(Objective):
+    """Manifold mixup (Verma et al., 2019; paper, App. B.1): mixup of the input or of the output of a random early layer."""
+
+    name: ClassVar[str] = "manifold_mixup"
+    alpha: float = number("λ ~ Beta(α, α), for each example", 1.0, low=1e-6)
+    layers: int = integer("the input and the outputs of this many first layers are eligible", 2, low=0)
+    pairing: Pairing = choice("as in mixup", ("two_permutations", "one_permutation"), "two_permutations")
+
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+        """Soft-label cross-entropy; one layer a batch. Raises ValueError when the network has not so many layers."""
+        layers = list(plain.network.children())
+        if self.layers >= len(layers):
+            raise ValueError(
+                f"manifold_mixup.layers must be below the network's {len(layers)} layers; got {self.layers}"
+            )
+        mix, chosen = _drawn_mix(x, self.alpha, self.pairing, rng), int(rng.integers(self.layers + 1))
+        if chosen == 0:
+            return mix.loss(model(mix.apply(x)), y)
+        hook = layers[chosen - 1].register_forward_hook(lambda module, inputs, output: mix.apply(output))
+        try:
+            return mix.loss(model(x), y)
+        finally:
+            hook.remove()
 
     def cost(self) -> tuple[int, int]:
         """One of each."""
@@ -118,6 +155,22 @@ class _InnerAttack(Objective):
     epsilon: float = number("radius of the inner attack, in [0, 1] pixels", 8 / 255, low=0.0, high=1.0)
     step_size: float = number("step of the inner attack, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
     steps: int = integer("steps of the inner attack", 10, low=1)
+
+    def ascended(self, frozen: Classifier, x: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
+        """PGD from a start in the ball: ascends a loss of the logits of a frozen classifier."""
+
+        def gradient(iterate: Tensor, step: int) -> Tensor:
+            iterate = iterate.detach().requires_grad_(True)
+            return torch.autograd.grad(loss(frozen(iterate)), iterate)[0]
+
+        found = project(start, x, self.epsilon)
+        for iterate in signed_steps(gradient, x, found, self.epsilon, self.step_size, self.steps):
+            found = iterate
+        return found.detach()
+
+
+@dataclass(frozen=True)
+class _LabelAttack(_InnerAttack):
     inner_labels: Literal["true", "predicted"] = choice(
         "labels that the inner attack leaves: true, or the model's own (released code)",
         ("true", "predicted"),
@@ -130,29 +183,25 @@ class _InnerAttack(Objective):
 
         The copy has its batch norms folded into its convolutions, which makes its steps shorter.
         """
-        threat = ThreatModel(self.epsilon)
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        plain = prepared(plain, x.device, "fp32")
+        frozen = prepared(plain, x.device, "fp32")
         if self.inner_labels == "predicted":
             with torch.no_grad():
-                y = plain(x).argmax(1)
-
-        def gradient(iterate: Tensor, step: int) -> Tensor:
-            iterate = iterate.detach().requires_grad_(True)
-            loss = F.cross_entropy(plain(iterate), y, reduction="sum")
-            return torch.autograd.grad(loss, iterate)[0]
-
+                y = frozen(x).argmax(1)
         unit = torch.rand(x.shape, generator=generator).to(x.device)
-        found = (x + threat.epsilon * (2 * unit - 1)).clamp(0, 1)
-        for iterate in signed_steps(gradient, x, found, threat.epsilon, self.step_size, self.steps):
-            found = iterate
-        return found.detach()
+        start = x + self.epsilon * (2 * unit - 1)
+        return self.ascended(frozen, x, start, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
+
+    def cost(self) -> tuple[int, int]:
+        """The inner attack's, and two of each: of the clean and of the attacked images."""
+        guess = self.inner_labels == "predicted"
+        return self.steps + 2 + guess, self.steps + 2
 
 
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class Adversarial(_InnerAttack):
+class Adversarial(_LabelAttack):
     """Adversarial training with clean : adversarial = 1 : 1, in two forwards (Eq. 19; Madry et al., 2018)."""
 
     name: ClassVar[str] = "adversarial"
@@ -162,16 +211,11 @@ class Adversarial(_InnerAttack):
         perturbed = self.attacked(plain, x, y, rng)
         return (F.cross_entropy(model(x), y) + F.cross_entropy(model(perturbed), y)) / 2
 
-    def cost(self) -> tuple[int, int]:
-        """The inner attack's, and two of each."""
-        guess = self.inner_labels == "predicted"
-        return self.steps + 2 + guess, self.steps + 2
-
 
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class InterpolatedAt(_InnerAttack):
+class InterpolatedAt(_LabelAttack):
     """Interpolated adversarial training (Lamb et al., 2019; paper, A.2): mixup of the clean half and of the
     adversarial half with separate draws, both in one forward."""
 
@@ -182,11 +226,39 @@ class InterpolatedAt(_InnerAttack):
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The mean of the two halves' soft-label cross-entropies."""
         perturbed = self.attacked(plain, x, y, rng)
-        halves = [_mixed(images, y, self.alpha, self.pairing, rng) for images in (perturbed, x)]
-        first, second = model(torch.cat([half.images for half in halves])).chunk(2)
-        return (halves[0].loss(first) + halves[1].loss(second)) / 2
+        halves = [(_drawn_mix(images, self.alpha, self.pairing, rng), images) for images in (perturbed, x)]
+        first, second = model(torch.cat([mix.apply(images) for mix, images in halves])).chunk(2)
+        return (halves[0][0].loss(first, y) + halves[1][0].loss(second, y)) / 2
+
+
+TRADES_START = 0.001  # standard deviation of the inner attack's start: at the clean image itself its gradient is zero
+
+
+@final
+@OBJECTIVES.register
+@dataclass(frozen=True)
+class Trades(_InnerAttack):
+    """TRADES (Zhang et al., 2019): CE(F(x), y) + β KL(F(x) || F(x')), x' the worst of the ball for that divergence."""
+
+    name: ClassVar[str] = "trades"
+    beta: float = number("weight β of the robust term", 6.0, low=0.0)
+
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+        """Two forwards, of x and of x'; the inner attack's model is in eval mode."""
+        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+        frozen = prepared(plain, x.device, "fp32")
+        with torch.no_grad():
+            clean = F.log_softmax(frozen(x), dim=1)
+        start = x + TRADES_START * torch.randn(x.shape, generator=generator).to(x.device)
+        worst = self.ascended(frozen, x, start, lambda logits: _divergence(clean, logits) * len(x))
+        logits = model(x)
+        return F.cross_entropy(logits, y) + self.beta * _divergence(F.log_softmax(logits, dim=1), model(worst))
 
     def cost(self) -> tuple[int, int]:
-        """The inner attack's, and two of each (the two halves)."""
-        guess = self.inner_labels == "predicted"
-        return self.steps + 2 + guess, self.steps + 2
+        """The inner attack's with its clean pass, and two of each."""
+        return self.steps + 3, self.steps + 2
+
+
+def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
+    """The batch's mean KL(F(x) || F(x')). clean: log-probabilities of x. logits: of x'."""
+    return F.kl_div(F.log_softmax(logits, dim=1), clean, reduction="batchmean", log_target=True)

@@ -143,7 +143,7 @@ def test_another_rng_gives_another_loss(name: str, model: Any, batch: Any) -> No
     assert one.item() != two.item()
 
 
-FORWARDS = {"erm": 1, "mixup": 1, "adversarial": 2, "interpolated_at": 1}
+FORWARDS = {"erm": 1, "mixup": 1, "manifold_mixup": 1, "adversarial": 2, "interpolated_at": 1, "trades": 2}
 
 
 @pytest.mark.parametrize("name", list(OBJECTIVES))
@@ -172,9 +172,50 @@ def test_batch_statistics_see_the_training_forwards_and_not_the_inner_attack(nam
         ("mixup", {"pairing": "three"}, r"mixup.pairing must be one of two_permutations, one_permutation; got 'three'"),
         ("adversarial", {"epsilon": 8}, r"adversarial.epsilon must be a number in \[0, 1\]; got 8"),
         ("interpolated_at", {"steps": 0}, r"interpolated_at.steps must be .*; got 0"),
-        ("trades", {}, r"unknown objective 'trades'; known: erm, mixup"),
+        ("nonsense", {}, r"unknown objective 'nonsense'; known: erm, mixup"),
     ],
 )
 def test_a_wrong_parameter_is_refused_with_the_rule_and_the_value(name: str, values: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         OBJECTIVES.make(name, values)
+
+
+def test_trades_adds_the_divergence_of_the_worst_point_of_the_ball(model: Any, batch: Any) -> None:
+    x, y = batch
+    clean_only = _loss("trades", copy.deepcopy(model), batch, beta=0.0)
+    assert torch.allclose(clean_only, F.cross_entropy(copy.deepcopy(model)(x), y), atol=1e-6)
+    losses = [_loss("trades", copy.deepcopy(model), batch, beta=beta).item() for beta in (0.0, 1.0, 6.0)]
+    assert losses[0] < losses[1] < losses[2]
+    assert losses[2] - losses[0] == pytest.approx(6 * (losses[1] - losses[0]), rel=1e-4)
+    weaker = _loss("trades", copy.deepcopy(model), batch, beta=1.0, epsilon=0.01, step_size=0.003).item()
+    assert losses[0] < weaker < losses[1]
+
+
+def test_manifold_mixup_at_the_input_alone_is_mixup(model: Any, batch: Any) -> None:
+    at_input = _loss("manifold_mixup", copy.deepcopy(model), batch, layers=0)
+    assert torch.equal(at_input, _loss("mixup", copy.deepcopy(model), batch))
+
+
+def test_manifold_mixup_mixes_the_chosen_layers_output_and_leaves_no_hook(model: Any, batch: Any) -> None:
+    x, y = batch
+    chosen = set()
+    for seed in range(12):
+        rng = np.random.default_rng(seed)
+        _, labels = _mixed(x, y, 1.0, "two_permutations", rng)
+        layer = int(rng.integers(3))
+        chosen.add(layer)
+        made = copy.deepcopy(model)
+        hidden = (x - made.mean) / made.std
+        for depth, part in enumerate(made.network):
+            if depth == layer:
+                hidden = _mixed(hidden, y, 1.0, "two_permutations", np.random.default_rng(seed))[0]
+            hidden = part(hidden)
+        found = _loss("manifold_mixup", model, batch, seed=seed, layers=2)
+        assert torch.allclose(found, _soft_cross_entropy(hidden, labels), atol=1e-4)
+    assert chosen == {0, 1, 2}
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_manifold_mixup_needs_as_many_layers_as_it_is_asked_for(model: Any, batch: Any) -> None:
+    with pytest.raises(ValueError, match=r"layers must be below the network's \d+ layers; got 99"):
+        _loss("manifold_mixup", model, batch, layers=99)
