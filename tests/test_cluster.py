@@ -163,7 +163,9 @@ def test_a_sweep_killed_while_it_evaluates_ends_with_the_rows_of_an_undisturbed_
 
 def test_training_killed_between_epochs_goes_on_to_the_same_rows(undisturbed: Path, tmp_path: Path) -> None:
     assert stopped_at(tmp_path, TINY, "results-scratch/*/checkpoint*", signal.SIGKILL) == -signal.SIGKILL
-    assert not list((tmp_path / "results/classifiers").glob("*/classifier.json"))
+    # Which of the two trainings is how far is a matter of time; one at least is between a checkpoint and its end.
+    assert len(list((tmp_path / "results/classifiers").glob("*/classifier.json"))) < 2
+    assert list((tmp_path / "results-scratch").glob("*/checkpoint*"))
     done = run(tmp_path, TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     pd.testing.assert_frame_equal(rows(tmp_path), rows(undisturbed))
