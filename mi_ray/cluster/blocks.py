@@ -55,24 +55,27 @@ def run_blocks(
     cpus: float,
     gpus: float,
     running: Stage,
-) -> list[tuple[Work, Exception]]:
-    """Run blocks as tasks until all are stored or have failed; returns the failures. A lost worker's block runs again."""
+) -> dict[int, Exception]:
+    """Run blocks as tasks until all are stored or have failed; returns position -> error of those that failed.
+
+    A lost worker's block runs again.
+    """
     threads = max(1, int(cpus))
-    pending: dict[Any, Work] = {}
-    for work, start, stop in blocks:
+    pending: dict[Any, int] = {}
+    for position, (work, start, stop) in enumerate(blocks):
         what = f"attack {work.method}" if isinstance(work, AttackWork) else "outputs of F"
         task = compute_block.options(num_cpus=cpus, num_gpus=gpus, max_retries=3, name=f"{what} {start}-{stop}")
-        pending[task.remote([reference], plugins, threads, work, start, stop)] = work
-    failures: list[tuple[Work, Exception]] = []
+        pending[task.remote([reference], plugins, threads, work, start, stop)] = position
+    failures: dict[int, Exception] = {}
     while pending:
         done, _ = ray.wait(list(pending), timeout=1.0)
         for finished in done:
-            work = pending.pop(finished)
+            position = pending.pop(finished)
             try:
                 running.advance(ray.get(finished))
             except ray.exceptions.RayTaskError as error:
-                failures.append((work, error.cause if isinstance(error.cause, Exception) else error))
+                failures[position] = error.cause if isinstance(error.cause, Exception) else error
             except ray.exceptions.RayError as error:
-                failures.append((work, error))
+                failures[position] = error
         running.advance(0)
     return failures

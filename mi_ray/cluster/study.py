@@ -24,6 +24,7 @@ from mi_ray.study import Study, mark, mark_selected, write_records, write_study
 from mi_ray.workbench import Work, Workbench
 
 Until = Literal["train", "attack", "sweep"]
+MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue
 CHANCE = 1.5  # times chance: a classifier below it has learnt nothing worth defending
 SWEEP = "sweep"  # the key under which a failure of Tune itself is noted
 
@@ -97,6 +98,10 @@ class Runner:
                 f"note: the store {self.store.uri} must be a folder that all nodes share", style="yellow"
             )
 
+    def cpus(self) -> float:
+        """How many CPUs may be asked for at once: this machine's, or more than any cluster that grows on demand has."""
+        return float(ray.cluster_resources().get("CPU", 0)) if self.address is None else MANY
+
     def train(self) -> None:
         """Bring every classifier that is not in the store into it."""
         todo = [work for work in self.planner.classifiers if not finished(self.store, work.key)]
@@ -139,7 +144,7 @@ class Runner:
         counter = ImageCounter.remote()  # type: ignore[attr-defined]
         images = sum(self.planner.images_an_epoch(work.entry) * work.entry.training.epochs for work in todo)
         waiting, running = list(todo), dict[Any, ClassifierWork]()
-        free = ray.cluster_resources()["CPU"]
+        free = self.cpus()
         with stage("train", images, "images", self.console) as shown:
             while waiting or running:
                 used = sum(work.entry.workers * resources.cpus for work in running.values())
@@ -199,9 +204,12 @@ class Runner:
             self.connect(size.cpus)
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
-                for work, error in run_blocks(self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown):
-                    self.fail(work.key, f"{name} on {self.name_of(work.classifier)}", error)
-        self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in todo))
+                failed = run_blocks(self.reference(), self.sweep.plugins, todo, size.cpus, size.gpus, shown)
+        for position, error in failed.items():
+            work = todo[position][0]
+            self.fail(work.key, f"{name} on {self.name_of(work.classifier)}", error)
+        done = [block for position, block in enumerate(todo) if position not in failed]
+        self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in done))
 
     def count(self, what: str, passes: int) -> None:
         """Add forward passes that were really done."""
@@ -227,15 +235,16 @@ class Runner:
         """Run what is missing of the defenses' outputs as Tune trials; returns the plan with the cells of a search."""
         ready = [work for work in plan.outputs if self.possible(work)]
         if self.sweep.search is None:
-            todo = [
-                trial for trial in trials.grid_trials(ready)
-                if any(self.bench.missing("outputs", work, self.sweep.resources.block.points) for work in trial.works)
-            ]  # fmt: skip
+            size = self.sweep.resources.block.points
+            missing = {
+                trial: [block for work in trial.works for block in self.bench.missing("outputs", work, size)]
+                for trial in trials.grid_trials(ready)
+            }
+            todo = [trial for trial, blocks in missing.items() if blocks]
             if todo:
-                resolve = trials.ResolveGrid(todo)
+                points = sum(stop - start for blocks in missing.values() for _, start, stop in blocks)
                 space = {"trial": tune.grid_search(list(range(len(todo))))}
-                works = [work for trial in todo for work in trial.works]
-                self._tune(f"sweep of {len(todo)} settings", resolve, works, space, None, 1)
+                self._tune(f"sweep of {len(todo)} settings", trials.ResolveGrid(todo), points, space, None, 1)
             return plan
         found: list[Cell] = list(plan.cells)
         space_of = trials.search_space(self.planner)
@@ -245,23 +254,21 @@ class Runner:
             resolve_search = trials.ResolveSearch(self.planner, space_of, work.key)
             search = trials.optuna_search(space_of, self.sweep.search, self.sweep.seed)
             name = f"search on {work.entry.name}"
-            for config in self._tune(name, resolve_search, None, None, search, self.sweep.search.trials):
+            inputs = len(self.planner.inputs(work)) * len(self.study.points)
+            trial_count = self.sweep.search.trials
+            for config in self._tune(name, resolve_search, trial_count * inputs, None, search, trial_count):
                 found += trials.search_cells(self.planner, work.key, space_of.setting(config))
         return self.planner.plan_of(found)
 
-    def _tune(
-        self, name: str, resolve: Any, works: list[OutputWork] | None, space: Any, search: Any, samples: int
-    ) -> Sequence[Any]:
+    def _tune(self, name: str, resolve: Any, total: int, space: Any, search: Any, samples: int) -> Sequence[Any]:
+        """Run trials; returns the configurations that ran. total: the points that they will compute, for the bar."""
         size = self.sweep.resources.block
         with self.outcome.timed("sweep"):
             self.connect(size.cpus)
-            cpus = ray.cluster_resources()["CPU"]
-            at_once = self.sweep.resources.trials_at_once or max(1, int(cpus // size.cpus))
+            at_once = self.sweep.resources.trials_at_once or max(1, int(self.cpus() // size.cpus))
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
             job = trials.Job([self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve)
-            inputs = len(self.planner.inputs(self.planner.classifiers[0]))
-            total = len(works) * len(self.study.points) if works else samples * inputs * len(self.study.points)
             ended, passes = list[tuple[Any, Exception | None]](), 0
             try:
                 with stage(name, total, "points", self.console) as shown:

@@ -27,7 +27,7 @@ from mi_ray.workbench import Workbench
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Trial:
     """One defense setting on one classifier, and the outputs that it needs."""
 
