@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mi_ray.parameters import unknown
-from mi_ray.threat_model import Goal, ThreatModel, parse_number
+from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
 
 Named = tuple[str, Any]  # a method as a file names it: (name, what is written under the name)
 
@@ -42,6 +42,10 @@ def _epsilon(written: object) -> float:
 
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 NamedField = Annotated[Named, BeforeValidator(named)]
+
+
+def _named_if_any(written: object) -> Named | None:
+    return None if written is None else named(written)
 
 
 NUMBERS = (int, float, int | None, float | None)  # pydantic would take true for 1
@@ -82,6 +86,7 @@ class Options(Strict):
     combined_statistic: Literal["predicted_class", "maximum"] = "predicted_class"
     eight_bit: bool = False
     rotation_interpolation: Literal["bilinear", "nearest"] = "bilinear"
+    adaptive_attack: Literal["eot_pgd", "averaged"] = "eot_pgd"
     draws: int = Field(3, ge=1)
 
 
@@ -108,6 +113,7 @@ PRESETS: dict[str, tuple[Options, TrainingOptions, Literal["drawn", "first"]]] =
             combined_statistic="maximum",
             eight_bit=True,
             rotation_interpolation="nearest",
+            adaptive_attack="averaged",
             draws=1,
         ),
         TrainingOptions(inner_labels="predicted", first_epoch_at_lower_rate="drop_minus_one"),
@@ -184,23 +190,86 @@ class ClassifierEntry(Strict):
         return self
 
 
+def _one_method(data: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
+    """What is written under the keys, each as a list, and the one other key as the method."""
+    if not isinstance(data, Mapping):
+        raise ValueError(f"{what}; got {data!r}")
+    known = {key: data[key] for key in keys if key in data}
+    rest = {key: value for key, value in data.items() if key not in known}
+    if len(rest) != 1:
+        raise ValueError(f"{what}; got the methods {list(rest) or 'none'}")
+    return {"method": named(rest), **known}
+
+
+Names = Annotated[tuple[str, ...] | None, BeforeValidator(_listed_if_any)]
+ADAPTIVE = "adaptive"  # as an attack's name: whichever attack the option `adaptive_attack` names
+
+
 class AttackEntry(Strict):
-    """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`."""
+    """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`.
+
+    knowledge: oblivious attacks are handed F, adaptive ones F behind each defense setting. classifiers, defenses: the
+    only ones that are attacked; left out, all (adaptive attacks never attack `none`).
+    """
 
     method: Named
-    epsilon: tuple[Annotated[float, BeforeValidator(_epsilon)], ...] = Field(min_length=1)
-    goal: tuple[Goal, ...] = Field(("untargeted",), min_length=1)
+    epsilon: Annotated[
+        tuple[Annotated[float, BeforeValidator(_epsilon)], ...], BeforeValidator(_listed), Field(min_length=1)
+    ]
+    goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = ("untargeted",)
+    knowledge: Knowledge = "oblivious"
+    classifiers: Names = None
+    defenses: Names = None
 
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: Any) -> Any:
-        if not isinstance(data, Mapping):
-            raise ValueError(f"an attack is a mapping such as {{pgd: {{steps: 10}}, epsilon: 8/255}}; got {data!r}")
-        threat = {key: _listed(data[key]) for key in ("epsilon", "goal") if key in data}
-        method = {key: value for key, value in data.items() if key not in threat}
-        if len(method) != 1:
-            raise ValueError(f"an attack needs one method beside epsilon and goal; got {list(method) or 'none'}")
-        return {"method": named(method), **threat}
+        rule = "an attack is one method with its threat model, such as {pgd: {steps: 10}, epsilon: 8/255, goal: untargeted}"
+        return _one_method(data, ("epsilon", "goal", "knowledge", "classifiers", "defenses"), rule)
+
+    @model_validator(mode="after")
+    def _defenses_are_for_adaptive_attacks(self) -> "AttackEntry":
+        if self.knowledge == "oblivious" and (self.defenses is not None or self.method[0] == ADAPTIVE):
+            raise ValueError(
+                f"an oblivious attack knows no defense: {self.method[0]} needs `knowledge: adaptive`, or no `defenses`"
+            )
+        return self
+
+    def document(self) -> dict[str, Any]:
+        """As a file would say it."""
+        return {**self.model_dump(mode="json", exclude={"method"}), **dict([self.method])}
+
+
+class DefenseEntry(Strict):
+    """A defense with its axes: `none`, `{mi_ol: {lam: 0.5}}` or `{mi_ol: {lam: 0.5}, classifiers: [mixup]}`."""
+
+    method: Named
+    classifiers: Names = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: Any) -> Any:
+        rule = "a defense must be a name, or one name with its parameters ({name: {…}}, and perhaps classifiers: […])"
+        return _one_method({data: {}} if isinstance(data, str) else data, ("classifiers",), rule)
+
+    def document(self) -> dict[str, Any]:
+        """As a file would say it."""
+        return {**self.model_dump(mode="json", exclude={"method"}), **dict([self.method])}
+
+
+class Checks(Strict):
+    """How much is spent on the checks that judge an attack (docs/checks.md): `cheap` ones read stored rows alone;
+    `subset` also runs stronger and control attacks on the first `points` points, `full` on all."""
+
+    level: Literal["cheap", "subset", "full"] = "subset"
+    points: int = Field(100, ge=1)
+
+
+def _checks(written: object) -> object:
+    return {"level": written} if isinstance(written, str) else written
+
+
+EACH_OPTION = "each_option"
 
 
 class OptunaSearch(Strict):
@@ -252,13 +321,17 @@ class Sweep(Strict):
     options: dict[str, Any] = {}
     seed: int = Field(0, ge=0, lt=2**63)
     dataset: NamedField = ("digits", {})
+    pool: Annotated[Named | None, BeforeValidator(_named_if_any)] = None
     points: Points = Points()
     classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1)
     attacks: tuple[AttackEntry, ...] = Field(min_length=1)
-    defenses: tuple[NamedField, ...] = Field(min_length=1)
+    defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
     executions: Annotated[Counts | None, BeforeValidator(_listed_if_any)] = None
     draws: int | None = Field(None, ge=1)
     search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = None
+    checks: Annotated[Checks, BeforeValidator(_checks)] = Checks()
+    variants: Literal["each_option"] | dict[str, dict[str, Any]] = {}
+    counterparts: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: int = Field(50, ge=1)
@@ -275,9 +348,17 @@ class Sweep(Strict):
             raise ValueError(
                 "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
             )
-        if self.search is not None and all(name == "none" for name, _ in self.defenses):
+        if self.search is not None and all(entry.method[0] == "none" for entry in self.defenses):
             raise ValueError("search: optuna needs a defense to search; the file has none beside `none`")
-        self.resolved_options()
+        if self.search is not None and self.variants:
+            raise ValueError("search: optuna searches one set of options; leave `variants` out")
+        asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]
+        for name in (name for some in asked for name in some or ()):
+            if name not in names:
+                raise unknown("classifier", name, names)
+        if self.variants != EACH_OPTION and "" in self.variants:
+            raise ValueError("variants must have names; the study itself is the one without")
+        self.resolved_variants()
         return self
 
     def document(self) -> dict[str, Any]:
@@ -285,11 +366,10 @@ class Sweep(Strict):
         found = self.model_dump(mode="json")
         found["dataset"] = dict([self.dataset])
         found["options"] = self.resolved_options().model_dump()
-        found["defenses"] = [dict([defense]) for defense in self.defenses]
+        found["pool"] = None if self.pool is None else dict([self.pool])
+        found["defenses"] = [entry.document() for entry in self.defenses]
+        found["attacks"] = [entry.document() for entry in self.attacks]
         found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump()}
-        for written, attack in zip(found["attacks"], self.attacks, strict=True):
-            del written["method"]
-            written |= dict([attack.method])
         for written, entry in zip(found["classifiers"], self.classifiers, strict=True):
             written["objective"] = dict([entry.objective])
             written["architecture"] = None if entry.architecture is None else dict([entry.architecture])
@@ -297,10 +377,25 @@ class Sweep(Strict):
 
     def resolved_options(self) -> Options:
         """The preset's options with the file's own on top; raises ValueError for an unknown one."""
-        try:
-            return Options.model_validate({**PRESETS[self.preset][0].model_dump(), **self.options})
-        except ValidationError as error:
-            raise ValueError("options: " + _first_problem(error)) from error
+        return _options(PRESETS[self.preset][0], self.options)
+
+    def resolved_variants(self) -> dict[str, Options]:
+        """The options of the study itself, under "", then those of each variant.
+
+        `each_option`: the whole preset as_published, then each option that it changes, switched alone.
+        Raises ValueError for an unknown option, and for a variant that changes nothing.
+        """
+        own = self.resolved_options()
+        if isinstance(self.variants, str):
+            published = PRESETS["as_published"][0]
+            changed = {name: value for name, value in published.model_dump().items() if value != getattr(own, name)}
+            found = {"as_published": published, **{n: _options(own, {n: value}) for n, value in changed.items()}}
+        else:
+            found = {name: _options(own, changes) for name, changes in self.variants.items()}
+            same = [name for name, options in found.items() if options == own]
+            if same:
+                raise ValueError(f"variants must change an option of the study; these do not: {', '.join(same)}")
+        return {"": own, **found}
 
     def training_options(self) -> TrainingOptions:
         """What the (training) preset says of training."""
@@ -310,16 +405,22 @@ class Sweep(Strict):
         """How the evaluated points are taken from the test split."""
         return self.points.order or PRESETS[self.preset][2]
 
-    def executions_of(self, defense: str) -> tuple[int, ...]:
-        """The requested numbers of executions N of a defense: the file's, else the preset's."""
+    def executions_of(self, defense: str, options: Options) -> tuple[int, ...]:
+        """The requested numbers of executions N of a defense: the file's, else those of the options."""
         if self.executions is not None:
             return tuple(sorted(set(self.executions)))
-        options = self.resolved_options()
         return (int(getattr(options, f"executions_{defense}", None) or options.executions),)
 
-    def draws_of(self) -> int:
-        """Independent draws of N executions per point: the file's, else the preset's."""
-        return self.draws or self.resolved_options().draws
+    def draws_of(self, options: Options) -> int:
+        """Independent draws of N executions per point: the file's, else those of the options."""
+        return self.draws or options.draws
+
+
+def _options(base: Options, changes: Mapping[str, Any]) -> Options:
+    try:
+        return Options.model_validate({**base.model_dump(), **changes})
+    except ValidationError as error:
+        raise ValueError("options: " + _first_problem(error)) from error
 
 
 def _first_problem(error: ValidationError) -> str:
@@ -384,7 +485,7 @@ def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = ()
         if not isinstance(overlay, dict):
             raise ValueError(f"{path}: --smoke needs a `smoke:` mapping in the file; there is none")
         for key, value in overlay.items():
-            merged = key in ("points", "options", "resources") and isinstance(document.get(key), dict)
+            merged = key in ("points", "options", "resources", "checks") and isinstance(document.get(key), dict)
             merged = merged and isinstance(value, dict)
             document[key] = {**document[key], **value} if merged else copy.deepcopy(value)
         document["name"] = f"{document.get('name')}-smoke"

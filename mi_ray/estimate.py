@@ -62,8 +62,7 @@ def estimate(study: Study, store: Store | None) -> Estimate:
     """The cost of a study. A search's trials are counted as its number of trials times the mean grid-free setting."""
     planner = study.planner
     searching = study.sweep.search is not None
-    settings = planner.settings()
-    plan = planner.plan(settings[:1] if searching else settings)
+    plan = study.plan()
     cost, points = planner.cost(plan), planner.stored_points
     parts = [
         (
@@ -81,9 +80,16 @@ def estimate(study: Study, store: Store | None) -> Estimate:
             cost["attack_backward"],
         ),
         ("evaluate", "outputs", [w.key for w in plan.outputs], cost["evaluation_forward"], 0),
+        (
+            "checks",
+            "outputs",
+            sorted({w.key for w in plan.check_outputs()} - {w.key for w in plan.outputs}),
+            cost["checks_forward"],
+            cost["checks_backward"],
+        ),
     ]
     rows = [
-        (name, len(keys), _stored(store, kind, keys, points), forward, backward)
+        (name, len(keys), _stored(store, kind, keys, plan.checked if name == "checks" else points), forward, backward)
         for name, kind, keys, forward, backward in parts
     ]
     lines = [f"{len(plan.cells):,} cells x {study.sweep.points.count:,} points = "

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks import Adversarial, Attack, attack_labels
-from mi_ray.defenses.base import EVALUATE, RandomTransform, execute
+from mi_ray.defenses.base import EVALUATE, DefendedClassifier, RandomTransform, execute
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -84,9 +84,18 @@ def attack_outputs(
     for part in batches(len(x), batch):
         own = attack_labels(y[part], classes, threat, seed, points[part])
         if labels == "predicted" and threat.goal == "untargeted":
-            with torch.no_grad():
-                own = model(x[part]).argmax(1)
+            own = _predicted(model, x[part])
         found.append(attack.craft(model, x[part], own, threat, seed, points[part]))
         worked_on.append(own)
-    images = torch.cat([f.images for f in found], dim=2)
-    return Adversarial(images, torch.cat([f.loss for f in found], dim=2), attack.stops()), torch.cat(worked_on)
+    images, loss, success, zeros = (
+        torch.cat([getattr(f, name) for f in found], dim=2) for name in ("images", "loss", "success", "zero_gradients")
+    )
+    return Adversarial(images, loss, success, attack.stops(), zeros), torch.cat(worked_on)
+
+
+def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
+    """F's own prediction, also where the model is F behind a defense."""
+    if isinstance(model, DefendedClassifier):
+        return model.predicted(x)
+    with torch.no_grad():
+        return model(x).argmax(1)

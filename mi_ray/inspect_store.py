@@ -128,7 +128,9 @@ def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterat
     if len(table) % expected:
         yield f"must have a multiple of {expected} rows (points x stops); it has {len(table)}"
     pixels = table["image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if not ((pixels >= 0) & (pixels <= 1)).all():  # a NaN is neither
+    if not np.isfinite(pixels).all():
+        yield "pixels must be finite"
+    elif facts["keeps_box"] and not ((pixels >= 0) & (pixels <= 1)).all():
         yield "pixels must be in [0, 1]"
     linf = float(table["linf"].to_numpy().max())
     if not linf <= facts["epsilon"] + BALL:

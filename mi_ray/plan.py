@@ -9,16 +9,18 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from mi_ray.config import AttackEntry, ClassifierEntry, Sweep
+from mi_ray.config import ADAPTIVE, AttackEntry, ClassifierEntry, Options, Sweep
+from mi_ray.controls import OF_A_TRAJECTORY, Attacked, Control, controls
 from mi_ray.parameters import Axis, Registry, expand
 from mi_ray.records import RECORDS
 from mi_ray.threat_model import ThreatModel
 
 Values = Mapping[str, Any]
+WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
 
 
 def canonical(value: Any) -> str:
@@ -74,7 +76,11 @@ class ClassifierWork:
 
 @dataclass(frozen=True)
 class AttackWork:
-    """One attack on one classifier under one threat model, all requested stops. cost: passes for one point."""
+    """One attack on one classifier under one threat model, all requested stops. cost: passes for one point.
+
+    labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
+    is made against, with the digest of each component's sample pool and N; None for an oblivious one.
+    """
 
     key: str
     classifier: str
@@ -83,6 +89,11 @@ class AttackWork:
     threat: ThreatModel
     stops: tuple[int, ...]
     cost: tuple[int, int]
+    labels: Literal["true", "predicted"] = "true"
+    defense: tuple[str, Values] | None = None
+    pools: Values = field(default_factory=dict)
+    executions: int = 1
+    each: int = 1
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,8 @@ class Inputs:
 class OutputWork:
     """A classifier's outputs on a set of images: F itself (component None), or a component's mean softmax.
 
-    undefended: F's own outputs on the same images, from which a component takes ŷ.
+    undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
+    images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
     """
 
     key: str
@@ -112,6 +124,7 @@ class OutputWork:
     undefended: "OutputWork | None" = None
     executions: tuple[int, ...] = (1,)
     draws: int = 1
+    pool: str | None = None
 
     def passes(self, chunk: int) -> int:
         """Forward passes for one point."""
@@ -122,7 +135,9 @@ class OutputWork:
 class Cell:
     """One row of a study's table: a classifier x attack x threat model x defense setting x N.
 
-    outputs: F's own outputs, then each component's with the N that it is read at.
+    undefended: F's own outputs. components: each component's outputs with the N that they are read at. members: the
+    cells of which it is the worst case, point by point (it has no outputs of its own then). variants: the sets of
+    options under which the study asks for it ("" is the study itself).
     """
 
     key: str
@@ -132,22 +147,57 @@ class Cell:
     defense: tuple[str, Values]
     undefended: OutputWork
     components: tuple[tuple[OutputWork, int], ...]
+    counterparts: tuple[OutputWork, ...] = ()
+    members: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("",)
 
     def needs(self) -> Iterator[OutputWork]:
-        """The outputs that the cell is derived from."""
-        yield self.undefended
+        """The outputs that the cell is derived from, or that are asked for with it."""
+        if not self.members:
+            yield self.undefended
         for work, _ in self.components:
             yield work
+        yield from self.counterparts
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that needs passes of its own: the judged cell against `control`, the same cell under another attack.
+
+    cells: keys of all cells that share its verdict: those whose inputs are of the judged attack.
+    """
+
+    name: str
+    judged: Cell
+    control: Cell
+    cells: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The distinct work of a study, in the order in which it is done, and its cells."""
+    """The distinct work of a study, in the order in which it is done, and its cells.
+
+    checks: comparisons on the first `checked` points, whose attacks and outputs are no part of `attacks`, `outputs`.
+    """
 
     classifiers: tuple[ClassifierWork, ...]
     attacks: tuple[AttackWork, ...]
     outputs: tuple[OutputWork, ...]
     cells: tuple[Cell, ...]
+    checks: tuple[Check, ...] = ()
+    checked: int = 0
+
+    def check_attacks(self) -> tuple[AttackWork, ...]:
+        """The checks' own attacks, each with all that the study reads off the same trajectory."""
+        own = [check.control.inputs.attack for check in self.checks if check.control.inputs.attack]
+        keys = {work.key for work in own}
+        return merged_attacks([*(work for work in self.attacks if work.key in keys), *own])
+
+    def check_outputs(self) -> tuple[OutputWork, ...]:
+        """The checks' own outputs."""
+        own = merged(work for check in self.checks for work in check.control.needs())
+        known = {work.key: work for work in self.outputs}
+        return merged([*(known[work.key] for work in own if work.key in known), *own])
 
 
 class Planner:
@@ -156,9 +206,9 @@ class Planner:
     Everything a person can get wrong in a file is found by `Planner(…)` and `settings()`, before any work.
     """
 
-    def __init__(self, sweep: Sweep, methods: Methods, facts: Facts) -> None:
+    def __init__(self, sweep: Sweep, methods: Methods, facts: Facts, options: Options | None = None) -> None:
         self.sweep, self.methods, self.facts = sweep, methods, facts
-        self.options = sweep.resolved_options()
+        self.options = sweep.resolved_options() if options is None else options
         if sweep.points.count > facts.test_count:
             raise ValueError(
                 f"points.count must not exceed the test split of {facts.dataset}, {facts.test_count}; "
@@ -182,11 +232,13 @@ class Planner:
                     "names: give one another seed, or leave it out"
                 )
             twins[work.key] = work.entry.name
+        self._by_key = {work.key: work for work in self.classifiers}
         self.attacks = tuple(
             work
             for entry in sweep.attacks
             for classifier in self.classifiers
-            for work in self._attack(entry, classifier)
+            if entry.knowledge == "oblivious" and _applies(entry.classifiers, classifier)
+            for work in self._attack(entry, classifier, None)
         )
 
     def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
@@ -246,15 +298,33 @@ class Planner:
         """The complete training settings of a classifier."""
         return self._training(work.entry)
 
-    def _attack(self, entry: AttackEntry, classifier: ClassifierWork) -> Iterator[AttackWork]:
-        method = self.methods.attacks[entry.method[0]]
-        axes = expand(method, entry.method[1], lambda name: getattr(self.options, name))
+    def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
+        """The attacks of an entry: on the classifier alone, or on it behind a defense."""
+        name, written = entry.method
+        method = self.methods.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
+        if method.needs_defense and entry.knowledge == "oblivious":
+            raise ValueError(f"{method.name} attacks a defense: it needs `knowledge: adaptive`; got oblivious")
+        axes = expand(method, written, lambda option: getattr(self.options, option))
         for values in product(axes):
             attack = method.make(values)
             for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
-                yield self._attack_work(attack, ThreatModel(epsilon, goal), classifier)
+                yield self._attack_work(
+                    attack, ThreatModel(epsilon, goal, knowledge=entry.knowledge), classifier, defense
+                )
 
-    def _attack_work(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork) -> AttackWork:
+    def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
+        """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
+        return [
+            work
+            for entry in self.sweep.attacks
+            if entry.knowledge == "adaptive" and _applies(entry.classifiers, classifier) and defense.components()
+            if entry.defenses is None or defense.name in entry.defenses
+            for work in self._attack(entry, classifier, defense)
+        ]
+
+    def _attack_work(
+        self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None
+    ) -> AttackWork:
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
             "classifier": classifier.key, "points": self._order, "method": attack.name, "version": attack.version,
@@ -262,24 +332,55 @@ class Planner:
             "knowledge": threat.knowledge, "labels": self.options.attack_labels, "seed": self.sweep.seed,
             "source": self.facts.sources.get(attack.name), **self._arithmetic,
         }  # fmt: skip
+        behind: dict[str, Any] = {}
+        each = 1
+        if defense is not None:
+            n = attack.executions or max(self.sweep.executions_of(defense.name, self.options))
+            pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
+            behind = {"defense": (defense.name, defense.values()), "pools": pools, "executions": n}
+            chunks = [
+                -(-defense.executions_of(at, n) // self.methods.chunk) for at, _ in enumerate(defense.components())
+            ]
+            each += sum(chunks) * self.methods.chunk  # one pass for ŷ, then whole chunks
+            sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
+            versions = [part.version for part in (defense, *defense.components())]
+            facts |= {**behind, "defense_versions": versions, "defense_sources": sources, "chunk": self.methods.chunk}
         key = content_key("attack", facts)
-        return AttackWork(key, classifier.key, attack.name, attack.values(), threat, attack.stops(), attack.cost())
+        work = AttackWork(
+            key, classifier.key, attack.name, attack.values(), threat, attack.stops(), (0, 0),
+            self.options.attack_labels, **behind, each=each,
+        )  # fmt: skip
+        return replace(work, cost=self.passes(work, work.stops))
 
     def axes(self) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order."""
         found = []
-        for name, written in self.sweep.defenses:
+        for entry in self.sweep.defenses:
+            name, written = entry.method
             method = self.methods.defenses[name]
             found.append((method, expand(method, written, lambda option: getattr(self.options, option))))
         return found
 
     def settings(self) -> list[Any]:
         """Every defense setting of the grid, `none` first, none twice."""
-        seen: dict[str, Any] = {}
-        for method, axes in [(self.methods.defenses["none"], {}), *self.axes()]:
+        return [defense for defense, _ in self._settings()]
+
+    def _settings(self) -> list[tuple[Any, frozenset[str]]]:
+        """(defense setting, keys of the classifiers that it is asked for on), `none` on all of them first."""
+        every = frozenset(self._by_key)
+        seen: dict[str, tuple[Any, frozenset[str]]] = {}
+        on = [
+            frozenset(work.key for work in self.classifiers if _applies(entry.classifiers, work))
+            for entry in self.sweep.defenses
+        ]
+        for (method, axes), keys in zip([(self.methods.defenses["none"], {}), *self.axes()], [every, *on], strict=True):
             for values in product(axes):
                 defense = self.checked(method.make(values))
-                seen.setdefault(canonical([defense.name, defense.values()]), defense)
+                name = canonical([defense.name, defense.values()])
+                seen[name] = (defense, seen.get(name, (defense, frozenset()))[1] | keys)
+        for entry in self.sweep.attacks:  # a name that nobody has is told before any work
+            for wanted in entry.defenses or ():
+                self.methods.defenses[wanted]
         return list(seen.values())
 
     def checked(self, defense: Any) -> Any:
@@ -287,64 +388,102 @@ class Planner:
         defense.check_images(*self.facts.side)
         return defense
 
-    def inputs(self, classifier: ClassifierWork) -> list[Inputs]:
-        """What a classifier is evaluated on: the clean points first, then each attack at each stop."""
+    def inputs(self, classifier: ClassifierWork, defense: Any | None = None) -> list[Inputs]:
+        """What a defense on a classifier is evaluated on: the clean points first, then each attack at each stop."""
         own = [work for work in self.attacks if work.classifier == classifier.key]
+        own += self.adaptive(classifier, defense) if defense is not None else []
         return [Inputs(), *(Inputs(work, stop) for work in own for stop in work.stops)]
 
-    def _outputs(self, classifier: ClassifierWork, inputs: Inputs, component: Any, n: int, draws: int) -> OutputWork:
+    def _undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
+        """F's own outputs: always of fp32."""
+        facts = {"classifier": classifier.key, "inputs": self._inputs(inputs), **self._arithmetic, "precision": "fp32"}
+        return OutputWork(content_key("undefended", facts), classifier.key, inputs)
+
+    def _inputs(self, inputs: Inputs) -> Any:
+        return [inputs.attack.key, inputs.stop] if inputs.attack else self._order
+
+    def _outputs(
+        self, classifier: ClassifierWork, inputs: Inputs, component: Any, n: int, draws: int,
+        judged_by: Inputs | None = None,
+    ) -> OutputWork:  # fmt: skip
+        """A component's outputs; judged_by: the inputs from which ŷ is taken, where they are others."""
+        pool = self.facts.pools[component.name] if component.uses_pool else None
         facts: dict[str, Any] = {
-            "classifier": classifier.key,
-            "inputs": [inputs.attack.key, inputs.stop] if inputs.attack else self._order,
-        }  # fmt: skip
-        if component is None:  # F's own outputs are always of fp32
-            key = content_key("undefended", {**facts, **self._arithmetic, "precision": "fp32"})
-            return OutputWork(key, classifier.key, inputs)
-        facts |= {
+            "classifier": classifier.key, "inputs": self._inputs(inputs),
             "component": component.name, "version": component.version, "values": component.values(),
-            "pool": self.facts.pools[component.name] if component.uses_pool else None, "seed": self.sweep.seed,
+            "pool": pool, "seed": self.sweep.seed,
             "chunk": self.methods.chunk, "source": self.facts.sources.get(component.name), **self._arithmetic,
         }  # fmt: skip
+        if judged_by is not None:
+            facts["judged_by"] = self._inputs(judged_by)
         named = (component.name, component.values())
-        undefended = self._outputs(classifier, inputs, None, 1, 1)
-        return OutputWork(content_key("outputs", facts), classifier.key, inputs, named, undefended, (n,), draws)
+        undefended = self._undefended(classifier, judged_by or inputs)
+        return OutputWork(content_key("outputs", facts), classifier.key, inputs, named, undefended, (n,), draws, pool)
 
-    def cells(self, classifier: ClassifierWork, defense: Any) -> Iterator[Cell]:
-        """A defense setting's cells on one classifier: each set of inputs, each requested N."""
+    def cells(self, classifier: ClassifierWork, defense: Any) -> list[Cell]:
+        """A defense setting's cells on one classifier: each set of inputs, each requested N, and the worst cases."""
+        found = [
+            self._cell(classifier, inputs, defense, n)
+            for inputs in self.inputs(classifier, defense)
+            for n in self._requested(defense)
+        ]
+        return [*found, *self._worst_cases(found)]
+
+    def _requested(self, defense: Any) -> tuple[int, ...]:
+        return self.sweep.executions_of(defense.name, self.options) if defense.components() else (1,)
+
+    def _cell(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int) -> Cell:
         components = defense.components()
-        requested = self.sweep.executions_of(defense.name) if components else (1,)
-        draws = self.sweep.draws_of() if components else 1
-        for inputs, n in itertools.product(self.inputs(classifier), requested):
-            undefended = self._outputs(classifier, inputs, None, 1, 1)
-            parts = []
-            for position, component in enumerate(components):
-                own_n = defense.executions_of(position, n)
-                parts.append((self._outputs(classifier, inputs, component, own_n, draws), own_n))
-            facts = {
-                "undefended": undefended.key, "parts": [[work.key, own_n] for work, own_n in parts], "draws": draws,
-                "defense": defense.name, "version": defense.version, "values": defense.values(), "executions": n,
-                "points": self.sweep.points.model_dump(include={"count", "selection"}), "seed": self.sweep.seed,
-                **self._arithmetic,
-                "columns": RECORDS.names, "source": self.facts.sources.get(defense.name),
-            }  # fmt: skip
-            identity = self._identity(classifier, inputs, defense, n, draws)
-            key = content_key("cell", facts)
-            yield Cell(
-                key,
-                {"cell": key, **identity},
-                classifier.key,
-                inputs,
-                (defense.name, defense.values()),
-                undefended,
-                tuple(parts),
-            )
+        draws = self.sweep.draws_of(self.options) if components else 1
+        undefended = self._undefended(classifier, inputs)
+        parts, counterparts = [], []
+        for position, component in enumerate(components):
+            own_n = defense.executions_of(position, n)
+            parts.append((self._outputs(classifier, inputs, component, own_n, draws), own_n))
+            if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
+                counterparts.append(self._outputs(classifier, Inputs(), component, own_n, draws, inputs))
+        facts = {
+            "undefended": undefended.key, "parts": [[work.key, own_n] for work, own_n in parts], "draws": draws,
+            "defense": defense.name, "version": defense.version, "values": defense.values(), "executions": n,
+            **self._row_facts, "source": self.facts.sources.get(defense.name),
+        }  # fmt: skip
+        key = content_key("cell", facts)
+        identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
+        return Cell(
+            key, identity, classifier.key, inputs, (defense.name, defense.values()), undefended, tuple(parts),
+            tuple(counterparts),
+        )  # fmt: skip
+
+    @property
+    def _row_facts(self) -> dict[str, Any]:
+        points = self.sweep.points.model_dump(include={"count", "selection"})
+        return {"points": points, "seed": self.sweep.seed, **self._arithmetic, "columns": RECORDS.names}
+
+    def _worst_cases(self, cells: list[Cell]) -> Iterator[Cell]:
+        """For each epsilon and N under which a setting is attacked in several ways: the worst of them, point by point."""
+        groups: dict[tuple[float, int], list[Cell]] = {}
+        for cell in cells:
+            if cell.inputs.attack is not None:
+                groups.setdefault((cell.identity["epsilon"], cell.identity["executions"]), []).append(cell)
+        for members in groups.values():
+            if len(members) > 1:
+                keys = [cell.key for cell in members]
+                key = content_key("worst", {"members": keys, **self._row_facts})
+                knowledge = {cell.identity["knowledge"] for cell in members}
+                identity = {
+                    **members[0].identity, "cell": key, "attack": WORST_CASE, "attack_params": "{}", "goal": "any",
+                    "knowledge": "adaptive" if "adaptive" in knowledge else "oblivious",
+                }  # fmt: skip
+                yield replace(
+                    members[0], key=key, identity=identity, components=(), counterparts=(), members=tuple(keys)
+                )
 
     def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:
         """Every identity column of the records, but the cell's key."""
         attack = inputs.attack
         params: dict[str, Any] = {}
         if attack is not None:
-            params = {**attack.values, "labels": self.options.attack_labels}
+            params = {**attack.values, "labels": attack.labels}
             stop_parameter = self.methods.attacks[attack.method].stop_parameter
             if stop_parameter is not None:
                 params[stop_parameter] = inputs.stop
@@ -358,55 +497,145 @@ class Planner:
         }  # fmt: skip
 
     def plan(self, settings: Iterable[Any]) -> Plan:
-        """The cells of these settings on every classifier, and the distinct work that they need."""
-        every = list(settings)
+        """The cells of these settings, each on the classifiers that it is asked for on, and the work that they need."""
+        asked = {canonical([defense.name, defense.values()]): on for defense, on in self._settings()}
+        every = [(d, asked.get(canonical([d.name, d.values()]), frozenset(self._by_key))) for d in settings]
         return self.plan_of(
-            cell for work in self.classifiers for defense in every for cell in self.cells(work, defense)
+            cell
+            for work in self.classifiers
+            for defense, on in every
+            if work.key in on
+            for cell in self.cells(work, defense)
         )
 
     def plan_of(self, wanted: Iterable[Cell]) -> Plan:
         """These cells, none twice, and the distinct work that they need."""
         cells = {cell.key: cell for cell in wanted}
         outputs = merged(work for cell in cells.values() for work in cell.needs())
-        distinct = {work.key: work for work in self.classifiers}
-        attacks = tuple(
-            replace(work, cost=self._made(work, work.stops).cost()) for work in merged_attacks(self.attacks)
-        )
-        return Plan(tuple(distinct.values()), attacks, outputs, tuple(cells.values()))
+        attacked = [cell.inputs.attack for cell in cells.values() if cell.inputs.attack is not None]
+        plan = Plan(self.classifiers, self._costed([*self.attacks, *attacked]), outputs, tuple(cells.values()))
+        if self.sweep.checks.level == "cheap":
+            return plan
+        whole = -(-self.sweep.checks.points // self.sweep.batch) * self.sweep.batch
+        checked = self.stored_points if self.sweep.checks.level == "full" else min(whole, self.stored_points)
+        return replace(plan, checks=tuple(self._checks(plan)), checked=checked)
+
+    def _costed(self, works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
+        return tuple(replace(work, cost=self.passes(work, work.stops)) for work in merged_attacks(works))
+
+    def _checks(self, plan: Plan) -> Iterator[Check]:
+        """The controls of each attack, judged on the cell that the attack was made for, at the largest N.
+
+        An oblivious attack was made for F, so it is judged on F's own cell, and every defense that is evaluated on its
+        images shares the verdict.
+        """
+        by_inputs: dict[tuple[str, int], list[Cell]] = {}
+        for cell in plan.cells:
+            if cell.inputs.attack is not None and not cell.members:
+                by_inputs.setdefault((cell.inputs.attack.key, cell.inputs.stop), []).append(cell)
+        for (key, stop), cells in by_inputs.items():
+            judged = max(cells, key=lambda cell: (cell.defense[0] == "none", cell.identity["executions"]))
+            attack = judged.inputs.attack
+            assert attack is not None
+            classifier = self._by_key[attack.classifier]
+            defense = self.methods.defenses.make(*judged.defense)
+            last = stop == max(stops for other, stops in by_inputs if other == key)
+            for name, control in controls(self._attacked(attack), stop, last):
+                work = self._control(attack, classifier, control)
+                inputs = Inputs(work, work.stops[-1])
+                sharing = [c for (k, s), found in by_inputs.items() if k == key and (s == stop or name in OF_A_TRAJECTORY)
+                           for c in found]  # fmt: skip
+                n = judged.identity["executions"]
+                answer = self._cell(classifier, inputs, defense, n)
+                compared = self._cell(classifier, Inputs(), defense, n) if name == "epsilon_zero" else judged
+                yield Check(name, compared, answer, tuple(cell.key for cell in sharing))
+
+    def _attacked(self, attack: AttackWork) -> Attacked:
+        stop_parameter = self.methods.attacks[attack.method].stop_parameter
+        executions = attack.executions if attack.defense is not None else None
+        return Attacked(attack.method, attack.values, attack.threat, stop_parameter, executions)
+
+    def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:
+        made = self.methods.attacks.make(control.method, control.values)
+        behind = None if attack.defense is None else self.methods.defenses.make(*attack.defense)
+        threat = replace(attack.threat, epsilon=control.epsilon)
+        return self._attack_work(made, threat, classifier, behind)
 
     def cost(self, plan: Plan) -> dict[str, int]:
-        """Passes: training, attack and evaluation as planned, and evaluation and attack cell by cell ("naive")."""
-        points = self.stored_points
+        """Passes: training, attack, evaluation and checks as planned, and evaluation and attack cell by cell ("naive").
+
+        Work of a check that the study needs anyway is counted with the study.
+        """
+        points, chunk = self.stored_points, self.methods.chunk
         naive_forward = naive_backward = 0
         for cell in plan.cells:
+            if cell.members:
+                continue
             forward = 1 + sum(work.draws * n for work, n in cell.components)
             if cell.inputs.attack is not None:
-                alone = self._made(cell.inputs.attack, (cell.inputs.stop,)).cost()
+                alone = self.passes(cell.inputs.attack, (cell.inputs.stop,))
                 forward, naive_backward = forward + alone[0], naive_backward + alone[1] * points
             naive_forward += forward * points
+        own = {work.key: work.cost for work in plan.attacks}
+        extra = [
+            [more - had for more, had in zip(self.passes(w, w.stops), own.get(w.key, (0, 0)), strict=True)]
+            for w in plan.check_attacks()
+        ]
+        known = {work.key for work in plan.outputs}
+        outputs = sum(work.passes(chunk) for work in plan.check_outputs() if work.key not in known)
         return {
             "training_forward": sum(work.cost[0] for work in plan.classifiers),
             "training_backward": sum(work.cost[1] for work in plan.classifiers),
             "attack_forward": points * sum(work.cost[0] for work in plan.attacks),
             "attack_backward": points * sum(work.cost[1] for work in plan.attacks),
-            "evaluation_forward": points * sum(work.passes(self.methods.chunk) for work in plan.outputs),
+            "evaluation_forward": points * sum(work.passes(chunk) for work in plan.outputs),
+            "checks_forward": plan.checked * (sum(forward for forward, _ in extra) + outputs),
+            "checks_backward": plan.checked * sum(backward for _, backward in extra),
             "naive_forward": naive_forward,
             "naive_backward": naive_backward,
         }
 
-    def _made(self, work: AttackWork, stops: tuple[int, ...]) -> Any:
-        """The attack, run for these stops."""
+    def forward_passes(self, work: AttackWork | OutputWork) -> int:
+        """Forward passes of F for one point."""
+        return self.passes(work)[0] if isinstance(work, AttackWork) else work.passes(self.methods.chunk)
+
+    def passes(self, work: AttackWork, stops: tuple[int, ...] = ()) -> tuple[int, int]:
+        """(forward, backward) passes of F for one point of the attack, run for these stops (its own when left out)."""
         method = self.methods.attacks[work.method]
         values = dict(work.values)
         if method.stop_parameter is not None:
-            values[method.stop_parameter] = list(stops)
-        return method.make(values)
+            values[method.stop_parameter] = list(stops or work.stops)
+        cost: tuple[int, int] = method.make(values).cost(work.each)
+        return cost
+
+
+def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:
+    return names is None or classifier.entry.name in names
 
 
 def product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
     """Every combination of the axes' values."""
     for values in itertools.product(*(axis.values for axis in axes.values())):
         yield dict(zip(axes, values, strict=True))
+
+
+def united(plans: Mapping[str, Plan]) -> Plan:
+    """The plans of a study's variants, by name, as one: what several ask for is there once."""
+    first = next(iter(plans.values()))
+    cells: dict[str, Cell] = {}
+    checks: dict[tuple[str, str, str], Check] = {}
+    for name, plan in plans.items():
+        for cell in plan.cells:
+            own = replace(cell, variants=(name,))
+            known = cells.get(cell.key)
+            cells[cell.key] = own if known is None else replace(known, variants=(*known.variants, name))
+        for check in plan.checks:
+            place = (check.name, check.judged.key, check.control.key)
+            shared = checks.get(place, check).cells
+            checks[place] = replace(check, cells=tuple(dict.fromkeys((*shared, *check.cells))))
+    attacks = merged_attacks(work for plan in plans.values() for work in plan.attacks)
+    outputs = merged(work for plan in plans.values() for work in plan.outputs)
+    return replace(first, attacks=attacks, outputs=outputs, cells=tuple(cells.values()), checks=tuple(checks.values()))
 
 
 def merged(works: Iterable[OutputWork]) -> tuple[OutputWork, ...]:

@@ -35,6 +35,7 @@ IDENTITY = [name for name, _ in _IDENTITY]
 ADVERSARIAL = pa.schema([
     ("point", pa.int32()), ("label", pa.int32()), ("attack_label", pa.int32()), ("restart", pa.int32()),
     ("steps", pa.int32()), ("image", pa.list_(pa.float32())), ("linf", pa.float32()), ("loss", pa.float32()),
+    ("success", pa.float32()), ("zero_gradients", pa.int32()),
 ])  # fmt: skip
 OUTPUTS = pa.schema([
     ("point", pa.int32()), ("draw", pa.int32()), ("executions", pa.int32()),
@@ -51,10 +52,13 @@ CELLS = pa.schema([
     *_IDENTITY, ("state", pa.string()), ("cause", pa.string()), ("points", pa.int32()),
     ("accuracy", pa.float64()), ("accuracy_low", pa.float64()), ("accuracy_high", pa.float64()),
     ("interval", pa.string()),
-    ("survival", pa.list_(pa.float64())), ("auc", pa.float64()), ("checks", pa.string()), ("clean_accuracy", pa.float64()),
+    ("survival", pa.list_(pa.float64())), ("auc", pa.float64()), ("checks", pa.string()), ("verdict", pa.string()),
+    ("clean_accuracy", pa.float64()),
     ("selection_points", pa.int32()), ("selection_accuracy", pa.float64()), ("selected", pa.bool_()),
     ("forward_passes", pa.int64()), ("backward_passes", pa.int64()), ("seconds", pa.float64()),
+    ("variants", pa.list_(pa.string())), ("work", pa.string()),
 ])  # fmt: skip
+EXAMPLES = pa.schema([("point", pa.int32()), ("label", pa.int32()), ("image", pa.list_(pa.float32()))])
 TRAINING = pa.schema([
     ("epoch", pa.int32()), ("lr", pa.float64()), ("loss", pa.float64()), ("train_accuracy", pa.float64()),
     ("test_accuracy", pa.float64()), ("images", pa.int64()), ("seconds", pa.float64()),

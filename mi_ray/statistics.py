@@ -1,15 +1,22 @@
-"""What rows say: accuracies with intervals, and undominated settings. Pure functions of counts and frames."""
+"""What rows say: accuracies, paired tests, detection and frontiers, with intervals. Pure functions of counts and frames.
 
+The sampling unit is the point: every bootstrap resamples points, with a fixed seed, so that equal rows give equal
+intervals. Counts are correct draws of a point out of `draws`; a deterministic cell has 0 or `draws` everywhere.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import signal, stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,52 @@ class Accuracy:
     interval: str
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % bootstrap interval over points. `defined`: the share of resamples in which it exists."""
+
+    value: float
+    low: float
+    high: float
+    defined: float = 1.0
+
+
+def _bounds(resampled: Floats) -> tuple[float, float]:
+    """The middle 95 % of resamples."""
+    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return float(low), float(high)
+
+
+def _estimate(value: float, resampled: Floats) -> Estimate:
+    """A percentile interval; resamples in which the number does not exist (NaN) are left out and counted."""
+    exists = ~np.isnan(resampled)
+    if np.isnan(value) or not exists.any():
+        return Estimate(value, float("nan"), float("nan"), float(exists.mean()))
+    return Estimate(value, *_bounds(resampled[exists]), float(exists.mean()))
+
+
+def _resampled_means(values: npt.NDArray[Any], scale: float) -> Floats:
+    """Means of values / scale over resampled points, [RESAMPLES].
+
+    Resampled points only matter through how often each value occurs: one multinomial a resample.
+    """
+    found, times = np.unique(values, return_counts=True)
+    resampled = np.random.default_rng(0).multinomial(len(values), times / len(values), RESAMPLES)
+    means: Floats = resampled @ found / (len(values) * scale)
+    return means
+
+
+def _mean_over_points(values: npt.NDArray[Any], most: float) -> Accuracy:
+    """The mean of values / most over points, each from 0 to 1, with its interval; see `accuracy`."""
+    if values.size == 0:
+        raise ValueError("an accuracy needs at least one point; got none")
+    mean = float(values.mean() / most)
+    if np.isin(values, (0, most)).all():
+        found = stats.binomtest(int((values == most).sum()), len(values)).proportion_ci(CONFIDENCE, method="wilson")
+        return Accuracy(mean, float(found.low), float(found.high), "wilson")
+    return Accuracy(mean, *_bounds(_resampled_means(values, most)), "bootstrap")
+
+
 def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
     """Mean survival of points under one attempt, with an interval over points, the sampling unit.
 
@@ -29,20 +82,7 @@ def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
     either always or never right (a deterministic cell among them), else a percentile bootstrap over points with a
     fixed seed. Raises ValueError without points.
     """
-    counts = np.asarray(correct_draws)
-    if counts.size == 0:
-        raise ValueError("an accuracy needs at least one point; got none")
-    mean = float(counts.mean() / draws)
-    if np.isin(counts, (0, draws)).all():
-        right = int((counts == draws).sum())
-        found = stats.binomtest(right, len(counts)).proportion_ci(CONFIDENCE, method="wilson")
-        return Accuracy(mean, float(found.low), float(found.high), "wilson")
-    # Resampled points only matter through how often each count occurs: one multinomial a resample.
-    values, times = np.unique(counts, return_counts=True)
-    resampled = np.random.default_rng(0).multinomial(len(counts), times / len(counts), RESAMPLES)
-    means = resampled @ values / (len(counts) * draws)
-    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return Accuracy(mean, float(low), float(high), "bootstrap")
+    return _mean_over_points(np.asarray(correct_draws), draws)
 
 
 def survival_of_attempts(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> float:
@@ -50,11 +90,25 @@ def survival_of_attempts(correct_draws: npt.ArrayLike, draws: int, attempts: int
 
     Raises ValueError unless 1 <= attempts <= draws.
     """
+    right, most = _subsets(correct_draws, draws, attempts)
+    return float(np.mean(right / most))
+
+
+def survival_interval(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> Accuracy:
+    """`survival_of_attempts` with its interval over points, made as that of `accuracy`, which is one attempt's.
+
+    Raises ValueError without points, or unless 1 <= attempts <= draws.
+    """
+    return _mean_over_points(*_subsets(correct_draws, draws, attempts))
+
+
+def _subsets(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> tuple[Floats, float]:
+    """(of each point, how many sets of `attempts` draws are all right; how many sets there are)."""
     if not 1 <= attempts <= draws:
         raise ValueError(f"attempts must be from 1 to draws={draws}; got {attempts}")
     from scipy.special import comb
 
-    return float(np.mean(comb(np.asarray(correct_draws), attempts) / comb(draws, attempts)))
+    return comb(np.asarray(correct_draws), attempts), float(comb(draws, attempts))
 
 
 def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
@@ -65,25 +119,387 @@ def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
     return float(roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high])))
 
 
+@dataclass(frozen=True, eq=False)
+class Roc:
+    """A ROC curve: false and true positive rates where a score of at least the threshold means "adversarial"."""
+
+    fpr: Floats
+    tpr: Floats
+    thresholds: Floats
+
+
+def roc(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Roc:
+    """The ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a), from (0, 0) to (1, 1)."""
+    from sklearn.metrics import roc_curve
+
+    low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
+    fpr, tpr, thresholds = roc_curve(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high]))
+    return Roc(*(np.asarray(values, float) for values in (fpr, tpr, thresholds)))
+
+
+def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Estimate:
+    """`detection_auc` with its interval; a point's clean and adversarial score are resampled together.
+
+    Both scores [points], of the same points in the same order. Raises ValueError for other numbers of points.
+    """
+    low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
+    _check_paired(low, high)
+    order = np.argsort(low)
+    # Where each adversarial score falls among the clean ones: those below it, and those not above it.
+    below, upto = np.searchsorted(low[order], high, "left"), np.searchsorted(low[order], high, "right")
+    found = []
+    for times in _resamples(len(low)):
+        above = np.pad(np.cumsum(times[:, order], axis=1), ((0, 0), (1, 0)))
+        found.append(((above[:, below] + above[:, upto]) * times).sum(axis=1) / (2 * len(low) ** 2))
+    return _estimate(detection_auc(low, high), np.concatenate(found))
+
+
+def _check_paired(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
+    if left.ndim != 1 or left.shape != right.shape or not left.size:
+        raise ValueError(
+            "both sides must have the same points, [points] and at least one; "
+            f"got shapes {list(left.shape)} and {list(right.shape)}"
+        )
+
+
+def _resamples(points: int) -> Iterator[Floats]:
+    """How often each point occurs in each of RESAMPLES resamples, [some resamples, points] at a time.
+
+    The same for every call with as many points, so that cells on the same points are resampled together.
+    """
+    rng, at_once = np.random.default_rng(0), max(1, 4_000_000 // points)
+    for first in range(0, RESAMPLES, at_once):
+        rows = min(at_once, RESAMPLES - first)
+        chosen = rng.integers(0, points, (rows, points)) + points * np.arange(rows)[:, None]
+        yield np.bincount(chosen.ravel(), minlength=rows * points).reshape(rows, points).astype(float)
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Two cells on the same points. Everything is of left minus right, so "greater" says that left is more accurate.
+
+    difference: of the mean survivals, in [-1, 1], with its 95 % interval low, high (interval: "adjusted_wald" or
+    "bootstrap"). p_value: two-sided; p_greater: against "left is not more accurate"; p_less: against "left is not less
+    accurate". left_higher, left_lower: shares of points on which left survives more, or less, often than right.
+    method: "mcnemar" (exact) or "sign_flip" (exact).
+    """
+
+    difference: float
+    low: float
+    high: float
+    p_value: float
+    p_greater: float
+    p_less: float
+    left_higher: float
+    left_lower: float
+    points: int
+    method: str
+    interval: str
+
+
+def paired_test(
+    left_counts: npt.ArrayLike, right_counts: npt.ArrayLike, draws: int, right_draws: int | None = None
+) -> PairedTest:
+    """Whether two cells on the same points differ in accuracy, by how much, and on how many points.
+
+    left_counts, right_counts: [points] correct draws, of `draws` and of `right_draws` (left out: as many). Where both
+    cells are deterministic: the exact McNemar test, and the interval of Bonett and Price (2012, adjusted Wald), which
+    is not empty where the two agree on all points. Else: the sign-flip test of the points' differences in survival,
+    with all 2^points flips counted rather than drawn (a drawn p-value is at least 1 / resamples, too coarse for a
+    correction over a table), and a bootstrap over points. Raises ValueError for other points or counts out of range.
+    """
+    left, right = np.asarray(left_counts), np.asarray(right_counts)
+    other = draws if right_draws is None else right_draws
+    _check_paired(left, right)
+    for counts, most in ((left, draws), (right, other)):
+        if counts.min() < 0 or counts.max() > most or np.any(counts != np.round(counts)):
+            raise ValueError(
+                f"correct draws must be whole numbers from 0 to draws={most}; got {counts.min()}–{counts.max()}"
+            )
+    unit = math.lcm(draws, other)
+    differences = (left * (unit // draws) - right * (unit // other)).astype(np.int64)
+    higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
+    deterministic = bool(np.isin(left, (0, draws)).all() and np.isin(right, (0, other)).all())
+    if deterministic:
+        less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
+        low, high = _adjusted_wald(higher, lower, len(left))
+    else:
+        less, greater = _sign_flip_p(differences)
+        low, high = _bounds(_resampled_means(differences, unit))
+    return PairedTest(
+        difference=float(differences.mean() / unit), low=low, high=high, p_value=min(1.0, 2 * min(less, greater)),
+        p_greater=greater, p_less=less, left_higher=higher / len(left), left_lower=lower / len(left), points=len(left),
+        method="mcnemar" if deterministic else "sign_flip", interval="adjusted_wald" if deterministic else "bootstrap",
+    )  # fmt: skip
+
+
+def _binomial_p(higher: int, different: int, side: Any) -> float:
+    return float(stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
+
+
+def _adjusted_wald(higher: int, lower: int, points: int) -> tuple[float, float]:
+    """Bonett and Price's interval of a difference of paired proportions: Wald's with one point more on each side."""
+    up, down = (higher + 1) / (points + 2), (lower + 1) / (points + 2)
+    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (points + 2))
+    return max(-1.0, up - down - half), min(1.0, up - down + half)
+
+
+def _sign_flip_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """(p of a sum this low, p of a sum this high) when each whole difference is as likely to have the other sign."""
+    sizes = np.abs(differences[differences != 0])
+    if not sizes.size:
+        return 1.0, 1.0
+    unit = np.gcd.reduce(sizes)
+    chance = np.ones(1)  # of each sum of the sizes whose sign is positive
+    for size, times in zip(*np.unique(sizes // unit, return_counts=True), strict=True):
+        chance = _with_flips(chance, int(size), int(times))
+    at = int(differences[differences > 0].sum() // unit)
+    return min(1.0, float(chance[: at + 1].sum())), min(1.0, float(chance[at:].sum()))
+
+
+def _with_flips(chance: Floats, size: int, times: int) -> Floats:
+    """The distribution of a sum with size * Binomial(times, 1/2) added to it."""
+    length = len(chance) + size * times
+    # Sums that differ by a multiple of the size stand in one column, so that adding is a short convolution down it.
+    columns = np.pad(chance, (0, -len(chance) % size)).reshape(-1, size)
+    binomial = stats.binom.pmf(np.arange(times + 1), times, 0.5)[:, None]
+    added: Floats = signal.convolve(columns, binomial, method="direct").ravel()[:length]
+    return added
+
+
+def holm(p_values: npt.ArrayLike) -> Floats:
+    """P-values corrected for there being several, after Holm (1979): the chance of any false finding stays in bounds."""
+    p = np.asarray(p_values, float)
+    order = np.argsort(p)
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    return corrected
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values of several training seeds: mean, standard deviation (n - 1), extremes, a 95 % t-interval of the mean."""
+
+    number: int
+    mean: float
+    deviation: float
+    least: float
+    most: float
+    low: float
+    high: float
+
+
+def spread(values: npt.ArrayLike) -> Spread:
+    """How a number spreads over training seeds, [seeds]. Raises ValueError for fewer than two."""
+    found = np.asarray(values, float).ravel()
+    if len(found) < 2:
+        raise ValueError(f"a spread needs at least two values, one a training seed; got {len(found)}")
+    mean, deviation = float(found.mean()), float(found.std(ddof=1))
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * deviation / math.sqrt(len(found))
+    return Spread(len(found), mean, deviation, float(found.min()), float(found.max()), mean - half, mean + half)
+
+
 def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-    """Which settings no other beats: none is at least as good in both accuracies and better in one."""
-    points = np.column_stack([np.asarray(clean, float), np.asarray(adversarial, float)])
-    at_least = (points[None] >= points[:, None]).all(-1)
-    better = np.any(points[None] > points[:, None], axis=-1)
-    return ~np.any(at_least & better, axis=1)
+    """Which settings no other beats: none is at least as good in both accuracies and better in one.
+
+    clean, adversarial: [..., settings]; settings are compared along the last axis.
+    """
+    x, y = np.asarray(clean, float), np.asarray(adversarial, float)
+    keep = np.ones(x.shape, bool)
+    for i in range(x.shape[-1]):
+        own = x[..., i : i + 1], y[..., i : i + 1]
+        beats = (x >= own[0]) & (y >= own[1]) & ((x > own[0]) | (y > own[1]))
+        keep[..., i] = ~beats.any(axis=-1)
+    return keep
+
+
+def hypervolume(clean: npt.ArrayLike, adversarial: npt.ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
+    """The area that settings dominate, above a reference point of (clean, adversarial) accuracy; both are maximised."""
+    return float(_area(np.asarray(clean, float), np.asarray(adversarial, float), reference))
+
+
+def _area(clean: Floats, adversarial: Floats, reference: tuple[float, float]) -> Floats:
+    """`hypervolume` along the last axis: steps down in clean accuracy, as tall as the best setting up to there."""
+    order = np.argsort(-clean, axis=-1)
+    x = np.maximum(np.take_along_axis(clean, order, -1) - reference[0], 0)
+    y = np.maximum(np.take_along_axis(adversarial, order, -1) - reference[1], 0)
+    widths = -np.diff(x, axis=-1, append=0.0)
+    area: Floats = np.asarray((np.maximum.accumulate(y, axis=-1) * widths).sum(axis=-1))
+    return area
+
+
+def at_matched_clean(clean: npt.ArrayLike, adversarial: npt.ArrayLike, level: float) -> float:
+    """Adversarial accuracy at a clean accuracy, linear between neighbours on the curve of undominated settings.
+
+    NaN where the level is outside the curve: nothing is extrapolated.
+    """
+    x, y = np.asarray(clean, float), np.asarray(adversarial, float)
+    return float(_along(x, y, undominated(x, y), np.array([level]))[0])
+
+
+def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], levels: Floats) -> Floats:
+    """y at each level of x on the curve of the settings to keep, NaN outside it."""
+    if not keep.any():
+        return np.full(len(levels), np.nan)
+    order = np.argsort(x[keep])
+    curve, slack = x[keep][order], 1e-9  # a level computed as 0.9 - 0.1 is at a setting with 0.8
+    inside = (levels >= curve[0] - slack) & (levels <= curve[-1] + slack)
+    return np.where(inside, np.interp(levels, curve, y[keep][order]), np.nan)
+
+
+def resampled_accuracies(counts: npt.ArrayLike, draws: npt.ArrayLike) -> Floats:
+    """Accuracies of settings on resampled points, [resamples, settings]: in each resample all on the same points.
+
+    counts: [settings, points] correct draws; draws: how many there were, one number or one a setting. Raises
+    ValueError for another form.
+    """
+    right = np.asarray(counts, float)
+    if right.ndim != 2 or not right.size:
+        raise ValueError(f"counts must be [settings, points], at least one of each; got shape {list(right.shape)}")
+    # Sums of whole numbers are exact, so that settings that tie do so in every resample.
+    sums = np.concatenate([times @ right.T for times in _resamples(right.shape[1])])
+    accuracies: Floats = sums / (right.shape[1] * np.asarray(draws))
+    return accuracies
+
+
+def _both(
+    clean_counts: npt.ArrayLike,
+    clean_draws: npt.ArrayLike,
+    adversarial_counts: npt.ArrayLike,
+    adversarial_draws: npt.ArrayLike,
+) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
+    """((clean, adversarial) [settings], the same on resampled points [resamples, settings])."""
+    clean, adversarial = np.asarray(clean_counts), np.asarray(adversarial_counts)
+    if clean.shape != adversarial.shape:
+        raise ValueError(
+            "clean and adversarial counts must be of the same settings and points; "
+            f"got shapes {list(clean.shape)} and {list(adversarial.shape)}"
+        )
+    resampled = resampled_accuracies(clean, clean_draws), resampled_accuracies(adversarial, adversarial_draws)
+    points = clean.shape[1]
+    own = (
+        clean.sum(1) / (points * np.asarray(clean_draws)),
+        adversarial.sum(1) / (points * np.asarray(adversarial_draws)),
+    )
+    return own, resampled
+
+
+def hypervolume_interval(
+    clean_counts: npt.ArrayLike,
+    clean_draws: npt.ArrayLike,
+    adversarial_counts: npt.ArrayLike,
+    adversarial_draws: npt.ArrayLike,
+    reference: tuple[float, float] = (0.0, 0.0),
+) -> Estimate:
+    """`hypervolume` of settings with its interval: each resample of points is the same for all settings.
+
+    counts: [settings, points] correct draws on the same points; draws: one number or one a setting. Raises ValueError
+    where clean and adversarial counts differ in form.
+    """
+    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    return _estimate(float(_area(*own, reference)), _area(*resampled, reference))
+
+
+@dataclass(frozen=True, eq=False)
+class Undominated:
+    """Which settings are undominated, in what share of resamples each is, and how many are, with an interval."""
+
+    settings: npt.NDArray[np.bool_]
+    share: Floats
+    number: Estimate
+
+
+def undominated_interval(
+    clean_counts: npt.ArrayLike,
+    clean_draws: npt.ArrayLike,
+    adversarial_counts: npt.ArrayLike,
+    adversarial_draws: npt.ArrayLike,
+) -> Undominated:
+    """How sure it is which settings are undominated. Arguments and errors as for `hypervolume_interval`.
+
+    A share near one: undominated whatever points had been drawn; near one half: a tie that the points decide.
+    """
+    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    keep, each = undominated(*own), undominated(*resampled)
+    return Undominated(keep, each.mean(axis=0), _estimate(float(keep.sum()), each.sum(axis=1).astype(float)))
+
+
+def at_matched_clean_interval(
+    clean_counts: npt.ArrayLike,
+    clean_draws: npt.ArrayLike,
+    adversarial_counts: npt.ArrayLike,
+    adversarial_draws: npt.ArrayLike,
+    levels: Sequence[float],
+    below: tuple[npt.ArrayLike, int] | None = None,
+) -> list[Estimate]:
+    """`at_matched_clean` at each level with its interval. Other arguments and errors as for `hypervolume_interval`.
+
+    levels: clean accuracies; or, with `below` (the correct draws [points] and draws of a clean cell on the same
+    points), how much less than that cell's accuracy, which is resampled too: 0.02 is two points under it. Resamples
+    whose curve does not reach a level are left out of its interval: `defined` is the share of the others.
+    """
+    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    wanted = np.broadcast_to(np.asarray(levels, float), (len(resampled[0]), len(levels)))
+    first = wanted[0]
+    if below is not None:
+        counts, draws = np.asarray(below[0]), below[1]
+        _check_paired(counts, np.asarray(clean_counts)[0])
+        first = counts.mean() / draws - first
+        wanted = resampled_accuracies(counts[None], draws) - wanted
+    each = np.stack([_along(*row) for row in zip(*resampled, undominated(*resampled), wanted, strict=True)])
+    values = _along(*own, undominated(*own), first)
+    return [_estimate(float(value), each[:, i]) for i, value in enumerate(values)]
 
 
 FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]
+THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]
 
 
-def frontier(cells: pd.DataFrame) -> pd.DataFrame:
+def of_variant(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
+    """The cells of one variant of a study, by default of the study itself; all of them where it has no variants."""
+    if "variants" not in cells or cells["variants"].isna().all():
+        return cells
+    return cells[[variant in list(names) for names in cells["variants"]]]
+
+
+def by_threat(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """The rows of each (classifier, attack, threat model), in order of appearance.
+
+    Worst cases are one attack, though what they are the worst of (and so the adversary's knowledge) may differ.
+    """
+    keys = table[THREAT_KEYS].astype(object)
+    keys.loc[keys["attack"] == "worst_case", ["attack_params", "knowledge"]] = ""
+    for _, group in table.groupby([keys[name] for name in THREAT_KEYS], sort=False, dropna=False):
+        yield group
+
+
+def counts_of(records: pd.DataFrame, cells: Sequence[str]) -> npt.NDArray[np.int64]:
+    """Correct draws of cells on the reported points, [cells, points], points in increasing order.
+
+    records: rows of records (columns cell, point, selection, correct_draws). Raises ValueError where a cell has no
+    rows, or other points than the first.
+    """
+    rows = records[records["cell"].isin(list(cells)) & ~records["selection"].astype(bool)]
+    # Not pivot_table, which would average rows that stand twice instead of refusing them.
+    table = rows.pivot(index="cell", columns="point", values="correct_draws").reindex(list(dict.fromkeys(cells)))  # noqa: PD010
+    incomplete = table.index[table.isna().any(axis=1)].tolist()
+    if incomplete or table.empty:
+        raise ValueError(
+            f"cells must have rows of the same points to be compared; these lack some: {incomplete or cells}"
+        )
+    return table.loc[list(cells)].to_numpy(np.int64)
+
+
+def frontier(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
     """One row per (setting, attack): its clean and its adversarial cell side by side, and whether it is undominated.
 
-    cells: rows of cells.parquet of one study. Columns `clean`, `clean_low`, `clean_high`, `adversarial`, … are of the
-    reported points. `undominated` compares within (classifier, attack, threat model), on the selection points where
-    the study has some, so that what is picked by its result is reported on other points.
+    cells: rows of cells.parquet of one study, of which those of one variant are compared. Columns `clean`,
+    `clean_low`, `clean_high`, `adversarial`, … are of the reported points; `cell` and `clean_cell` name the two cells.
+    `undominated` compares within (classifier, attack, threat model), on the selection points where the study has some,
+    so that what is picked by its result is reported on other points.
     """
-    done = cells[cells["state"] == "done"]
+    own = of_variant(cells, variant)
+    done = own[own["state"] == "done"]
     clean = done[done["attack"] == "none"].set_index(FRONTIER_KEYS)
     attacked = done[done["attack"] != "none"]
     names = {
@@ -92,12 +508,11 @@ def frontier(cells: pd.DataFrame) -> pd.DataFrame:
         "accuracy_high": "_high",
         "selection_accuracy": "_selection",
     }
-    left = clean[[*names]].rename(columns={k: f"clean{v}" for k, v in names.items()})
+    left = clean[["cell", *names]].rename(columns={k: f"clean{v}" for k, v in [("cell", "_cell"), *names.items()]})
     right = attacked.rename(columns={k: f"adversarial{v}" for k, v in names.items()})
     table = right.merge(left, left_on=FRONTIER_KEYS, right_index=True, how="inner").reset_index(drop=True)
     table["undominated"] = False
-    threat = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]
-    for _, group in table.groupby(threat, sort=False):
+    for group in by_threat(table):
         on = "_selection" if group["adversarial_selection"].notna().all() else ""
         keep = undominated(group[f"clean{on}"].to_numpy(), group[f"adversarial{on}"].to_numpy())
         table.loc[group.index, "undominated"] = keep

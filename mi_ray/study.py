@@ -1,25 +1,23 @@
 """A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
 
-import contextlib
 import hashlib
 import importlib
 import importlib.metadata
+import itertools
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.checks import cell_checks
 from mi_ray.classifiers import (
     ARCHITECTURES,
     Precision,
@@ -29,31 +27,42 @@ from mi_ray.classifiers import (
     read_weights,
     set_weights,
 )
-from mi_ray.config import Sweep
+from mi_ray.config import Options, Sweep
 from mi_ray.data import SOURCES, Dataset
-from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry
-from mi_ray.plan import Cell, ClassifierWork, Facts, Methods, Plan, Planner, canonical
-from mi_ray.records import RECORDS, DamagedFileError, Store, write_cells
+from mi_ray.plan import ClassifierWork, Facts, Methods, Plan, Planner, canonical, united
+from mi_ray.records import EXAMPLES, Store, write_cells
 from mi_ray.sample_pool import without
-from mi_ray.statistics import cell_summary, detection_auc, frontier
-from mi_ray.workbench import PoolData, StudyData, Workbench
+from mi_ray.workbench import PoolData, StudyData, images_column
 
+SHOWN = 16  # clean images that a study keeps for its figures
 METHODS = Methods(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK)
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """A sweep with everything loaded that decides its results."""
+    """A sweep with everything loaded that decides its results.
+
+    planner: of the study itself; variants: planners of all its sets of options by name, the study itself first, under
+    "". pools: digest -> sample pool.
+    """
 
     sweep: Sweep
     dataset: Dataset
     planner: Planner
+    variants: Mapping[str, Planner]
     pools: Mapping[str, PoolData]
     points: list[int]
     left_out_of_pool: int
+
+    def plan(self) -> Plan:
+        """The whole plan, of all variants; of a search the cells of `none` alone."""
+        if self.sweep.search is not None:
+            return self.planner.plan(self.planner.settings()[:1])
+        return united({name: planner.plan(planner.settings()) for name, planner in self.variants.items()})
 
     def data(self, store: str, classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> StudyData:
         """What workers are handed."""
@@ -61,7 +70,7 @@ class Study:
             store=store, images=self.dataset.test_images[self.points], labels=self.dataset.test_labels[self.points],
             points=self.points, classes=self.dataset.classes, pools=self.pools, classifiers=classifiers,
             seed=self.sweep.seed, batch=self.sweep.batch, precision=self.sweep.precision,
-            device=self.planner.facts.device, attack_labels=self.planner.options.attack_labels,
+            device=self.planner.facts.device,
         )  # fmt: skip
 
 
@@ -102,20 +111,58 @@ def _sources(sweep: Sweep) -> dict[str, str]:
     return found
 
 
-def _pools(sweep: Sweep, dataset: Dataset) -> tuple[dict[str, PoolData], int]:
-    """The sample pool of each defense that mixes, and how many copies of test images were left out."""
-    options, left_out = sweep.resolved_options(), 0
-    if options.pool_split == "train":
-        images, labels, left_out = without(dataset.train_images, dataset.train_labels, dataset.test_images)
-    else:
-        images, labels = dataset.test_images, dataset.test_labels
-    whole = PoolData(images, labels, options.pool_split, options.pool_augmented)
-    classes = {name: DEFENSES[name] for name in DEFENSES}
-    pools = {name: whole for name, cls in classes.items() if issubclass(cls, RandomTransform) and cls.uses_pool}
-    if options.pool_limit_mi_pl is not None:
-        chosen = np.random.default_rng(sweep.seed).permutation(len(labels))[: options.pool_limit_mi_pl]
-        pools["mi_pl"] = PoolData(images[chosen], labels[chosen], options.pool_split, options.pool_augmented)
-    return pools, left_out
+@dataclass
+class _Pools:
+    """The sample pools of a sweep, each content made once, under its digest."""
+
+    sweep: Sweep
+    dataset: Dataset
+    foreign: Dataset | None
+    left_out: int = 0
+    made: dict[str, PoolData] = field(default_factory=dict)
+    _known: dict[str, str] = field(default_factory=dict)
+
+    def of(self, options: Options) -> dict[str, str]:
+        """Component -> digest of the pool that it draws from under these options."""
+        uses = [name for name in DEFENSES if getattr(DEFENSES[name], "uses_pool", False)]
+        whole = self._digest(options, None)
+        limit = options.pool_limit_mi_pl
+        return {name: self._digest(options, limit) if name == "mi_pl" and limit else whole for name in uses}
+
+    def _digest(self, options: Options, limit: int | None) -> str:
+        split, augmented = options.pool_split, options.pool_augmented
+        name = canonical([split, augmented, limit])
+        if name not in self._known:
+            images, labels = self._split(split)
+            if limit is not None:
+                chosen = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
+                images, labels = images[chosen], labels[chosen]
+            data = PoolData(images, labels, split, augmented, self.foreign is not None)
+            pool = data.pool(self.dataset.classes, torch.device("cpu"))
+            if split == "train":
+                pool.refuse_evaluated(self.dataset.test_images)
+            self._known[name] = pool.digest
+            self.made[pool.digest] = data
+        return self._known[name]
+
+    def _split(self, split: Literal["train", "test"]) -> tuple[Any, Any]:
+        source = self.dataset if self.foreign is None else self.foreign
+        images, labels = getattr(source, f"{split}_images"), getattr(source, f"{split}_labels")
+        if split == "train":
+            images, labels, self.left_out = without(images, labels, self.dataset.test_images)
+        # Another dataset's labels mean nothing here: x_s is drawn from all of it.
+        return images, labels if self.foreign is None else np.zeros_like(labels)
+
+
+def _foreign(sweep: Sweep, dataset: Dataset) -> Dataset | None:
+    """The dataset that the sample pools are of, where it is another. Raises ValueError when its images do not fit."""
+    if sweep.pool is None:
+        return None
+    found = SOURCES.make(*sweep.pool).load()
+    sizes = [list(d.train_images.shape[1:]) for d in (found, dataset)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"pool: images must have the size of the dataset's, {sizes[1]}; {found.name} has {sizes[0]}")
+    return found
 
 
 def device_of(sweep: Sweep) -> str:
@@ -161,143 +208,28 @@ def prepare(sweep: Sweep) -> Study:
     load_plugins(sweep.plugins)
     sources = _sources(sweep)
     dataset = SOURCES.make(*sweep.dataset).load()
-    pools, left_out = _pools(sweep, dataset)
-    made = {id(pool): pool.pool(dataset.classes, torch.device("cpu")) for pool in pools.values()}
-    if sweep.resolved_options().pool_split == "train":
-        for pool in made.values():
-            pool.refuse_evaluated(dataset.test_images)
+    pools = _Pools(sweep, dataset, _foreign(sweep, dataset))
+    options = sweep.resolved_variants()
     height, width = dataset.test_images.shape[1:3]
     facts = Facts(
         dataset=dataset.name, digest=dataset.digest, classes=dataset.classes, side=(height, width),
-        train_count=len(dataset.train_labels), test_count=len(dataset.test_labels),
-        pools={name: made[id(pool)].digest for name, pool in pools.items()}, device=device_of(sweep), sources=sources,
+        train_count=len(dataset.train_labels), test_count=len(dataset.test_labels), pools={}, device=device_of(sweep),
+        sources=sources,
     )  # fmt: skip
-    planner = Planner(sweep, METHODS, facts)
+    variants = {
+        name: Planner(sweep, METHODS, replace(facts, pools=pools.of(chosen)), chosen)
+        for name, chosen in options.items()
+    }
+    planner = variants[""]
     for work in planner.classifiers:
         if work.entry.weights is not None:
             _try_own(work, height, width, sweep.precision)
-    planner.settings()
+    for each in variants.values():
+        each.settings()
+        for work, setting in itertools.product(each.classifiers, each.settings()):
+            each.adaptive(work, setting)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
-    return Study(sweep, dataset, planner, pools, points, left_out)
-
-
-def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table:
-    """A cell's records from stored outputs: one row a point. Raises DamagedFileError when some are missing."""
-    data = bench.data
-    defense = DEFENSES.make(*cell.defense)
-    undefended = torch.from_numpy(bench.probabilities(cell.undefended, 0, count)[0, 0])
-    averages = [
-        torch.from_numpy(bench.probabilities(work, 0, count)[: cell.identity["draws"], work.executions.index(n)])
-        for work, n in cell.components
-    ]
-    repeated = undefended.expand(cell.identity["draws"], -1, -1)
-    answered = defense.join(repeated, averages)
-    labels = np.asarray(data.labels[:count])
-    right = (answered.argmax(-1).numpy() == labels).sum(0)
-    own, first = undefended.argmax(1, keepdim=True), answered[0]
-    attack_label, linf = labels, np.zeros(count, np.float32)
-    if cell.inputs.attack is not None:
-        _, attack_label, linf = bench.adversarial(cell.inputs, 0, count)
-    rows: dict[str, Any] = {
-        **{name: np.repeat(value, count) for name, value in cell.identity.items()},
-        "correct_draws": right, "point": np.asarray(data.points[:count]), "selection": np.arange(count) < selection,
-        "label": labels, "attack_label": attack_label, "predicted_undefended": own[:, 0].numpy(),
-        "predicted": first.argmax(1).numpy(), "confidence_undefended": undefended.amax(1).numpy(),
-        "confidence": first.amax(1).numpy(),
-        "score": (undefended.gather(1, own) - first.gather(1, own))[:, 0].numpy(),
-        "probabilities": list(first.numpy()), "linf": linf, "seed": np.repeat(data.seed, count),
-        "device": np.repeat(data.device, count), "precision": np.repeat(data.precision if cell.components else "fp32", count),
-    }  # fmt: skip
-    return pa.table([pa.array(rows[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
-
-
-def write_records(
-    bench: Workbench,
-    cells: Iterable[Cell],
-    points: tuple[int, int],
-    causes: Callable[[Cell], str | None],
-    advance: Callable[[int], None],
-) -> list[dict[str, Any]]:
-    """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
-    selection, count = points
-    costs: dict[str, tuple[int, int, float]] = {}
-    scores: dict[str, Any] = {}
-    rows = []
-    for cell in cells:
-        row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done"}
-        try:
-            weights = {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
-            table = _stored_records(bench.store, cell.key, count, weights)
-            if table is None:
-                table = derive(bench, cell, selection, count)
-                bench.store.write_block("records", cell.key, 0, count, table, weights)
-            row |= cell_summary(table["correct_draws"], table["selection"], cell.identity["draws"])
-            row["checks"] = canonical(cell_checks(table))
-            scores[cell.key] = table.filter(pc.invert(table["selection"]))["score"].to_numpy()
-            row |= _cost(bench.store, cell, costs)
-        except DamagedFileError as error:
-            cause = causes(cell)
-            row |= {"state": "failed" if cause else "missing", "cause": cause or str(error)}
-        rows.append(row)
-        advance(1)
-    _add_detection(rows, scores)
-    return rows
-
-
-def _add_detection(rows: list[dict[str, Any]], scores: Mapping[str, Any]) -> None:
-    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
-    setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
-    clean = {tuple(row[name] for name in setting): row["cell"] for row in rows if row["attack"] == "none"}
-    for row in rows:
-        own = clean.get(tuple(row[name] for name in setting), "")
-        if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
-            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
-
-
-def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
-    """A cell's stored rows, if they are whole and of these weights; what is not so is removed, to be derived again."""
-    blocks = store.blocks("records", key)
-    if [(block.start, block.stop) for block in blocks] == [(0, count)]:
-        with contextlib.suppress(DamagedFileError):
-            table, facts = store.read_block("records", key, blocks[0])
-            if facts.get("weights") == weights.get("weights"):
-                return table
-    for block in blocks:
-        store.remove(block.path)
-    return None
-
-
-def _cost(store: Store, cell: Cell, known: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
-    """Passes and seconds of the outputs and the attack that a cell stands on (cells share them)."""
-    total = [0, 0, 0.0]
-    needed = [("outputs", work.key) for work in cell.needs()]
-    if cell.inputs.attack is not None:
-        needed.append(("adversarial", cell.inputs.attack.key))
-    for kind, key in needed:
-        if key not in known:
-            facts = [store.block_facts(block) for block in store.blocks(kind, key)]  # type: ignore[arg-type]
-            known[key] = (
-                sum(f["forward_passes"] for f in facts), sum(f["backward_passes"] for f in facts),
-                sum(f["seconds"] for f in facts),
-            )  # fmt: skip
-        total = [a + b for a, b in zip(total, known[key], strict=True)]
-    return {"forward_passes": total[0], "backward_passes": total[1], "seconds": total[2]}
-
-
-def mark_selected(rows: list[dict[str, Any]]) -> None:
-    """Fill `clean_accuracy` and `selected` (undominated, judged on selection points where there are some), in place."""
-    import pandas as pd
-
-    from mi_ray.records import CELLS
-
-    frame = pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
-    table: pd.DataFrame = frontier(frame)
-    found = dict(zip(table["cell"], zip(table["clean"], table["undominated"], strict=True), strict=True))
-    for row in rows:
-        if row["cell"] in found:
-            row["clean_accuracy"], row["selected"] = float(found[row["cell"]][0]), bool(found[row["cell"]][1])
-        elif row["attack"] == "none" and row["state"] == "done":
-            row["clean_accuracy"] = row["accuracy"]
+    return Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out)
 
 
 def provenance() -> dict[str, Any]:
@@ -325,8 +257,8 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
     """Every folder of the store that a plan refers to."""
     return {
         "classifiers": sorted(work.key for work in plan.classifiers),
-        "adversarial": sorted(work.key for work in plan.attacks),
-        "outputs": sorted(work.key for work in plan.outputs),
+        "adversarial": sorted({work.key for work in (*plan.attacks, *plan.check_attacks())}),
+        "outputs": sorted({work.key for work in (*plan.outputs, *plan.check_outputs())}),
         "records": sorted(cell.key for cell in plan.cells),
     }
 
@@ -343,6 +275,15 @@ def mark(store: Store, study: Study, plan: Plan, state: str) -> None:
     store.write_json(f"studies/{study.sweep.name}/manifest.json", manifest)
 
 
+def examples(study: Study) -> pa.Table:
+    """The first reported points with their clean images, which a figure shows beside their adversarial versions."""
+    first = study.sweep.points.selection
+    points = study.points[first : min(first + SHOWN, study.sweep.points.count)]
+    images = np.moveaxis(study.dataset.test_images[points], -1, 1).astype(np.float32) / 255
+    columns = [pa.array(points, pa.int32()), pa.array(study.dataset.test_labels[points], pa.int32())]
+    return pa.table([*columns, images_column(images)], schema=EXAMPLES)
+
+
 def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
     """Write study.yaml, cells.parquet and manifest.json; `quick.seal` ends a study once its figures are there too."""
     import yaml
@@ -351,14 +292,16 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
     text = yaml.safe_dump(study.sweep.document(), sort_keys=False, allow_unicode=True)
     store.write_bytes(f"studies/{name}/study.yaml", text.encode())
     write_cells(store, name, rows)
+    store.write_table(f"studies/{name}/examples.parquet", examples(study))
     keys = keys_of(plan)
     complete = all(row["state"] == "done" for row in rows)
     manifest = {
         "name": name, "state": "complete" if complete else "incomplete", "keys": keys,
-        "provenance": provenance(), "planned": study.planner.cost(plan), "cells": len(rows),
+        "provenance": provenance(), "planned": study.planner.cost(plan), "checked_points": plan.checked, "cells": len(rows),
         "points": {"indices": study.points[: study.sweep.points.count], "selection": study.sweep.points.selection},
         "pool": {
-            "digests": dict(study.planner.facts.pools), "copies_of_test_images_left_out": study.left_out_of_pool,
+            "digests": {variant: dict(planner.facts.pools) for variant, planner in study.variants.items()},
+            "copies_of_test_images_left_out": study.left_out_of_pool,
         },
         "dataset": {"name": study.dataset.name, "digest": study.dataset.digest}, "seed": study.sweep.seed,
         "device": study.planner.facts.device, "figures": list(study.sweep.figures), **about,

@@ -14,12 +14,13 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS
+from mi_ray.attacks.base import best_restart
 from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared, weights_digest
 from mi_ray.data import to_unit
-from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
 from mi_ray.plan import AttackWork, Inputs, OutputWork
@@ -28,6 +29,7 @@ from mi_ray.sample_pool import SamplePool
 
 Array = npt.NDArray[Any]
 Work = AttackWork | OutputWork
+REPEATED = 8  # images on which a classifier is asked five times whether it is deterministic
 COST = ("forward_passes", "backward_passes", "seconds")
 
 
@@ -39,12 +41,13 @@ class PoolData:
     labels: Array
     source: Literal["train", "test"]
     augmented: bool
+    foreign: bool = False
 
     def pool(self, classes: int, device: torch.device) -> SamplePool:
         """The pool on a device."""
         made = SamplePool(
             self.images, self.labels, self.source, classes=classes, allow_test=self.source == "test",
-            augmented=self.augmented,
+            augmented=self.augmented, foreign=self.foreign,
         )  # fmt: skip
         return made.to(device)
 
@@ -54,7 +57,7 @@ class StudyData:
     """The arrays and settings that decide every block of a study.
 
     images: uint8 [P, H, W, 3] of the stored points, in the study's order. points: their indices in the test split.
-    pools: component name -> its pool. classifiers: key -> (description, safetensors).
+    pools: digest -> sample pool. classifiers: key -> (description, safetensors).
     """
 
     store: str
@@ -68,10 +71,10 @@ class StudyData:
     batch: int
     precision: Precision
     device: str
-    attack_labels: Literal["true", "predicted"]
 
 
-def _images_column(images: Array) -> pa.Array:
+def images_column(images: Array) -> pa.Array:
+    """[rows, …] as a column of float32 lists."""
     flat = np.ascontiguousarray(images, np.float32).reshape(-1)
     size = int(np.prod(images.shape[1:]))
     offsets = pa.array(np.arange(len(images) + 1, dtype=np.int32) * size)
@@ -102,21 +105,31 @@ class Workbench:
         description, content = self.data.classifiers[key]
         return prepared(classifier_from_bytes(description, content), self.device, precision)
 
-    def _pool(self, component: str) -> SamplePool:
-        return self.data.pools[component].pool(self.data.classes, self.device)
+    def _pool(self, digest: str) -> SamplePool:
+        return self.data.pools[digest].pool(self.data.classes, self.device)
+
+    def attacked(self, work: AttackWork) -> nn.Module:
+        """What an attack is handed: F to an oblivious one, F behind the defense to an adaptive one."""
+        classifier = self.classifier(work.classifier, self.data.precision)
+        if work.defense is None:
+            return classifier
+        pools = {name: self.pool(digest) for name, digest in work.pools.items()}
+        return DefendedClassifier(classifier, DEFENSES.make(*work.defense), pools, work.executions, self.data.seed)
 
     def weights(self, key: str) -> str:
         """SHA-256 of a classifier's weights: every block names the weights that it is of."""
         return weights_digest(self.data.classifiers[key][1])
 
-    def missing(self, kind: Kind, work: Work, size: int) -> list[tuple[Work, int, int]]:
+    def missing(self, kind: Kind, work: Work, size: int, limit: int | None = None) -> list[tuple[Work, int, int]]:
         """What is not stored of a piece of work: (work, start, stop), in blocks of whole batches of about `size` points.
+
+        limit: how many of the study's points are wanted, a whole number of batches; all when left out.
 
         A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
         asked for is computed again over its own range with both what it has and what is asked, so that no study loses
         what it has stored; where it reaches beyond this study's points, it is cut there first.
         """
-        total = len(self.data.points)
+        total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
         whole: list[tuple[int, int]] = []
         again: list[tuple[Work, int, int]] = []
         for block in self.store.blocks(kind, work.key):
@@ -127,14 +140,16 @@ class Workbench:
                 self.store.remove(block.path)
                 continue
             stop = block.stop
-            if not all(set(values) <= set(facts[name]) for name, values in covers(work).items()):
+            if block.start < limit and not all(
+                set(values) <= set(facts[name]) for name, values in covers(work).items()
+            ):
                 if stop > total:
                     self._cut(kind, work.key, block, total)
                     stop = total
                 again.append((widened(work, facts), block.start, stop))
             whole.append((block.start, stop))
         size = max(1, size // self.data.batch) * self.data.batch
-        gaps = missing_ranges(whole, (0, total), size)
+        gaps = missing_ranges(whole, (0, limit), size)
         return [*again, *((work, start, stop) for start, stop in gaps)]
 
     def _sound(self, kind: Kind, work: Work, block: Block, after: int) -> dict[str, Any] | None:
@@ -162,7 +177,7 @@ class Workbench:
         return torch.from_numpy(self.adversarial(inputs, start, stop)[0]).to(self.device)
 
     def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
-        """(images, attacked labels, max |delta|) of a range: of each point the restart with the highest loss."""
+        """(images, attacked labels, max |delta|) of a range: of each point the restart that succeeds most often."""
         assert inputs.attack is not None
         parts = [
             [
@@ -188,9 +203,32 @@ class Workbench:
         if len(kept) == 0 or len(kept) % count:
             raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")
         images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
-        labels, linf, losses = (kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss"))
-        chosen = losses.argmax(0), np.arange(count)
+        labels, linf, losses, successes = (
+            kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss", "success")
+        )
+        chosen = best_restart(successes, losses), np.arange(count)
         return images[chosen], labels[chosen], linf[chosen]
+
+    def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
+        """(lowest pixel, highest pixel, gradients that were zero throughout, gradients taken) of all stored images."""
+        assert inputs.attack is not None
+        low, high, zero, gradients = 0.0, 1.0, 0, 0
+        for block in self.store.blocks("adversarial", inputs.attack.key):
+            table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
+            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+            pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
+            low, high = min(low, pixels["min"]), max(high, pixels["max"])
+            counts = kept["zero_gradients"].to_numpy()
+            zero += int(counts[counts > 0].sum())
+            gradients += int((counts >= 0).sum()) * inputs.stop
+        return low, high, zero, gradients
+
+    def repeats(self, key: str) -> bool:
+        """Whether F gives the same output five times, bit for bit."""
+        x = to_unit(self.data.images[:REPEATED]).to(self.device)
+        with torch.no_grad():
+            found = [self.classifier(key, "fp32")(x) for _ in range(5)]
+        return all(torch.equal(found[0], other) for other in found[1:])
 
     def attack(self, work: AttackWork, start: int, stop: int) -> int:
         """Craft and store a block; returns the number of points."""
@@ -203,8 +241,8 @@ class Workbench:
         x, points = self.images(Inputs(), start, stop), list(self.data.points[start:stop])
         y = torch.from_numpy(np.array(self.data.labels[start:stop])).to(self.device)
         found, labels = attack_outputs(
-            self.classifier(work.classifier, self.data.precision), attack, x, y, self.data.classes, points, work.threat,
-            self.data.attack_labels, self.data.seed, self.data.batch,
+            self.attacked(work), attack, x, y, self.data.classes, points, work.threat, work.labels, self.data.seed,
+            self.data.batch,
         )  # fmt: skip
         restarts, stops, count = found.loss.shape
         linf = (found.images - x).abs().flatten(3).amax(3)
@@ -213,13 +251,13 @@ class Workbench:
             [
                 np.tile(points, tile), np.tile(y.cpu().numpy(), tile), np.tile(labels.cpu().numpy(), tile),
                 np.repeat(np.arange(restarts), stops * count), np.tile(np.repeat(found.stops, count), restarts),
-                _images_column(found.images.flatten(0, 2).cpu().numpy()), linf.flatten().cpu().numpy(),
-                found.loss.flatten().cpu().numpy(),
+                images_column(found.images.flatten(0, 2).cpu().numpy()), linf.flatten().cpu().numpy(),
+                *(column.flatten().cpu().numpy() for column in (found.loss, found.success, found.zero_gradients)),
             ],
             names=ADVERSARIAL.names,
         ).cast(ADVERSARIAL)  # fmt: skip
-        forward, backward = attack.cost()
-        self._write("adversarial", work, start, stop, table, forward, backward, began, epsilon=work.threat.epsilon)
+        about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
+        self._write("adversarial", work, start, stop, table, attack.cost(work.each), began, about)
         return count
 
     def outputs(self, work: OutputWork, start: int, stop: int) -> int:
@@ -231,7 +269,7 @@ class Workbench:
         else:
             component = DEFENSES.make(*work.component)
             assert isinstance(component, RandomTransform)
-            pool = self.pool(component.name) if component.uses_pool else None
+            pool = self.pool(work.pool) if work.pool is not None else None
             found = component_outputs(
                 self.classifier(work.classifier, self.data.precision), component, x,
                 self._predicted(work, start, stop), points, pool, work.executions, work.draws, self.data.seed,
@@ -241,12 +279,16 @@ class Workbench:
         table = pa.table(
             [
                 np.tile(points, draws * numbers), np.repeat(np.arange(draws), numbers * count),
-                np.tile(np.repeat(work.executions, count), draws), _images_column(found.flatten(0, 2).cpu().numpy()),
+                np.tile(np.repeat(work.executions, count), draws), images_column(found.flatten(0, 2).cpu().numpy()),
             ],
             names=OUTPUTS.names,
         ).cast(OUTPUTS)  # fmt: skip
-        self._write("outputs", work, start, stop, table, work.passes(CHUNK), 0, began)
+        self._write("outputs", work, start, stop, table, (work.passes(CHUNK), 0), began, {})
         return count
+
+    def compute(self, work: Work, start: int, stop: int) -> int:
+        """Compute and store a block of either kind; returns the number of points."""
+        return self.attack(work, start, stop) if isinstance(work, AttackWork) else self.outputs(work, start, stop)
 
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""
@@ -282,16 +324,21 @@ class Workbench:
         return found
 
     def _write(
-        self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, forward: int,
-        backward: int, began: float, **more: float,
+        self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, passes: tuple[int, int], began: float,
+        more: Mapping[str, Any],
     ) -> None:  # fmt: skip
         count = stop - start
         facts = {
-            **covers(work), "weights": self.weights(work.classifier), "forward_passes": forward * count,
-            "backward_passes": backward * count, "seconds": round(time.perf_counter() - began, 3),
+            **covers(work), "weights": self.weights(work.classifier), "forward_passes": passes[0] * count,
+            "backward_passes": passes[1] * count, "seconds": round(time.perf_counter() - began, 3),
             "device": self.data.device, "precision": self.data.precision, "seed": self.data.seed, **more,
         }  # fmt: skip
         self.store.write_block(kind, work.key, start, stop, table, facts)
+
+
+def kind_of(work: Work) -> Kind:
+    """The folder of the store that a piece of work writes to."""
+    return "adversarial" if isinstance(work, AttackWork) else "outputs"
 
 
 def covers(work: Work) -> dict[str, list[int]]:

@@ -24,18 +24,30 @@ class Adversarial:
     """What an attack found: every restart, at every requested stop.
 
     images: [restarts, stops, B, C, H, W]. loss: [restarts, stops, B], what the attack maximised (cross-entropy of the
-    attacked label, negated where a target is sought). stops: the step counts.
+    attacked label, negated where a target is sought). success: [restarts, stops, B], the share of the attack's own
+    draws in which it reached its goal (0 or 1 where the model has no randomness). stops: the step counts.
+    zero_gradients: [restarts, stops, B], at how many steps until then the whole gradient of a point was zero; -1 for
+    an attack without gradients.
     """
 
     images: Float[Tensor, "R S B C H W"]
     loss: Float[Tensor, "R S B"]
+    success: Float[Tensor, "R S B"]
     stops: tuple[int, ...]
+    zero_gradients: Int64[Tensor, "R S B"]
 
     def best(self, stop: int) -> Float[Tensor, "B C H W"]:
-        """For each point the restart with the highest loss at that stop."""
+        """For each point the restart with the highest success at that stop; of equals, the one with the highest loss."""
         at = self.stops.index(stop)
-        winner = self.loss[:, at].argmax(0)
+        success, loss = self.success[:, at].cpu().numpy(), self.loss[:, at].cpu().numpy()
+        winner = torch.from_numpy(best_restart(success, loss)).to(self.images.device)
         return self.images[winner, at, torch.arange(len(winner), device=winner.device)]
+
+
+def best_restart(success: np.ndarray, loss: np.ndarray) -> np.ndarray:
+    """[restarts, B] twice -> [B]: the restart that succeeds most often; of equals the highest loss, then the first."""
+    most = success == success.max(0)
+    return np.where(most, loss, -np.inf).argmax(0)
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,29 @@ class Attack(Parameterized):
     """
 
     stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
+    needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier
+
+    @property
+    def executions(self) -> int | None:
+        """How many executions of a random defense it averages at each step (EOT); None leaves it to the model."""
+        eot: int | None = getattr(self, "eot", None)
+        return eot
+
+    @property
+    def keeps_box(self) -> bool:
+        """Whether its images stay in [0, 1]; False for what was published without that, which is stored with a flag."""
+        return True
 
     @abstractmethod
     def stops(self) -> tuple[int, ...]:
         """The step counts at which the result is wanted, increasing."""
 
     @abstractmethod
-    def cost(self) -> tuple[int, int]:
-        """(forward, backward) passes for one point, all restarts, up to the last stop."""
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """(forward, backward) passes for one point, all restarts, up to the last stop.
+
+        passes: of F in one call of the model: 1 for F itself, N and the passes for ŷ for F behind a defense.
+        """
 
     @abstractmethod
     def run(
@@ -91,8 +118,8 @@ class Attack(Parameterized):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
         found = self.run(model, x, labels, threat, Key(seed, "attack", self.name), points)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
-        assert found.images.min() >= 0, "the attack left the pixel box"
-        assert found.images.max() <= 1, "the attack left the pixel box"
+        assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
+        assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"
         return found
 
     @final
@@ -142,14 +169,70 @@ def adversarial_loss(
     model: nn.Module, x: Float[Tensor, "B C H W"], labels: Int64[Tensor, "B"], threat: ThreatModel
 ) -> Float[Tensor, "B"]:
     """What to maximise at x: the cross-entropy of the labels, negated when they are targets."""
-    loss = F.cross_entropy(model(x).float(), labels, reduction="none")
+    return logits_loss(model(x).float(), labels, threat)
+
+
+def logits_loss(
+    logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel
+) -> Float[Tensor, "*S B"]:
+    """The cross-entropy of the labels under logits or log-probabilities, negated when the labels are targets."""
+    repeated = labels.expand(logits.shape[:-1])
+    loss = F.cross_entropy(logits.flatten(0, -2), repeated.flatten(), reduction="none").view(repeated.shape)
     return -loss if threat.goal == "targeted" else loss
+
+
+def succeeded(
+    logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel
+) -> Float[Tensor, "*S B"]:
+    """1 where the prediction has left the label, or reached it when it is a target; else 0."""
+    hit = logits.argmax(-1) == labels
+    return (hit if threat.goal == "targeted" else ~hit).float()
 
 
 def bound(model: nn.Module, key: Key, points: Sequence[int]) -> Any:
     """The context in which a model with randomness draws by (key, points); nothing for any other model."""
     bind: Any = getattr(model, "bind", None)
     return nullcontext() if bind is None else bind(key, points)
+
+
+def score(
+    model: nn.Module,
+    images: Float[Tensor, "S B C H W"],
+    labels: Int64[Tensor, "B"],
+    threat: ThreatModel,
+    key: Key,
+    points: Sequence[int],
+    draws: int,
+) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
+    """(loss, success) of the model's answers, averaged over that many independent draws; one, where it is not random.
+
+    Every restart and stop meets the same draws, which no step has used: a choice between them is paired, and is not
+    made on what an attack was fitted to.
+    """
+    draws = draws if hasattr(model, "bind") else 1
+    losses, successes = torch.zeros(2, *images.shape[:2], device=images.device)
+    for draw in range(1, draws + 1):
+        with torch.no_grad(), bound(model, key.at(restart=0, step=0, draw=draw), points):
+            answers = torch.stack([model(at_stop).float() for at_stop in images])
+        losses += logits_loss(answers, labels, threat) / draws
+        successes += succeeded(answers, labels, threat) / draws
+    return losses, successes
+
+
+def without_gradients(
+    model: nn.Module,
+    images: Float[Tensor, "S B C H W"],
+    labels: Int64[Tensor, "B"],
+    threat: ThreatModel,
+    key: Key,
+    points: Sequence[int],
+    stops: tuple[int, ...],
+    draws: int,
+) -> Adversarial:
+    """The one run of an attack that asked for no gradient, scored."""
+    loss, success = score(model, images, labels, threat, key, points, draws)
+    unused = torch.full((1, *loss.shape), -1, device=images.device)
+    return Adversarial(images[None], loss[None], success[None], stops, unused)
 
 
 def project(x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float) -> Float[Tensor, "B C H W"]:

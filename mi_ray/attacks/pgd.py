@@ -1,14 +1,24 @@
-"""Projected gradient descent (Madry et al., 2018; paper, Eq. 18)."""
+"""Projected gradient descent (Madry et al., 2018; paper, Eq. 18), and what every attack by sign steps shares."""
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, adversarial_loss, bound, project
+from mi_ray.attacks.base import (
+    ATTACKS,
+    Adversarial,
+    Attack,
+    adversarial_loss,
+    bound,
+    logits_loss,
+    project,
+    succeeded,
+)
 from mi_ray.parameters import flag, integer, integers, number
 from mi_ray.randomness import Draws, Key
 from mi_ray.threat_model import ThreatModel
@@ -29,31 +39,61 @@ def signed_steps(
         yield x
 
 
-@final
-@ATTACKS.register
+def random_start(
+    x: Float[Tensor, "B C H W"], epsilon: float, key: Key, points: Sequence[int]
+) -> Float[Tensor, "B C H W"]:
+    """A point uniform in the ball around each image, projected into the pixel box; keyed by (key, point)."""
+    unit = Draws(key, points, 1, 0, x.device).uniform_images(x.shape[1:])[0]
+    return project(x + epsilon * (2 * unit - 1), x, epsilon)
+
+
+def counted(gradient: Float[Tensor, "B C H W"], zero: Int64[Tensor, "B"]) -> Float[Tensor, "B C H W"]:
+    """The gradient; adds 1 to `zero`, in place, for each point whose whole gradient is zero."""
+    zero += (gradient == 0).flatten(1).all(1)
+    return gradient
+
+
 @dataclass(frozen=True)
-class Pgd(Attack):
-    """PGD in the max norm: uniform random start, sign steps on the cross-entropy, last iterate (Eq. 18).
+class StepAttack(Attack):
+    """Sign steps of a fixed length: one trajectory serves every number of steps; every restart is kept."""
 
-    One trajectory serves every number of steps; every restart is kept.
-    """
-
-    name: ClassVar[str] = "pgd"
     stop_parameter: ClassVar[str | None] = "steps"
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (10,), low=1, high=100_000)
     step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
     restarts: int = integer("independent random starts", 1, low=1)
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
 
+    @abstractmethod
+    def path(
+        self,
+        model: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        labels: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+        zero: Int64[Tensor, "B"],
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """The images after each step of the restart that the key names; `zero` counts zero gradients in place."""
+
+    @abstractmethod
+    def measure(
+        self,
+        model: nn.Module,
+        images: Float[Tensor, "S B C H W"],
+        labels: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
+        """(loss, success) of the images at the stops, as `Adversarial` holds them."""
+
+    @final
     def stops(self) -> tuple[int, ...]:
         """The step counts."""
         return self.steps
 
-    def cost(self) -> tuple[int, int]:
-        """One forward and one backward a step, and one forward at each stop for its loss."""
-        steps = max(self.steps)
-        return self.restarts * (steps + len(self.steps)), self.restarts * steps
-
+    @final
     def run(
         self,
         model: nn.Module,
@@ -64,23 +104,59 @@ class Pgd(Attack):
         points: Sequence[int],
     ) -> Adversarial:
         """See `Attack.run`."""
-        images, losses = [], []
+        images, losses, successes, zeros = [], [], [], []
         for restart in range(self.restarts):
             at = key.at(restart=restart)
+            zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+            path = self.path(model, x, labels, threat, at, points, zero)
+            kept = [(iterate, zero.clone()) for step, iterate in enumerate(path, start=1) if step in self.steps]
+            images.append(torch.stack([iterate for iterate, _ in kept]))
+            zeros.append(torch.stack([count for _, count in kept]))
+            loss, success = self.measure(model, images[-1], labels, threat, at, points)
+            losses.append(loss)
+            successes.append(success)
+        stacked = torch.stack(images), torch.stack(losses), torch.stack(successes)
+        return Adversarial(*stacked, self.steps, torch.stack(zeros))
 
-            def gradient(iterate: Tensor, step: int, at: Key = at) -> Tensor:
-                iterate = iterate.detach().requires_grad_(True)
-                with torch.enable_grad(), bound(model, at.at(step=step + 1), points):
-                    loss = adversarial_loss(model, iterate, labels, threat).sum()
-                return torch.autograd.grad(loss, iterate)[0]
 
-            start = x
-            if self.random_start:
-                unit = Draws(at, points, 1, 0, x.device).uniform_images(x.shape[1:])[0]
-                start = project(x + threat.epsilon * (2 * unit - 1), x, threat.epsilon)
-            path = signed_steps(gradient, x, start, threat.epsilon, self.step_size, max(self.steps))
-            kept = [iterate for step, iterate in enumerate(path, start=1) if step in self.steps]
-            images.append(torch.stack(kept))
-            with torch.no_grad(), bound(model, at.at(step=0), points):
-                losses.append(torch.stack([adversarial_loss(model, iterate, labels, threat) for iterate in kept]))
-        return Adversarial(torch.stack(images), torch.stack(losses), self.steps)
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Pgd(StepAttack):
+    """PGD in the max norm: uniform random start, sign steps on the cross-entropy, last iterate (Eq. 18)."""
+
+    name: ClassVar[str] = "pgd"
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """One forward and one backward a step, and one forward at each stop for its loss."""
+        steps = max(self.steps)
+        return self.restarts * (steps + len(self.steps)) * passes, self.restarts * steps * passes
+
+    def path(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+        zero: Tensor,
+    ) -> Iterator[Tensor]:
+        """See `StepAttack.path`."""
+
+        def gradient(iterate: Tensor, step: int) -> Tensor:
+            iterate = iterate.detach().requires_grad_(True)
+            with torch.enable_grad(), bound(model, key.at(step=step + 1), points):
+                loss = adversarial_loss(model, iterate, labels, threat).sum()
+            return counted(torch.autograd.grad(loss, iterate)[0], zero)
+
+        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
+        return signed_steps(gradient, x, start, threat.epsilon, self.step_size, max(self.steps))
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """One draw, where the model is random."""
+        with torch.no_grad(), bound(model, key.at(step=0), points):
+            logits = torch.stack([model(iterate).float() for iterate in images])
+        return logits_loss(logits, labels, threat), succeeded(logits, labels, threat)

@@ -45,7 +45,7 @@ def compute_block(reference: list[Any], plugins: Sequence[str], threads: int, wo
     """Compute and store one block; returns its number of points."""
     load_plugins(plugins)
     bench = workbench(reference[0], threads)
-    return bench.attack(work, start, stop) if isinstance(work, AttackWork) else bench.outputs(work, start, stop)
+    return bench.compute(work, start, stop)
 
 
 def run_blocks(
@@ -63,7 +63,7 @@ def run_blocks(
     threads = max(1, int(cpus))
     pending: dict[Any, int] = {}
     for position, (work, start, stop) in enumerate(blocks):
-        what = f"attack {work.method}" if isinstance(work, AttackWork) else "outputs of F"
+        what = f"attack {work.method}" if isinstance(work, AttackWork) else f"outputs of {(work.component or 'F')[0]}"
         task = compute_block.options(num_cpus=cpus, num_gpus=gpus, max_retries=3, name=f"{what} {start}-{stop}")
         pending[task.remote([reference], plugins, threads, work, start, stop)] = position
     failures: dict[int, Exception] = {}

@@ -12,16 +12,17 @@ import ray
 from ray import tune
 from rich.console import Console
 
+from mi_ray.cells import mark_selected, write_records
 from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
-from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Plan
+from mi_ray.plan import Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
-from mi_ray.study import Study, mark, mark_selected, write_records, write_study
-from mi_ray.workbench import Work, Workbench
+from mi_ray.study import Study, mark, write_study
+from mi_ray.workbench import Work, Workbench, kind_of
 
 Until = Literal["train", "attack", "sweep"]
 MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue
@@ -193,11 +194,11 @@ class Runner:
             self.console.print(f"failed: {what}: {lines[-1].strip()}", style="red", highlight=False, markup=False)
         self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
 
-    def blocks(self, name: str, counted: str, kind: Literal["adversarial", "outputs"], works: Sequence[Work]) -> None:
-        """Compute what is missing of these works, as Ray tasks."""
+    def blocks(self, name: str, counted: str, works: Sequence[Work], limit: int | None = None) -> None:
+        """Compute what is missing of these works on the first `limit` points (all when left out), as Ray tasks."""
         size = self.sweep.resources.block
         ready = [work for work in works if self.possible(work)]
-        todo = [item for work in ready for item in self.bench.missing(kind, work, size.points)]
+        todo = [item for work in ready for item in self.bench.missing(kind_of(work), work, size.points, limit)]
         if not todo:
             return
         with self.outcome.timed(name):
@@ -209,14 +210,11 @@ class Runner:
             work = todo[position][0]
             self.fail(work.key, f"{name} on {self.name_of(work.classifier)}", error)
         done = [block for position, block in enumerate(todo) if position not in failed]
-        self.count(counted, sum(self._passes(work) * (stop - start) for work, start, stop in done))
+        self.count(counted, sum(self.planner.forward_passes(work) * (stop - start) for work, start, stop in done))
 
     def count(self, what: str, passes: int) -> None:
         """Add forward passes that were really done."""
         self.outcome.counted[what] = self.outcome.counted.get(what, 0) + passes
-
-    def _passes(self, work: Work) -> int:
-        return work.cost[0] if isinstance(work, AttackWork) else work.passes(self.planner.methods.chunk)
 
     def name_of(self, classifier: str) -> str:
         """The name that the sweep gives a classifier."""
@@ -268,7 +266,10 @@ class Runner:
             at_once = self.sweep.resources.trials_at_once or max(1, int(self.cpus() // size.cpus))
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
-            job = trials.Job([self.reference()], self.sweep.plugins, max(1, int(size.cpus)), size.points, part, resolve)
+            threads = max(1, int(size.cpus))
+            job = trials.Job(
+                [self.reference()], self.sweep.plugins, threads, size.points, part, resolve, self.planner.forward_passes
+            )
             ended, passes = list[tuple[Any, Exception | None]](), 0
             try:
                 with stage(name, total, "points", self.console) as shown:
@@ -296,24 +297,39 @@ class Runner:
         """Derive the rows of every cell and write what the study says about them."""
         with self.outcome.timed("records"), stage("records", len(plan.cells), "cells", self.console) as shown:
             points = self.sweep.points
-            rows = write_records(self.bench, plan.cells, (points.selection, points.count), self.causes, shown.advance)
+            rows = write_records(self.bench, plan, (points.selection, points.count), self.causes, shown.advance)
             mark_selected(rows)
         self.outcome.cells = rows
         done = {"counted_forward_passes": self.outcome.counted, "seconds": self.outcome.seconds}
         write_study(self.store, self.study, plan, rows, {"last_run": done, "failures": self.outcome.failures})
 
+    def attack(self, plan: Plan) -> None:
+        """Craft the checks' adversarial examples, then the study's (which read their stops off the same trajectories),
+        and pass all of them through F."""
+        self.blocks("checks: attacks", "checks_forward", plan.check_attacks(), plan.checked)
+        self.blocks("attack", "attack_forward", plan.attacks)
+        own = [work for work in plan.outputs if work.component is None]
+        self.blocks("outputs of F", "evaluation_forward", own)
+
+    def check(self, plan: Plan) -> None:
+        """Evaluate the checks' adversarial examples, and craft those of the settings that a search found."""
+        self.blocks("checks: attacks", "checks_forward", plan.check_attacks(), plan.checked)
+        outputs = plan.check_outputs()
+        for of_f in (True, False):
+            some = [work for work in outputs if (work.component is None) == of_f]
+            self.blocks("checks: outputs", "checks_forward", some, plan.checked)
+
     def run(self, until: Until = "sweep") -> Outcome:
         """Do all that is missing, up to a stage."""
-        settings = self.planner.settings()
-        plan = self.planner.plan(settings if self.sweep.search is None else settings[:1])  # `none` comes first
+        plan = self.study.plan()
         mark(self.store, self.study, plan, "running")
         self.train()
         if until != "train":
-            self.blocks("attack", "attack_forward", "adversarial", plan.attacks)
-            own = [work for work in plan.outputs if work.component is None]
-            self.blocks("outputs of F", "evaluation_forward", "outputs", own)
+            self.attack(plan)
         if until != "sweep":
             mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
             return self.outcome
-        self.records(self.evaluate(plan))
+        plan = self.evaluate(plan)
+        self.check(plan)
+        self.records(plan)
         return self.outcome

@@ -17,23 +17,25 @@ from ray.tune.search.optuna import OptunaSearch
 from mi_ray.cluster.blocks import workbench
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES, Defense
-from mi_ray.defenses.base import CHUNK
 from mi_ray.parameters import Axis, plain
-from mi_ray.plan import Cell, OutputWork, Planner, merged
+from mi_ray.plan import AttackWork, Cell, OutputWork, Planner, merged, merged_attacks
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
-from mi_ray.workbench import Workbench
+from mi_ray.workbench import Work, Workbench, kind_of
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One defense setting on one classifier, and the outputs that it needs."""
+    """One defense setting on one classifier, and the work that it needs, in the order in which it is done.
+
+    Adaptive attacks of a search, and F's outputs on their images, are among it, since nobody knows the setting before.
+    """
 
     classifier: str
     defense: tuple[str, Mapping[str, Any]]
-    works: tuple[OutputWork, ...]
+    works: tuple[Work, ...]
 
 
 def grid_trials(outputs: Sequence[OutputWork]) -> list[Trial]:
@@ -55,6 +57,17 @@ class Job:
     block: int
     reported: tuple[int, int]
     resolve: Callable[[Mapping[str, Any]], Trial]
+    passes: Callable[[Work], int]
+
+
+EVALUATED = 2  # the last phase of a trial
+
+
+def _phase(work: Work) -> int:
+    """When it is done: attacks first, then F's outputs on their images, then the defense's."""
+    if isinstance(work, AttackWork):
+        return 0
+    return EVALUATED if work.component is not None else 1
 
 
 class SettingTrainable(tune.Trainable):
@@ -75,23 +88,26 @@ class SettingTrainable(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         self._trial = self._job.resolve(config)
-        todo = [item for work in self._trial.works for item in self._bench.missing("outputs", work, self._job.block)]
-        ranges: dict[tuple[int, int], list[Any]] = {}
+        todo = [
+            item for work in self._trial.works for item in self._bench.missing(kind_of(work), work, self._job.block)
+        ]
+        ranges: dict[tuple[int, int, int], list[Any]] = {}
         for work, start, stop in todo:
-            ranges.setdefault((start, stop), []).append(work)
+            ranges.setdefault((_phase(work), start, stop), []).append(work)
         self._todo = sorted(ranges.items(), key=lambda item: item[0])
 
     def step(self) -> dict[str, Any]:
         """Compute the next missing range, if any, and report the accuracies so far."""
         computed = passes = 0
         if self._todo:
-            (start, stop), works = self._todo.pop(0)
+            (_, start, stop), works = self._todo.pop(0)
             for work in works:
-                computed += self._bench.outputs(work, start, stop)
-                passes += work.passes(CHUNK) * (stop - start)
-        # Ranges come in order: all points before the next missing one are stored.
+                computed += self._bench.compute(work, start, stop)
+                passes += self._job.passes(work) * (stop - start)
+        # Ranges come in order: all points before the next missing one are stored, once attacks and F's outputs are.
         first, last = self._job.reported
-        so_far = (first, min(last, self._todo[0][0][0] if self._todo else last))
+        phase, reached = self._todo[0][0][:2] if self._todo else (EVALUATED, last)
+        so_far = (first, min(last, reached if phase == EVALUATED else first))
         found = dict.fromkeys(OBJECTIVES, 0.0)
         if so_far[1] > first:
             found = accuracies(self._bench, self._trial, so_far)
@@ -110,7 +126,7 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
     defense, labels = DEFENSES.make(*trial.defense), np.asarray(bench.data.labels[slice(*part)])
     found: dict[str, float] = {OBJECTIVES[0]: float("nan"), OBJECTIVES[1]: 1.0}
     by_inputs: dict[str, list[OutputWork]] = {}
-    for work in trial.works:
+    for work in (w for w in trial.works if isinstance(w, OutputWork) and w.component is not None):
         by_inputs.setdefault(work.inputs.name, []).append(work)
     for name, works in by_inputs.items():
         probabilities = joined(bench, defense, works, part)
@@ -238,8 +254,15 @@ class ResolveSearch:
         """See `Job.resolve`."""
         setting = self.space.setting(config)
         cells = search_cells(self.planner, self.classifier, setting)
-        works = merged(work for cell in cells for work in cell.needs())
-        return Trial(self.classifier, setting, tuple(work for work in works if work.component is not None))
+        known = {work.key for work in self.planner.attacks}
+        attacks = [cell.inputs.attack for cell in cells if cell.inputs.attack and cell.inputs.attack.key not in known]
+        own = {work.key for work in attacks}
+        outputs = [
+            work
+            for work in merged(work for cell in cells for work in cell.needs())
+            if work.component is not None or (work.inputs.attack is not None and work.inputs.attack.key in own)
+        ]
+        return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs))
 
 
 @dataclass(frozen=True)

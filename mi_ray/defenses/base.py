@@ -1,10 +1,10 @@
 """What a defense is: N random transformations of one input, whose softmax outputs are averaged (paper, Alg. 1)."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +40,12 @@ class Defense(Parameterized):
     @abstractmethod
     def identity(cls) -> dict[str, Any]:
         """Parameters at which the defended classifier is F itself."""
+
+    def soft_join(
+        self, undefended: Float[Tensor, "*S B L"], averages: Sequence[Float[Tensor, "*S B L"]], temperature: float
+    ) -> Float[Tensor, "*S B L"]:
+        """`join` with its decisions made smooth, for an adversary's gradient; the same where it decides nothing."""
+        return self.join(undefended, averages)
 
     def executions_of(self, position: int, executions: int) -> int:
         """N of the component at that position, where the defense is asked for N executions."""
@@ -131,28 +137,34 @@ def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"
     return torch.logsumexp(log_probabilities, 0) - torch.log(torch.tensor(float(len(log_probabilities))))
 
 
+Pools = SamplePool | Mapping[str, SamplePool] | None
+
+
 class DefendedClassifier(nn.Module):
     """F behind a defense D: images in [0, 1] -> log-probabilities [B, L], differentiable, fresh draws at each call.
 
     An adaptive adversary is handed this module, an oblivious one F itself; other libraries' attacks can take either.
     Unbound, the draws are keyed by a call counter and the position in the batch, so that a seed repeats a session;
-    inside `bind`, by (points, restart, step).
+    inside `bind`, by (points, restart, step). ŷ is F's prediction on the input of the call, without gradient.
 
-    classifier: [0, 1] images -> logits. pool: needed by mixup inference. executions: N (Alg. 1).
+    classifier: [0, 1] images -> logits. pool: needed by mixup inference; a mapping gives each component its own.
+    executions: N (Alg. 1). temperature: set, `forward` answers by the defense's `soft_join`.
     """
 
     def __init__(
         self,
         classifier: nn.Module,
         defense: Defense,
-        pool: SamplePool | None = None,
+        pool: Pools = None,
         executions: int = 30,
         seed: int = 0,
+        temperature: float | None = None,
     ) -> None:
         super().__init__()
         if executions < 1:
             raise ValueError(f"executions must be at least 1; got {executions}")
         self.classifier, self.defense, self.pool, self.executions = classifier, defense, pool, executions
+        self.temperature = temperature
         self._seed = seed
         self._calls = 0
         self._bound: tuple[Key, Sequence[int]] | None = None
@@ -166,53 +178,108 @@ class DefendedClassifier(nn.Module):
         finally:
             self._bound = None
 
-    def _key(self, batch: int) -> tuple[Key, Sequence[int]]:
+    def branch(
+        self, which: Literal["whole", "detector", "fallback"], temperature: float | None = None
+    ) -> "DefendedClassifier":
+        """The same classifier, pool and draws behind what an adversary aims at.
+
+        "whole": the whole defense, its decisions smooth at that temperature; "detector", "fallback": its first or its
+        last component alone. All are one and the same for a defense of one component.
+        """
+        parts = self.defense.components()
+        defense: Defense = self.defense
+        if which != "whole" and parts:
+            defense = parts[0] if which == "detector" else parts[-1]
+        return DefendedClassifier(self.classifier, defense, self.pool, self.executions, self._seed, temperature)
+
+    def _pool_of(self, component: RandomTransform, device: torch.device) -> SamplePool | None:
+        pool = self.pool.get(component.name) if isinstance(self.pool, Mapping) else self.pool
+        if pool is not None and pool.images.device != device:
+            pool.to(device)
+        return pool
+
+    def _start(self, x: Tensor) -> tuple[Key, Sequence[int]]:
+        self.defense.check_images(*x.shape[-2:])
         if self._bound is not None:
             return self._bound
         self._calls += 1
-        return Key(self._seed, "call", step=self._calls), range(batch)
+        return Key(self._seed, "call", step=self._calls), range(len(x))
 
-    def _run(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        self.defense.check_images(*x.shape[-2:])
-        if self.pool is not None and self.pool.images.device != x.device:
-            self.pool.to(x.device)
-        key, points = self._key(len(x))
+    def _chunks(
+        self, x: Tensor, predicted: Tensor, key: Key, points: Sequence[int]
+    ) -> Iterator[tuple[int, Float[Tensor, "E B L"]]]:
+        for position, component in enumerate(self.defense.components()):
+            own = key.at(family=component.name)
+            n = self.defense.executions_of(position, self.executions)
+            pool = self._pool_of(component, x.device)
+            for chunk in range(-(-n // CHUNK)):
+                draws = Draws(own, points, CHUNK, chunk, x.device)
+                found = chunk_log_probabilities(self.classifier, component, x, predicted, pool, draws)
+                yield position, found[: n - chunk * CHUNK]
+
+    def predicted(self, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
+        """ŷ: F's own prediction, without gradient."""
+        with torch.no_grad():
+            return self.classifier(x).argmax(1)
+
+    def chunks(self, x: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "E B L"]]:
+        """log-probabilities of all executions, E at a time, each with a graph of its own: what is read is computed.
+
+        A gradient that is added up over these needs the memory of one chunk, whatever N is.
+        """
+        key, points = self._start(x)
+        if not self.defense.components():
+            yield F.log_softmax(self.classifier(x).float(), dim=1)[None]
+            return
+        for _, found in self._chunks(x, self.predicted(x), key, points):
+            yield found
+
+    def copies(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "N B C H W"]:
+        """The transformed copies that the last component classifies, N for each image.
+
+        Raises ValueError for a defense without components.
+        """
+        key, points = self._start(x)
+        parts = self.defense.components()
+        if not parts:
+            raise ValueError(f"{self.defense.name} makes no copies of its input")
+        own, pool = key.at(family=parts[-1].name), self._pool_of(parts[-1], x.device)
+        n = self.defense.executions_of(len(parts) - 1, self.executions)
+        predicted = self.predicted(x)
+        chunks = (Draws(own, points, CHUNK, chunk, x.device) for chunk in range(-(-n // CHUNK)))
+        return torch.cat([parts[-1].transform(x, draws, predicted, pool) for draws in chunks])[:n]
+
+    def parts(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B L"], list[Float[Tensor, "N B L"]]]:
+        """(log F(x), for each component the log-probabilities of its executions)."""
+        key, points = self._start(x)
         undefended = F.log_softmax(self.classifier(x).float(), dim=1)
-        predicted = undefended.detach().argmax(1)
-        runs = [
-            execute(
-                self.classifier,
-                component,
-                x,
-                predicted,
-                self.pool,
-                key,
-                points,
-                self.defense.executions_of(position, self.executions),
-            )
-            for position, component in enumerate(self.defense.components())
-        ]
-        return undefended, runs
+        runs: list[list[Tensor]] = [[] for _ in self.defense.components()]
+        for position, found in self._chunks(x, undefended.detach().argmax(1), key, points):
+            runs[position].append(found)
+        return undefended, [torch.cat(run) for run in runs]
 
     def each(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "N B L"]:
         """log-probabilities of every execution, for losses that need them; components one after another."""
-        undefended, runs = self._run(x)
-        return torch.cat(runs) if runs else undefended[None]
+        return torch.cat(list(self.chunks(x)))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """log of the defense's probabilities."""
-        undefended, runs = self._run(x)
-        averages = [log_mean(run).exp() for run in runs]
         if self.defense.components() == (self.defense,):
-            return log_mean(runs[0])  # exact in log space, where a probability would underflow
-        return self.defense.join(undefended.exp(), averages).clamp_min(torch.finfo(torch.float32).tiny).log()
+            return log_mean(self.each(x))  # exact in log space, where a probability would underflow
+        undefended, runs = self.parts(x)
+        averages = [log_mean(run).exp() for run in runs]
+        if self.temperature is None:
+            answered = self.defense.join(undefended.exp(), averages)
+        else:
+            answered = self.defense.soft_join(undefended.exp(), averages, self.temperature)
+        return answered.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def predict(
     classifier: nn.Module,
     defense: Defense,
     x: Float[Tensor, "B C H W"],
-    pool: SamplePool | None = None,
+    pool: Pools = None,
     executions: int = 30,
     seed: int = 0,
     points: Sequence[int] | None = None,

@@ -104,16 +104,25 @@ class MiCombined(Defense):
         """N, or `executions_pl` for the detector."""
         return self.executions_pl if position == 0 and self.executions_pl is not None else executions
 
+    def gap(self, undefended: Tensor, detector: Tensor) -> Tensor:
+        """The detector's statistic [*S, B]: higher is more adversarial."""
+        if self.statistic == "maximum":
+            return undefended.amax(-1) - detector.amax(-1)
+        predicted = undefended.argmax(-1, keepdim=True)
+        return (undefended.gather(-1, predicted) - detector.gather(-1, predicted))[..., 0]
+
     def join(self, undefended: Tensor, averages: Sequence[Tensor]) -> Tensor:
         """MI-OL's average where the gap reaches the threshold, else the accepted answer."""
         detector, fallback = averages
-        if self.statistic == "maximum":
-            gap = undefended.amax(-1) - detector.amax(-1)
-        else:
-            predicted = undefended.argmax(-1, keepdim=True)
-            gap = (undefended.gather(-1, predicted) - detector.gather(-1, predicted))[..., 0]
         accepted = undefended if self.accept == "undefended" else detector
-        return torch.where((gap >= self.threshold)[..., None], fallback, accepted)
+        return torch.where((self.gap(undefended, detector) >= self.threshold)[..., None], fallback, accepted)
+
+    def soft_join(self, undefended: Tensor, averages: Sequence[Tensor], temperature: float) -> Tensor:
+        """The two answers weighed by sigmoid((gap - threshold) / temperature) in place of the decision."""
+        detector, fallback = averages
+        accepted = undefended if self.accept == "undefended" else detector
+        judged = torch.sigmoid((self.gap(undefended, detector) - self.threshold) / temperature)[..., None]
+        return judged * fallback + (1 - judged) * accepted
 
     @classmethod
     def identity(cls) -> dict[str, Any]:

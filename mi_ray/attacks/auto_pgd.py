@@ -1,0 +1,222 @@
+"""Auto-PGD: PGD with momentum and a step size that adapts to its progress (Croce and Hein, 2020; AutoAttack)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, logits_loss, project, score, succeeded
+from mi_ray.attacks.eot_pgd import TEMPERATURE, attacked, mean_gradient, of_label
+from mi_ray.attacks.pgd import counted, random_start
+from mi_ray.parameters import choice, flag, integer, number
+from mi_ray.randomness import Key
+from mi_ray.threat_model import ThreatModel
+
+MOMENTUM = 0.75  # α of Croce and Hein, Eq. 1
+FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # lengths between checkpoints, as shares of all steps
+SMALL = 1e-12
+
+
+def ranked(logits: Float[Tensor, "*S B L"], count: int) -> Float[Tensor, "*S B count"]:
+    """The largest entries, in order. Raises ValueError where there are fewer classes."""
+    if logits.shape[-1] < count:
+        raise ValueError(
+            f"the difference-of-logits ratio needs at least {count} classes; got {logits.shape[-1]}. Use loss: ce"
+        )
+    return logits.topk(count, dim=-1).values
+
+
+def dlr(logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel) -> Float[Tensor, "*S B"]:
+    """The difference-of-logits ratio, to maximise; it does not change with a shift or a positive scale of the logits.
+
+    -(z_y - max_{i≠y} z_i) / (z_(1) - z_(3)); towards a target t, (z_t - max_{i≠t} z_i) / (z_(1) - (z_(3) + z_(4)) / 2).
+    Raises ValueError below three classes, with a target below four.
+    """
+    own = F.one_hot(labels, logits.shape[-1]).bool()
+    by = logits.masked_fill(~own, -torch.inf).amax(-1) - logits.masked_fill(own, -torch.inf).amax(-1)
+    top = ranked(logits, 4 if threat.goal == "targeted" else 3)
+    if threat.goal == "targeted":
+        return by / (top[..., 0] - top[..., 2:].mean(-1) + SMALL)
+    return -by / (top[..., 0] - top[..., 2] + SMALL)
+
+
+def towards(
+    logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], targets: Int64[Tensor, "B"]
+) -> Float[Tensor, "*S B"]:
+    """The targeted ratio that leaves y for one class t: -(z_y - z_t) / (z_(1) - (z_(3) + z_(4)) / 2)."""
+    top = ranked(logits, 4)
+    return (of_label(logits, targets) - of_label(logits, labels)) / (top[..., 0] - top[..., 2:].mean(-1) + SMALL)
+
+
+def ranked_others(logits: Float[Tensor, "B L"], labels: Int64[Tensor, "B"], count: int) -> Int64[Tensor, "count B"]:
+    """The most likely classes other than the label. Raises ValueError where there are fewer."""
+    if count >= logits.shape[1]:
+        raise ValueError(f"apgd.targets must be below the number of classes, {logits.shape[1]}; got {count}")
+    return logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices.T
+
+
+@dataclass
+class _Seen:
+    """Of the points evaluated so far: the one with the highest loss and its gradient, and the one to return."""
+
+    image: Tensor
+    gradient: Tensor
+    loss: Tensor
+    result: Tensor
+    fooled: Tensor
+    result_loss: Tensor
+
+    def add(self, image: Tensor, gradient: Tensor, loss: Tensor, fooled: Tensor) -> None:
+        higher = loss > self.loss
+        self.image, self.gradient = _where(higher, image, self.image), _where(higher, gradient, self.gradient)
+        self.loss = torch.where(higher, loss, self.loss)
+        better = (fooled > self.fooled) | ((fooled == self.fooled) & (loss > self.result_loss))
+        self.result = _where(better, image, self.result)
+        self.fooled = torch.where(better, fooled, self.fooled)
+        self.result_loss = torch.where(better, loss, self.result_loss)
+
+
+def _where(chosen: Bool[Tensor, "B"], yes: Tensor, no: Tensor) -> Tensor:
+    return torch.where(chosen[:, None, None, None], yes, no)
+
+
+Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]  # (image, step) -> gradient, loss, fooled
+
+
+def search(
+    evaluate: Evaluate,
+    centre: Float[Tensor, "B C H W"],
+    start: Float[Tensor, "B C H W"],
+    epsilon: float,
+    steps: int,
+    rho: float,
+) -> Float[Tensor, "B C H W"]:
+    """Algorithm 1 of Croce and Hein; of all points evaluated the one that fools, and of equals has the highest loss.
+
+    A step size starts at 2 epsilon. At a checkpoint it is halved, and the search goes back to the highest loss, where
+    the loss rose in at most `rho` of the steps since the last one, or where the highest loss has not risen although
+    the step size was kept.
+    """
+    gradient, loss, fooled = evaluate(start, 1)
+    seen = _Seen(start, gradient, loss, start, fooled, loss)
+    size, current, previous = torch.full_like(loss, 2 * epsilon), start, start
+    window, since = max(int(FIRST * steps), 1), 0
+    rises, halved, highest = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), loss
+    for step in range(steps):
+        ahead = project(current + size[:, None, None, None] * gradient.sign(), centre, epsilon)
+        share = MOMENTUM if step else 1.0
+        moved = current + share * (ahead - current) + (1 - share) * (current - previous)
+        previous, current, before = current, project(moved, centre, epsilon), loss
+        gradient, loss, fooled = evaluate(current, step + 2)
+        seen.add(current, gradient, loss, fooled)
+        rises, since = rises + (loss > before), since + 1
+        if since == window:
+            halved = (rises <= rho * window) | (~halved & (highest >= seen.loss))
+            size = torch.where(halved, size / 2, size)
+            current, gradient = _where(halved, seen.image, current), _where(halved, seen.gradient, gradient)
+            window, since = max(window - max(int(SHRINK * steps), 1), int(SHORTEST * steps), 1), 0
+            rises, highest = torch.zeros_like(loss), seen.loss
+    return seen.result
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Apgd(Attack):
+    """Auto-PGD with the losses of AutoAttack: `ce`, `dlr`, or `targeted_dlr`, which aims at several classes in turn.
+
+    Behind a random defense the gradient and the loss are averaged over its executions, with fresh draws at each
+    evaluation (AutoAttack's `rand` averages 20; it compares the loss of the last one alone, here their mean).
+    MI-Combined is attacked through its answer with the threshold made smooth, as in eot_pgd. DLR is computed from
+    log-probabilities, of which it is the same as of logits.
+    """
+
+    name: ClassVar[str] = "apgd"
+    loss: Literal["ce", "dlr", "targeted_dlr"] = choice(
+        "ce: cross-entropy; dlr: difference-of-logits ratio; targeted_dlr: that ratio towards each of `targets` classes",
+        ("ce", "dlr", "targeted_dlr"),
+        "ce",
+    )
+    steps: int = integer("steps; their number sets the schedule of step sizes", 100, low=1, high=100_000)
+    restarts: int = integer("independent random starts, for each target of targeted_dlr", 1, low=1)
+    targets: int = integer("most likely other classes that targeted_dlr aims at, each a restart of its own", 9, low=1)
+    eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
+    rho: float = number("share of rising steps at or below which a step size is halved", 0.75, low=0.0, high=1.0)
+    random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
+    temperature: float = number(
+        "width of the sigmoid that stands for a threshold in the gradient", TEMPERATURE, low=1e-6, high=10.0
+    )
+    scoring_draws: int = integer("independent draws by which restarts are compared", 5, low=1)
+
+    def stops(self) -> tuple[int, ...]:
+        """The number of steps: the schedule depends on it, so that there is one stop."""
+        return (self.steps,)
+
+    def _runs(self) -> int:
+        return self.restarts * (self.targets if self.loss == "targeted_dlr" else 1)
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """One forward and one backward at the start and at each step, the scoring, and one forward for the targets."""
+        draws = self.scoring_draws if passes > 1 else 1
+        choosing = passes if self.loss == "targeted_dlr" else 0
+        evaluated = self._runs() * (self.steps + 1) * passes
+        return evaluated + self._runs() * draws * passes + choosing, evaluated
+
+    def _losses(
+        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
+    ) -> list[Callable[[Tensor], Tensor]]:
+        """A loss of log-probabilities for each target; of one for all."""
+        if self.loss != "targeted_dlr":
+            plain = logits_loss if self.loss == "ce" else dlr
+            return [partial(plain, labels=labels, threat=threat)]
+        if threat.goal == "targeted":
+            raise ValueError("apgd with loss: targeted_dlr chooses its own targets; for a targeted goal use loss: dlr")
+        with torch.no_grad(), bound(model, key.at(step=0), points):
+            answer = ranked_others(model(x), labels, self.targets)
+        return [partial(towards, labels=labels, targets=targets) for targets in answer]
+
+    def _one_run(
+        self,
+        aim: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+        loss_of: Callable[[Tensor], Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """(images, at how many evaluations a point's whole gradient was zero)."""
+        zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+
+        def evaluate(iterate: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+            with bound(aim, key.at(step=step), points):
+                gradient, loss, answer = mean_gradient(aim, iterate, loss_of)
+            return counted(gradient, zero), loss, succeeded(answer, labels, threat)
+
+        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
+        return search(evaluate, x, start, threat.epsilon, self.steps, self.rho), zero
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """See `Attack.run`. Raises ValueError where the loss needs more classes, or chooses targets against the goal."""
+        aim = attacked(model, "whole", self.temperature)
+        losses = self._losses(model, x, labels, threat, key, points)
+        runs = [
+            self._one_run(aim, x, labels, threat, key.at(restart=run), points, losses[run % len(losses)])
+            for run in range(self._runs())
+        ]
+        images, zero = (torch.stack(column) for column in zip(*runs, strict=True))
+        loss, success = score(model, images, labels, threat, key, points, self.scoring_draws)
+        return Adversarial(images[:, None], loss[:, None], success[:, None], self.stops(), zero[:, None])

@@ -1,0 +1,131 @@
+"""The paper's own adaptive attack: PGD on mixed copies, their mean perturbation added to the image (App. B.2)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks.base import ATTACKS, bound, project, score
+from mi_ray.attacks.pgd import StepAttack, counted
+from mi_ray.parameters import choice, flag, integer
+from mi_ray.randomness import Draws, Key
+from mi_ray.threat_model import ThreatModel
+
+TOGETHER = 5  # copies of each image that pass F together
+
+
+def copy_gradients(
+    classifier: nn.Module, copies: Float[Tensor, "N B C H W"], labels: Int64[Tensor, "N B"]
+) -> tuple[Float[Tensor, "N B C H W"], Float[Tensor, "N B"]]:
+    """(gradient, value) of log F_label at each copy, a few copies at a time."""
+    gradients, values = [], []
+    for some, wanted in zip(copies.split(TOGETHER), labels.split(TOGETHER), strict=True):
+        leaf = some.detach().requires_grad_(True)
+        with torch.enable_grad():
+            logits = classifier(leaf.flatten(0, 1)).float()
+            log_p = F.log_softmax(logits, dim=1).gather(1, wanted.flatten()[:, None]).view(wanted.shape)
+        gradients.append(torch.autograd.grad(log_p.sum(), leaf)[0])
+        values.append(log_p.detach())
+    return torch.cat(gradients), torch.cat(values)
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Averaged(StepAttack):
+    """The adaptive attack as its authors released it (Sec. 4.4, App. B.2, Fig. 4); every peculiarity is an option.
+
+    N_A copies λx + (1-λ)x_s are drawn once a point, and the label that x_s leaves out is F's prediction on the clean
+    image. PGD moves each copy within the full epsilon-ball around that copy and within the pixel box; the mean of
+    the copies' perturbations is added to x, unscaled although the copies hold only λ of x, and not clipped. It is
+    weaker than PGD on F; EOT-PGD is the attack to trust. Of MI-Combined the copies are MI-OL's.
+    """
+
+    name: ClassVar[str] = "averaged"
+    needs_defense: ClassVar[bool] = True
+    eot: int | None = integer("N_A, the copies of each image; the study's N where left out", None, low=1)
+    label: Literal["copy_prediction", "given"] = choice(
+        "label left where untargeted: F's own prediction on each clean copy (as released), or the one handed in",
+        ("copy_prediction", "given"),
+        "copy_prediction",
+    )
+    step: Literal["common_sign", "own_sign", "summed"] = choice(
+        "sign of the mean cross-entropy gradient, one for all copies (as released); each copy's own sign; or one sign "
+        "of the summed gradients of F_label (Eq. 24)",
+        ("common_sign", "own_sign", "summed"),
+        "common_sign",
+    )
+    clip: bool = flag("clip the final image to the pixel box; as released it may leave it", False)
+    scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
+
+    @property
+    def keeps_box(self) -> bool:
+        """Whether the final image is clipped."""
+        return self.clip
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """N_A forwards and backwards a step, N_A forwards for the copies' labels, one for ŷ, and the scoring.
+
+        N_A is `eot`, or where that is left out the model's N, which is `passes` less the one for ŷ.
+        """
+        n = max(passes - 1, 1) if self.eot is None else self.eot
+        guesses = n if self.label == "copy_prediction" else 0
+        forward = 1 + guesses + max(self.steps) * n + len(self.steps) * self.scoring_draws * passes
+        return self.restarts * forward, self.restarts * max(self.steps) * n
+
+    def _labels(self, classifier: nn.Module, copies: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        """[N, B]: the label that each copy leaves, or reaches."""
+        if threat.goal == "targeted" or self.label == "given":
+            return labels.expand(copies.shape[:2])
+        with torch.no_grad():
+            return torch.stack([classifier(copy).argmax(1) for copy in copies])
+
+    def _direction(self, gradients: Tensor, log_p: Tensor) -> Tensor:
+        """[N, B, C, H, W] or [B, C, H, W]: what each copy steps along the sign of, by the gradients of log F_label."""
+        if self.step == "own_sign":
+            return gradients
+        if self.step == "common_sign":
+            return gradients.mean(0)
+        # ∇F = F ∇log F; dividing by the largest F of a point leaves the sign and keeps F from underflowing
+        return ((log_p - log_p.amax(0)).exp()[..., None, None, None] * gradients).sum(0)
+
+    def path(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+        zero: Tensor,
+    ) -> Iterator[Tensor]:
+        """See `StepAttack.path`. Raises ValueError for a model that no defense stands before."""
+        defended: Any = model
+        if not hasattr(model, "copies"):
+            raise ValueError("averaged attacks the copies that a defense makes; got a model without a defense")
+        with torch.no_grad(), bound(model, key.at(step=0), points):
+            copies: Tensor = defended.copies(x).clamp(0, 1)  # mixtures are in the box; noise may leave it
+        left = self._labels(defended.classifier, copies, labels, threat)
+        centre, shape = copies.flatten(0, 1), copies.shape
+        moved = centre
+        if self.random_start:
+            unit = Draws(key, points, len(copies), 0, x.device).uniform_images(x.shape[1:])
+            moved = project(centre + threat.epsilon * (2 * unit.flatten(0, 1) - 1), centre, threat.epsilon)
+        ascending = 1 if threat.goal == "targeted" else -1
+        for _ in range(max(self.steps)):
+            gradients, log_p = copy_gradients(defended.classifier, moved.view(shape), left)
+            counted(gradients.transpose(0, 1).flatten(1, 2), zero)
+            step = ascending * self.step_size * self._direction(gradients, log_p).sign()
+            moved = project((moved.view(shape) + step).flatten(0, 1), centre, threat.epsilon)
+            found = x + (moved - centre).view(shape).mean(0)
+            yield found.clamp(0, 1) if self.clip else found
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """By the defense's answers and the labels handed in, whatever the copies left."""
+        return score(model, images, labels, threat, key, points, self.scoring_draws)

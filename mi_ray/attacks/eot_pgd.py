@@ -1,0 +1,243 @@
+"""PGD through a random defense: expectation over transformation (Athalye et al., 2018; Tramèr et al., 2020)."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from mi_ray.attacks.base import ATTACKS, bound, logits_loss, score
+from mi_ray.attacks.pgd import StepAttack, counted, random_start, signed_steps
+from mi_ray.parameters import choice, integer, integers, number
+from mi_ray.randomness import Key
+from mi_ray.threat_model import ThreatModel
+
+TEMPERATURE = 0.05  # of a decision made smooth, on the scale of the gap that it compares with a threshold
+
+
+class _Recomputed(nn.Module):
+    """F whose activations are not kept for the backward pass but computed again: the memory of one chunk."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.classifier, x, use_reentrant=False, preserve_rng_state=False)
+
+
+def joins_several(model: nn.Module) -> bool:
+    """Whether the model is F behind a defense of several components, whose executions are not its answer."""
+    defense: Any = getattr(model, "defense", None)
+    return defense is not None and len(defense.components()) > 1
+
+
+def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPERATURE) -> nn.Module:
+    """What an adversary differentiates: F itself, or that branch of the defense, its decisions smooth."""
+    branch: Any = getattr(model, "branch", None)
+    if branch is None:
+        return model
+    aim: Any = branch(which, temperature)
+    if joins_several(aim):  # the whole answer has one graph over all executions
+        aim.classifier = _Recomputed(aim.classifier)
+    return aim
+
+
+def executions(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "E B L"]]:
+    """log-probabilities of every execution, a chunk at a time, each with a graph of its own.
+
+    F without a defense is one execution; so is the answer of a defense that joins several components.
+    """
+    chunks: Any = getattr(model, "chunks", None)
+    if chunks is None:
+        yield F.log_softmax(model(x).float(), dim=1)[None]
+    elif joins_several(model):
+        yield model(x)[None]
+    else:
+        yield from chunks(x)
+
+
+def of_label(log_probabilities: Float[Tensor, "E B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "E B"]:
+    """The entries at the labels."""
+    return log_probabilities.gather(-1, labels.expand(log_probabilities.shape[:-1])[..., None])[..., 0]
+
+
+def mean_gradient(
+    model: nn.Module, x: Float[Tensor, "B C H W"], loss: Callable[[Tensor], Tensor]
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B"], Float[Tensor, "B L"]]:
+    """(gradient, value) of the mean over executions of a loss [E, B] of log-probabilities; log of their sum.
+
+    The gradient is added up chunk by chunk: it needs the memory of one, whatever the number of executions.
+    """
+    x = x.detach().requires_grad_(True)
+    gradient, values, answers = torch.zeros_like(x, requires_grad=False), [], []
+    with torch.enable_grad():
+        for found in executions(model, x):
+            value = loss(found)
+            gradient += torch.autograd.grad(value.sum(), x)[0]
+            values.append(value.detach())
+            answers.append(found.detach())
+    value = torch.cat(values)
+    return gradient / len(value), value.mean(0), torch.cat(answers).logsumexp(0)
+
+
+def log_mean_gradient(
+    model: nn.Module, x: Float[Tensor, "B C H W"], labels: Int64[Tensor, "B"]
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B"]]:
+    """(gradient, value) of log mean_i p_i, p_i the probability of the label in execution i.
+
+    The gradient is Σ p_i ∇log p_i / Σ p_i. Both sums are kept relative to the largest p_i so far, so that one pass
+    over the chunks gives it exactly, also where every p_i underflows.
+    """
+    x = x.detach().requires_grad_(True)
+    weighted, total, count = torch.zeros_like(x, requires_grad=False), x.new_zeros(len(x)), 0
+    largest = torch.full_like(total, -torch.inf)
+    with torch.enable_grad():
+        for found in executions(model, x):
+            log_p = of_label(found, labels)
+            before, largest = largest, torch.maximum(largest, log_p.detach().amax(0))
+            weight, shrink = (log_p.detach() - largest).exp(), (before - largest).exp()
+            added = torch.autograd.grad((weight * log_p).sum(), x)[0]
+            weighted = weighted * shrink[:, None, None, None] + added
+            total = total * shrink + weight.sum(0)
+            count += len(log_p)
+    return weighted / total[:, None, None, None], largest + total.log() - torch.tensor(float(count)).log()
+
+
+def evasion_loss(
+    undefended: Float[Tensor, "*S B L"],
+    averaged: Float[Tensor, "*S B L"],
+    labels: Int64[Tensor, "B"],
+    threat: ThreatModel,
+    weight: float,
+) -> Float[Tensor, "*S B"]:
+    """CE(F(x), y) - weight (F_ŷ(x) - F_MI,ŷ(x)); the cross-entropy negated where a target is sought.
+
+    undefended: log F(x). averaged: the mean probabilities of the detector's executions. ŷ: the prediction of F on x.
+    """
+    predicted = undefended.detach().argmax(-1, keepdim=True)
+    gap = (undefended.exp().gather(-1, predicted) - averaged.gather(-1, predicted))[..., 0]
+    return logits_loss(undefended, labels, threat) - weight * gap
+
+
+def evasion_gradient(
+    detector: nn.Module,
+    x: Float[Tensor, "B C H W"],
+    labels: Int64[Tensor, "B"],
+    threat: ThreatModel,
+    weight: float,
+) -> Float[Tensor, "B C H W"]:
+    """The gradient of `evasion_loss`, in the memory of one chunk: the loss is linear in every execution."""
+    leaf = x.detach().requires_grad_(True)
+    classifier: Any = detector.classifier
+    with torch.enable_grad():
+        undefended = F.log_softmax(classifier(leaf).float(), dim=1)
+        alone = evasion_loss(undefended, torch.zeros_like(undefended), labels, threat, weight)
+        gradient = torch.autograd.grad(alone.sum(), leaf)[0]
+    predicted = undefended.detach().argmax(1)
+    return gradient + weight * mean_gradient(detector, x, lambda found: of_label(found, predicted).exp())[0]
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class EotPgd(StepAttack):
+    """PGD on x through the whole defense (METHODS: the strongest adaptive attack): fresh draws at each step.
+
+    The gradient reaches x through every execution (for mixup inference through λx); ŷ is detached. `loss`:
+    mean_cross_entropy is the mean over executions of CE(F(x̃_i), y); cross_entropy_of_mean is CE of the defense's
+    answer, -log mean_i F_y(x̃_i), never a softmax of probabilities. They are one where the defense joins several
+    components (MI-Combined attacked `whole`): the cross-entropy of its answer with the threshold made smooth;
+    activations are then computed twice, so that the memory stays that of one chunk. evade is the adversary of a
+    detector: CE(F(x), y) - evade_weight (F_ŷ(x) - F_MI,ŷ(x)), i.e. fool F and keep the gap under any threshold.
+
+    On F itself it is PGD.
+    """
+
+    name: ClassVar[str] = "eot_pgd"
+    steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
+    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=0.0, high=1.0)
+    eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
+    loss: Literal["mean_cross_entropy", "cross_entropy_of_mean", "evade"] = choice(
+        "what it ascends: the executions' mean cross-entropy, that of their mean, or F's while a detector is evaded",
+        ("mean_cross_entropy", "cross_entropy_of_mean", "evade"),
+        "mean_cross_entropy",
+    )
+    draws: Literal["fresh", "fixed"] = choice(
+        "fresh: new draws of the defense at each step; fixed: the same at every step", ("fresh", "fixed"), "fresh"
+    )
+    branch: Literal["whole", "detector", "fallback"] = choice(
+        "which part of a defense of several components is attacked", ("whole", "detector", "fallback"), "whole"
+    )
+    temperature: float = number(
+        "width of the sigmoid that stands for a threshold in the gradient; success is by the threshold itself",
+        TEMPERATURE,
+        low=1e-6,
+        high=10.0,
+    )
+    evade_weight: float = number("weight of the detector's gap in the loss `evade`", 10.0, low=0.0)
+    scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """A forward and a backward pass of the model a step; `scoring_draws` forwards a stop, one on F itself.
+
+        evade passes F once more a step and the detector once more a scoring draw. MI-Combined attacked whole has its
+        executions computed once more a step, which is not counted here.
+        """
+        draws = self.scoring_draws if passes > 1 else 1
+        evading = self.loss == "evade"
+        steps = max(self.steps)
+        forward = steps * (passes + evading) + len(self.steps) * draws * passes * (1 + evading)
+        return self.restarts * forward, self.restarts * steps * passes
+
+    def _aim(self, model: nn.Module) -> nn.Module:
+        if self.loss == "evade" and not hasattr(model, "branch"):
+            raise ValueError("eot_pgd with loss: evade evades a detector; got a model that no defense stands before")
+        return attacked(model, "detector" if self.loss == "evade" else self.branch, self.temperature)
+
+    def _ascent(self, aim: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+        if self.loss == "evade":
+            return evasion_gradient(aim, x, labels, threat, self.evade_weight)
+        if self.loss == "mean_cross_entropy":
+            return mean_gradient(aim, x, lambda found: logits_loss(found, labels, threat))[0]
+        towards = log_mean_gradient(aim, x, labels)[0]
+        return towards if threat.goal == "targeted" else -towards
+
+    def path(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+        zero: Tensor,
+    ) -> Iterator[Tensor]:
+        """See `StepAttack.path`."""
+        aim = self._aim(model)
+
+        def gradient(iterate: Tensor, step: int) -> Tensor:
+            with bound(aim, key.at(step=1 if self.draws == "fixed" else step + 1), points):
+                return counted(self._ascent(aim, iterate, labels, threat), zero)
+
+        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
+        return signed_steps(gradient, x, start, threat.epsilon, self.step_size, max(self.steps))
+
+    def measure(
+        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
+    ) -> tuple[Tensor, Tensor]:
+        """Success by the hard decision of the whole defense; the loss of its answer, or that of `evade`."""
+        loss, success = score(model, images, labels, threat, key, points, self.scoring_draws)
+        if self.loss != "evade":
+            return loss, success
+        detector: Any = self._aim(model)
+        loss = torch.zeros_like(loss)
+        for draw in range(1, self.scoring_draws + 1):
+            with torch.no_grad(), bound(detector, key.at(restart=0, step=0, draw=draw), points):
+                for at, (undefended, (runs,)) in enumerate(map(detector.parts, images)):
+                    loss[at] += evasion_loss(undefended, runs.exp().mean(0), labels, threat, self.evade_weight)
+        return loss / self.scoring_draws, success

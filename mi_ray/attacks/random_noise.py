@@ -1,0 +1,74 @@
+"""Blind noise in the ball: what an attack that uses its model must beat."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, logits_loss, project, succeeded, without_gradients
+from mi_ray.parameters import choice, integer, integers
+from mi_ray.randomness import Draws, Key
+from mi_ray.threat_model import ThreatModel
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class RandomNoise(Attack):
+    """`tries` independent points of the ball; of each image the best so far is kept.
+
+    A point that reaches the goal is better than one that does not; of equals the higher loss. No gradient is used:
+    an attack that breaks less than this is broken itself.
+    """
+
+    name: ClassVar[str] = "random_noise"
+    stop_parameter: ClassVar[str | None] = "tries"
+    tries: tuple[int, ...] = integers("points tried; a list is read off one run", (10,), low=1, high=100_000)
+    where: Literal["uniform", "corners"] = choice(
+        "uniform: anywhere in the ball; corners: each pixel up or down by the whole epsilon",
+        ("uniform", "corners"),
+        "uniform",
+    )
+    eot: int | None = integer("executions averaged at each try; the study's N where left out", None, low=1)
+    scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
+
+    def stops(self) -> tuple[int, ...]:
+        """The numbers of tries."""
+        return self.tries
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """One forward a try, and `scoring_draws` at each stop, one on F itself."""
+        draws = self.scoring_draws if passes > 1 else 1
+        return (max(self.tries) + len(self.tries) * draws) * passes, 0
+
+    def _noise(self, x: Tensor, key: Key, points: Sequence[int]) -> Tensor:
+        unit = 2 * Draws(key, points, 1, 0, x.device).uniform_images(x.shape[1:])[0] - 1
+        return torch.where(unit < 0, -1.0, 1.0) if self.where == "corners" else unit
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """See `Attack.run`."""
+        best, kept = x, []
+        best_loss = best_success = torch.full((len(x),), -torch.inf, device=x.device)
+        for step in range(1, max(self.tries) + 1):
+            at = key.at(step=step)
+            tried = project(x + threat.epsilon * self._noise(x, at, points), x, threat.epsilon)
+            with torch.no_grad(), bound(model, at, points):
+                answer = model(tried).float()
+            loss, success = logits_loss(answer, labels, threat), succeeded(answer, labels, threat)
+            better = (success > best_success) | ((success == best_success) & (loss > best_loss))
+            best = torch.where(better[:, None, None, None], tried, best)
+            best_loss, best_success = torch.where(better, loss, best_loss), torch.where(better, success, best_success)
+            if step in self.tries:
+                kept.append(best)
+        images = torch.stack(kept)
+        return without_gradients(model, images, labels, threat, key, points, self.tries, self.scoring_draws)

@@ -1,0 +1,112 @@
+"""Square attack in the max norm, by queries alone (Andriushchenko, Croce, Flammarion and Hein, 2020)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, without_gradients
+from mi_ray.parameters import integer, integers, number
+from mi_ray.randomness import Draws, Key
+from mi_ray.threat_model import ThreatModel
+
+BLOCK = 100  # queries whose random numbers are drawn together
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels halves
+
+
+def margin(answer: Float[Tensor, "B L"], labels: Int64[Tensor, "B"], threat: ThreatModel) -> Float[Tensor, "B"]:
+    """What to minimise: the label's logit less the largest other; its negation where the label is a target."""
+    own = torch.nn.functional.one_hot(labels, answer.shape[1]).bool()
+    by = answer.masked_fill(~own, -torch.inf).amax(1) - answer.masked_fill(own, -torch.inf).amax(1)
+    return -by if threat.goal == "targeted" else by
+
+
+def side(query: int, p_init: float, height: int, width: int) -> int:
+    """The side of the square at a query, in pixels: a share of the pixels that halves by a fixed schedule."""
+    share = p_init / 2 ** sum(query > after for after in HALVINGS)
+    return min(max(round((share * height * width) ** 0.5), 1), max(min(height, width) - 1, 1))
+
+
+def squares(corner: Float[Tensor, "B two"], length: int, height: int, width: int) -> Bool[Tensor, "B 1 height width"]:
+    """The pixels of one square for each image; corner: unit uniforms that place it within the image."""
+    room = torch.tensor([height - length + 1, width - length + 1], device=corner.device)
+    top, left = (corner * room).long().unbind(1)
+    rows = torch.arange(height, device=corner.device) - top[:, None]
+    columns = torch.arange(width, device=corner.device) - left[:, None]
+    inside = ((rows >= 0) & (rows < length))[:, :, None] & ((columns >= 0) & (columns < length))[:, None]
+    return inside[:, None]
+
+
+def signs(unit: Tensor) -> Tensor:
+    """-1 or 1, by unit uniforms."""
+    return torch.where(unit < 0.5, -1.0, 1.0)
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Square(Attack):
+    """Random search over squares: it sees outputs only, so it is blind to whatever hides a gradient.
+
+    It starts from vertical stripes of plus and minus epsilon. A query sets one square to plus or minus epsilon,
+    each channel on its own, and stays where the margin falls. The margin of a random defense is that of one call of
+    the model, whose outputs are averaged over `eot` executions, with fresh draws at each query. The schedule of side
+    lengths is that of a run of 10,000 queries, whatever `queries` is, so that fewer queries are a prefix of more.
+    """
+
+    name: ClassVar[str] = "square"
+    stop_parameter: ClassVar[str | None] = "queries"
+    queries: tuple[int, ...] = integers("calls of the model; a list is read off one run", (1000,), low=1, high=100_000)
+    p_init: float = number("share of the pixels that the first squares cover", 0.8, low=0.0, high=1.0)
+    eot: int | None = integer("executions averaged at each query; the study's N where left out", None, low=1)
+    scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
+
+    def stops(self) -> tuple[int, ...]:
+        """The numbers of queries."""
+        return self.queries
+
+    def cost(self, passes: int = 1) -> tuple[int, int]:
+        """One forward a query, and `scoring_draws` at each stop, one on F itself."""
+        draws = self.scoring_draws if passes > 1 else 1
+        return (max(self.queries) + len(self.queries) * draws) * passes, 0
+
+    def _proposal(
+        self, x: Tensor, best: Tensor, query: int, unit: Float[Tensor, "B n"], epsilon: float
+    ) -> Float[Tensor, "B C H W"]:
+        """The best image so far with one square of each image set to its edge of the ball."""
+        inside = squares(unit[:, :2], side(query, self.p_init, *x.shape[-2:]), *x.shape[-2:])
+        sign = signs(unit[:, 2:])[..., None, None]
+        proposal, opposite = (torch.where(inside, (x + by * epsilon * sign).clamp(0, 1), best) for by in (1, -1))
+        idle = (proposal == best).flatten(1).all(1)[:, None, None, None]
+        return torch.where(idle, opposite, proposal)
+
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """See `Attack.run`."""
+        channels, width = x.shape[1], x.shape[3]
+        stripes = signs(Draws(key, points, 1, 0, x.device).uniform(channels * width)[0])
+        proposal = (x + threat.epsilon * stripes.view(-1, channels, 1, width)).clamp(0, 1)
+        best, least, kept = proposal, torch.full((len(x),), torch.inf, device=x.device), []
+        for query in range(max(self.queries)):
+            if query % BLOCK == 0:
+                units = Draws(key.at(step=query + 1), points, BLOCK, 1, x.device).uniform(2 + channels)
+            if query > 0:
+                proposal = self._proposal(x, best, query - 1, units[query % BLOCK], threat.epsilon)
+            with torch.no_grad(), bound(model, key.at(step=query + 1), points):
+                found = margin(model(proposal).float(), labels, threat)
+            best = torch.where((found < least)[:, None, None, None], proposal, best)
+            least = torch.minimum(found, least)
+            if query + 1 in self.queries:
+                kept.append(best)
+        images = torch.stack(kept)
+        return without_gradients(model, images, labels, threat, key, points, self.queries, self.scoring_draws)

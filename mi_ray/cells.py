@@ -1,0 +1,168 @@
+"""Cells from stored outputs: the records, one row a point, and what cells.parquet says about them. No Ray, no passes."""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mi_ray.plan import Cell, Plan, canonical
+from mi_ray.records import RECORDS, DamagedFileError, Store
+from mi_ray.statistics import cell_summary, detection_auc, frontier
+from mi_ray.verdicts import Verdicts, answers
+from mi_ray.workbench import Workbench
+
+
+def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table:
+    """A cell's records from stored outputs: one row a point. Raises DamagedFileError when some are missing."""
+    data = bench.data
+    undefended, answered = answers(bench, cell, 0, count)
+    labels = np.asarray(data.labels[:count])
+    right = (answered.argmax(-1).numpy() == labels).sum(0)
+    own, first = undefended.argmax(1, keepdim=True), answered[0]
+    attack_label, linf = labels, np.zeros(count, np.float32)
+    if cell.inputs.attack is not None:
+        _, attack_label, linf = bench.adversarial(cell.inputs, 0, count)
+    rows: dict[str, Any] = {
+        **{name: np.repeat(value, count) for name, value in cell.identity.items()},
+        "correct_draws": right, "point": np.asarray(data.points[:count]), "selection": np.arange(count) < selection,
+        "label": labels, "attack_label": attack_label, "predicted_undefended": own[:, 0].numpy(),
+        "predicted": first.argmax(1).numpy(), "confidence_undefended": undefended.amax(1).numpy(),
+        "confidence": first.amax(1).numpy(),
+        "score": (undefended.gather(1, own) - first.gather(1, own))[:, 0].numpy(),
+        "probabilities": list(first.numpy()), "linf": linf, "seed": np.repeat(data.seed, count),
+        "device": np.repeat(data.device, count), "precision": np.repeat(data.precision if cell.components else "fp32", count),
+    }  # fmt: skip
+    return pa.table([pa.array(rows[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
+
+
+def worst_case(bench: Workbench, cell: Cell, count: int) -> pa.Table:
+    """The rows of the members of a worst-case cell that are worst, point by point: fewest right draws, then the first.
+
+    With random draws the least of several counts is a little lower than the least of their means: the count of the
+    worst attack on a point is chosen by the very draws that it reports.
+    """
+    tables = []
+    for key in cell.members:
+        block = next(iter(bench.store.blocks("records", key)), None)
+        if block is None or (block.start, block.stop) != (0, count):
+            raise DamagedFileError(f"records/{key} must be there: the worst case is taken over it")
+        tables.append(bench.store.read_block("records", key, block)[0])
+    worst = np.argmin([table["correct_draws"].to_numpy() for table in tables], axis=0)
+    rows = pa.concat_tables(tables).take(pa.array(worst * count + np.arange(count)))
+    for name, value in cell.identity.items():
+        column = pa.array([value] * count, RECORDS.field(name).type)
+        rows = rows.set_column(rows.schema.get_field_index(name), RECORDS.field(name), column)
+    return rows.cast(RECORDS)
+
+
+def write_records(
+    bench: Workbench,
+    plan: Plan,
+    points: tuple[int, int],
+    causes: Callable[[Cell], str | None],
+    advance: Callable[[int], None],
+) -> list[dict[str, Any]]:
+    """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
+    selection, count = points
+    costs: dict[str, tuple[int, int, float]] = {}
+    scores: dict[str, Any] = {}
+    rows = []
+    verdicts = Verdicts(bench, plan)
+    for cell in plan.cells:
+        row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done", "variants": list(cell.variants)}
+        row["work"] = canonical(_work(cell))
+        try:
+            weights = {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
+            table = _stored_records(bench.store, cell.key, count, weights)
+            if table is None:
+                table = worst_case(bench, cell, count) if cell.members else derive(bench, cell, selection, count)
+                bench.store.write_block("records", cell.key, 0, count, table, weights)
+            row |= cell_summary(table["correct_draws"], table["selection"], cell.identity["draws"])
+            reported = table.filter(pc.invert(table["selection"]))
+            scores[cell.key] = reported["score"].to_numpy()
+            verdicts.take(cell, reported)
+            row |= _cost(bench.store, cell, costs)
+        except DamagedFileError as error:
+            cause = causes(cell)
+            row |= {"state": "failed" if cause else "missing", "cause": cause or str(error)}
+        rows.append(row)
+        advance(1)
+    _add_detection(rows, scores)
+    verdicts.fill(rows)
+    return rows
+
+
+def _work(cell: Cell) -> dict[str, Any]:
+    """Where in the store the results are that a cell stands on."""
+    attack = cell.inputs.attack
+    if cell.members:
+        return {"members": list(cell.members)}
+    return {
+        "adversarial": attack.key if attack else None, "stop": cell.inputs.stop, "undefended": cell.undefended.key,
+        "outputs": [[work.key, n] for work, n in cell.components],
+        "counterparts": [work.key for work in cell.counterparts],
+    }  # fmt: skip
+
+
+def _add_detection(rows: list[dict[str, Any]], scores: Mapping[str, Any]) -> None:
+    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
+    setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
+    clean = {
+        (variant, *(row[name] for name in setting)): row["cell"]
+        for row in rows
+        if row["attack"] == "none"
+        for variant in row["variants"]
+    }
+    for row in rows:
+        own = clean.get((row["variants"][0], *(row[name] for name in setting)), "")
+        if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
+            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
+
+
+def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
+    """A cell's stored rows, if they are whole and of these weights; what is not so is removed, to be derived again."""
+    blocks = store.blocks("records", key)
+    if [(block.start, block.stop) for block in blocks] == [(0, count)]:
+        with contextlib.suppress(DamagedFileError):
+            table, facts = store.read_block("records", key, blocks[0])
+            if facts.get("weights") == weights.get("weights"):
+                return table
+    for block in blocks:
+        store.remove(block.path)
+    return None
+
+
+def _cost(store: Store, cell: Cell, known: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
+    """Passes and seconds of the outputs and the attack that a cell stands on (cells share them)."""
+    total = [0, 0, 0.0]
+    needed = [("outputs", work.key) for work in cell.needs()]
+    if cell.inputs.attack is not None and not cell.members:
+        needed.append(("adversarial", cell.inputs.attack.key))
+    for kind, key in needed:
+        if key not in known:
+            facts = [store.block_facts(block) for block in store.blocks(kind, key)]  # type: ignore[arg-type]
+            known[key] = (
+                sum(f["forward_passes"] for f in facts), sum(f["backward_passes"] for f in facts),
+                sum(f["seconds"] for f in facts),
+            )  # fmt: skip
+        total = [a + b for a, b in zip(total, known[key], strict=True)]
+    return {"forward_passes": total[0], "backward_passes": total[1], "seconds": total[2]}
+
+
+def mark_selected(rows: list[dict[str, Any]]) -> None:
+    """Fill `clean_accuracy` and `selected` (undominated, judged on selection points where there are some), in place."""
+    import pandas as pd
+
+    from mi_ray.records import CELLS
+
+    frame = pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
+    table: pd.DataFrame = frontier(frame)
+    found = dict(zip(table["cell"], zip(table["clean"], table["undominated"], strict=True), strict=True))
+    for row in rows:
+        if row["cell"] in found:
+            row["clean_accuracy"], row["selected"] = float(found[row["cell"]][0]), bool(found[row["cell"]][1])
+        elif row["attack"] == "none" and row["state"] == "done":
+            row["clean_accuracy"] = row["accuracy"]
