@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import pkgutil
@@ -149,15 +150,22 @@ def _find_script(name: str) -> str:
 
 
 def _show_frontier(store: Store, study: str) -> None:
-    """The undominated settings of a study, as a table."""
+    """The undominated settings of a study against its first attack and, where there are several, at their worst."""
     from analysis.common import attack_label, label, parameters
     from mi_ray.records import read_cells
     from mi_ray.statistics import frontier
 
-    table = frontier(read_cells(store, study))
+    cells = read_cells(store, study)
+    table = frontier(cells)
     best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
-    for (classifier, *_), rows in best.groupby(["classifier", "goal", "epsilon", "attack_params"], sort=True):
-        title = f"Frontier of {classifier}: {attack_label(rows.iloc[0])}"
+    best.loc[best["attack"] == "worst_case", "knowledge"] = ""  # settings without an adaptive attack among the others
+    threat = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
+    groups = [(name, rows) for name, rows in best.groupby(threat, sort=False)]
+    first = {name[0]: name for name, rows in reversed(groups) if name[1] != "worst_case"}
+    for name, rows in groups:
+        if name[1] != "worst_case" and first[name[0]] != name:
+            continue
+        title = f"Frontier of {name[0]}: {attack_label(rows.iloc[0])}"
         shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
         for head in ("Defense", "Parameters", "N", "Clean %", "Adversarial %"):
             shown.add_column(head, justify="left" if head in ("Defense", "Parameters") else "right")
@@ -167,6 +175,22 @@ def _show_frontier(store: Store, study: str) -> None:
                 _percent(row, "clean"), _percent(row, "adversarial"), style=None if row["undominated"] else "dim",
             )  # fmt: skip
         console.print(shown)
+    _show_verdicts(cells)
+
+
+def _show_verdicts(cells: Any) -> None:
+    """How many attacked cells can be trusted, and which checks the others failed."""
+    attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
+    counts = attacked["verdict"].value_counts()
+    said = ", ".join(f"{counts[state]} {state}" for state in ("passed", "failed", "not run") if state in counts)
+    console.print(f"checks of {len(attacked)} attacked cells: {said} (docs/checks.md)", highlight=False)
+    failed: dict[str, int] = {}
+    for text in attacked["checks"]:
+        for name, found in json.loads(text).items():
+            failed[name] = failed.get(name, 0) + (found["state"] == "failed")
+    worst = [f"{name} in {count}" for name, count in sorted(failed.items(), key=lambda item: -item[1]) if count]
+    if worst:
+        console.print(f"  failed: {', '.join(worst)}", highlight=False)
 
 
 def _percent(row: Any, name: str) -> str:

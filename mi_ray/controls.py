@@ -67,7 +67,7 @@ def controls(attack: Attacked, stop: int, last: bool) -> Iterator[tuple[str, Con
     yield "large_epsilon", Control("pgd" if n is None else "eot_pgd", large, LARGE_EPSILON)
     for name, other, more in (
         ("black_box_not_stronger", "square", {"queries": CHECK_QUERIES, **eot}),
-        ("random_noise_not_stronger", "random_noise", {"tries": CHECK_TRIES}),
+        ("random_noise_not_stronger", "random_noise", {"tries": CHECK_TRIES, **eot}),
     ):
         if attack.method not in ("square", "random_noise"):
             yield name, Control(other, more, epsilon)
