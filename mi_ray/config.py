@@ -348,8 +348,10 @@ class Sweep(Strict):
             raise ValueError(
                 "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
             )
-        if self.search is not None and all(entry.method[0] == "none" for entry in self.defenses):
-            raise ValueError("search: optuna needs a defense to search; the file has none beside `none`")
+        real = [entry for entry in self.defenses if entry.method[0] != "none"]
+        bare = [name for name in names if not any(e.classifiers is None or name in e.classifiers for e in real)]
+        if self.search is not None and bare:
+            raise ValueError(f"search: optuna needs a defense to search on each classifier; {bare[0]} has only `none`")
         if self.search is not None and self.variants:
             raise ValueError("search: optuna searches one set of options; leave `variants` out")
         asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]

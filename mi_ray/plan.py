@@ -352,10 +352,12 @@ class Planner:
         )  # fmt: skip
         return replace(work, cost=self.passes(work, work.stops))
 
-    def axes(self) -> list[tuple[Any, dict[str, Axis]]]:
-        """(defense class, its axes) for each entry of the file, in order."""
+    def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
+        """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
         found = []
         for entry in self.sweep.defenses:
+            if classifier is not None and not _applies(entry.classifiers, classifier):
+                continue
             name, written = entry.method
             method = self.methods.defenses[name]
             found.append((method, expand(method, written, lambda option: getattr(self.options, option))))

@@ -334,17 +334,19 @@ def at_matched_clean(clean: npt.ArrayLike, adversarial: npt.ArrayLike, level: fl
     NaN where the level is outside the curve: nothing is extrapolated.
     """
     x, y = np.asarray(clean, float), np.asarray(adversarial, float)
-    return float(_along(x, y, undominated(x, y), np.array([level]))[0])
+    return float(_along(x, y, undominated(x, y), np.asarray(level))) if x.size else float("nan")
 
 
-def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], levels: Floats) -> Floats:
-    """y at each level of x on the curve of the settings to keep, NaN outside it."""
-    if not keep.any():
-        return np.full(len(levels), np.nan)
-    order = np.argsort(x[keep])
-    curve, slack = x[keep][order], 1e-9  # a level computed as 0.9 - 0.1 is at a setting with 0.8
-    inside = (levels >= curve[0] - slack) & (levels <= curve[-1] + slack)
-    return np.where(inside, np.interp(levels, curve, y[keep][order]), np.nan)
+def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], level: Floats) -> Floats:
+    """y [...] at a level [...] of x on the curve of the settings to keep, all [..., settings]; NaN outside it."""
+    at, slack = level[..., None], 1e-9  # a level computed as 0.9 - 0.1 is at a setting with 0.8
+    below = np.where(keep & (x <= at + slack), x, -np.inf)
+    above = np.where(keep & (x >= at - slack), x, np.inf)
+    left, right = below.argmax(-1)[..., None], above.argmin(-1)[..., None]
+    reached = np.isfinite(below.max(-1)) & np.isfinite(above.min(-1))
+    x0, x1, y0, y1 = (np.take_along_axis(values, side, -1)[..., 0] for values in (x, y) for side in (left, right))
+    share = np.divide(level - x0, x1 - x0, out=np.zeros(reached.shape), where=x1 > x0)
+    return np.where(reached, y0 + share * (y1 - y0), np.nan)
 
 
 def resampled_accuracies(counts: npt.ArrayLike, draws: npt.ArrayLike) -> Floats:
@@ -439,16 +441,18 @@ def at_matched_clean_interval(
     whose curve does not reach a level are left out of its interval: `defined` is the share of the others.
     """
     own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
-    wanted = np.broadcast_to(np.asarray(levels, float), (len(resampled[0]), len(levels)))
-    first = wanted[0]
+    starts: tuple[Any, Any] = (0.0, 0.0)
     if below is not None:
         counts, draws = np.asarray(below[0]), below[1]
         _check_paired(counts, np.asarray(clean_counts)[0])
-        first = counts.mean() / draws - first
-        wanted = resampled_accuracies(counts[None], draws) - wanted
-    each = np.stack([_along(*row) for row in zip(*resampled, undominated(*resampled), wanted, strict=True)])
-    values = _along(*own, undominated(*own), first)
-    return [_estimate(float(value), each[:, i]) for i, value in enumerate(values)]
+        starts = counts.mean() / draws, resampled_accuracies(counts[None], draws)[:, 0]
+    sides = [(*side, undominated(*side), start) for side, start in zip((own, resampled), starts, strict=True)]
+    found = []
+    for level in levels:
+        step = level if below is None else -level
+        value, each = (_along(x, y, keep, np.asarray(start + step)) for x, y, keep, start in sides)
+        found.append(_estimate(float(value), each))
+    return found
 
 
 FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]

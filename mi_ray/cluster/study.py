@@ -245,10 +245,10 @@ class Runner:
                 self._tune(f"sweep of {len(todo)} settings", trials.ResolveGrid(todo), points, space, None, 1)
             return plan
         found: list[Cell] = list(plan.cells)
-        space_of = trials.search_space(self.planner)
         for work in self.planner.classifiers:
             if work.key in self.outcome.failures:
                 continue
+            space_of = trials.search_space(self.planner, work)
             resolve_search = trials.ResolveSearch(self.planner, space_of, work.key)
             search = trials.optuna_search(space_of, self.sweep.search, self.sweep.seed)
             name = f"search on {work.entry.name}"

@@ -18,7 +18,7 @@ from mi_ray.cluster.blocks import workbench
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES, Defense
 from mi_ray.parameters import Axis, plain
-from mi_ray.plan import AttackWork, Cell, OutputWork, Planner, merged, merged_attacks
+from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Planner, merged, merged_attacks
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
 from mi_ray.workbench import Work, Workbench, kind_of
@@ -231,9 +231,17 @@ class Space:
         return name, {key: plain(value) for key, value in values.items() if value is not None}
 
 
-def search_space(planner: Planner) -> Space:
-    """The space of a sweep's defenses; `none` has nothing to search and is left out."""
-    return Space(tuple((method.name, axes) for method, axes in planner.axes() if method.name != "none"))
+def search_space(planner: Planner, classifier: ClassifierWork) -> Space:
+    """The space of a sweep's defenses on a classifier; `none` has nothing to search and is left out.
+
+    Raises ValueError when nothing is left.
+    """
+    found = tuple((method.name, axes) for method, axes in planner.axes(classifier) if method.name != "none")
+    if not found:
+        raise ValueError(
+            f"search: optuna needs a defense to search on every classifier; {classifier.entry.name} has none"
+        )
+    return Space(found)
 
 
 def search_cells(planner: Planner, classifier: str, setting: tuple[str, Mapping[str, Any]]) -> list[Cell]:
