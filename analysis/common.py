@@ -1,18 +1,23 @@
-"""What every script shares: the names and colours of defenses, saving, and the command line."""
+"""What every script shares: names, colours and marks, the cells that it draws, saving, and the command line."""
 
 import argparse
 import io
 import json
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from mi_ray.records import Store
+from mi_ray.statistics import of_variant
 
 Make = Callable[[Store, str], list[str]]
+Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"
 
 LABELS = {
     "none": "No defense", "gaussian_noise": "Gaussian noise", "uniform_noise": "Uniform noise",
@@ -26,6 +31,12 @@ COLOURS = {
 }  # fmt: skip
 SPARE_COLOURS = ["#8C564B", "#17BECF", "#7F7F7F", "#BCBD22"]
 MARKERS = dict(zip(LABELS, "*os^vDPXh", strict=True))
+ATTACKS = {
+    "none": "Clean", "pgd": "PGD", "eot_pgd": "EOT-PGD", "averaged": "Averaged PGD", "apgd": "APGD", "square": "Square",
+    "random_noise": "Random noise", "worst_case": "Worst case",
+}  # fmt: skip
+THROUGH_THE_DEFENSE = ("eot_pgd", "averaged", "worst_case")  # what their names say already
+MARKS = {"passed": "✓", "failed": "✗", "not run": "–"}
 
 STYLE: Any = {
     "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
@@ -55,17 +66,99 @@ def parameters(defense_params: str, without: frozenset[str] = frozenset()) -> st
     return ", ".join(item for item in shown if item != "fill=0")
 
 
-def attack_label(row: "pd.Series[Any]") -> str:
+def attack_name(row: Row) -> str:
+    """An attack without its threat model: PGD-10, EOT-PGD-50 (EOT 30), APGD-100 (dlr), Worst case."""
+    params = json.loads(row["attack_params"])
+    name = ATTACKS.get(row["attack"], str(row["attack"]).upper())
+    if row["knowledge"] == "adaptive" and row["attack"] not in THROUGH_THE_DEFENSE:
+        name = f"adaptive {name}"
+    length = next((params[key] for key in ("steps", "queries", "tries") if params.get(key) is not None), None)
+    name += "" if length is None else f"-{length}"
+    notes = [] if params.get("eot") is None else [f"{'N_A' if row['attack'] == 'averaged' else 'EOT'} {params['eot']}"]
+    if params.get("loss") not in (None, "mean_cross_entropy"):
+        notes.append(str(params["loss"]).replace("_", " "))
+    return name + (f" ({', '.join(notes)})" if notes else "")
+
+
+def attack_label(row: Row) -> str:
     """An attack as a column or a title writes it: PGD-10, untargeted, ε = 0.05."""
-    steps = json.loads(row["attack_params"]).get("steps")
-    name = str(row["attack"]).upper() + (f"-{steps}" if steps is not None else "")
-    return f"{name}, {row['goal']}, ε = {epsilon_text(row['epsilon'])}"
+    goal = "" if row["goal"] in ("any", "none") else f", {row['goal']}"
+    return f"{attack_name(row)}{goal}, ε = {epsilon_text(row['epsilon'])}"
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """An accuracy in [0, 1] as tables write it: per cent, its interval in brackets; a dash where there is none."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" if value == value else MARKS["not run"]
+
+
+def finished(cells: pd.DataFrame, needs: str) -> pd.DataFrame:
+    """The cells of the study itself (of no variant of its options) that are done. Raises ValueError without any."""
+    found = of_variant(cells)
+    found = found[found["state"] == "done"]
+    if found.empty:
+        raise ValueError(f"{needs}; this study has none")
+    return found
+
+
+def records_of(store: Store, cell: str) -> pd.DataFrame:
+    """The rows of one cell, a row a point, selection points too. Raises ValueError when the store has none."""
+    tables = [store.read_block("records", cell, block)[0].to_pandas() for block in store.blocks("records", cell)]
+    if not tables:
+        raise ValueError(f"records/{cell} must be in the store, to draw what single points say")
+    return pd.concat(tables, ignore_index=True)
+
+
+def mark(row: Row) -> str:
+    """A cell's verdict: ✓ its checks passed, ✗ one failed, – no control was run (docs/checks.md)."""
+    return MARKS.get(str(row.get("verdict")), MARKS["not run"])
+
+
+def failed_checks(row: Row) -> dict[str, str]:
+    """The checks that a cell failed: name -> why."""
+    text = row.get("checks")
+    found = json.loads(text) if isinstance(text, str) else {}
+    return {name: said["why"] for name, said in found.items() if said["state"] == "failed"}
+
+
+def checks_footnote(cells: pd.DataFrame) -> str:
+    """What the marks mean, and which checks these cells failed: how many of the cells, and what the first of them says."""
+    attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
+    told: dict[str, list[str]] = {}
+    for _, row in attacked.iterrows():
+        for name, why in failed_checks(row).items():
+            told.setdefault(name, []).append(f"{row['classifier']}, {label(row['defense'])}, {attack_label(row)}: {why}")
+    said = "✓ all checks of the cell passed, ✗ one failed (its number is not to be quoted as it stands), – no control was run."
+    failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
+    if failed:
+        said += f" Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}."
+    return said + " docs/checks.md says what each check means."
 
 
 def epsilon_text(epsilon: float) -> str:
     """ε as the field writes it: 8/255 where it is one, else a decimal."""
     levels = epsilon * 255
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
+
+
+def checks_note(cells: pd.DataFrame) -> str:
+    """What a figure says of crossed cells, in a few words; nothing where none failed."""
+    attacked = cells[cells["attack"] != "none"]
+    names = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
+    counted = ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
+    return f"✗: of these {len(attacked)} attacked cells some failed {counted}" if counted else ""
+
+
+def cross_out(axes: Axes, x: Any, y: Any, rows: pd.DataFrame) -> None:
+    """Cross the points at x, y whose cells failed a check."""
+    failed = (rows["verdict"] == "failed").to_numpy()
+    axes.scatter(np.asarray(x)[failed], np.asarray(y)[failed], s=26, marker="x", color="black", lw=0.9, zorder=9)
+
+
+def defense_handle(defense: str, defenses: list[str]) -> Line2D:
+    """A defense's entry in a legend."""
+    size = 9 if defense == "none" else 5
+    tint, marker = colour(defense, defenses), MARKERS.get(defense, "s")
+    return Line2D([], [], color=tint, marker=marker, ms=size, lw=1.4, label=label(defense))
 
 
 def save_figure(store: Store, study: str, name: str, figure: Figure) -> list[str]:
@@ -78,6 +171,15 @@ def save_figure(store: Store, study: str, name: str, figure: Figure) -> list[str
         paths.append(f"studies/{study}/figures/{name}.{kind}")
         store.write_bytes(paths[-1], buffer.getvalue())
     return paths
+
+
+def save_drawing(store: Store, study: str, name: str, figure: Figure, facts: pd.DataFrame) -> list[str]:
+    """Write a figure and, as CSV, what it shows; the figure is closed. Returns the paths within the store."""
+    import matplotlib.pyplot as plt
+
+    paths = save_figure(store, study, name, figure)
+    plt.close(figure)
+    return [*paths, save_text(store, study, f"{name}.csv", facts.to_csv(index=False))]
 
 
 def save_text(store: Store, study: str, name: str, text: str) -> str:

@@ -5,11 +5,13 @@ Of each defense it shows the setting with the highest adversarial accuracy among
 selection points, where the study has some, and its accuracies are of the other points.
 """
 
+from typing import Any
+
 import pandas as pd
 
-from analysis.common import attack_label, label, parameters, save_text, script
+from analysis.common import attack_label, checks_footnote, label, mark, parameters, percent, save_text, script
 from mi_ray.records import Store, read_cells
-from mi_ray.statistics import frontier
+from mi_ray.statistics import frontier, of_variant
 
 CLEAN_BUDGET = 0.10  # the most clean accuracy a shown setting may give up against no defense
 
@@ -38,7 +40,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _accuracies(chosen: pd.DataFrame) -> dict[str, float]:
+def _accuracies(chosen: pd.DataFrame) -> dict[str, Any]:
     first = chosen.iloc[0]
     found = {"Clean": first["clean"], "Clean low": first["clean_low"], "Clean high": first["clean_high"]}
     for _, row in chosen.iterrows():
@@ -47,12 +49,13 @@ def _accuracies(chosen: pd.DataFrame) -> dict[str, float]:
             column: row["adversarial"],
             f"{column} low": row["adversarial_low"],
             f"{column} high": row["adversarial_high"],
+            f"{column} mark": mark(row),
         }
-    return {key: float(value) for key, value in found.items()}
+    return found
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`facts` as text: per cent with the interval in brackets."""
+    """`facts` as text: per cent with the interval in brackets, and the mark of the checks' verdict."""
     columns = [name for name in table.columns if f"{name} low" in table.columns]
     text = pd.DataFrame({
         "Classifier": table["classifier"],
@@ -60,8 +63,9 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
         "Parameters": table["parameters"], "N": table["executions"].astype(str),
     })  # fmt: skip
     for column in columns:
-        bounds = zip(table[column], table[f"{column} low"], table[f"{column} high"], strict=True)
-        text[column] = [f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" for value, low, high in bounds]
+        values = map(percent, table[column], table[f"{column} low"], table[f"{column} high"])
+        marks = table[f"{column} mark"].fillna("") if f"{column} mark" in table else [""] * len(table)
+        text[column] = [f"{value} {sign}".strip() for value, sign in zip(values, marks, strict=True)]
     return text
 
 
@@ -76,7 +80,8 @@ def footnote(cells: pd.DataFrame) -> str:
     return (
         f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. Of each defense: the "
         f"setting with the highest adversarial accuracy among those within {100 * CLEAN_BUDGET:.0f} points of the undefended "
-        f"clean accuracy, picked on {picked}. †: none is within, the one with the highest clean accuracy is shown."
+        f"clean accuracy, picked on {picked}. †: none is within, the one with the highest clean accuracy is shown. "
+        + checks_footnote(of_variant(cells))
     )
 
 
@@ -88,10 +93,11 @@ def markdown(text: pd.DataFrame, note: str) -> str:
 
 
 def latex(text: pd.DataFrame, note: str) -> str:
-    """A booktabs table."""
+    """A booktabs table; \\checkmark is of amssymb."""
 
     def escape(value: str) -> str:
         plain = value.replace("%", r"\%").replace("_", r"\_").replace("ε", r"$\epsilon$")
+        plain = plain.replace("✓", r"\checkmark").replace("✗", r"$\times$").replace("≤", r"$\le$").replace("–", "--")
         return plain.replace("†", r"$^\dagger$")
 
     head = " & ".join(map(escape, text.columns)) + r" \\"

@@ -153,14 +153,20 @@ def _cost(store: Store, cell: Cell, known: dict[str, tuple[int, int, float]]) ->
 
 
 def mark_selected(rows: list[dict[str, Any]]) -> None:
-    """Fill `clean_accuracy` and `selected` (undominated, judged on selection points where there are some), in place."""
+    """Fill `clean_accuracy` and `selected` (undominated, judged on selection points where there are some), in place.
+
+    Settings compete within a variant; a cell of several is judged with the first.
+    """
     import pandas as pd
 
     from mi_ray.records import CELLS
 
     frame = pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
-    table: pd.DataFrame = frontier(frame)
-    found = dict(zip(table["cell"], zip(table["clean"], table["undominated"], strict=True), strict=True))
+    found: dict[str, tuple[float, bool]] = {}
+    for variant in dict.fromkeys(name for row in rows for name in row["variants"]):
+        table: pd.DataFrame = frontier(frame, variant)
+        own = zip(table["cell"], zip(table["clean"], table["undominated"], strict=True), strict=True)
+        found = {**dict(own), **found}
     for row in rows:
         if row["cell"] in found:
             row["clean_accuracy"], row["selected"] = float(found[row["cell"]][0]), bool(found[row["cell"]][1])

@@ -372,18 +372,16 @@ def _both(
 ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
     """((clean, adversarial) [settings], the same on resampled points [resamples, settings])."""
     clean, adversarial = np.asarray(clean_counts), np.asarray(adversarial_counts)
-    if clean.shape != adversarial.shape:
+    if clean.shape != adversarial.shape or clean.ndim != 2:
         raise ValueError(
-            "clean and adversarial counts must be of the same settings and points; "
+            "clean and adversarial counts must be of the same settings and points, [settings, points]; "
             f"got shapes {list(clean.shape)} and {list(adversarial.shape)}"
         )
-    resampled = resampled_accuracies(clean, clean_draws), resampled_accuracies(adversarial, adversarial_draws)
-    points = clean.shape[1]
-    own = (
-        clean.sum(1) / (points * np.asarray(clean_draws)),
-        adversarial.sum(1) / (points * np.asarray(adversarial_draws)),
-    )
-    return own, resampled
+    draws = np.concatenate([np.broadcast_to(each, len(clean)) for each in (clean_draws, adversarial_draws)])
+    counts = np.concatenate([clean, adversarial])
+    resampled = np.split(resampled_accuracies(counts, draws), 2, axis=1)
+    own = np.split(counts.sum(axis=1) / (counts.shape[1] * draws), 2)
+    return (own[0], own[1]), (resampled[0], resampled[1])
 
 
 def hypervolume_interval(

@@ -1,13 +1,37 @@
 """Intervals, survival of several attempts and undominated settings, against known values and brute force."""
 
-from itertools import combinations
+from itertools import combinations, product
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
-from mi_ray.statistics import FRONTIER_KEYS, accuracy, cell_summary, frontier, survival_of_attempts, undominated
+from mi_ray.statistics import (
+    FRONTIER_KEYS,
+    accuracy,
+    at_matched_clean,
+    at_matched_clean_interval,
+    auc_interval,
+    by_threat,
+    cell_summary,
+    counts_of,
+    detection_auc,
+    frontier,
+    holm,
+    hypervolume,
+    hypervolume_interval,
+    of_variant,
+    paired_test,
+    resampled_accuracies,
+    roc,
+    spread,
+    survival_interval,
+    survival_of_attempts,
+    undominated,
+    undominated_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +103,207 @@ def test_more_attempts_than_draws_or_none_are_refused(attempts: int) -> None:
         survival_of_attempts([1], 3, attempts)
 
 
+def test_an_interval_of_one_attempt_is_that_of_the_accuracy_and_of_all_attempts_wilsons() -> None:
+    counts = np.random.default_rng(5).integers(0, 4, 80)
+    assert survival_interval(counts, 3, 1) == accuracy(counts, 3)
+    every = survival_interval(counts, 3, 3)
+    assert every.interval == "wilson"
+    assert every.value == survival_of_attempts(counts, 3, 3)
+    assert every == accuracy((counts == 3).astype(int), 1)
+
+
+def test_the_interval_of_two_attempts_contains_their_survival() -> None:
+    counts = np.random.default_rng(6).integers(0, 4, 80)
+    found = survival_interval(counts, 3, 2)
+    assert found.interval == "bootstrap"
+    assert found.value == pytest.approx(survival_of_attempts(counts, 3, 2))
+    assert found.low < found.value < found.high
+
+
+@pytest.mark.parametrize(("higher", "lower"), [(12, 3), (5, 5), (0, 7), (1, 0), (30, 22)])
+def test_mcnemar_is_the_sign_test_of_the_points_that_differ(higher: int, lower: int) -> None:
+    left = np.array([2] * higher + [0] * lower + [2] * 10 + [0] * 4)
+    right = np.array([0] * higher + [2] * lower + [2] * 10 + [0] * 4)
+    found = paired_test(left, right, 2)
+    assert found.method == "mcnemar"
+    assert found.p_value == pytest.approx(stats.binomtest(higher, higher + lower).pvalue)
+    tail = sum(stats.binom.pmf(k, higher + lower, 0.5) for k in range(higher, higher + lower + 1))
+    assert found.p_greater == pytest.approx(tail)
+    assert found.p_less == pytest.approx(stats.binom.cdf(higher, higher + lower, 0.5))
+    assert found.difference == pytest.approx((higher - lower) / len(left))
+    assert (found.left_higher, found.left_lower) == pytest.approx((higher / len(left), lower / len(left)))
+
+
+def test_on_many_points_the_interval_of_deterministic_cells_is_walds() -> None:
+    both, left_alone, right_alone, neither = 794, 150, 86, 570
+    left = np.repeat([1, 1, 0, 0], [both, left_alone, right_alone, neither])
+    right = np.repeat([1, 0, 1, 0], [both, left_alone, right_alone, neither])
+    found = paired_test(left, right, 1)
+    half = 1.96 * np.sqrt(left_alone + right_alone - 64**2 / 1600) / 1600
+    assert found.difference == pytest.approx(0.04)
+    assert (found.low, found.high) == pytest.approx((0.04 - half, 0.04 + half), abs=2e-4)
+
+
+def test_the_sign_flip_test_is_what_trying_every_flip_gives() -> None:
+    rng = np.random.default_rng(0)
+    for draws, other in [(3, 3), (4, 6), (1, 5)]:
+        left, right = rng.integers(0, draws + 1, 11), rng.integers(0, other + 1, 11)
+        differences = left / draws - right / other
+        sums = np.array([np.dot(signs, differences) for signs in product([-1, 1], repeat=11)])
+        found = paired_test(left, right, draws, other)
+        assert found.method == "sign_flip"
+        assert found.p_greater == pytest.approx(np.mean(sums >= differences.sum() - 1e-9))
+        assert found.p_less == pytest.approx(np.mean(sums <= differences.sum() + 1e-9))
+        assert found.p_value == pytest.approx(min(1, 2 * min(found.p_greater, found.p_less)))
+
+
+def test_the_sign_flip_test_agrees_with_scipys_drawn_one() -> None:
+    rng = np.random.default_rng(1)
+    left, right = rng.binomial(3, 0.55, 200), rng.binomial(3, 0.5, 200)
+    drawn = stats.permutation_test(
+        (left - right,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, batch=1000, rng=rng
+    )
+    found = paired_test(left, right, 3)
+    assert found.p_value == pytest.approx(drawn.pvalue, abs=0.02)
+    assert found.difference == pytest.approx(drawn.statistic / 3)
+
+
+def test_p_values_are_at_most_uniform_without_a_difference_and_small_with_one() -> None:
+    rng, null, effect = np.random.default_rng(2), [], []
+    for _ in range(400):
+        chance = rng.beta(0.5, 0.5, 60)
+        left = rng.binomial(3, chance)
+        null.append(paired_test(left, rng.binomial(3, chance), 3))
+        effect.append(paired_test(left, rng.binomial(3, np.clip(chance - 0.25, 0, 1)), 3))
+    for side in ("p_value", "p_greater", "p_less"):
+        p = np.array([getattr(found, side) for found in null])
+        for level in (0.05, 0.2, 0.5):
+            assert level - 0.12 * level - 0.05 <= np.mean(p <= level) <= level + 3 * np.sqrt(level * (1 - level) / 400)
+    assert np.mean([found.p_greater < 0.01 for found in effect]) > 0.9
+    assert min(found.p_less for found in effect) > 0.5
+
+
+def test_swapping_the_sides_swaps_the_answer() -> None:
+    rng = np.random.default_rng(3)
+    left, right = rng.integers(0, 4, 50), rng.integers(0, 6, 50)
+    one, other = paired_test(left, right, 3, 5), paired_test(right, left, 5, 3)
+    assert one.p_greater == pytest.approx(other.p_less)
+    assert one.p_value == pytest.approx(other.p_value)
+    assert one.difference == pytest.approx(-other.difference)
+    assert (one.low, one.left_higher) == pytest.approx((-other.high, other.left_lower), abs=0.01)
+
+
+@pytest.mark.parametrize("counts", [[3, 0, 0, 3, 3], [3, 1, 2, 0, 3]])
+def test_equal_cells_have_no_difference_and_p_one(counts: list[int]) -> None:
+    found = paired_test(counts, counts, 3)
+    assert (found.difference, found.p_value, found.p_greater, found.p_less) == (0, 1, 1, 1)
+    assert (found.left_higher, found.left_lower) == (0, 0)
+    assert found.low <= 0 <= found.high
+
+
+def test_agreement_on_few_deterministic_points_still_leaves_an_interval() -> None:
+    few, many = paired_test([1] * 50, [1] * 50, 1), paired_test([1] * 1000, [1] * 1000, 1)
+    assert few.high == -few.low == pytest.approx(1.96 * np.sqrt(2) / 52, abs=1e-4)
+    assert many.high < few.high / 10
+
+
+def test_as_many_right_of_other_draws_are_no_difference() -> None:
+    counts = np.array([0, 1, 2, 3, 3])
+    assert paired_test(counts, 2 * counts, 3, 6).difference == 0
+    assert paired_test([1, 0], [5, 0], 1, 5).method == "mcnemar"
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_intervals_of_a_paired_difference_cover_it_about_95_times_in_100(draws: int) -> None:
+    rng, covered, trials = np.random.default_rng(draws), 0, 300
+    for _ in range(trials):
+        # Right with the point's chance on the left, and a quarter less often on the right: 0.125 apart on average.
+        chance = rng.beta(0.5, 0.5, 150)
+        found = paired_test(rng.binomial(draws, chance), rng.binomial(draws, 0.75 * chance), draws)
+        covered += found.low <= 0.125 <= found.high
+    assert 0.91 <= covered / trials <= 0.985
+
+
+@pytest.mark.parametrize(("left", "right"), [([1, 0], [1, 0, 1]), ([], []), ([[1, 0]], [[1, 0]])])
+def test_cells_of_other_points_are_refused(left: Any, right: Any) -> None:
+    with pytest.raises(ValueError, match="must have the same points"):
+        paired_test(left, right, 1)
+
+
+@pytest.mark.parametrize(("left", "right"), [([4, 0], [0, 0]), ([0, 0], [-1, 0]), ([0.5, 0], [0, 0])])
+def test_counts_that_no_draws_can_give_are_refused(left: Any, right: Any) -> None:
+    with pytest.raises(ValueError, match="from 0 to draws=3"):
+        paired_test(left, right, 3)
+
+
+def test_a_thousand_points_and_small_p_values_are_exact() -> None:
+    left, right = np.array([3] * 600 + [0] * 400), np.array([2] * 600 + [0] * 400)
+    assert paired_test(left, right, 3).p_greater == pytest.approx(0.5**600, rel=1e-6)
+
+
+def test_holm_multiplies_as_in_his_procedure_and_keeps_the_order() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.6, 0.5]) == pytest.approx([1, 1])
+    assert holm([0.02]) == pytest.approx([0.02])
+    assert holm([]).size == 0
+
+
+def test_spread_is_students_interval_over_seeds() -> None:
+    values = [0.51, 0.55, 0.53, 0.58]
+    found = spread(values)
+    assert (found.number, found.mean, found.least, found.most) == (4, pytest.approx(0.5425), 0.51, 0.58)
+    assert found.deviation == pytest.approx(np.std(values, ddof=1))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+
+
+def test_equal_values_have_no_spread_and_one_value_is_refused() -> None:
+    found = spread([0.5, 0.5])
+    assert (found.deviation, found.low, found.high) == (0, 0.5, 0.5)
+    with pytest.raises(ValueError, match="at least two values, one a training seed; got 1"):
+        spread([0.5])
+
+
+def test_the_area_below_the_roc_curve_is_the_auc() -> None:
+    rng = np.random.default_rng(0)
+    clean, adversarial = rng.normal(size=70).round(1), rng.normal(0.8, size=70).round(1)
+    curve = roc(clean, adversarial)
+    assert np.trapezoid(curve.tpr, curve.fpr) == pytest.approx(detection_auc(clean, adversarial))
+    assert (curve.fpr[0], curve.tpr[0], curve.fpr[-1], curve.tpr[-1]) == (0, 0, 1, 1)
+    at = len(curve.thresholds) // 2
+    assert curve.tpr[at] == pytest.approx(np.mean(adversarial >= curve.thresholds[at]))
+    assert curve.fpr[at] == pytest.approx(np.mean(clean >= curve.thresholds[at]))
+
+
+def test_each_resampled_auc_is_that_of_the_resampled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    clean, adversarial = rng.normal(size=40).round(1), rng.normal(0.5, size=40).round(1)
+    rows = [rng.permutation(np.bincount(rng.integers(0, 40, 40), minlength=40)) for _ in range(5)]
+    monkeypatch.setattr("mi_ray.statistics._resamples", lambda points: iter([np.array(rows, float)]))
+    aucs = [detection_auc(np.repeat(clean, times), np.repeat(adversarial, times)) for times in rows]
+    found = auc_interval(clean, adversarial)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(aucs, [0.025, 0.975])))
+    assert found.value == detection_auc(clean, adversarial)
+
+
+def test_the_interval_of_an_auc_covers_it_and_pairs_are_kept_together() -> None:
+    rng, covered, trials = np.random.default_rng(4), 0, 150
+    truth = stats.norm.cdf(0.5)  # independent normal scores of spread 1, sqrt(1/2) apart
+    for _ in range(trials):
+        found = auc_interval(rng.normal(size=100), rng.normal(np.sqrt(0.5), size=100))
+        covered += found.low <= truth <= found.high
+    assert 0.89 <= covered / trials <= 0.99
+    shared = rng.normal(size=200)
+    together = auc_interval(shared, shared + 0.1)
+    apart = auc_interval(shared, rng.permutation(shared) + 0.1)
+    assert together.high - together.low < 0.5 * (apart.high - apart.low)
+
+
+def test_scores_of_other_points_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"same points, \[points\] and at least one; got shapes \[2\] and \[3\]"):
+        auc_interval([0.1, 0.2], [0.1, 0.2, 0.3])
+
+
 def _beaten(a: tuple[float, float], b: tuple[float, float]) -> bool:
     return b[0] >= a[0] and b[1] >= a[1] and (b[0] > a[0] or b[1] > a[1])
 
@@ -93,10 +318,167 @@ def test_undominated_is_what_brute_force_finds_also_with_ties() -> None:
         assert undominated(clean, adversarial).tolist() == expected
 
 
+def test_undominated_settings_of_several_resamples_are_those_of_each() -> None:
+    clean, adversarial = np.random.default_rng(1).integers(0, 4, (2, 30, 7))
+    together = undominated(clean, adversarial)
+    assert together.tolist() == [undominated(x, y).tolist() for x, y in zip(clean, adversarial, strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("clean", "adversarial", "reference", "area"),
+    [
+        ([0.5], [0.4], (0, 0), 0.2),
+        ([0.9, 0.6, 0.3], [0.1, 0.4, 0.5], (0, 0), 0.3 * 0.5 + 0.3 * 0.4 + 0.3 * 0.1),
+        ([0.3, 0.9, 0.6], [0.5, 0.1, 0.4], (0, 0), 0.3),
+        ([0.9, 0.6, 0.5], [0.5, 0.4, 0.1], (0, 0), 0.45),  # the first beats the others
+        ([0.9, 0.9, 0.9], [0.5, 0.5, 0.2], (0, 0), 0.45),
+        ([0.9, 0.6], [0.1, 0.4], (0.5, 0.05), 0.4 * 0.05 + 0.1 * 0.3),
+        ([0.4, 0.9], [0.9, 0.0], (0.5, 0.1), 0.0),  # neither is above the reference in both
+        ([], [], (0, 0), 0.0),
+    ],
+)
+def test_the_hypervolume_of_a_staircase_is_the_area_below_it(
+    clean: list[float], adversarial: list[float], reference: tuple[float, float], area: float
+) -> None:
+    assert hypervolume(clean, adversarial, reference) == pytest.approx(area)
+
+
+def test_the_hypervolume_is_the_share_of_places_that_a_setting_dominates() -> None:
+    rng = np.random.default_rng(0)
+    clean, adversarial = rng.random((2, 6))
+    places = (np.stack(np.meshgrid(np.arange(400), np.arange(400)), -1).reshape(-1, 2) + 0.5) / 400
+    dominated = ((places[:, :1] <= clean) & (places[:, 1:] <= adversarial)).any(axis=1)
+    assert hypervolume(clean, adversarial) == pytest.approx(dominated.mean(), abs=0.01)
+
+
+def test_a_dominated_setting_does_not_change_the_hypervolume() -> None:
+    clean, adversarial = [0.9, 0.6], [0.1, 0.4]
+    assert hypervolume([*clean, 0.5], [*adversarial, 0.3]) == pytest.approx(hypervolume(clean, adversarial))
+    assert hypervolume([*clean, 0.7], [*adversarial, 0.3]) > hypervolume(clean, adversarial)
+
+
+@pytest.mark.parametrize(
+    ("level", "expected"),
+    [(0.9, 0.1), (0.8, 0.2), (0.6, 0.4), (0.5, 0.425), (0.2, 0.5), (0.91, np.nan), (0.19, np.nan), (0.9 - 0.1, 0.2)],
+)
+def test_adversarial_accuracy_at_matched_clean_accuracy_is_read_off_the_curve(level: float, expected: float) -> None:
+    clean, adversarial = [0.9, 0.2, 0.6, 0.5, 0.1], [0.1, 0.5, 0.4, 0.3, 0.5]  # the last two are dominated
+    assert at_matched_clean(clean, adversarial, level) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_curve_of_one_setting_is_a_point_and_its_end_counts_in_spite_of_rounding() -> None:
+    assert at_matched_clean([0.8], [0.3], 0.9 - 0.1) == 0.3
+    assert np.isnan(at_matched_clean([0.8], [0.3], 0.79))
+    assert np.isnan(at_matched_clean([], [], 0.5))
+
+
+def _curve_counts(seed: int, points: int, draws: int = 3, settings: int = 5) -> tuple[Any, Any]:
+    """Correct draws [settings, points] that fall in clean and rise in adversarial accuracy, correlated over settings."""
+    rng = np.random.default_rng(seed)
+    lam = np.linspace(0, 1, settings)[:, None]
+    each = rng.random((2, draws, 1, points))
+    chances = np.stack([0.9 - 0.4 * lam, 0.1 + 0.4 * lam])[:, None] + rng.uniform(-0.1, 0.1, points)
+    clean, adversarial = (each < chances).sum(axis=1)
+    return clean, adversarial
+
+
+def test_resamples_are_the_same_for_all_settings_and_calls() -> None:
+    clean, adversarial = _curve_counts(0, 50)
+    together = resampled_accuracies(np.concatenate([clean, adversarial]), 3)
+    assert (together[:, :5] == resampled_accuracies(clean, 3)).all()
+    assert (together[:, 5:] == resampled_accuracies(adversarial, 3)).all()
+    assert together.mean(axis=0)[:5] == pytest.approx(clean.mean(axis=1) / 3, abs=0.01)
+    assert together[:, 0].std() == pytest.approx((clean[0] / 3).std() / np.sqrt(50), rel=0.1)
+
+
+def test_draws_may_differ_between_settings_and_ties_stay_ties() -> None:
+    counts = np.random.default_rng(0).integers(0, 4, 40)
+    found = resampled_accuracies(np.stack([counts, 2 * counts, counts]), [3, 6, 3])
+    assert (found == found[:, :1]).all()
+
+
+def test_resamples_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, made = _curve_counts(0, 3000)[0], np.random.default_rng(0).integers(0, 3000, (2000, 3000))
+    expected = [counts[0, row].mean() / 3 for row in made[[0, 1332, 1333, 1999]]]  # 4,000,000 // 3000 = 1333 at once
+    assert resampled_accuracies(counts, 3)[[0, 1332, 1333, 1999], 0] == pytest.approx(expected)
+
+
+def test_intervals_of_a_frontier_cover_what_is_true() -> None:
+    lam = np.linspace(0, 1, 5)
+    truth = hypervolume(0.9 - 0.4 * lam, 0.1 + 0.4 * lam)
+    areas, matched, trials = 0, 0, 100
+    for seed in range(trials):
+        clean, adversarial = _curve_counts(seed, 100)
+        area = hypervolume_interval(clean, 3, adversarial, 3)
+        at = at_matched_clean_interval(clean, 3, adversarial, 3, [0.1], below=(clean[0], 3))[0]
+        assert area.low < area.value < area.high
+        areas += area.low <= truth <= area.high
+        matched += at.low <= 0.2 <= at.high
+    assert 0.88 <= areas / trials <= 0.99
+    assert 0.88 <= matched / trials <= 0.99
+
+
+def test_the_interval_of_a_hypervolume_of_one_setting_is_that_of_its_product() -> None:
+    clean, adversarial = _curve_counts(1, 100, settings=1)
+    found = hypervolume_interval(clean, 3, adversarial, 3)
+    product_ = resampled_accuracies(clean, 3) * resampled_accuracies(adversarial, 3)
+    assert found.value == pytest.approx(clean.mean() * adversarial.mean() / 9)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(product_, [0.025, 0.975])))
+
+
+def test_matched_levels_may_be_absolute_and_follow_a_cell_that_is_resampled_with_the_curve() -> None:
+    clean, adversarial = _curve_counts(2, 200)
+    own = clean.mean(axis=1) / 3
+    level = float(own[0]) - 0.1
+    fixed = at_matched_clean_interval(clean, 3, adversarial, 3, [level, 0.2])
+    moving = at_matched_clean_interval(clean, 3, adversarial, 3, [0.1], below=(clean[0], 3))[0]
+    expected = at_matched_clean(own, adversarial.mean(axis=1) / 3, level)
+    assert fixed[0].value == pytest.approx(expected)
+    assert moving.value == pytest.approx(expected)
+    assert moving.high - moving.low < fixed[0].high - fixed[0].low  # the level's own error cancels
+    assert np.isnan([fixed[1].value, fixed[1].low, fixed[1].high]).all()
+    assert fixed[1].defined == 0
+
+
+def test_an_interval_says_in_how_many_resamples_its_number_exists() -> None:
+    clean, adversarial = _curve_counts(3, 100)
+    end = float(clean[0].mean() / 3)
+    found = at_matched_clean_interval(clean, 3, adversarial, 3, [end])[0]
+    assert 0.3 < found.defined < 0.7
+    assert found.low <= found.high
+
+
+def test_how_sure_a_frontier_is() -> None:
+    rng = np.random.default_rng(0)
+    better = (rng.random(200) < 0.8).astype(int)
+    worse = better * (rng.random(200) < 0.5)
+    tie = np.stack([rng.permutation(better), rng.permutation(better)])
+    found = undominated_interval(np.stack([better, worse]), 1, np.stack([better, worse]), 1)
+    assert found.settings.tolist() == [True, False]
+    assert found.share.tolist() == [1, 0]
+    assert (found.number.value, found.number.low, found.number.high) == (1, 1, 1)
+    even = undominated_interval(tie, 1, np.stack([better, better]), 1)
+    assert even.settings.tolist() == [True, True]
+    assert even.share == pytest.approx([0.5, 0.5], abs=0.15)
+
+
+def test_counts_of_other_settings_or_points_are_refused() -> None:
+    clean, adversarial = _curve_counts(0, 20)
+    with pytest.raises(ValueError, match=r"points, \[settings, points\]; got shapes \[5, 20\] and \[4, 20\]"):
+        hypervolume_interval(clean, 3, adversarial[:4], 3)
+    with pytest.raises(ValueError, match=r"got shapes \[20\] and \[20\]"):
+        undominated_interval(clean[0], 3, adversarial[0], 3)
+    with pytest.raises(ValueError, match=r"\[settings, points\], at least one of each; got shape \[5, 0\]"):
+        resampled_accuracies(clean[:, :0], 3)
+    with pytest.raises(ValueError, match="must have the same points"):
+        at_matched_clean_interval(clean, 3, adversarial, 3, [0.1], below=(clean[0, :10], 3))
+
+
 def _cell(defense: str, attack: str, accuracy_: float, selection: float | None, **other: Any) -> dict[str, Any]:
     return {
-        "classifier": "f", "classifier_key": "k", "defense": defense, "defense_params": "{}", "executions": 30,
-        "draws": 3, "attack": attack, "attack_params": "{}", "goal": "untargeted", "epsilon": 0.03,
+        "cell": f"{defense}-{attack}{other}", "classifier": "f", "classifier_key": "k",
+        "defense": defense, "defense_params": "{}", "executions": 30, "draws": 3,
+        "attack": attack, "attack_params": "{}", "goal": "untargeted", "epsilon": 0.03,
         "knowledge": "oblivious", "state": "done", "accuracy": accuracy_, "accuracy_low": accuracy_ - 0.1,
         "accuracy_high": accuracy_ + 0.1, "selection_accuracy": selection, **other,
     }  # fmt: skip
@@ -139,6 +521,47 @@ def test_a_frontier_leaves_out_cells_that_are_not_done() -> None:
     table = frontier(cells)
     assert set(table["defense"]) == {"b", "c"}
     assert set(FRONTIER_KEYS) <= set(table.columns)
+
+
+def test_a_frontier_names_both_cells_of_a_setting() -> None:
+    row = frontier(_cells(False)).set_index("defense").loc["b"]
+    assert (row["cell"], row["clean_cell"]) == ("b-pgd{}", "b-none{}")
+
+
+def test_a_frontier_is_of_one_variant() -> None:
+    cells = _cells(False).assign(variants=[["", "other"]] * 2 + [[""]] * 2 + [["other"]] * 2)
+    assert set(frontier(cells)["defense"]) == {"a", "b"}
+    assert set(frontier(cells, "other")["defense"]) == {"a", "c"}
+    assert len(of_variant(cells.assign(variants=None))) == len(of_variant(_cells(False))) == 6
+
+
+def test_worst_cases_are_one_attack_whatever_the_adversary_knew() -> None:
+    worst = [_cell("none", "worst_case", 0.1, None), _cell("a", "worst_case", 0.3, None, knowledge="adaptive")]
+    threats = [set(group["defense"]) for group in by_threat(pd.concat([_cells(False), pd.DataFrame(worst)]))]
+    assert threats == [{"a", "b", "c"}, {"a", "b", "c"}, {"none", "a"}]
+    adaptive = _cells(False, knowledge="adaptive").query("attack != 'none'")
+    assert len(list(by_threat(pd.concat([_cells(False), adaptive])))) == 3
+
+
+def _records(cell: str, points: list[int], counts: list[int]) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"cell": cell, "point": points, "selection": [p >= 100 for p in points], "correct_draws": counts}
+    )
+
+
+def test_counts_of_cells_are_matched_by_point_and_leave_selection_points_out() -> None:
+    records = pd.concat([_records("a", [3, 1, 100], [3, 1, 0]), _records("b", [1, 3, 101], [2, 0, 0])])
+    assert counts_of(records, ["b", "a", "b"]).tolist() == [[2, 0], [1, 3], [2, 0]]
+
+
+def test_cells_of_other_points_have_no_common_counts() -> None:
+    records = pd.concat([_records("a", [1, 2], [1, 1]), _records("b", [1, 4], [1, 1])])
+    with pytest.raises(ValueError, match=r"rows of the same points to be compared; these lack some: \['a', 'b'\]"):
+        counts_of(records, ["a", "b"])
+    with pytest.raises(ValueError, match="these lack some"):
+        counts_of(records, ["a", "missing"])
+    with pytest.raises(ValueError, match="duplicate"):
+        counts_of(pd.concat([records, records]), ["a"])
 
 
 def test_a_cells_summary_keeps_selection_points_out_of_what_is_reported() -> None:

@@ -179,7 +179,7 @@ class EotPgd(StepAttack):
         low=1e-6,
         high=10.0,
     )
-    evade_weight: float = number("weight of the detector's gap in the loss `evade`", 10.0, low=0.0)
+    evade_weight: float = number("weight of the detector's gap in the loss `evade`", 2.0, low=0.0)
     scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
 
     def cost(self, passes: int = 1) -> tuple[int, int]:
