@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.plan import Cell, Plan, canonical
 from mi_ray.records import RECORDS, DamagedFileError, Store
 from mi_ray.statistics import cell_summary, detection_auc, frontier
 from mi_ray.verdicts import Verdicts, answers
+from mi_ray.work import Cell, Plan, canonical
 from mi_ray.workbench import Workbench
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from mi_ray.classifiers import build_classifier, prepared
-from mi_ray.plan import Plan
 from mi_ray.records import Store
 from mi_ray.study import Study
+from mi_ray.work import Plan
 
 MEASURE_SECONDS = 0.5
 BACKWARD = 2.0  # a backward pass costs about two forward passes

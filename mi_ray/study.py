@@ -33,9 +33,10 @@ from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry
-from mi_ray.plan import ClassifierWork, Facts, Methods, Plan, Planner, canonical, united
+from mi_ray.plan import Facts, Methods, Planner
 from mi_ray.records import EXAMPLES, Store, write_cells
 from mi_ray.sample_pool import without
+from mi_ray.work import ClassifierWork, Plan, canonical, united
 from mi_ray.workbench import PoolData, StudyData, images_column
 
 SHOWN = 16  # clean images that a study keeps for its figures

@@ -10,8 +10,8 @@ import torch
 from mi_ray import checks
 from mi_ray.checks import CHECKS, Compared, Finding
 from mi_ray.defenses import DEFENSES
-from mi_ray.plan import WORST_CASE, Cell, Check, Inputs, Plan, canonical
 from mi_ray.records import DamagedFileError
+from mi_ray.work import WORST_CASE, Cell, Check, Inputs, Plan, canonical
 from mi_ray.workbench import Workbench
 
 

@@ -23,9 +23,9 @@ from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
-from mi_ray.plan import AttackWork, Inputs, OutputWork
 from mi_ray.records import ADVERSARIAL, OUTPUTS, Block, DamagedFileError, Kind, Store, missing_ranges
 from mi_ray.sample_pool import SamplePool
+from mi_ray.work import AttackWork, Inputs, OutputWork
 
 Array = npt.NDArray[Any]
 Work = AttackWork | OutputWork

@@ -61,7 +61,7 @@ def executions(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Iterator[Float[
         yield from chunks(x)
 
 
-def of_label(log_probabilities: Float[Tensor, "E B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "E B"]:
+def of_label(log_probabilities: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "*S B"]:
     """The entries at the labels."""
     return log_probabilities.gather(-1, labels.expand(log_probabilities.shape[:-1])[..., None])[..., 0]
 

@@ -7,9 +7,9 @@ from typing import Any
 import ray
 import torch
 
-from mi_ray.plan import AttackWork
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
+from mi_ray.work import AttackWork
 from mi_ray.workbench import Work, Workbench
 
 

@@ -18,10 +18,10 @@ from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
-from mi_ray.plan import Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
 from mi_ray.study import Study, mark, write_study
+from mi_ray.work import Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.workbench import Work, Workbench, kind_of
 
 Until = Literal["train", "attack", "sweep"]

@@ -18,9 +18,10 @@ from mi_ray.cluster.blocks import workbench
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES, Defense
 from mi_ray.parameters import Axis, plain
-from mi_ray.plan import AttackWork, Cell, ClassifierWork, OutputWork, Planner, merged, merged_attacks
+from mi_ray.plan import Planner
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
+from mi_ray.work import AttackWork, Cell, ClassifierWork, OutputWork, merged, merged_attacks
 from mi_ray.workbench import Work, Workbench, kind_of
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
