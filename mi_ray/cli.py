@@ -160,9 +160,9 @@ def _show_frontier(store: Store, study: str) -> None:
     best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
     best.loc[best["attack"] == "worst_case", "knowledge"] = ""  # settings without an adaptive attack among the others
     threat = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
-    groups = [(name, rows) for name, rows in best.groupby(threat, sort=False)]
-    first = {name[0]: name for name, rows in reversed(groups) if name[1] != "worst_case"}
-    for name, rows in groups:
+    tested = table[table["attack"] != "worst_case"]
+    first = {classifier: tuple(rows.iloc[0][threat]) for classifier, rows in tested.groupby("classifier")}
+    for name, rows in best.groupby(threat, sort=False):
         if name[1] != "worst_case" and first[name[0]] != name:
             continue
         title = f"Frontier of {name[0]}: {attack_label(rows.iloc[0])}"
