@@ -210,10 +210,12 @@ class Workbench:
         return images[chosen], labels[chosen], linf[chosen]
 
     def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
-        """(lowest pixel, highest pixel, gradients that were zero throughout, gradients taken) of all stored images."""
+        """(lowest pixel, highest pixel, gradients that were zero throughout, gradients taken) of the study's points."""
         assert inputs.attack is not None
         low, high, zero, gradients = 0.0, 1.0, 0, 0
         for block in self.store.blocks("adversarial", inputs.attack.key):
+            if block.start >= len(self.data.points):
+                continue  # another study's points, perhaps without this stop
             table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
             kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
             pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
