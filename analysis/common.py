@@ -3,7 +3,8 @@
 import argparse
 import io
 import json
-from collections.abc import Callable, Mapping
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import matplotlib as mpl
@@ -126,7 +127,9 @@ def checks_footnote(cells: pd.DataFrame) -> str:
     told: dict[str, list[str]] = {}
     for _, row in attacked.iterrows():
         for name, why in failed_checks(row).items():
-            told.setdefault(name, []).append(f"{row['classifier']}, {label(row['defense'])}, {attack_label(row)}: {why}")
+            told.setdefault(name, []).append(
+                f"{row['classifier']}, {label(row['defense'])}, {attack_label(row)}: {why}"
+            )
     said = "✓ all checks of the cell passed, ✗ one failed (its number is not to be quoted as it stands), – no control was run."
     failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
     if failed:
@@ -145,7 +148,7 @@ def checks_note(cells: pd.DataFrame) -> str:
     attacked = cells[cells["attack"] != "none"]
     names = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
     counted = ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
-    return f"✗: of these {len(attacked)} attacked cells some failed {counted}" if counted else ""
+    return f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
 
 
 def cross_out(axes: Axes, x: Any, y: Any, rows: pd.DataFrame) -> None:
@@ -159,6 +162,15 @@ def defense_handle(defense: str, defenses: list[str]) -> Line2D:
     size = 9 if defense == "none" else 5
     tint, marker = colour(defense, defenses), MARKERS.get(defense, "s")
     return Line2D([], [], color=tint, marker=marker, ms=size, lw=1.4, label=label(defense))
+
+
+def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int) -> None:
+    """A title above the panels; below them the legend and, in small print, what one must know to read the figure."""
+    figure.suptitle(title, fontsize=9.5)
+    wide = int(18 * figure.get_figwidth())
+    small = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, title=small)
+    legend.get_title().set(fontsize=6.5, color="#444444", multialignment="center")
 
 
 def save_figure(store: Store, study: str, name: str, figure: Figure) -> list[str]:

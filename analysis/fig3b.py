@@ -9,7 +9,18 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from analysis.common import MARKERS, attack_label, colour, label, save_figure, script, styled
+from analysis.common import (
+    MARKERS,
+    attack_label,
+    checks_note,
+    colour,
+    cross_out,
+    defense_handle,
+    framed,
+    save_figure,
+    script,
+    styled,
+)
 from mi_ray.records import Store, read_cells
 from mi_ray.statistics import frontier, undominated
 
@@ -26,7 +37,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     if table.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
     threat = ["attack", "attack_params", "goal", "epsilon"]
-    others = len(table[threat].drop_duplicates()) - 1
+    others = len(table.loc[table["attack"] != "worst_case", threat].drop_duplicates()) - 1
     table = table[(table[threat] == table.iloc[0][threat]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
     table = table[table["executions"] == most]
@@ -72,6 +83,7 @@ def _panel(axes: Axes, panel: pd.DataFrame, defenses: list[str]) -> None:
     axes.scatter(
         100 * best["clean"], 100 * best["adversarial"], s=95, facecolors="none", edgecolors="black", lw=1.0, zorder=7
     )
+    cross_out(axes, 100 * panel["clean"], 100 * panel["adversarial"], panel)
 
 
 def _error(rows: pd.DataFrame, name: str) -> list[Any]:
@@ -88,16 +100,10 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
         axes.set_title(classifier, fontsize=10)
         axes.set_xlabel("Clean accuracy (%)")
     panels[0][0].set_ylabel("Adversarial accuracy (%)")
-    handles = [
-        Line2D([], [], color=colour(name, defenses), marker=MARKERS.get(name, "s"), ms=9 if name == "none" else 5, lw=1.4,
-               label=label(name))
-        for name in defenses
-    ]  # fmt: skip
+    handles = [defense_handle(name, defenses) for name in defenses]
     handles.append(Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="black", label="Undominated"))
     columns = min(len(handles), 2 + 2 * len(classifiers)) if len(classifiers) > 1 else 2
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(columns, 5), fontsize=8)
-    figure.suptitle(f"{title}\n", fontsize=10.5)
-    figure.text(0.5, 0.93, note, ha="center", fontsize=7, color="#444444")
+    framed(figure, title, note, handles, min(columns, 5))
     return figure
 
 
@@ -111,6 +117,7 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
         note += f"; {int(row['others'])} further attacks of the study are not shown"
     if hidden:
         note += f"; {hidden} settings that give up over {100 * SHOWN:.0f} points of clean accuracy are not shown"
+    note = "\n".join(part for part in (note, checks_note(table[table["shown"]])) if part)
     return f"{row['dataset']}: {attack_label(row)}", note
 
 

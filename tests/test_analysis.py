@@ -23,7 +23,7 @@ def cell(
         "knowledge": "oblivious" if attacked else "none", "defense": defense, "defense_params": json.dumps(params),
         "executions": 10, "draws": 2, "state": "done", "points": 200, "accuracy": accuracy,
         "accuracy_low": accuracy - 0.05, "accuracy_high": accuracy + 0.05, "selection_points": 100,
-        "selection_accuracy": accuracy, "selected": False,
+        "selection_accuracy": accuracy, "selected": False, "variants": [""], "verdict": "passed",
     }  # fmt: skip
     return {**row, **changes}
 
@@ -70,10 +70,27 @@ def test_the_setting_is_picked_on_selection_points_and_shown_on_the_others(cells
 def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: pd.DataFrame) -> None:
     text, note = frontier_table.shown(frontier_table.facts(cells)), frontier_table.footnote(cells)
     assert "200 points" in note
-    assert "| mixup | MI-OL | lam=0.7 | 10 | 85.0 [80.0, 90.0] | 40.0 [35.0, 45.0] |" in frontier_table.markdown(
+    assert "| mixup | MI-OL | lam=0.7 | 10 | 85.0 [80.0, 90.0] | 40.0 [35.0, 45.0] ✓ |" in frontier_table.markdown(
         text, note
     )
     assert r"PGD-10, untargeted, $\epsilon$ = 8/255 \\" in frontier_table.latex(text, note)
+
+
+def failed(name: str, why: str) -> str:
+    """The checks of a cell that failed one of two."""
+    return json.dumps({name: {"state": "failed", "why": why}, "in_ball": {"state": "passed", "why": "it is"}})
+
+
+def test_a_failed_check_is_marked_and_named_in_table_and_figure(cells: pd.DataFrame) -> None:
+    bad = (cells["defense_params"] == json.dumps({"lam": 0.7})) & (cells["attack"] == "pgd")
+    cells.loc[bad, ["verdict", "checks"]] = ["failed", failed("more_steps", "doubled: 40.0 % against 30.0 %")]
+    text, note = frontier_table.shown(frontier_table.facts(cells)), frontier_table.footnote(cells)
+    column = "PGD-10, untargeted, ε = 8/255"
+    assert list(text[column].str[-1]) == ["✓", "✗", "✓"]
+    assert "more_steps in 1 (first mixup, MI-OL, PGD-10, untargeted, ε = 8/255: doubled: 40.0 % against 30.0 %)" in note
+    assert r"$\times$" in frontier_table.latex(text, note)
+    _, said = fig3b.describe(fig3b.facts(cells))
+    assert "attacked cells: more_steps (1)" in said
 
 
 def test_a_curve_follows_its_axis_and_far_settings_are_counted_not_drawn(cells: pd.DataFrame) -> None:

@@ -7,8 +7,9 @@ import yaml
 
 from mi_ray.cli import _find_script
 from mi_ray.config import Sweep, load_sweep
-from mi_ray.plan import Facts, Plan, Planner
+from mi_ray.plan import Facts, Planner
 from mi_ray.study import METHODS, prepare
+from mi_ray.work import Plan
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 EMBEDDED = ("digits",)  # data that every installation has

@@ -165,7 +165,7 @@ class EotPgd(StepAttack):
     loss: Literal["mean_cross_entropy", "cross_entropy_of_mean", "evade"] = choice(
         "what it ascends: the executions' mean cross-entropy, that of their mean, or F's while a detector is evaded",
         ("mean_cross_entropy", "cross_entropy_of_mean", "evade"),
-        "mean_cross_entropy",
+        "cross_entropy_of_mean",
     )
     draws: Literal["fresh", "fixed"] = choice(
         "fresh: new draws of the defense at each step; fixed: the same at every step", ("fresh", "fixed"), "fresh"

@@ -168,6 +168,7 @@ class DefendedClassifier(nn.Module):
         self._seed = seed
         self._calls = 0
         self._bound: tuple[Key, Sequence[int]] | None = None
+        self.train(classifier.training)  # a library that puts a module's mode back must not switch F's
 
     @contextmanager
     def bind(self, key: Key, points: Sequence[int]) -> Iterator[None]:
