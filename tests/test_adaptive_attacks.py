@@ -18,10 +18,12 @@ from mi_ray.attacks.averaged import Averaged, copy_gradients
 from mi_ray.attacks.base import logits_loss, succeeded
 from mi_ray.attacks.eot_pgd import attacked, evasion_gradient, evasion_loss, log_mean_gradient, mean_gradient, of_label
 from mi_ray.attacks.square import Square, margin, side, squares
+from mi_ray.config import Sweep
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
+from mi_ray.study import prepare
 
 EPSILON = 4 / 255
 SHAPE = (3, 8, 8)
@@ -566,7 +568,17 @@ def test_the_ratio_is_its_formula_and_ignores_shift_and_scale() -> None:
 def test_a_ratio_that_has_no_meaning_is_refused(classes: int, loss: str, goal: Any, said: str, linear: Any) -> None:
     x, y = _images(2), torch.tensor([0, 1])
     with pytest.raises(ValueError, match=said):
-        make_attack("apgd", loss=loss, steps=2, targets=2).craft(linear(classes, SHAPE), x, y, ThreatModel(0.1, goal))
+        make_attack("apgd", loss=loss, steps=2, targets=2)(linear(classes, SHAPE), x, y, ThreatModel(0.1, goal))
+
+
+def test_a_sweep_that_asks_for_such_a_ratio_is_refused_before_any_work() -> None:
+    attack = {"apgd": {"loss": "targeted_dlr"}, "epsilon": 0.1, "goal": ["untargeted", "targeted"]}
+    written = {
+        "name": "study", "attacks": [attack], "defenses": ["none"],
+        "classifiers": [{"name": "f", "architecture": {"cnn_small": {"width": 4}}}],
+    }  # fmt: skip
+    with pytest.raises(ValueError, match="chooses its own targets"):
+        prepare(Sweep.model_validate(written))
 
 
 def test_targeted_auto_pgd_aims_at_the_likeliest_other_classes_in_turn(linear: Any) -> None:

@@ -153,6 +153,16 @@ class Apgd(Attack):
     )
     scoring_draws: int = integer("independent draws by which restarts are compared", 5, low=1)
 
+    def check(self, threat: ThreatModel, classes: int) -> None:
+        """The ratio needs three classes, with a target four; targeted_dlr chooses its own targets."""
+        if self.loss == "targeted_dlr" and threat.goal == "targeted":
+            raise ValueError("apgd with loss: targeted_dlr chooses its own targets; for a targeted goal use loss: dlr")
+        least = 2 if self.loss == "ce" else 4 if self.loss == "targeted_dlr" or threat.goal == "targeted" else 3
+        if classes < least:
+            raise ValueError(f"apgd with loss: {self.loss} needs at least {least} classes; got {classes}. Use loss: ce")
+        if self.loss == "targeted_dlr" and self.targets >= classes:
+            raise ValueError(f"apgd.targets must be below the number of classes, {classes}; got {self.targets}")
+
     def stops(self) -> tuple[int, ...]:
         """The number of steps: the schedule depends on it, so that there is one stop."""
         return (self.steps,)
@@ -174,8 +184,6 @@ class Apgd(Attack):
         if self.loss != "targeted_dlr":
             plain = logits_loss if self.loss == "ce" else dlr
             return [partial(plain, labels=labels, threat=threat)]
-        if threat.goal == "targeted":
-            raise ValueError("apgd with loss: targeted_dlr chooses its own targets; for a targeted goal use loss: dlr")
         with torch.no_grad(), bound(model, key.at(step=0), points):
             answer = ranked_others(model(x), labels, self.targets)
         return [partial(towards, labels=labels, targets=targets) for targets in answer]
@@ -210,7 +218,7 @@ class Apgd(Attack):
         key: Key,
         points: Sequence[int],
     ) -> Adversarial:
-        """See `Attack.run`. Raises ValueError where the loss needs more classes, or chooses targets against the goal."""
+        """See `Attack.run`. Raises ValueError where the loss needs more classes."""
         aim = attacked(model, "whole", self.temperature)
         losses = self._losses(model, x, labels, threat, key, points)
         runs = [

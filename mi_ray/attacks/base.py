@@ -71,6 +71,9 @@ class Attack(Parameterized):
         """Whether its images stay in [0, 1]; False for what was published without that, which is stored with a flag."""
         return True
 
+    def check(self, threat: ThreatModel, classes: int) -> None:
+        """Raise ValueError where it cannot be run under that threat model on a classifier of that many classes."""
+
     @abstractmethod
     def stops(self) -> tuple[int, ...]:
         """The step counts at which the result is wanted, increasing."""
@@ -136,7 +139,7 @@ class Attack(Parameterized):
 
         y: the true labels (there is no default to predictions). When the goal is targeted, one target a point is
         drawn uniformly from the labels other than y, keyed by (seed, point). points: the images' indices in their
-        dataset, 0..B-1 when left out. Raises ValueError as `craft` does.
+        dataset, 0..B-1 when left out. Raises ValueError as `craft` and `check` do.
         """
         if y is None:
             raise ValueError("an attack needs the true labels y; got None")
@@ -144,6 +147,7 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
+        self.check(threat, classes)
         labels = attack_labels(y, classes, threat, seed, points)
         return self.craft(model, x, labels, threat, seed, points).best(self.stops()[-1])
 
