@@ -69,7 +69,7 @@ def write_records(
     selection, count = points
     costs: dict[str, tuple[int, int, float]] = {}
     scores: dict[str, Any] = {}
-    rows = []
+    rows: list[dict[str, Any]] = []
     verdicts = Verdicts(bench, plan)
     for cell in plan.cells:
         row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done", "variants": list(cell.variants)}
@@ -86,7 +86,8 @@ def write_records(
             verdicts.take(cell, reported)
             row |= _cost(bench.store, cell, costs)
         except DamagedFileError as error:
-            cause = causes(cell)
+            cause = causes(cell) or next((other["cause"] for other in rows if other["state"] == "failed" and
+                                          other["cell"] in cell.members), None)  # fmt: skip
             row |= {"state": "failed" if cause else "missing", "cause": cause or str(error)}
         rows.append(row)
         advance(1)

@@ -358,6 +358,10 @@ class Sweep(Strict):
         for name in (name for some in asked for name in some or ()):
             if name not in names:
                 raise unknown("classifier", name, names)
+        attackable = list(dict.fromkeys(entry.method[0] for entry in real))
+        for name in (name for entry in self.attacks for name in entry.defenses or ()):
+            if name not in attackable:
+                raise unknown("defense to attack", name, attackable)
         if self.variants != EACH_OPTION and "" in self.variants:
             raise ValueError("variants must have names; the study itself is the one without")
         self.resolved_variants()
@@ -392,6 +396,7 @@ class Sweep(Strict):
             published = PRESETS["as_published"][0]
             changed = {name: value for name, value in published.model_dump().items() if value != getattr(own, name)}
             found = {"as_published": published, **{n: _options(own, {n: value}) for n, value in changed.items()}}
+            found = {name: options for name, options in found.items() if options != own}
         else:
             found = {name: _options(own, changes) for name, changes in self.variants.items()}
             same = [name for name, options in found.items() if options == own]

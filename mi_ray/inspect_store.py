@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.records import CELLS, IDENTITY, TRAINING, Block, DamagedFileError, Kind, Store
+from mi_ray.records import CELLS, EXAMPLES, IDENTITY, TRAINING, Block, DamagedFileError, Kind, Store
 
 KINDS: tuple[Kind, ...] = ("adversarial", "outputs", "records")
 UNFINISHED = ("running", "trained", "attacked")  # a study that has no cells.parquet of its own plan yet
@@ -77,7 +77,7 @@ def check_store(store: Store) -> tuple[list[str], int]:
         files += 3
         problems += _classifier(store, key)
     for name in store.folders("studies"):
-        files += 2
+        files += 2 + store.exists(f"studies/{name}/examples.parquet")
         problems += _study(store, name)
     return problems, files
 
@@ -190,6 +190,8 @@ def _study(store: Store, name: str) -> Iterator[str]:
         if _manifest(store, name)["state"] in UNFINISHED:
             return
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
+        if store.exists(f"{folder}/examples.parquet"):
+            store.read_table(f"{folder}/examples.parquet", EXAMPLES)
         done = cells.filter(pc.equal(cells["state"], "done"))
         for row in done.to_pylist():
             yield from (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))

@@ -170,9 +170,9 @@ class Planner:
         for values in product(axes):
             attack = method.make(values)
             for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
-                yield self._attack_work(
-                    attack, ThreatModel(epsilon, goal, knowledge=entry.knowledge), classifier, defense
-                )
+                threat = ThreatModel(epsilon, goal, knowledge=entry.knowledge)
+                attack.check(threat, self.facts.classes)
+                yield self._attack_work(attack, threat, classifier, defense)
 
     def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
         """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
@@ -242,9 +242,6 @@ class Planner:
                 defense = self.checked(method.make(values))
                 name = canonical([defense.name, defense.values()])
                 seen[name] = (defense, seen.get(name, (defense, frozenset()))[1] | keys)
-        for entry in self.sweep.attacks:  # a name that nobody has is told before any work
-            for wanted in entry.defenses or ():
-                self.methods.defenses[wanted]
         return list(seen.values())
 
     def checked(self, defense: Any) -> Any:
@@ -325,13 +322,15 @@ class Planner:
 
     def _worst_cases(self, cells: list[Cell]) -> Iterator[Cell]:
         """For each epsilon and N under which a setting is attacked in several ways: the worst of them, point by point."""
-        groups: dict[tuple[float, int], list[Cell]] = {}
+        groups: dict[tuple[float, int], dict[str, Cell]] = {}
         for cell in cells:
             if cell.inputs.attack is not None:
-                groups.setdefault((cell.identity["epsilon"], cell.identity["executions"]), []).append(cell)
-        for members in groups.values():
-            if len(members) > 1:
-                keys = [cell.key for cell in members]
+                group = groups.setdefault((cell.identity["epsilon"], cell.identity["executions"]), {})
+                group[cell.key] = cell  # an attack that two entries ask for is one
+        for group in groups.values():
+            if len(group) > 1:
+                keys = sorted(group)  # of attacks that are equally bad at a point, whatever order the file has them in
+                members = [group[key] for key in keys]
                 key = content_key("worst", {"members": keys, **self._row_facts})
                 knowledge = {cell.identity["knowledge"] for cell in members}
                 identity = {
@@ -492,7 +491,9 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     digest = hashlib.sha256(canonical(sweep.model_dump(mode="json")).encode())
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
-    folders = list(_texts(sweep.dataset[1])) or ["data"]  # where a dataset with files is looked for by default
+    sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
+    # A dataset with files is looked for in data/ by default.
+    folders = [place for _, written in sources for place in list(_texts(written)) or ["data"]]
     written = folders + [e.weights for e in sweep.classifiers if e.weights]
     for place in sorted(map(Path, written)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:

@@ -574,7 +574,7 @@ def test_a_ratio_that_has_no_meaning_is_refused(classes: int, loss: str, goal: A
 def test_a_sweep_that_asks_for_such_a_ratio_is_refused_before_any_work() -> None:
     attack = {"apgd": {"loss": "targeted_dlr"}, "epsilon": 0.1, "goal": ["untargeted", "targeted"]}
     written = {
-        "name": "study", "attacks": [attack], "defenses": ["none"],
+        "name": "study", "attacks": [attack], "defenses": ["none"], "points": {"count": 10},
         "classifiers": [{"name": "f", "architecture": {"cnn_small": {"width": 4}}}],
     }  # fmt: skip
     with pytest.raises(ValueError, match="chooses its own targets"):

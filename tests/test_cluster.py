@@ -1,4 +1,7 @@
-"""Studies under real Ray, through the real command line: killed, resumed, extended, searched, failing."""
+"""Studies under real Ray, through the real command line: killed, resumed, extended, searched, checked, failing.
+
+Starting Ray takes longer than most of these studies: what is not stopped in the middle shares one Ray.
+"""
 
 import json
 import os
@@ -7,14 +10,17 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import yaml
+from test_workbench import compute, tiny
 
 import mi_ray
+from mi_ray.inspect_store import check_store, unreferenced
 from mi_ray.records import Store
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
@@ -43,17 +49,19 @@ TINY: dict[str, Any] = {
     "draws": 2,
     "resources": {"block": {"points": 50}},
     "figures": ["fig3b", "frontier_table"],
+    "checks": "cheap",
 }  # fmt: skip
 
 
-def command(folder: Path, sweep: dict[str, Any], *options: str) -> list[str]:
-    file = folder / "sweep.yaml"
-    file.write_text(yaml.safe_dump(sweep))
-    return [sys.executable, "-m", "mi_ray.cli", "sweep", str(file), "--out", str(folder / "results"), *options]
+def command(folder: Path, *sweeps: dict[str, Any], verb: str = "sweep") -> list[str]:
+    files = [folder / f"{sweep['name']}.yaml" for sweep in sweeps]
+    for file, sweep in zip(files, sweeps, strict=True):
+        file.write_text(yaml.safe_dump(sweep))
+    return [sys.executable, "-m", "mi_ray.cli", verb, *map(str, files), "--out", str(folder / "results")]
 
 
-def run(folder: Path, sweep: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(folder, sweep, *options), capture_output=True, text=True, cwd=folder)
+def run(folder: Path, *sweeps: dict[str, Any]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(folder, *sweeps), capture_output=True, text=True, cwd=folder)
 
 
 def rows(folder: Path, study: str = "tiny") -> pd.DataFrame:
@@ -75,10 +83,16 @@ def counted(folder: Path, study: str = "tiny") -> dict[str, int]:
     return passes
 
 
-def stopped_at(folder: Path, sweep: dict[str, Any], pattern: str, sent: signal.Signals) -> int:
-    """Start a sweep, send its process group a signal once a file of that pattern is there; returns the exit code."""
+def stopped_at(folder: Path, verb: str, pattern: str, sent: signal.Signals) -> int:
+    """Start a verb, send its process group a signal once a file of that pattern is there; returns the exit code."""
     process = subprocess.Popen(
-        command(folder, sweep), cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command(folder, TINY, verb=verb),
+        cwd=folder,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        # A shell's background job, as a whole test run may be, ignores Ctrl-C, and would hand that down.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 200
     while not any(folder.glob(pattern)):
@@ -101,17 +115,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def copied(undisturbed: Path, tmp_path: Path) -> Path:
-    shutil.copytree(undisturbed / "results", tmp_path / "results")
-    return tmp_path
-
-
 def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:
     cells, records = mi_ray.read_cells(undisturbed / "results", study="tiny"), rows(undisturbed)
     settings = 1 + (2 + 1 + 2 * 2) * 2  # none, and each setting at both N
     inputs = 1 + 2 * 2  # clean, and both goals at both stops
-    assert len(cells) == 2 * settings * inputs
+    assert len(cells) == 2 * settings * (inputs + 1)  # and the worst case of each setting
     assert (cells["state"] == "done").all()
     assert len(records) == len(cells) * 120
     assert not records.duplicated(["cell", "point"]).any()
@@ -155,107 +163,209 @@ def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturb
     assert "heavy: []" in done.stdout, done.stdout + done.stderr
 
 
-def test_a_sweep_stopped_in_its_attacks_and_killed_in_its_trials_ends_with_the_rows_of_an_undisturbed_one(
-    undisturbed: Path, copied: Path
+def test_a_study_killed_while_it_trains_stopped_in_its_attacks_and_killed_in_its_trials_ends_with_the_same_rows(
+    undisturbed: Path, tmp_path: Path
 ) -> None:
-    for kind in ("adversarial", "outputs", "records", "studies"):
-        shutil.rmtree(copied / "results" / kind)
-    assert stopped_at(copied, TINY, "results/adversarial/*/*.parquet", signal.SIGINT) == 130
-    assert not list((copied / "results/records").glob("*/*.parquet"))
-    assert stopped_at(copied, TINY, "results/outputs/*/*.parquet", signal.SIGKILL) == -signal.SIGKILL
-    done = run(copied, TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_rows(rows(copied), rows(undisturbed))
-    assert subprocess.run([sys.executable, "-m", "mi_ray.cli", "check", str(copied / "results")]).returncode == 0
-
-
-def test_training_killed_between_epochs_goes_on_to_the_same_rows(undisturbed: Path, tmp_path: Path) -> None:
-    assert stopped_at(tmp_path, TINY, "results-scratch/*/checkpoint*", signal.SIGKILL) == -signal.SIGKILL
+    results = tmp_path / "results"
+    assert stopped_at(tmp_path, "train", "results-scratch/*/checkpoint*", signal.SIGKILL) == -signal.SIGKILL
     # Which of the two trainings is how far is a matter of time; one at least is between a checkpoint and its end.
-    assert len(list((tmp_path / "results/classifiers").glob("*/classifier.json"))) < 2
+    assert len(list(results.glob("classifiers/*/classifier.json"))) < 2
     assert list((tmp_path / "results-scratch").glob("*/checkpoint*"))
+    assert stopped_at(tmp_path, "attack", "results/adversarial/*/*.parquet", signal.SIGINT) == 130
+    assert len(list(results.glob("classifiers/*/classifier.json"))) == 2
+    assert not list(results.glob("records/*/*.parquet"))
+    assert stopped_at(tmp_path, "sweep", "results/outputs/*/*.parquet", signal.SIGKILL) == -signal.SIGKILL
     done = run(tmp_path, TINY)
     assert done.returncode == 0, done.stdout + done.stderr
-    pd.testing.assert_frame_equal(rows(tmp_path), rows(undisturbed))
+    assert_same_rows(rows(tmp_path), rows(undisturbed))
+    assert subprocess.run([sys.executable, "-m", "mi_ray.cli", "check", str(results)]).returncode == 0
 
 
-def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, copied: Path) -> None:
-    extended = {**TINY, "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]]}
-    done = run(copied, extended)
-    assert done.returncode == 0, done.stdout + done.stderr
+MIXUP = TINY["classifiers"][0]
+EXTENDED = {**TINY, "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]]}
+POISONED = {
+    **TINY, "name": "poisoned", "plugins": ["poison"], "defenses": [*TINY["defenses"][:1], "poison"],
+    "classifiers": [MIXUP],
+}  # fmt: skip
+SEARCH = {
+    **TINY, "name": "tpe", "executions": 5, "draws": 1, "classifiers": [MIXUP],
+    "defenses": [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]],
+    "search": {"optuna": {"sampler": "tpe", "trials": 5, "round": 3}},
+}  # fmt: skip
+EOT = {"eot_pgd": {"steps": 2, "step_size": 0.02, "eot": 2, "scoring_draws": 1}, "epsilon": 0.05,
+       "knowledge": "adaptive"}  # fmt: skip
+ADAPTIVE_SEARCH = {
+    **SEARCH, "name": "nsgaii", "attacks": [*TINY["attacks"], EOT], "checks": {"points": 1}, "batch": 10,
+    "points": {"count": 20, "selection": 10}, "search": {"optuna": {"sampler": "nsgaii", "trials": 2, "round": 2}},
+}  # fmt: skip
+CHECKED = {
+    **TINY, "name": "checked", "classifiers": [MIXUP], "points": {"count": 40}, "batch": 20, "executions": 3,
+    "attacks": [TINY["attacks"][0] | {"goal": "untargeted"}, EOT], "defenses": [{"mi_ol": 0.5}],
+    "checks": {"points": 20}, "variants": {"guessed": {"attack_labels": "predicted"}},
+}  # fmt: skip
+WORKERS = {
+    **TINY, "name": "workers", "points": {"count": 50}, "defenses": ["none"],
+    "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.05}],
+    "classifiers": [{**MIXUP, "name": "two workers", "workers": 2}],
+}  # fmt: skip
+POISON = """
+from dataclasses import dataclass
+from mi_ray.defenses import DEFENSES, RandomTransform
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Poison(RandomTransform):
+    'Always fails.'
+    name = 'poison'
+    def transform(self, x, draws, predicted, pool):
+        raise RuntimeError('the poison works')
+    @classmethod
+    def identity(cls):
+        return {}
+"""
+
+
+@dataclass(frozen=True)
+class Several:
+    """What one command left of several studies."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+    def cells(self, study: str) -> pd.DataFrame:
+        """A study's cells."""
+        return mi_ray.read_cells(self.folder / "results", study=study)
+
+
+@pytest.fixture(scope="module")
+def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
+    """The finished study extended, and others beside it, by one command with one Ray; read only."""
+    folder = tmp_path_factory.mktemp("several")
+    shutil.copytree(undisturbed / "results", folder / "results")
+    (folder / "poison.py").write_text(POISON)
+    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, ADAPTIVE_SEARCH, CHECKED, WORKERS]
+    return Several(folder, run(folder, *studies))
+
+
+def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, several: Several) -> None:
     # one new setting: 2 classifiers x 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
-    assert counted(copied) == {"evaluation_forward": 2 * 5 * 150 * 2 * 10}
-    new = rows(copied)
+    assert counted(several.folder) == {"evaluation_forward": 2 * 5 * 150 * 2 * 10}
+    new = rows(several.folder)
     old = new[~new["defense_params"].str.contains("0.15")].reset_index(drop=True)
     assert_same_rows(old, rows(undisturbed))
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "nsgaii"])
-def test_a_search_finishes_and_repeats_its_settings(copied: Path, sampler: str) -> None:
-    defenses = [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]]
-    search = {"optuna": {"sampler": sampler, "trials": 5, "round": 3}}
-    sweep = {**TINY, "name": "search", "defenses": defenses, "search": search, "executions": 5, "draws": 1}
-    sweep["classifiers"] = TINY["classifiers"][:1]
-    first = run(copied, sweep)
-    assert first.returncode == 0, first.stdout + first.stderr
-    cells = mi_ray.read_cells(copied / "results", study="search")
-    assert 2 < cells["defense_params"].nunique() <= 5 + 1
-    if sampler == "nsgaii":
-        return  # both samplers go through the same rounds; one repetition shows that they repeat
-    shutil.rmtree(copied / "results/studies/search")
-    again = run(copied, sweep)
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert counted(copied, "search")["evaluation_forward"] == 0
-    repeated = mi_ray.read_cells(copied / "results", study="search")
-    assert sorted(cells["cell"]) == sorted(repeated["cell"])
+@pytest.mark.parametrize(("study", "trials"), [("tpe", 5), ("nsgaii", 2)])
+def test_a_search_tries_its_settings_on_all_inputs(several: Several, study: str, trials: int) -> None:
+    cells = several.cells(study)
+    assert (cells["state"] == "done").all(), several.done.stdout + several.done.stderr
+    assert 1 < cells["defense_params"].nunique() <= trials + 1
+    settings = cells[cells["defense"] != "none"].groupby(["defense", "defense_params"])
+    expected = {"tpe": {"none", "pgd", "worst_case"}, "nsgaii": {"none", "pgd", "eot_pgd", "worst_case"}}[study]
+    assert all(set(found["attack"]) == expected for _, found in settings)
 
 
-def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the_cells(copied: Path) -> None:
-    (copied / "poison.py").write_text(
-        "from dataclasses import dataclass\n"
-        "from mi_ray.defenses import DEFENSES, RandomTransform\n"
-        "@DEFENSES.register\n"
-        "@dataclass(frozen=True)\n"
-        "class Poison(RandomTransform):\n"
-        "    '''Always fails.'''\n"
-        "    name = 'poison'\n"
-        "    def transform(self, x, draws, predicted, pool):\n"
-        "        raise RuntimeError('the poison works')\n"
-        "    @classmethod\n"
-        "    def identity(cls):\n"
-        "        return {}\n"
-    )
-    sweep = {**TINY, "name": "poisoned", "plugins": ["poison"], "defenses": [*TINY["defenses"], "poison"]}
-    done = run(copied, sweep)
-    assert done.returncode == 1
-    assert "the poison works" in done.stderr
-    cells = mi_ray.read_cells(copied / "results", study="poisoned")
+def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
+    assert counted(several.folder, "again")["evaluation_forward"] == 0
+    assert sorted(several.cells("tpe")["cell"]) == sorted(several.cells("again")["cell"])
+
+
+def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(several: Several) -> None:
+    cells = several.cells("nsgaii")
+    adaptive = cells[cells["attack"] == "eot_pgd"]
+    assert len(adaptive) == cells[cells["defense"] != "none"]["defense_params"].nunique()
+    assert adaptive["work"].map(lambda text: json.loads(text)["adversarial"]).nunique() == len(adaptive)
+    found = [json.loads(text) for text in adaptive["checks"]]
+    assert all(checks["more_eot"]["state"] != "not run" for checks in found)
+    assert all(checks["oblivious_not_stronger"]["state"] != "not run" for checks in found)
+
+
+def test_checks_run_on_their_points_alone_and_judge_every_cell(several: Several) -> None:
+    store, cells = Store(several.folder / "results"), several.cells("checked")
+    assert (cells["state"] == "done").all(), several.done.stdout + several.done.stderr
+    attacked = cells[cells["attack"] != "none"]
+    assert set(attacked["verdict"]) <= {"passed", "failed"}
+    adaptive = json.loads(attacked[attacked["attack"] == "eot_pgd"]["checks"].iloc[0])
+    assert {name for name, found in adaptive.items() if found["state"] == "not run"} == set()
+    manifest = store.read_json("studies/checked/manifest.json")
+    attacks = manifest["keys"]["adversarial"]
+    study = {json.loads(text).get("adversarial") for text in cells["work"]} - {None}
+    beyond = {key for key in attacks if any(block.start >= 20 for block in store.blocks("adversarial", key))}
+    assert beyond == study < set(attacks)
+    assert manifest["checked_points"] == 20
+
+
+def test_passes_of_a_study_with_checks_are_the_planned_ones(several: Several) -> None:
+    manifest = Store(several.folder / "results").read_json("studies/checked/manifest.json")
+    planned = {name: n for name, n in manifest["planned"].items() if name.endswith("_forward") and "naive" not in name}
+    done = counted(several.folder, "checked")
+    # A trajectory that a check goes on along is done once, and counted with the checks.
+    assert sum(done.values()) == sum(planned.values()) - planned["training_forward"]
+    assert done["evaluation_forward"] == planned["evaluation_forward"]
+    assert done["checks_forward"] >= planned["checks_forward"]
+
+
+def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) -> None:
+    cells = several.cells("checked")
+    assert {tuple(found) for found in cells[cells["attack"] == "none"]["variants"]} == {("", "guessed")}
+    attacked = cells[cells["attack"] != "none"]
+    assert {tuple(found) for found in attacked["variants"]} == {("",), ("guessed",)}
+    pgd = attacked[attacked["attack"] == "pgd"]
+    labels = pgd["attack_params"].map(lambda text: json.loads(text)["labels"])
+    assert [found[0] == "guessed" for found in pgd["variants"]] == list(labels == "predicted")
+
+
+def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the_cells(several: Several) -> None:
+    assert several.done.returncode == 1
+    assert "the poison works" in several.done.stderr
+    cells = several.cells("poisoned")
     bad = cells[cells["defense"] == "poison"]
     assert set(bad["state"]) == {"failed"}
     assert bad["cause"].str.contains("the poison works").all()
     assert set(cells[cells["defense"] != "poison"]["state"]) == {"done"}
 
 
-def test_two_training_workers_reach_nearly_the_loss_of_one_with_the_same_global_batch(tmp_path: Path) -> None:
-    base = {**TINY["classifiers"][0], "objective": "erm"}
-    pair = [{**base, "name": "one"}, {**base, "name": "two", "workers": 2}]
-    sweep = {**TINY, "classifiers": pair}
-    arguments = command(tmp_path, sweep)
-    arguments[3] = "train"
-    done = subprocess.run(arguments, capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_two_training_workers_reach_nearly_the_loss_of_one_with_the_same_global_batch(several: Several) -> None:
     found = {}
-    for about in (tmp_path / "results/classifiers").glob("*/classifier.json"):
+    for about in (several.folder / "results/classifiers").glob("*/classifier.json"):
         training = pd.read_parquet(about.parent / "training.parquet")
         found[json.loads(about.read_text())["name"]] = training["loss"].to_numpy()
-    assert set(found) == {"one", "two"}  # the world size is part of the key
-    assert found["two"][0] == pytest.approx(found["one"][0], rel=0.15)
-    assert found["two"][-1] == pytest.approx(found["one"][-1], rel=0.25)
+    assert set(found) == {"mixup", "at", "two workers"}  # the world size is part of the key
+    assert found["two workers"][0] == pytest.approx(found["mixup"][0], rel=0.15)
+    assert found["two workers"][-1] == pytest.approx(found["mixup"][-1], rel=0.25)
+
+
+def test_a_store_of_several_studies_is_sound_and_holds_nothing_that_none_refers_to(several: Several) -> None:
+    store = Store(several.folder / "results")
+    assert check_store(store)[0] == []
+    assert unreferenced(store) == []
+
+
+def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterparts(tmp_path: Path) -> None:
+    from mi_ray.cluster.sweep import ResolveSearch, accuracies, search_space
+
+    combined = {"lam_pl": 0.6, "lam_ol": [0.5, 0.6], "threshold": 0.0}
+    found = {}
+    for counterparts in (False, True):
+        one = tiny(
+            tmp_path / str(counterparts), attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1}], executions=3,
+            defenses=[{"mi_combined": combined}], search={"optuna": {"trials": 1}}, counterparts=counterparts,
+        )  # fmt: skip
+        planner = one.study.planner
+        (work,) = planner.classifiers
+        trial = ResolveSearch(planner, search_space(planner, work), work.key)({"defense": "0:mi_combined"})
+        compute(one)
+        for output in trial.works:
+            for block in one.bench.missing("outputs", output, 60):
+                one.bench.compute(*block)
+        found[counterparts] = accuracies(one.bench, trial, (0, 60))
+    assert found[True] == found[False]
 
 
 @pytest.mark.timeout(560)
-def test_the_smoke_variant_of_every_sweep_file_runs(tmp_path: Path) -> None:
-    files = sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml"))
+def test_smoke_variants_with_counterparts_and_with_adaptive_attacks_run(tmp_path: Path) -> None:
+    """The others differ in size alone; `make smoke` runs all of them."""
+    files = [Path(__file__).parents[1] / "sweeps" / f"{name}.yaml" for name in ("cifar10_small", "fig2", "fig5")]
     program = [sys.executable, "-m", "mi_ray.cli", "sweep", "--smoke", *map(str, files), "--out", "results"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

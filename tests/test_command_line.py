@@ -3,6 +3,7 @@ that need no Ray do what they say."""
 
 import errno
 import io
+import json
 import os
 import shutil
 import subprocess
@@ -23,7 +24,9 @@ from test_workbench import DEFENSE_GRID, TINY, Tiny, finish, tiny
 
 import mi_ray.cli
 import mi_ray.estimate
-from mi_ray.records import MARKER, Store
+from mi_ray.config import load_sweep
+from mi_ray.quick import seal
+from mi_ray.records import CELLS, MARKER, Store, write_cells
 
 QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
 Run = Callable[..., tuple[int, str, str]]
@@ -97,6 +100,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "cifar10 absent": ({"dataset": "cifar10"}, ["cifar10 must be in", "download: true", "npz"]),
     "parquet absent": ({"dataset": {"parquet": "nowhere"}}, ["must hold train*.parquet", "is not a folder"]),
     "npz absent": ({"dataset": {"npz": "nowhere.npz"}}, ["nowhere.npz must be a readable .npz archive"]),
+    "an oblivious attack on a defense": ({"attacks": pgd(defenses=["mi_ol"])}, ["an oblivious attack knows no defense"]),
+    "averaged without a defense": (
+        {"attacks": [{"averaged": {}, "epsilon": 0.1}]}, ["averaged attacks a defense: it needs `knowledge: adaptive`"],
+    ),
+    "attack on an unknown defense": (
+        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense 'mi_old'", "'mi_ol'"],
+    ),
+    "attack on an unknown classifier": ({"attacks": pgd(classifiers=["g"])}, ["unknown classifier 'g'", "known: f"]),
+    "variant of nothing": ({"variants": {"v": {}}}, ["variants must change an option", "v"]),
+    "pool of an unknown dataset": ({"pool": "cifar1000"}, ["unknown dataset 'cifar1000'", "'cifar100'"]),
     "cuda without a GPU asked for": ({"device": "cuda"}, ["device: cuda needs resources.block.gpus above 0", "got 0"]),
 }  # fmt: skip
 
@@ -300,13 +313,31 @@ def test_a_finished_study_is_shown_again_without_computing(run: Run, tmp_path: P
     assert (code, err) == (0, "")
     assert "tiny: finished already, nothing to compute" in out
     assert "Frontier of f: PGD-1, untargeted" in out
+    assert "checks of 9 attacked cells: 9 not run (docs/checks.md)" in out
     assert results.files("") == before
+
+
+def test_failed_checks_are_counted_at_the_end_of_a_sweep(run: Run, tmp_path: Path, results: Store) -> None:
+    rows = results.read_table("studies/tiny/cells.parquet", CELLS).to_pylist()
+    attacked = [row for row in rows if row["attack"] != "none"]
+    for row, verdict in zip(attacked, ("failed", "failed", "passed"), strict=False):
+        found = json.loads(row["checks"])
+        for name in ("in_box", "more_steps")[: 2 if row is attacked[0] else 1]:
+            found[name] = {"state": "failed" if verdict == "failed" else "passed", "why": "so"}
+        row |= {"checks": json.dumps(found), "verdict": verdict}
+    write_cells(results, "tiny", rows)
+    seal(results, load_sweep(tmp_path / saved(tmp_path)))
+    code, out, _ = run("sweep", "sweep.yaml")
+    assert code == 0
+    assert "checks of 9 attacked cells: 1 passed, 2 failed, 6 not run" in out
+    assert "failed: in_box in 2, more_steps in 1" in out
 
 
 def stored(out: str) -> dict[str, list[str]]:
     """Work -> (pieces, pieces stored), from the table that `plan` prints."""
     rows = [line.split() for line in out.splitlines()]
-    return {row[0]: row[1:3] for row in rows if row and row[0] in ("train", "attack", "evaluate") and len(row) == 5}
+    works = ("train", "attack", "evaluate", "checks")
+    return {row[0]: row[1:3] for row in rows if row and row[0] in works and len(row) == 5}
 
 
 def test_plan_counts_what_is_stored_and_what_is_left(
@@ -315,9 +346,13 @@ def test_plan_counts_what_is_stored_and_what_is_left(
     monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
     code, out, _ = run("plan", saved(tmp_path))
     assert code == 0
-    assert stored(out) == {"train": ["1", "1"], "attack": ["1", "1"], "evaluate": ["6", "6"]}
+    everything = {"train": ["1", "1"], "attack": ["1", "1"], "evaluate": ["6", "6"]}
+    assert stored(out) == {**everything, "checks": ["0", "0"]}
+    _, out, _ = run("plan", saved(tmp_path), "--set", "checks=subset")
+    assert stored(out) == {**everything, "checks": ["8", "0"]}  # F on two more stops and on six controls
     _, out, _ = run("plan", saved(tmp_path), "--out", "elsewhere", "--seed", "5")
-    assert stored(out) == {"train": ["1", "0"], "attack": ["1", "0"], "evaluate": ["6", "0"]}
+    nothing = {"train": ["1", "0"], "attack": ["1", "0"], "evaluate": ["6", "0"], "checks": ["0", "0"]}
+    assert stored(out) == nothing
     assert not (tmp_path / "elsewhere").exists()
 
 

@@ -89,7 +89,7 @@ def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
         ({"attacks": [{"pgd": {}}]}, ["attacks[0].epsilon"]),
         ({"attacks": [{"pgd": {}, "fgsm": {}, "epsilon": 0.1}]}, ["one method", "pgd", "fgsm"]),
         ({"attacks": [{"epsilon": 0.1}]}, ["one method", "none"]),
-        ({"attacks": ["pgd"]}, ["an attack is a mapping", "'pgd'"]),
+        ({"attacks": ["pgd"]}, ["an attack is one method with its threat model", "'pgd'"]),
         ({"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": "sideways"}]}, ["goal", "untargeted", "sideways"]),
         ({"defenses": [["none"]]}, ["defenses[0]", "must be a name"]),
         ({"defenses": []}, ["defenses", "at least 1"]),
@@ -161,16 +161,23 @@ def test_honest_is_the_preset_when_none_is_named() -> None:
     read = sweep()
     assert read.resolved_options() == Options()
     assert read.training_options() == TrainingOptions()
-    assert (read.points_order(), read.draws_of(), read.executions_of("mi_pl")) == ("drawn", 3, (30,))
+    options = read.resolved_options()
+    found = read.points_order(), read.draws_of(options), read.executions_of("mi_pl", options)
+    assert found == ("drawn", 3, (30,))
 
 
 def test_as_published_differs_from_honest_in_every_option_it_names_and_keeps_thirty_executions() -> None:
     read = sweep(preset="as_published")
-    honest, published = Options().model_dump(), read.resolved_options().model_dump()
+    options = read.resolved_options()
+    honest, published = Options().model_dump(), options.model_dump()
     assert {name for name in honest if honest[name] == published[name]} == {"executions"}
     assert read.points_order() == "first"
-    assert [read.executions_of(name) for name in ("mi_ol", "mi_pl", "mi_combined")] == [(30,), (10,), (15,)]
-    assert read.draws_of() == 1
+    assert [read.executions_of(name, options) for name in ("mi_ol", "mi_pl", "mi_combined")] == [
+        (30,),
+        (10,),
+        (15,),
+    ]
+    assert read.draws_of(options) == 1
     assert read.training_options() == PRESETS["as_published"][1] != TrainingOptions()
 
 
@@ -182,8 +189,9 @@ def test_a_single_option_overrides_the_preset_and_leaves_the_others() -> None:
 
 def test_keys_of_the_file_win_over_the_preset() -> None:
     read = sweep(preset="as_published", executions=[10, 5, 10], draws=4, points={"count": 9, "order": "drawn"})
-    assert read.executions_of("mi_pl") == read.executions_of("mi_combined") == (5, 10)
-    assert (read.draws_of(), read.points_order()) == (4, "drawn")
+    options = read.resolved_options()
+    assert read.executions_of("mi_pl", options) == read.executions_of("mi_combined", options) == (5, 10)
+    assert (read.draws_of(options), read.points_order()) == (4, "drawn")
 
 
 def test_training_preset_switches_training_alone() -> None:
@@ -209,7 +217,7 @@ def test_smoke_merges_fixed_keys_replaces_the_rest_and_renames_the_study(tmp_pat
     assert (smoke.name, smoke.points.count, smoke.points.selection) == ("tiny-smoke", 10, 5)
     assert smoke.options == {"eight_bit": True, "draws": 1}
     assert (smoke.resources.block.points, smoke.seed) == (10, 4)
-    assert [name for name, _ in smoke.defenses] == ["none"]
+    assert [entry.method for entry in smoke.defenses] == [("none", {})]
 
 
 def test_smoke_without_an_overlay_is_refused(tmp_path: Path) -> None:
@@ -228,9 +236,10 @@ def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_pat
     overrides = ["points.count=7", "classifiers.0.training.epochs=2", "options.draws=5", "executions=[1, 2]",
                  "defenses.1={gaussian_noise: {sigma: 0.3}}", "name=other"]  # fmt: skip
     read = load_sweep(path, overrides=overrides, seed=9)
-    assert (read.points.count, read.classifiers[0].training.epochs, read.draws_of()) == (7, 2, 5)
+    assert (read.points.count, read.classifiers[0].training.epochs) == (7, 2)
+    assert read.draws_of(read.resolved_options()) == 5
     assert (read.executions, read.seed, read.name) == ((1, 2), 9, "other")
-    assert read.defenses[1] == ("gaussian_noise", {"sigma": 0.3})
+    assert read.defenses[1].method == ("gaussian_noise", {"sigma": 0.3})
 
 
 @pytest.mark.parametrize(
@@ -281,3 +290,134 @@ def test_a_value_that_would_only_fail_later_is_refused(changes: dict[str, Any], 
     file.write_text(yaml.safe_dump(document(**changes)))
     with pytest.raises(ValueError, match=words):
         load_sweep(file)
+
+
+ADAPTIVE: dict[str, Any] = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        (
+            {"attacks": [{"pgd": {}, "epsilon": 0.1, "defenses": ["mi_ol"]}]},
+            ["an oblivious attack knows no defense", "pgd needs `knowledge: adaptive`, or no `defenses`"],
+        ),
+        (
+            {"attacks": [{"adaptive": {}, "epsilon": 0.1}]},
+            ["an oblivious attack knows no defense", "adaptive needs `knowledge: adaptive`"],
+        ),
+        ({"attacks": [{**ADAPTIVE, "knowledge": "partial"}]}, ["attacks[0].knowledge", "oblivious", "'partial'"]),
+        ({"attacks": [{**ADAPTIVE, "classifiers": ["g"]}]}, ["unknown classifier 'g'", "known: f"]),
+        ({"defenses": [{"mi_ol": 0.5, "classifiers": "mixpu"}]}, ["unknown classifier 'mixpu'", "known: f"]),
+        ({"defenses": [{"classifiers": ["f"]}]}, ["a defense must be a name", "none"]),
+        ({"defenses": [{"mi_ol": 0.5, "mi_pl": 0.5}]}, ["a defense must be a name", "'mi_ol', 'mi_pl'"]),
+        ({"checks": "some"}, ["checks.level", "cheap", "subset", "full", "'some'"]),
+        ({"checks": {"pionts": 3}}, ["unknown key 'pionts' (did you mean 'points'?)"]),
+        ({"checks": {"points": 0}}, ["checks.points", "greater than or equal to 1"]),
+        ({"variants": "every_option"}, ["variants", "each_option"]),
+        ({"variants": {"v": {"eight_bits": True}}}, ["unknown key 'eight_bits' (did you mean 'eight_bit'?)"]),
+        ({"variants": {"": {"draws": 1}}}, ["variants must have names"]),
+        ({"variants": {"v": {"draws": 1}, "w": {"draws": 3}}}, ["must change an option", "these do not: w"]),
+        ({"variants": {"v": {}}}, ["must change an option of the study; these do not: v"]),
+        (
+            {"variants": "each_option", "search": {"optuna": {}}, "points": {"count": 4, "selection": 2}},
+            ["search: optuna searches one set of options", "variants"],
+        ),
+        (
+            {
+                "defenses": [{"mi_ol": 0.5, "classifiers": ["f"]}],
+                "classifiers": [ONE_CLASSIFIER, {**ONE_CLASSIFIER, "name": "g", "seed": 1}],
+                "search": {"optuna": {}},
+                "points": {"count": 4, "selection": 2},
+            },
+            ["search: optuna needs a defense to search on each classifier; g has only `none`"],
+        ),
+    ],
+)
+def test_a_bad_word_on_who_knows_what_or_what_is_checked_is_refused(
+    tmp_path: Path, changes: dict[str, Any], words: list[str]
+) -> None:
+    message = refusal(tmp_path, document(**changes))
+    assert [word for word in words if word not in message] == [], message
+
+
+def test_attacks_and_defenses_say_on_which_classifiers_and_against_which_defenses() -> None:
+    read = sweep(
+        classifiers=[ONE_CLASSIFIER, {**ONE_CLASSIFIER, "name": "g", "seed": 1}],
+        attacks=[{**ADAPTIVE, "classifiers": "g", "defenses": "mi_ol"}, {"pgd": {}, "epsilon": 0.1}],
+        defenses=["none", {"mi_ol": {"lam": 0.5}, "classifiers": ["f", "g"]}, {"mi_pl": None}, {"mi_pl": 0.5}],
+    )
+    adaptive, oblivious = read.attacks
+    assert (adaptive.knowledge, adaptive.classifiers, adaptive.defenses) == ("adaptive", ("g",), ("mi_ol",))
+    assert (oblivious.knowledge, oblivious.classifiers, oblivious.defenses) == ("oblivious", None, None)
+    assert [entry.method for entry in read.defenses] == [
+        ("none", {}), ("mi_ol", {"lam": 0.5}), ("mi_pl", {}), ("mi_pl", 0.5)
+    ]  # fmt: skip
+    assert [entry.classifiers for entry in read.defenses] == [None, ("f", "g"), None, None]
+
+
+def test_every_key_of_a_study_reads_back_from_what_it_wrote_of_itself(tmp_path: Path) -> None:
+    whole = sweep(
+        attacks=[{**ADAPTIVE, "classifiers": ["f"], "defenses": ["mi_ol"], "goal": ["untargeted", "targeted"]}],
+        defenses=["none", {"mi_ol": {"lam": [0.4, 0.5]}, "classifiers": ["f"]}, {"gaussian_noise": 0.1}],
+        pool={"cifar100": {"root": "elsewhere"}},
+        variants={"one draw": {"draws": 1}, "guessed": {"attack_labels": "predicted", "eight_bit": True}},
+        counterparts=True,
+        checks={"level": "full", "points": 7},
+    )
+    written = tmp_path / "study.yaml"
+    written.write_text(yaml.safe_dump(whole.document(), sort_keys=False))
+    again = load_sweep(written)
+    assert again.document() == whole.document()
+    assert again.model_copy(update={"options": {}}) == whole
+    assert again.resolved_variants() == whole.resolved_variants()
+    assert again.pool == ("cifar100", {"root": "elsewhere"})
+
+
+@pytest.mark.parametrize(
+    ("written", "level", "points"),
+    [
+        ({}, "subset", 100),
+        ({"checks": "cheap"}, "cheap", 100),
+        ({"checks": "full"}, "full", 100),
+        ({"checks": {"points": 30}}, "subset", 30),
+        ({"checks": {"level": "full"}}, "full", 100),
+    ],
+)
+def test_checks_are_a_level_or_a_level_with_points(written: Any, level: str, points: int) -> None:
+    assert (sweep(**written).checks.level, sweep(**written).checks.points) == (level, points)
+
+
+def test_a_smoke_overlay_of_checks_keeps_their_level_and_replaces_attacks(tmp_path: Path) -> None:
+    overlay = {"checks": {"points": 5}, "attacks": [ADAPTIVE], "variants": {}}
+    file = write(tmp_path, document(checks={"level": "full"}, variants="each_option", smoke=overlay))
+    read = load_sweep(file, smoke=True)
+    assert (read.checks.level, read.checks.points) == ("full", 5)
+    assert [entry.knowledge for entry in read.attacks] == ["adaptive"]
+    assert list(read.resolved_variants()) == [""]
+
+
+def test_each_option_is_the_published_preset_and_every_option_it_changes_switched_alone() -> None:
+    found = sweep(variants="each_option").resolved_variants()
+    honest, published = Options(), PRESETS["as_published"][0]
+    differing = [name for name in Options.model_fields if getattr(honest, name) != getattr(published, name)]
+    assert list(found) == ["", "as_published", *differing]
+    assert (found[""], found["as_published"]) == (honest, published)
+    for name in differing:
+        assert found[name] == honest.model_copy(update={name: getattr(published, name)})
+
+
+def test_each_option_counts_from_the_studys_own_options() -> None:
+    found = sweep(variants="each_option", options={"draws": 1, "executions": 5}).resolved_variants()
+    assert "draws" not in found  # the study has it as published already
+    assert found["executions"].executions == 30
+    assert found["eight_bit"] == Options(draws=1, executions=5, eight_bit=True)
+
+
+def test_each_option_of_the_published_preset_itself_leaves_nothing_to_switch() -> None:
+    assert list(sweep(preset="as_published", variants="each_option").resolved_variants()) == [""]
+
+
+def test_named_variants_change_the_studys_own_options() -> None:
+    found = sweep(options={"eight_bit": True}, variants={"v": {"draws": 1}}).resolved_variants()
+    assert found == {"": Options(eight_bit=True), "v": Options(eight_bit=True, draws=1)}

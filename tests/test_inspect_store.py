@@ -90,7 +90,7 @@ def test_a_range_that_is_stored_twice_is_found(store: Store, original: Tiny) -> 
     ("kind", "column", "change", "words"),
     [
         ("adversarial", "image", first(lambda v: [1.5, *v[1:]]), "pixels must be in [0, 1]"),
-        ("adversarial", "image", first(lambda v: [float("nan"), *v[1:]]), "pixels must be in [0, 1]"),
+        ("adversarial", "image", first(lambda v: [float("nan"), *v[1:]]), "pixels must be finite"),
         ("adversarial", "linf", first(0.2), "max |delta| must be at most epsilon = 0.1; it is 0.2"),
         ("adversarial", "linf", first(float("nan")), "max |delta| must be at most epsilon"),
         ("outputs", "probabilities", first([0.5] * 10), "probabilities must be at least 0 and sum to 1"),
@@ -112,6 +112,14 @@ def test_rows_that_cannot_be_are_found(
     path = rewritten(store, original, kind, with_column(column, change))
     problems, _ = check_store(store)
     assert any(problem.startswith(path) and words in problem for problem in problems), problems
+
+
+def test_images_may_leave_the_box_only_where_the_attack_says_so(store: Store, original: Tiny) -> None:
+    outside = with_column("image", first(lambda v: [1.05, *v[1:]]))
+    path = rewritten(store, original, "adversarial", outside, keeps_box=False)
+    assert check_store(store)[0] == []
+    rewritten(store, original, "adversarial", outside, keeps_box=True)
+    assert check_store(store)[0] == [f"{path}: pixels must be in [0, 1]"]
 
 
 @pytest.mark.parametrize("kind", ["adversarial", "outputs", "records"])
@@ -179,6 +187,12 @@ def test_a_study_without_its_manifest_or_cells_is_found(store: Store, name: str,
     problems, _ = check_store(store)
     assert len(problems) == 1
     assert problems[0].startswith("studies/tiny must hold manifest.json and cells.parquet")
+
+
+def test_damaged_examples_are_found(store: Store) -> None:
+    path = "studies/tiny/examples.parquet"
+    store.write_bytes(path, store.read_bytes(path)[:-9])
+    assert any(path in problem for problem in check_store(store)[0])
 
 
 def test_a_finished_cell_without_its_records_is_found(store: Store, original: Tiny) -> None:

@@ -12,8 +12,9 @@ from test_config import classifier, sweep
 
 from mi_ray.config import Options, TrainingOptions
 from mi_ray.parameters import Axis
-from mi_ray.plan import Facts, Plan, Planner, canonical, content_key, product, study_fingerprint
+from mi_ray.plan import Facts, Planner, product, study_fingerprint
 from mi_ray.study import METHODS, device_of, prepare
+from mi_ray.work import Cell, Check, Plan, canonical, content_key, united
 
 FACTS = Facts(
     dataset="digits", digest="0" * 64, classes=10, side=(32, 32), train_count=1297, test_count=500,
@@ -229,13 +230,13 @@ OPTION_CHANGES: dict[str, Any] = {
     "attack_labels": "predicted", "pool_split": "test", "pool_augmented": True, "pool_limit_mi_pl": 300,
     "executions": 7, "executions_mi_pl": 7, "executions_mi_combined": 7, "combined_executions_pl": 7,
     "combined_accept": "pl_average", "combined_statistic": "maximum", "eight_bit": True,
-    "rotation_interpolation": "nearest", "draws": 2,
+    "rotation_interpolation": "nearest", "draws": 2, "adaptive_attack": "averaged",
 }  # fmt: skip
 TOUCHED = {
     "pool_split": {"mi_pl", "mi_ol", "mi_combined"}, "pool_augmented": {"mi_pl", "mi_ol", "mi_combined"},
     "pool_limit_mi_pl": {"mi_pl", "mi_combined"}, "executions_mi_pl": {"mi_pl"},
     "executions_mi_combined": {"mi_combined"}, "combined_executions_pl": {"mi_combined"},
-    "combined_accept": {"mi_combined"}, "combined_statistic": {"mi_combined"},
+    "combined_accept": {"mi_combined"}, "combined_statistic": {"mi_combined"}, "adaptive_attack": {"mi_ol"},
     "eight_bit": {"random_rotation", "random_resize"}, "rotation_interpolation": {"random_rotation"},
     "executions": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
     "draws": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
@@ -243,9 +244,15 @@ TOUCHED = {
 }  # fmt: skip
 
 
+BOTH: list[Any] = [  # an oblivious attack, and an adaptive one that a preset names
+    {"pgd": {"steps": 2}, "epsilon": "8/255"},
+    {"adaptive": {"steps": 2, "eot": 2}, "epsilon": "8/255", "knowledge": "adaptive", "defenses": ["mi_ol"]},
+]
+
+
 def real_cells(**changes: Any) -> Mapping[str, set[str]]:
     """Keys by defense, with the pools of the digits themselves."""
-    study = prepare(sweep(**{"defenses": EVERY_DEFENSE, **changes}))
+    study = prepare(sweep(**{"defenses": EVERY_DEFENSE, "attacks": BOTH, **changes}))
     return by_defense(study.planner.plan(study.planner.settings()))
 
 
@@ -285,7 +292,7 @@ def test_learning_rate_drops_are_written_out_and_the_files_own_win() -> None:
 def test_step_counts_are_one_attack_with_several_stops_and_cells_for_each() -> None:
     plan = planned(attacks=[{"pgd": {"steps": [10, 50]}, "epsilon": 0.1}])
     assert [(work.stops, work.cost) for work in plan.attacks] == [((10, 50), (52, 50))]
-    steps = {cell.identity["attack_params"] for cell in plan.cells if cell.inputs.attack}
+    steps = {cell.identity["attack_params"] for cell in plan.cells if cell.inputs.attack and not cell.members}
     assert len(steps) == 2
     assert {cell.inputs.name for cell in plan.cells} == {"clean", *(f"{plan.attacks[0].key}@{n}" for n in (10, 50))}
 
@@ -367,8 +374,9 @@ WORKED: dict[str, Any] = {
 def test_counts_of_a_worked_example() -> None:
     plan = planned(**WORKED)
     inputs = 1 + 2 * 2 * 2  # clean, and each stop of each threat model
+    settings = 1 + 2 * 3 + 2 * 2 * 2 * 3  # none has one N
     assert len(plan.attacks) == 2 * 2 * 2  # classifiers x epsilons x goals
-    assert len(plan.cells) == 2 * inputs * (1 + 2 * 3 + 2 * 2 * 2 * 3)  # none has one N
+    assert len(plan.cells) == 2 * (inputs + 2) * settings  # and the worst case at each epsilon
     assert len(plan.outputs) == 2 * inputs * (1 + 3 + 2 + 2)  # F, sigmas, lam_pl, lam_ol
 
 
@@ -497,3 +505,448 @@ def test_two_names_for_one_classifier_are_refused() -> None:
     twins = [{**classifier()[0], "name": name} for name in ("a", "b")]
     with pytest.raises(ValueError, match="classifiers must differ; 'a' and 'b' are the same"):
         Planner(sweep(classifiers=twins), METHODS, FACTS)
+
+
+# Adaptive attacks
+
+ON_MI_OL: dict[str, Any] = {
+    "attacks": [{"eot_pgd": {"steps": [2, 4], "eot": 5}, "epsilon": 0.1, "knowledge": "adaptive"}],
+    "defenses": [{"mi_ol": {"lam": 0.5}}],
+    "checks": "cheap",
+}
+COMBINED: dict[str, Any] = {**ON_MI_OL, "defenses": [EVERY_DEFENSE[-1]]}
+AVERAGED = {"averaged": {"steps": 2, "eot": [1, 5]}, "epsilon": 0.1, "knowledge": "adaptive"}
+
+
+def attack_keys(facts: Facts = FACTS, **changes: Any) -> set[str]:
+    return {work.key for work in planned(facts, **changes).attacks}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"defenses": [{"mi_ol": {"lam": 0.6}}]},
+        {"defenses": [{"gaussian_noise": 0.1}]},
+        {"attacks": [{"eot_pgd": {"steps": [2, 4], "eot": 6}, "epsilon": 0.1, "knowledge": "adaptive"}]},
+        {"attacks": [{"averaged": {"steps": [2, 4], "eot": 5}, "epsilon": 0.1, "knowledge": "adaptive"}]},
+    ],
+)
+def test_an_adaptive_attacks_key_depends_on_the_defense_and_the_executions(changes: dict[str, Any]) -> None:
+    assert not attack_keys(**ON_MI_OL) & attack_keys(**{**ON_MI_OL, **changes})
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"pools": {"mi_pl": "pool", "mi_ol": "another"}},
+        {"sources": {"mi_ol": "a plugin's source"}},
+    ],
+)
+def test_an_adaptive_attacks_key_depends_on_the_pool_and_the_code_of_the_defense(facts: Any) -> None:
+    assert not attack_keys(**ON_MI_OL) & attack_keys(replace(FACTS, **facts), **ON_MI_OL)
+    assert not attack_keys(**COMBINED) & attack_keys(replace(FACTS, **facts), **COMBINED)
+
+
+def test_an_adaptive_attacks_key_does_not_depend_on_what_the_defense_does_not_use() -> None:
+    other = replace(FACTS, pools={"mi_pl": "another", "mi_ol": "pool"}, sources={"mi_pl": "x", "pgd": "y"})
+    assert attack_keys(**ON_MI_OL) == attack_keys(other, **ON_MI_OL)
+    assert attack_keys(**ON_MI_OL) == attack_keys(**ON_MI_OL, executions=[7], draws=1)  # `eot` is its own
+
+
+def test_an_adaptive_attack_without_executions_of_its_own_takes_the_studys_largest() -> None:
+    left_out = [{"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive"}]
+    found = {n: planned(**{**ON_MI_OL, "attacks": left_out}, executions=[1, n]).attacks[0] for n in (7, 9)}
+    assert [work.executions for work in found.values()] == [7, 9]
+    assert found[7].key != found[9].key
+
+
+@pytest.mark.parametrize("version", ["mi_ol", "mi_combined"])
+def test_a_defenses_version_changes_the_attacks_against_it(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
+    before = attack_keys(**COMBINED)
+    monkeypatch.setattr(METHODS.defenses[version], "version", 2)
+    assert not before & attack_keys(**COMBINED)
+
+
+def test_an_oblivious_attacks_key_depends_on_no_defense_pool_or_number_of_executions() -> None:
+    others = [
+        {"defenses": [{"mi_ol": {"lam": 0.6}}]}, {"executions": [7]}, {"attacks": [*BOTH]},
+        {"facts": replace(FACTS, pools={"mi_pl": "a", "mi_ol": "b"})},
+    ]  # fmt: skip
+    oblivious = attack_keys(attacks=BOTH[:1])
+    assert len(oblivious) == 1
+    assert all(oblivious <= attack_keys(**{"attacks": BOTH[:1], **changes}) for changes in others)
+
+
+def test_adaptive_cells_are_of_the_setting_that_was_attacked_and_never_of_none() -> None:
+    plan = planned(attacks=[*BOTH[:1], ON_MI_OL["attacks"][0]], checks="cheap")
+    adaptive = [cell for cell in plan.cells if cell.identity["knowledge"] == "adaptive" and not cell.members]
+    settings = {(cell.defense[0], canonical(cell.defense[1])) for cell in plan.cells} - {("none", "{}")}
+    assert {(cell.defense[0], canonical(cell.defense[1])) for cell in adaptive} == settings
+    for cell in adaptive:
+        assert cell.inputs.attack
+        assert cell.inputs.attack.defense == cell.defense
+    assert len(adaptive) == len({cell.key for cell in adaptive}) == 2 * len(settings)  # two stops
+    own = [work for work in plan.attacks if work.defense is None]
+    assert [work.method for work in own] == ["pgd"]
+
+
+def test_an_adaptive_attack_may_be_kept_to_some_defenses() -> None:
+    plan = planned(attacks=[{**AVERAGED, "defenses": ["mi_pl", "mi_combined"]}], checks="cheap")
+    assert {work.defense[0] for work in plan.attacks if work.defense} == {"mi_pl", "mi_combined"}
+    assert len(plan.attacks) == 2 * (1 + 3)  # N_A 1 and 5, mi_pl and three thresholds
+
+
+@pytest.mark.parametrize(
+    ("attack", "words"),
+    [
+        ({"averaged": {"steps": 2}, "epsilon": 0.1}, "averaged attacks a defense: it needs `knowledge: adaptive`"),
+        ({**AVERAGED, "defenses": ["mi_old"]}, r"unknown defense 'mi_old' \(did you mean 'mi_ol'"),
+    ],
+)
+def test_an_attack_on_a_defense_that_cannot_be_is_refused_while_planning(attack: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        planner(attacks=[attack]).settings()
+
+
+TWO: dict[str, Any] = {
+    "classifiers": [{"name": "a", "architecture": {"cnn_small": 4}}, {"name": "b", "architecture": {"cnn_small": 8}}],
+    "checks": "cheap",
+}
+
+
+def asked(plan: Plan) -> set[tuple[str, str, str]]:
+    """(classifier, attack, defense with its parameters) of every cell but worst cases."""
+    return {
+        (cell.identity["classifier"], cell.identity["attack"], cell.defense[0] + canonical(cell.defense[1]))
+        for cell in plan.cells
+        if not cell.members
+    }
+
+
+def test_attacks_and_defenses_are_kept_to_the_classifiers_that_they_name() -> None:
+    plan = planned(
+        **TWO,
+        attacks=[
+            {"pgd": {"steps": 2}, "epsilon": 0.1, "classifiers": ["a"]},
+            {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "classifiers": ["b"], "knowledge": "adaptive"},
+        ],
+        defenses=[{"mi_ol": {"lam": 0.5}, "classifiers": ["a"]}, {"mi_ol": {"lam": 0.6}, "classifiers": ["b"]}],
+    )
+    assert asked(plan) == {
+        ("a", "none", "none{}"), ("a", "pgd", "none{}"), ("a", "none", 'mi_ol{"lam":0.5}'),
+        ("a", "pgd", 'mi_ol{"lam":0.5}'), ("b", "none", "none{}"), ("b", "none", 'mi_ol{"lam":0.6}'),
+        ("b", "eot_pgd", 'mi_ol{"lam":0.6}'),
+    }  # fmt: skip
+    assert sorted(work.method for work in plan.attacks) == ["eot_pgd", "pgd"]
+
+
+def test_a_setting_that_two_entries_ask_for_is_there_once_on_the_classifiers_of_both() -> None:
+    entries = [{"mi_ol": {"lam": 0.5}, "classifiers": [name]} for name in "ab"]
+    together = planned(**TWO, defenses=[{"mi_ol": {"lam": 0.5}}])
+    assert {cell.key for cell in planned(**TWO, defenses=entries).cells} == {cell.key for cell in together.cells}
+
+
+# The worst case
+
+
+def worst(plan: Plan) -> list[Cell]:
+    return [cell for cell in plan.cells if cell.identity["attack"] == "worst_case"]
+
+
+def test_the_worst_case_is_over_all_attacks_of_one_epsilon_setting_and_number_of_executions() -> None:
+    attacks = [
+        {"pgd": {"steps": 2}, "epsilon": [0.05, 0.1], "goal": ["untargeted", "targeted"]},
+        {"eot_pgd": {"steps": [2, 4]}, "epsilon": 0.1, "knowledge": "adaptive"},
+    ]
+    plan = planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], executions=[3, 5], checks="cheap")
+    by_key = {cell.key: cell for cell in plan.cells}
+    found = {(c.defense[0], c.identity["epsilon"], c.identity["executions"]): c for c in worst(plan)}
+    assert found.keys() == {
+        ("none", 0.05, 1),
+        ("none", 0.1, 1),
+        *(("mi_ol", e, n) for e in (0.05, 0.1) for n in (3, 5)),
+    }
+    assert len(found) == len(worst(plan))
+    assert {place: len(cell.members) for place, cell in found.items() if len(cell.members) != 2} == {
+        ("mi_ol", 0.1, 3): 4, ("mi_ol", 0.1, 5): 4
+    }  # fmt: skip
+    for (defense, epsilon, n), cell in found.items():
+        members = [by_key[key] for key in cell.members]
+        assert {(m.defense[0], m.identity["epsilon"], m.identity["executions"]) for m in members} == {
+            (defense, epsilon, n)
+        }
+        assert cell.identity["goal"] == "any"
+        adaptive = "adaptive" in {m.identity["knowledge"] for m in members}
+        assert cell.identity["knowledge"] == ("adaptive" if adaptive else "oblivious")
+        assert list(cell.needs()) == []
+
+
+def test_one_attack_alone_has_no_worst_case_however_often_it_is_named() -> None:
+    once = [{"pgd": {"steps": 2}, "epsilon": [0.05, 0.1]}]
+    assert worst(planned(attacks=once)) == []
+    assert worst(planned(attacks=once * 2)) == []
+
+
+def test_a_worst_case_is_another_when_its_members_are() -> None:
+    plans = [planned(attacks=[{"pgd": {"steps": steps}, "epsilon": 0.1}]) for steps in ([2, 4], [2, 6], [2, 4, 6])]
+    assert len({cell.key for plan in plans for cell in worst(plan)}) == sum(len(worst(plan)) for plan in plans)
+
+
+# Counterparts
+
+
+def test_counterparts_are_clean_mixtures_with_the_samples_of_the_adversarial_input() -> None:
+    few = {"defenses": [{"mi_ol": 0.5}, {"gaussian_noise": 0.1}, EVERY_DEFENSE[-1]], "checks": "cheap"}
+    plain, with_them = planned(**few), planned(**few, counterparts=True)
+    assert [cell.key for cell in plain.cells] == [cell.key for cell in with_them.cells]
+    for cell in with_them.cells:
+        mixes = cell.inputs.attack is not None and cell.defense[0] in ("mi_ol", "mi_combined")
+        assert len(cell.counterparts) == (len(cell.components) if mixes else 0)
+        for (work, n), counterpart in zip(cell.components, cell.counterparts, strict=False):
+            assert (counterpart.component, counterpart.executions) == (work.component, (n,))
+            assert counterpart.inputs.attack is None
+            assert counterpart.undefended == cell.undefended  # its ŷ decides which samples are drawn
+    clean = {work.key for cell in with_them.cells if not cell.inputs.attack for work, _ in cell.components}
+    extra = {work.key for work in with_them.outputs} - {work.key for work in plain.outputs}
+    assert extra == {work.key for cell in with_them.cells for work in cell.counterparts}
+    assert not extra & clean
+
+
+# Checks
+
+EVERY_CONTROL = {
+    "more_steps", "more_restarts", "more_eot", "epsilon_zero", "monotone_in_epsilon", "large_epsilon",
+    "black_box_not_stronger", "random_noise_not_stronger",
+}  # fmt: skip
+
+
+def checks_of(plan: Plan, attack: str, goal: str = "untargeted") -> dict[str, Check]:
+    """Check name -> the check of an attack's last stop."""
+    found: dict[str, Check] = {}
+    for check in plan.checks:
+        made = check.judged.inputs.attack or check.control.inputs.attack
+        judged = [cell for cell in plan.cells if cell.key in check.cells]
+        assert made
+        if judged and {(c.identity["attack"], c.identity["goal"]) for c in judged} == {(attack, goal)}:
+            found[check.name] = check
+    return found
+
+
+@pytest.mark.parametrize(
+    ("attack", "goal", "names"),
+    [
+        ({"pgd": {"steps": 2}, "epsilon": 0.1}, "untargeted", EVERY_CONTROL - {"more_eot"}),
+        ({"pgd": {"steps": 2}, "epsilon": 0.1}, "targeted", {"more_steps", "more_restarts"}),
+        (ON_MI_OL["attacks"][0], "untargeted", EVERY_CONTROL),
+        (ON_MI_OL["attacks"][0], "targeted", {"more_steps", "more_restarts", "more_eot"}),
+        (AVERAGED, "untargeted", EVERY_CONTROL),
+        (
+            {"square": {"queries": 10}, "epsilon": 0.1},
+            "untargeted",
+            {"more_steps", "epsilon_zero", "monotone_in_epsilon", "large_epsilon"},
+        ),
+        (
+            {"random_noise": {"tries": 10}, "epsilon": 0.1},
+            "untargeted",
+            {"more_steps", "epsilon_zero", "monotone_in_epsilon", "large_epsilon"},
+        ),
+    ],
+)
+def test_an_attack_is_held_against_the_controls_that_fit_it(attack: Any, goal: str, names: set[str]) -> None:
+    (method,) = attack.keys() - {"epsilon", "knowledge"}
+    plan = planned(attacks=[{**attack, "goal": goal}], defenses=[{"mi_ol": 0.5}], checks="subset")
+    found = checks_of(plan, method, goal)
+    assert found.keys() - {"more_restarts"} == names - {"more_restarts"}
+    assert ("more_restarts" in found) == ("restarts" in METHODS.attacks[method].parameters())
+    for name, check in found.items():
+        control = check.control.inputs.attack
+        assert control
+        expected = {"epsilon_zero": 0.0, "monotone_in_epsilon": 0.2, "large_epsilon": 0.5}.get(name, 0.1)
+        assert control.threat.epsilon == expected
+        assert control.threat.goal == goal
+        assert check.control.defense == check.judged.defense
+
+
+def test_a_doubled_control_doubles_that_alone() -> None:
+    attack = {"eot_pgd": {"steps": 6, "restarts": 2}, "epsilon": 0.1, "knowledge": "adaptive"}
+    found = checks_of(planned(attacks=[attack], defenses=[{"mi_ol": 0.5}], executions=[4, 8]), "eot_pgd")
+    judged = found["more_steps"].judged.inputs.attack
+    assert judged
+    for name, doubled in (
+        ("more_steps", {"steps": [12]}),
+        ("more_restarts", {"restarts": 4}),
+        ("more_eot", {"eot": 16}),
+    ):
+        control = found[name].control.inputs.attack
+        assert control
+        assert dict(control.values) == {**judged.values, **doubled}
+        assert found[name].judged.identity["executions"] == 8
+    stepped = found["more_steps"].control.inputs.attack
+    assert stepped
+    assert stepped.key == judged.key  # one trajectory, read later
+
+
+def test_defenses_under_an_oblivious_attack_share_the_verdict_of_f() -> None:
+    plan = planned(defenses=[{"mi_ol": 0.5}, {"gaussian_noise": 0.1}], executions=[1, 5])
+    attacked = {cell.key for cell in plan.cells if cell.inputs.attack}
+    assert {check.judged.defense[0] for check in plan.checks} == {"none"}
+    assert all(set(check.cells) == attacked for check in plan.checks)
+    assert len(attacked) == 1 + 2 * 2
+
+
+def test_an_adaptive_attack_is_judged_on_its_own_defense_at_the_largest_number_of_executions() -> None:
+    plan = planned(**{**ON_MI_OL, "checks": "subset", "defenses": [{"mi_ol": [0.5, 0.6]}]}, executions=[1, 5])
+    for check in plan.checks:
+        judged = [cell for cell in plan.cells if cell.key in check.cells]
+        assert {canonical(cell.defense[1]) for cell in judged} == {canonical(check.judged.defense[1])}
+        assert {cell.identity["executions"] for cell in judged} == {1, 5}
+        assert check.judged.identity["executions"] == check.control.identity["executions"] == 5
+        assert all(not cell.members for cell in judged)
+
+
+def test_stops_share_the_checks_of_their_trajectory_and_have_their_own_of_more_steps() -> None:
+    plan = planned(attacks=[{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}], defenses=["none"])
+    cells = {cell.inputs.stop: cell.key for cell in plan.cells if cell.inputs.attack and not cell.members}
+    shared = [check for check in plan.checks if check.name != "more_steps"]
+    assert {check.name for check in shared} == EVERY_CONTROL - {"more_eot", "more_steps"}
+    assert all(set(check.cells) == set(cells.values()) for check in shared)
+    steps = {check.control.inputs.stop: check.cells for check in plan.checks if check.name == "more_steps"}
+    assert steps == {4: (cells[2],), 8: (cells[4],)}
+
+
+@pytest.mark.parametrize(
+    ("checks", "checked"),
+    [("cheap", 0), ("subset", 100), ("full", 120), ({"points": 30}, 40), ({"points": 500}, 120)],
+)
+def test_checks_run_on_whole_batches_of_the_first_points(checks: Any, checked: int) -> None:
+    made = planner(attacks=BOTH, points={"count": 110}, checks=checks)
+    plan = made.plan(made.settings())
+    cost = made.cost(plan)
+    assert (plan.checked, made.sweep.batch) == (checked, 20)
+    assert bool(plan.checks) == bool(checked) == (cost["checks_forward"] > 0) == (cost["checks_backward"] > 0)
+
+
+def test_checks_change_no_cell_and_no_work_of_the_study() -> None:
+    plans = [planned(attacks=BOTH, checks=level) for level in ("cheap", "subset", "full")]
+    for plan in plans[1:]:
+        assert (plan.cells, plan.outputs, plan.attacks) == (plans[0].cells, plans[0].outputs, plans[0].attacks)
+        study = {work.key for work in (*plan.attacks, *plan.outputs)}
+        theirs = {work.key for work in (*plan.check_attacks(), *plan.check_outputs())}
+        assert theirs - study
+        assert theirs & study  # twice the steps are read off the study's own trajectory
+
+
+def test_a_checks_attack_is_asked_for_with_the_stops_of_the_study() -> None:
+    plan = planned(attacks=[{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}], defenses=["none"])
+    own = plan.attacks[0].key
+    assert [work.stops for work in plan.check_attacks() if work.key == own] == [(2, 4, 8)]
+    assert [work.stops for work in plan.attacks] == [(2, 4)]
+
+
+def test_cost_of_checks_is_what_they_need_beyond_the_study() -> None:
+    pgd = [{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}]
+    made = planner(attacks=pgd, defenses=["none"], checks={"points": 20}, points={"count": 40})
+    plan = made.plan(made.settings())
+    cost = made.cost(plan)
+    controls = {check.name: check.control.inputs.attack for check in plan.checks}
+    assert None not in controls.values()
+    forward = 8 + 3 - (4 + 2)  # the same trajectory on to 8 steps, one more stop
+    forward += 2 * (4 + 1)  # twice the restarts, at the last stop
+    forward += 2 * (4 + 1)  # epsilon 0 and twice epsilon
+    forward += 100 + 1  # epsilon 0.5
+    others = ("black_box_not_stronger", "random_noise_not_stronger")
+    forward += sum(made.passes(controls[name])[0] for name in others)  # type: ignore[arg-type]
+    outputs = 7  # F once on the images of each control: 8 steps is one, 4 are the study's own
+    assert cost["checks_forward"] == 20 * (forward + outputs)
+    assert cost["checks_backward"] == 20 * ((8 - 4) + 2 * 4 + 2 * 4 + 100)
+    assert cost["attack_forward"] == 40 * (4 + 2)
+    assert set(cost) == {
+        "training_forward", "training_backward", "attack_forward", "attack_backward", "evaluation_forward",
+        "checks_forward", "checks_backward", "naive_forward", "naive_backward",
+    }  # fmt: skip
+
+
+def test_cost_of_an_adaptive_attack_counts_the_executions_of_each_step() -> None:
+    made = planner(**{**ON_MI_OL, "attacks": [{"eot_pgd": {"steps": 3, "eot": 7, "scoring_draws": 2}, "epsilon": 0.1,
+                                              "knowledge": "adaptive"}]})  # fmt: skip
+    each = 1 + 10  # ŷ, and seven executions in two chunks of five
+    cost = made.cost(made.plan(made.settings()))
+    assert (cost["attack_forward"], cost["attack_backward"]) == (40 * (3 + 2) * each, 40 * 3 * each)
+
+
+# Variants
+
+EACH: dict[str, Any] = {
+    "attacks": [
+        {"pgd": {"steps": 2}, "epsilon": "8/255"},
+        {"adaptive": {"steps": 2, "eot": 2}, "epsilon": "8/255", "knowledge": "adaptive", "defenses": ["mi_ol"]},
+    ],
+    "defenses": [{"mi_ol": 0.5}, {"mi_pl": 0.5}, {"random_rotation": 10}, EVERY_DEFENSE[-1]],
+    "variants": "each_option",
+    "checks": "cheap",
+}
+
+
+@pytest.fixture(scope="module")
+def each_option() -> Any:
+    """A study that switches every option alone."""
+    return prepare(sweep(**EACH))
+
+
+def test_every_option_of_the_preset_switched_alone_changes_a_cell(each_option: Any) -> None:
+    cells = {name: {c.key for c in made.plan(made.settings()).cells} for name, made in each_option.variants.items()}
+    unused = [name for name in cells if name and cells[name] == cells[""]]
+    assert len(cells) > 12
+    assert unused == []
+
+
+def test_a_cell_of_several_variants_is_there_once_and_names_them_all(each_option: Any) -> None:
+    plan = each_option.plan()
+    apart = {name: made.plan(made.settings()) for name, made in each_option.variants.items()}
+    assert len({cell.key for cell in plan.cells}) == len(plan.cells)
+    for cell in plan.cells:
+        assert list(cell.variants) == [name for name, own in apart.items() if cell.key in {c.key for c in own.cells}]
+    for kind in ("outputs", "attacks"):
+        found = [work.key for work in getattr(plan, kind)]
+        assert len(found) == len(set(found))
+        assert set(found) == {work.key for own in apart.values() for work in getattr(own, kind)}
+    bare = [cell for cell in plan.cells if cell.defense[0] == "none" and cell.inputs.attack is None]
+    assert [cell.variants for cell in bare] == [tuple(apart)]
+
+
+def test_united_plans_ask_for_all_executions_and_draws_that_any_variant_needs() -> None:
+    makers = {name: planner(defenses=[{"mi_ol": 0.5}], options=options, checks="cheap")
+              for name, options in (("", {}), ("few", {"executions": 7}), ("many", {"draws": 5}))}  # fmt: skip
+    plan = united({name: made.plan(made.settings()) for name, made in makers.items()})
+    component = [work for work in plan.outputs if work.component]
+    assert [(work.executions, work.draws) for work in component] == [((7, 30), 5)] * 2
+    clean = [cell for cell in plan.cells if cell.components and cell.inputs.attack is None]
+    assert [(cell.identity["executions"], cell.identity["draws"], cell.variants) for cell in clean] == [
+        (30, 3, ("",)), (7, 3, ("few",)), (30, 5, ("many",))
+    ]  # fmt: skip
+
+
+def test_variants_share_a_check_and_each_of_its_cells_once() -> None:
+    makers = {name: planner(options=options, defenses=[{"mi_ol": 0.5}])
+              for name, options in (("", {}), ("few", {"executions": 7}))}  # fmt: skip
+    plans = {name: made.plan(made.settings()) for name, made in makers.items()}
+    plan = united(plans)
+    assert len(plan.checks) == len(plans[""].checks) == len(plans["few"].checks)
+    for check in plan.checks:
+        assert len(set(check.cells)) == len(check.cells)
+        assert set(check.cells) == {cell.key for cell in plan.cells if cell.inputs.attack}
+
+
+def test_a_study_without_variants_is_one_set_of_options() -> None:
+    study = prepare(sweep(checks="cheap"))
+    assert list(study.variants) == [""]
+    assert {cell.variants for cell in study.plan().cells} == {("",)}
+
+
+def test_the_fingerprint_follows_the_files_of_the_sample_pool(tmp_path: Any) -> None:
+    data = tmp_path / "pool.npz"
+    data.write_bytes(b"1")
+    foreign = sweep(pool={"npz": str(data)})
+    first = study_fingerprint(foreign, [])
+    data.write_bytes(b"12")
+    assert study_fingerprint(foreign, []) != first

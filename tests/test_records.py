@@ -44,7 +44,8 @@ def table(schema: pa.Schema, rows: int = 4, **constants: Any) -> pa.Table:
         elif pa.types.is_boolean(field.type):
             values = (numbers % 2 == 0).tolist()
         elif pa.types.is_list(field.type):
-            values = [[0.25, float(n), -1.5] for n in numbers]
+            text = pa.types.is_string(field.type.value_type)
+            values = [[f"ε {n}", ""] if text else [0.25, float(n), -1.5] for n in numbers]
         columns.append(pa.array([constants[field.name]] * rows if field.name in constants else values, field.type))
     return pa.table(columns, schema=schema)
 

@@ -1,8 +1,8 @@
 """Blocks of a tiny study without Ray: what is missing, what is computed, what is kept, and the rows that follow."""
 
 import shutil
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,19 @@ import pytest
 import torch
 from test_config import classifier, sweep
 
+import mi_ray.controls
 from mi_ray.attacks import ATTACKS
+from mi_ray.cells import derive, mark_selected, write_records
 from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
 from mi_ray.data import to_unit
-from mi_ray.defenses import DEFENSES, predict
-from mi_ray.plan import AttackWork, Cell, Inputs, OutputWork, Plan
+from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
+from mi_ray.evaluate import component_outputs
 from mi_ray.quick import seal
 from mi_ray.records import TRAINING, DamagedFileError, Store, read_cells, read_records
-from mi_ray.study import Study, derive, mark, mark_selected, prepare, write_records, write_study
+from mi_ray.sample_pool import SamplePool
+from mi_ray.study import Study, mark, prepare, write_study
 from mi_ray.threat_model import ThreatModel
+from mi_ray.work import Cell, Inputs, OutputWork, Plan
 from mi_ray.workbench import Work, Workbench
 
 DEFENSE_GRID: list[Any] = [
@@ -34,6 +38,7 @@ TINY: dict[str, Any] = {
     "defenses": DEFENSE_GRID,
     "executions": [1, 3],
     "draws": 2,
+    "checks": "cheap",
 }
 
 
@@ -51,9 +56,14 @@ class Tiny:
         named = [w for w in self.plan.outputs if (w.component[0] if w.component else None) == component]
         return next(w for w in named if bool(w.inputs.attack) == attacked and w.inputs.stop in (0, stop))
 
+    def pool(self) -> SamplePool:
+        """The sample pool of the study itself."""
+        return self.bench.pool(self.study.planner.facts.pools["mi_ol"])
+
     def cell(self, defense: str, *, attacked: bool, executions: int = 3) -> Cell:
-        """A planned cell; the last of its kind (stop 3, the highest threshold)."""
-        named = [c for c in self.plan.cells if c.defense[0] == defense and bool(c.inputs.attack) == attacked]
+        """A planned cell; the last of its kind (stop 3, the highest threshold), and no worst case."""
+        plain = [c for c in self.plan.cells if c.defense[0] == defense and not c.members]
+        named = [c for c in plain if bool(c.inputs.attack) == attacked]
         return next(c for c in reversed(named) if defense == "none" or c.identity["executions"] == executions)
 
 
@@ -66,9 +76,9 @@ def weights_of(description: Any, seed: int = 0) -> bytes:
     return weights_bytes(made)
 
 
-def put_classifier(store: Store, key: str, description: Any, seed: int = 0) -> bytes:
-    """Untrained weights in the place where training leaves them."""
-    content = weights_of(description, seed)
+def put_classifier(store: Store, key: str, description: Any, weights: int | bytes = 0) -> bytes:
+    """Weights, or untrained ones of a seed, in the place where training leaves them."""
+    content = weights_of(description, weights) if isinstance(weights, int) else weights
     store.write_table(f"classifiers/{key}/training.parquet", TRAINING.empty_table())
     store.write_bytes(f"classifiers/{key}/model.safetensors", content)
     about = {"description": description, "weights_sha256": weights_digest(content)}
@@ -76,40 +86,64 @@ def put_classifier(store: Store, key: str, description: Any, seed: int = 0) -> b
     return content
 
 
-def tiny(folder: Path, *, weights: int = 0, **changes: Any) -> Tiny:
+def tiny(folder: Path, *, weights: int | bytes = 0, **changes: Any) -> Tiny:
     """A study in the store of a folder; other studies may be there already."""
     study = prepare(sweep(**{**TINY, **changes}))
     store = Store(folder, create=True)
     made = {w.key: (w.description, put_classifier(store, w.key, w.description, weights))
             for w in study.planner.classifiers}  # fmt: skip
-    plan = study.planner.plan(study.planner.settings())
-    return Tiny(study, plan, store, Workbench(study.data(store.root, made)))
+    return Tiny(study, study.plan(), store, Workbench(study.data(store.root, made)))
 
 
-def stages(plan: Plan) -> Iterator[tuple[Any, Iterable[Work]]]:
+Stages = Iterator[tuple[Any, Iterable[Work]]]
+
+
+def _evaluated(outputs: Iterable[OutputWork]) -> Stages:
+    """F's own outputs, then what takes ŷ from them."""
+    found = list(outputs)
+    yield "outputs", [work for work in found if work.component is None]
+    yield "outputs", [work for work in found if work.component is not None]
+
+
+def stages(plan: Plan) -> Stages:
     """The work of a plan in the order in which it can be done."""
     yield "adversarial", plan.attacks
-    yield "outputs", [work for work in plan.outputs if work.component is None]
-    yield "outputs", [work for work in plan.outputs if work.component is not None]
+    yield from _evaluated(plan.outputs)
+
+
+def _do(one: Tiny, works: Stages, size: int, limit: int | None = None, *, backwards: bool = False) -> int:
+    done = 0
+    for kind, some in works:
+        todo = [item for work in some for item in one.bench.missing(kind, work, size, limit)]
+        for work, start, stop in reversed(todo) if backwards else todo:
+            assert one.bench.compute(work, start, stop) == stop - start
+            done += 1
+    return done
 
 
 def compute(one: Tiny, size: int = 20, *, backwards: bool = False) -> int:
-    """Do all that is missing; returns the number of blocks."""
-    done = 0
-    for kind, works in stages(one.plan):
-        todo = [item for work in works for item in one.bench.missing(kind, work, size)]
-        for work, start, stop in reversed(todo) if backwards else todo:
-            step = one.bench.attack if isinstance(work, AttackWork) else one.bench.outputs
-            assert step(work, start, stop) == stop - start
-            done += 1
-    return done
+    """Do all that is missing, the checks' attacks first as a run does; returns the number of blocks."""
+    plan = one.plan
+    done = _do(one, iter([("adversarial", plan.check_attacks())]), size, plan.checked) if plan.checks else 0
+    done += _do(one, stages(plan), size, backwards=backwards)
+    return done + (_do(one, _evaluated(plan.check_outputs()), size, plan.checked) if plan.checks else 0)
+
+
+def derived(
+    one: Tiny,
+    cause: Callable[[str], str | None] = lambda key: None,
+    advance: Callable[[int], None] = lambda count: None,
+) -> list[dict[str, Any]]:
+    """The rows of cells.parquet of what has been computed. cause: cell key -> why it failed, if it has."""
+    points = one.study.sweep.points
+    return write_records(one.bench, one.plan, (points.selection, points.count), lambda cell: cause(cell.key), advance)
 
 
 def finish(one: Tiny) -> list[dict[str, Any]]:
     """Compute, derive the records and write the study, as a run does; returns the rows of cells.parquet."""
     mark(one.store, one.study, one.plan, "running")
     compute(one)
-    rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell: None, lambda count: None)
+    rows = derived(one)
     mark_selected(rows)
     write_study(one.store, one.study, one.plan, rows, {})
     seal(one.store, one.study.sweep)
@@ -195,7 +229,7 @@ def test_a_range_that_cuts_through_blocks_is_put_together(done: Tiny) -> None:
 
 
 def test_outputs_are_what_the_python_interface_predicts(done: Tiny) -> None:
-    pool = done.bench.pool("mi_ol")
+    pool = done.pool()
     for name, attacked in (("gaussian_noise", False), ("mi_pl", True), ("mi_ol", True)):
         work = done.work(name, attacked=attacked)
         assert work.component
@@ -208,7 +242,7 @@ def test_outputs_are_what_the_python_interface_predicts(done: Tiny) -> None:
 
 
 def test_records_say_what_the_defense_answered(done: Tiny) -> None:
-    pool = done.bench.pool("mi_ol")
+    pool = done.pool()
     for name, attacked in (("none", False), ("gaussian_noise", True), ("mi_combined", False), ("mi_combined", True)):
         cell = done.cell(name, attacked=attacked)
         rows = derive(done.bench, cell, 20, 60).to_pandas()
@@ -408,15 +442,26 @@ def test_a_damaged_record_is_derived_again_from_its_outputs(fresh: Tiny) -> None
 def test_a_cell_without_its_outputs_is_missing_or_failed_with_the_cause(fresh: Tiny) -> None:
     one, lost = fresh, fresh.work()
     one.store.remove(f"outputs/{lost.key}")
+    touched = [cell.key for cell in one.plan.cells if lost.key in {work.key for work in cell.needs()}]
     for cause, state in ((None, "missing"), ("out of memory", "failed")):
         seen: list[int] = []
-        rows = write_records(one.bench, one.plan.cells, (20, 60), lambda cell, cause=cause: cause, seen.append)  # type: ignore[misc]
-        bad = [row for row in rows if row["state"] != "done"]
-        touched = [cell.key for cell in one.plan.cells if lost.key in {work.key for work in cell.needs()}]
+        rows = derived(one, dict.fromkeys(touched, cause).get, seen.append)
+        bad = [row for row in rows if row["state"] != "done" and row["attack"] != "worst_case"]
         assert [row["cell"] for row in bad] == touched
         assert {row["state"] for row in bad} == {state}
         assert all((cause or f"outputs/{lost.key} must cover points 0 to 60") in row["cause"] for row in bad)
         assert sum(seen) == len(rows)
+
+
+def test_a_worst_case_without_a_member_is_missing_or_failed_as_that_member_is(tmp_path: Path) -> None:
+    one = tiny(tmp_path, defenses=DEFENSE_GRID[:1], executions=3)
+    compute(one)
+    one.store.remove(f"outputs/{one.work(attacked=True).key}")
+    lost = one.cell("gaussian_noise", attacked=True).key
+    for cause, state in ((None, "missing"), ("out of memory", "failed")):
+        bad = [row for row in derived(one, {lost: cause}.get) if row["state"] != "done"]
+        assert [(row["attack"], row["state"]) for row in bad] == [("pgd", state), ("worst_case", state)]
+        assert (cause or f"records/{lost} must be there: the worst case is taken over it") in bad[1]["cause"]
 
 
 def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(tmp_path: Path) -> None:
@@ -426,3 +471,165 @@ def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(tmp_path:
     after = read_records(tmp_path, study="tiny")
     assert sorted(after["cell"].unique()) == sorted(before["cell"].unique())
     assert (after["confidence_undefended"].to_numpy() != before["confidence_undefended"].to_numpy()).mean() > 0.9
+
+
+def test_a_limit_asks_for_the_first_points_alone(tmp_path: Path) -> None:
+    one = tiny(tmp_path, defenses=["none"])
+    clean = one.work(None)
+    limited = [(start, stop) for _, start, stop in one.bench.missing("outputs", clean, 20, 40)]
+    assert limited == [(0, 20), (20, 40)]
+    assert [part[1:] for part in one.bench.missing("outputs", clean, 60, 40)] == [(0, 40)]
+    one.bench.outputs(clean, 0, 40)
+    assert one.bench.missing("outputs", clean, 20, 40) == []
+    assert [part[1:] for part in one.bench.missing("outputs", clean, 20)] == [(40, 60)]
+
+
+def test_what_is_beyond_a_limit_is_neither_asked_for_nor_widened(fresh: Tiny) -> None:
+    work = fresh.work()
+    wide = replace(work, executions=(1, 3, 8))
+    assert [part[1:] for part in fresh.bench.missing("outputs", wide, 20, 20)] == [(0, 20)]
+    fresh.bench.outputs(fresh.bench.missing("outputs", wide, 20, 20)[0][0], 0, 20)
+    assert [fresh.store.block_facts(block)["executions"] for block in fresh.store.blocks("outputs", work.key)] == [
+        [1, 3, 8], [1, 3], [1, 3]
+    ]  # fmt: skip
+    assert compute(fresh) == 0
+
+
+ADAPTIVE: list[Any] = [
+    {"pgd": {"steps": [1, 3], "step_size": 0.05, "restarts": 2}, "epsilon": 0.1},
+    {
+        "eot_pgd": {"steps": [1, 2], "step_size": 0.05, "eot": 3, "scoring_draws": 1},
+        "epsilon": 0.1,
+        "knowledge": "adaptive",
+    },
+    {"averaged": {"steps": 1, "eot": 2, "scoring_draws": 1}, "epsilon": 0.1, "knowledge": "adaptive"},
+]
+ATTACKED: dict[str, Any] = {
+    "attacks": ADAPTIVE,
+    "executions": 3,
+    "defenses": [{"mi_combined": {"lam_pl": 0.6, "lam_ol": 0.5, "threshold": 0.0}}],
+}
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A study with adaptive attacks, every block of it; read only."""
+    one = tiny(tmp_path_factory.mktemp("attacked"), **ATTACKED)
+    compute(one)
+    return one
+
+
+def test_adaptive_attacks_are_the_same_bit_for_bit_whatever_the_blocks_and_their_order(
+    attacked: Tiny, tmp_path: Path
+) -> None:
+    other = tiny(tmp_path, **ATTACKED)
+    compute(other, 40, backwards=True)
+    assert [work.method for work in other.plan.attacks] == ["pgd", "eot_pgd", "averaged"]
+    for kind, works in stages(attacked.plan):
+        for work in works:
+            assert ranges(other, work, kind) != ranges(attacked, work, kind)
+            assert contents(other.store, kind, work.key).equals(contents(attacked.store, kind, work.key))
+
+
+def test_a_stored_adaptive_attack_is_that_of_the_python_interface(attacked: Tiny) -> None:
+    work = next(work for work in attacked.plan.attacks if work.method == "eot_pgd")
+    assert work.defense
+    made = ATTACKS.make("eot_pgd", {**work.values, "steps": list(work.stops)})
+    x, points = attacked.bench.images(Inputs(), 20, 40), attacked.study.points[20:40]
+    y = torch.from_numpy(np.array(attacked.bench.data.labels[20:40]))
+    model = DefendedClassifier(
+        attacked.bench.classifier(work.classifier, "fp32"), DEFENSES.make(*work.defense), attacked.pool(), 3
+    )
+    found = made(model, x, y, ThreatModel(0.1, knowledge="adaptive"), attacked.study.sweep.seed, points)
+    stored, _, linf = attacked.bench.adversarial(Inputs(work, 2), 20, 40)
+    assert torch.equal(torch.from_numpy(stored), found)
+    assert 0.05 < linf.max() <= 0.1 + 1e-6
+
+
+def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> None:
+    for work, inside in zip(attacked.plan.attacks, (True, True, False), strict=True):
+        stop = work.stops[-1]
+        low, high, zero, gradients = attacked.bench.attack_figures(Inputs(work, stop))
+        rows = contents(attacked.store, "adversarial", work.key).to_pandas()
+        rows = rows[rows["steps"] == stop]
+        assert (low, high) == (min(0.0, np.stack(rows["image"]).min()), max(1.0, np.stack(rows["image"]).max()))
+        assert (low >= 0 and high <= 1) == inside  # as published, the averaged attack may leave the box
+        assert (zero, gradients) == (rows["zero_gradients"].sum(), len(rows) * stop)
+
+
+def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = attacked.plan.classifiers[0].key
+    assert attacked.bench.repeats(key)
+    whole = attacked.bench.classifier(key, "fp32")
+    noisy: Any = lambda *_: lambda x: torch.nn.functional.dropout(whole(x), 0.5)  # noqa: E731
+    monkeypatch.setattr(attacked.bench, "classifier", noisy)
+    assert not attacked.bench.repeats(key)
+
+
+def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial_one(tmp_path: Path) -> None:
+    one = tiny(tmp_path, attacks=ADAPTIVE[:1], defenses=[{"mi_ol": 0.5}], executions=3, counterparts=True)
+    compute(one)
+    cell = one.cell("mi_ol", attacked=True)
+    (work,), (component, _) = cell.counterparts, cell.components[0]
+    clean, model = one.bench.images(Inputs(), 0, 60), one.bench.classifier(work.classifier, "fp32")
+    predicted = model(one.bench.images(cell.inputs, 0, 60)).argmax(1)
+    assert not torch.equal(predicted, model(clean).argmax(1))
+    made: Any = DEFENSES.make(*component.component)  # type: ignore[misc]
+    found = component_outputs(model, made, clean, predicted, one.study.points[:60], one.pool(), (3,), 2, 0, 20)
+    np.testing.assert_allclose(one.bench.probabilities(work, 0, 60), found.numpy(), atol=1e-6)
+    alone = next(w for w in one.plan.outputs if w.component and not w.inputs.attack and w.key != work.key)
+    same = (predicted == model(clean).argmax(1)).numpy()
+    left, right = (one.bench.probabilities(w, 0, 60)[0, 0] for w in (work, alone))
+    assert np.allclose(left[same], right[same], atol=1e-6)
+    assert not np.allclose(left[~same], right[~same], atol=1e-6)
+
+
+CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}], "executions": 3}
+
+
+@pytest.fixture
+def quick_controls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Controls of a few steps: here it is their blocks that matter."""
+    for name in ("LARGE_STEPS", "CHECK_QUERIES", "CHECK_TRIES"):
+        monkeypatch.setattr(mi_ray.controls, name, 2)
+
+
+def test_a_study_with_checks_has_the_rows_of_one_without(quick_controls: None, tmp_path: Path) -> None:
+    plain, checked = (
+        tiny(tmp_path / level, **CHECKED, checks=checks)
+        for level, checks in (("plain", "cheap"), ("checked", {"points": 20}))
+    )
+    rows = {name: finish(one) for name, one in (("plain", plain), ("checked", checked))}
+    assert checked.plan.checked == 20
+    own = {work.key: work for work in plain.plan.attacks}
+    for key, work in own.items():
+        asked = next(w for w in checked.plan.check_attacks() if w.key == key).stops
+        assert set(work.stops) < set(asked)  # the check went on along the same trajectory
+        assert ranges(checked, work, "adversarial") == [(0, 20), (20, 40), (40, 60)]
+        stored = [checked.store.block_facts(block)["stops"] for block in checked.store.blocks("adversarial", key)]
+        assert stored == [list(asked), list(work.stops), list(work.stops)]
+        both = contents(checked.store, "adversarial", key)
+        mine = pa.compute.is_in(both["steps"], pa.array(work.stops, pa.int32()))
+        assert both.filter(mine).equals(contents(plain.store, "adversarial", key))
+    for cell in plain.plan.cells:
+        assert contents(checked.store, "records", cell.key).equals(contents(plain.store, "records", cell.key))
+    judged = ("checks", "verdict", "forward_passes", "backward_passes", "seconds")
+    kept = [[{k: v for k, v in row.items() if k not in judged} for row in some] for some in rows.values()]
+    assert repr(kept[0]) == repr(kept[1])
+    assert {row["verdict"] for row in rows["plain"] if row["attack"] != "none"} == {"not run"}
+
+
+def test_checks_asked_for_later_widen_the_first_blocks_and_lose_nothing(quick_controls: None, tmp_path: Path) -> None:
+    few = {**CHECKED, "attacks": ADAPTIVE[:1], "defenses": ["none"]}
+    plain = tiny(tmp_path, **few)
+    compute(plain)
+    before = {work.key: contents(plain.store, "adversarial", work.key) for work in plain.plan.attacks}
+    checked = tiny(tmp_path, **few, checks={"points": 40})
+    compute(checked)
+    for work in plain.plan.attacks:
+        stops = [plain.store.block_facts(block)["stops"] for block in plain.store.blocks("adversarial", work.key)]
+        assert stops[0] == stops[1] != stops[2] == list(work.stops)
+        after = contents(plain.store, "adversarial", work.key)
+        mine = pa.compute.is_in(after["steps"], pa.array(work.stops, pa.int32()))
+        assert after.filter(mine).equals(before[work.key])
+    assert compute(plain) == compute(checked) == 0

@@ -128,6 +128,8 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
     found: dict[str, float] = {OBJECTIVES[0]: float("nan"), OBJECTIVES[1]: 1.0}
     by_inputs: dict[str, list[OutputWork]] = {}
     for work in (w for w in trial.works if isinstance(w, OutputWork) and w.component is not None):
+        if work.undefended is not None and work.undefended.inputs != work.inputs:
+            continue  # a counterpart, which scores nothing
         by_inputs.setdefault(work.inputs.name, []).append(work)
     for name, works in by_inputs.items():
         probabilities = joined(bench, defense, works, part)
