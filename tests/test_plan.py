@@ -600,7 +600,7 @@ def test_an_adaptive_attack_may_be_kept_to_some_defenses() -> None:
     ("attack", "words"),
     [
         ({"averaged": {"steps": 2}, "epsilon": 0.1}, "averaged attacks a defense: it needs `knowledge: adaptive`"),
-        ({**AVERAGED, "defenses": ["mi_old"]}, r"unknown defense 'mi_old' \(did you mean 'mi_ol'"),
+        ({**AVERAGED, "defenses": ["mi_old"]}, r"unknown defense to attack 'mi_old' \(did you mean 'mi_ol'"),
     ],
 )
 def test_an_attack_on_a_defense_that_cannot_be_is_refused_while_planning(attack: Any, words: str) -> None:
