@@ -1,14 +1,14 @@
 """Cells from stored outputs: the records, one row a point, and what cells.parquet says about them. No Ray, no passes."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.records import RECORDS, DamagedFileError, Store
+from mi_ray.records import RECORDS, DamagedFileError, Kind, Store
 from mi_ray.statistics import cell_summary, detection_auc, frontier
 from mi_ray.verdicts import Verdicts, answers
 from mi_ray.work import Cell, Plan, canonical
@@ -67,7 +67,8 @@ def write_records(
 ) -> list[dict[str, Any]]:
     """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
     selection, count = points
-    costs: dict[str, tuple[int, int, float]] = {}
+    costs: dict[str, Any] = {}
+    stands_on: dict[str, set[tuple[Kind, str]]] = {}
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     verdicts = Verdicts(bench, plan)
@@ -84,7 +85,10 @@ def write_records(
             reported = table.filter(pc.invert(table["selection"]))
             scores[cell.key] = reported["score"].to_numpy()
             verdicts.take(cell, reported)
-            row |= _cost(bench.store, cell, costs)
+            stands_on[cell.key] = _stands_on(cell) if not cell.members else set[tuple[Kind, str]]().union(
+                *(stands_on[key] for key in cell.members)
+            )  # fmt: skip
+            row |= _cost(bench, stands_on[cell.key], costs)
         except DamagedFileError as error:
             cause = causes(cell) or next((other["cause"] for other in rows if other["state"] == "failed" and
                                           other["cell"] in cell.members), None)  # fmt: skip
@@ -136,21 +140,23 @@ def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, st
     return None
 
 
-def _cost(store: Store, cell: Cell, known: dict[str, tuple[int, int, float]]) -> dict[str, Any]:
-    """Passes and seconds of the outputs and the attack that a cell stands on (cells share them)."""
-    total = [0, 0, 0.0]
-    needed = [("outputs", work.key) for work in cell.needs()]
-    if cell.inputs.attack is not None and not cell.members:
-        needed.append(("adversarial", cell.inputs.attack.key))
-    for kind, key in needed:
+def _stands_on(cell: Cell) -> set[tuple[Kind, str]]:
+    """The folders of results that a cell is derived from."""
+    found: set[tuple[Kind, str]] = {("outputs", work.key) for work in cell.needs()}
+    return found | ({("adversarial", cell.inputs.attack.key)} if cell.inputs.attack is not None else set())
+
+
+def _cost(bench: Workbench, folders: Iterable[tuple[Kind, str]], known: dict[str, Any]) -> dict[str, Any]:
+    """Passes and seconds of the blocks of these folders that hold points of the study (cells share them)."""
+    names = ("forward_passes", "backward_passes", "seconds")
+    total = dict.fromkeys(names, 0)
+    for kind, key in sorted(folders):
         if key not in known:
-            facts = [store.block_facts(block) for block in store.blocks(kind, key)]  # type: ignore[arg-type]
-            known[key] = (
-                sum(f["forward_passes"] for f in facts), sum(f["backward_passes"] for f in facts),
-                sum(f["seconds"] for f in facts),
-            )  # fmt: skip
-        total = [a + b for a, b in zip(total, known[key], strict=True)]
-    return {"forward_passes": total[0], "backward_passes": total[1], "seconds": total[2]}
+            blocks = [block for block in bench.store.blocks(kind, key) if block.start < len(bench.data.points)]
+            facts = [bench.store.block_facts(block) for block in blocks]
+            known[key] = {name: sum(fact[name] for fact in facts) for name in names}
+        total = {name: total[name] + known[key][name] for name in names}
+    return total
 
 
 def mark_selected(rows: list[dict[str, Any]]) -> None:

@@ -393,9 +393,10 @@ class Sweep(Strict):
         """
         own = self.resolved_options()
         if isinstance(self.variants, str):
-            published = PRESETS["as_published"][0]
-            changed = {name: value for name, value in published.model_dump().items() if value != getattr(own, name)}
-            found = {"as_published": published, **{n: _options(own, {n: value}) for n, value in changed.items()}}
+            honest, published = (PRESETS[name][0].model_dump() for name in ("honest", "as_published"))
+            changed = {name: value for name, value in published.items() if value != honest[name]}
+            every = {"as_published": changed, **{name: {name: value} for name, value in changed.items()}}
+            found = {name: _options(own, changes) for name, changes in every.items()}
             found = {name: options for name, options in found.items() if options != own}
         else:
             found = {name: _options(own, changes) for name, changes in self.variants.items()}

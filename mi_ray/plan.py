@@ -162,8 +162,7 @@ class Planner:
 
     def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
         """The attacks of an entry: on the classifier alone, or on it behind a defense."""
-        name, written = entry.method
-        method = self.methods.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
+        method, written = self._method(entry), entry.method[1]
         if method.needs_defense and entry.knowledge == "oblivious":
             raise ValueError(f"{method.name} attacks a defense: it needs `knowledge: adaptive`; got oblivious")
         axes = expand(method, written, lambda option: getattr(self.options, option))
@@ -174,6 +173,10 @@ class Planner:
                 attack.check(threat, self.facts.classes)
                 yield self._attack_work(attack, threat, classifier, defense)
 
+    def _method(self, entry: AttackEntry) -> Any:
+        name = entry.method[0]
+        return self.methods.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
+
     def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
         """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
         return [
@@ -181,23 +184,27 @@ class Planner:
             for entry in self.sweep.attacks
             if entry.knowledge == "adaptive" and _applies(entry.classifiers, classifier) and defense.components()
             if entry.defenses is None or defense.name in entry.defenses
+            if any(part.uses_pool for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
         ]
 
     def _attack_work(
         self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None
     ) -> AttackWork:
+        n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
+        if "eot" in attack.values():
+            attack = replace(attack, eot=n)  # written out; on F alone it means nothing
+        labels = self.options.attack_labels if threat.goal == "untargeted" else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
             "classifier": classifier.key, "points": self._order, "method": attack.name, "version": attack.version,
             "values": deciding, "epsilon": threat.epsilon, "goal": threat.goal, "norm": threat.norm,
-            "knowledge": threat.knowledge, "labels": self.options.attack_labels, "seed": self.sweep.seed,
+            "knowledge": threat.knowledge, "labels": labels, "seed": self.sweep.seed,
             "source": self.facts.sources.get(attack.name), **self._arithmetic,
         }  # fmt: skip
         behind: dict[str, Any] = {}
         each = 1
-        if defense is not None:
-            n = attack.executions or max(self.sweep.executions_of(defense.name, self.options))
+        if defense is not None and n is not None:
             pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
             behind = {"defense": (defense.name, defense.values()), "pools": pools, "executions": n}
             chunks = [
@@ -210,7 +217,7 @@ class Planner:
         key = content_key("attack", facts)
         work = AttackWork(
             key, classifier.key, attack.name, attack.values(), threat, attack.stops(), (0, 0),
-            self.options.attack_labels, **behind, each=each,
+            labels, **behind, each=each, by_accuracy=attack.by_accuracy,
         )  # fmt: skip
         return replace(work, cost=self.passes(work, work.stops))
 
@@ -400,6 +407,8 @@ class Planner:
             judged = max(cells, key=lambda cell: (cell.defense[0] == "none", cell.identity["executions"]))
             attack = judged.inputs.attack
             assert attack is not None
+            if not attack.by_accuracy:
+                continue
             classifier = self._by_key[attack.classifier]
             defense = self.methods.defenses.make(*judged.defense)
             last = stop == max(stops for other, stops in by_inputs if other == key)

@@ -16,6 +16,7 @@ from scipy import signal, stats
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
+FEW = 5  # points' worth of right or wrong answers below which a bootstrap of their mean cannot be trusted
 Floats = npt.NDArray[np.float64]
 
 
@@ -69,10 +70,21 @@ def _mean_over_points(values: npt.NDArray[Any], most: float) -> Accuracy:
     if values.size == 0:
         raise ValueError("an accuracy needs at least one point; got none")
     mean = float(values.mean() / most)
+    low, high = _wilson(mean, len(values))
     if np.isin(values, (0, most)).all():
-        found = stats.binomtest(int((values == most).sum()), len(values)).proportion_ci(CONFIDENCE, method="wilson")
-        return Accuracy(mean, float(found.low), float(found.high), "wilson")
-    return Accuracy(mean, *_bounds(_resampled_means(values, most)), "bootstrap")
+        return Accuracy(mean, low, high, "wilson")
+    drawn = _bounds(_resampled_means(values, most))
+    if min(mean, 1 - mean) * len(values) < FEW:  # so few that most resamples hold none, and the bootstrap collapses
+        return Accuracy(mean, min(low, drawn[0]), max(high, drawn[1]), "wilson")
+    return Accuracy(mean, *drawn, "bootstrap")
+
+
+def _wilson(mean: float, points: int) -> tuple[float, float]:
+    """Wilson's interval of a share of points; the share may be a mean survival, which varies less than it assumes."""
+    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    centre, weight = (mean + z * z / (2 * points)), 1 + z * z / points
+    half = z * math.sqrt(mean * (1 - mean) / points + z * z / (4 * points * points))
+    return max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight)
 
 
 def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
@@ -80,7 +92,7 @@ def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
 
     correct_draws: for each point, how many of `draws` independent draws were right. Wilson where every point is
     either always or never right (a deterministic cell among them), else a percentile bootstrap over points with a
-    fixed seed. Raises ValueError without points.
+    fixed seed, and the wider of both where fewer than five points' worth are right or wrong. Raises ValueError without points.
     """
     return _mean_over_points(np.asarray(correct_draws), draws)
 
@@ -220,16 +232,18 @@ def paired_test(
     differences = (left * (unit // draws) - right * (unit // other)).astype(np.int64)
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
     deterministic = bool(np.isin(left, (0, draws)).all() and np.isin(right, (0, other)).all())
+    agree = not differences.any()
     if deterministic:
         less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
         low, high = _adjusted_wald(higher, lower, len(left))
     else:
         less, greater = _sign_flip_p(differences)
-        low, high = _bounds(_resampled_means(differences, unit))
+        bootstrapped = _bounds(_resampled_means(differences, unit))
+        low, high = _adjusted_wald(0, 0, len(left)) if agree else bootstrapped
     return PairedTest(
         difference=float(differences.mean() / unit), low=low, high=high, p_value=min(1.0, 2 * min(less, greater)),
         p_greater=greater, p_less=less, left_higher=higher / len(left), left_lower=lower / len(left), points=len(left),
-        method="mcnemar" if deterministic else "sign_flip", interval="adjusted_wald" if deterministic else "bootstrap",
+        method="mcnemar" if deterministic else "sign_flip", interval="adjusted_wald" if deterministic or agree else "bootstrap",
     )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ import pyarrow as pa
 import torch
 
 from mi_ray import checks
-from mi_ray.checks import CHECKS, Compared, Finding
+from mi_ray.checks import CHECKS, NEED_PASSES, Compared, Finding
 from mi_ray.defenses import DEFENSES
 from mi_ray.records import DamagedFileError
 from mi_ray.work import WORST_CASE, Cell, Check, Inputs, Plan, canonical
@@ -34,6 +34,7 @@ class Verdicts:
 
     def __init__(self, bench: Workbench, plan: Plan) -> None:
         self.bench, self.plan = bench, plan
+        self._cells = {cell.key: cell for cell in plan.cells}
         self._counts: dict[str, Any] = {}
         self._findings: dict[str, dict[str, Finding]] = {}
         self._of_attack: dict[str, dict[str, Finding]] = {}
@@ -81,9 +82,10 @@ class Verdicts:
             if row["cell"] not in self._findings:
                 continue
             mine = self._findings[row["cell"]]
-            if row["attack"] == WORST_CASE:  # it is as sound as the attack that decides most of it
-                strongest = min(members[row["cell"]], key=lambda key: accuracy.get(key, 1.0))
-                mine = self._findings.get(strongest, mine)
+            if row["attack"] == WORST_CASE:
+                mine = self._of_worst_case(
+                    row, [key for key in members[row["cell"]] if key in self._findings], accuracy
+                )
             attacked = row["attack"] != "none"
             not_run = {
                 name: Finding("not run", "no such comparison in this study") for name in CHECKS if name not in mine
@@ -92,6 +94,27 @@ class Verdicts:
                 {name: found.plain() for name, found in ({**mine, **not_run} if attacked else mine).items()}
             )
             row["verdict"] = checks.verdict(mine, attacked)
+
+    def _of_worst_case(
+        self, row: Mapping[str, Any], members: list[str], accuracy: Mapping[str, float]
+    ) -> dict[str, Finding]:
+        """The checks of its strongest sound member: an adaptive one where there is a defense to adapt to.
+
+        A broken adaptive attack beside an oblivious one says nothing of the defense, so where none is sound the
+        strongest broken one speaks, and where none was run the controls count as not run.
+        """
+        behind = row["defense"] != "none"
+        able = [key for key in members if not behind or self._cells[key].identity["knowledge"] == "adaptive"]
+        sound = [key for key in able if all(found.state != "failed" for found in self._findings[key].values())]
+        speaker = min(sound or able or members, key=lambda key: accuracy.get(key, 1.0))
+        found = dict(self._findings[speaker])
+        if not able:
+            why = "no adaptive attack on this defense in the study: the worst case is of oblivious ones"
+            found |= {name: Finding("not run", why) for name in NEED_PASSES if name in found}
+        for name in ("in_ball", "in_box"):  # an image outside its threat model may decide any point
+            broken = [self._findings[key][name] for key in members if name in self._findings[key]]
+            found[name] = next((each for each in broken if each.state == "failed"), found[name])
+        return found
 
     def _control(self, check: Check) -> Finding:
         """A check that has passes of its own, on the points that they were made for."""
@@ -103,22 +126,29 @@ class Verdicts:
             )
         except DamagedFileError as error:
             return Finding("not run", f"its control is not there: {error}")
-        draws = check.judged.identity["draws"]
-        return checks.against_control(check.name, Compared(judged, control, draws), self.bench.data.classes)
+        found = Compared(judged, control, check.judged.identity["draws"], random=bool(check.judged.components))
+        return checks.against_control(check.name, found, self.bench.data.classes)
 
     def _compare_with_oblivious(self, rows: list[dict[str, Any]]) -> None:
         """Hold each adaptive cell against the strongest oblivious one of the same setting, radius and goal."""
         setting = ("classifier_key", "defense", "defense_params", "executions", "draws", "epsilon", "goal")
         done = [row for row in rows if row["state"] == "done" and row["attack"] not in ("none", WORST_CASE)]
         for row in done:
-            if row["knowledge"] != "adaptive":
+            attack = self._cells[row["cell"]].inputs.attack
+            if attack is None or row["knowledge"] != "adaptive":
+                continue
+            name = "oblivious_not_stronger"
+            if not attack.by_accuracy:
+                self._findings[row["cell"]][name] = Finding("not run", "it evades a detector, and is judged by its AUC")
                 continue
             rivals = [other for other in done if other["knowledge"] == "oblivious" and _same(row, other, setting)]
             if rivals:
                 strongest = min(rivals, key=lambda other: other["accuracy"])
                 found = Compared(self._counts[row["cell"]], self._counts[strongest["cell"]], row["draws"])
-                name = "oblivious_not_stronger"
-                self._findings[row["cell"]][name] = checks.against_control(name, found, self.bench.data.classes)
+                other = self._cells[strongest["cell"]].inputs
+                rival = f"oblivious {strongest['attack']} at {other.stop} steps"
+                verdict = checks.against_control(name, found, self.bench.data.classes, rival)
+                self._findings[row["cell"]][name] = verdict
 
 
 def _same(left: Mapping[str, Any], right: Mapping[str, Any], names: tuple[str, ...]) -> bool:

@@ -58,6 +58,7 @@ class AttackWork:
     pools: Values = field(default_factory=dict)
     executions: int = 1
     each: int = 1
+    by_accuracy: bool = True
 
 
 @dataclass(frozen=True)

@@ -263,3 +263,14 @@ def test_controls_of_an_adaptive_attack_average_a_few_executions() -> None:
 def test_an_attack_whose_steps_are_no_stops_is_held_against_twice_as_many() -> None:
     found = dict(controls(Attacked("mine", {"steps": 7}, ThreatModel(0.1), None, None), 0, True))
     assert found["more_steps"].values == {"steps": 14}
+
+
+def test_chance_alone_fails_no_control_of_a_random_defense() -> None:
+    """The same survival, other draws: a control that is weaker by chance, or ahead by a draw, tells nothing."""
+    own = np.array([1, 2] * 50)
+    weaker, ahead = np.where(np.arange(100) < 4, 3, own), np.where(np.arange(100) < 2, own - 1, own)
+    assert against_control("more_steps", Compared(own, weaker, 3, random=True), CLASSES).state == "passed"
+    assert against_control("black_box_not_stronger", Compared(own, ahead, 3, random=True), CLASSES).state == "passed"
+    fewer = np.where(np.arange(100) < 30, 0, own)
+    assert against_control("more_steps", Compared(own, fewer, 3, random=True), CLASSES).state == "failed"
+    assert against_control("black_box_not_stronger", Compared(own, fewer, 3, random=True), CLASSES).state == "failed"

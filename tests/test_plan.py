@@ -950,3 +950,35 @@ def test_the_fingerprint_follows_the_files_of_the_sample_pool(tmp_path: Any) -> 
     first = study_fingerprint(foreign, [])
     data.write_bytes(b"12")
     assert study_fingerprint(foreign, []) != first
+
+
+def test_labels_decide_untargeted_attacks_alone() -> None:
+    attack = [{"pgd": {"steps": 2}, "epsilon": 0.1, "goal": ["untargeted", "targeted"]}]
+    own, guessing = (
+        planner(attacks=attack, options={"attack_labels": labels}).attacks for labels in ("true", "predicted")
+    )
+    changed = [left.threat.goal for left, right in zip(own, guessing, strict=True) if left.key != right.key]
+    assert set(changed) == {"untargeted"}
+    assert {work.labels for work in guessing if work.threat.goal == "targeted"} == {"true"}
+
+
+def test_executions_left_to_the_study_are_written_out() -> None:
+    attacks = [
+        [{"eot_pgd": {"steps": 2, **eot}, "epsilon": 0.1, "knowledge": "adaptive", "defenses": ["mi_ol"]}]
+        for eot in ({}, {"eot": 10})
+    ]
+    left, written = (planned(attacks=attack, executions=10).attacks for attack in attacks)
+    assert [work.key for work in left] == [work.key for work in written]
+
+
+def test_the_papers_attack_is_made_on_mixtures_alone() -> None:
+    attack = [{"averaged": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive"}]
+    defenses = [{"mi_ol": {"lam": 0.5}}, {"gaussian_noise": {"sigma": 0.1}}]
+    attacked = {work.defense[0] for work in planned(attacks=attack, defenses=defenses).attacks if work.defense}
+    assert attacked == {"mi_ol"}
+
+
+@pytest.mark.parametrize("parameters", [{"loss": "evade"}, {"branch": "detector"}])
+def test_what_needs_a_defense_is_refused_of_an_oblivious_attack(parameters: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match="needs `knowledge: adaptive`"):
+        planner(attacks=[{"eot_pgd": {"steps": 2, **parameters}, "epsilon": 0.1}])

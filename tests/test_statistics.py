@@ -570,3 +570,16 @@ def test_a_cells_summary_keeps_selection_points_out_of_what_is_reported() -> Non
     assert (summary["points"], summary["accuracy"], summary["survival"][-1]) == (2, 0.5, 0.5)
     assert (summary["selection_points"], summary["selection_accuracy"]) == (2, pytest.approx(4 / 6))
     assert cell_summary(counts, np.zeros(4, bool), 3)["selection_accuracy"] is None
+
+
+def test_an_interval_near_an_end_is_no_narrower_for_one_draw_more_that_survives() -> None:
+    none, one = accuracy(np.zeros(200), 3), accuracy(np.r_[1, np.zeros(199)], 3)
+    assert one.high >= none.high > 0.01
+    assert one.low <= one.value <= one.high
+
+
+def test_random_cells_that_agree_on_every_point_do_not_prove_that_they_are_equal() -> None:
+    counts = np.array([1, 2, 3, 0] * 25)
+    found = paired_test(counts, counts, 3)
+    assert (found.difference, found.p_value) == (0.0, 1.0)
+    assert found.low < 0 < found.high

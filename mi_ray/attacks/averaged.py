@@ -47,6 +47,7 @@ class Averaged(StepAttack):
 
     name: ClassVar[str] = "averaged"
     needs_defense: ClassVar[bool] = True
+    needs_pool: ClassVar[bool] = True  # Sec. 4.4 and App. B.2 define it for mixtures alone; a sweep runs it on no other
     eot: int | None = integer("N_A, the copies of each image; the study's N where left out", None, low=1)
     label: Literal["copy_prediction", "given"] = choice(
         "label left where untargeted: F's own prediction on each clean copy (as released), or the one handed in",

@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, final
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mi_ray.parameters import Parameterized, Registry
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import Knowledge, ThreatModel
 
 TOLERANCE = 1e-6  # float32 rounding of x + epsilon; anything beyond it is a bug
 
@@ -59,6 +59,12 @@ class Attack(Parameterized):
 
     stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
     needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier
+    needs_pool: ClassVar[bool] = False  # and of these, one that mixes with a sample pool
+
+    @property
+    def by_accuracy(self) -> bool:
+        """Whether its success is lost accuracy, by which it can be judged; not so where it evades a detector."""
+        return True
 
     @property
     def executions(self) -> int | None:
@@ -147,7 +153,8 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        self.check(threat, classes)
+        knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
+        self.check(replace(threat, knowledge=knowledge), classes)
         labels = attack_labels(y, classes, threat, seed, points)
         return self.craft(model, x, labels, threat, seed, points).best(self.stops()[-1])
 

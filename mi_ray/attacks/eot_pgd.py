@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, bound, logits_loss, score
+from mi_ray.attacks.base import ATTACKS, bound, logits_loss, score, succeeded
 from mi_ray.attacks.pgd import StepAttack, counted, random_start, signed_steps
 from mi_ray.parameters import choice, integer, integers, number
 from mi_ray.randomness import Key
@@ -182,16 +182,31 @@ class EotPgd(StepAttack):
     evade_weight: float = number("weight of the detector's gap in the loss `evade`", 2.0, low=0.0)
     scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
 
+    @property
+    def by_accuracy(self) -> bool:
+        """Not so with the loss `evade`: it fools F and lowers the detector's gap."""
+        return self.loss != "evade"
+
+    def check(self, threat: ThreatModel, classes: int) -> None:
+        """A detector and the parts of a defense are there for an adaptive attack alone."""
+        if threat.knowledge == "oblivious" and self.loss == "evade":
+            raise ValueError(
+                "eot_pgd with loss: evade evades a detector: it needs `knowledge: adaptive`; got oblivious"
+            )
+        if threat.knowledge == "oblivious" and self.branch != "whole":
+            raise ValueError(f"eot_pgd with branch: {self.branch} attacks part of a defense: it needs `knowledge: adaptive`; "
+                             "got oblivious")  # fmt: skip
+
     def cost(self, passes: int = 1) -> tuple[int, int]:
         """A forward and a backward pass of the model a step; `scoring_draws` forwards a stop, one on F itself.
 
-        evade passes F once more a step and the detector once more a scoring draw. MI-Combined attacked whole has its
+        evade passes F once more a step. MI-Combined attacked whole has its
         executions computed once more a step, which is not counted here.
         """
         draws = self.scoring_draws if passes > 1 else 1
         evading = self.loss == "evade"
         steps = max(self.steps)
-        forward = steps * (passes + evading) + len(self.steps) * draws * passes * (1 + evading)
+        forward = steps * (passes + evading) + len(self.steps) * draws * passes
         return self.restarts * forward, self.restarts * steps * passes
 
     def _aim(self, model: nn.Module) -> nn.Module:
@@ -230,14 +245,14 @@ class EotPgd(StepAttack):
     def measure(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
-        """Success by the hard decision of the whole defense; the loss of its answer, or that of `evade`."""
-        loss, success = score(model, images, labels, threat, key, points, self.scoring_draws)
+        """Success by the hard decision of the whole defense and the loss of its answer; of `evade` by F's and its loss."""
         if self.loss != "evade":
-            return loss, success
+            return score(model, images, labels, threat, key, points, self.scoring_draws)
         detector: Any = self._aim(model)
-        loss = torch.zeros_like(loss)
+        loss, success = (torch.zeros(images.shape[:2], device=images.device) for _ in range(2))
         for draw in range(1, self.scoring_draws + 1):
             with torch.no_grad(), bound(detector, key.at(restart=0, step=0, draw=draw), points):
                 for at, (undefended, (runs,)) in enumerate(map(detector.parts, images)):
                     loss[at] += evasion_loss(undefended, runs.exp().mean(0), labels, threat, self.evade_weight)
+                    success[at] = succeeded(undefended, labels, threat)
         return loss / self.scoring_draws, success
