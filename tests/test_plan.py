@@ -982,3 +982,13 @@ def test_the_papers_attack_is_made_on_mixtures_alone() -> None:
 def test_what_needs_a_defense_is_refused_of_an_oblivious_attack(parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="needs `knowledge: adaptive`"):
         planner(attacks=[{"eot_pgd": {"steps": 2, **parameters}, "epsilon": 0.1}])
+
+
+def test_what_evades_a_detector_is_held_against_no_accuracy() -> None:
+    attacks = [
+        {"eot_pgd": {"steps": 2, "loss": loss}, "epsilon": 0.1, "knowledge": "adaptive", "defenses": ["mi_pl"]}
+        for loss in ("evade", "cross_entropy_of_mean")
+    ]
+    plan = planned(attacks=attacks, defenses=[{"mi_pl": {"lam": 0.5}}], checks={"points": 20})
+    judged = {check.judged.inputs.attack.values["loss"] for check in plan.checks if check.judged.inputs.attack}
+    assert judged == {"cross_entropy_of_mean"}

@@ -325,3 +325,10 @@ def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pyt
     monkeypatch.setattr(judged.bench, "classifier", counted)
     assert {row["state"] for row in derived(judged)} == {"done"}
     assert seen == [8] * 5
+
+
+def test_a_worst_case_costs_what_its_members_cost_together(cells: list[dict[str, Any]]) -> None:
+    worst = one_of(cells, "worst_case")
+    members = [row for row in cells if row["cell"] in worst["work"]["members"]]
+    for name in ("forward_passes", "backward_passes"):
+        assert max(row[name] for row in members) < worst[name] <= sum(row[name] for row in members)
