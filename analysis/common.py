@@ -37,6 +37,8 @@ ATTACKS = {
     "random_noise": "Random noise", "worst_case": "Worst case",
 }  # fmt: skip
 THROUGH_THE_DEFENSE = ("eot_pgd", "averaged", "worst_case")  # what their names say already
+USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
+OBLIVIOUS = "attacks without a defense in them (PGD) are oblivious: they saw F alone, and so did their controls"
 MARKS = {"passed": "✓", "failed": "✗", "not run": "–"}
 
 STYLE: Any = {
@@ -67,24 +69,70 @@ def parameters(defense_params: str, without: frozenset[str] = frozenset()) -> st
     return ", ".join(item for item in shown if item != "fill=0")
 
 
-def attack_name(row: Row) -> str:
-    """An attack without its threat model: PGD-10, EOT-PGD-50 (EOT 30), APGD-100 (dlr), Worst case."""
-    params = json.loads(row["attack_params"])
+def attack_name(row: Row, extra: Sequence[str] = (), without: Sequence[str] = ()) -> str:
+    """An attack without its threat model: PGD-10, EOT-PGD-50 (EOT 30), APGD-100 (dlr), Worst case.
+
+    extra: parameters to name too, with their values. without: parameters not to name.
+    """
+    params = {key: value for key, value in json.loads(row["attack_params"]).items() if key not in without}
     name = ATTACKS.get(row["attack"], str(row["attack"]).upper())
     if row["knowledge"] == "adaptive" and row["attack"] not in THROUGH_THE_DEFENSE:
         name = f"adaptive {name}"
     length = next((params[key] for key in ("steps", "queries", "tries") if params.get(key) is not None), None)
     name += "" if length is None else f"-{length}"
     notes = [] if params.get("eot") is None else [f"{'N_A' if row['attack'] == 'averaged' else 'EOT'} {params['eot']}"]
-    if params.get("loss") not in (None, "mean_cross_entropy"):
+    if params.get("loss") not in USUAL_LOSSES:
         notes.append(str(params["loss"]).replace("_", " "))
+    notes += [f"{key} {_value(params[key])}".replace("_", " ") for key in extra if key in params]
     return name + (f" ({', '.join(notes)})" if notes else "")
 
 
-def attack_label(row: Row) -> str:
-    """An attack as a column or a title writes it: PGD-10, untargeted, ε = 0.05."""
+def _value(value: Any) -> str:
+    return epsilon_text(value) if isinstance(value, float) else str(value)
+
+
+def attack_names(cells: pd.DataFrame, axes: Sequence[str] = ()) -> list[str]:
+    """`attack_name` of each row, and with it every parameter that tells attacks of one name and goal apart.
+
+    Only attacks at the same ε and at the same values of the axes, which are not named, are told apart: a step may fit
+    ε, say, and still be of one attack.
+    """
+    rows, params = [row for _, row in cells.iterrows()], cells["attack_params"].map(json.loads)
+    names = [attack_name(row, without=axes) for row in rows]
+    keys = [(name, row["goal"]) for name, row in zip(names, rows, strict=True)]
+    alike: dict[Any, list[dict[str, Any]]] = {}
+    for key, row, found in zip(keys, rows, params, strict=True):
+        alike.setdefault((key, attack_name(row), row["epsilon"]), []).append(found)
+    telling: dict[Any, dict[str, None]] = {}
+    for (key, *_), group in alike.items():
+        known = dict.fromkeys(name for found in group for name in found)
+        differ = (name for name in known if len({json.dumps(found.get(name)) for found in group}) > 1)
+        telling.setdefault(key, {}).update(dict.fromkeys(differ))
+    return [attack_name(row, tuple(telling[key]), axes) for key, row in zip(keys, rows, strict=True)]
+
+
+def with_threat(name: str, row: Row) -> str:
+    """An attack's name with its threat model: PGD-10, untargeted, ε = 0.05."""
     goal = "" if row["goal"] in ("any", "none") else f", {row['goal']}"
-    return f"{attack_name(row)}{goal}, ε = {epsilon_text(row['epsilon'])}"
+    return f"{name}{goal}, ε = {epsilon_text(row['epsilon'])}"
+
+
+def attack_label(row: Row) -> str:
+    """One attack as a title writes it: PGD-10, untargeted, ε = 0.05. Of several, see `attack_labels`."""
+    return with_threat(attack_name(row), row)
+
+
+def attack_labels(cells: pd.DataFrame) -> list[str]:
+    """The attack of each row as columns write it: `attack_names` with their threat models."""
+    return [with_threat(name, row) for name, (_, row) in zip(attack_names(cells), cells.iterrows(), strict=True)]
+
+
+def each_once(table: pd.DataFrame, keys: Sequence[str]) -> None:
+    """Raises ValueError where rows share all keys: a table or figure would show but one of them."""
+    twice = table.loc[table.duplicated(list(keys)), list(keys)]
+    if len(twice):
+        said = ", ".join(f"{key} {value}" for key, value in twice.iloc[0].items())
+        raise ValueError(f"cells must have a place each in the table or figure; several have this one: {said}")
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -125,12 +173,13 @@ def checks_footnote(cells: pd.DataFrame) -> str:
     """What the marks mean, and which checks these cells failed: how many of the cells, and what the first of them says."""
     attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
     told: dict[str, list[str]] = {}
-    for _, row in attacked.iterrows():
+    for attack, (_, row) in zip(attack_labels(attacked), attacked.iterrows(), strict=True):
         for name, why in failed_checks(row).items():
-            told.setdefault(name, []).append(
-                f"{row['classifier']}, {label(row['defense'])}, {attack_label(row)}: {why}"
-            )
-    said = "✓ all checks of the cell passed, ✗ one failed (its number is not to be quoted as it stands), – no control was run."
+            told.setdefault(name, []).append(f"{row['classifier']}, {label(row['defense'])}, {attack}: {why}")
+    said = "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), – no control "
+    said += "was run."
+    if _some_oblivious(attacked):
+        said += f" {OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense."
     failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
     if failed:
         said += f" Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}."
@@ -143,12 +192,19 @@ def epsilon_text(epsilon: float) -> str:
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
 
 
+def _some_oblivious(attacked: pd.DataFrame) -> bool:
+    """Whether some defended cells are under an attack that knew no defense."""
+    alone = (attacked["knowledge"] == "oblivious") & (attacked["defense"] != "none")
+    return bool((alone & (attacked["attack"] != "worst_case")).any())
+
+
 def checks_note(cells: pd.DataFrame) -> str:
-    """What a figure says of crossed cells, in a few words; nothing where none failed."""
+    """What a figure says of crossed cells and of oblivious attacks, in a few words; nothing where there are none."""
     attacked = cells[cells["attack"] != "none"]
     names = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
     counted = ", ".join(f"{name} ({names.count(name)})" for name in dict.fromkeys(names))
-    return f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
+    crossed = f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
+    return "; ".join(text for text in (OBLIVIOUS if _some_oblivious(attacked) else "", crossed) if text)
 
 
 def cross_out(axes: Axes, x: Any, y: Any, rows: pd.DataFrame) -> None:

@@ -3,6 +3,8 @@
 The point at ε = 0 is the clean cell. Curves join cells of one attack whatever its step size, which has to fit ε.
 """
 
+import textwrap
+
 import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
@@ -11,11 +13,12 @@ from matplotlib.ticker import MaxNLocator
 
 from analysis.common import (
     MARKERS,
-    attack_name,
+    attack_names,
     checks_note,
     colour,
     cross_out,
     defense_handle,
+    each_once,
     finished,
     framed,
     save_drawing,
@@ -33,14 +36,14 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per (classifier, defense setting, attack, ε), ε = 0 the clean cell: accuracy, interval, verdict.
 
     A setting that a study attacks in one way alone at an ε has no cell of the worst case there: it is that attack's.
-    Raises ValueError for a study without clean or without attacked cells.
+    Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
     own = finished(cells, NEEDS).copy()
     clean, attacked = own[own["attack"] == "none"], own[own["attack"] != "none"]
     if clean.empty or attacked.empty:
         raise ValueError(f"{NEEDS}; this study has none")
     worst = attacked["attack"] == "worst_case"
-    names = [f"{attack_name(row)}, {row['goal']}" for _, row in attacked.iterrows()]
+    names = [f"{name}, {goal}" for name, goal in zip(attack_names(attacked), attacked["goal"], strict=True)]
     attacked = attacked.assign(curve=pd.Series(names, attacked.index).mask(worst, WORST))
     if worst.any():
         alone = attacked.groupby([*SETTING, "epsilon"])["cell"].transform("size") == 1
@@ -48,9 +51,10 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     starts = clean.merge(attacked[[*SETTING, "curve"]].drop_duplicates(), on=SETTING).assign(epsilon=0.0)
     kept = [
         *SETTING, "curve", "epsilon", "accuracy", "accuracy_low", "accuracy_high", "verdict", "checks", "points", "attack",
-        "attack_params", "dataset",
+        "attack_params", "knowledge", "dataset",
     ]  # fmt: skip
     table = pd.concat([starts[kept], attacked[kept]], ignore_index=True)
+    each_once(table, [*SETTING, "curve", "epsilon"])
     order = [name for name in dict.fromkeys(attacked["curve"]) if name != WORST] + [WORST]
     table["place"] = table["curve"].map(order.index)
     return table.sort_values(["place", "epsilon"], kind="stable", ignore_index=True).drop(columns="place")
@@ -73,7 +77,7 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
     for line, curve in zip(panels, curves, strict=True):
         for axes, classifier in zip(line, classifiers, strict=True):
             _panel(axes, table[(table["curve"] == curve) & (table["classifier"] == classifier)], defenses)
-            axes.set_title(f"{classifier}: {curve}", fontsize=8.5)
+            axes.set_title(textwrap.fill(f"{classifier}: {curve}", 44), fontsize=8.5)
         line[0].set_ylabel("Accuracy (%)")
     panels[0][0].set_ylim(0, 100)
     for axes in panels[-1]:

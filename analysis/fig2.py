@@ -78,14 +78,16 @@ def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int)
     return pd.DataFrame(rows).sort_values(["classifier", "subset", "defense", "curve", "lam"], ignore_index=True)
 
 
-def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int) -> Array:
-    """Stored outputs [points, classes] at N executions, averaged over the draws, in the order of the points.
+def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int, draws: int) -> Array:
+    """Stored outputs [points, classes] at N executions, averaged over the first draws, in the order of the points.
 
-    Raises ValueError where a point has none.
+    A block that studies share may hold more draws and points than this one's. Raises ValueError where a point has none.
     """
     tables = [store.read_block("outputs", key, block)[0].to_pandas() for block in store.blocks("outputs", key)]
-    rows = pd.concat(tables) if tables else pd.DataFrame({"point": [], "executions": [], "probabilities": []})
-    rows = rows[(rows["executions"] == executions) & rows["point"].isin(np.asarray(points))]
+    rows = (
+        pd.concat(tables) if tables else pd.DataFrame({"point": [], "draw": [], "executions": [], "probabilities": []})
+    )
+    rows = rows[(rows["executions"] == executions) & (rows["draw"] < draws) & rows["point"].isin(np.asarray(points))]
     missing = set(np.asarray(points).tolist()) - set(rows["point"])
     if missing:
         raise ValueError(f"outputs/{key} must hold every point of the study; it lacks {len(missing)}")
@@ -116,7 +118,7 @@ def settings_of(store: Store, study: str) -> tuple[dict[tuple[str, str, float], 
         bare = json.loads(clean.loc[row["classifier"], "work"])["undefended"]
         (mixed, n), counterpart = work["outputs"][0], work["counterparts"][0]
         four = [(work["undefended"], 1), (mixed, n), (bare, 1), (counterpart, n)]
-        read = [outputs(store, key, points.index, executions) for key, executions in four]
+        read = [outputs(store, key, points.index, executions, row["draws"]) for key, executions in four]
         found[row["classifier"], row["defense"], lam] = changes(read[0], read[1], read[2], read[3], points.to_numpy())
         classes = read[0].shape[1]
     if not found:

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.common import (
-    attack_label,
+    attack_labels,
     checks_note,
     colour,
     cross_out,
@@ -103,20 +103,20 @@ def detectors_of(store: Store, study: str) -> tuple[list[Detector], pd.DataFrame
     clean = {tuple(row[SETTING]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
     attacked = own[own["attack"] != "none"]
     found, based = [], set()
-    for _, row in attacked.iterrows():
+    for name, (_, row) in zip(attack_labels(attacked), attacked.iterrows(), strict=True):
         if tuple(row[SETTING]) not in clean:
             continue
         pairs = records_of(store, clean[tuple(row[SETTING])]), records_of(store, row["cell"])
         lam = json.loads(row["defense_params"])["lam"]
-        told = row["classifier"], attack_label(row)
+        told = row["classifier"], name
         number = lam if isinstance(lam, float) else None
         shown = parameters(row["defense_params"])
         found.append(Detector(*told, row["defense"], shown, number, str(row["verdict"]), pair(*pairs, "score")))
         # An adaptive attack's images differ from setting to setting, and with them the baseline's scores.
-        name = (*told, shown if row["knowledge"] == "adaptive" else "")
-        if name not in based:
-            based.add(name)
-            found.append(Detector(*told, BASELINE, name[2], None, str(row["verdict"]), pair(*pairs, BASELINE)))
+        based_on = (*told, shown if row["knowledge"] == "adaptive" else "")
+        if based_on not in based:
+            based.add(based_on)
+            found.append(Detector(*told, BASELINE, based_on[2], None, str(row["verdict"]), pair(*pairs, BASELINE)))
     if not found:
         raise ValueError(f"{NEEDS}; this study has none")
     return found, attacked

@@ -14,9 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from analysis.common import (
-    ATTACKS,
+    SPARE_COLOURS,
+    attack_names,
     checks_note,
     cross_out,
+    each_once,
     epsilon_text,
     finished,
     framed,
@@ -32,23 +34,26 @@ NEEDS = "Fig. 4 needs finished cells of an adaptive attack with `eot`"
 TINTS = {"averaged": "#0072B2", "eot_pgd": "#D55E00", "apgd": "#CC79A7", "square": "#009E73"}
 MARKS = {"averaged": "s", "eot_pgd": "o", "apgd": "v", "square": "D"}
 LINES = {
-    "undefended": ("--", "PGD on the undefended classifier"),
-    "oblivious": (":", "oblivious PGD on the defended one"),
+    "undefended": ("--", "{} on the undefended classifier"),
+    "oblivious": (":", "oblivious {} on the defended one"),
 }
+AXES = ("steps", "queries", "eot")  # panels and samples tell these apart
 THREAT = ["classifier", "goal", "epsilon"]
 
 
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """One row per adaptive cell, by `samples` (N_A), and one per line beside it; the study's largest N alone.
 
-    what: the attack's name, or a key of `LINES`. A line is there for each number of steps that has an adaptive attack.
-    Raises ValueError for a study without adaptive cells.
+    what: the attack's name, or a key of `LINES`; name: what the legend calls it, with what tells it from another attack
+    of the same name. A line is there for each number of steps that has an adaptive attack. Raises ValueError for a
+    study without adaptive cells, and where two cells would be one point or line.
     """
     own = finished(cells, NEEDS)
     params = own["attack_params"].map(json.loads)
     own = own.assign(
         steps=[found.get("steps") or found.get("queries") for found in params],
         samples=[found.get("eot") for found in params],
+        name=attack_names(own, AXES),
     )
     adaptive = own[(own["knowledge"] == "adaptive") & own["samples"].notna()]
     if adaptive.empty:
@@ -64,37 +69,51 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     bare = pgd[pgd["defense"] == "none"].drop(columns=["defense", "defense_params", "executions"])
     rows.append(bare.merge(wanted, on=[*THREAT, "steps"]).assign(what="undefended"))
     names = [
-        *setting, "what", "samples", "accuracy", "accuracy_low", "accuracy_high", "verdict", "checks", "points", "attack",
+        *setting, "what", "name", "samples", "accuracy", "accuracy_low", "accuracy_high", "verdict", "checks", "points", "attack",
         "attack_params", "knowledge", "state", "dataset",
     ]  # fmt: skip
-    order = ["defense", "defense_params", "goal", "epsilon", "steps", "what", "samples"]
+    order = ["defense", "defense_params", "goal", "epsilon", "steps", "what", "name", "samples"]
     table = pd.concat([part[names] for part in rows]).sort_values(order, kind="stable")
+    said = {what: text for what, (_, text) in LINES.items()}
+    table["name"] = [said.get(what, "{}").format(name) for what, name in zip(table["what"], table["name"], strict=True)]
+    each_once(table, [*setting, "what", "name", "samples"])
     known = list(dict.fromkeys(adaptive["classifier"]))
     return table.sort_values("classifier", key=lambda names: names.map(known.index), kind="stable", ignore_index=True)
 
 
-def _panel(axes: Axes, rows: pd.DataFrame) -> None:
-    for what, (style, _) in LINES.items():
-        for _, row in rows[rows["what"] == what].iterrows():
-            axes.axhline(100 * row["accuracy"], color="black", ls=style, lw=1.1)
-            axes.axhspan(100 * row["accuracy_low"], 100 * row["accuracy_high"], color="black", alpha=0.06, lw=0)
-    for attack, line in rows[~rows["what"].isin(LINES)].groupby("what"):
-        tint, x, y = TINTS.get(str(attack), "#56B4E9"), line["samples"], 100 * line["accuracy"]
-        axes.fill_between(x, 100 * line["accuracy_low"], 100 * line["accuracy_high"], color=tint, alpha=0.15, lw=0)
-        axes.plot(x, y, color=tint, marker=MARKS.get(str(attack), "o"), ms=4.5, lw=1.3)
+def _styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """How each name is drawn, curves first; a further one of the same attack takes a spare colour."""
+    pairs = table[["what", "name"]].drop_duplicates()
+    pairs = pairs.sort_values("what", key=lambda whats: whats.isin(LINES), kind="stable")
+    found: dict[str, dict[str, Any]] = {}
+    for what, names in pairs.groupby("what", sort=False)["name"]:
+        first = "black" if what in LINES else TINTS.get(str(what), "#56B4E9")
+        style = (
+            {"ls": LINES[str(what)][0], "lw": 1.1}
+            if what in LINES
+            else {"marker": MARKS.get(str(what), "o"), "lw": 1.3}
+        )
+        tints = [first, *SPARE_COLOURS]
+        found |= {name: {"color": tints[at % len(tints)], "ms": 4.5, **style} for at, name in enumerate(names)}
+    return found
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
+    for name, line in rows.groupby("name", sort=False):
+        style = styles[str(name)]
+        if line["what"].iloc[0] in LINES:
+            for _, row in line.iterrows():
+                axes.axhline(100 * row["accuracy"], **style)
+                axes.axhspan(
+                    100 * row["accuracy_low"], 100 * row["accuracy_high"], color=style["color"], alpha=0.06, lw=0
+                )
+            continue
+        x, y = line["samples"], 100 * line["accuracy"]
+        axes.fill_between(
+            x, 100 * line["accuracy_low"], 100 * line["accuracy_high"], color=style["color"], alpha=0.15, lw=0
+        )
+        axes.plot(x, y, **style)
         cross_out(axes, x, y, line)
-
-
-def _handles(table: pd.DataFrame) -> list[Line2D]:
-    attacks = [name for name in dict.fromkeys(table["what"]) if name not in LINES]
-    handles = [
-        Line2D([], [], color=TINTS.get(name, "#56B4E9"), marker=MARKS.get(name, "o"), ms=4.5, lw=1.3,
-               label=ATTACKS.get(name, name))
-        for name in attacks
-    ]  # fmt: skip
-    known = set(table["what"])
-    lines = [line for what, line in LINES.items() if what in known]
-    return handles + [Line2D([], [], color="black", ls=style, lw=1.1, label=text) for style, text in lines]
 
 
 def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
@@ -108,6 +127,7 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
     size = (1.0 + 3.0 * len(columns), 1.5 + 2.0 * len(lengths))
     grid: dict[str, Any] = {"figsize": size, "squeeze": False, "sharex": True, "sharey": "col"}
     figure, panels = plt.subplots(len(lengths), len(columns), **grid)
+    styles = _styles(table)
     for line, steps in zip(panels, lengths, strict=True):
         for axes, (classifier, defense, params, goal, epsilon) in zip(line, columns, strict=True):
             own = (
@@ -116,12 +136,12 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
                 & (table["defense_params"] == params)
             )
             own &= (table["goal"] == goal) & (table["epsilon"] == epsilon) & (table["steps"] == steps)
-            _panel(axes, table[own])
+            _panel(axes, table[own], styles)
             axes.set_title(f"{classifier} + {label(defense)} ({parameters(params)}), {steps:.0f} steps", fontsize=8)
         line[0].set_ylabel("Accuracy (%)")
     for axes in panels[-1]:
         axes.set_xlabel("samples in each step, $N_A$")
-    framed(figure, title, note, _handles(table), 2)
+    framed(figure, title, note, [Line2D([], [], label=name, **style) for name, style in styles.items()], 2)
     return figure
 
 

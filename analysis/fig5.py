@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.common import (
-    attack_label,
+    attack_labels,
     checks_note,
     finished,
     label,
@@ -84,11 +84,12 @@ def facts(store: Store, study: str) -> tuple[list[Strip], pd.DataFrame]:
     examples = store.read_table(f"studies/{study}/examples.parquet", EXAMPLES).to_pandas().head(SHOWN)
     clean = own[own["attack"] == "none"].set_index(SETTING)["cell"]
     shown = chosen.head(MOST)
-    return [_strip(store, row, clean[tuple(row[SETTING])], examples) for _, row in shown.iterrows()], shown
+    named = zip(attack_labels(shown), shown.iterrows(), strict=True)
+    return [_strip(store, row, name, clean[tuple(row[SETTING])], examples) for name, (_, row) in named], shown
 
 
-def _strip(store: Store, row: "pd.Series[Any]", clean: str, examples: pd.DataFrame) -> Strip:
-    """The strip of an attacked cell, clean being the cell of the same setting without an attack."""
+def _strip(store: Store, row: "pd.Series[Any]", name: str, clean: str, examples: pd.DataFrame) -> Strip:
+    """The strip of an attacked cell; name: its attack's; clean: the cell of the same setting without an attack."""
     points, work = examples["point"].tolist(), json.loads(row["work"])
     key = work["adversarial"]
     rows = pd.concat(
@@ -102,7 +103,7 @@ def _strip(store: Store, row: "pd.Series[Any]", clean: str, examples: pd.DataFra
     title = f"{row['classifier']} + {label(row['defense'])} ({parameters(row['defense_params'])}): "
     pictures = np.stack([image(flat) for flat in examples["image"]])
     found = best_images(rows, work["stop"], points)
-    return Strip(f"{title}{attack_label(row)} {mark(row)}", pictures, found, pd.DataFrame(answers))
+    return Strip(f"{title}{name} {mark(row)}", pictures, found, pd.DataFrame(answers))
 
 
 def _show(axes: Axes, picture: Array, said: list[tuple[str, bool]]) -> None:

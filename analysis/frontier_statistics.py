@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.common import (
-    attack_label,
+    attack_labels,
     checks_footnote,
     finished,
     label,
@@ -133,7 +133,7 @@ def over_seeds(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
 def _names(table: pd.DataFrame) -> dict[str, list[str]]:
     return {
         "Classifier": table["classifier"].tolist(),
-        "Attack": [attack_label(row) for _, row in table.iterrows()],
+        "Attack": attack_labels(table),
         "Defense": [label(name) for name in table["defense"]],
     }
 

@@ -9,7 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.common import attack_label, checks_footnote, label, mark, parameters, percent, save_text, script
+from analysis.common import (
+    attack_labels,
+    checks_footnote,
+    each_once,
+    label,
+    mark,
+    parameters,
+    percent,
+    save_text,
+    script,
+)
 from mi_ray.records import Store, read_cells
 from mi_ray.statistics import frontier, of_variant
 
@@ -17,11 +27,15 @@ CLEAN_BUDGET = 0.10  # the most clean accuracy a shown setting may give up again
 
 
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
-    """Rows of the table: classifier, defense, parameters, executions, then accuracies with bounds, by column."""
+    """Rows of the table: classifier, defense, parameters, executions, then accuracies with bounds, by column.
+
+    Raises ValueError for a study without attacked cells, and where two cells would have one entry.
+    """
     table = frontier(cells)
     if table.empty:
         raise ValueError("the table needs finished cells with and without an attack; this study has none")
-    table["column"] = [attack_label(row) for _, row in table.iterrows()]
+    table["column"] = attack_labels(table)
+    each_once(table, ["classifier", "defense", "defense_params", "executions", "column"])
     on = "_selection" if table["clean_selection"].notna().all() else ""
     rows = []
     for (classifier, defense), group in table.groupby(["classifier", "defense"], sort=False):

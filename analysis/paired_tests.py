@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from analysis.common import attack_label, checks_footnote, finished, label, mark, parameters, save_text, script
+from analysis.common import attack_labels, checks_footnote, finished, label, mark, parameters, save_text, script
 from analysis.frontier_table import CLEAN_BUDGET, markdown
 from mi_ray.records import Store, read_cells, read_records
 from mi_ray.statistics import by_threat, counts_of, frontier, holm, paired_test
@@ -91,7 +91,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`facts` as text: differences in points of accuracy."""
     return pd.DataFrame({
         "Classifier": table["classifier"],
-        "Attack": [attack_label(row) for _, row in table.iterrows()],
+        "Attack": attack_labels(table),
         "Setting": [_setting(row, "left") for _, row in table.iterrows()],
         "Against": [_setting(row, "right") for _, row in table.iterrows()],
         "Clean": [f"{100 * value:+.1f}" for value in table["clean_difference"]],

@@ -12,9 +12,9 @@ import pandas as pd
 
 from analysis.common import (
     LABELS,
-    attack_label,
-    attack_name,
+    attack_names,
     checks_footnote,
+    each_once,
     finished,
     label,
     mark,
@@ -22,6 +22,7 @@ from analysis.common import (
     percent,
     save_text,
     script,
+    with_threat,
 )
 from analysis.frontier_table import latex, markdown
 from mi_ray.records import Store, read_cells
@@ -68,7 +69,8 @@ def facts(cells: pd.DataFrame, paper: Paper = NO_PAPER) -> pd.DataFrame:
     """
     own = finished(cells, "the table needs finished cells").copy()
     one_radius = len(set(own.loc[own["attack"] != "none", "epsilon"])) == 1
-    own["column"] = [_column(row, one_radius) for _, row in own.iterrows()]
+    named = zip(attack_names(own), own.iterrows(), strict=True)
+    own["column"] = [_column(name, row, one_radius) for name, (_, row) in named]
     own["paper"] = [paper.value(row) for _, row in own.iterrows()]
     own["mark"] = [mark(row) for _, row in own.iterrows()]
     own["method"] = [_method(row) for _, row in own.iterrows()]
@@ -95,10 +97,10 @@ def _columns(own: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(own.loc[order.sort_values(list(order)).index, "column"]))
 
 
-def _column(row: "pd.Series[Any]", one_radius: bool) -> str:
+def _column(name: str, row: "pd.Series[Any]", one_radius: bool) -> str:
     if row["attack"] in ("none", "worst_case") and (one_radius or row["attack"] == "none"):
-        return attack_name(row)
-    return f"{attack_name(row)}, {row['goal']}" if one_radius else attack_label(row)
+        return name
+    return f"{name}, {row['goal']}" if one_radius else with_threat(name, row)
 
 
 def _method(row: "pd.Series[Any]") -> str:
@@ -111,7 +113,10 @@ def _place(values: "pd.Series[Any]", known: list[str]) -> "pd.Series[int]":
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`facts` as text, a row a setting: per cent with its interval, the verdict's mark, the paper's value in brackets."""
+    """`facts` as text, a row a setting: per cent with its interval, the verdict's mark, the paper's value in brackets.
+
+    Raises ValueError where two cells would have one entry.
+    """
     text = [
         f"{percent(row['accuracy'], row['accuracy_low'], row['accuracy_high'])} {row['mark']}"
         + (f" ({row['paper']})" if row["paper"] else "")
@@ -119,6 +124,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     ]
     setting = ["method", "parameters", "executions"]
     told = table.assign(text=text, column=table["column"].astype(str))
+    each_once(told, [*setting, "column"])
     wide = told.pivot_table("text", setting, "column", aggfunc="first", sort=False).fillna("").reset_index()
     wide = wide[[*setting, *(name for name in table["column"].cat.categories if name in wide)]].astype(str)
     return wide.rename(columns={"method": "Method", "parameters": "Parameters", "executions": "N"})

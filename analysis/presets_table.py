@@ -18,12 +18,13 @@ from matplotlib.figure import Figure
 
 from analysis.common import (
     MARKERS,
-    attack_label,
+    attack_labels,
     checks_footnote,
     checks_note,
     colour,
     cross_out,
     defense_handle,
+    each_once,
     framed,
     label,
     mark,
@@ -37,26 +38,55 @@ from analysis.common import (
 from analysis.frontier_table import markdown
 from mi_ray.records import Store, read_cells
 from mi_ray.statistics import holm, paired_test
+from mi_ray.work import canonical
 
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
 SWITCHED = ("eot_pgd", "averaged")  # the attacks that the option `adaptive_attack` chooses between
-MATCHED = ["classifier", "defense", "setting", "role", "goal", "epsilon", "length", "turn"]
+MATCHED = ["classifier", "defense", "setting", "family", "goal", "epsilon"]
 SIGNIFICANT = 0.05
 NEEDS = "a table of presets needs finished cells of the study itself and of a variant (`variants: each_option`)"
 
 
 def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
-    """A row for each finished cell and variant that it belongs to, with the columns by which variants are matched."""
-    own = cells[cells["state"] == "done"].explode("variants").rename(columns={"variants": "variant"})
-    params = own["attack_params"].map(json.loads)
-    own = own.assign(
+    """A row for each cell and variant that it belongs to, with the columns by which variants are matched.
+
+    exact: the attack and its parameters, but for the labels, which are an option. family: the same, but of the attacks
+    that an option chooses between only what both have.
+    """
+    own = cells.explode("variants", ignore_index=True).rename(columns={"variants": "variant"})
+    params = [{k: v for k, v in json.loads(text).items() if k != "labels"} for text in own["attack_params"]]
+    sets = [set(found) for found, attack in zip(params, own["attack"], strict=True) if attack in SWITCHED]
+    both = set.intersection(*sets) if sets else set()
+    families = [
+        ("adaptive", {k: v for k, v in found.items() if k in both}) if attack in SWITCHED else (attack, found)
+        for attack, found in zip(own["attack"], params, strict=True)
+    ]
+    return own.assign(
         # Options change words and flags of a defense, and how many executions the detector has: numbers say the rest.
         setting=[parameters(text, frozenset({"executions_pl"})) for text in own["defense_params"]],
-        role=own["attack"].where(~own["attack"].isin(SWITCHED), own["knowledge"]),
-        length=[found.get("steps") or 0 for found in params],
+        exact=[canonical(pair) for pair in zip(own["attack"], params, strict=True)],
+        family=[canonical(pair) for pair in families],
     )
-    return own.assign(turn=own.groupby(["variant", *MATCHED[:-1]]).cumcount())
+
+
+def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] | None":
+    """The finished cell of the study itself that a row of a variant is held against; None where there is none.
+
+    Of several that match it is the one of the same attack, or, where an option chose another, the one whose attack
+    the variant has not; then the one of the same N. Raises ValueError where several are left.
+    """
+    base = table[(table["variant"] == "") & (table["state"] == "done")]
+    found = base[(base[MATCHED] == row[MATCHED]).all(axis=1)]
+    if (table.loc[table["variant"] == "", "exact"] == row["exact"]).any():
+        found = found[found["exact"] == row["exact"]]
+    else:
+        found = found[~found["exact"].isin(table.loc[table["variant"] == row["variant"], "exact"])]
+    for name in ("executions", "defense_params"):
+        same = found[found[name] == row[name]]
+        found = same if len(same) else found
+    each_once(found, MATCHED)
+    return found.iloc[0] if len(found) else None
 
 
 def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
@@ -64,23 +94,26 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
 
     counts: cell -> correct draws of its reported points, points in the same order. `same`: it is the very cell of the
     study itself, since the variant changes nothing there; changes are variant minus study, in [-1, 1]. Raises
-    ValueError for a study without variants.
+    ValueError for a study without variants, and where two cells would have one entry.
     """
     table = by_variant(cells)
-    base = table[table["variant"] == ""].set_index(MATCHED, drop=False)
+    itself = table[table["variant"] == ""]
+    threats = dict(zip(itself["cell"], _threats(itself), strict=True))
     rows = []
-    for _, row in table.iterrows():
-        key = tuple(row[MATCHED])
-        if key not in base.index:
+    for _, row in table[table["state"] == "done"].iterrows():
+        ours = counterpart(row, table)
+        if ours is None:
             continue
-        ours = base.loc[key]
         told = {
             name: row[name]
             for name in ("classifier", "defense", "setting", "accuracy", "accuracy_low", "accuracy_high")
         }
+        alike = itself[(itself[MATCHED] == ours[MATCHED]).all(axis=1) & (itself["exact"] == ours["exact"])]
+        if len(set(alike["executions"])) > 1:
+            told["setting"] = f"{told['setting']} N={ours['executions']}".strip()
         told |= {
             "variant": row["variant"] or ITSELF,
-            "threat": _threat(ours),
+            "threat": threats[ours["cell"]],
             "attack": row["attack"],
             "mark": mark(row),
             "verdict": row["verdict"],
@@ -94,6 +127,7 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
     found = pd.DataFrame(rows)
     if found.empty or set(found["variant"]) == {ITSELF}:
         raise ValueError(f"{NEEDS}; this study has none")
+    each_once(found, ["variant", "classifier", "threat", "defense", "setting"])
     compared = ~found["same"]
     found.loc[compared, "p_holm"] = holm(found.loc[compared, "p_value"])
     order = [ITSELF, *sorted(set(found["variant"]) - {ITSELF, "as_published"})]
@@ -101,10 +135,11 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
     return found.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
 
 
-def _threat(row: "pd.Series[Any]") -> str:
-    if row["attack"] == "none":
-        return "clean"
-    return f"adaptive: {attack_label(row)}" if row["attack"] in SWITCHED else attack_label(row)
+def _threats(itself: pd.DataFrame) -> list[str]:
+    named = zip(itself["attack"], attack_labels(itself), strict=True)
+    return [
+        "clean" if attack == "none" else f"adaptive: {name}" if attack in SWITCHED else name for attack, name in named
+    ]
 
 
 def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:

@@ -67,6 +67,18 @@ def test_the_setting_is_picked_on_selection_points_and_shown_on_the_others(cells
     assert table.loc["mi_ol", "PGD-10, untargeted, ε = 8/255"] == pytest.approx(0.2)
 
 
+def test_two_attacks_of_one_name_have_a_column_each(cells: pd.DataFrame) -> None:
+    pgd = cells[cells["attack"] == "pgd"]
+    steps = [
+        pgd.assign(attack_params=json.dumps({"steps": 10, "step_size": step}), accuracy=step) for step in (0.01, 0.02)
+    ]
+    table = frontier_table.facts(pd.concat([cells[cells["attack"] == "none"], *steps], ignore_index=True))
+    for step in (0.01, 0.02):
+        assert set(table[f"PGD-10 (step size {step}), untargeted, ε = 8/255"]) == {step}
+    with pytest.raises(ValueError, match="a place each"):
+        frontier_table.facts(pd.concat([cells, pgd], ignore_index=True))
+
+
 def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: pd.DataFrame) -> None:
     text, note = frontier_table.shown(frontier_table.facts(cells)), frontier_table.footnote(cells)
     assert "200 points" in note

@@ -81,6 +81,78 @@ def test_a_study_without_finished_cells_is_told_so() -> None:
         paper_table.facts(frame(cell("a", "none", {}, "none", 0.0, state="failed")))
 
 
+def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[str, Any]:
+    """An EOT-PGD cell on MI-OL with these parameters beside the usual ones."""
+    usual = {
+        "branch": "whole",
+        "eot": 30,
+        "labels": "true",
+        "loss": "cross_entropy_of_mean",
+        "step_size": 1 / 255,
+        "steps": 50,
+    }
+    told = {"attack_params": json.dumps({**usual, **params}), "knowledge": "adaptive", "epsilon": epsilon}
+    return cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", accuracy, **told)
+
+
+def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.2, branch="fallback"), eot_pgd(0.2, branch="fallback", step_size=2 / 255)]
+    assert common.attack_names(frame(*rows)) == [
+        "EOT-PGD-50 (EOT 30, branch whole, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 2/255)",
+    ]
+    assert common.attack_labels(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
+
+
+def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
+    fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
+    assert set(common.attack_names(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
+    names = common.attack_names(frame(*fits, eot_pgd(0.2, branch="fallback")))
+    assert names == [f"EOT-PGD-50 (EOT 30, branch {branch})" for branch in ("whole", "whole", "fallback")]
+
+
+def test_lengths_and_samples_are_axes_of_fig4_and_not_named() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.4, steps=10, eot=1, step_size=2 / 255)]
+    assert common.attack_names(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
+
+
+def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
+    assert common.attack_name(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
+    assert common.attack_name(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
+
+
+def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
+    oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
+    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in common.checks_footnote(
+        oblivious
+    )
+    assert common.checks_note(oblivious) == common.OBLIVIOUS
+    for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
+        assert "saw F alone" not in common.checks_footnote(told)
+        assert common.checks_note(told) == ""
+
+
+def test_two_cells_of_one_entry_are_refused_everywhere() -> None:
+    clean, twice = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9), [eot_pgd(0.3), eot_pgd(0.3)]
+    with pytest.raises(ValueError, match=r"a place each .* column EOT-PGD-50"):
+        paper_table.shown(paper_table.facts(frame(clean, *twice)))
+    for facts in (fig4.facts, epsilon_curve.facts):
+        with pytest.raises(ValueError, match="a place each"):
+            facts(frame(clean, *twice))
+
+
+def test_two_branches_of_one_attack_are_both_in_table_and_curves() -> None:
+    clean = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9)
+    cells = frame(clean, eot_pgd(0.3), eot_pgd(0.2, branch="fallback"))
+    text = paper_table.shown(paper_table.facts(cells)).iloc[0]
+    assert text["EOT-PGD-50 (EOT 30, branch whole), untargeted"].startswith("30.0")
+    assert text["EOT-PGD-50 (EOT 30, branch fallback), untargeted"].startswith("20.0")
+    assert set(epsilon_curve.facts(cells)["curve"]) == {
+        f"EOT-PGD-50 (EOT 30, branch {branch}), untargeted" for branch in ("whole", "fallback")
+    }
+
+
 # Tables 2 and 3
 
 
@@ -210,9 +282,16 @@ def stored_cell(store: Store, rows: list[dict[str, Any]]) -> None:
 def test_fig2_reads_outputs_of_the_right_n_and_averages_the_draws(store: Store) -> None:
     values = np.random.default_rng(0).random((3, 4)).round(3)
     write_outputs(store, "k", values, executions=5, draws=2)
-    assert fig2.outputs(store, "k", [12, 10], 5) == pytest.approx(values[[2, 0]], abs=1e-6)
+    assert fig2.outputs(store, "k", [12, 10], 5, 2) == pytest.approx(values[[2, 0]], abs=1e-6)
     with pytest.raises(ValueError, match="lacks 1"):
-        fig2.outputs(store, "k", [10, 99], 5)
+        fig2.outputs(store, "k", [10, 99], 5, 2)
+
+
+def test_fig2_leaves_out_draws_that_another_study_added_to_a_shared_block(store: Store) -> None:
+    values = np.random.default_rng(0).random((3, 4)).round(3)
+    write_outputs(store, "k", values, executions=5, draws=4)
+    assert fig2.outputs(store, "k", [10, 11, 12], 5, 1) == pytest.approx(values - 1.5, abs=1e-6)
+    assert fig2.outputs(store, "k", [10, 11, 12], 5, 2) == pytest.approx(values - 1.0, abs=1e-6)
 
 
 def test_fig2_is_drawn_from_a_store(store: Store) -> None:
@@ -322,6 +401,24 @@ def test_fig4_orders_samples_and_sets_both_oblivious_lines_beside_them() -> None
     assert figure.axes[0].get_title() == "mixup + MI-OL (lam=0.5), 10 steps"
 
 
+def test_fig4_draws_two_branches_and_two_oblivious_steps_as_lines_of_their_own() -> None:
+    oblivious = [
+        cell(
+            "mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.5, attack_params=json.dumps({"steps": 50, "step_size": step / 255})
+        )
+        for step in (1, 2)
+    ]
+    curves = [eot_pgd(0.3 - eot / 100, branch=branch, eot=eot) for branch in ("whole", "fallback") for eot in (1, 5)]
+    table = fig4.facts(frame(*curves, *oblivious))
+    figure = fig4.draw(table, "title", "note")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [
+        "EOT-PGD (branch fallback)", "EOT-PGD (branch whole)", "oblivious PGD (step size 1/255) on the defended one",
+        "oblivious PGD (step size 2/255) on the defended one",
+    ]  # fmt: skip
+    assert len({line.get_color() for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2}) >= 2
+
+
 def test_fig4_without_an_adaptive_attack_is_refused() -> None:
     cells = some_adaptive()
     with pytest.raises(ValueError, match="adaptive attack with `eot`"):
@@ -412,6 +509,55 @@ def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
     assert list(adaptive_text["Options"]) == ["study itself", "adaptive_attack"]
     assert "Holm" in presets_table.document(table, variants()[0])
     assert len(presets_table.draw(table, "title", "note").axes) == 2
+
+
+def adaptive_variants(**states: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """EOT-PGD at two lengths and on a branch; in a variant averaged PGD stands for the first two. states: of cells."""
+    shared = {"eot": 30, "labels": "true", "step_size": 1 / 255}
+    rows = []
+    for steps in (10, 50):
+        averaged = cell(
+            "mixup", "mi_ol", {"lam": 0.5}, "averaged", 0.6, knowledge="adaptive", variants=["adaptive_attack"],
+            attack_params=json.dumps({**shared, "steps": steps, "clip": False}),
+        )  # fmt: skip
+        rows += [{**eot_pgd(0.3, steps=steps), "cell": f"eot{steps}"}, {**averaged, "cell": f"averaged{steps}"}]
+    both = {"cell": "branch", "variants": ["", "adaptive_attack"]}
+    rows.append({**eot_pgd(0.2, branch="fallback"), **both})
+    cells = frame(*({**row, "state": states.get(row["cell"], "done")} for row in rows))
+    return cells, {name: np.array([at % 3, 1, 0, 1]) for at, name in enumerate(cells["cell"])}
+
+
+def pairs(cells: pd.DataFrame) -> set[tuple[str, str]]:
+    table = presets_table.by_variant(cells)
+    rows = [row for _, row in table[(table["variant"] != "") & (table["state"] == "done")].iterrows()]
+    found = [(row["cell"], presets_table.counterpart(row, table)) for row in rows]
+    return {(name, ours["cell"]) for name, ours in found if ours is not None}
+
+
+def test_variants_are_paired_by_what_the_attacks_share_also_where_a_cell_is_missing() -> None:
+    whole = {("averaged10", "eot10"), ("averaged50", "eot50"), ("branch", "branch")}
+    assert pairs(adaptive_variants()[0]) == whole
+    assert pairs(adaptive_variants(eot10="failed")[0]) == whole - {("averaged10", "eot10")}
+    assert pairs(adaptive_variants(averaged10="missing")[0]) == whole - {("averaged10", "eot10")}
+    assert pairs(adaptive_variants(eot50="failed")[0]) == whole - {("averaged50", "eot50")}
+    assert pairs(adaptive_variants(branch="failed")[0]) == whole - {("branch", "branch")}
+
+
+def test_threats_of_presets_are_named_apart() -> None:
+    table = presets_table.facts(*adaptive_variants())
+    assert {threat.split(",")[0] + threat.split(",")[1] for threat in table["threat"]} == {
+        "adaptive: EOT-PGD-10 (EOT 30) untargeted",
+        "adaptive: EOT-PGD-50 (EOT 30 branch whole)",
+        "adaptive: EOT-PGD-50 (EOT 30 branch fallback)",
+    }
+    assert len(presets_table.shown(table)) == 3
+
+
+def test_two_settings_that_a_preset_table_cannot_tell_apart_are_refused() -> None:
+    cells, counts = variants()
+    other = cells.iloc[[0]].assign(cell="other", defense_params=json.dumps({"degrees": 20.0, "interpolation": "cubic"}))
+    with pytest.raises(ValueError, match="a place each"):
+        presets_table.facts(pd.concat([cells, other], ignore_index=True), {**counts, "other": counts["clean"]})
 
 
 def test_presets_without_variants_are_refused() -> None:
