@@ -38,7 +38,6 @@ from analysis.common import (
 from analysis.frontier_table import markdown
 from mi_ray.records import Store, read_cells
 from mi_ray.statistics import holm, paired_test
-from mi_ray.work import canonical
 
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
@@ -65,8 +64,8 @@ def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
     return own.assign(
         # Options change words and flags of a defense, and how many executions the detector has: numbers say the rest.
         setting=[parameters(text, frozenset({"executions_pl"})) for text in own["defense_params"]],
-        exact=[canonical(pair) for pair in zip(own["attack"], params, strict=True)],
-        family=[canonical(pair) for pair in families],
+        exact=[json.dumps(pair, sort_keys=True) for pair in zip(own["attack"], params, strict=True)],
+        family=[json.dumps(pair, sort_keys=True) for pair in families],
     )
 
 

@@ -74,7 +74,7 @@ def pgd(**changes: Any) -> list[dict[str, Any]]:
 
 MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"classifierz": []}, ["unknown key 'classifierz' (did you mean 'classifiers'?)", "known: name"]),
-    "unknown defense": ({"defenses": ["mi_old"]}, ["unknown defense to attack 'mi_old'", "did you mean 'mi_ol'", "mi_combined"]),
+    "unknown defense": ({"defenses": ["mi_old"]}, ["unknown defense 'mi_old'", "did you mean 'mi_ol'", "mi_combined"]),
     "unknown parameter": (
         {"defenses": [{"mi_ol": {"lambda": 0.5}}]}, ["unknown parameter of mi_ol 'lambda'", "known: lam"],
     ),
@@ -105,7 +105,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"attacks": [{"averaged": {}, "epsilon": 0.1}]}, ["averaged attacks a defense: it needs `knowledge: adaptive`"],
     ),
     "attack on an unknown defense": (
-        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense to attack 'mi_old'", "'mi_ol'"],
+        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense to attack 'mi_old'", "known: gaussian_noise"],
     ),
     "attack on an unknown classifier": ({"attacks": pgd(classifiers=["g"])}, ["unknown classifier 'g'", "known: f"]),
     "variant of nothing": ({"variants": {"v": {}}}, ["variants must change an option", "v"]),
@@ -123,7 +123,7 @@ def test_a_mistake_in_the_file_is_refused_before_any_work(run: Run, tmp_path: Pa
 
 @pytest.mark.parametrize("verb", ["plan", "train", "attack", "sweep"])
 def test_every_verb_that_reads_a_file_refuses_the_same_mistake(run: Run, tmp_path: Path, verb: str) -> None:
-    assert_refused(run(verb, save(tmp_path, defenses=["mi_old"])), "unknown defense to attack 'mi_old'")
+    assert_refused(run(verb, save(tmp_path, defenses=["mi_old"])), "unknown defense 'mi_old'")
     assert_refused(run(verb, "nowhere.yaml"), "a sweep file must be readable", "nowhere.yaml: No such file")
 
 

@@ -72,6 +72,7 @@ class _Seen:
     result_loss: Tensor
 
     def add(self, image: Tensor, gradient: Tensor, loss: Tensor, fooled: Tensor) -> None:
+        """Take one more evaluated point of each image into account."""
         higher = loss > self.loss
         self.image, self.gradient = _where(higher, image, self.image), _where(higher, gradient, self.gradient)
         self.loss = torch.where(higher, loss, self.loss)
