@@ -105,7 +105,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
         {"attacks": [{"averaged": {}, "epsilon": 0.1}]}, ["averaged attacks a defense: it needs `knowledge: adaptive`"],
     ),
     "attack on an unknown defense": (
-        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense to attack 'mi_old'", "known: gaussian_noise"],
+        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense to attack 'mi_old'", "known: "],
     ),
     "attack on an unknown classifier": ({"attacks": pgd(classifiers=["g"])}, ["unknown classifier 'g'", "known: f"]),
     "variant of nothing": ({"variants": {"v": {}}}, ["variants must change an option", "v"]),
