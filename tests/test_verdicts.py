@@ -15,11 +15,13 @@ from test_workbench import Tiny, compute, derived, finish, tiny
 from torch import nn
 
 import mi_ray.controls
-from mi_ray.checks import CHECKS, FREE, NEED_PASSES
+from mi_ray import verdicts
+from mi_ray.checks import CHECKS, FREE, NEED_PASSES, Finding
 from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.records import Store, read_cells, read_records
 from mi_ray.study import prepare
+from mi_ray.verdicts import Verdicts
 from mi_ray.work import Inputs
 from mi_ray.workbench import Workbench
 
@@ -332,3 +334,20 @@ def test_a_worst_case_costs_what_its_members_cost_together(cells: list[dict[str,
     members = [row for row in cells if row["cell"] in worst["work"]["members"]]
     for name in ("forward_passes", "backward_passes"):
         assert max(row[name] for row in members) < worst[name] <= sum(row[name] for row in members)
+
+
+def test_a_control_is_judged_as_random_where_the_defense_draws_and_nowhere_else(
+    judged: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the defense, not by the counts: with one draw they look the same."""
+    seen: dict[str, set[bool]] = {}
+    for check in judged.plan.checks:
+        defense = check.judged.defense[0]
+
+        def noted(name: str, found: Any, classes: int, defense: str = defense) -> Finding:
+            seen.setdefault(defense, set()).add(found.random)
+            return Finding("passed", "")
+
+        monkeypatch.setattr(verdicts.checks, "against_control", noted)
+        Verdicts(judged.bench, judged.plan)._control(check)
+    assert seen == {"none": {False}, "mi_ol": {True}}
