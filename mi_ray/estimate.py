@@ -153,10 +153,9 @@ def estimate(study: Study, store: Store | None) -> Estimate:
     return Estimate(rows, lines)
 
 
-def together(studies: Sequence[Study]) -> str:
-    """What several studies cost in one store, where work that they share is done once, against cell by cell."""
+def distinct_and_requested(studies: Sequence[Study]) -> tuple[int, int, int]:
+    """(distinct forward passes of several studies in one store, those requested cell by cell, cells)."""
     plans = [study.plan() for study in studies]
-    costs = [study.planner.cost(plan) for study, plan in zip(studies, plans, strict=True)]
     points: dict[str, int] = {}
     owner: dict[str, Planner] = {}
     for study, plan in zip(studies, plans, strict=True):
@@ -165,13 +164,16 @@ def together(studies: Sequence[Study]) -> str:
         for work in asked:
             points[work.key] = max(points.get(work.key, 0), study.planner.stored_points)
             owner[work.key] = study.planner
-    works: list[Work] = [
-        *merged_attacks(work for plan in plans for work in plan.attacks),
-        *merged(work for plan in plans for work in plan.outputs),
-    ]
+    works: list[Work] = list(merged_attacks(work for plan in plans for work in plan.attacks))
+    works += merged(work for plan in plans for work in plan.outputs)
     distinct = sum(_Scope(owner[work.key], None, 0).cost(work)[0] * points[work.key] for work in works)
-    naive = sum(cost["naive_forward"] for cost in costs)
-    cells = sum(len(plan.cells) for plan in plans)
+    naive = sum(study.planner.cost(plan)["naive_forward"] for study, plan in zip(studies, plans, strict=True))
+    return distinct, naive, sum(len(plan.cells) for plan in plans)
+
+
+def together(studies: Sequence[Study]) -> str:
+    """What several studies cost in one store, where work that they share is done once, against cell by cell."""
+    distinct, naive, cells = distinct_and_requested(studies)
     return (
         f"together: {len(studies)} studies, {cells:,} cells; {naive:,} forward passes requested (cell by cell), "
         f"{distinct:,} distinct in one store: {naive / max(distinct, 1):.1f} times fewer"

@@ -219,21 +219,21 @@ class Planner:
             "source": self.facts.sources.get(attack.name), **self._arithmetic(classifier.key),
         }  # fmt: skip
         behind: dict[str, Any] = {}
-        each = 1
+        parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
             pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
             behind = {"defense": (defense.name, defense.values()), "pools": pools, "executions": n}
-            chunks = [
-                -(-defense.executions_of(at, n) // self.methods.chunk) for at, _ in enumerate(defense.components())
-            ]
-            each += sum(chunks) * self.methods.chunk  # one pass for ŷ, then whole chunks
+            chunk = self.methods.chunk
+            parts = tuple(
+                -(-defense.executions_of(at, n) // chunk) * chunk for at, _ in enumerate(defense.components())
+            )
             sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
             versions = [part.version for part in (defense, *defense.components())]
             facts |= {**behind, "defense_versions": versions, "defense_sources": sources, "chunk": self.methods.chunk}
         key = content_key("attack", facts)
         work = AttackWork(
             key, classifier.key, attack.name, attack.values(), threat, attack.stops(), (0, 0),
-            labels, **behind, each=each, by_accuracy=attack.by_accuracy,
+            labels, **behind, parts=parts, by_accuracy=attack.by_accuracy,
         )  # fmt: skip
         return replace(work, cost=self.passes(work, work.stops))
 
@@ -494,7 +494,7 @@ class Planner:
         values = dict(work.values)
         if method.stop_parameter is not None:
             values[method.stop_parameter] = list(stops or work.stops)
-        cost: tuple[int, int] = method.make(values).cost(work.each)
+        cost: tuple[int, int] = method.make(values).cost(work.parts)
         return cost
 
 

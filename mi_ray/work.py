@@ -43,7 +43,7 @@ class AttackWork:
     """One attack on one classifier under one threat model, all requested stops. cost: passes for one point.
 
     labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
-    is made against, with the digest of each component's sample pool and N; None for an oblivious one.
+    is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of each component.
     """
 
     key: str
@@ -57,7 +57,7 @@ class AttackWork:
     defense: tuple[str, Values] | None = None
     pools: Values = field(default_factory=dict)
     executions: int = 1
-    each: int = 1
+    parts: tuple[int, ...] = ()
     by_accuracy: bool = True
 
 

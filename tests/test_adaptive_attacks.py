@@ -371,7 +371,7 @@ def test_the_cost_behind_a_defense_is_counted(name: str, linear: Any) -> None:
     short = {"steps": 3, "queries": 3, "tries": 3, "restarts": 2}
     attack = make_attack(kind, **{k: v for k, v in short.items() if k in ATTACKS[kind].parameters()}, **more)
     attack.craft(_behind(Counting(), _small_pool(4), "mi_pl", 5), _images(2), torch.tensor([0, 1]), ThreatModel(0.1))
-    forward, backward = attack.cost(6)  # N = 5, and one pass for ŷ
+    forward, backward = attack.cost((5,))  # N = 5, and one pass for ŷ
     assert passes[0] == 2 * forward
     assert 2 * backward * 5 / 6 <= passes[1] <= 2 * backward  # ŷ's pass has no gradient
 

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, logits_loss, project, score, succeeded
-from mi_ray.attacks.eot_pgd import TEMPERATURE, attacked, mean_gradient, of_label
+from mi_ray.attacks.eot_pgd import TEMPERATURE, attacked, gradient_cost, mean_gradient, of_label
 from mi_ray.attacks.pgd import counted, random_start
 from mi_ray.parameters import choice, flag, integer, number
 from mi_ray.randomness import Key
@@ -171,12 +171,12 @@ class Apgd(Attack):
     def _runs(self) -> int:
         return self.restarts * (self.targets if self.loss == "targeted_dlr" else 1)
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """One forward and one backward at the start and at each step, the scoring, and one forward for the targets."""
-        draws = self.scoring_draws if passes > 1 else 1
+        passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         choosing = passes if self.loss == "targeted_dlr" else 0
-        evaluated = self._runs() * (self.steps + 1) * passes
-        return evaluated + self._runs() * draws * passes + choosing, evaluated
+        forward, backward = ((self.steps + 1) * each for each in gradient_cost(parts))
+        return self._runs() * (forward + draws * passes) + choosing, self._runs() * backward
 
     def _losses(
         self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]

@@ -68,12 +68,12 @@ class Averaged(StepAttack):
         """Whether the final image is clipped."""
         return self.clip
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """N_A forwards and backwards a step, N_A forwards for the copies' labels, one for ŷ, and the scoring.
 
-        N_A is `eot`, or where that is left out the model's N, which is `passes` less the one for ŷ.
+        N_A is `eot`, or where that is left out the model's N.
         """
-        n = max(passes - 1, 1) if self.eot is None else self.eot
+        passes, n = 1 + sum(parts), max(sum(parts), 1) if self.eot is None else self.eot
         guesses = n if self.label == "copy_prediction" else 0
         forward = 1 + guesses + max(self.steps) * n + len(self.steps) * self.scoring_draws * passes
         return self.restarts * forward, self.restarts * max(self.steps) * n

@@ -102,10 +102,11 @@ class Attack(Parameterized):
         """The step counts at which the result is wanted, increasing."""
 
     @abstractmethod
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """(forward, backward) passes for one point, all restarts, up to the last stop.
 
-        passes: of F in one call of the model: 1 for F itself, N and the passes for ŷ for F behind a defense.
+        parts: passes of each component of the defense in one call of the model; none for F itself. A call is these
+        and one pass for ŷ or F's own answer. What is computed twice to save memory is counted twice.
         """
 
     @abstractmethod

@@ -47,6 +47,15 @@ def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPER
     return aim
 
 
+def gradient_cost(parts: tuple[int, ...]) -> tuple[int, int]:
+    """(forward, backward) passes of F for one gradient through a defense whose components take these passes.
+
+    One component: ŷ is detached. Several: the answer has one graph over F and all of them, computed twice.
+    """
+    passes = 1 + sum(parts)
+    return passes * (1 + (len(parts) > 1)), passes - (len(parts) == 1)
+
+
 def executions(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "E B L"]]:
     """log-probabilities of every execution, a chunk at a time, each with a graph of its own.
 
@@ -198,17 +207,15 @@ class EotPgd(StepAttack):
             raise ValueError(f"eot_pgd with branch: {self.branch} attacks part of a defense: it needs `knowledge: adaptive`; "
                              "got oblivious")  # fmt: skip
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
-        """A forward and a backward pass of the model a step; `scoring_draws` forwards a stop, one on F itself.
-
-        evade passes F once more a step. MI-Combined attacked whole has its
-        executions computed once more a step, which is not counted here.
-        """
-        draws = self.scoring_draws if passes > 1 else 1
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """A gradient a step (see `gradient_cost`; evade passes F once more), and `scoring_draws` answers a stop."""
+        passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
+        aim = parts[:1] if self.loss == "evade" or self.branch == "detector" else parts
+        forward, backward = gradient_cost(aim[-1:] if self.branch == "fallback" else aim)
         evading = self.loss == "evade"
         steps = max(self.steps)
-        forward = steps * (passes + evading) + len(self.steps) * draws * passes
-        return self.restarts * forward, self.restarts * steps * passes
+        scoring = len(self.steps) * draws * (1 + sum(parts[:1]) if evading else passes)
+        return self.restarts * (steps * (forward + evading) + scoring), self.restarts * steps * (backward + evading)
 
     def _aim(self, model: nn.Module) -> nn.Module:
         if self.loss == "evade" and not hasattr(model, "branch"):

@@ -187,10 +187,13 @@ class Pgd(StepAttack):
     name: ClassVar[str] = "pgd"
     goes_on: ClassVar[bool] = True
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """One forward and one backward a step, and one forward at each stop for its loss."""
-        steps = max(self.steps)
-        return self.restarts * (steps + len(self.steps)) * passes, self.restarts * steps * passes
+        steps, passes = max(self.steps), 1 + sum(parts)
+        # Of a defense's answer no gradient reaches ŷ, nor a detector behind a hard decision.
+        differentiated = len(parts) != 1
+        backward = differentiated + (parts[-1] if parts else 0)
+        return self.restarts * (steps + len(self.steps)) * passes, self.restarts * steps * backward
 
     def path(
         self,

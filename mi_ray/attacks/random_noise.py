@@ -38,9 +38,9 @@ class RandomNoise(Attack):
         """The numbers of tries."""
         return self.tries
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """One forward a try, and `scoring_draws` at each stop, one on F itself."""
-        draws = self.scoring_draws if passes > 1 else 1
+        passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.tries) + len(self.tries) * draws) * passes, 0
 
     def _noise(self, x: Tensor, key: Key, points: Sequence[int]) -> Tensor:

@@ -68,9 +68,9 @@ class Square(Attack):
         """The numbers of queries."""
         return self.queries
 
-    def cost(self, passes: int = 1) -> tuple[int, int]:
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """One forward a query, and `scoring_draws` at each stop, one on F itself."""
-        draws = self.scoring_draws if passes > 1 else 1
+        passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.queries) + len(self.queries) * draws) * passes, 0
 
     def _proposal(
