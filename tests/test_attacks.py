@@ -151,7 +151,9 @@ def test_the_cost_is_what_an_attack_asks_of_the_classifier(name: str, linear: An
     attack = _example(name)
     model = _target(name, Counting(), SHAPE, 4)
     attack.craft(model, _grey(5), torch.zeros(5, dtype=torch.int64), ThreatModel(EPSILON))
-    assert tuple(passes) == tuple(5 * cost for cost in attack.cost((5,) if attack.needs_defense else ()))  # N = 5, and ŷ
+    assert tuple(passes) == tuple(
+        5 * cost for cost in attack.cost((5,) if attack.needs_defense else ())
+    )  # N = 5, and ŷ
 
 
 def test_what_leaves_the_ball_or_the_box_is_a_bug_and_is_caught() -> None:

@@ -1,0 +1,206 @@
+"""The comparisons that need Ray: training through Ray Train, a sweep through Ray Tune, two workers against one."""
+
+import contextlib
+import json
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+from benchmarks.run import CORES, Row, Runner
+from mi_ray.config import Sweep
+from mi_ray.data import Digits
+from mi_ray.records import Store
+from mi_ray.study import prepare
+from mi_ray.work import OutputWork
+from mi_ray.workbench import Workbench, kind_of
+
+SMALL = {"resnet_small": {"width": 48}}  # 691,834 parameters
+LARGE: dict[str, Any] = {"mi_resnet50": {}}  # 4,752,586
+
+
+def _classifier(
+    name: str, architecture: Any, epochs: int = 1, objective: Any = "erm", **training: Any
+) -> dict[str, Any]:
+    options = {"epochs": epochs, "batch_size": 64, "lr": 0.02, "flip": False, "precision": "bf16", **training}
+    return {"name": name, "architecture": architecture, "objective": objective, "training": options}
+
+
+def _study(name: str, classifiers: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+    return {
+        "name": name, "dataset": "digits", "classifiers": classifiers, "checks": "cheap", "draws": 1,
+        "attacks": [{"pgd": {"steps": [1]}, "epsilon": "4/255"}], "defenses": ["none"], "points": {"count": 50},
+        "figures": ["frontier_table"], **more,
+    }  # fmt: skip
+
+
+def _run(verb: str, folder: Path, study: dict[str, Any], store: str = "results") -> tuple[float, dict[str, Any]]:
+    """(seconds in all, manifest) of one command in a process of its own."""
+    file = folder / f"{study['name']}.yaml"
+    file.write_text(yaml.safe_dump(study))
+    began = time.perf_counter()
+    command = [sys.executable, "-m", "mi_ray.cli", verb, str(file), "--out", str(folder / store)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{study['name']}: {done.stdout}\n{done.stderr}")
+    manifest = json.loads((folder / store / "studies" / study["name"] / "manifest.json").read_text())
+    return time.perf_counter() - began, manifest
+
+
+def classifiers(folder: Path) -> tuple[str, str]:
+    """Folders of the two networks, trained on digits far enough that some points survive an attack."""
+    study = _study("train", [_classifier("small", SMALL, 5), _classifier("large", LARGE, 2)])
+    _, manifest = _run("train", folder, study)
+    names = {}
+    for key in manifest["keys"]["classifiers"]:
+        about = json.loads((folder / "results" / "classifiers" / key / "classifier.json").read_text())
+        names[about["name"]] = str(folder / "results" / "classifiers" / key)
+    return names["small"], names["large"]
+
+
+def training(folder: Path, small: str, *, quick: bool) -> list[Row]:
+    """A training step through Ray Train with one worker against the bare PyTorch loop."""
+    bare, rows = Runner("BareTraining", small, threads=1), []
+    data = Digits().load()
+    np.savez(folder / "few.npz", x_train=data.train_images[:256], y_train=data.train_labels[:256],
+             x_test=data.test_images[:100], y_test=data.test_labels[:100])  # fmt: skip
+    inner = {"interpolated_at": {"epsilon": "8/255", "step_size": "2/255", "steps": 10}}
+    for name, objective, images, epochs in (("erm", "erm", 1280, 6), ("interpolated_at", inner, 256, 3)):
+        ours, theirs, last = [], [], (0.0, 0.0)
+        for turn in range(2 if quick else 3):
+            study = _study(f"{name}-{turn}", [{**_classifier(name, SMALL, epochs, objective, lr=0.01), "seed": turn}])
+            study["dataset"] = {"npz": str(folder / "few.npz")}
+            _, manifest = _run("train", folder, study)
+            store = Store(folder / "results")
+            (key,) = manifest["keys"]["classifiers"]
+            table = store.read_table(f"classifiers/{key}/training.parquet").to_pandas()
+            later = table.iloc[1:]  # the first epoch warms up
+            ours.append(float(later["images"].sum() / later["seconds"].sum()))
+            seconds, losses = bare(name, images, 64)
+            if turn:  # the first time warms up
+                theirs.append(images / seconds)
+            last = float(table["loss"].iloc[-1]), float(losses.mean())
+        theirs = theirs or [images / seconds]
+        ratios = [a / b for a, b in zip(ours[-len(theirs) :], theirs, strict=True)]
+        told = (
+            f"mean loss of the last epoch {last[0]:.2f}, of the bare loop's steps {last[1]:.2f} (other random numbers)"
+        )
+        rows.append(Row(f"training step, {name}", "bare loop", 0.97, ratios, float(np.median(ours)),
+                        float(np.median(theirs)), "images/s", told, bool(np.isfinite(last).all())))  # fmt: skip
+    bare.close()
+    return rows
+
+
+@contextlib.contextmanager
+def _watched() -> Iterator[dict[str, int]]:
+    """The greatest resident memory of any Ray worker while the block lasts, less the pages that processes share."""
+    found, stop = {"peak": 0}, threading.Event()
+
+    def look() -> None:
+        while not stop.wait(0.2):
+            for process in Path("/proc").glob("[0-9]*"):
+                with contextlib.suppress(OSError, ValueError):
+                    if (process / "cmdline").read_bytes().startswith(b"ray::"):
+                        fields = (process / "statm").read_text().split()
+                        found["peak"] = max(found["peak"], (int(fields[1]) - int(fields[2])) * 4096)
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield found
+    finally:
+        stop.set()
+        thread.join()
+
+
+def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
+    """200 settings as Ray Tune trials, one at a time, against the sum of their work in one process; memory of a worker."""
+    count = 40 if quick else 200
+    study = _study(
+        "tune", [_classifier("small", SMALL, 5)], points={"count": 50}, executions=[5],
+        defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
+        resources={"trials_at_once": 1, "block": {"cpus": 1, "points": 50}}, precision="bf16",
+    )  # fmt: skip
+    with _watched() as seen:
+        _, manifest = _run("sweep", folder, study)
+    seconds = manifest["last_run"]["seconds"]["sweep"]
+    loaded = prepare(Sweep.model_validate(study))
+    plan, store = loaded.plan(), Store(folder / "alone", create=True)
+    content = (Path(small) / "model.safetensors").read_bytes()
+    key = plan.classifiers[0].key
+    bench = Workbench(loaded.data(str(folder / "alone"), {key: (plan.classifiers[0].description, content)}))
+    import torch
+
+    torch.set_num_threads(1)
+    works: list[Any] = [*plan.attacks, *(w for w in plan.outputs if w.component is None)]
+    for work in works:
+        bench.compute(work, 0, 50)
+    trials = [work for work in plan.outputs if work.component is not None]
+    began = time.perf_counter()
+    for work in trials:
+        bench.compute(work, 0, 50)
+    alone = time.perf_counter() - began
+    same = _same_rows(Store(folder / "results"), store, trials)
+    rows = [Row(f"Ray Tune, {count} settings", "one process, no Ray", 1.10, [seconds / alone], seconds, alone, "s",
+                f"{same} of {len(trials)} outputs equal bit for bit", same == len(trials), True)]  # fmt: skip
+    rows.append(Row("peak memory of a worker", "1.5 GB", 1.0, [seen["peak"] / 1.5e9], seen["peak"] / 1e6, 1500, "MB",
+                    "resident, less shared pages", seen["peak"] > 0, True))  # fmt: skip
+    return rows
+
+
+def _same_rows(first: Store, second: Store, works: list[OutputWork]) -> int:
+    same = 0
+    for work in works:
+        tables = []
+        for store in (first, second):
+            (block,) = store.blocks(kind_of(work), work.key)
+            tables.append(store.read_block(kind_of(work), work.key, block)[0])
+        same += tables[0].equals(tables[1])
+    return same
+
+
+def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
+    """Blocks of an attack on two workers against one worker with one thread."""
+    count, found = (200 if quick else 400), {}
+    for cores in (1, CORES):
+        study = _study(
+            f"workers-{cores}", [_classifier("small", SMALL, 5)], points={"count": count}, seed=1, precision="bf16",
+            attacks=[{"pgd": {"steps": [20]}, "epsilon": "4/255"}],
+            # A worker that asks for more than half of the machine is alone on it.
+            resources={"block": {"cpus": 1 if cores > 1 else CORES - 0.5, "points": 50}},
+        )  # fmt: skip
+        study["classifiers"][0]["seed"] = 0
+        for part in ("classifiers", "mi-ray-store.json"):  # the classifier is there already
+            source, target = folder / "results" / part, folder / f"workers-{cores}" / part
+            (shutil.copytree if source.is_dir() else _copied)(source, target)
+        _, manifest = _run("attack", folder, study, f"workers-{cores}")
+        store = Store(folder / f"workers-{cores}")
+        (key,) = manifest["keys"]["adversarial"]
+        blocks = [store.read_block("adversarial", key, block) for block in store.blocks("adversarial", key)]
+        found[cores] = (sum(f["seconds"] for _, f in blocks), [table for table, _ in blocks], manifest)
+    walls = {cores: _wall(Store(folder / f"workers-{cores}"), found[cores][2]) for cores in found}
+    same = all(a.equals(b) for a, b in zip(found[1][1], found[CORES][1], strict=True))
+    return [Row(f"{CORES} workers", "one worker, one thread", 1.8, [walls[1] / walls[CORES]], count / walls[CORES],
+                count / walls[1], "points/s", "rows equal bit for bit" if same else "rows differ", same)]  # fmt: skip
+
+
+def _copied(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(source, target)
+
+
+def _wall(store: Store, manifest: dict[str, Any]) -> float:
+    """Seconds from the first block's start to the last one's end, by what the blocks say of themselves."""
+    (key,) = manifest["keys"]["adversarial"]
+    spans = []
+    for block in store.blocks("adversarial", key):
+        ended = (Path(store.root) / block.path).stat().st_mtime
+        spans.append((ended - store.block_facts(block)["seconds"], ended))
+    return max(end for _, end in spans) - min(start for start, _ in spans)

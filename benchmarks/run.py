@@ -1,0 +1,303 @@
+"""All comparisons: `python -m benchmarks.run [--quick] [--only NAME]` prints one table and writes benchmarks/latest.json.
+
+Every side runs in processes of its own; the sides of a comparison take turns, so that whatever else the machine does
+meets both. A ratio is theirs over ours (how many times faster we are) of one turn; median, least and greatest are shown.
+"""
+
+import argparse
+import datetime
+import importlib
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.sides import median
+
+CORES = os.cpu_count() or 1
+EPSILONS = (2 / 255, 4 / 255, 8 / 255)
+SPAWN = multiprocessing.get_context("spawn")
+
+
+def _serve(
+    pipe: Connection, name: str, classifier: str, part: tuple[int, int], threads: int, more: dict[str, Any]
+) -> None:
+    """What a side's process does: make the side, then run it as often as it is asked to."""
+    module, _, kind = name.partition(":")
+    side = getattr(importlib.import_module(module), kind)(classifier, part, threads, **more)
+    pipe.send(None)
+    while (arguments := pipe.recv()) is not None:
+        result = side(*arguments)
+        pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+
+
+class Runner:
+    """A side in `workers` processes, each on its share of the points and with its share of the cores."""
+
+    def __init__(self, kind: str, classifier: str, workers: int = 1, threads: int = CORES, **more: Any) -> None:
+        self.pipes: list[Connection] = []
+        self.processes = []
+        self.peak = 0
+        for own in range(workers):
+            here, there = SPAWN.Pipe()
+            arguments = (there, f"benchmarks.sides:{kind}", classifier, (own, workers), threads, more)
+            process = SPAWN.Process(target=_serve, args=arguments, daemon=True)
+            process.start()
+            self.pipes.append(here)
+            self.processes.append(process)
+        for pipe in self.pipes:
+            pipe.recv()
+
+    def __call__(self, *arguments: Any) -> tuple[float, np.ndarray]:
+        """(seconds until the last process is done, their results one after another)."""
+        began = time.perf_counter()
+        for pipe in self.pipes:
+            pipe.send(arguments)
+        found = [pipe.recv() for pipe in self.pipes]
+        seconds = time.perf_counter() - began
+        self.peak = max(self.peak, *(peak for _, peak in found))
+        return seconds, np.concatenate([np.atleast_1d(result) for result, _ in found])
+
+    def close(self) -> None:
+        """End the processes."""
+        for pipe in self.pipes:
+            pipe.send(None)
+        for process in self.processes:
+            process.join()
+
+
+@dataclass
+class Row:
+    """One comparison. ratios: of each turn. ours, theirs: median absolute figures. target: least acceptable ratio."""
+
+    name: str
+    against: str
+    target: float
+    ratios: list[float]
+    ours: float
+    theirs: float
+    unit: str
+    check: str
+    equal: bool
+    most: bool = False  # the ratio must be at most the target
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def reached(self) -> bool:
+        """Whether the median meets the target and the results agreed."""
+        middle = median(self.ratios)
+        return self.equal and (middle <= self.target if self.most else middle >= self.target)
+
+
+def measure(sides: dict[str, Runner], turns: list[tuple[Any, ...]]) -> dict[str, list[tuple[float, np.ndarray]]]:
+    """Each side once for each turn's arguments, the sides one after another; what they found, in order."""
+    found: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in sides}
+    for arguments in turns:
+        for name, side in sides.items():
+            found[name].append(side(*arguments))
+    return found
+
+
+def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -> list[Row]:
+    """PGD at three epsilons against the fastest peer and against the bare loop. counts: steps -> points."""
+    workers = {"workers": CORES, "threads": 1}
+    sides = {"ours": Runner("OurPgd", classifier, **workers), "bare": Runner("BarePgd", classifier, **workers)}
+    sides |= {peer: Runner(f"{peer}Pgd", classifier) for peer in peers}
+    score, rows = Runner("Score", classifier), []
+    for side in sides.values():
+        side(50 * CORES, 1, EPSILONS[0])
+    for steps, count in counts.items():
+        found = measure(sides, [(count, steps, epsilon) for epsilon in EPSILONS])
+        seconds = {name: [s for s, _ in turns] for name, turns in found.items()}
+        kept = {name: [score(images, False)[1].mean() for _, images in turns] for name, turns in found.items()}
+        fastest = min(peers, key=lambda peer: median(seconds[peer]))
+        for against, target in ((fastest, 3.0), ("bare", 0.95)):
+            ratios = [theirs / ours for theirs, ours in zip(seconds[against], seconds["ours"], strict=True)]
+            gaps = [100 * abs(a - b) for a, b in zip(kept["ours"], kept[against], strict=True)]
+            check = "robust accuracy " + ", ".join(
+                f"{100 * a:.1f}/{100 * b:.1f}" for a, b in zip(kept["ours"], kept[against], strict=True)
+            )
+            rows.append(Row(
+                f"PGD-{steps}, {label}", against, target, ratios, count / median(seconds["ours"]),
+                count / median(seconds[against]), "points/s", check, max(gaps) <= 0.501,
+                notes={"points": count, "seconds": seconds, "epsilons": EPSILONS},
+            ))  # fmt: skip
+    for side in (*sides.values(), score):
+        side.close()
+    return rows
+
+
+def _pair(
+    name: str, against: str, target: float, ours: Runner, theirs: Runner, turns: list[tuple[Any, ...]], amount: int, unit: str,
+    check: Callable[[np.ndarray, np.ndarray], tuple[str, bool]],
+) -> Row:  # fmt: skip
+    for side in (ours, theirs):
+        side(*turns[0])
+    found = measure({"ours": ours, "theirs": theirs}, turns)
+    mine, other = ([seconds for seconds, _ in found[side]] for side in ("ours", "theirs"))
+    told, equal = check(found["ours"][-1][1], found["theirs"][-1][1])
+    ratios = [b / a for a, b in zip(mine, other, strict=True)]
+    return Row(name, against, target, ratios, amount / median(mine), amount / median(other), unit, told, equal)
+
+
+def _same_answers(ours: np.ndarray, theirs: np.ndarray) -> tuple[str, bool]:
+    same = int((ours.argmax(1) == theirs.argmax(1)).sum())
+    return f"{same} of {len(ours)} predictions equal, probabilities within {abs(ours - theirs).max():.1e}", (
+        same >= 0.995 * len(ours)
+    )
+
+
+def executions(classifier: str, count: int, turns: int) -> list[Row]:
+    """MI-OL with N = 30 against a loop over points and executions, in both precisions."""
+    rows = []
+    loop = Runner("LoopMiOl", classifier)
+    for precision, target in (("bf16", 3.0), ("fp32", 1.6)):
+        ours = Runner("OurMiOl", classifier, workers=CORES, threads=1, precision=precision)
+        name = f"MI-OL, N = 30, {precision}"
+        rows.append(
+            _pair(
+                name, "loop, batch 1", target, ours, loop, [(count, 30)] * turns, 30 * count, "passes/s", _same_answers
+            )
+        )
+        ours.close()
+    loop.close()
+    return rows
+
+
+def _share(name: str, target: float, spent: list[float], passes: list[float]) -> Row:
+    """What something costs as a share of the forward passes that it feeds."""
+    shares = [a / b for a, b in zip(spent, passes, strict=True)]
+    return Row(name, "forward passes fed", target, shares, median(spent), median(passes), "s", "", True, True)
+
+
+def transforms(classifier: str, count: int, turns: int) -> list[Row]:
+    """Random rotation, pad and resize against torchvision on PIL images; and as a share of the passes that they feed."""
+    ours, theirs = (Runner(kind, classifier, threads=1) for kind in ("OurTransforms", "PilTransforms"))
+    forward, draws = (Runner(kind, classifier, threads=1) for kind in ("OurForward", "OurDraws"))
+    rows = []
+
+    def close_means(a: np.ndarray, b: np.ndarray) -> tuple[str, bool]:
+        return f"mean pixel {a[0]:.4f}/{b[0]:.4f}", bool(abs(a - b).max() < 0.01)
+
+    for name in ("random_rotation", "random_pad", "random_resize"):
+        arguments = [(name, count, 30)] * turns
+        rows.append(
+            _pair(
+                f"{name}, N = 30", "PIL, one by one", 4.0, ours, theirs, arguments, 30 * count, "images/s", close_means
+            )
+        )
+        passes = [forward(count, 30)[0] for _ in range(turns)]
+        spent = [ours(name, count, 30)[0] for _ in range(turns)]
+        rows.append(_share(f"{name}: time", 0.10, spent, passes))
+    passes = [forward(count, 30)[0] for _ in range(turns)]
+    rows.append(_share("keyed normals: time", 0.05, [draws(count, 30)[0] for _ in range(turns)], passes))
+    for side in (ours, theirs, forward, draws):
+        side.close()
+    return rows
+
+
+def eot(classifier: str, count: int, steps: int, turns: int) -> list[Row]:
+    """EOT-PGD with N_A = 30 against foolbox's wrapper: time and memory."""
+    idle = Runner("Score", classifier)
+    idle(np.zeros((50, 3, 32, 32), np.float32), False)
+    ours, theirs = Runner("OurEot", classifier, workers=CORES, threads=1), Runner("FoolboxEot", classifier)
+    score = Runner("Score", classifier)
+    arguments = (count, steps, EPSILONS[1])
+    found = measure({"ours": ours, "theirs": theirs}, [arguments] * turns)
+    seconds = {name: [s for s, _ in each] for name, each in found.items()}
+    kept = {name: score(each[-1][1], True)[1].mean() for name, each in found.items()}
+    told = f"left behind MI-OL {100 * kept['ours']:.1f}/{100 * kept['theirs']:.1f}"
+    equal = abs(kept["ours"] - kept["theirs"]) <= 0.05
+    ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
+    own, other = ours.peak - idle.peak, theirs.peak - idle.peak
+    rows = [
+        Row(f"EOT-PGD-{steps}, N_A = 30", "foolbox EOT", 3.0, ratios, count / median(seconds["ours"]),
+            count / median(seconds["theirs"]), "points/s", told, bool(equal)),
+        Row("EOT-PGD: peak memory", "foolbox EOT", 5.0, [other / max(own, 1)], own / 2**20, other / 2**20,
+            "MiB beyond idle, a process", told, bool(equal)),
+    ]  # fmt: skip
+    for side in (idle, ours, theirs, score):
+        side.close()
+    return rows
+
+
+def show(rows: list[Row]) -> None:
+    """The table."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"{platform.machine()}, {CORES} cores, {datetime.date.today()}", title_justify="left")
+    for head in (
+        "What",
+        "Against",
+        "Ratio",
+        "Least",
+        "Greatest",
+        "Target",
+        "Reached",
+        "Ours",
+        "Theirs",
+        "Unit",
+        "Equality",
+    ):
+        table.add_column(head)
+    for row in rows:
+        sign, middle = ("≤" if row.most else "≥"), median(row.ratios)
+        table.add_row(
+            row.name, row.against, f"{middle:.2f}", f"{min(row.ratios):.2f}", f"{max(row.ratios):.2f}",
+            f"{sign} {row.target:g}", "yes" if row.reached else "NO", f"{row.ours:,.4g}", f"{row.theirs:,.4g}", row.unit,
+            row.check if row.equal else f"NOT EQUAL: {row.check}",
+        )  # fmt: skip
+    Console(width=220).print(table)
+
+
+def main() -> None:
+    """Run, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="the same comparisons on fewer points, in about 5 minutes")
+    parser.add_argument("--only", default="", help="comparisons whose group's name holds this text")
+    options = parser.parse_args()
+    from benchmarks import cluster, plans
+
+    quick, rows, began = options.quick, list[Row](), time.perf_counter()
+    peers = ["Torchattacks", "Foolbox", "AdvLib"]
+    with tempfile.TemporaryDirectory() as folder:
+        small, large = cluster.classifiers(Path(folder))
+        turns = 3 if quick else 5
+        groups: dict[str, Callable[[], list[Row]]] = {
+            "plan": lambda: plans.rows(quick=quick),
+            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 500, 50: 200}, peers),
+            "pgd large": lambda: pgd(large, "paper's ResNet-50", {10: 100} if not quick else {5: 100}, peers[::2]),
+            "executions": lambda: executions(small, 100, 2 if quick else 3),
+            "transforms": lambda: transforms(small, 100, turns),
+            "eot": lambda: eot(small, 100, 2 if quick else 4, 2 if quick else 3),
+            "training": lambda: cluster.training(Path(folder), small, quick=quick),
+            "tune": lambda: cluster.tune(Path(folder), small, quick=quick),
+            "workers": lambda: cluster.workers(Path(folder), small, quick=quick),
+        }
+        for name, group in groups.items():
+            if options.only in name:
+                at = time.perf_counter()
+                rows += group()
+                print(f"{name}: {time.perf_counter() - at:.0f} s", flush=True)
+    show(rows)
+    about = {"date": str(datetime.date.today()), "machine": platform.platform(), "cores": CORES, "quick": quick,
+             "seconds": round(time.perf_counter() - began)}  # fmt: skip
+    told = [{**vars(row), "median": median(row.ratios), "reached": row.reached} for row in rows]
+    if not options.only:
+        place = Path(__file__).parent / "latest.json"
+        place.write_text(json.dumps({**about, "rows": told}, indent=1, default=float) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""The engine: what runs at once changes no row, passes are counted as planned, a trajectory goes on, `auto` decides."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mi_ray import make_attack, make_defense
+from mi_ray.attacks.base import Begun
+from mi_ray.classifiers import build_classifier, prepared, weights_bytes
+from mi_ray.config import Sweep
+from mi_ray.defenses import DefendedClassifier
+from mi_ray.engine import GRAPH, Passes, activation_bytes, lanes_within, side_by_side
+from mi_ray.precision import BOTH, CHECKED, comparisons, decide, decision_path, decisions, has_bf16
+from mi_ray.records import Store
+from mi_ray.study import Study, prepare
+from mi_ray.threat_model import ThreatModel
+from mi_ray.workbench import Engine, Workbench
+
+CPU = torch.device("cpu")
+COMBINED = {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.4, "threshold": 0.2}}
+ADAPTIVE: list[dict[str, Any]] = [
+    {"pgd": {"steps": [2]}}, {"eot_pgd": {"steps": [2, 3]}}, {"eot_pgd": {"steps": [2], "eot": 12}},
+    {"eot_pgd": {"steps": [2], "loss": "mean_cross_entropy"}}, {"eot_pgd": {"steps": [2], "loss": "evade"}},
+    {"eot_pgd": {"steps": [2], "branch": "detector"}}, {"eot_pgd": {"steps": [2], "branch": "fallback"}},
+    {"apgd": {"steps": 3}}, {"apgd": {"steps": 3, "loss": "targeted_dlr", "targets": 2}}, {"square": {"queries": [5]}},
+    {"averaged": {"steps": [2]}}, {"random_noise": {"tries": [3]}},
+]  # fmt: skip
+
+
+def bench_of(
+    place: Path, classifier: Any = None, engine: Engine | None = None, **changes: Any
+) -> tuple[Study, Workbench]:
+    """A study on digits with an untrained classifier, always the same (or a given one), and its workbench."""
+    document: dict[str, Any] = {
+        "name": "t", "dataset": "digits", "points": {"count": 20}, "batch": 10, "executions": [7], "draws": 2,
+        "checks": "cheap", "classifiers": [{"name": "a", "architecture": {"cnn_small": {"width": 8}}}],
+        "attacks": [{"pgd": {"steps": [2, 4], "restarts": 2}, "epsilon": 0.03}], "defenses": ["none"], **changes,
+    }  # fmt: skip
+    study = prepare(Sweep.model_validate(document))
+    work = study.planner.classifiers[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        made = build_classifier(work.description) if classifier is None else classifier
+    Store(place, create=True)
+    data = study.data(str(place), {work.key: (work.description, weights_bytes(made))})
+    return study, Workbench(data, engine or Engine())
+
+
+@pytest.mark.parametrize("defense", [{"mi_ol": {"lam": 0.5}}, {"random_rotation": {"degrees": 10}}, COMBINED])
+def test_counted_passes_of_every_attack_and_output_are_the_planned_ones(defense: Any, tmp_path: Path) -> None:
+    attacks = [{**method, "epsilon": 0.03, "knowledge": "adaptive"} for method in ADAPTIVE]
+    oblivious = [{m: v, "epsilon": 0.03} for m, v in (("apgd", {"steps": 3}), ("square", {"queries": [5]}))]
+    study, bench = bench_of(tmp_path / "s", attacks=[*attacks, *oblivious], defenses=[defense], points={"count": 10})
+    plan = study.plan()
+    assert len(plan.attacks) >= 11
+    for work in plan.attacks:
+        done = bench.compute(work, 0, 10)
+        assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.passes(work)), work
+    for output in (*(w for w in plan.outputs if not w.component), *(w for w in plan.outputs if w.component)):
+        done = bench.compute(output, 0, 10)
+        assert (done.forward, done.backward) == (10 * output.passes(5), 0)
+
+
+def test_passes_are_counted_from_several_threads_and_taken_once() -> None:
+    passes, x = Passes(), torch.ones(3, requires_grad=True)
+
+    def work() -> None:
+        for _ in range(200):
+            passes.watch(x)(x * 2).sum().backward()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert passes.take() == (4 * 200 * 3, 4 * 200 * 3)
+    assert passes.take() == (0, 0)
+
+
+def test_a_pass_without_a_gradient_counts_forward_alone_and_a_prepared_copy_starts_at_zero(classifier: Any) -> None:
+    fast = prepared(classifier, CPU, "fp32")
+    assert fast.passes.take() == (0, 0)
+    x = torch.rand(4, 3, 32, 32, requires_grad=True)
+    with torch.no_grad():
+        fast(x)
+    assert fast.passes.take() == (4, 0)
+    fast(x).sum().backward()
+    assert fast.passes.take() == (4, 4)
+
+
+def test_a_longer_run_goes_on_along_a_stored_trajectory_to_the_same_rows_and_costs_only_the_rest(
+    tmp_path: Path,
+) -> None:
+    pgd = {"steps": [2, 4, 6], "restarts": 2}
+    eot = {"eot_pgd": {"steps": [2, 3], "restarts": 2}, "epsilon": 0.03, "knowledge": "adaptive"}
+    more = {**eot, "eot_pgd": {"steps": [1, 2, 3, 5], "restarts": 2}}
+    defenses = [{"mi_ol": {"lam": 0.5}}]
+    long, fresh = bench_of(tmp_path / "fresh", attacks=[{"pgd": pgd, "epsilon": 0.03}, more], defenses=defenses)
+    short = [{"pgd": {**pgd, "steps": [2, 4]}, "epsilon": 0.03}, eot]
+    before, bench = bench_of(tmp_path / "grown", attacks=short, defenses=defenses)
+    for work in before.plan().attacks:
+        bench.compute(work, 0, 20)
+    for work in long.plan().attacks:
+        whole = fresh.compute(work, 0, 20)
+        ((again, start, stop),) = bench.missing("adversarial", work, 20)
+        rest = bench.compute(again, start, stop)
+        tables = []
+        for one in (fresh, bench):
+            (block,) = one.store.blocks("adversarial", work.key)
+            tables.append(one.store.read_block("adversarial", work.key, block))
+        assert tables[0][0].equals(tables[1][0])
+        assert tables[0][1]["stops"] == tables[1][1]["stops"]
+        if work.method == "pgd":  # two further steps and one further stop, of two restarts
+            assert (rest.forward, rest.backward) == (2 * 3 * 20, 2 * 2 * 20)
+            assert tables[1][1]["forward_passes"] == whole.forward
+        else:  # an earlier stop is missing too: the steps before it are done again, and no stop is scored twice
+            assert rest.forward < whole.forward
+
+
+def test_an_attack_that_its_images_alone_do_not_carry_on_is_refused(classifier: Any, batch: Any) -> None:
+    x, y = batch
+    begun = Begun(2, x[None], torch.zeros(1, len(x), dtype=torch.int64))
+    square = make_attack("square", queries=5)
+    with pytest.raises(ValueError, match="square must begin at the beginning"):
+        square.craft(classifier, x, y, ThreatModel(0.03), begun=begun)
+    averaged = make_attack("averaged", steps=5)
+    with pytest.raises(ValueError, match="averaged goes on to stops beyond 2 steps with its 1 restarts, if at all"):
+        averaged.craft(classifier, x, y, ThreatModel(0.03), begun=begun)
+    with pytest.raises(ValueError, match=r"got stops \[1, 5\] and 1 restarts"):
+        make_attack("pgd", steps=[1, 5]).craft(classifier, x, y, ThreatModel(0.03), begun=begun)
+
+
+def test_batches_in_flight_change_no_row(tmp_path: Path) -> None:
+    attacks = [{"pgd": {"steps": [3]}, "epsilon": 0.03},
+               {"eot_pgd": {"steps": [2]}, "epsilon": 0.03, "knowledge": "adaptive"}]  # fmt: skip
+    tables = []
+    for threads in (1, 3):
+        study, bench = bench_of(
+            tmp_path / str(threads), engine=Engine(threads=threads), attacks=attacks, points={"count": 40},
+            defenses=[{"mi_ol": {"lam": 0.5}}],
+        )  # fmt: skip
+        assert bench._lanes(study.planner.classifiers[0].key) == threads
+        plan = study.plan()
+        works = [*plan.attacks, *sorted(plan.outputs, key=lambda work: work.component is not None)]
+        for work in works:
+            bench.compute(work, 0, 40)
+        found = []
+        for work in works:
+            kind: Any = "outputs" if hasattr(work, "draws") else "adversarial"
+            (block,) = bench.store.blocks(kind, work.key)
+            found.append(bench.store.read_block(kind, work.key, block)[0])
+        tables.append(found)
+    assert all(a.equals(b) for a, b in zip(*tables, strict=True))
+
+
+def test_parts_run_at_once_come_back_in_order_and_their_first_error_is_raised() -> None:
+    together = threading.Barrier(3, timeout=30)
+
+    def meet(part: int) -> int:
+        together.wait()  # passes only if three run at once
+        return part * part
+
+    assert side_by_side(meet, range(6), 3, CPU) == [0, 1, 4, 9, 16, 25]
+
+    def fail(part: int) -> int:
+        raise ValueError(f"part {part}")
+
+    with pytest.raises(ValueError, match="part 0"):
+        side_by_side(fail, range(3), 2, CPU)
+
+
+def test_a_defense_bound_in_one_thread_is_not_bound_in_another(classifier: Any, pool: Any, batch: Any) -> None:
+    from mi_ray.randomness import Key
+
+    defended = DefendedClassifier(classifier, make_defense("mi_ol", lam=0.5), pool, 5)
+    x = batch[0]
+
+    def answer(part: int) -> Tensor:
+        with torch.no_grad(), defended.bind(Key(part, "evaluate"), range(len(x))):
+            return defended(x)
+
+    alone = [answer(part) for part in range(4)]
+    assert not torch.equal(alone[0], alone[1])
+    assert all(torch.equal(a, b) for a, b in zip(alone, side_by_side(answer, range(4), 4, CPU), strict=True))
+
+
+def test_a_memory_budget_limits_how_many_batches_are_in_flight_and_never_below_one(classifier: Any) -> None:
+    one = activation_bytes(classifier, (3, 32, 32), CPU)
+    widths = [(8, 16), (16, 8), (32, 4)]  # channels and side of CnnSmall's maps, width 8: conv, norm, ReLU of each
+    maps = sum(3 * channels * side * side for channels, side in widths)
+    assert maps * 4 <= one <= 1.1 * maps * 4
+    batch = 250 * one
+    assert lanes_within(2 * GRAPH * batch, batch, CPU, 8, 1.0) == 2
+    assert lanes_within(1, batch, CPU, 8, 1.0) == 1
+    assert lanes_within(None, 1, CPU, 4, 1.0) == 4
+    assert lanes_within(None, 1, CPU, 1, 1.0) == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "found"), [("auto", None), (1024, 1024), ("2 GiB", 2**31), ("1.5MB", 1_500_000), ("300 kB", 300_000)]
+)
+def test_a_memory_budget_is_written_with_its_unit(written: Any, found: int | None) -> None:
+    from mi_ray.config import BlockResources
+
+    assert BlockResources(memory_budget=written).memory_budget == found
+    with pytest.raises(ValueError, match="must be auto, bytes, or a number with B, kB"):
+        BlockResources(memory_budget="2 spoons")  # type: ignore[arg-type]
+
+
+def test_auto_takes_bf16_where_no_comparison_tells_the_two_apart(tmp_path: Path, classifier: Any) -> None:
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 100}, batch=50, precision="auto")
+    key = study.planner.classifiers[0].key
+    found = decide(bench, key)
+    assert found["decision"] == ("bf16" if has_bf16(CPU) else "fp32")
+    if has_bf16(CPU):
+        assert len(found["comparisons"]) == 7
+        assert all(each["passed"] for each in found["comparisons"])
+        spread = [each["accuracy_fp32"] for each in found["comparisons"]]
+        assert max(spread) > min(spread)  # the block holds points that an attack breaks and points that it does not
+
+
+def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifier: Any, monkeypatch: Any) -> None:
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 100}, batch=50, precision="auto")
+    monkeypatch.setattr("mi_ray.precision.has_bf16", lambda device: True)
+    own = bench.classifier
+
+    class Biased(torch.nn.Module):
+        """Prefers one class."""
+
+        def __init__(self, made: torch.nn.Module) -> None:
+            super().__init__()
+            self.made = made
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.made(x) + 6.0 * torch.eye(10)[3]
+
+    def coarse(key: str, precision: Any) -> torch.nn.Module:
+        made = own(key, precision)
+        return made if precision == "fp32" else Biased(made)
+
+    monkeypatch.setattr(bench, "classifier", coarse)
+    found = decide(bench, study.planner.classifiers[0].key)
+    assert found["decision"] == "fp32"
+    assert any(not each["passed"] for each in found["comparisons"])
+    assert "comparisons on 100 points failed" in found["reason"]
+
+
+def test_a_stored_decision_is_the_precision_of_the_keys_and_a_damaged_one_is_none(
+    tmp_path: Path, classifier: Any
+) -> None:
+    study, bench = bench_of(tmp_path / "s", classifier, precision="auto", defenses=[{"mi_ol": {"lam": 0.5}}])
+    key = study.planner.classifiers[0].key
+    assert decisions(bench.store, study) == {}
+    keys = {}
+    for precision in BOTH:
+        bench.store.write_json(decision_path(study, key), {"decision": precision})
+        assert decisions(bench.store, study) == {key: precision}
+        decided = study.decided(decisions(bench.store, study))
+        assert decided.planner.precision_of(key) == precision
+        explicit, _ = bench_of(
+            tmp_path / precision, classifier, precision=precision, defenses=[{"mi_ol": {"lam": 0.5}}]
+        )
+        keys[precision] = {cell.key for cell in decided.plan().cells}
+        assert keys[precision] == {cell.key for cell in explicit.plan().cells}
+    assert not keys["fp32"] & keys["bf16"]
+    bench.store.write_bytes(decision_path(study, key), b"{")
+    assert decisions(bench.store, study) == {}
+
+
+def test_comparisons_are_made_on_the_first_points_in_both_precisions(tmp_path: Path, classifier: Any) -> None:
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 20}, precision="auto")
+    found = list(comparisons(bench, study.planner.classifiers[0].key))
+    assert [each["epsilon"] for each in found] == pytest.approx(
+        [1 / 255, 4 / 255, 8 / 255, 0, 1 / 255, 4 / 255, 8 / 255]
+    )
+    assert CHECKED >= 200
+    steps = 10 * np.array([each["accuracy_fp32"] for each in found])
+    assert np.allclose(2 * steps, np.round(2 * steps))  # twentieths: of 20 points
+
+
+def test_a_compiled_network_answers_as_the_plain_one(classifier: Any, batch: Any) -> None:
+    compiled = prepared(classifier, CPU, "fp32", "default")
+    try:
+        found = compiled(batch[0])
+    except Exception as error:
+        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    torch.testing.assert_close(found, classifier(batch[0]), rtol=1e-4, atol=1e-4)
