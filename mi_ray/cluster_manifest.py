@@ -133,5 +133,5 @@ def check_slurm(text: str) -> Iterator[Finding]:
             yield warning(f"line {number}", "`ray stop` ends every Ray of this user on the node, other jobs' too; end the job's steps")
         if re.search(r"^\s*chmod\b.*\b(?:777|666|o\+[rwx]|a\+[rwx])", line):
             yield error(f"line {number}", "what the job writes must be for its user alone (umask 077)")
-    if not any(re.match(r"\s*trap\s.*\bEXIT\b", line) for _, line in lines):
+    if not any(re.match(r"\s*trap\s+(?!-\s).*\bEXIT\b", line) for _, line in lines):
         yield error("script", "`trap … EXIT` must end Ray's steps, else they hold the nodes until the time limit; got none")
