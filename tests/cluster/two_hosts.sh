@@ -110,8 +110,8 @@ on() {
 # The environment that a host's set-up commands would have made.
 for name in head worker; do
   on $name "
-    '$checkout/.venv/bin/python' -m venv --without-pip ~/.mi_ray_env && mkdir ~/mi_ray
-    printf '%s\n' /home/mi-ray/mi_ray 'import site; site.addsitedir(\"$packages\")' > \$(echo ~/.mi_ray_env/lib/python*/site-packages)/linked.pth
+    '$checkout/.venv/bin/python' -m venv --without-pip ~/.mi_ray_env && mkdir ~/mi-ray
+    printf '%s\n' /home/mi-ray/mi-ray 'import site; site.addsitedir(\"$packages\")' > \$(echo ~/.mi_ray_env/lib/python*/site-packages)/linked.pth
     for script in ray.scripts.scripts:ray mi_ray.cli:mi-ray; do
       printf '#!%s\nfrom %s import main\nmain()\n' ~/.mi_ray_env/bin/python \${script%:*} > ~/.mi_ray_env/bin/\${script#*:}
       chmod +x ~/.mi_ray_env/bin/\${script#*:}
@@ -131,7 +131,7 @@ grep -q '0 errors, 0 warnings' "$work/check.log" || fail "the filled-in file mus
 on laptop "ray up --yes --no-config-cache $file" > "$work/up.log" 2>&1
 say "ray up done"
 nodes="import ray; ray.init(address='auto', log_to_driver=False, logging_level='critical'); print('alive', sum(n['Alive'] for n in ray.nodes()))"
-alive() { on head "cd ~/mi_ray && ~/mi_ray/.venv/bin/python -c \"$nodes\"" 2> "$work/nodes.log" | grep -q "alive $1"; }
+alive() { on head "cd ~/mi-ray && ~/mi-ray/.venv/bin/python -c \"$nodes\"" 2> "$work/nodes.log" | grep -q "alive $1"; }
 for _ in {1..60}; do alive 2 && break; sleep 2; done
 alive 2 || fail "the worker did not join"
 say "the worker joined"
@@ -163,27 +163,34 @@ for _ in {1..30}; do on laptop 'exec 3<> /dev/tcp/127.0.0.1/8265' 2> /dev/null &
 job() { on laptop "RAY_AUTH_MODE=token ray job $*"; }
 api="--address http://127.0.0.1:8265"
 sweep="mi-ray sweep sweeps/quickstart.yaml --smoke --set name=$study --set points.count=200 --set batch=10 --set resources.block.points=10"
-job "submit $api -- bash -c 'cd ~/mi_ray && mi-ray sweep no_such_file.yaml'" > "$work/failing.log" 2>&1 && fail "a failed job must exit non-zero"
+job "submit $api -- bash -c 'cd ~/mi-ray && mi-ray sweep no_such_file.yaml'" > "$work/failing.log" 2>&1 && fail "a failed job must exit non-zero"
 grep -q 'a sweep file must be readable' "$work/failing.log" || fail "a failed job must say why"
-on laptop "ray exec --no-config-cache $file 'cd mi_ray && mi-ray sweep no_such_file.yaml'" > "$work/exec.log" 2>&1 && fail "ray exec must pass a failure on"
-say "a failed job exits non-zero and says why, by ray job submit and by ray exec"
-job "submit $api --no-wait --submission-id $study -- bash -c 'cd ~/mi_ray && $sweep --address auto --out $store'" > "$work/submit.log" 2>&1
+on laptop "ray exec --no-config-cache $file 'cd mi-ray && mi-ray sweep no_such_file.yaml'" > "$work/exec.log" 2>&1 && fail "ray exec must pass a failure on"
+on laptop "ray submit $file mi_ray/cli.py sweep no_such_file.yaml" > "$work/script.log" 2>&1 && fail "ray submit must pass a failure on"
+grep -q 'a sweep file must be readable' "$work/script.log" || fail "ray submit must show why the script failed"
+on laptop "ray submit $file mi_ray/cli.py list" > "$work/script.log" 2>&1 || fail "ray submit must run the command line"
+say "a failed job exits non-zero and says why, by ray job submit, ray exec and ray submit"
+mkdir "$work/data" && echo example > "$work/data/example.txt"
+on laptop "ray rsync-up $file $work/data/ '~/mi-ray/data/'" > "$work/rsync.log" 2>&1
+[ "$(on head 'cat ~/mi-ray/data/example.txt')" = example ] || fail "ray rsync-up must bring data to the head"
+job "submit $api --no-wait --submission-id $study -- bash -c 'cd ~/mi-ray && $sweep --address auto --out $store'" > "$work/submit.log" 2>&1
 say "the sweep is submitted"
 
 blocks() { find "$work/share" -path '*/outputs/*' -name 'points-*.parquet' 2> /dev/null | wc -l; }
-ended() { job "status $api $study" 2>&1 | grep -E -o 'SUCCEEDED|FAILED|STOPPED' | tail -n 1 || true; }
+ended() { job "status $api $study" 2>&1 | grep -E -o "Job '$study' (succeeded|failed|was stopped)" || true; }
 for _ in {1..600}; do [ "$(blocks)" -ge 5 ] && break; sleep 0.2; done
 [ "$(blocks)" -ge 5 ] || { job "logs $api $study" > "$work/job.log" 2>&1 || true; fail "the sweep did not start to store blocks"; }
 raylet=$(on worker 'pgrep --exact raylet')
+busy=$(on worker "ps -eo args= | grep '^ray::' | grep -v 'IDLE\|Agent' | sed 's/ .*//' | sort | uniq -c | xargs" || true)
 on worker "kill -KILL $raylet"
 at=$(blocks)
 [ -z "$(ended)" ] || fail "the sweep was over before the worker could be killed"
-say "the worker's raylet is killed with $at blocks stored"
+say "the worker's raylet is killed with $at blocks stored; it ran: ${busy:-nothing}"
 on laptop "mi-ray status $store" | tee "$work/status.log"
 grep -q "$study" "$work/status.log" || fail "mi-ray status must show the running study"
-for _ in {1..300}; do [ -n "$(ended)" ] && break; sleep 1; done
+for _ in {1..150}; do [ -n "$(ended)" ] && break; sleep 2; done
 job "logs $api $study" > "$work/job.log" 2>&1 || true
-[ "$(ended)" = SUCCEEDED ] || fail "the sweep must succeed; it is ${at:-} $(ended)"
+[ "$(ended)" = "Job '$study' succeeded" ] || fail "the sweep must succeed; ray job status says: $(ended)"
 say "the sweep succeeded: $(grep -o '[0-9]* of [0-9]* cells' "$work/job.log" | tail -n 1)"
 for _ in {1..90}; do alive 2 && break; sleep 1; done
 alive 2 || fail "the worker must be back"
@@ -195,18 +202,16 @@ on laptop "python - $store /tmp/undisturbed $study" << 'COMPARE' || fail "the ro
 import sys
 import pandas as pd
 import mi_ray
-name = f"{sys.argv[3]}-smoke" if f"{sys.argv[3]}-smoke" else ""
 found = []
 for store in sys.argv[1:3]:
-    import pathlib
-    (study,) = [path.name for path in (pathlib.Path(store) / "studies").iterdir()]
-    rows = mi_ray.read_records(store, study=study).sort_values(["cell", "point"]).reset_index(drop=True)
+    rows = mi_ray.read_records(store, study=sys.argv[3]).sort_values(["cell", "point"]).reset_index(drop=True)
     assert not rows.duplicated(["cell", "point"]).any()
     found.append(rows)
-keys = ["cell", "classifier_key"]
 pd.testing.assert_frame_equal(*found)
 print(f"{len(found[0])} rows in {found[0].cell.nunique()} cells, equal to an undisturbed run's")
 COMPARE
+on laptop "ray rsync-down $file $store/studies/$study/figures/ $work/figures/" > "$work/rsync.log" 2>&1
+[ -s "$work/figures/fig3b.png" ] || fail "ray rsync-down must fetch the figures"
 temporary=$(find "$work/share" -name '.*' -type f; find "$work/share" -maxdepth 1 -name '*-scratch')
 [ -z "$temporary" ] || fail "no temporary file may be left in the store: $temporary"
 
@@ -214,7 +219,10 @@ temporary=$(find "$work/share" -name '.*' -type f; find "$work/share" -maxdepth 
 
 on laptop "ray down --yes $file" > "$work/down.log" 2>&1
 say "ray down done"
-! on head 'pgrep --exact "raylet|gcs_server"' || fail "ray down must end Ray on the head"
+for process in raylet gcs_server; do ! on head "pgrep --exact $process" || fail "ray down must end $process on the head"; done
+waited=0
+while on worker 'pgrep --exact raylet' > /dev/null && [ $waited -lt 90 ]; do sleep 1; waited=$((waited + 1)); done
+say "the worker's raylet $([ $waited -lt 90 ] && echo "ended by itself $waited s after ray down" || echo "still runs 90 s after ray down")"
 on laptop "ssh -i $work/user_key -o StrictHostKeyChecking=no -o UserKnownHostsFile=/dev/null -o LogLevel=ERROR root@$worker 'bash -ic \"ray stop\"'" > "$work/stop.log" 2>&1
 ! on worker 'pgrep --exact raylet' || fail "ray stop must end Ray on the worker"
 say "PASSED"
