@@ -37,6 +37,7 @@ test: lint
 # A cluster on this machine, as root: two hosts and a laptop in namespaces, launched over SSH with cluster/on_premise.yaml.
 test-cluster: .venv/installed-cluster
 	tests/cluster/two_hosts.sh
+	tests/cluster/slurm_alone.sh
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

@@ -19,6 +19,7 @@
 set -euo pipefail
 umask 077                                      # whatever is written below is for this user alone
 sweep=${1:?the sweep file} store=${2:?the store: a folder that all nodes mount, or a URI}
+shift 2                                        # what follows goes to `mi-ray sweep`, such as --smoke
 cd "${SLURM_SUBMIT_DIR:?run by sbatch}"
 PATH=$PWD/.venv/bin:$PATH                      # <- as `make .venv/installed-cluster` made it, on a file system that all nodes mount
 
@@ -30,10 +31,11 @@ export PATH RAY_AUTH_TOKEN RAY_AUTH_MODE=token RAY_USAGE_STATS_ENABLED=0
 mapfile -t nodes < <(scontrol show hostnames "${SLURM_JOB_NODELIST:?}")
 head=${nodes[0]}
 on() { srun --overlap --ntasks-per-node=1 --kill-on-bad-exit=0 "$@"; }
+step() { exec srun --overlap --ntasks-per-node=1 --kill-on-bad-exit=0 "$@"; }   # in the background: $! is srun's own number
 # The head's address as the other nodes know it (IPv4), and ports of this job's own: two jobs may share a node.
 address=$(on --nodes=1 --ntasks=1 --nodelist="$head" hostname --ip-address | tr ' ' '\n' |
-  grep --max-count=1 --extended-regexp '^[0-9.]+$')
-[[ $address != 127.* ]] || { echo "the head $head knows itself as $address only; set address= by hand" >&2; exit 2; }
+  grep --extended-regexp '^[0-9.]+$' | grep --invert-match '^127\.' | head --lines=1) || true
+[ -n "$address" ] || { echo "the head $head knows no address of its own but loopback; set address= by hand" >&2; exit 2; }
 port=$((20000 + SLURM_JOB_ID % 10000))
 temp=/tmp/mi-ray-$SLURM_JOB_ID                  # short: Ray makes sockets in it; for this user alone; removed at the end
 
@@ -52,7 +54,7 @@ trap 'exit 143' TERM INT                        # two minutes before the time li
 
 # The dashboard stays on loopback; `ssh -L 8265:localhost:PORT` through the login node shows it. Ray Client's port does not (it
 # cannot be left out either, and --block ends when its process does): the token is what guards it. `exec`: the step's end is Ray's.
-on --nodes=1 --ntasks=1 --nodelist="$head" bash -c "mkdir -p '$temp' && exec ray start --head --block --node-ip-address=$address \
+step --nodes=1 --ntasks=1 --nodelist="$head" bash -c "(mkdir '$temp' 2> /dev/null || [[ -O '$temp' && ! -L '$temp' ]]) && exec ray start --head --block --node-ip-address=$address \
   --port=$port --dashboard-host=127.0.0.1 --dashboard-port=$((port + 10000)) --ray-client-server-port=$((port + 20000)) \
   --temp-dir='$temp' --num-cpus=${SLURM_CPUS_PER_TASK:-1}" &
 steps+=($!)
@@ -64,13 +66,13 @@ done
 
 workers=$((${#nodes[@]} - 1))
 if [ "$workers" -gt 0 ]; then
-  on --nodes="$workers" --ntasks="$workers" --exclude="$head" bash -c "mkdir -p '$temp' && exec ray start --block \
+  step --nodes="$workers" --ntasks="$workers" --exclude="$head" bash -c "(mkdir '$temp' 2> /dev/null || [[ -O '$temp' && ! -L '$temp' ]]) && exec ray start --block \
     --address=$address:$port --num-cpus=${SLURM_CPUS_PER_TASK:-1}" &
   steps+=($!)
 fi
 
 # In the background and waited for: bash runs a trap only between commands, and the signal before the time limit must be heeded.
-mi-ray sweep "$sweep" --address "$address:$port" --out "$store" &
+mi-ray sweep "$sweep" --address "$address:$port" --out "$store" "$@" &
 sweeping=$!
 trap 'kill -TERM $sweeping 2> /dev/null; exit 143' TERM INT
 wait "$sweeping"

@@ -299,7 +299,7 @@ def test_a_slurm_script_that_stops_every_ray_of_its_user_is_warned_of(tmp_path: 
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
-@pytest.mark.parametrize("name", ["cluster/slurm.sh", "tests/cluster/two_hosts.sh"])
+@pytest.mark.parametrize("name", ["cluster/slurm.sh", "tests/cluster/two_hosts.sh", "tests/cluster/slurm_alone.sh"])
 def test_a_script_is_one_that_bash_can_read(name: str) -> None:
     assert subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, check=False).stderr == b""
 

@@ -247,7 +247,7 @@ def test_a_token_for_a_local_ray_is_in_the_environment_and_in_no_file(monkeypatc
 
 
 def test_what_the_repository_runs_itself_is_executable_and_no_other_file_is() -> None:
-    scripts = {"cluster/slurm.sh", "tests/cluster/two_hosts.sh"}
+    scripts = {"cluster/slurm.sh", "tests/cluster/two_hosts.sh", "tests/cluster/slurm_alone.sh"}
     files = [path for folder in ("mi_ray", "analysis", "tests", "sweeps", "docs", "cluster") for path in (ROOT / folder).rglob("*")]
     executable = {str(p.relative_to(ROOT)) for p in files if p.is_file() and p.suffix != ".pyc" and p.stat().st_mode & stat.S_IXUSR}
     assert executable == scripts

@@ -178,14 +178,15 @@ say "the sweep is submitted"
 
 blocks() { find "$work/share" -path '*/outputs/*' -name 'points-*.parquet' 2> /dev/null | wc -l; }
 ended() { job "status $api $study" 2>&1 | grep -E -o "Job '$study' (succeeded|failed|was stopped)" || true; }
-for _ in {1..600}; do [ "$(blocks)" -ge 5 ] && break; sleep 0.2; done
+busy() { on worker "ps -eo args= | grep '^ray::' | grep -v 'IDLE\|Agent' | sed 's/ .*//' | sort | uniq -c | xargs" || true; }
+for _ in {1..600}; do [ "$(blocks)" -ge 5 ] && [ -n "$(busy)" ] && break; sleep 0.2; done
 [ "$(blocks)" -ge 5 ] || { job "logs $api $study" > "$work/job.log" 2>&1 || true; fail "the sweep did not start to store blocks"; }
 raylet=$(on worker 'pgrep --exact raylet')
-busy=$(on worker "ps -eo args= | grep '^ray::' | grep -v 'IDLE\|Agent' | sed 's/ .*//' | sort | uniq -c | xargs" || true)
+ran=$(busy)
 on worker "kill -KILL $raylet"
 at=$(blocks)
 [ -z "$(ended)" ] || fail "the sweep was over before the worker could be killed"
-say "the worker's raylet is killed with $at blocks stored; it ran: ${busy:-nothing}"
+say "the worker's raylet is killed with $at blocks stored; it ran: ${ran:-nothing}"
 on laptop "mi-ray status $store" | tee "$work/status.log"
 grep -q "$study" "$work/status.log" || fail "mi-ray status must show the running study"
 for _ in {1..150}; do [ -n "$(ended)" ] && break; sleep 2; done
