@@ -297,7 +297,9 @@ def check(store: StoreArgument = "results", verbose: Verbose = False) -> None:
 
 @cluster.command(name="check")
 def cluster_check(
-    file: Annotated[Path, typer.Argument(help="A `ray up` file, a KubeRay manifest or a Slurm script.", metavar="FILE")],
+    file: Annotated[
+        Path, typer.Argument(help="A `ray up` file, a KubeRay manifest or a Slurm script.", metavar="FILE")
+    ],
     limit: Annotated[float, typer.Option(help="Megabytes of files that may be sent to each node.", min=0)] = 100.0,
     verbose: Verbose = False,
 ) -> None:

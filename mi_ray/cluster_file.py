@@ -71,7 +71,9 @@ def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Find
     if any("apiVersion" in each and each.get("kind") in RAY_KINDS for each in documents):
         lacking = [each for each in documents if not each.get("kind")]
         if lacking:
-            raise ValueError(f"{path}: every document of a manifest must have a kind; got one with {', '.join(lacking[0])}")
+            raise ValueError(
+                f"{path}: every document of a manifest must have a kind; got one with {', '.join(lacking[0])}"
+            )
         return "a Kubernetes manifest", _sorted([*common, *check_kubernetes(documents)])
     if len(documents) == 1 and {"provider", "cluster_name", "available_node_types"} & documents[0].keys():
         return "a `ray up` file", _sorted([*common, *check_ray_up(documents[0], limit)])
@@ -92,7 +94,9 @@ def _documents(path: Path, text: str) -> list[Mapping[str, Any]]:
         raise ValueError(f"{path} must be YAML: {' '.join(str(problem).split())}") from problem
     found = [part for part in parts if part is not None]
     if not found or not all(isinstance(part, Mapping) for part in found):
-        raise ValueError(f"{path} must hold YAML mappings, such as cluster_name: …; got {type((found or [None])[0]).__name__}")
+        raise ValueError(
+            f"{path} must hold YAML mappings, such as cluster_name: …; got {type((found or [None])[0]).__name__}"
+        )
     return found
 
 
@@ -132,13 +136,18 @@ SHAPES: dict[str, type] = {
 
 def _misshapen(document: Mapping[str, Any]) -> list[Finding]:
     """Errors for what must be a mapping or a list and is none; nothing else can be looked at then."""
-    said = {dict: "mapping", list: "list"}
-    wrong = [error(key, f"must be a {said[shape]}; got {document[key]!r}")
-             for key, shape in SHAPES.items() if document.get(key) is not None and not isinstance(document[key], shape)]  # fmt: skip
+    said: dict[type, str] = {dict: "mapping", list: "list"}
+    wrong = [key for key, shape in SHAPES.items() if not isinstance(document.get(key), (shape, type(None)))]
     types = document.get("available_node_types")
-    nodes = types.items() if isinstance(types, dict) else ()
-    return wrong + [error(f"available_node_types.{key}", f"must be a mapping; got {node!r}")
-                    for key, node in nodes if not isinstance(node, dict)]  # fmt: skip
+    nodes = types if isinstance(types, dict) else {}
+    return [
+        *(error(key, f"must be a {said[SHAPES[key]]}; got {document[key]!r}") for key in wrong),
+        *(
+            error(f"available_node_types.{key}", f"must be a mapping; got {node!r}")
+            for key, node in nodes.items()
+            if not isinstance(node, dict)
+        ),
+    ]
 
 
 def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
@@ -146,18 +155,19 @@ def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Find
     for place, node in types.items():
         where, config = f"available_node_types.{place}.node_config", node.get("node_config") or {}
         if not config.get("SecurityGroupIds") and not config.get("NetworkInterfaces"):
-            yield error(where, "SecurityGroupIds must name a group of yours: one that Ray makes has SSH open to 0.0.0.0/0, to which "
-                        "provider.security_group.IpPermissions only adds; got none")  # fmt: skip
+            yield error(where, "SecurityGroupIds must name a group of yours: one that Ray makes has SSH open to 0.0.0.0/0, to "
+                        "which provider.security_group.IpPermissions only adds; got none")  # fmt: skip
         image = str(config.get("ImageId", "")).lower()
         if image in ("", "latest_dlami"):
-            yield error(where, "ImageId must name an image with Python 3.10 or newer: Ray's own choice is Ubuntu 18.04 with Python "
-                        f"3.6; got {image or 'none'}")  # fmt: skip
+            yield error(where, "ImageId must name an image with Python 3.10 or newer: Ray's own choice is Ubuntu 18.04 with "
+                        f"Python 3.6; got {image or 'none'}")  # fmt: skip
         if not config.get("IamInstanceProfile"):
-            wide = " (Ray makes one for the head with all rights to EC2 and S3)" if place == document.get("head_node_type") else ""
-            yield error(where, f"IamInstanceProfile must name a role that reads and writes the bucket{wide}; got none")
+            wide = place == document.get("head_node_type")
+            own = " (Ray makes one for the head with all rights to EC2 and S3)" if wide else ""
+            yield error(where, f"IamInstanceProfile must name a role that reads and writes the bucket{own}; got none")
         if (config.get("MetadataOptions") or {}).get("HttpTokens") != "required":
-            yield error(where, "MetadataOptions.HttpTokens must be `required`, else a request forged through the node reads its role's "
-                        f"credentials; got {config.get('MetadataOptions')}")  # fmt: skip
+            yield error(where, "MetadataOptions.HttpTokens must be `required`, else a request forged through the node reads "
+                        f"its role's credentials; got {config.get('MetadataOptions')}")  # fmt: skip
 
 
 def _count(value: object) -> bool:
@@ -178,14 +188,17 @@ def _workers(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[
             yield error("min_workers", "min_workers <= max_workers <= the number of worker_ips must hold; got "
                         f"{least!r}, {most} and {len(ips)}")  # fmt: skip
         if document["provider"].get("head_ip") in ips or len(set(ips)) < len(ips):
-            yield error("provider.worker_ips", f"must be different addresses, and none the head's; got {', '.join(map(str, ips))}")
+            told = ", ".join(map(str, ips))
+            yield error("provider.worker_ips", f"must be different addresses, and none the head's; got {told}")
         return
     together, possible = 0, 0
     for place, node in types.items():
         low, high = node.get("min_workers", 0), node.get("max_workers", 0 if place == head else most)
         where = f"available_node_types.{place}"
         if not _count(low) or not (high is None or _count(high)):
-            yield error(where, f"min_workers and max_workers must be whole numbers of at least 0; got {low!r} and {high!r}")
+            yield error(
+                where, f"min_workers and max_workers must be whole numbers of at least 0; got {low!r} and {high!r}"
+            )
             return
         if high is not None and low > high:
             yield error(where, f"min_workers must not exceed max_workers; got {low} and {high}")
@@ -222,23 +235,25 @@ def _mounted(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
     commands = " ".join(str(command) for key in COMMANDS for command in document.get(key) or [])
     tokens = [source for target, source in mounts.items() if target.endswith(TOKEN_FILE)]
     if not tokens and "RAY_AUTH_TOKEN" not in commands:
-        yield error("file_mounts", f"must bring Ray's token to the nodes (~/{TOKEN_FILE}: ~/{TOKEN_FILE}), else no worker is let in; "
-                    f"got {', '.join(mounts) or 'none'}")  # fmt: skip
+        yield error("file_mounts", f"must bring Ray's token to the nodes (~/{TOKEN_FILE}: ~/{TOKEN_FILE}), else no worker is let "
+                    f"in; got {', '.join(mounts) or 'none'}")  # fmt: skip
     for source in map(_expanded, tokens):
         if not source.is_file():
             yield warning("file_mounts", f"{source} must be there before `ray up`; make it with `(umask 077; ray get-auth-token "
                           "--generate > /dev/null)`")  # fmt: skip
         elif source.stat().st_mode & 0o077:
             mode = f"{source.stat().st_mode & 0o777:04o}"
-            yield error("file_mounts", f"{source} must be readable for you alone, and is copied with its mode; got {mode}. Remedy: "
-                        f"chmod 600 {source}")  # fmt: skip
+            yield error("file_mounts", f"{source} must be readable for you alone, and is copied with its mode; got {mode}. "
+                        f"Remedy: chmod 600 {source}")  # fmt: skip
     exclude = [str(pattern) for pattern in document.get("rsync_exclude") or []]
     for target, written in mounts.items():
         source = _expanded(written)
         if target.endswith(TOKEN_FILE):
             continue
         if not source.exists():
-            yield error(f"file_mounts.{target}", f"must be a file or folder on this machine; there is no {source.resolve()}")
+            yield error(
+                f"file_mounts.{target}", f"must be a file or folder on this machine; there is no {source.resolve()}"
+            )
         elif source.is_dir():
             yield from _large(f"file_mounts.{target}", source, exclude, limit)
 

@@ -4,7 +4,16 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from mi_ray.cluster_rules import STARTS, Finding, authentication, error, open_to_the_world, ports_of, unknown_keys, warning
+from mi_ray.cluster_rules import (
+    STARTS,
+    Finding,
+    authentication,
+    error,
+    open_to_the_world,
+    ports_of,
+    unknown_keys,
+    warning,
+)
 
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 CLUSTER = (
@@ -37,9 +46,14 @@ def check_kubernetes(documents: Sequence[Mapping[str, Any]]) -> Iterator[Finding
         if kind == "NetworkPolicy":
             yield from open_to_the_world(spec.get("ingress"), below=f"NetworkPolicy {name}.ingress")
         if kind == "Secret":
-            yield error(f"Secret {name}", "a file must hold no secret; make it with `kubectl create secret`, as the comments say")
+            yield error(
+                f"Secret {name}",
+                "a file must hold no secret; make it with `kubectl create secret`, as the comments say",
+            )
         if kind == "Service" and spec.get("type") in ("LoadBalancer", "NodePort"):
-            yield error(f"Service {name}", f"type must be ClusterIP, so that no port leaves the cluster; got {spec['type']}")
+            yield error(
+                f"Service {name}", f"type must be ClusterIP, so that no port leaves the cluster; got {spec['type']}"
+            )
         if kind in RAY_KINDS:
             yield from _ray(f"{kind} {name}", kind, spec, policies)
 
@@ -63,8 +77,8 @@ def _ray(where: str, kind: str, spec: Mapping[str, Any], policies: Sequence[Mapp
         template = group.get("template") or {}
         held = [policy for policy in policies if _selects(policy, (template.get("metadata") or {}).get("labels") or {})]
         if not held:
-            yield error(f"{where} {place}", "a NetworkPolicy in the file must select these pods and limit Ingress, else every pod of "
-                        "the Kubernetes cluster reaches Ray's ports; got none that does")  # fmt: skip
+            yield error(f"{where} {place}", "a NetworkPolicy in the file must select these pods and limit Ingress, else every "
+                        "pod of the Kubernetes cluster reaches Ray's ports; got none that does")  # fmt: skip
         fenced = fenced or (place == "head" and bool(held))
         yield from _pod(f"{where} {place}", template.get("spec") or {}, cluster.get("authOptions") or {})
     for group in groups:
@@ -92,7 +106,9 @@ def _pod(where: str, pod: Mapping[str, Any], auth: Mapping[str, Any]) -> Iterato
             yield error(where, f"{key} must be left out: the pod would share its node's; got {pod[key]}")
     for volume in pod.get("volumes") or []:
         if "hostPath" in volume:
-            yield error(where, f"volumes must not be folders of the node; got hostPath {volume['hostPath'].get('path')}")
+            yield error(
+                where, f"volumes must not be folders of the node; got hostPath {volume['hostPath'].get('path')}"
+            )
     if not pod.get("containers"):
         yield error(where, "a pod must have containers; got none")
     for container in pod.get("containers") or []:
@@ -107,7 +123,9 @@ def _pod(where: str, pod: Mapping[str, Any], auth: Mapping[str, Any]) -> Iterato
             yield error(place, "resources must have requests and limits, else one pod takes its node from all others")
         env = {entry.get("name"): entry for entry in container.get("env") or []}
         if "value" in env.get("RAY_AUTH_TOKEN", {}):
-            yield error(place, "RAY_AUTH_TOKEN must come from a Secret (valueFrom.secretKeyRef); got a value in the file")
+            yield error(
+                place, "RAY_AUTH_TOKEN must come from a Secret (valueFrom.secretKeyRef); got a value in the file"
+            )
         mode = (env.get("RAY_AUTH_MODE") or {}).get("value", auth.get("mode"))
         if mode != "token":
             yield error(place, f"authOptions.mode or RAY_AUTH_MODE must be token; got {mode}")
@@ -118,7 +136,10 @@ def check_slurm(text: str) -> Iterator[Finding]:
     joined = re.sub(r"\\\n\s*", " ", text)
     lines = [(n, line) for n, line in enumerate(joined.splitlines(), 1) if not line.lstrip().startswith("#")]
     asked = re.findall(r"^#SBATCH\s+(--[\w-]+)", text, re.MULTILINE)
-    for needed, why in (("--time", "a job without a limit holds its nodes"), ("--nodes", "Ray needs to know its nodes")):
+    for needed, why in (
+        ("--time", "a job without a limit holds its nodes"),
+        ("--nodes", "Ray needs to know its nodes"),
+    ):
         if needed not in asked:
             yield error("#SBATCH", f"{needed} must be given: {why}; got {', '.join(asked) or 'nothing'}")
     starts = [(number, line) for number, line in lines if STARTS.search(line)]
@@ -130,8 +151,13 @@ def check_slurm(text: str) -> Iterator[Finding]:
     for number, line in lines:
         yield from ports_of(f"line {number}", line)
         if re.search(r"\bray\s+stop\b", line):
-            yield warning(f"line {number}", "`ray stop` ends every Ray of this user on the node, other jobs' too; end the job's steps")
+            yield warning(
+                f"line {number}",
+                "`ray stop` ends every Ray of this user on the node, other jobs' too; end the job's steps",
+            )
         if re.search(r"^\s*chmod\b.*\b(?:777|666|o\+[rwx]|a\+[rwx])", line):
             yield error(f"line {number}", "what the job writes must be for its user alone (umask 077)")
     if not any(re.match(r"\s*trap\s+(?!-\s).*\bEXIT\b", line) for _, line in lines):
-        yield error("script", "`trap … EXIT` must end Ray's steps, else they hold the nodes until the time limit; got none")
+        yield error(
+            "script", "`trap … EXIT` must end Ray's steps, else they hold the nodes until the time limit; got none"
+        )

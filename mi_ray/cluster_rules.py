@@ -63,7 +63,9 @@ SECRETS = {
     ),
     "a storage account's key": re.compile(r"AccountKey=[A-Za-z0-9/+]{16,}=*"),
     "Ray's token": re.compile(r"RAY_AUTH_TOKEN[\"']?\s*[:=]\s*[\"']?([A-Za-z0-9][\w./+-]{7,})"),
-    "a password": re.compile(r"(?i)(?:--redis-password|password|passwd)[\"']?(?:\s*[:=]\s*|\s+)[\"']?([^\s\"'$<{}][^\s\"'{}]{3,})"),
+    "a password": re.compile(
+        r"(?i)(?:--redis-password|password|passwd)[\"']?(?:\s*[:=]\s*|\s+)[\"']?([^\s\"'$<{}][^\s\"'{}]{3,})"
+    ),
 }  # fmt: skip
 TOKEN = re.compile(r"[0-9a-f]{64}")
 
@@ -158,9 +160,7 @@ def _matches(pattern: str, path: str, folder: bool) -> bool:
     if bare.endswith("/**"):  # what is in the folder goes; here the folder itself may as well
         bare = bare.removesuffix("/**")
     parts, wanted = path.split("/"), bare.lstrip("/").split("/")
-    if bare.startswith("/"):
-        parts = parts[: len(wanted)] if len(parts) == len(wanted) else []
-    else:
+    if not bare.startswith("/"):  # not anchored: it may match at the end of the path
         parts = parts[-len(wanted) :]
     return len(parts) == len(wanted) and all(
         fnmatchcase(part, each.replace("**", "*")) for part, each in zip(parts, wanted, strict=True)

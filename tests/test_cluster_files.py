@@ -80,7 +80,9 @@ def test_the_known_keys_are_those_of_rays_own_schema() -> None:
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
     assert set(cluster_file.TOP) == set(schema["properties"]) - {"no_restart"}  # which Ray says no user may set
-    assert set(cluster_file.NODE_TYPE) == set(schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"])
+    assert set(cluster_file.NODE_TYPE) == set(
+        schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
+    )
 
 
 def test_a_group_that_ray_makes_is_open_to_the_world_whatever_the_file_permits() -> None:
@@ -109,51 +111,91 @@ def in_command(key: str, old: str, new: str) -> Callable[[dict[str, Any]], objec
 
 RAY_UP = {
     "a provider key with a typo": (
-        lambda d: d["provider"].update(use_internal_ip=True), "unknown key 'use_internal_ip' (did you mean 'use_internal_ips'?)"),
+        lambda d: d["provider"].update(use_internal_ip=True),
+        "unknown key 'use_internal_ip' (did you mean 'use_internal_ips'?)",
+    ),
     "a top-level key with a typo": (
-        lambda d: d.update(file_mount={}), "unknown key 'file_mount' (did you mean 'file_mounts'?)"),
+        lambda d: d.update(file_mount={}),
+        "unknown key 'file_mount' (did you mean 'file_mounts'?)",
+    ),
     "a node type's key with a typo": (
-        lambda d: d["available_node_types"]["gpu"].update(max_worker=1), "unknown key 'max_worker' (did you mean 'max_workers'?)"),
-    "the min_workers that only the local provider reads": (lambda d: d.update(min_workers=1), "unknown key 'min_workers'"),
+        lambda d: d["available_node_types"]["gpu"].update(max_worker=1),
+        "unknown key 'max_worker' (did you mean 'max_workers'?)",
+    ),
+    "the min_workers that only the local provider reads": (
+        lambda d: d.update(min_workers=1),
+        "unknown key 'min_workers'",
+    ),
     "no name": (lambda d: d.pop("cluster_name"), "cluster_name: must be a name"),
     "a name that leaves its folder": (lambda d: d.update(cluster_name="../../etc/x"), "got '../../etc/x'"),
     "IPv4 open to the world": (
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]}),
-        "nothing may be open to the world; got 0.0.0.0/0"),
+        "nothing may be open to the world; got 0.0.0.0/0",
+    ),
     "IPv6 open to the world": (
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}]}),
-        "nothing may be open to the world; got ::/0"),
+        "nothing may be open to the world; got ::/0",
+    ),
     "half of the world": (
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "128.0.0.0/1"}]}]}),
-        "nothing may be open to the world; got 128.0.0.0/1"),
-    "a security group left to Ray": (lambda d: node(d).pop("SecurityGroupIds"), "SecurityGroupIds must name a group of yours"),
+        "nothing may be open to the world; got 128.0.0.0/1",
+    ),
+    "a security group left to Ray": (
+        lambda d: node(d).pop("SecurityGroupIds"),
+        "SecurityGroupIds must name a group of yours",
+    ),
     "an image left to Ray": (lambda d: node(d).update(ImageId="latest_dlami"), "ImageId must name an image"),
     "a role left to Ray": (lambda d: node(d, "head").pop("IamInstanceProfile"), "with all rights to EC2 and S3"),
     "a role that a forged request can read": (
-        lambda d: node(d).update(MetadataOptions={"HttpTokens": "optional"}), "MetadataOptions.HttpTokens must be `required`"),
+        lambda d: node(d).update(MetadataOptions={"HttpTokens": "optional"}),
+        "MetadataOptions.HttpTokens must be `required`",
+    ),
     "a dashboard on all interfaces": (
-        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host 0.0.0.0"), "--dashboard-host must be 127.0.0.1"),
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host 0.0.0.0"),
+        "--dashboard-host must be 127.0.0.1",
+    ),
     "a dashboard on the private address": (
-        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host=10.0.0.4"), "got 10.0.0.4"),
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host=10.0.0.4"),
+        "got 10.0.0.4",
+    ),
     "Ray Client's server on all interfaces": (
-        lambda d: d[HEAD].append("python -m ray.util.client.server --host=0.0.0.0 --port=10001"), "got --host 0.0.0.0"),
+        lambda d: d[HEAD].append("python -m ray.util.client.server --host=0.0.0.0 --port=10001"),
+        "got --host 0.0.0.0",
+    ),
     "Ray Client's server where its default puts it": (
-        lambda d: d[HEAD].append("python -m ray.util.client.server --port=10001"), "which means all interfaces"),
+        lambda d: d[HEAD].append("python -m ray.util.client.server --port=10001"),
+        "which means all interfaces",
+    ),
     "a head without authentication": (in_command(HEAD, "export RAY_AUTH_MODE=token; ", ""), "got no RAY_AUTH_MODE"),
     "a worker with authentication off": (
-        in_command(WORKER, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"), "got disabled"),
+        in_command(WORKER, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
+        "got disabled",
+    ),
     "start commands left to Ray": (lambda d: d.pop(HEAD), "must start Ray"),
-    "no token for the workers": (lambda d: d["file_mounts"].pop("~/.ray/auth_token"), "must bring Ray's token to the nodes"),
+    "no token for the workers": (
+        lambda d: d["file_mounts"].pop("~/.ray/auth_token"),
+        "must bring Ray's token to the nodes",
+    ),
     "a folder that is not there": (lambda d: d["file_mounts"].update({"~/x": "no/such"}), "there is no"),
     "more workers at least than at most": (
-        lambda d: d["available_node_types"]["gpu"].update(min_workers=9), "min_workers must not exceed max_workers; got 9 and 8"),
+        lambda d: d["available_node_types"]["gpu"].update(min_workers=9),
+        "min_workers must not exceed max_workers; got 9 and 8",
+    ),
     "more workers needed than allowed": (
-        lambda d: (d["available_node_types"]["gpu"].update(min_workers=8), d.update(max_workers=2)), "at least the sum of min_workers, 8"),
-    "no workers at all": (lambda d: d["available_node_types"]["gpu"].update(max_workers=0), "at least one worker must be possible"),
+        lambda d: (d["available_node_types"]["gpu"].update(min_workers=8), d.update(max_workers=2)),
+        "at least the sum of min_workers, 8",
+    ),
+    "no workers at all": (
+        lambda d: d["available_node_types"]["gpu"].update(max_workers=0),
+        "at least one worker must be possible",
+    ),
     "a number of workers that is none": (lambda d: d.update(max_workers="many"), "must be a whole number"),
     "a provider that is no mapping": (lambda d: d.update(provider="aws"), "provider: must be a mapping; got 'aws'"),
-    "a node type that is no mapping": (lambda d: d["available_node_types"].update(gpu=None), "must be a mapping; got None"),
-}  # fmt: skip
+    "a node type that is no mapping": (
+        lambda d: d["available_node_types"].update(gpu=None),
+        "must be a mapping; got None",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", RAY_UP)
@@ -164,7 +206,10 @@ def test_a_ray_up_file_is_refused_with(what: str, tmp_path: Path) -> None:
 
 
 ON_PREMISE = {
-    "more workers than machines": (lambda d: d.update(max_workers=2), "the number of worker_ips must hold; got 1, 2 and 1"),
+    "more workers than machines": (
+        lambda d: d.update(max_workers=2),
+        "the number of worker_ips must hold; got 1, 2 and 1",
+    ),
     "the head among the workers": (lambda d: d["provider"].update(worker_ips=["192.0.2.10"]), "and none the head's"),
     "a key of another provider": (lambda d: d["provider"].update(region="us-east-1"), "unknown key 'region'"),
 }
@@ -235,13 +280,34 @@ def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="compares with rsync")
 def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
     source = tmp_path / "source"
-    names = ["a.py", ".venv/lib/x", "results/r", "results-old/r", "sub/results/r", "data/d", "sub/data/d", ".git/o", "sub/.git/o",
-             "m/__pycache__/c.pyc", ".mypy_cache/m", "key.pem", "sub/key.pem", "keys/k.key.txt", ".env", "x.env", "deep/data/e/f"]  # fmt: skip
+    names = [
+        "a.py",
+        ".venv/lib/x",
+        "results/r",
+        "results-old/r",
+        "sub/results/r",
+        "data/d",
+        "sub/data/d",
+        ".git/o",
+        "sub/.git/o",
+        "m/__pycache__/c.pyc",
+        ".mypy_cache/m",
+        "key.pem",
+        "sub/key.pem",
+        "keys/k.key.txt",
+        ".env",
+        "x.env",
+        "deep/data/e/f",
+    ]
     for size, name in enumerate(names, 100):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"x" * size)
-    for exclude in (yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["rsync_exclude"],
-                    ["data/", "*.pem", "deep/data/e"], ["data/**", "/sub"], []):  # fmt: skip
+    for exclude in (
+        yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["rsync_exclude"],
+        ["data/", "*.pem", "deep/data/e"],
+        ["data/**", "/sub"],
+        [],
+    ):
         options = [f"--exclude={pattern}" for pattern in exclude]
         command = ["rsync", "-a", "--dry-run", "--out-format=%l %n", *options, f"{source}/", str(tmp_path / "target")]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
@@ -250,24 +316,52 @@ def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
 
 
 KUBERNETES = {
-    "no authentication": ("authOptions: {mode: token, secretName: mi-ray-token}", "authOptions: {mode: disabled}", "must be token; got disabled"),
-    "a token in the file": ("env: [{name: HOME, value: /tmp}]", "env: [{name: RAY_AUTH_TOKEN, value: abc}]", "must come from a Secret"),
+    "no authentication": (
+        "authOptions: {mode: token, secretName: mi-ray-token}",
+        "authOptions: {mode: disabled}",
+        "must be token; got disabled",
+    ),
+    "a token in the file": (
+        "env: [{name: HOME, value: /tmp}]",
+        "env: [{name: RAY_AUTH_TOKEN, value: abc}]",
+        "must come from a Secret",
+    ),
     "a service that leaves the cluster": ("serviceType: ClusterIP", "serviceType: LoadBalancer", "must be ClusterIP"),
     "a container that may be root": ("runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot must be true"),
-    "a container that may gain rights": ("allowPrivilegeEscalation: false", "privileged: true", "nothing of privileged"),
-    "no limits": ("limits: {cpu: \"2\", memory: 8Gi}", "claims: []", "must have requests and limits"),
-    "pods that no policy selects": ("podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes", "podSelector: {matchLabels: {app: other}}\n  policyTypes", "a NetworkPolicy in the file must select"),
-    "a policy for the way out alone": ("policyTypes: [Ingress, Egress]", "policyTypes: [Egress]", "a NetworkPolicy in the file must select"),
-    "a policy open to the world": ("- from: [{podSelector: {matchLabels: {app: mi-ray}}}]", "- from: [{ipBlock: {cidr: 0.0.0.0/0}}]", "nothing may be open to the world"),
+    "a container that may gain rights": (
+        "allowPrivilegeEscalation: false",
+        "privileged: true",
+        "nothing of privileged",
+    ),
+    "no limits": ('limits: {cpu: "2", memory: 8Gi}', "claims: []", "must have requests and limits"),
+    "pods that no policy selects": (
+        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
+        "podSelector: {matchLabels: {app: other}}\n  policyTypes",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy for the way out alone": (
+        "policyTypes: [Ingress, Egress]",
+        "policyTypes: [Egress]",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy open to the world": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- from: [{ipBlock: {cidr: 0.0.0.0/0}}]",
+        "nothing may be open to the world",
+    ),
     "a key with a typo": ("workerGroupSpecs:", "workerGroupSpec:", "did you mean 'workerGroupSpecs'?"),
     "a job's key with a typo": ("backoffLimit:", "backOffLimit:", "did you mean 'backoffLimit'?"),
     "a group's key with a typo": ("maxReplicas:", "maxReplica:", "did you mean 'maxReplicas'?"),
     "fewer replicas at most than at least": ("minReplicas: 0", "minReplicas: 9", "must hold; got 9 and 8"),
-    "a folder of the node": ("{name: tmp, emptyDir: {sizeLimit: 20Gi}}", "{name: tmp, hostPath: {path: /}}", "got hostPath /"),
+    "a folder of the node": (
+        "{name: tmp, emptyDir: {sizeLimit: 20Gi}}",
+        "{name: tmp, hostPath: {path: /}}",
+        "got hostPath /",
+    ),
     "the node's network": ("serviceAccountName: mi-ray", "hostNetwork: true", "hostNetwork must be left out"),
     "no name": ("name: sweep\n", "labels: {}\n", "metadata.name must be a name"),
     "a secret as a resource": ("kind: ServiceAccount", "kind: Secret", "make it with `kubectl create secret`"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", KUBERNETES)
@@ -279,11 +373,15 @@ def test_a_manifest_is_refused_with(what: str, tmp_path: Path) -> None:
 
 SLURM = {
     "no authentication": ("RAY_AUTH_MODE=token", "OTHER=token", "got no RAY_AUTH_MODE"),
-    "a dashboard on all interfaces": ("--dashboard-host=127.0.0.1", "--dashboard-host=0.0.0.0", "--dashboard-host must be 127.0.0.1"),
+    "a dashboard on all interfaces": (
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-host=0.0.0.0",
+        "--dashboard-host must be 127.0.0.1",
+    ),
     "no time limit": ("#SBATCH --time=24:00:00\n", "", "--time must be given"),
     "nothing that ends Ray": ("trap finish EXIT", ": finish EXIT", "`trap … EXIT` must end Ray's steps"),
     "no head": ("ray start --head", "ray start", "must start the head"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("what", SLURM)
@@ -304,13 +402,16 @@ def test_a_script_is_one_that_bash_can_read(name: str) -> None:
     assert subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, check=False).stderr == b""
 
 
-@pytest.mark.parametrize(("text", "message"), [
-    ("name: study\nclassifiers: []\n", "is none of them"),
-    ("[1, 2", "must be YAML"),
-    ("- a\n- b\n", "must hold YAML mappings"),
-    ("", "must hold YAML mappings"),
-    ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: study\nclassifiers: []\n", "is none of them"),
+        ("[1, 2", "must be YAML"),
+        ("- a\n- b\n", "must hold YAML mappings"),
+        ("", "must hold YAML mappings"),
+        ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
+    ],
+)
 def test_what_is_no_cluster_file_is_refused_without_being_run(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.yaml"
     path.write_text(text)

@@ -20,20 +20,45 @@ from mi_ray.data import SOURCES
 from mi_ray.records import Store, read_cells
 
 ROOT = Path(__file__).parent.parent
-SOURCES_OF_CODE = [
-    path for folder in ("mi_ray", "analysis", "tests") for path in sorted((ROOT / folder).rglob("*.py"))
-]  # fmt: skip
+SOURCES_OF_CODE = [path for folder in ("mi_ray", "analysis", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
 TREES = {str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8")) for path in SOURCES_OF_CODE}
 
 # What would run text or bytes as code, and the places that may, each for its reason: (file, what) -> why.
 DANGEROUS = {
-    "eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load", "yaml.full_load",
-    "yaml.load_all", "yaml.unsafe_load_all", "yaml.full_load_all", "torch.save", "torch.hub.load",
-    "marshal.loads", "marshal.load", "shelve.open", "pandas.read_pickle", "pd.read_pickle", "tarfile.open", "shutil.unpack_archive",
-    "tempfile.mktemp", "runpy.run_path", "runpy.run_module", "os.execv", "os.execve", "os.spawnv", "pty.spawn",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "os.system",
+    "os.popen",
+    "yaml.load",
+    "yaml.unsafe_load",
+    "yaml.full_load",
+    "yaml.load_all",
+    "yaml.unsafe_load_all",
+    "yaml.full_load_all",
+    "torch.save",
+    "torch.hub.load",
+    "marshal.loads",
+    "marshal.load",
+    "shelve.open",
+    "pandas.read_pickle",
+    "pd.read_pickle",
+    "tarfile.open",
+    "shutil.unpack_archive",
+    "tempfile.mktemp",
+    "runpy.run_path",
+    "runpy.run_module",
+    "os.execv",
+    "os.execve",
+    "os.spawnv",
+    "pty.spawn",
+}
 PICKLES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "_pickle"}
-WRITING = {"torch.save", *(f"{module}.{verb}" for module in PICKLES for verb in ("dump", "dumps"))}  # a test makes hostile files
+WRITING = {
+    "torch.save",
+    *(f"{module}.{verb}" for module in PICKLES for verb in ("dump", "dumps")),
+}  # a test makes hostile files
 ALLOWED = {("tests/test_security.py", "pickle.loads"): "shows that the hostile file of these tests is one"}
 
 
@@ -81,24 +106,48 @@ def test_nothing_runs_data_as_code_outside_the_list() -> None:
     found = found_in(TREES)
     assert {place: lines for place, lines in found.items() if place not in ALLOWED} == {}
     assert {place[0] for place in ALLOWED if place not in found} == set(), "an entry that nothing needs"
-    assert not [place for place in ALLOWED if not place[0].startswith("tests/")], "the program itself needs no exception"
+    assert not [place for place in ALLOWED if not place[0].startswith("tests/")], (
+        "the program itself needs no exception"
+    )
 
 
-@pytest.mark.parametrize("source", [
-    "eval('1')", "exec(text)", "import os\nos.system('ls')", "from os import system as s\ns('ls')", "import pickle\npickle.load(f)",
-    "from pickle import loads\nloads(b)", "import pickle as p\np.Unpickler(f)", "import cloudpickle\ncloudpickle.loads(b)",
-    "import yaml\nyaml.load(t, Loader=yaml.Loader)", "import torch\ntorch.load(f)", "import torch\ntorch.load(f, weights_only=False)",
-    "import numpy as np\nnp.load(f, allow_pickle=True)", "import subprocess\nsubprocess.run(c, shell=True)",
-    "import tarfile\ntarfile.open(f)", "__import__(name)", "import torch\ntorch.save(x, f)", "import pickle\npickle.dumps(x)",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "eval('1')",
+        "exec(text)",
+        "import os\nos.system('ls')",
+        "from os import system as s\ns('ls')",
+        "import pickle\npickle.load(f)",
+        "from pickle import loads\nloads(b)",
+        "import pickle as p\np.Unpickler(f)",
+        "import cloudpickle\ncloudpickle.loads(b)",
+        "import yaml\nyaml.load(t, Loader=yaml.Loader)",
+        "import torch\ntorch.load(f)",
+        "import torch\ntorch.load(f, weights_only=False)",
+        "import numpy as np\nnp.load(f, allow_pickle=True)",
+        "import subprocess\nsubprocess.run(c, shell=True)",
+        "import tarfile\ntarfile.open(f)",
+        "__import__(name)",
+        "import torch\ntorch.save(x, f)",
+        "import pickle\npickle.dumps(x)",
+    ],
+)
 def test_the_search_finds_it(source: str) -> None:
     assert len(found_in({"a.py": ast.parse(source)})) == 1
 
 
-@pytest.mark.parametrize("source", [
-    "import yaml\nyaml.safe_load(t)", "import torch\ntorch.load(f, weights_only=True)", "import re\nre.compile(p)",
-    "import numpy as np\nnp.load(f, allow_pickle=False)", "import subprocess\nsubprocess.run(['ls'])", "model.eval()",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import yaml\nyaml.safe_load(t)",
+        "import torch\ntorch.load(f, weights_only=True)",
+        "import re\nre.compile(p)",
+        "import numpy as np\nnp.load(f, allow_pickle=False)",
+        "import subprocess\nsubprocess.run(['ls'])",
+        "model.eval()",
+    ],
+)
 def test_the_search_leaves_safe_calls_alone(source: str) -> None:
     assert found_in({"a.py": ast.parse(source)}) == {}
 
@@ -157,8 +206,13 @@ def test_an_archive_of_images_that_holds_code_is_refused_and_the_code_does_not_r
 
 def test_an_archive_whose_members_name_paths_outside_writes_nothing() -> None:
     buffer = io.BytesIO()
-    np.savez(buffer, x_train=np.zeros((2, 8, 8, 3), np.uint8), y_train=np.array([0, 1]), y_test=np.array([0, 1]),
-             x_test=np.zeros((2, 8, 8, 3), np.uint8))  # fmt: skip
+    np.savez(
+        buffer,
+        x_train=np.zeros((2, 8, 8, 3), np.uint8),
+        y_train=np.array([0, 1]),
+        y_test=np.array([0, 1]),
+        x_test=np.zeros((2, 8, 8, 3), np.uint8),
+    )
     with zipfile.ZipFile(buffer, "a") as archive:
         archive.writestr("../../outside.npy", b"not an array")
         archive.writestr("/outside.npy", b"not an array")
@@ -168,10 +222,15 @@ def test_an_archive_whose_members_name_paths_outside_writes_nothing() -> None:
     assert [path.name for path in everything] == ["data.npz"]
 
 
-@pytest.mark.parametrize("text", [
-    f"!!python/object/apply:os.mkdir ['{MARK}']", f"name: !!python/object/apply:os.mkdir ['{MARK}']",
-    "name: !!python/name:os.system", "!!python/module:os",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"!!python/object/apply:os.mkdir ['{MARK}']",
+        f"name: !!python/object/apply:os.mkdir ['{MARK}']",
+        "name: !!python/name:os.system",
+        "!!python/module:os",
+    ],
+)
 def test_yaml_that_asks_for_objects_is_refused(text: str) -> None:
     Path("study.yaml").write_text(text)
     with pytest.raises(ValueError, match="must be YAML"):
@@ -180,15 +239,33 @@ def test_yaml_that_asks_for_objects_is_refused(text: str) -> None:
 
 def sweep_file(**changes: object) -> Path:
     document = {
-        "name": "study", "classifiers": [{"name": "c", "architecture": "cnn_small"}], "defenses": ["none"],
-        "attacks": [{"pgd": {"steps": 1, "step_size": 0.1}, "epsilon": 0.1}], **changes,
-    }  # fmt: skip
+        "name": "study",
+        "classifiers": [{"name": "c", "architecture": "cnn_small"}],
+        "defenses": ["none"],
+        "attacks": [{"pgd": {"steps": 1, "step_size": 0.1}, "epsilon": 0.1}],
+        **changes,
+    }
     path = Path("study.yaml")
     path.write_text(yaml.safe_dump(document))
     return path
 
 
-OUTSIDE = ["../other", "..", ".", "/etc/passwd", "a/b", "a/../../b", "~/x", "", ".hidden", "a\n", "a\x00b", "x" * 300, "a\\b", "$(x)"]
+OUTSIDE = [
+    "../other",
+    "..",
+    ".",
+    "/etc/passwd",
+    "a/b",
+    "a/../../b",
+    "~/x",
+    "",
+    ".hidden",
+    "a\n",
+    "a\x00b",
+    "x" * 300,
+    "a\\b",
+    "$(x)",
+]
 
 
 def test_the_file_that_the_next_tests_change_is_a_good_one() -> None:
@@ -209,7 +286,9 @@ def test_figures_and_plugins_are_modules_by_their_dotted_names_and_never_paths(k
         load_sweep(sweep_file(**{key: [name]}))
 
 
-@pytest.mark.parametrize("factory", ["../x:build", "os", "a/b:c", ":build", "x:", "x:a.b", "x:a()", ".x:build", "a..b:c"])
+@pytest.mark.parametrize(
+    "factory", ["../x:build", "os", "a/b:c", ":build", "x:", "x:a.b", "x:a()", ".x:build", "a..b:c"]
+)
 def test_a_factory_is_a_function_by_its_dotted_name(factory: str) -> None:
     entry = {"name": "c", "factory": factory, "weights": "net.safetensors"}
     with pytest.raises(ValueError, match="factory"):
@@ -220,8 +299,13 @@ def test_a_factory_is_a_function_by_its_dotted_name(factory: str) -> None:
 def test_a_store_writes_reads_and_removes_nothing_outside(path: str) -> None:
     store = Store("results", create=True)
     Path("evil").write_text("kept")
-    for deed in (lambda: store.write_bytes(path, b"x"), lambda: store.read_bytes(path), lambda: store.remove(path),
-                 lambda: store.exists(path), lambda: store.files(path)):  # fmt: skip
+    for deed in (
+        lambda: store.write_bytes(path, b"x"),
+        lambda: store.read_bytes(path),
+        lambda: store.remove(path),
+        lambda: store.exists(path),
+        lambda: store.files(path),
+    ):
         with pytest.raises(ValueError, match="must lead into it"):
             deed()
     assert Path("evil").read_text() == "kept"
@@ -248,6 +332,14 @@ def test_a_token_for_a_local_ray_is_in_the_environment_and_in_no_file(monkeypatc
 
 def test_what_the_repository_runs_itself_is_executable_and_no_other_file_is() -> None:
     scripts = {"cluster/slurm.sh", "tests/cluster/two_hosts.sh", "tests/cluster/slurm_alone.sh"}
-    files = [path for folder in ("mi_ray", "analysis", "tests", "sweeps", "docs", "cluster") for path in (ROOT / folder).rglob("*")]
-    executable = {str(p.relative_to(ROOT)) for p in files if p.is_file() and p.suffix != ".pyc" and p.stat().st_mode & stat.S_IXUSR}
+    files = [
+        path
+        for folder in ("mi_ray", "analysis", "tests", "sweeps", "docs", "cluster")
+        for path in (ROOT / folder).rglob("*")
+    ]
+    executable = {
+        str(p.relative_to(ROOT))
+        for p in files
+        if p.is_file() and p.suffix != ".pyc" and p.stat().st_mode & stat.S_IXUSR
+    }
     assert executable == scripts
