@@ -1,7 +1,7 @@
 """Kubernetes manifests (KubeRay) and Slurm scripts: what they must say so that only their owner runs code on them."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from mi_ray.cluster_rules import (
@@ -18,12 +18,11 @@ from mi_ray.cluster_rules import (
 RAY_KINDS = ("RayCluster", "RayJob", "RayService")
 CLUSTER = (
     "rayVersion", "authOptions", "enableInTreeAutoscaling", "autoscalerOptions", "headGroupSpec", "workerGroupSpecs",
-    "headServiceAnnotations", "gcsFaultToleranceOptions", "suspend", "managedBy", "networkPolicy", "tlsOptions",
-    "upgradeStrategy", "idleTerminationOptions",
+    "headServiceAnnotations", "gcsFaultToleranceOptions", "suspend", "managedBy", "upgradeStrategy",
 )  # fmt: skip
 JOB = (
     "entrypoint", "rayClusterSpec", "clusterSelector", "submissionMode", "backoffLimit", "shutdownAfterJobFinishes",
-    "ttlSecondsAfterFinished", "activeDeadlineSeconds", "preRunningDeadlineSeconds", "runtimeEnvYAML", "jobId", "metadata",
+    "ttlSecondsAfterFinished", "activeDeadlineSeconds", "schedule", "runtimeEnvYAML", "jobId", "metadata",
     "submitterPodTemplate", "submitterConfig", "entrypointNumCpus", "entrypointNumGpus", "entrypointResources",
     "deletionStrategy", "suspend", "managedBy",
 )  # fmt: skip
@@ -32,6 +31,12 @@ WORKERS = (
     "groupName", "replicas", "minReplicas", "maxReplicas", "rayStartParams", "template", "numOfHosts", "idleTimeoutSeconds",
     "scaleStrategy", "suspend", "resources", "labels",
 )  # fmt: skip
+
+
+def _unknown(where: str, found: Iterable[Any], known: Sequence[str]) -> Iterator[Finding]:
+    """As `unknown_keys`; a warning where nothing is like the key, since KubeRay gets new ones."""
+    for finding in unknown_keys(where, found, known):
+        yield finding if "did you mean" in finding.text else warning(where, finding.text)
 
 
 def check_kubernetes(documents: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -61,14 +66,14 @@ def check_kubernetes(documents: Sequence[Mapping[str, Any]]) -> Iterator[Finding
 def _ray(where: str, kind: str, spec: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
     cluster = spec
     if kind == "RayJob":
-        yield from unknown_keys(where, spec, JOB)
+        yield from _unknown(where, spec, JOB)
         if not spec.get("entrypoint"):
             yield error(where, "entrypoint must be the command of the job; got none")
     if kind != "RayCluster":
         cluster = spec.get("rayClusterSpec") or spec.get("rayClusterConfig") or {}
-    yield from unknown_keys(f"{where} cluster", cluster, CLUSTER)
+    yield from _unknown(f"{where} cluster", cluster, CLUSTER)
     head, groups = cluster.get("headGroupSpec") or {}, cluster.get("workerGroupSpecs") or []
-    yield from unknown_keys(f"{where} headGroupSpec", head, HEAD)
+    yield from _unknown(f"{where} headGroupSpec", head, HEAD)
     if head.get("serviceType") in ("LoadBalancer", "NodePort") or head.get("enableIngress"):
         yield error(f"{where} headGroupSpec", "the head's service must be ClusterIP without ingress, so that the dashboard does "
                     f"not leave the cluster; got {head.get('serviceType') or 'enableIngress'}")  # fmt: skip
@@ -83,7 +88,7 @@ def _ray(where: str, kind: str, spec: Mapping[str, Any], policies: Sequence[Mapp
         yield from _pod(f"{where} {place}", template.get("spec") or {}, cluster.get("authOptions") or {})
     for group in groups:
         place = f"{where} {group.get('groupName', 'workers')}"
-        yield from unknown_keys(place, group, WORKERS)
+        yield from _unknown(place, group, WORKERS)
         low, high = group.get("minReplicas", 0), group.get("maxReplicas", 0)
         if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high and high > 0):
             yield error(place, f"0 <= minReplicas <= maxReplicas and maxReplicas > 0 must hold; got {low} and {high}")

@@ -94,6 +94,48 @@ def test_a_group_that_ray_makes_is_open_to_the_world_whatever_the_file_permits()
     assert "0.0.0.0/0" in json.dumps(_create_default_inbound_rules({"sg-1"}, own))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own bootstrap and its calls to EC2, with boto3's validation of every parameter, against moto."""
+    boto3 = pytest.importorskip("boto3", reason="Ray on AWS needs the extra [cluster]")
+    moto = pytest.importorskip("moto", reason="stands in for AWS")
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+
+        ec2, iam = boto3.client("ec2"), boto3.client("iam")
+        network = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="mi-ray", Description="nodes", VpcId=network)["GroupId"]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "198.51.100.7/32"}]}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh])
+        for name in ("mi-ray-head", "mi-ray-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        document = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+        for each in document["available_node_types"].values():
+            each["node_config"]["SecurityGroupIds"] = [group]
+        config = bootstrap_aws(prepare_config(document))
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for name, each in config["available_node_types"].items():
+            provider.create_node(each["node_config"], {"ray-node-type": name}, 1)
+        launched = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+        assert {(i["InstanceType"], i.get("InstanceLifecycle")) for i in launched} == {
+            ("m6i.xlarge", None),
+            ("g5.2xlarge", "spot"),
+        }
+        assert all([g["GroupId"] for g in i["SecurityGroups"]] == [group] for i in launched)
+        assert all(i["MetadataOptions"]["HttpTokens"] == "required" for i in launched)
+        groups = ec2.describe_security_groups()["SecurityGroups"]
+        assert "0.0.0.0/0" not in json.dumps([g["IpPermissions"] for g in groups])
+        assert iam.list_roles()["Roles"] == []
+
+
 def node(document: dict[str, Any], name: str = "gpu") -> dict[str, Any]:
     return document["available_node_types"][name]["node_config"]
 
