@@ -176,10 +176,10 @@ on laptop "ray rsync-up $file $work/data/ '~/mi-ray/data/'" > "$work/rsync.log" 
 job "submit $api --no-wait --submission-id $study -- bash -c 'cd ~/mi-ray && $sweep --address auto --out $store'" > "$work/submit.log" 2>&1
 say "the sweep is submitted"
 
-blocks() { find "$work/share" -path '*/outputs/*' -name 'points-*.parquet' 2> /dev/null | wc -l; }
+blocks() { find "$work/share" -name 'points-*.parquet' 2> /dev/null | wc -l; }
 ended() { job "status $api $study" 2>&1 | grep -E -o "Job '$study' (succeeded|failed|was stopped)" || true; }
 busy() { on worker "ps -eo args= | grep '^ray::' | grep -v 'IDLE\|Agent' | sed 's/ .*//' | sort | uniq -c | xargs" || true; }
-for _ in {1..600}; do [ "$(blocks)" -ge 5 ] && [ -n "$(busy)" ] && break; sleep 0.2; done
+for _ in {1..3000}; do [ "$(blocks)" -ge 5 ] && [ -n "$(busy)" ] && break; sleep 0.2; done
 [ "$(blocks)" -ge 5 ] || { job "logs $api $study" > "$work/job.log" 2>&1 || true; fail "the sweep did not start to store blocks"; }
 raylet=$(on worker 'pgrep --exact raylet')
 ran=$(busy)
@@ -189,7 +189,7 @@ at=$(blocks)
 say "the worker's raylet is killed with $at blocks stored; it ran: ${ran:-nothing}"
 on laptop "mi-ray status $store" | tee "$work/status.log"
 grep -q "$study" "$work/status.log" || fail "mi-ray status must show the running study"
-for _ in {1..150}; do [ -n "$(ended)" ] && break; sleep 2; done
+for _ in {1..600}; do [ -n "$(ended)" ] && break; sleep 2; done
 job "logs $api $study" > "$work/job.log" 2>&1 || true
 [ "$(ended)" = "Job '$study' succeeded" ] || fail "the sweep must succeed; ray job status says: $(ended)"
 say "the sweep succeeded: $(grep -o '[0-9]* of [0-9]* cells' "$work/job.log" | tail -n 1)"
