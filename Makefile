@@ -2,17 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint smoke clean
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# A cluster's workers get the versions that its head got (cluster.yaml writes the file).
+CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
+
+.PHONY: quickstart test test-cluster lint smoke clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	$(PIP) $(CONSTRAINTS) --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
+	$(PIP) --editable '.[test]'
 	# Without its dependencies: visdom, which its attacks do not use, does not build with today's setuptools.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'adv-lib>=0.2.8'
+	$(PIP) --no-deps 'adv-lib>=0.2.8'
+	touch $@
+
+.venv/installed-cluster: .venv/installed
+	$(PIP) $(CONSTRAINTS) --editable '.[cluster]'
 	touch $@
 
 quickstart: .venv/installed
@@ -25,6 +33,11 @@ lint: .venv/installed-test
 
 test: lint
 	$(BIN)/python -m pytest
+
+# A cluster on this machine, as root: two hosts and a laptop in namespaces, launched over SSH with cluster/on_premise.yaml.
+test-cluster: .venv/installed-cluster
+	tests/cluster/two_hosts.sh
+	tests/cluster/slurm_alone.sh
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

@@ -26,6 +26,8 @@ app = typer.Typer(
     "true?** Start with `mi-ray sweep sweeps/quickstart.yaml`; look first with `mi-ray plan`; read the rows with "
     "`mi_ray.read_records(\"results\")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.",
 )  # fmt: skip
+cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: cluster.yaml and those in cluster/.")
+app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
@@ -309,6 +311,30 @@ def check(store: StoreArgument = "results", verbose: Verbose = False) -> None:
         errors.print(problem, style="red")
     console.print(f"{counted} files checked, {len(problems)} problems", highlight=False)
     if problems:
+        raise typer.Exit(1)
+
+
+@cluster.command(name="check")
+def cluster_check(
+    file: Annotated[
+        Path, typer.Argument(help="A `ray up` file, a KubeRay manifest or a Slurm script.", metavar="FILE")
+    ],
+    limit: Annotated[float, typer.Option(help="Megabytes of files that may be sent to each node.", min=0)] = 100.0,
+    verbose: Verbose = False,
+) -> None:
+    """Find what is wrong with a cluster file that Ray's own validation lets pass: open ports, secrets, unknown keys.
+
+    Exit codes: 0 nothing, or warnings alone; 1 errors; 2 not a cluster file.
+    """
+    from mi_ray.cluster_file import check_cluster_file
+
+    kind, findings = check_cluster_file(file, limit)
+    for finding in findings:
+        style = "red" if finding.level == "error" else "yellow"
+        errors.print(f"{finding}", style=style, markup=False)
+    bad = sum(finding.level == "error" for finding in findings)
+    console.print(f"{file}: {kind}; {bad} errors, {len(findings) - bad} warnings", highlight=False, markup=False)
+    if bad:
         raise typer.Exit(1)
 
 

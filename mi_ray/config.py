@@ -49,6 +49,8 @@ def _named_if_any(written: object) -> Named | None:
     return None if written is None else named(written)
 
 
+# A module by its dotted name: what is imported is found on Python's path, never by a path that the file names.
+Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
 NUMBERS = (int, float, int | None, float | None)  # pydantic would take true for 1
 
 
@@ -166,7 +168,7 @@ class ClassifierEntry(Strict):
     training: Training = Training()
     workers: int = Field(1, ge=1)
     seed: int | None = Field(None, ge=0, lt=2**63)
-    factory: str | None = Field(None, pattern=r"^[\w.]+:\w+$")
+    factory: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
     arguments: dict[str, Any] = {}
     weights: str | None = None
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -336,7 +338,7 @@ def _search(written: object) -> object:
 class Sweep(Strict):
     """One study: classifiers x attacks x defenses with their grids, on one dataset."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$")
+    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)  # a folder's name: never a path
     preset: Preset = "honest"
     training_preset: Preset | None = None
     options: dict[str, Any] = {}
@@ -358,8 +360,8 @@ class Sweep(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: int = Field(50, ge=1)
     resources: Resources = Resources()
-    plugins: tuple[str, ...] = ()
-    figures: tuple[str, ...] = ("fig3b", "frontier_table")
+    plugins: tuple[Module, ...] = ()
+    figures: tuple[Module, ...] = ("fig3b", "frontier_table")
 
     @model_validator(mode="after")
     def _coherent(self) -> "Sweep":

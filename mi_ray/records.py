@@ -124,6 +124,8 @@ class Store:
             raise ValueError(f"a store must be readable and writable; {self.uri}: {error}") from error
 
     def _full(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):  # whatever a file or a study says
+            raise ValueError(f"a path in a store must lead into it; got {path!r}")
         return f"{self.root}/{path}" if path else self.root
 
     def _listed(self, path: str) -> set[str]:

@@ -26,6 +26,7 @@ VALUES = [
 LOWER = ["mi_ray.engine", "mi_ray.data", "mi_ray.classifiers", "mi_ray.sample_pool", "mi_ray.randomness"]
 LIGHT = [
     *VALUES, *ANALYSIS, "mi_ray.plan", "mi_ray.statistics", "mi_ray.checks", "mi_ray.quick", "mi_ray.inspect_store",
+    "mi_ray.cluster_file", "mi_ray.cluster_manifest", "mi_ray.cluster_rules",
     "mi_ray.cli",
 ]  # fmt: skip
 

@@ -1,0 +1,272 @@
+"""`mi-ray cluster check`: what is wrong with a cluster file that Ray's own validation lets pass.
+
+Ray validates the form of the keys that it knows. It takes an unknown provider key, a port open to the world, a secret and a
+folder of 100 GB without a word.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mi_ray.cluster_manifest import RAY_KINDS, check_kubernetes, check_slurm
+from mi_ray.cluster_rules import (
+    STARTS,
+    Finding,
+    authentication,
+    error,
+    open_to_the_world,
+    ports_of,
+    secrets_in,
+    sent,
+    unfilled,
+    unknown_keys,
+    warning,
+)
+
+TOP = (
+    "cluster_name", "max_workers", "upscaling_speed", "idle_timeout_minutes", "provider", "auth", "docker", "head_node_type",
+    "file_mounts", "cluster_synced_files", "file_mounts_sync_continuously", "rsync_exclude", "rsync_filter", "metadata",
+    "initialization_commands", "setup_commands", "head_setup_commands", "worker_setup_commands", "head_start_ray_commands",
+    "worker_start_ray_commands", "available_node_types",
+)  # fmt: skip
+LAUNCHED = ("disable_node_updaters", "disable_launch_config_check", "foreground_node_launch", "worker_liveness_check")
+SHARED = ("type", "use_internal_ips", "use_external_head_ip", "cache_stopped_nodes", *LAUNCHED)
+PROVIDERS: dict[str, tuple[str, ...]] = {
+    "aws": (*SHARED, "region", "availability_zone", "key_pair", "security_group", "aws_credentials", "cloudwatch"),
+    "gcp": (*SHARED, "region", "availability_zone", "project_id", "gcp_credentials"),
+    "azure": (
+        *SHARED, "location", "resource_group", "subscription_id", "tags", "unique_id", "subnet_mask", "availability_zone",
+        "msi_name", "msi_resource_group", "msi_identity_id", "msi_identity_principal_id", "subnet_id",
+    ),
+    "local": ("type", "head_ip", "worker_ips", "external_head_ip", "coordinator_address", "use_internal_ips", *LAUNCHED),
+    "vsphere": (*SHARED, "vsphere_config"),
+}  # fmt: skip
+NODE_TYPE = (
+    "node_config", "min_workers", "max_workers", "idle_timeout_s", "priority", "resources", "labels",
+    "initialization_commands", "worker_setup_commands", "docker",
+)  # fmt: skip
+COMMANDS = ("head_start_ray_commands", "worker_start_ray_commands")
+CLIENT_ENDED = re.compile(r"pkill\b.*ray\.util\.client\.server|pkill\b.*\[r\]ay\.util\.client\.server")
+MEGABYTE = 1_000_000
+TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path, not a token
+
+
+def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Finding]]:
+    """(what kind of file it is, what is wrong with it). limit: megabytes of files that may be sent to each node.
+
+    Reads a `ray up` file, a Kubernetes manifest with a Ray resource, or a Slurm script that starts Ray. Relative paths in
+    it are taken from the current folder, as Ray takes them. Raises ValueError for a file that is none of the three.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as problem:
+        raise ValueError(f"a cluster file must be readable text; {path}: {problem}") from problem
+    common = [*secrets_in(text), *unfilled(text)]
+    if re.search(r"^#SBATCH\b", text, re.MULTILINE):
+        return "a Slurm script", _sorted([*common, *check_slurm(text)])
+    documents = _documents(path, text)
+    if any("apiVersion" in each and each.get("kind") in RAY_KINDS for each in documents):
+        lacking = [each for each in documents if not each.get("kind")]
+        if lacking:
+            raise ValueError(
+                f"{path}: every document of a manifest must have a kind; got one with {', '.join(lacking[0])}"
+            )
+        return "a Kubernetes manifest", _sorted([*common, *check_kubernetes(documents)])
+    if len(documents) == 1 and {"provider", "cluster_name", "available_node_types"} & documents[0].keys():
+        return "a `ray up` file", _sorted([*common, *check_ray_up(documents[0], limit)])
+    raise ValueError(
+        f"mi-ray cluster check reads `ray up` files (with provider and cluster_name), Kubernetes manifests with a "
+        f"{', '.join(RAY_KINDS)}, and Slurm scripts (with #SBATCH lines); {path} is none of them"
+    )
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
+    return sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "error")
+
+
+def _documents(path: Path, text: str) -> list[Mapping[str, Any]]:
+    try:
+        parts = [yaml.safe_load(part) for part in re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)]
+    except yaml.YAMLError as problem:
+        raise ValueError(f"{path} must be YAML: {' '.join(str(problem).split())}") from problem
+    found = [part for part in parts if part is not None]
+    if not found or not all(isinstance(part, Mapping) for part in found):
+        raise ValueError(
+            f"{path} must hold YAML mappings, such as cluster_name: …; got {type((found or [None])[0]).__name__}"
+        )
+    return found
+
+
+def check_ray_up(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
+    """What is wrong with a file for `ray up`."""
+    name = document.get("cluster_name")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
+        yield error("cluster_name", "must be a name of letters, digits, dots and dashes: Ray finds the cluster by it (left out, "
+                    f"every such cluster is `default`) and makes file names of it; got {name!r}")  # fmt: skip
+    wrong = _misshapen(document)
+    if wrong:
+        yield from wrong
+        return
+    provider = document.get("provider") or {}
+    kind = provider.get("type")
+    yield from unknown_keys("file", document, (*TOP, "min_workers") if kind == "local" else TOP)
+    if kind in PROVIDERS:
+        yield from unknown_keys("provider", provider, PROVIDERS[kind])
+    else:
+        yield warning("provider.type", f"keys are known of {', '.join(PROVIDERS)}; those of {kind!r} are not checked")
+    yield from open_to_the_world(document)
+    types = document.get("available_node_types") or {}
+    for place, node in types.items():
+        yield from unknown_keys(f"available_node_types.{place}", node, NODE_TYPE)
+    if kind == "aws":
+        yield from _aws(document, types)
+    yield from _workers(document, types)
+    yield from _started(document)
+    yield from _mounted(document, limit)
+
+
+SHAPES: dict[str, type] = {
+    "provider": dict, "auth": dict, "available_node_types": dict, "file_mounts": dict, "rsync_exclude": list,
+    "head_start_ray_commands": list, "worker_start_ray_commands": list,
+}  # fmt: skip
+
+
+def _misshapen(document: Mapping[str, Any]) -> list[Finding]:
+    """Errors for what must be a mapping or a list and is none; nothing else can be looked at then."""
+    said: dict[type, str] = {dict: "mapping", list: "list"}
+    wrong = [key for key, shape in SHAPES.items() if not isinstance(document.get(key), (shape, type(None)))]
+    types = document.get("available_node_types")
+    nodes = types if isinstance(types, dict) else {}
+    return [
+        *(error(key, f"must be a {said[SHAPES[key]]}; got {document[key]!r}") for key in wrong),
+        *(
+            error(f"available_node_types.{key}", f"must be a mapping; got {node!r}")
+            for key, node in nodes.items()
+            if not isinstance(node, dict)
+        ),
+    ]
+
+
+def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
+    """What a node on AWS gets from Ray when the file does not say otherwise."""
+    for place, node in types.items():
+        where, config = f"available_node_types.{place}.node_config", node.get("node_config") or {}
+        if not config.get("SecurityGroupIds") and not config.get("NetworkInterfaces"):
+            yield error(where, "SecurityGroupIds must name a group of yours: one that Ray makes has SSH open to 0.0.0.0/0, to "
+                        "which provider.security_group.IpPermissions only adds; got none")  # fmt: skip
+        image = str(config.get("ImageId", "")).lower()
+        if image in ("", "latest_dlami"):
+            yield error(where, "ImageId must name an image with Python 3.10 or newer: Ray's own choice is Ubuntu 18.04 with "
+                        f"Python 3.6; got {image or 'none'}")  # fmt: skip
+        if not config.get("IamInstanceProfile"):
+            wide = place == document.get("head_node_type")
+            own = " (Ray makes one for the head with all rights to EC2 and S3)" if wide else ""
+            yield error(where, f"IamInstanceProfile must name a role that reads and writes the bucket{own}; got none")
+        if (config.get("MetadataOptions") or {}).get("HttpTokens") != "required":
+            yield error(where, "MetadataOptions.HttpTokens must be `required`, else a request forged through the node reads "
+                        f"its role's credentials; got {config.get('MetadataOptions')}")  # fmt: skip
+
+
+def _count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _workers(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether the numbers of workers agree with each other."""
+    head, most = document.get("head_node_type"), document.get("max_workers")
+    ips = (document.get("provider") or {}).get("worker_ips")
+    if most is not None and not _count(most):
+        yield error("max_workers", f"must be a whole number of at least 0; got {most!r}")
+        return
+    if (document.get("provider") or {}).get("type") == "local" and isinstance(ips, list):
+        least = document.get("min_workers", len(ips))
+        most = len(ips) if most is None else most
+        if not _count(least) or not least <= most <= len(ips):
+            yield error("min_workers", "min_workers <= max_workers <= the number of worker_ips must hold; got "
+                        f"{least!r}, {most} and {len(ips)}")  # fmt: skip
+        if document["provider"].get("head_ip") in ips or len(set(ips)) < len(ips):
+            told = ", ".join(map(str, ips))
+            yield error("provider.worker_ips", f"must be different addresses, and none the head's; got {told}")
+        return
+    together, possible = 0, 0
+    for place, node in types.items():
+        low, high = node.get("min_workers", 0), node.get("max_workers", 0 if place == head else most)
+        where = f"available_node_types.{place}"
+        if not _count(low) or not (high is None or _count(high)):
+            yield error(
+                where, f"min_workers and max_workers must be whole numbers of at least 0; got {low!r} and {high!r}"
+            )
+            return
+        if high is not None and low > high:
+            yield error(where, f"min_workers must not exceed max_workers; got {low} and {high}")
+        if most is not None and high is not None and high > most:
+            yield warning(where, f"max_workers beyond the file's own {most} has no effect; got {high}")
+        together, possible = together + low, possible + (1 if high is None else high)
+    if most is not None and together > most:
+        yield error("max_workers", f"must be at least the sum of min_workers, {together}; got {most}")
+    if types and (possible == 0 or most == 0):
+        yield error("max_workers", "at least one worker must be possible: the head has nothing to work with; got 0")
+
+
+def _started(document: Mapping[str, Any]) -> Iterator[Finding]:
+    """Whether Ray is started with authentication, and with its ports where they belong."""
+    for key in COMMANDS:
+        commands = [str(command) for command in document.get(key) or []]
+        starts = [command for command in commands if STARTS.search(command)]
+        if not starts:
+            yield error(key, "must start Ray: left out, Ray's own commands put the dashboard on all interfaces and leave "
+                        "authentication off; got no `ray start`")  # fmt: skip
+        for index, command in enumerate(commands):
+            if STARTS.search(command):
+                yield from authentication(f"{key}[{index}]", command)
+            yield from ports_of(f"{key}[{index}]", command)
+    ended = any(CLIENT_ENDED.search(str(command)) for command in document.get(COMMANDS[0]) or [])
+    if document.get(COMMANDS[0]) and not ended:
+        yield warning(COMMANDS[0], "Ray Client listens on the head's private address, port 10001, and cannot be told not to; end "
+                      "its process as the project's cluster.yaml does")  # fmt: skip
+
+
+def _mounted(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
+    """Whether the token reaches the nodes unread by others, and whether what is sent is small and there."""
+    mounts = {str(target): str(source) for target, source in (document.get("file_mounts") or {}).items()}
+    commands = " ".join(str(command) for key in COMMANDS for command in document.get(key) or [])
+    tokens = [source for target, source in mounts.items() if target.endswith(TOKEN_FILE)]
+    if not tokens and "RAY_AUTH_TOKEN" not in commands:
+        yield error("file_mounts", f"must bring Ray's token to the nodes (~/{TOKEN_FILE}: ~/{TOKEN_FILE}), else no worker is let "
+                    f"in; got {', '.join(mounts) or 'none'}")  # fmt: skip
+    for source in map(_expanded, tokens):
+        if not source.is_file():
+            yield warning("file_mounts", f"{source} must be there before `ray up`; make it with `(umask 077; ray get-auth-token "
+                          "--generate > /dev/null)`")  # fmt: skip
+        elif source.stat().st_mode & 0o077:
+            mode = f"{source.stat().st_mode & 0o777:04o}"
+            yield error("file_mounts", f"{source} must be readable for you alone, and is copied with its mode; got {mode}. "
+                        f"Remedy: chmod 600 {source}")  # fmt: skip
+    exclude = [str(pattern) for pattern in document.get("rsync_exclude") or []]
+    for target, written in mounts.items():
+        source = _expanded(written)
+        if target.endswith(TOKEN_FILE):
+            continue
+        if not source.exists():
+            yield error(
+                f"file_mounts.{target}", f"must be a file or folder on this machine; there is no {source.resolve()}"
+            )
+        elif source.is_dir():
+            yield from _large(f"file_mounts.{target}", source, exclude, limit)
+
+
+def _expanded(written: str) -> Path:
+    return Path(written).expanduser()
+
+
+def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterator[Finding]:
+    sizes = sent(source, exclude)
+    total = sum(sizes.values()) / MEGABYTE
+    if total > limit:
+        largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
+        told = ", ".join(f"{name} {size / MEGABYTE:.0f} MB" for name, size in largest)
+        yield error(where, f"what is sent to each node must be below {limit:g} MB after rsync_exclude; {source.resolve()} has "
+                    f"{total:.0f} MB, of it {told}. Remedy: rsync_exclude, or --limit")  # fmt: skip
