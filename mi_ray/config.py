@@ -281,11 +281,15 @@ class OptunaSearch(Strict):
 
 
 class BlockResources(Strict):
-    """What one block of points (an attack task or a defense trial) asks of Ray."""
+    """What one block of points (an attack task or a defense trial) asks of Ray.
+
+    time_limit: seconds after which a running block is taken to hang: it is stopped and tried again, then reported.
+    """
 
     points: int = Field(200, ge=1)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+    time_limit: float | None = Field(None, gt=0)
 
 
 class TrainResources(Strict):

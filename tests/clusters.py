@@ -1,0 +1,108 @@
+"""A Ray cluster of several nodes on this machine, its processes by what they do, and ways to end them."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+# Seconds rather than half a minute until a silent node is taken to be lost.
+QUICK = {"health_check_initial_delay_ms": 3000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
+STORE_BYTES = 120_000_000  # the least that Ray takes is 75 MB; a study of digits needs 10
+KINDS = {
+    "block": (": attack", ": outputs of"), "trial": ("SettingTrainable",), "training worker": ("RayTrainWorker",),
+    "training": (": train ", "TrainController"), "board": ("Board",),
+}  # fmt: skip
+
+
+class Nodes:
+    """A head that computes nothing, and nodes that come and go. Everything is on 127.0.0.1."""
+
+    def __init__(self, count: int = 2, cpus: int = 1) -> None:
+        from ray.cluster_utils import Cluster
+
+        self.cpus = cpus
+        self._given = {"node_ip_address": "127.0.0.1", "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        self.cluster = Cluster(
+            initialize_head=True, head_node_args={**self._given, "num_cpus": 0, "_system_config": QUICK}
+        )
+        self.workers = list[Any]()
+        for _ in range(count):
+            self.join()
+
+    @property
+    def address(self) -> str:
+        """What `--address` takes."""
+        return str(self.cluster.address)
+
+    def join(self) -> None:
+        """One more node."""
+        self.workers.append(self.cluster.add_node(**self._given, num_cpus=self.cpus))
+
+    def lose(self, chooser: random.Random) -> int:
+        """Kill a node's raylet; returns its process id."""
+        node = self.workers.pop(chooser.randrange(len(self.workers)))
+        pid = _raylet(node)
+        os.kill(pid, signal.SIGKILL)
+        self.cluster.remove_node(node, allow_graceful=False)
+        return pid
+
+    def leave(self) -> None:
+        """A node says that it goes."""
+        self.cluster.remove_node(self.workers.pop(0), allow_graceful=True)
+
+    def processes(self) -> dict[int, str]:
+        """Workers of all nodes: process id -> title. Only of this cluster: children of its raylets."""
+        parents = {_raylet(node) for node in (self.cluster.head_node, *self.workers)}
+        return {pid: title for pid, parent, title in _listed() if parent in parents and title.startswith("ray::")}
+
+    def of_kind(self, kind: str) -> list[int]:
+        """Workers that do something, in a fixed order."""
+        parts = KINDS[kind]
+        return sorted(pid for pid, title in self.processes().items() if any(part in title for part in parts))
+
+    def shutdown(self) -> None:
+        """End all of it."""
+        self.cluster.shutdown()
+
+
+def _raylet(node: Any) -> int:
+    return int(node.all_processes["raylet"][0].process.pid)
+
+
+def _listed() -> Iterator[tuple[int, int, str]]:
+    """(process, parent, title) of every process of this machine."""
+    for place in Path("/proc").iterdir():
+        if place.name.isdigit():
+            try:
+                title = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+                parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:  # it has ended
+                continue
+            yield int(place.name), parent, title
+
+
+@contextmanager
+def nodes(count: int = 2, cpus: int = 1) -> Iterator[Nodes]:
+    """A cluster that is gone after the block."""
+    found = Nodes(count, cpus)
+    try:
+        yield found
+    finally:
+        found.shutdown()
+
+
+def environment() -> Mapping[str, str]:
+    """What a driver needs so that the cluster of this process accepts it."""
+    return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+
+
+def wait_until(true: Any, seconds: float, what: str) -> None:
+    """Wait until a call returns something true; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"{what} did not happen in {seconds:g} s"
+        time.sleep(0.02)
