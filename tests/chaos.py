@@ -21,7 +21,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from clusters import Nodes, environment, nodes
+from clusters import Nodes, nodes
 from test_cluster import TINY, assert_same_rows, command, rows, run
 
 from mi_ray.inspect_store import check_store
@@ -50,7 +50,7 @@ class Round:
         log = (self.folder / "output.txt").open("a")
         self.driver = subprocess.Popen(
             [*command(self.folder, TINY), "--address", self.cluster.address, "--log", "log.jsonl"],
-            cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True, env=environment(),
+            cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True,
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 

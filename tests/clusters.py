@@ -2,13 +2,20 @@
 
 import os
 import random
+import secrets
+import shutil
 import signal
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+# Read when Ray is imported: its nodes then find each other on 127.0.0.1 (see mi_ray/cluster/connect.py).
+os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+os.environ.setdefault("RAY_AUTH_MODE", "token")
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Seconds rather than half a minute until a silent node is taken to be lost.
 QUICK = {"health_check_initial_delay_ms": 3000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 STORE_BYTES = 120_000_000  # the least that Ray takes is 75 MB; a study of digits needs 10
@@ -25,9 +32,12 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
+        # Short, since sockets lie in it; and of our own, so that no `--address auto` of somebody else finds this cluster.
+        self._place = tempfile.mkdtemp(prefix="mi-ray-", dir="/tmp")
         self._given = {"node_ip_address": "127.0.0.1", "object_store_memory": STORE_BYTES, "include_dashboard": False}
         self.cluster = Cluster(
-            initialize_head=True, head_node_args={**self._given, "num_cpus": 0, "_system_config": QUICK}
+            initialize_head=True,
+            head_node_args={**self._given, "num_cpus": 0, "temp_dir": self._place, "_system_config": QUICK},
         )
         self.workers = list[Any]()
         for _ in range(count):
@@ -57,7 +67,8 @@ class Nodes:
     def processes(self) -> dict[int, str]:
         """Workers of all nodes: process id -> title. Only of this cluster: children of its raylets."""
         parents = {_raylet(node) for node in (self.cluster.head_node, *self.workers)}
-        return {pid: title for pid, parent, title in _listed() if parent in parents and title.startswith("ray::")}
+        found = [(pid, title) for pid, parent, title in _listed() if parent in parents and title.startswith("ray::")]
+        return {pid: title for pid, title in found if not title.endswith("Agent")}  # a raylet ends with its agents
 
     def of_kind(self, kind: str) -> list[int]:
         """Workers that do something, in a fixed order."""
@@ -67,6 +78,7 @@ class Nodes:
     def shutdown(self) -> None:
         """End all of it."""
         self.cluster.shutdown()
+        shutil.rmtree(self._place, ignore_errors=True)
 
 
 def _raylet(node: Any) -> int:
@@ -93,11 +105,6 @@ def nodes(count: int = 2, cpus: int = 1) -> Iterator[Nodes]:
         yield found
     finally:
         found.shutdown()
-
-
-def environment() -> Mapping[str, str]:
-    """What a driver needs so that the cluster of this process accepts it."""
-    return {**os.environ, "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
 
 
 def wait_until(true: Any, seconds: float, what: str) -> None:

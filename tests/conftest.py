@@ -38,6 +38,8 @@ def _checked_modules() -> list[str]:
     return [f"mi_ray.{name}" for name in names if name not in ("cluster", "cli")]
 
 
+import clusters  # noqa: E402, F401 - sets what Ray reads when it is first imported
+
 # Before the first import of the package: the tests import it only after this file.
 install_import_hook(_checked_modules(), f"{__name__}.checked")
 torch.set_num_threads(1)
