@@ -4,6 +4,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -135,3 +136,14 @@ def linear() -> Callable[..., nn.Module]:
         return Linear(weight, torch.randn(classes, generator=generator) * scale)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of tests/test_cluster.py; tests that change it work on a copy."""
+    from test_cluster import TINY, run
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder, TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

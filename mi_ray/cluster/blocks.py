@@ -3,7 +3,7 @@
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -170,9 +170,14 @@ class _Running:
 class Blocks:
     """Runs blocks until each is stored or given up."""
 
-    def __init__(self, cluster: Cluster, items: Sequence[Item], time_limit: float | None, running: Stage) -> None:
+    def __init__(
+        self, cluster: Cluster, items: Sequence[Item], time_limit: float | None, running: Stage, starved: Container[str]
+    ) -> None:
         self.cluster, self.items, self.limit, self.shown = cluster, items, time_limit, running
         self.attempts = [Attempts() for _ in items]
+        for (work, _, _), attempts in zip(items, self.attempts, strict=True):
+            if work.key in starved:
+                attempts.failed("out of memory")
         self.failures: dict[int, Exception] = {}
         self.pending: dict[Any, _Running] = {}
         self._turns: dict[tuple[int, int], _Running] = {}
@@ -243,11 +248,15 @@ class Blocks:
 
 
 def run_blocks(
-    cluster: Cluster, items: Sequence[Item], time_limit: float | None, running: Stage
+    cluster: Cluster,
+    items: Sequence[Item],
+    time_limit: float | None,
+    running: Stage,
+    starved: Container[str] = (),
 ) -> dict[int, Exception]:
     """Run blocks until all are stored or given up; returns position -> error of those that were given up.
 
-    A block whose worker or node was lost runs again; one that ran out of memory runs again with a node for itself; one
-    that runs beyond `time_limit` seconds is stopped and runs again.
+    A block whose worker or node was lost runs again; one that ran out of memory (before already: of the works `starved`)
+    runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs again.
     """
-    return Blocks(cluster, items, time_limit, running).run()
+    return Blocks(cluster, items, time_limit, running, starved).run()

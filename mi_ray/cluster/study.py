@@ -1,7 +1,7 @@
 """A study from end to end: train, attack, evaluate, derive the rows, write what the study says about them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -73,7 +73,7 @@ class Runner:
         self.scratch = f"{store.root if store.local else store.uri}-scratch"
         self._reference: Any = None
         self._bench: Workbench | None = None
-        self._lost: list[trials.Trial] = []  # whose actors died more often than Tune starts them again
+        self._lost: list[trials.Trial] = []  # whose actors were lost
 
     @property
     def bench(self) -> Workbench:
@@ -191,7 +191,7 @@ class Runner:
         resources, entry = self.sweep.resources.train, work.entry
         config = {
             "key": work.key, "description": work.description, "objective": work.objective, "seed": work.seed,
-            "training": self.planner.training_of(work), "data": data, "board": told,
+            "training": self.planner.training_of(work), "data": data, "board": told, "plugins": self.sweep.plugins,
             "store": self.store.root if self.store.local else self.store.uri,
             "about": {
                 "name": entry.name, "objective": work.objective, "training": self.planner.training_of(work),
@@ -243,7 +243,9 @@ class Runner:
             self.console.print(f"failed: {what}: {lines[-1].strip()}", style="red", highlight=False, markup=False)
         self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
 
-    def blocks(self, name: str, counted: str, works: Sequence[Work], limit: int | None = None) -> None:
+    def blocks(
+        self, name: str, counted: str, works: Sequence[Work], limit: int | None = None, starved: Container[str] = ()
+    ) -> None:
         """Compute what is missing of these works on the first `limit` points (all when left out), as Ray tasks."""
         size = self.sweep.resources.block
         ready = [work for work in works if self.possible(work)]
@@ -255,7 +257,7 @@ class Runner:
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
                 ours = RayCluster(self.reference(), self.sweep.plugins, size.cpus, size.gpus, self.sweep.name)
-                failed = run_blocks(ours, todo, size.time_limit, shown)
+                failed = run_blocks(ours, todo, size.time_limit, shown, starved)
         for position, error in failed.items():
             work = todo[position][0]
             component = work.component if isinstance(work, OutputWork) and name == LOST else None
@@ -340,10 +342,12 @@ class Runner:
             except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
                 self.fail(SWEEP, name, error)  # Tune itself failed; what its trials stored stays
         self.count("evaluation_forward", passes)
-        self._lost = []
+        self._lost, starved = [], set[str]()
         for config, problem in ended:
             if problem is not None and fault_of(problem) != "error":
                 self._lost.append(resolve(config))
+                if fault_of(problem) == "out of memory":
+                    starved |= {work.key for work in self._lost[-1].works}
             elif problem is not None:
                 trial = resolve(config)
                 self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", problem)
@@ -353,7 +357,7 @@ class Runner:
         if self._lost:
             event("trials lost", trials=len(self._lost))
             for works in trials.phases(self._lost):
-                self.blocks(LOST, "evaluation_forward", works)
+                self.blocks(LOST, "evaluation_forward", works, starved=starved)
         return [config for config, _ in ended]
 
     def causes(self, cell: Cell) -> str | None:

@@ -28,6 +28,7 @@ from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork, Cell, ClassifierWork, OutputWork, merged, merged_attacks
 from mi_ray.workbench import Work, Workbench, kind_of
 
+SEARCH_TRIES = 2  # times that Tune starts a lost setting of a search again
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 
 
@@ -402,7 +403,9 @@ def run_trials(
             ),
             run_config=tune.RunConfig(
                 name="tune", storage_path=scratch, verbose=0, callbacks=[counting, *callbacks],
-                failure_config=tune.FailureConfig(max_failures=2),
+                # A setting that is lost is not tried again here: its blocks then run as tasks, by their rules. A search is
+                # told a result of each, so that a lost one begins again.
+                failure_config=tune.FailureConfig(max_failures=0 if search is None else SEARCH_TRIES),
             ),
         ).fit()  # fmt: skip
     return [(result.config or {}, result.error) for result in results], counting.passes

@@ -22,6 +22,7 @@ from mi_ray.cluster.attempts import fault_of
 from mi_ray.data import flip_and_crop
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.records import TRAINING, Store
+from mi_ray.study import load_plugins
 
 MEASURED = 1000  # images of each split on which an epoch's accuracy is measured
 LOOKED_AT = 10  # steps between looks at whether the loss is still finite; a look waits for the device
@@ -208,6 +209,7 @@ def _resident(images: Any, labels: Any, device: torch.device) -> tuple[Tensor, T
 
 def train_loop(config: dict[str, Any]) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
+    load_plugins(config["plugins"])
     data = ray.get(config["data"])
     run = _Run(config)
     train = _resident(data["train_images"], data["train_labels"], run.device)
