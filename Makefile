@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test lint smoke clean
+.PHONY: quickstart test chaos lint smoke clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -25,6 +25,10 @@ lint: .venv/installed-test
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
+chaos: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

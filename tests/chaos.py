@@ -47,12 +47,12 @@ class Round:
         """The command, again and again the same."""
         self.starts += 1
         assert self.starts < MOST_RESTARTS, "the study does not come to its end"
-        log = (self.folder / "output.txt").open("a")
-        self.driver = subprocess.Popen(
-            [*command(self.folder, TINY), "--address", self.cluster.address, "--log", "log.jsonl"],
-            cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+        with (self.folder / "output.txt").open("a") as log:
+            self.driver = subprocess.Popen(
+                [*command(self.folder, TINY), "--address", self.cluster.address, "--log", "log.jsonl"],
+                cwd=self.folder, stdout=log, stderr=log, text=True, start_new_session=True,
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            )  # fmt: skip
 
     def run(self, deadline: float) -> bool:
         """Until the study is complete; no kills any more after the deadline. Returns whether it was disturbed."""
@@ -136,7 +136,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, default=30.0, help="at most 45")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 12.0), help="seconds between kills, from and to")
+    parser.add_argument("--pause", type=float, nargs=2, default=(0.02, 0.25),
+                        help="time between faults, from and to, in units of an undisturbed run's")  # fmt: skip
     given = parser.parse_args()
     if not 0 < given.minutes <= 45:
         parser.error(f"--minutes must be above 0 and at most 45; got {given.minutes:g}")
@@ -144,8 +145,12 @@ def main() -> None:
     place = Path(tempfile.mkdtemp(prefix="mi-ray-chaos-"))
     try:
         (place / "undisturbed").mkdir()
+        began = time.monotonic()
         done = run(place / "undisturbed", TINY)
         assert done.returncode == 0, done.stdout + done.stderr
+        whole = time.monotonic() - began
+        pause = (given.pause[0] * whole, given.pause[1] * whole)
+        print(f"undisturbed in {whole:.0f} s; a fault every {pause[0]:.1f} to {pause[1]:.1f} s", flush=True)
         reference, number, starts, given_up = rows(place / "undisturbed"), 0, 0, 0
         while time.monotonic() < deadline:
             number += 1
@@ -153,7 +158,7 @@ def main() -> None:
             folder = place / f"round-{number}"
             folder.mkdir()
             with nodes(chooser.choice((2, 3))) as cluster:
-                one = Round(folder, cluster, chooser, tuple(given.pause))
+                one = Round(folder, cluster, chooser, pause)
                 one.run(deadline)
             one.check(reference)
             one.say(f"the same {len(reference):,} rows after {sum(one.kills.values())} faults, {one.starts} starts")

@@ -23,7 +23,7 @@ import mi_ray
 from mi_ray.inspect_store import check_store
 from mi_ray.records import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(500)]
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
 PLUGIN = '''
 """Defenses, an attack, an objective and a network that die, each in its way."""
@@ -143,18 +143,19 @@ def cluster() -> Iterator[Nodes]:
 def start(folder: Path, sweep: dict[str, Any], cluster: Nodes, verb: str = "sweep") -> "subprocess.Popen[str]":
     """The command on the cluster; what it says and its events go to files in the folder."""
     (folder / "dying.py").write_text(PLUGIN)
-    said = (folder / "output.txt").open("a")
-    return subprocess.Popen(
-        [*command(folder, sweep, verb=verb), "--address", cluster.address, "--log", "log.jsonl", "--tensorboard", "curves"],
-        cwd=folder, stdout=said, stderr=said, text=True, start_new_session=True,
-        # A shell's background job, as a whole test run may be, ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    watched = ["--log", "log.jsonl", "--tensorboard", "curves"]
+    with (folder / "output.txt").open("a") as said:
+        return subprocess.Popen(
+            [*command(folder, sweep, verb=verb), "--address", cluster.address, *watched],
+            cwd=folder, stdout=said, stderr=said, text=True, start_new_session=True,
+            # A shell's background job, as a whole test run may be, ignores Ctrl-C, and would hand that down.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        )  # fmt: skip
 
 
 def finish(process: "subprocess.Popen[str]", folder: Path) -> tuple[int, str]:
     """The exit code, and all that was said."""
-    code = process.wait(timeout=300)
+    code = process.wait(timeout=600)
     return code, (folder / "output.txt").read_text()
 
 
@@ -173,7 +174,7 @@ def until(process: "subprocess.Popen[str]", folder: Path, true: Any, what: str) 
         assert process.poll() is None, f"the command ended before {what}\n{(folder / 'output.txt').read_text()}"
         return bool(true())
 
-    wait_until(happened, 200, what)
+    wait_until(happened, 400, what)
 
 
 def by_name(folder: Path) -> dict[str, Path]:
