@@ -110,6 +110,20 @@ class Plain(Architecture):
     def build(self, classes):
         return nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, classes))
 '''
+WATCHING = """
+from pathlib import Path
+from ray import tune
+
+
+class Counting(tune.Callback):
+    def on_trial_complete(self, iteration, trials, trial, **info):
+        with Path(__file__).with_name("completed").open("a") as file:
+            file.write(f"{trial}\\n")
+
+
+def counting():
+    return Counting()
+"""
 TRAINING = {"epochs": 12, "lr": 0.1, "flip": False, "crop_padding": 0, "channels_last": False}
 WORKERS: dict[str, Any] = {
     **TINY, "name": "workers", "plugins": ["dying"],
@@ -128,7 +142,7 @@ KILLED = {
 DYING = {
     **TINY, "name": "dying", "plugins": ["dying"], "classifiers": TINY["classifiers"][:1], "executions": 1, "draws": 1,
     "points": {"count": 50}, "attacks": [{"killed_pgd": {"steps": 1}, "epsilon": 0.05}], "figures": [],
-    "defenses": ["none", "killed_once", "hangs_once", "hangs", "starves_once", "starves", "poison"],
+    "defenses": ["none", {"gaussian_noise": {"sigma": 0.1}}, "killed_once", "hangs_once", "hangs", "starves_once", "starves", "poison"],
     "resources": {"block": {"points": 50, "time_limit": 8}},
 }  # fmt: skip
 
@@ -143,7 +157,8 @@ def cluster() -> Iterator[Nodes]:
 def start(folder: Path, sweep: dict[str, Any], cluster: Nodes, verb: str = "sweep") -> "subprocess.Popen[str]":
     """The command on the cluster; what it says and its events go to files in the folder."""
     (folder / "dying.py").write_text(PLUGIN)
-    watched = ["--log", "log.jsonl", "--tensorboard", "curves"]
+    (folder / "watching.py").write_text(WATCHING)
+    watched = ["--log", "log.jsonl", "--tensorboard", "curves", "--callback", "watching:counting"]
     with (folder / "output.txt").open("a") as said:
         return subprocess.Popen(
             [*command(folder, sweep, verb=verb), "--address", cluster.address, *watched],
@@ -265,7 +280,7 @@ def cells_of(dying: tuple[Path, int, str], defense: str) -> pd.DataFrame:
     return cells[cells["defense"] == defense]
 
 
-@pytest.mark.parametrize("defense", ["none", "killed_once", "hangs_once", "starves_once"])
+@pytest.mark.parametrize("defense", ["none", "gaussian_noise", "killed_once", "hangs_once", "starves_once"])
 def test_a_setting_that_died_once_is_done(dying: tuple[Path, int, str], defense: str) -> None:
     assert set(cells_of(dying, defense)["state"]) == {"done"}, dying[2]
 
@@ -311,6 +326,14 @@ def test_curves_of_settings_and_trainings_are_there(
 ) -> None:
     assert list((dying[0] / "curves/dying/settings/mixup_killed_once").glob("events.out.tfevents.*"))
     assert list((killed[0] / "curves/killed/training/2 workers").glob("events.out.tfevents.*"))
+
+
+def test_a_callback_by_its_name_is_told_of_the_trials_by_readable_names(dying: tuple[Path, int, str]) -> None:
+    names = (dying[0] / "completed").read_text().splitlines()
+    assert (
+        any(name.startswith("mixup_starves_once") or name.startswith("mixup_killed_once") for name in names)
+        or names == []
+    )
 
 
 def test_ctrl_c_twice_ends_at_once(cluster: Nodes, tmp_path: Path) -> None:
