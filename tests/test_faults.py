@@ -142,7 +142,9 @@ KILLED = {
 DYING = {
     **TINY, "name": "dying", "plugins": ["dying"], "classifiers": TINY["classifiers"][:1], "executions": 1, "draws": 1,
     "points": {"count": 50}, "attacks": [{"killed_pgd": {"steps": 1}, "epsilon": 0.05}], "figures": [],
-    "defenses": ["none", {"gaussian_noise": {"sigma": 0.1}}, "killed_once", "hangs_once", "hangs", "starves_once", "starves", "poison"],
+    "defenses": [
+        "none", {"gaussian_noise": {"sigma": 0.1}}, "killed_once", "hangs_once", "hangs", "starves_once", "starves", "poison",
+    ],
     "resources": {"block": {"points": 50, "time_limit": 8}},
 }  # fmt: skip
 
@@ -208,19 +210,19 @@ def trained(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_two_and_four_workers_with_the_same_global_batch_agree_in_loss(trained: Path) -> None:
-    """Without batch norm and augmentation the gradient of a batch is the same but for the order of its sums: float32
-    rounding, which twelve epochs let grow to a few parts in 100,000 at most."""
+    """Without batch norm and augmentation the gradient of a batch is the same but for the order of its sums.
+
+    Float32 rounding grew to 7e-7 in the weights over these twelve epochs; the tolerances leave it a hundred times that.
+    """
     losses = {name: pd.read_parquet(folder / "training.parquet")["loss"] for name, folder in by_name(trained).items()}
-    assert set(losses) == {"1 workers", "2 workers", "4 workers"}
-    one = losses["1 workers"]
-    assert one.iloc[-1] < 0.5 * one.iloc[0]
-    # Worker 0 notes the loss of its own share of each batch, an epoch's mean of which is near the whole's.
-    for name in ("2 workers", "4 workers"):
-        assert losses[name].to_numpy() == pytest.approx(one.to_numpy(), rel=0.05)
     weights = {name: load_file(folder / "model.safetensors") for name, folder in by_name(trained).items()}
-    for name in ("2 workers", "4 workers"):
+    assert set(losses) == {"1 workers", "2 workers", "4 workers"}
+    one = losses.pop("1 workers")
+    assert one.iloc[-1] < 0.1 * one.iloc[0]
+    for name, loss in losses.items():
+        assert loss.to_numpy() == pytest.approx(one.to_numpy(), rel=1e-4)
         for key, value in weights["1 workers"].items():
-            assert (weights[name][key] - value).abs().max() < 1e-4 * max(1.0, float(value.abs().max()))
+            assert (weights[name][key] - value).abs().max() < 1e-4
 
 
 @pytest.fixture(scope="module")
@@ -239,9 +241,8 @@ def test_a_training_worker_killed_in_mid_epoch_goes_on_to_the_weights_of_an_undi
 ) -> None:
     folder, _, said = killed
     assert "2 workers" in by_name(folder), said
-    for file in ("model.safetensors",):
-        left, right = ((by_name(place)["2 workers"] / file).read_bytes() for place in (folder, trained))
-        assert left == right
+    left, right = ((by_name(place)["2 workers"] / "model.safetensors").read_bytes() for place in (folder, trained))
+    assert left == right
     epochs = [event["epoch"] for event in events(folder) if event["event"] == "epoch" and event["name"] == "2 workers"]
     assert sorted(set(epochs)) == list(range(1, 13))
 
@@ -356,6 +357,9 @@ def test_a_study_whose_command_workers_and_nodes_die_ends_with_the_rows_of_an_un
     os.killpg(process.pid, signal.SIGKILL)
     assert finish(process, tmp_path)[0] == -signal.SIGKILL
     assert len(list(results.glob("classifiers/*/classifier.json"))) < 2
+    # As a kill in mid-write leaves Ray Train's list of checkpoints: not even the list can be trusted.
+    notes = next(iter(tmp_path.glob("results-scratch/*/checkpoint_manager_snapshot.json")))
+    notes.write_bytes(notes.read_bytes()[:-20])
 
     process = start(tmp_path, TINY, cluster, "attack")
     until(process, tmp_path, lambda: any(results.glob("adversarial/*/*.parquet")), "an attacked block")

@@ -5,6 +5,7 @@ can help. Nothing is ever computed in another shape: an attempt differs from ano
 """
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -35,15 +36,22 @@ class GivenUpError(RuntimeError):
 
 def innermost(error: BaseException) -> BaseException:
     """The error at the bottom of a chain of causes."""
-    while getattr(error, "cause", None) or error.__cause__:
-        error = getattr(error, "cause", None) or error.__cause__  # type: ignore[assignment]
-    return error
+    return list(causes(error))[-1]
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An error and what caused it, from the outermost to the innermost."""
+    found: BaseException | None = error
+    seen = set[int]()
+    while found is not None and id(found) not in seen:
+        seen.add(id(found))
+        yield found
+        found = getattr(found, "cause", None) or found.__cause__
 
 
 def fault_of(error: BaseException) -> Fault:
     """What kind of failure an error of Ray, or of the work that ran on it, is."""
-    found: BaseException | None = error
-    while found is not None:
+    for found in causes(error):
         if isinstance(found, MemoryError) or type(found).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(found):
             return "out of memory"  # Ray's, torch's on a GPU, torch's on a CPU
         if isinstance(found, exceptions.NodeDiedError) or getattr(found, "preempted", False):
@@ -52,7 +60,6 @@ def fault_of(error: BaseException) -> Fault:
             return "node lost" if "node" in str(found).lower() and "die" in str(found).lower() else "worker lost"
         if isinstance(found, OSError):
             return "storage"
-        found = getattr(found, "cause", None) or found.__cause__
     return "error"
 
 

@@ -13,7 +13,7 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mi_ray.cluster.attempts import Attempts, Fault, fault_of, given_up
-from mi_ray.cluster.board import board, read
+from mi_ray.cluster.board import read
 from mi_ray.events import event
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
@@ -92,12 +92,12 @@ class Cluster(Protocol):
 
 
 class RayCluster:
-    """Blocks as tasks of the Ray that this process is connected to."""
+    """Blocks as tasks of the Ray that this process is connected to. told: the board that they tell when they begin."""
 
-    def __init__(self, reference: Any, plugins: Sequence[str], cpus: float, gpus: float, study: str) -> None:
+    def __init__(self, reference: Any, plugins: Sequence[str], cpus: float, gpus: float, study: str, told: Any) -> None:
         self._given = ([reference], plugins, max(1, int(cpus)))
         self._options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
-        self._study, self._board, self._alone = study, board(), dict[Any, float]()
+        self._study, self._board, self._alone = study, told, dict[Any, float]()
 
     def submit(self, item: Item, turn: tuple[int, int], alone: bool) -> Hashable:
         """See `Cluster`. The task's name is what Ray's dashboard and `ps` show."""
@@ -130,7 +130,7 @@ class RayCluster:
 
     def begun(self) -> Sequence[dict[str, Any]]:
         """See `Cluster`."""
-        return [facts for _, facts in read(self._board)[1]]
+        return [facts for what, facts in read(self._board)[1] if what == "block"]
 
     def now(self) -> float:
         """See `Cluster`."""

@@ -37,6 +37,7 @@ TRAINING_REMEDY = (
     "a worker ran out of memory, and again; raise resources.train.cpus, so that fewer share a node, or lower "
     "training.batch_size (which is another classifier)"
 )
+DAMAGED_NOTES = "CheckpointManagerInitializationError"  # what Ray Train says of its own list of checkpoints
 LOST = "sweep: lost settings"
 AGAIN = 3  # times that a search begins anew after settings were lost: what it found before is stored
 
@@ -72,6 +73,7 @@ class Runner:
         self.outcome = Outcome()
         self.scratch = f"{store.root if store.local else store.uri}-scratch"
         self._reference: Any = None
+        self._told: Any = None
         self._bench: Workbench | None = None
         self._lost: list[trials.Trial] = []  # whose actors were lost
 
@@ -89,6 +91,13 @@ class Runner:
             }
             self._bench = Workbench(self.study.data(self.store.root if self.store.local else self.store.uri, read))
         return self._bench
+
+    @property
+    def told(self) -> Any:
+        """The board that running work tells how far it is."""
+        if self._told is None:
+            self._told = board()
+        return self._told
 
     def reference(self) -> Any:
         """The study's data in Ray's object store, put there once."""
@@ -160,7 +169,7 @@ class Runner:
             f"{split}_{what}": getattr(self.study.dataset, f"{split}_{what}")
             for split in ("train", "test") for what in ("images", "labels")
         })  # fmt: skip
-        told, attempts = board(), {work.key: Attempts() for work in todo}
+        told, attempts = self.told, {work.key: Attempts() for work in todo}
         images = sum(self.planner.images_an_epoch(work.entry) * work.entry.training.epochs for work in todo)
         waiting, running = list(todo), dict[Any, ClassifierWork]()
         free = self.cpus()
@@ -178,7 +187,7 @@ class Runner:
                     if self._ended(work, task, attempts[work.key]):
                         waiting.insert(0, work)
                 count, news = read(told)
-                for _, row in news:
+                for row in (facts for what, facts in news if what == "epoch"):
                     self._epoch(row)
                 shown.advance(max(0, count - shown.done))
 
@@ -213,8 +222,8 @@ class Runner:
         except ray.exceptions.RayError as error:
             fault = fault_of(error)
             again = attempts.failed(fault)
-            if isinstance(innermost(error), ray.train.ControllerError) and attempts.tried == 1:
-                self._forget(work.key)  # its notes are damaged: it begins anew, which ends with the same weights
+            if DAMAGED_NOTES in str(error) and attempts.tried <= 2:
+                self._forget(work.key)  # killed while it wrote them: it begins anew, which ends with the same weights
                 again = True
             why = given_up(fault, error, attempts.faults[fault], memory=TRAINING_REMEDY)
             event("training lost" if again else "training failed", fault=fault, cause=str(why), **facts)
@@ -256,7 +265,9 @@ class Runner:
             self.connect(size.cpus)
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
-                ours = RayCluster(self.reference(), self.sweep.plugins, size.cpus, size.gpus, self.sweep.name)
+                ours = RayCluster(
+                    self.reference(), self.sweep.plugins, size.cpus, size.gpus, self.sweep.name, self.told
+                )
                 failed = run_blocks(ours, todo, size.time_limit, shown, starved)
         for position, error in failed.items():
             work = todo[position][0]

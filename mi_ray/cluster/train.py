@@ -174,13 +174,16 @@ class _Run:
             if (step + 1) % LOOKED_AT == 0 or step + 1 == total // size:
                 self.refuse_divergence(losses[-LOOKED_AT:], step, last=step + 1 == total // size)
             self.show(step + 1, total // size)
-        mean = float(torch.stack(losses).float().mean())
+        mean = torch.stack(losses).float().mean()
+        if self.world > 1:
+            torch.distributed.all_reduce(mean)
+            mean.div_(self.world)
         self.average_buffers()
         seconds = time.perf_counter() - began
         return {
             "epoch": self.epoch,
             "lr": rate,
-            "loss": mean,
+            "loss": float(mean),
             "images": len(losses) * size,
             "seconds": seconds,
         }
@@ -271,7 +274,10 @@ def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        raise _cause(error) from error
+        cause = _cause(error)
+        if cause is error:
+            raise
+        raise cause from None
     why = ray.get(config["board"].why.remote(config["key"]))
     if why is not None:
         raise DivergedError(why)
