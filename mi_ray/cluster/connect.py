@@ -63,7 +63,8 @@ def connect(address: str | None) -> None:
     level = logging.INFO if logging.getLogger("mi_ray").isEnabledFor(logging.DEBUG) else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": level == logging.INFO, "logging_level": level}
     if address is None:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # "local": without an address Ray would join whatever cluster was started on this machine last.
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:
         options["address"] = address
     # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the
