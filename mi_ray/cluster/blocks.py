@@ -193,13 +193,14 @@ class Blocks:
 
     def step(self, seconds: float = 1.0) -> None:
         """Wait for something to happen, for at most so long, and do what follows from it."""
-        for task in self.cluster.wait(list(self.pending), seconds):
-            self._ended(task)
+        ended = self.cluster.wait(list(self.pending), seconds)
         for facts in self.cluster.begun():
             found = self._turns.get(tuple(facts.pop("turn")))
             if found is not None:
                 found.since = self.cluster.now()
                 self._tell("block begun", found.position, **facts)
+        for task in ended:
+            self._ended(task)
         if self.limit is not None:
             self._stop_overdue(self.limit)
         self.shown.advance(0)
