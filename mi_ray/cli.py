@@ -121,11 +121,6 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     bad = [row for row in outcome.cells if row["state"] != "done"]
     done = sum(outcome.counted.values())
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
-    for row in bad[:20]:
-        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
-        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
-    if len(bad) > 20:
-        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
     paths = []
     if len(bad) < len(outcome.cells):
         try:
@@ -139,6 +134,13 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
                   f" now ({spent})", highlight=False)  # fmt: skip
     for path in paths:
         console.print(f"  {out}/{path}", highlight=False)
+    for row in bad[:20]:
+        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
+        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
+    if len(bad) > 20:
+        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
+    if bad:
+        errors.print("the same command tries what is not done again, and nothing else", style="yellow")
     return bool(bad)
 
 

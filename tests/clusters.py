@@ -17,6 +17,7 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+CURRENT = Path("/tmp/ray/ray_current_cluster")  # where Ray notes what `auto` means
 # Seconds rather than half a minute until a silent node is taken to be lost.
 QUICK = {"health_check_initial_delay_ms": 3000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 STORE_BYTES = 120_000_000  # the least that Ray takes is 75 MB; a study of digits needs 10
@@ -33,13 +34,18 @@ class Nodes:
         from ray.cluster_utils import Cluster
 
         self.cpus = cpus
-        # Short, since sockets lie in it; and of our own, so that no `--address auto` of somebody else finds this cluster.
+        # Short, since sockets lie in it.
         self._place = tempfile.mkdtemp(prefix="mi-ray-", dir="/tmp")
         self._given = {"node_ip_address": "127.0.0.1", "object_store_memory": STORE_BYTES, "include_dashboard": False}
+        known = CURRENT.read_text() if CURRENT.exists() else None
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={**self._given, "num_cpus": 0, "temp_dir": self._place, "_system_config": QUICK},
         )
+        if known is not None:
+            CURRENT.write_text(known)
+        else:
+            CURRENT.unlink(missing_ok=True)
         self.workers = list[Any]()
         for _ in range(count):
             self.join()

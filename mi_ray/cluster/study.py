@@ -248,9 +248,12 @@ class Runner:
         """Note why something failed: the last line of the innermost cause."""
         inner = innermost(error)
         lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
-        if key not in self.outcome.failures:  # one block of many tells enough
-            self.console.print(f"failed: {what}: {lines[-1].strip()}", style="red", highlight=False, markup=False)
-        self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
+        told = f"{what}: {lines[-1].strip()}"
+        if (
+            key not in self.outcome.failures and told not in self.outcome.failures.values()
+        ):  # one block of many tells enough
+            self.console.print(f"failed: {told}", style="red", highlight=False, markup=False)
+        self.outcome.failures[key] = told
 
     def blocks(
         self, name: str, counted: str, works: Sequence[Work], limit: int | None = None, starved: Container[str] = ()

@@ -357,11 +357,11 @@ class _Advance(tune.Callback):
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._since.pop(trial, None)
-        self._tell("trial lost", trial)
+        self._tell("trial lost", trial, attempt=trial.num_failures)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._since.pop(trial, None)
-        self._tell("trial failed", trial)
+        self._tell("trial failed", trial, attempt=trial.num_failures)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._running.advance(0)
@@ -373,7 +373,7 @@ class _Advance(tune.Callback):
                 ray.kill(trial.temporary_state.ray_actor)
 
     def _tell(self, what: str, trial: Any, **facts: Any) -> None:
-        event(what, name=str(trial), attempt=trial.num_failures + 1, **facts)
+        event(what, **{"name": str(trial), "attempt": trial.num_failures + 1, **facts})
 
 
 def run_trials(
