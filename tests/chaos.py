@@ -10,6 +10,8 @@ difference.
 """
 
 import argparse
+import contextlib
+import os
 import random
 import shutil
 import signal
@@ -85,39 +87,30 @@ class Round:
         return (self.folder / "output.txt").read_text()[-3000:]
 
     def strike(self) -> None:
-        """Kill one thing, if there is one of its kind."""
-        assert self.driver is not None
-        kind = self.chooser.choice(VICTIMS)
-        if kind == "driver":
-            self.driver.kill()
-            told = self.driver.pid
-        elif kind == "ctrl-c":
-            self.driver.send_signal(signal.SIGINT)
-            told = self.driver.pid
-        elif kind == "node":
-            if len(self.cluster.workers) < 2:
-                return
+        """Kill one of the things that are there."""
+        there = {kind: found for kind in VICTIMS if (found := self.victims(kind))}
+        kind = self.chooser.choice([kind for kind in VICTIMS if kind in there])
+        if kind == "node":
             told = self.cluster.lose(self.chooser)
         elif kind == "node joins":
-            if len(self.cluster.workers) > 2:
-                return
-            self.cluster.join()
             told = 0
+            self.cluster.join()
         else:
-            found = sorted(self.cluster.processes()) if kind == "any worker" else self.cluster.of_kind(kind)
-            if not found or (told := self._kill(self.chooser.choice(found))) == 0:
-                return
+            told = self.chooser.choice(there[kind])
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                os.kill(told, signal.SIGINT if kind == "ctrl-c" else signal.SIGKILL)
         self.kills[kind] += 1
         self.say(f"{kind}{f' (process {told})' if told else ''}")
 
-    def _kill(self, pid: int) -> int:
-        import os
-
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            return 0
-        return pid
+    def victims(self, kind: str) -> list[int]:
+        """Processes of a kind, in a fixed order; of nodes, their number."""
+        assert self.driver is not None
+        if kind in ("driver", "ctrl-c"):
+            return [self.driver.pid]
+        if kind in ("node", "node joins"):
+            enough = len(self.cluster.workers) >= 2 if kind == "node" else len(self.cluster.workers) <= 2
+            return [len(self.cluster.workers)] if enough else []
+        return sorted(self.cluster.processes()) if kind == "any worker" else self.cluster.of_kind(kind)
 
     def say(self, what: str) -> None:
         """A line, with seconds since the round began."""
