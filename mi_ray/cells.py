@@ -33,7 +33,9 @@ def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table
         "confidence": first.amax(1).numpy(),
         "score": (undefended.gather(1, own) - first.gather(1, own))[:, 0].numpy(),
         "probabilities": list(first.numpy()), "linf": linf, "seed": np.repeat(data.seed, count),
-        "device": np.repeat(data.device, count), "precision": np.repeat(data.precision if cell.components else "fp32", count),
+        "device": np.repeat(data.device, count), "precision": np.repeat(
+            data.precision[cell.classifier] if cell.components else "fp32", count
+        ),
     }  # fmt: skip
     return pa.table([pa.array(rows[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
 

@@ -20,9 +20,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mi_ray.engine import Passes
 from mi_ray.parameters import Parameterized, Registry, integer
 
 Precision = Literal["fp32", "bf16"]
+CompileMode = Literal["default", "reduce-overhead"]  # torch.compile's: kernels fused; and CUDA graphs besides
 
 
 class Classifier(nn.Module):
@@ -49,16 +51,18 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None  # set by `prepared`
+        self.passes = Passes()
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
+        counted = self.passes.watch(x)
         normalised = (x - self.mean) / self.std
         own = next((p.dtype for p in self.network.parameters()), x.dtype)
         if self.autocast is not None:
             with torch.autocast(x.device.type, self.autocast):
-                return self.network(normalised).float()
+                return counted(self.network(normalised).float())
         logits: Tensor = self.network(normalised.to(own))
-        return logits.float()
+        return counted(logits.float())
 
 
 def wrap_classifier(
@@ -175,7 +179,10 @@ class ResNet18(Architecture):
 @ARCHITECTURES.register
 @dataclass(frozen=True)
 class ResNetSmall(Architecture):
-    """A residual network that a CPU can train on CIFAR: 3 stages of basic blocks, widths w/2w/4w (0.7 M by default)."""
+    """A residual network that a CPU can train on CIFAR: 3 stages of basic blocks, widths w/2w/4w.
+
+    308,650 parameters for 10 classes; 691,834 with width 48.
+    """
 
     name: ClassVar[str] = "resnet_small"
     width: int = integer("channels of the first stage", 32, low=1)
@@ -290,16 +297,30 @@ def load_classifier(path: str | Path) -> Classifier:
     return classifier_from_bytes(description, content, str(folder / "model.safetensors"))
 
 
-def prepared(classifier: Classifier, device: torch.device, precision: Precision) -> Classifier:
+def prepared(
+    classifier: Classifier, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None
+) -> Classifier:
     """A frozen copy for evaluation, in eval mode on the device; float32 logits whatever the precision.
 
     Our own architectures get their batch norms folded into the convolutions, channels_last, and at "bf16" bfloat16
     weights. A user's network may not stand that: it stays as it is, and "bf16" is autocast.
+
+    compile_mode: compile the network for each shape that it meets; worth its minute on a GPU alone.
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
+    fast.passes = Passes()
     if "architecture" not in classifier.description:
         fast.autocast = torch.bfloat16 if precision == "bf16" else None
-        return fast.to(device)
+    else:
+        _specialise(fast, device, precision)
+    fast.to(device)
+    if compile_mode is not None:
+        fast.network.compile(mode=compile_mode, dynamic=False)
+    return fast
+
+
+def _specialise(fast: Classifier, device: torch.device, precision: Precision) -> None:
+    """Fold, channels_last and bfloat16, in place."""
     for module in list(fast.modules()):
         if type(module) is nn.Sequential:
             _fold(module)
@@ -307,7 +328,6 @@ def prepared(classifier: Classifier, device: torch.device, precision: Precision)
     fast.network.to(memory_format=torch.channels_last)
     if precision == "bf16":
         fast.network.to(torch.bfloat16)
-    return fast
 
 
 def _fold(sequence: nn.Sequential) -> None:

@@ -119,7 +119,6 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     """Draw the figures and print what came out; True when a cell is not there."""
     sweep = study.sweep
     bad = [row for row in outcome.cells if row["state"] != "done"]
-    done = sum(outcome.counted.values())
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
     paths = []
     if len(bad) < len(outcome.cells):
@@ -130,8 +129,10 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
         _show_frontier(store, sweep.name)
     if not bad:
         seal(store, sweep)
-    console.print(f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells, {done:,} forward passes done"
-                  f" now ({spent})", highlight=False)  # fmt: skip
+    _show_cost(store, sweep.name, outcome.counted)
+    console.print(
+        f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells ({spent})", highlight=False
+    )
     for path in paths:
         console.print(f"  {out}/{path}", highlight=False)
     for row in bad[:20]:
@@ -142,6 +143,22 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     if bad:
         errors.print("the same command tries what is not done again, and nothing else", style="yellow")
     return bool(bad)
+
+
+def _show_cost(store: Store, study: str, counted: dict[str, int]) -> None:
+    """Passes of a study as planned for an empty store, and as counted in this run."""
+    planned = store.read_json(f"studies/{study}/manifest.json")["planned"]
+    shown = Table(title="Passes", title_justify="left", box=None, padding=(0, 2))
+    for head in ("Work", "Forward planned", "Forward done now", "Backward planned", "Backward done now"):
+        shown.add_column(head, justify="left" if head == "Work" else "right")
+    for what in ("training", "attack", "evaluation", "checks"):
+        pairs = [(found.get(f"{what}_{way}", 0)) for way in ("forward", "backward") for found in (planned, counted)]
+        shown.add_row(what, *(f"{value:,}" for value in pairs))
+    console.print(shown)
+    distinct = planned["attack_forward"] + planned["evaluation_forward"]
+    console.print(f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
+                  f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
+                  "happened, and what was stored before is not among them", highlight=False)  # fmt: skip
 
 
 def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
@@ -274,19 +291,21 @@ def plan(
 ) -> None:  # fmt: skip
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
     sweeps = _load(files, smoke, set_, seed)
-    from mi_ray.estimate import estimate
+    from mi_ray.estimate import estimate, together
 
-    for loaded in sweeps:
-        study = _prepare(loaded)
+    studies = [_prepare(loaded) for loaded in sweeps]
+    for study in studies:
         found = estimate(study, Store(out) if _occupied(out) else None)
-        shown = Table(title=f"{loaded.name} ({out})", title_justify="left", box=None, padding=(0, 2))
-        for head in ("Work", "Pieces", "Stored", "Forward passes", "Backward passes"):
+        shown = Table(title=f"{study.sweep.name} ({out})", title_justify="left", box=None, padding=(0, 2))
+        for head in ("Work", "Pieces", "Stored", "Forward", "Backward", "Forward left", "Backward left"):
             shown.add_column(head, justify="left" if head == "Work" else "right")
         for row in found.rows:
-            shown.add_row(row[0], *(f"{value:,}" for value in row[1:]))
+            shown.add_row(row.name, *(f"{value:,}" for value in (row.pieces, row.stored, *row.planned, *row.left)))
         console.print(shown)
         for line in found.lines:
             console.print(line, highlight=False)
+    if len(studies) > 1:
+        console.print(together(studies), highlight=False)
 
 
 @app.command()

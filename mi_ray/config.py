@@ -5,6 +5,7 @@ defense) is validated by `plan`, before any work starts.
 """
 
 import copy
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -280,16 +281,34 @@ class OptunaSearch(Strict):
     round: int = Field(8, ge=1)
 
 
+UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def _bytes(written: object) -> object:
+    """`auto`, a number of bytes, or a number with a unit, as in 2 GiB. Raises ValueError for other text."""
+    if not isinstance(written, str):
+        return written
+    if written == "auto":
+        return None
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", written)
+    if found is None or found[2].upper() not in UNITS:
+        raise ValueError(f"must be auto, bytes, or a number with B, kB, MB, GB, KiB, MiB or GiB; got {written!r}")
+    return int(float(found[1]) * UNITS[found[2].upper()])
+
+
 class BlockResources(Strict):
     """What one block of points (an attack task or a defense trial) asks of Ray.
 
     time_limit: seconds after which a running block is taken to hang: it is stopped and tried again, then reported.
+    memory_budget: bytes that its canonical batches in flight may take, `auto` by what is free: how many there are,
+    never their shape.
     """
 
     points: int = Field(200, ge=1)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
     time_limit: float | None = Field(None, gt=0)
+    memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(None, ge=1)
 
 
 class TrainResources(Strict):
@@ -336,7 +355,8 @@ class Sweep(Strict):
     checks: Annotated[Checks, BeforeValidator(_checks)] = Checks()
     variants: Literal["each_option"] | dict[str, dict[str, Any]] = {}
     counterparts: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    compile: Literal["default", "reduce-overhead"] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     batch: int = Field(50, ge=1)
     resources: Resources = Resources()

@@ -1,120 +1,233 @@
-"""What a study will cost before it runs: pieces of work, what is stored, passes against cell by cell, and time."""
+"""What a study costs: pieces of work, what is stored, passes against cell by cell, and time from measured rates."""
 
 import os
 import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from mi_ray.classifiers import build_classifier, prepared
-from mi_ray.records import Store
+from mi_ray.plan import Planner
+from mi_ray.precision import decisions
+from mi_ray.records import DamagedFileError, Store
 from mi_ray.study import Study
-from mi_ray.work import Plan
+from mi_ray.work import AttackWork, ClassifierWork, OutputWork, Plan, merged, merged_attacks
+from mi_ray.workbench import Work, covers, kind_of
 
 MEASURE_SECONDS = 0.5
-BACKWARD = 2.0  # a backward pass costs about two forward passes
+Pair = tuple[int, int]  # forward and backward passes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of work: its pieces, how many are whole in the store, and passes in all and still to do."""
+
+    name: str
+    pieces: int
+    stored: int
+    planned: Pair
+    left: Pair
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """rows: (kind of work, pieces, pieces stored, forward passes, backward passes). lines: what follows from them."""
+    """rows: each kind of work. lines: what follows from them."""
 
-    rows: list[tuple[str, int, int, int, int]]
+    rows: list[Row]
     lines: list[str]
 
 
-def forward_rate(study: Study, key: str) -> float:
-    """Forward passes a second of a classifier on one thread of this machine, measured on a canonical batch."""
-    work = next(work for work in study.planner.classifiers if work.key == key)
+@dataclass(frozen=True)
+class _Scope:
+    """A planner with the store, as far as there is one, and the works of one stage on its first `points`."""
+
+    planner: Planner
+    store: Store | None
+    points: int
+
+    def cost(self, work: Work, stops: tuple[int, ...] = ()) -> Pair:
+        """Passes for one point."""
+        if isinstance(work, OutputWork):
+            return work.passes(self.planner.methods.chunk), 0
+        return self.planner.passes(work, stops or work.stops)
+
+    def left(self, work: Work) -> Pair:
+        """Passes still to do: of the points without a block, and of blocks that lack some of what is asked for."""
+        whole, todo, missing = self.cost(work), [0, 0], self.points
+        for block in [] if self.store is None else self.store.blocks(kind_of(work), work.key):
+            count = min(block.stop, self.points) - min(block.start, self.points)
+            missing -= count
+            for way, passes in enumerate(self._lacking(work, block, whole)):
+                todo[way] += passes * count
+        return todo[0] + whole[0] * missing, todo[1] + whole[1] * missing
+
+    def _lacking(self, work: Work, block: Any, whole: Pair) -> Pair:
+        """What a stored block's points still cost each."""
+        assert self.store is not None
+        try:
+            have = self.store.block_facts(block)
+        except DamagedFileError:
+            return whole
+        if all(set(values) <= set(have.get(name, ())) for name, values in covers(work).items()):
+            return 0, 0
+        if isinstance(work, AttackWork) and self.planner.methods.attacks[work.method].goes_on:
+            lacking = tuple(at for at in work.stops if at not in have["stops"])
+            before = max((at for at in have["stops"] if at < min(lacking)), default=0)
+            return self._beyond(work, lacking, before)
+        return whole
+
+    def _beyond(self, work: AttackWork, stops: tuple[int, ...], before: int) -> Pair:
+        """Passes to these stops from where a trajectory was scored already."""
+        whole = self.cost(work, stops)
+        if not before:
+            return whole
+        begun, last, both = (self.cost(work, at) for at in ((before,), (stops[-1],), (before, stops[-1])))
+        scoring = (both[0] - last[0], both[1] - last[1])
+        return whole[0] - begun[0] + scoring[0], whole[1] - begun[1] + scoring[1]
+
+
+def _row(name: str, scope: _Scope, works: Sequence[Work], planned: Pair) -> Row:
+    left = [scope.left(work) for work in works]
+    stored = sum(passes == (0, 0) for passes in left)
+    return Row(name, len(works), stored if scope.store else 0, planned, _sum(left))
+
+
+def _sum(pairs: Iterable[Pair]) -> Pair:
+    listed = list(pairs)
+    return sum(forward for forward, _ in listed), sum(backward for _, backward in listed)
+
+
+def _training(works: Sequence[ClassifierWork], store: Store | None) -> Row:
+    have = [store is not None and store.exists(f"classifiers/{work.key}/classifier.json") for work in works]
+    left = _sum(work.cost for work, there in zip(works, have, strict=True) if not there)
+    return Row("train", len(works), sum(have), _sum(work.cost for work in works), left)
+
+
+def rows_of(study: Study, plan: Plan, store: Store | None) -> list[Row]:
+    """Each kind of work of a plan, with what is stored of it."""
+    planner = study.planner
+    cost = planner.cost(plan)
+    whole = _Scope(planner, store, planner.stored_points)
+    known = {work.key for work in plan.attacks} | {work.key for work in plan.outputs}
+    checks: list[Work] = list(plan.check_attacks())
+    checks += plan.check_outputs()
+    own = [work for work in checks if work.key not in known]
+    pair = {
+        name: (cost[f"{name}_forward"], cost.get(f"{name}_backward", 0)) for name in ("attack", "evaluation", "checks")
+    }
+    return [
+        _training(plan.classifiers, store),
+        _row("attack", whole, plan.attacks, pair["attack"]),
+        _row("evaluate", whole, plan.outputs, pair["evaluation"]),
+        _row("checks", _Scope(planner, store, plan.checked), own, pair["checks"]),
+    ]
+
+
+def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:
+    """Cells and rows, and how many times the passes that are done would be needed cell by cell."""
+    distinct = cost["attack_forward"] + cost["evaluation_forward"]
+    return (
+        f"{len(plan.cells):,} cells x {points:,} points = {len(plan.cells) * points:,} rows; attack and evaluation: "
+        f"{cost['naive_forward']:,} forward passes requested (cell by cell), {distinct:,} distinct: "
+        f"{cost['naive_forward'] / max(distinct, 1):.1f} times fewer"
+    )
+
+
+def estimate(study: Study, store: Store | None) -> Estimate:
+    """The cost of a study. A search's trials are named, not counted: what they need is known once they are proposed."""
+    study = study.decided(decisions(store, study))
+    plan = study.plan()
+    rows = rows_of(study, plan, store)
+    lines = [requested_line(plan, study.planner.cost(plan), study.sweep.points.count)]
+    if study.sweep.search is not None:
+        lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
+    if study.sweep.precision == "auto":
+        open_ = [w.entry.name for w in plan.classifiers if w.key not in study.planner.facts.decided]
+        if open_:
+            lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as bf16")
+    lines.append(_time_line(study, plan, rows))
+    return Estimate(rows, lines)
+
+
+def together(studies: Sequence[Study]) -> str:
+    """What several studies cost in one store, where work that they share is done once, against cell by cell."""
+    plans = [study.plan() for study in studies]
+    costs = [study.planner.cost(plan) for study, plan in zip(studies, plans, strict=True)]
+    points: dict[str, int] = {}
+    owner: dict[str, Planner] = {}
+    for study, plan in zip(studies, plans, strict=True):
+        asked: list[Work] = list(plan.attacks)
+        asked += plan.outputs
+        for work in asked:
+            points[work.key] = max(points.get(work.key, 0), study.planner.stored_points)
+            owner[work.key] = study.planner
+    works: list[Work] = [
+        *merged_attacks(work for plan in plans for work in plan.attacks),
+        *merged(work for plan in plans for work in plan.outputs),
+    ]
+    distinct = sum(_Scope(owner[work.key], None, 0).cost(work)[0] * points[work.key] for work in works)
+    naive = sum(cost["naive_forward"] for cost in costs)
+    cells = sum(len(plan.cells) for plan in plans)
+    return (
+        f"together: {len(studies)} studies, {cells:,} cells; {naive:,} forward passes requested (cell by cell), "
+        f"{distinct:,} distinct in one store: {naive / max(distinct, 1):.1f} times fewer"
+    )
+
+
+def _rate(step: Callable[[], Any], images: int) -> float:
+    """Images a second of a step, measured."""
+    step()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < MEASURE_SECONDS:
+        step()
+        done += images
+    return done / (time.perf_counter() - began)
+
+
+def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
+    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`."""
     device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
-    classifier = prepared(build_classifier(work.description), device, study.sweep.precision)
     height, width = study.planner.facts.side
-    x = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)
     before = torch.get_num_threads()
-    torch.set_num_threads(max(1, int(study.sweep.resources.block.cpus)))
+    torch.set_num_threads(1)
     try:
+        plain = build_classifier(work.description).to(device)
+        fast = prepared(plain, device, study.planner.precision_of(work.key))
+        chunk = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)
+        batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
+
+        def gradient(model: torch.nn.Module) -> Tensor:
+            loss = F.cross_entropy(model(batch), torch.zeros(len(batch), dtype=torch.int64, device=device))
+            loss.backward()
+            return loss
+
         with torch.no_grad():
-            classifier(x)
-            began, passes = time.perf_counter(), 0
-            while time.perf_counter() - began < MEASURE_SECONDS:
-                classifier(x)
-                passes += len(x)
-            return passes / (time.perf_counter() - began)
+            forward = _rate(lambda: fast(chunk), len(chunk))
+        trained = float("inf") if work.objective is None else _rate(lambda: gradient(plain.train()), len(batch))
+        return {"forward": forward, "gradient": _rate(lambda: gradient(fast), len(batch)), "train": trained}
     finally:
         torch.set_num_threads(before)
 
 
-def _stored(store: Store | None, kind: Any, keys: list[str], points: int) -> int:
-    """How many of these keys are whole in the store, judged by the ranges of their files' names."""
-    if store is None:
-        return 0
-    if kind == "classifiers":
-        return sum(1 for key in keys if store.exists(f"classifiers/{key}/classifier.json"))
-    have = 0
-    for key in keys:
-        covered = sum(block.stop - block.start for block in store.blocks(kind, key))
-        have += covered >= points
-    return have
-
-
-def estimate(study: Study, store: Store | None) -> Estimate:
-    """The cost of a study. A search's trials are counted as its number of trials times the mean grid-free setting."""
-    planner = study.planner
-    searching = study.sweep.search is not None
-    plan = study.plan()
-    cost, points = planner.cost(plan), planner.stored_points
-    parts = [
-        (
-            "train",
-            "classifiers",
-            [w.key for w in plan.classifiers],
-            cost["training_forward"],
-            cost["training_backward"],
-        ),
-        (
-            "attack",
-            "adversarial",
-            [w.key for w in plan.attacks],
-            cost["attack_forward"],
-            cost["attack_backward"],
-        ),
-        ("evaluate", "outputs", [w.key for w in plan.outputs], cost["evaluation_forward"], 0),
-        (
-            "checks",
-            "outputs",
-            sorted({w.key for w in plan.check_outputs()} - {w.key for w in plan.outputs}),
-            cost["checks_forward"],
-            cost["checks_backward"],
-        ),
-    ]
-    rows = [
-        (name, len(keys), _stored(store, kind, keys, plan.checked if name == "checks" else points), forward, backward)
-        for name, kind, keys, forward, backward in parts
-    ]
-    lines = [f"{len(plan.cells):,} cells x {study.sweep.points.count:,} points = "
-             f"{len(plan.cells) * study.sweep.points.count:,} rows"]  # fmt: skip
-    distinct = cost["attack_forward"] + cost["evaluation_forward"]
-    lines.append(
-        f"attack and evaluation: {distinct:,} distinct forward passes; cell by cell it would be "
-        f"{cost['naive_forward']:,}: {cost['naive_forward'] / max(distinct, 1):.1f} times as many"
-    )
-    if searching and study.sweep.search is not None:
-        lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
-    lines.append(_time_line(study, plan, cost))
-    return Estimate(rows, lines)
-
-
-def _time_line(study: Study, plan: Plan, cost: dict[str, int]) -> str:
-    rates = [forward_rate(study, work.key) for work in plan.classifiers]
-    rate = len(rates) / sum(1 / rate for rate in rates)
-    passes: float = sum(v for k, v in cost.items() if k.endswith("_forward") and not k.startswith("naive"))
-    passes += BACKWARD * sum(v for k, v in cost.items() if k.endswith("_backward") and not k.startswith("naive"))
-    seconds = passes / rate
+def _time_line(study: Study, plan: Plan, rows: Sequence[Row]) -> str:
+    measured = [rates(study, work) for work in plan.classifiers]
+    mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
+    training, *others = rows
+    seconds = sum(
+        work.cost[1] / each["train"] for work, each in zip(plan.classifiers, measured, strict=True) if work.cost[1]
+    ) * (training.left[1] / training.planned[1] if training.planned[1] else 0)
+    forward, backward = _sum(row.left for row in others)
+    seconds += backward / mean["gradient"] + (forward - backward) / mean["forward"]
     cores = os.cpu_count() or 1
+    done = "" if any(row.stored for row in rows) else " (nothing is stored yet)"
     return (
-        f"at {rate:,.0f} forward passes a second on one thread here (measured; transforms not counted): "
-        f"{_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} of this machine, if nothing is stored"
+        f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
+        f"second; what is left takes about {_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} "
+        f"of this machine{done}"
     )
 
 

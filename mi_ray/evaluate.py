@@ -1,7 +1,7 @@
 """One piece of work on one block of points -> numbers. No Ray, no files.
 
 Arithmetic runs in canonical batches (`batch` points, and `CHUNK` executions of each), so that on one kind of machine a
-point's numbers are the same bit for bit whatever block it is computed in.
+point's numbers are the same bit for bit whatever block it is computed in. `lanes` of these batches are in flight at once.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks import Adversarial, Attack, attack_labels
+from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
 from mi_ray.defenses.base import EVALUATE, DefendedClassifier, RandomTransform, execute
+from mi_ray.engine import side_by_side
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -25,10 +26,16 @@ def batches(total: int, batch: int) -> Iterator[slice]:
         yield slice(start, min(start + batch, total))
 
 
-def undefended_outputs(classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int) -> Float[Tensor, "P L"]:
+def undefended_outputs(
+    classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int, lanes: int = 1
+) -> Float[Tensor, "P L"]:
     """F(x): softmax outputs."""
-    with torch.no_grad():
-        return torch.cat([F.softmax(classifier(x[part]).float(), dim=1) for part in batches(len(x), batch)])
+
+    def outputs(part: slice) -> Tensor:
+        with torch.no_grad():
+            return F.softmax(classifier(x[part]).float(), dim=1)
+
+    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device))
 
 
 def component_outputs(
@@ -42,24 +49,26 @@ def component_outputs(
     draws: int,
     seed: int,
     batch: int,
+    lanes: int = 1,
 ) -> Float[Tensor, "D M P L"]:
     """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
 
     points: the images' indices in the test split, which key their randomness. predicted: ŷ on these images.
     """
-    out = []
-    with torch.no_grad():
-        for part in batches(len(x), batch):
-            runs = []
-            for draw in range(draws):
-                key = Key(seed, EVALUATE, draw=draw)
+
+    def outputs(part: slice) -> Tensor:
+        runs = []
+        for draw in range(draws):
+            key = Key(seed, EVALUATE, draw=draw)
+            with torch.no_grad():
                 log_p = execute(
                     classifier, component, x[part], predicted[part], pool, key, points[part], max(executions)
                 )
-                total = log_p.exp().cumsum(0)
-                runs.append(torch.stack([total[n - 1] / n for n in executions]))
-            out.append(torch.stack(runs))
-    return torch.cat(out, dim=2)
+            total = log_p.exp().cumsum(0)
+            runs.append(torch.stack([total[n - 1] / n for n in executions]))
+        return torch.stack(runs)
+
+    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device), dim=2)
 
 
 def attack_outputs(
@@ -73,24 +82,28 @@ def attack_outputs(
     labels: Literal["true", "predicted"],
     seed: int,
     batch: int,
+    lanes: int = 1,
+    begun: Begun | None = None,
 ) -> tuple[Adversarial, Int64[Tensor, "P"]]:
     """Adversarial images of a block and the labels that the attack worked on.
 
     labels "predicted": an untargeted attack leaves the model's own prediction on the clean image (the released code's
-    "label guessing"), so that an image that the model gets wrong is pushed back towards right.
+    "label guessing"), so that an image that the model gets wrong is pushed back towards right. begun: where a stored
+    trajectory of these points stands, from which the attack goes on.
     """
-    found: list[Adversarial] = []
-    worked_on: list[Tensor] = []
-    for part in batches(len(x), batch):
+
+    def crafted(part: slice) -> tuple[Adversarial, Tensor]:
         own = attack_labels(y[part], classes, threat, seed, points[part])
         if labels == "predicted" and threat.goal == "untargeted":
             own = _predicted(model, x[part])
-        found.append(attack.craft(model, x[part], own, threat, seed, points[part]))
-        worked_on.append(own)
+        return attack.craft(model, x[part], own, threat, seed, points[part], begun and begun.of(part)), own
+
+    done = side_by_side(crafted, batches(len(x), batch), lanes, x.device)
     images, loss, success, zeros = (
-        torch.cat([getattr(f, name) for f in found], dim=2) for name in ("images", "loss", "success", "zero_gradients")
+        torch.cat([getattr(found, name) for found, _ in done], dim=2)
+        for name in ("images", "loss", "success", "zero_gradients")
     )
-    return Adversarial(images, loss, success, attack.stops(), zeros), torch.cat(worked_on)
+    return Adversarial(images, loss, success, attack.stops(), zeros), torch.cat([own for _, own in done])
 
 
 def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:

@@ -8,9 +8,9 @@ is a join of MI-PL's and MI-OL's outputs; N = 1, 5, 10 are prefixes of N = 30. V
 import hashlib
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from mi_ray.config import ADAPTIVE, AttackEntry, ClassifierEntry, Options, Sweep
 from mi_ray.controls import OF_A_TRAJECTORY, Attacked, Control, controls
@@ -49,6 +49,7 @@ class Facts:
     """What the plan needs to know of the data and the machine.
 
     pools: component name -> digest of the sample pool that it draws from. plugins: plugin -> hash of its source.
+    decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
     """
 
     dataset: str
@@ -60,6 +61,7 @@ class Facts:
     pools: Mapping[str, str]
     device: str
     sources: Mapping[str, str]
+    decided: Mapping[str, str] = field(default_factory=dict)
 
 
 class Planner:
@@ -84,7 +86,6 @@ class Planner:
             "order": order,
             **({"seed": sweep.seed} if order == "drawn" else {}),
         }
-        self._arithmetic = {"device": facts.device, "precision": sweep.precision, "batch": sweep.batch}
         self.classifiers = tuple(self._classifier(entry) for entry in sweep.classifiers)
         twins: dict[str, str] = {}
         for work in self.classifiers:
@@ -141,6 +142,21 @@ class Planner:
         forward, backward = (images * passes for passes in objective.cost())
         key = content_key("train", facts)
         return ClassifierWork(key, entry, description, (objective.name, objective.values()), seed, (forward, backward))
+
+    def precision_of(self, classifier: str) -> Literal["fp32", "bf16"]:
+        """Of a classifier's gradients and executions; where `auto` has not decided yet, what it is expected to decide."""
+        if self.sweep.precision != "auto":
+            return self.sweep.precision
+        return "fp32" if self.facts.decided.get(classifier) == "fp32" else "bf16"
+
+    def check_facts(self) -> dict[str, Any]:
+        """What decides the outcome of the check behind `precision: auto`, beside the classifier."""
+        return {"points": self._order, "seed": self.sweep.seed, "device": self.facts.device, "batch": self.sweep.batch}
+
+    def _arithmetic(self, classifier: str) -> dict[str, Any]:
+        """What decides the last bits of a result. `auto` shares results with the precision that it decides on."""
+        found = {"device": self.facts.device, "precision": self.precision_of(classifier), "batch": self.sweep.batch}
+        return found if self.sweep.compile is None else {**found, "compile": self.sweep.compile}
 
     def _training(self, entry: ClassifierEntry) -> dict[str, Any]:
         """The training settings with the learning-rate drops written out."""
@@ -200,7 +216,7 @@ class Planner:
             "classifier": classifier.key, "points": self._order, "method": attack.name, "version": attack.version,
             "values": deciding, "epsilon": threat.epsilon, "goal": threat.goal, "norm": threat.norm,
             "knowledge": threat.knowledge, "labels": labels, "seed": self.sweep.seed,
-            "source": self.facts.sources.get(attack.name), **self._arithmetic,
+            "source": self.facts.sources.get(attack.name), **self._arithmetic(classifier.key),
         }  # fmt: skip
         behind: dict[str, Any] = {}
         each = 1
@@ -264,7 +280,8 @@ class Planner:
 
     def _undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
         """F's own outputs: always of fp32."""
-        facts = {"classifier": classifier.key, "inputs": self._inputs(inputs), **self._arithmetic, "precision": "fp32"}
+        facts = {"classifier": classifier.key, "inputs": self._inputs(inputs),
+                 **self._arithmetic(classifier.key), "precision": "fp32"}  # fmt: skip
         return OutputWork(content_key("undefended", facts), classifier.key, inputs)
 
     def _inputs(self, inputs: Inputs) -> Any:
@@ -280,7 +297,8 @@ class Planner:
             "classifier": classifier.key, "inputs": self._inputs(inputs),
             "component": component.name, "version": component.version, "values": component.values(),
             "pool": pool, "seed": self.sweep.seed,
-            "chunk": self.methods.chunk, "source": self.facts.sources.get(component.name), **self._arithmetic,
+            "chunk": self.methods.chunk, "source": self.facts.sources.get(component.name),
+            **self._arithmetic(classifier.key),
         }  # fmt: skip
         if judged_by is not None:
             facts["judged_by"] = self._inputs(judged_by)
@@ -313,7 +331,7 @@ class Planner:
         facts = {
             "undefended": undefended.key, "parts": [[work.key, own_n] for work, own_n in parts], "draws": draws,
             "defense": defense.name, "version": defense.version, "values": defense.values(), "executions": n,
-            **self._row_facts, "source": self.facts.sources.get(defense.name),
+            **self._row_facts(classifier.key), "source": self.facts.sources.get(defense.name),
         }  # fmt: skip
         key = content_key("cell", facts)
         identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
@@ -322,10 +340,9 @@ class Planner:
             tuple(counterparts),
         )  # fmt: skip
 
-    @property
-    def _row_facts(self) -> dict[str, Any]:
+    def _row_facts(self, classifier: str) -> dict[str, Any]:
         points = self.sweep.points.model_dump(include={"count", "selection"})
-        return {"points": points, "seed": self.sweep.seed, **self._arithmetic, "columns": RECORDS.names}
+        return {"points": points, "seed": self.sweep.seed, **self._arithmetic(classifier), "columns": RECORDS.names}
 
     def _worst_cases(self, cells: list[Cell]) -> Iterator[Cell]:
         """For each epsilon and N under which a setting is attacked in several ways: the worst of them, point by point."""
@@ -338,7 +355,7 @@ class Planner:
             if len(group) > 1:
                 keys = sorted(group)  # of attacks that are equally bad at a point, whatever order the file has them in
                 members = [group[key] for key in keys]
-                key = content_key("worst", {"members": keys, **self._row_facts})
+                key = content_key("worst", {"members": keys, **self._row_facts(members[0].classifier)})
                 knowledge = {cell.identity["knowledge"] for cell in members}
                 identity = {
                     **members[0].identity, "cell": key, "attack": WORST_CASE, "attack_params": "{}", "goal": "any",

@@ -65,13 +65,22 @@ class Study:
             return self.planner.plan(self.planner.settings()[:1])
         return united({name: planner.plan(planner.settings()) for name, planner in self.variants.items()})
 
+    def decided(self, precisions: Mapping[str, Precision]) -> "Study":
+        """The same study once `precision: auto` has decided for these classifiers."""
+        made = {
+            name: Planner(self.sweep, METHODS, replace(planner.facts, decided=precisions), planner.options)
+            for name, planner in self.variants.items()
+        }
+        return replace(self, planner=made[""], variants=made)
+
     def data(self, store: str, classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> StudyData:
         """What workers are handed."""
         return StudyData(
             store=store, images=self.dataset.test_images[self.points], labels=self.dataset.test_labels[self.points],
             points=self.points, classes=self.dataset.classes, pools=self.pools, classifiers=classifiers,
-            seed=self.sweep.seed, batch=self.sweep.batch, precision=self.sweep.precision,
-            device=self.planner.facts.device,
+            seed=self.sweep.seed, batch=self.sweep.batch,
+            precision={key: self.planner.precision_of(key) for key in classifiers},
+            device=self.planner.facts.device, compile=self.sweep.compile,
         )  # fmt: skip
 
 
@@ -224,7 +233,7 @@ def prepare(sweep: Sweep) -> Study:
     planner = variants[""]
     for work in planner.classifiers:
         if work.entry.weights is not None:
-            _try_own(work, height, width, sweep.precision)
+            _try_own(work, height, width, "fp32" if sweep.precision == "fp32" else "bf16")
     for each in variants.values():
         each.settings()
         for work, setting in itertools.product(each.classifiers, each.settings()):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -16,12 +17,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
-from mi_ray.attacks import ATTACKS
+from mi_ray.attacks import ATTACKS, Attack, Begun
 from mi_ray.attacks.base import best_restart
-from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared, weights_digest
+from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_from_bytes, prepared, weights_digest
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
+from mi_ray.engine import Passes, activation_bytes, keep_memory, lanes_within
 from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
 from mi_ray.records import ADVERSARIAL, OUTPUTS, Block, DamagedFileError, Kind, Store, missing_ranges
 from mi_ray.sample_pool import SamplePool
@@ -57,7 +59,8 @@ class StudyData:
     """The arrays and settings that decide every block of a study.
 
     images: uint8 [P, H, W, 3] of the stored points, in the study's order. points: their indices in the test split.
-    pools: digest -> sample pool. classifiers: key -> (description, safetensors).
+    pools: digest -> sample pool. classifiers: key -> (description, safetensors). precision: of each classifier's
+    gradients and executions. compile: mode of torch.compile, if any.
     """
 
     store: str
@@ -69,8 +72,31 @@ class StudyData:
     classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]
     seed: int
     batch: int
-    precision: Precision
+    precision: Mapping[str, Precision]
     device: str
+    compile: CompileMode | None = None
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a worker may use for its blocks; no result depends on it.
+
+    threads: of the worker. share: of the device or the machine. memory_budget: bytes for the canonical batches in
+    flight; None: by what is free.
+    """
+
+    threads: int = 1
+    share: float = 1.0
+    memory_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block that was computed and stored: its points, and the passes that were counted on the way."""
+
+    points: int
+    forward: int
+    backward: int
 
 
 def images_column(images: Array) -> pa.Array:
@@ -92,25 +118,41 @@ def list_column(column: pa.ChunkedArray, width: int) -> Array:
 class Workbench:
     """Computes and stores blocks of one study in one process."""
 
-    def __init__(self, data: StudyData) -> None:
-        self.data = data
+    def __init__(self, data: StudyData, engine: Engine = Engine()) -> None:
+        self.data, self.engine = data, engine
         self.device = torch.device(data.device)
+        self.passes = Passes()
+        keep_memory()
         self.store = Store(data.store)
         self.classifier = lru_cache(maxsize=8)(self._classifier)
         self.pool = lru_cache(maxsize=None)(self._pool)
+        self._lanes = lru_cache(maxsize=None)(self._lanes_of)
         self._stored = lru_cache(maxsize=256)(self._output_block)
         self._best = lru_cache(maxsize=64)(self._best_restarts)
 
     def _classifier(self, key: str, precision: Precision) -> Classifier:
         description, content = self.data.classifiers[key]
-        return prepared(classifier_from_bytes(description, content), self.device, precision)
+        made = prepared(classifier_from_bytes(description, content), self.device, precision, self.data.compile)
+        made.passes = self.passes
+        return made
+
+    def _lanes_of(self, key: str) -> int:
+        """How many canonical batches of a classifier are in flight at once."""
+        most = self.engine.threads
+        if self.device.type == "cpu" and most == 1:
+            return 1
+        height, width, channels = self.data.images.shape[1:]
+        one = activation_bytes(self.classifier(key, "fp32"), (channels, height, width), self.device)
+        self.passes.take()  # that pass is of no block
+        batch = one * self.data.batch * CHUNK
+        return lanes_within(self.engine.memory_budget, batch, self.device, most, self.engine.share)
 
     def _pool(self, digest: str) -> SamplePool:
         return self.data.pools[digest].pool(self.data.classes, self.device)
 
     def attacked(self, work: AttackWork) -> nn.Module:
         """What an attack is handed: F to an oblivious one, F behind the defense to an adaptive one."""
-        classifier = self.classifier(work.classifier, self.data.precision)
+        classifier = self.classifier(work.classifier, self.data.precision[work.classifier])
         if work.defense is None:
             return classifier
         pools = {name: self.pool(digest) for name, digest in work.pools.items()}
@@ -170,10 +212,14 @@ class Workbench:
             self.store.write_block(kind, key, start, stop, table.filter(part), {**facts, **cost})
         self.store.remove(block.path)
 
+    def clean(self, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, C, H, W] in [0, 1]: the clean images of a range."""
+        return to_unit(self.data.images[start:stop]).to(self.device)
+
     def images(self, inputs: Inputs, start: int, stop: int) -> Tensor:
         """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
         if inputs.attack is None:
-            return to_unit(self.data.images[start:stop]).to(self.device)
+            return self.clean(start, stop)
         return torch.from_numpy(self.adversarial(inputs, start, stop)[0]).to(self.device)
 
     def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
@@ -232,19 +278,18 @@ class Workbench:
             found = [self.classifier(key, "fp32")(x) for _ in range(5)]
         return all(torch.equal(found[0], other) for other in found[1:])
 
-    def attack(self, work: AttackWork, start: int, stop: int) -> int:
-        """Craft and store a block; returns the number of points."""
+    def attack(self, work: AttackWork, start: int, stop: int) -> None:
+        """Craft and store a block; what is stored of its trajectories is kept, and gone on from where that works."""
         began = time.perf_counter()
-        values = {**work.values}
-        parameter = ATTACKS[work.method].stop_parameter
-        if parameter is not None:
-            values[parameter] = list(work.stops)
-        attack = ATTACKS.make(work.method, values)
-        x, points = self.images(Inputs(), start, stop), list(self.data.points[start:stop])
+        stored, facts = self._trajectory(work, start, stop)
+        have = facts.get("stops", [])
+        attack = _stopping_at(work, [at for at in work.stops if at not in have])
+        begun = self._begun(stored, max((at for at in have if at < min(attack.stops())), default=0))
+        x, points = self.clean(start, stop), list(self.data.points[start:stop])
         y = torch.from_numpy(np.array(self.data.labels[start:stop])).to(self.device)
         found, labels = attack_outputs(
             self.attacked(work), attack, x, y, self.data.classes, points, work.threat, work.labels, self.data.seed,
-            self.data.batch,
+            self.data.batch, self._lanes(work.classifier), begun,
         )  # fmt: skip
         restarts, stops, count = found.loss.shape
         linf = (found.images - x).abs().flatten(3).amax(3)
@@ -259,23 +304,43 @@ class Workbench:
             names=ADVERSARIAL.names,
         ).cast(ADVERSARIAL)  # fmt: skip
         about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
-        self._write("adversarial", work, start, stop, table, attack.cost(work.each), began, about)
-        return count
+        self._write("adversarial", work, start, stop, _in_order([stored, table], points), began, about, facts)
 
-    def outputs(self, work: OutputWork, start: int, stop: int) -> int:
-        """Compute and store a block of outputs; returns the number of points. F's own are always of fp32."""
+    def _trajectory(self, work: AttackWork, start: int, stop: int) -> tuple[pa.Table, Mapping[str, Any]]:
+        """(rows, facts) of a stored block of this very range, if the attack can go on from it; else nothing."""
+        wanted = [b for b in self.store.blocks("adversarial", work.key) if (b.start, b.stop) == (start, stop)]
+        if not ATTACKS[work.method].goes_on or not wanted:
+            return ADVERSARIAL.empty_table(), {}
+        table, facts = self.store.read_block("adversarial", work.key, wanted[0])
+        return (table, facts) if set(facts["stops"]) < set(work.stops) else (ADVERSARIAL.empty_table(), {})
+
+    def _begun(self, stored: pa.Table, steps: int) -> Begun | None:
+        """Where the stored trajectories stand after that many steps; None at their beginning."""
+        if steps == 0:
+            return None
+        rows = stored.filter(pa.compute.equal(stored["steps"], steps))
+        restarts = pa.compute.max(rows["restart"]).as_py() + 1
+        height, width, channels = self.data.images.shape[1:]
+        images = list_column(rows["image"], channels * height * width).reshape(restarts, -1, channels, height, width)
+        zeros = rows["zero_gradients"].to_numpy().reshape(restarts, -1).astype(np.int64)
+        return Begun(steps, torch.tensor(images).to(self.device), torch.tensor(zeros).to(self.device))
+
+    def outputs(self, work: OutputWork, start: int, stop: int) -> None:
+        """Compute and store a block of outputs. F's own are always of fp32."""
         began = time.perf_counter()
         x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
+        lanes = self._lanes(work.classifier)
         if work.component is None:
-            found = undefended_outputs(self.classifier(work.classifier, "fp32"), x, self.data.batch)[None, None]
+            classifier = self.classifier(work.classifier, "fp32")
+            found = undefended_outputs(classifier, x, self.data.batch, lanes)[None, None]
         else:
             component = DEFENSES.make(*work.component)
             assert isinstance(component, RandomTransform)
             pool = self.pool(work.pool) if work.pool is not None else None
             found = component_outputs(
-                self.classifier(work.classifier, self.data.precision), component, x,
+                self.classifier(work.classifier, self.data.precision[work.classifier]), component, x,
                 self._predicted(work, start, stop), points, pool, work.executions, work.draws, self.data.seed,
-                self.data.batch,
+                self.data.batch, lanes,
             )  # fmt: skip
         draws, numbers, count = found.shape[:3]
         table = pa.table(
@@ -285,12 +350,17 @@ class Workbench:
             ],
             names=OUTPUTS.names,
         ).cast(OUTPUTS)  # fmt: skip
-        self._write("outputs", work, start, stop, table, (work.passes(CHUNK), 0), began, {})
-        return count
+        self._write("outputs", work, start, stop, table, began, {})
 
-    def compute(self, work: Work, start: int, stop: int) -> int:
-        """Compute and store a block of either kind; returns the number of points."""
-        return self.attack(work, start, stop) if isinstance(work, AttackWork) else self.outputs(work, start, stop)
+    def compute(self, work: Work, start: int, stop: int) -> Done:
+        """Compute and store a block of either kind; returns what was done."""
+        self.passes.take()
+        self._spent = (0, 0)
+        if isinstance(work, AttackWork):
+            self.attack(work, start, stop)
+        else:
+            self.outputs(work, start, stop)
+        return Done(stop - start, *self._spent)
 
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""
@@ -326,16 +396,33 @@ class Workbench:
         return found
 
     def _write(
-        self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, passes: tuple[int, int], began: float,
-        more: Mapping[str, Any],
+        self, kind: Kind, work: Work, start: int, stop: int, table: pa.Table, began: float, more: Mapping[str, Any],
+        before: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:  # fmt: skip
-        count = stop - start
+        """Write a block; before: the facts of the block that it goes on from, whose cost is part of its own."""
+        self._spent = self.passes.take()
+        cost = zip(COST, (*self._spent, time.perf_counter() - began), strict=True)
         facts = {
-            **covers(work), "weights": self.weights(work.classifier), "forward_passes": passes[0] * count,
-            "backward_passes": passes[1] * count, "seconds": round(time.perf_counter() - began, 3),
-            "device": self.data.device, "precision": self.data.precision, "seed": self.data.seed, **more,
+            **covers(work), "weights": self.weights(work.classifier), "device": self.data.device,
+            **{name: round(spent + before.get(name, 0), 3) for name, spent in cost}, "seed": self.data.seed,
+            "precision": self.data.precision[work.classifier], **more,
         }  # fmt: skip
         self.store.write_block(kind, work.key, start, stop, table, facts)
+
+
+def _stopping_at(work: AttackWork, stops: Sequence[int]) -> Attack:
+    """The attack of a piece of work, read at these stops."""
+    parameter = ATTACKS[work.method].stop_parameter
+    return ATTACKS.make(work.method, dict(work.values) | ({parameter: list(stops)} if parameter is not None else {}))
+
+
+def _in_order(tables: Sequence[pa.Table], points: Sequence[int]) -> pa.Table:
+    """Rows of one block by restart, stop and the block's order of points."""
+    table = pa.concat_tables(tables)
+    place = pa.compute.index_in(table["point"], pa.array(points, pa.int32()))
+    keys = pa.table([table["restart"], table["steps"], place], names=["restart", "steps", "place"])
+    order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    return table.take(order)
 
 
 def kind_of(work: Work) -> Kind:

@@ -154,7 +154,7 @@ class SimulatedCluster:
             self._stop(task, error if isinstance(error, exceptions.RayError) else _task_error(error))
         elif not task.ended:
             self.stored[task.turn[0]] += 1
-            self._stop(task, {"points": stop - start, "seconds": 1.0})
+            self._stop(task, {"points": stop - start, "forward": 1, "backward": 0, "seconds": 1.0})
 
     def _stop(self, task: Task, outcome: dict[str, Any] | Exception) -> None:
         if task.ended:

@@ -490,7 +490,7 @@ def test_averaged_draws_its_copies_once_and_refuses_a_model_without_any(classifi
 
     class Watched(DefendedClassifier):
         def copies(self, x: Tensor) -> Tensor:
-            drawn.append(self._bound)
+            drawn.append(self._start(x))
             return super().copies(x)
 
     attack = make_attack("averaged", steps=3, restarts=2)

@@ -23,7 +23,7 @@ VALUES = [
     "mi_ray.work",
     "mi_ray.records",
 ]
-LOWER = ["mi_ray.data", "mi_ray.classifiers", "mi_ray.sample_pool", "mi_ray.randomness"]
+LOWER = ["mi_ray.engine", "mi_ray.data", "mi_ray.classifiers", "mi_ray.sample_pool", "mi_ray.randomness"]
 LIGHT = [
     *VALUES, *ANALYSIS, "mi_ray.plan", "mi_ray.statistics", "mi_ray.checks", "mi_ray.quick", "mi_ray.inspect_store",
     "mi_ray.cli",

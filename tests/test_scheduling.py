@@ -43,7 +43,9 @@ def shown(items: Sequence[Item]) -> Stage:
 
 
 def run(items: list[Item], cluster: SimulatedCluster, limit: float | None = None) -> dict[int, Exception]:
-    return run_blocks(cluster, items, limit, shown(items))
+    ran = run_blocks(cluster, items, limit, shown(items))
+    assert ran.forward == sum(cluster.stored.values())
+    return ran.failures
 
 
 def test_blocks_of_lost_workers_and_nodes_run_again_and_each_is_stored_once(some: list[Item]) -> None:

@@ -116,7 +116,7 @@ def _do(one: Tiny, works: Stages, size: int, limit: int | None = None, *, backwa
     for kind, some in works:
         todo = [item for work in some for item in one.bench.missing(kind, work, size, limit)]
         for work, start, stop in reversed(todo) if backwards else todo:
-            assert one.bench.compute(work, start, stop) == stop - start
+            assert one.bench.compute(work, start, stop).points == stop - start
             done += 1
     return done
 

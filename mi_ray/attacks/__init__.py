@@ -3,9 +3,9 @@
 import importlib
 import pkgutil
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, attack_labels
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Begun, attack_labels
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ATTACKS", "Adversarial", "Attack", "attack_labels"]
+__all__ = ["ATTACKS", "Adversarial", "Attack", "Begun", "attack_labels"]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, bound, project, score
+from mi_ray.attacks.base import ATTACKS, Begun, bound, project, score
 from mi_ray.attacks.pgd import StepAttack, counted
 from mi_ray.parameters import choice, flag, integer
 from mi_ray.randomness import Draws, Key
@@ -103,6 +103,7 @@ class Averaged(StepAttack):
         key: Key,
         points: Sequence[int],
         zero: Tensor,
+        begun: Begun | None = None,
     ) -> Iterator[Tensor]:
         """See `StepAttack.path`. Raises ValueError for a model that no defense stands before."""
         defended: Any = model

@@ -44,6 +44,22 @@ class Adversarial:
         return self.images[winner, at, torch.arange(len(winner), device=winner.device)]
 
 
+@dataclass(frozen=True, eq=False)
+class Begun:
+    """Where a trajectory stands after `steps` steps, so that a longer one goes on from there.
+
+    images: [restarts, B, C, H, W]. zero_gradients: [restarts, B], as `Adversarial` counts them.
+    """
+
+    steps: int
+    images: Float[Tensor, "R B C H W"]
+    zero_gradients: Int64[Tensor, "R B"]
+
+    def of(self, part: slice) -> "Begun":
+        """That of some of the points."""
+        return Begun(self.steps, self.images[:, part], self.zero_gradients[:, part])
+
+
 def best_restart(success: np.ndarray, loss: np.ndarray) -> np.ndarray:
     """[restarts, B] twice -> [B]: the restart that succeeds most often; of equals the highest loss, then the first."""
     most = success == success.max(0)
@@ -60,6 +76,7 @@ class Attack(Parameterized):
     stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
     needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier
     needs_pool: ClassVar[bool] = False  # and of these, one that mixes with a sample pool
+    goes_on: ClassVar[bool] = False  # whether an image at a stop is all that a longer run needs (`go_on` is written)
 
     @property
     def by_accuracy(self) -> bool:
@@ -103,6 +120,19 @@ class Attack(Parameterized):
     ) -> Adversarial:
         """labels: the label to leave (untargeted) or to reach (targeted). Randomness: from (key, points) alone."""
 
+    def go_on(
+        self,
+        begun: Begun,
+        model: nn.Module,
+        x: Float[Tensor, "B C H W"],
+        labels: Int64[Tensor, "B"],
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """What `run` returns, its stops all beyond `begun`, without the steps before: where `goes_on` says so."""
+        raise ValueError(f"{self.name} must begin at the beginning: its images alone do not say where it stands")
+
     @final
     def craft(
         self,
@@ -112,8 +142,9 @@ class Attack(Parameterized):
         threat: ThreatModel,
         seed: int = 0,
         points: Sequence[int] | None = None,
+        begun: Begun | None = None,
     ) -> Adversarial:
-        """Every restart at every stop. labels: as `run` wants them (see `attack_labels`).
+        """Every restart at every stop. labels: as `run` wants them (see `attack_labels`). begun: see `go_on`.
 
         Raises ValueError when labels are missing or the images are not in [0, 1]; AssertionError when what `run`
         returned leaves the ball of radius epsilon or the pixel box.
@@ -125,7 +156,11 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         if len(points) != len(x):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
-        found = self.run(model, x, labels, threat, Key(seed, "attack", self.name), points)
+        key = Key(seed, "attack", self.name)
+        if begun is None:
+            found = self.run(model, x, labels, threat, key, points)
+        else:
+            found = self.go_on(begun, model, x, labels, threat, key, points)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
         assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, bound, logits_loss, score, succeeded
-from mi_ray.attacks.pgd import StepAttack, counted, random_start, signed_steps
+from mi_ray.attacks.base import ATTACKS, Begun, bound, logits_loss, score, succeeded
+from mi_ray.attacks.pgd import StepAttack, counted
 from mi_ray.parameters import choice, integer, integers, number
 from mi_ray.randomness import Key
 from mi_ray.threat_model import ThreatModel
@@ -159,6 +159,7 @@ class EotPgd(StepAttack):
     """
 
     name: ClassVar[str] = "eot_pgd"
+    goes_on: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
     step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=0.0, high=1.0)
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
@@ -231,6 +232,7 @@ class EotPgd(StepAttack):
         key: Key,
         points: Sequence[int],
         zero: Tensor,
+        begun: Begun | None = None,
     ) -> Iterator[Tensor]:
         """See `StepAttack.path`."""
         aim = self._aim(model)
@@ -239,8 +241,7 @@ class EotPgd(StepAttack):
             with bound(aim, key.at(step=1 if self.draws == "fixed" else step + 1), points):
                 return counted(self._ascent(aim, iterate, labels, threat), zero)
 
-        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
-        return signed_steps(gradient, x, start, threat.epsilon, self.step_size, max(self.steps))
+        return self.stepped(gradient, x, threat.epsilon, key, points, begun)
 
     def measure(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]

@@ -13,6 +13,7 @@ from mi_ray.attacks.base import (
     ATTACKS,
     Adversarial,
     Attack,
+    Begun,
     adversarial_loss,
     bound,
     logits_loss,
@@ -31,10 +32,14 @@ def signed_steps(
     epsilon: float,
     step_size: float,
     steps: int,
+    done: int = 0,
 ) -> Iterator[Float[Tensor, "B C H W"]]:
-    """Eq. 18: each iterate of x <- project(x + step_size * sign(gradient(x, step))), float32, `steps` of them."""
+    """Eq. 18: each iterate of x <- project(x + step_size * sign(gradient(x, step))), float32, until `steps` are done.
+
+    done: how many lead to `start`.
+    """
     x = start
-    for step in range(steps):
+    for step in range(done, steps):
         x = project(x + step_size * gradient(x, step).sign(), centre, epsilon)
         yield x
 
@@ -73,8 +78,12 @@ class StepAttack(Attack):
         key: Key,
         points: Sequence[int],
         zero: Int64[Tensor, "B"],
+        begun: Begun | None = None,
     ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """The images after each step of the restart that the key names; `zero` counts zero gradients in place."""
+        """The images after each step of the restart that the key names; `zero` counts zero gradients in place.
+
+        begun: where this restart stands; None at its beginning, and always for an attack that cannot go on.
+        """
 
     @abstractmethod
     def measure(
@@ -104,12 +113,47 @@ class StepAttack(Attack):
         points: Sequence[int],
     ) -> Adversarial:
         """See `Attack.run`."""
+        return self._followed(None, model, x, labels, threat, key, points)
+
+    @final
+    def go_on(
+        self,
+        begun: Begun,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
+        """See `Attack.go_on`. Raises ValueError for an attack that cannot, and for a stop that lies behind."""
+        if not self.goes_on or min(self.steps) <= begun.steps or len(begun.images) != self.restarts:
+            raise ValueError(
+                f"{self.name} goes on to stops beyond {begun.steps} steps with its {self.restarts} restarts, if at all; "
+                f"got stops {list(self.steps)} and {len(begun.images)} restarts"
+            )
+        return self._followed(begun, model, x, labels, threat, key, points)
+
+    def _followed(
+        self,
+        begun: Begun | None,
+        model: nn.Module,
+        x: Tensor,
+        labels: Tensor,
+        threat: ThreatModel,
+        key: Key,
+        points: Sequence[int],
+    ) -> Adversarial:
         images, losses, successes, zeros = [], [], [], []
         for restart in range(self.restarts):
-            at = key.at(restart=restart)
+            at, own = key.at(restart=restart), None
             zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            path = self.path(model, x, labels, threat, at, points, zero)
-            kept = [(iterate, zero.clone()) for step, iterate in enumerate(path, start=1) if step in self.steps]
+            if begun is not None:
+                own = Begun(begun.steps, begun.images[restart, None], begun.zero_gradients[restart, None])
+                zero += own.zero_gradients[0]
+            path = self.path(model, x, labels, threat, at, points, zero, own)
+            numbered = enumerate(path, start=1 + (begun.steps if begun else 0))
+            kept = [(iterate, zero.clone()) for step, iterate in numbered if step in self.steps]
             images.append(torch.stack([iterate for iterate, _ in kept]))
             zeros.append(torch.stack([count for _, count in kept]))
             loss, success = self.measure(model, images[-1], labels, threat, at, points)
@@ -117,6 +161,21 @@ class StepAttack(Attack):
             successes.append(success)
         stacked = torch.stack(images), torch.stack(losses), torch.stack(successes)
         return Adversarial(*stacked, self.steps, torch.stack(zeros))
+
+    def stepped(
+        self,
+        gradient: Callable[[Tensor, int], Tensor],
+        x: Float[Tensor, "B C H W"],
+        epsilon: float,
+        key: Key,
+        points: Sequence[int],
+        begun: Begun | None = None,
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Sign steps within the ball around x, from the start that the key draws or from where they stand."""
+        if begun is not None:
+            return signed_steps(gradient, x, begun.images[0], epsilon, self.step_size, max(self.steps), begun.steps)
+        start = random_start(x, epsilon, key, points) if self.random_start else x
+        return signed_steps(gradient, x, start, epsilon, self.step_size, max(self.steps))
 
 
 @final
@@ -126,6 +185,7 @@ class Pgd(StepAttack):
     """PGD in the max norm: uniform random start, sign steps on the cross-entropy, last iterate (Eq. 18)."""
 
     name: ClassVar[str] = "pgd"
+    goes_on: ClassVar[bool] = True
 
     def cost(self, passes: int = 1) -> tuple[int, int]:
         """One forward and one backward a step, and one forward at each stop for its loss."""
@@ -141,6 +201,7 @@ class Pgd(StepAttack):
         key: Key,
         points: Sequence[int],
         zero: Tensor,
+        begun: Begun | None = None,
     ) -> Iterator[Tensor]:
         """See `StepAttack.path`."""
 
@@ -150,8 +211,7 @@ class Pgd(StepAttack):
                 loss = adversarial_loss(model, iterate, labels, threat).sum()
             return counted(torch.autograd.grad(loss, iterate)[0], zero)
 
-        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
-        return signed_steps(gradient, x, start, threat.epsilon, self.step_size, max(self.steps))
+        return self.stepped(gradient, x, threat.epsilon, key, points, begun)
 
     def measure(
         self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]

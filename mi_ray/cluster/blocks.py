@@ -4,7 +4,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Container, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -14,20 +14,28 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from mi_ray.cluster.attempts import Attempts, Fault, fault_of, given_up
 from mi_ray.cluster.board import read
+from mi_ray.config import BlockResources
 from mi_ray.events import event
+from mi_ray.precision import decide
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork
-from mi_ray.workbench import Work, Workbench, kind_of
+from mi_ray.workbench import Engine, Work, Workbench, kind_of
 
 Item = tuple[Work, int, int]
 QUEUED = 4000  # attempts handed to Ray at once: more than any cluster runs, few enough to be looked through each time
 ENDED_AT_ONCE = 64
 
 
+def engine_of(block: BlockResources) -> Engine:
+    """What a worker of that size may use of its machine."""
+    share = min(1.0, block.gpus) if block.gpus else min(1.0, block.cpus / (os.cpu_count() or 1))
+    return Engine(max(1, int(block.cpus)), share, block.memory_budget)
+
+
 @lru_cache(maxsize=1)
-def _cached(data_id: str, fetch: Callable[[], Any]) -> Workbench:
-    return Workbench(fetch())
+def _cached(data_id: str, engine: Engine, fetch: Callable[[], Any]) -> Workbench:
+    return Workbench(fetch(), engine)
 
 
 class _Fetch:
@@ -46,10 +54,10 @@ class _Fetch:
         return 0
 
 
-def workbench(reference: Any, threads: int) -> Workbench:
+def workbench(reference: Any, engine: Engine) -> Workbench:
     """This process's workbench for the study whose data is behind the reference; unpacked once a process."""
-    torch.set_num_threads(threads)
-    return _cached(reference.hex(), _Fetch(reference))
+    torch.set_num_threads(1)  # threads work side by side on whole batches: see `engine.side_by_side`
+    return _cached(reference.hex(), engine, _Fetch(reference))
 
 
 def where() -> dict[str, Any]:
@@ -59,14 +67,21 @@ def where() -> dict[str, Any]:
 
 @ray.remote(max_retries=0)
 def compute_block(
-    reference: list[Any], plugins: Sequence[str], threads: int, item: Item, told: Any, turn: tuple[int, int]
+    reference: list[Any], plugins: Sequence[str], engine: Engine, item: Item, told: Any, turn: tuple[int, int]
 ) -> dict[str, Any]:
-    """Compute and store one block; returns its number of points, seconds, and where it ran. turn: which attempt."""
+    """Compute and store one block; returns what was done, seconds, and where it ran. turn: which attempt."""
     began = time.perf_counter()
     told.tell.remote("block", {"turn": turn, **where()})
     load_plugins(plugins)
-    points = workbench(reference[0], threads).compute(*item)
-    return {"points": points, "seconds": round(time.perf_counter() - began, 3), **where()}
+    done = workbench(reference[0], engine).compute(*item)
+    return {**asdict(done), "seconds": round(time.perf_counter() - began, 3), **where()}
+
+
+@ray.remote
+def decide_precision(reference: list[Any], plugins: Sequence[str], engine: Engine, key: str) -> dict[str, Any]:
+    """The decision of `precision: auto` for a classifier: see `precision.decide`."""
+    load_plugins(plugins)
+    return decide(workbench(reference[0], engine), key)
 
 
 class Cluster(Protocol):
@@ -94,9 +109,9 @@ class Cluster(Protocol):
 class RayCluster:
     """Blocks as tasks of the Ray that this process is connected to. told: the board that they tell when they begin."""
 
-    def __init__(self, reference: Any, plugins: Sequence[str], cpus: float, gpus: float, study: str, told: Any) -> None:
-        self._given = ([reference], plugins, max(1, int(cpus)))
-        self._options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus}
+    def __init__(self, reference: Any, plugins: Sequence[str], size: BlockResources, study: str, told: Any) -> None:
+        self._given = ([reference], plugins, engine_of(size))
+        self._options: dict[str, Any] = {"num_cpus": size.cpus, "num_gpus": size.gpus}
         self._study, self._board, self._alone = study, told, dict[Any, float]()
 
     def submit(self, item: Item, turn: tuple[int, int], alone: bool) -> Hashable:
@@ -159,6 +174,15 @@ def named(work: Work) -> str:
 
 
 @dataclass
+class Ran:
+    """What became of blocks: passes of those that are stored, as counted; position -> error of those that were given up."""
+
+    forward: int = 0
+    backward: int = 0
+    failures: dict[int, Exception] = field(default_factory=dict)
+
+
+@dataclass
 class _Running:
     """An attempt at a block that is queued or running."""
 
@@ -178,18 +202,18 @@ class Blocks:
         for (work, _, _), attempts in zip(items, self.attempts, strict=True):
             if work.key in starved:
                 attempts.failed("out of memory")
-        self.failures: dict[int, Exception] = {}
+        self.ran = Ran()
         self.pending: dict[Any, _Running] = {}
         self._turns: dict[tuple[int, int], _Running] = {}
         self._queue = deque(range(len(items)))
 
-    def run(self) -> dict[int, Exception]:
-        """Run them all; returns position -> error of those that were given up."""
+    def run(self) -> Ran:
+        """Run them all."""
         while self.pending or self._queue:
             while self._queue and len(self.pending) < QUEUED:
                 self._submit(self._queue.popleft())
             self.step()
-        return self.failures
+        return self.ran
 
     def step(self, seconds: float = 1.0) -> None:
         """Wait for something to happen, for at most so long, and do what follows from it."""
@@ -228,6 +252,8 @@ class Blocks:
             self._failed(position, "time limit" if found.overdue else fault_of(error), error)
         else:
             self.shown.advance(facts.pop("points"))
+            self.ran.forward += facts["forward"]
+            self.ran.backward += facts["backward"]
             self._tell("block done", position, **facts)
 
     def _failed(self, position: int, fault: Fault, error: Exception) -> None:
@@ -238,7 +264,7 @@ class Blocks:
         if again:
             self._submit(position)
         else:
-            self.failures[position] = why
+            self.ran.failures[position] = why
 
     def _tell(self, what: str, position: int, **facts: Any) -> None:
         work, start, stop = self.items[position]
@@ -254,8 +280,8 @@ def run_blocks(
     time_limit: float | None,
     running: Stage,
     starved: Container[str] = (),
-) -> dict[int, Exception]:
-    """Run blocks until all are stored or given up; returns position -> error of those that were given up.
+) -> Ran:
+    """Run blocks until all are stored or given up.
 
     A block whose worker or node was lost runs again; one that ran out of memory (before already: of the works `starved`)
     runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs again.

@@ -38,10 +38,14 @@ class Board:
         return sum(self._images.values()), news
 
 
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's own node, so that it is lost only with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
 def board() -> Any:
-    """A board on the driver's own node, so that it is lost only with the driver."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    return Board.options(name=None, scheduling_strategy=here).remote()  # type: ignore[attr-defined]
+    """A board on the driver's own node."""
+    return Board.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
 
 
 def read(of: Any) -> tuple[int, list[tuple[str, dict[str, Any]]]]:

@@ -16,13 +16,14 @@ from mi_ray.cells import mark_selected, write_records
 from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.attempts import Attempts, fault_of, given_up, innermost
-from mi_ray.cluster.blocks import RayCluster, run_blocks
-from mi_ray.cluster.board import board, read
+from mi_ray.cluster.blocks import RayCluster, decide_precision, engine_of, run_blocks
+from mi_ray.cluster.board import board, here, read
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import finished, fit, take_own
 from mi_ray.cluster.watch import Watch
 from mi_ray.events import about, event
 from mi_ray.leftovers import remove_leftovers
+from mi_ray.precision import decision_path, decisions
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
 from mi_ray.study import Study, mark, write_study
@@ -44,7 +45,7 @@ AGAIN = 3  # times that a search begins anew after settings were lost: what it f
 
 @dataclass
 class Outcome:
-    """What a run did: seconds by stage, forward passes counted by stage, causes of failure by key."""
+    """What a run did: seconds by stage, passes as counted by stage and direction, causes of failure by key."""
 
     seconds: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
@@ -67,15 +68,19 @@ class Runner:
     def __init__(
         self, study: Study, store: Store, address: str | None, console: Console, watch: Watch | None = None
     ) -> None:
-        self.study, self.store, self.address, self.console = study, store, address, console
+        self.store, self.address, self.console = store, address, console
         self.watch = watch or Watch()
-        self.sweep, self.planner = study.sweep, study.planner
+        self._told: Any = None
+        self._lost: list[trials.Trial] = []  # whose actors were lost
+        self.settle(study.decided(decisions(store, study)))
         self.outcome = Outcome()
         self.scratch = f"{store.root if store.local else store.uri}-scratch"
+
+    def settle(self, study: Study) -> None:
+        """Take up the study as it is now known: its keys may depend on what `precision: auto` decided."""
+        self.study, self.sweep, self.planner = study, study.sweep, study.planner
         self._reference: Any = None
-        self._told: Any = None
         self._bench: Workbench | None = None
-        self._lost: list[trials.Trial] = []  # whose actors were lost
 
     @property
     def bench(self) -> Workbench:
@@ -143,9 +148,31 @@ class Runner:
             with self.outcome.timed("train"):
                 self._fit(todo)
             self._note_chance(todo)
-            self.outcome.counted["training_forward"] = sum(
-                work.cost[0] for work in todo if work.key not in self.outcome.failures
-            )
+            trained = [work for work in todo if work.key not in self.outcome.failures]
+            self.count("training", *(sum(work.cost[way] for work in trained) for way in (0, 1)))
+
+    def decide(self) -> None:
+        """Where the sweep says `precision: auto`: have each classifier's precision decided, once, and kept in the store."""
+        known = decisions(self.store, self.study)
+        todo = [w for w in self.planner.classifiers if w.key not in known and w.key not in self.outcome.failures]
+        if self.sweep.precision != "auto" or not todo:
+            return
+        size = self.sweep.resources.block
+        with self.outcome.timed("precision"), stage("precision: auto", len(todo), "classifiers", self.console) as shown:
+            self.connect(size.cpus)
+            for work in todo:
+                task = decide_precision.options(
+                    num_cpus=size.cpus, num_gpus=size.gpus, name=f"precision of {work.entry.name}"
+                )
+                try:
+                    found = ray.get(task.remote([self.reference()], self.sweep.plugins, engine_of(size), work.key))
+                except ray.exceptions.RayError as error:
+                    self.fail(work.key, f"deciding the precision of {work.entry.name}", error)
+                    continue
+                self.store.write_json(decision_path(self.study, work.key), found)
+                self.console.print(f"{work.entry.name}: {found['decision']} ({found['reason']})", highlight=False)
+                shown.advance(1)
+        self.settle(self.study.decided(decisions(self.store, self.study)))
 
     def _note_chance(self, trained: list[ClassifierWork]) -> None:
         """Say which classifiers ended near chance: every number about them is of no use."""
@@ -268,21 +295,20 @@ class Runner:
             self.connect(size.cpus)
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
-                ours = RayCluster(
-                    self.reference(), self.sweep.plugins, size.cpus, size.gpus, self.sweep.name, self.told
-                )
-                failed = run_blocks(ours, todo, size.time_limit, shown, starved)
-        for position, error in failed.items():
+                ours = RayCluster(self.reference(), self.sweep.plugins, size, self.sweep.name, self.told)
+                ran = run_blocks(ours, todo, size.time_limit, shown, starved)
+        for position, error in ran.failures.items():
             work = todo[position][0]
             component = work.component if isinstance(work, OutputWork) and name == LOST else None
             what = f"{component[0]} {dict(component[1])}" if component else name
             self.fail(work.key, f"{what} on {self.name_of(work.classifier)}", error)
-        done = [block for position, block in enumerate(todo) if position not in failed]
-        self.count(counted, sum(self.planner.forward_passes(work) * (stop - start) for work, start, stop in done))
+        self.count(counted, ran.forward, ran.backward)
 
-    def count(self, what: str, passes: int) -> None:
-        """Add forward passes that were really done."""
-        self.outcome.counted[what] = self.outcome.counted.get(what, 0) + passes
+    def count(self, stage_name: str, forward: int, backward: int) -> None:
+        """Add passes that were counted as they were done."""
+        for direction, passes in (("forward", forward), ("backward", backward)):
+            what = f"{stage_name}_{direction}"
+            self.outcome.counted[what] = self.outcome.counted.get(what, 0) + passes
 
     def name_of(self, classifier: str) -> str:
         """The name that the sweep gives a classifier."""
@@ -341,12 +367,13 @@ class Runner:
             at_once = self.sweep.resources.trials_at_once or max(1, int(self.cpus() // size.cpus))
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
-            threads = max(1, int(size.cpus))
+            # A grid's trials have no work in common; settings that a search proposes may.
+            claims = None if search is None else [trials.Claims.options(scheduling_strategy=here()).remote()]  # type: ignore[attr-defined]
             job = trials.Job(
-                [self.reference()], self.sweep.plugins, threads, size.points, part, resolve, self.planner.forward_passes,
+                [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, claims,
                 self.sweep.name, {work.key: work.entry.name for work in self.planner.classifiers},
             )  # fmt: skip
-            ended, passes = list[tuple[Any, Exception | None]](), 0
+            ended, passes = list[tuple[Any, Exception | None]](), (0, 0)
             try:
                 with stage(name, total, "points", self.console) as shown:
                     ended, passes = trials.run_trials(
@@ -355,7 +382,7 @@ class Runner:
                     )  # fmt: skip
             except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
                 self.fail(SWEEP, name, error)  # Tune itself failed; what its trials stored stays
-        self.count("evaluation_forward", passes)
+        self.count("evaluation", *passes)
         self._lost, starved = [], set[str]()
         for config, problem in ended:
             if problem is not None and fault_of(problem) != "error":
@@ -371,7 +398,7 @@ class Runner:
         if self._lost:
             event("trials lost", trials=len(self._lost))
             for works in trials.phases(self._lost):
-                self.blocks(LOST, "evaluation_forward", works, starved=starved)
+                self.blocks(LOST, "evaluation", works, starved=starved)
         return [config for config, _ in ended]
 
     def causes(self, cell: Cell) -> str | None:
@@ -391,24 +418,24 @@ class Runner:
             told = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_params", "executions", "work")
             event("cell", **{name: row[name] for name in told if row.get(name, "") != ""})
         self.outcome.cells = rows
-        done = {"counted_forward_passes": self.outcome.counted, "seconds": self.outcome.seconds}
+        done = {"counted_passes": self.outcome.counted, "seconds": self.outcome.seconds}
         write_study(self.store, self.study, plan, rows, {"last_run": done, "failures": self.outcome.failures})
 
     def attack(self, plan: Plan) -> None:
         """Craft the checks' adversarial examples, then the study's (which read their stops off the same trajectories),
         and pass all of them through F."""
-        self.blocks("checks: attacks", "checks_forward", plan.check_attacks(), plan.checked)
-        self.blocks("attack", "attack_forward", plan.attacks)
+        self.blocks("checks: attacks", "checks", plan.check_attacks(), plan.checked)
+        self.blocks("attack", "attack", plan.attacks)
         own = [work for work in plan.outputs if work.component is None]
-        self.blocks("outputs of F", "evaluation_forward", own)
+        self.blocks("outputs of F", "evaluation", own)
 
     def check(self, plan: Plan) -> None:
         """Evaluate the checks' adversarial examples, and craft those of the settings that a search found."""
-        self.blocks("checks: attacks", "checks_forward", plan.check_attacks(), plan.checked)
+        self.blocks("checks: attacks", "checks", plan.check_attacks(), plan.checked)
         outputs = plan.check_outputs()
         for of_f in (True, False):
             some = [work for work in outputs if (work.component is None) == of_f]
-            self.blocks("checks: outputs", "checks_forward", some, plan.checked)
+            self.blocks("checks: outputs", "checks", some, plan.checked)
 
     def run(self, until: Until = "sweep") -> Outcome:
         """Do all that is missing, up to a stage."""
@@ -427,6 +454,9 @@ class Runner:
         mark(self.store, self.study, plan, "running")
         self.train()
         if until != "train":
+            self.decide()
+            plan = self.study.plan()
+            mark(self.store, self.study, plan, "running")
             self.attack(plan)
         if until != "sweep":
             mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])

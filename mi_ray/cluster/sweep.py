@@ -1,5 +1,7 @@
 """Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
 
+import asyncio
+import contextlib
 import os
 import re
 import tempfile
@@ -26,7 +28,7 @@ from mi_ray.plan import Planner
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork, Cell, ClassifierWork, OutputWork, merged, merged_attacks
-from mi_ray.workbench import Work, Workbench, kind_of
+from mi_ray.workbench import Done, Engine, Work, Workbench, kind_of
 
 SEARCH_TRIES = 2  # times that Tune starts a lost setting of a search again
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
@@ -57,16 +59,17 @@ def grid_trials(outputs: Sequence[OutputWork]) -> list[Trial]:
 class Job:
     """What every trial of a study is handed. resolve: a trial's Tune configuration -> the trial.
 
+    claims: the `Claims` actor, in a list, where trials may need the same piece of work.
     names: classifier key -> its name in the sweep.
     """
 
     reference: list[Any]
     plugins: Sequence[str]
-    threads: int
+    engine: Engine
     block: int
     reported: tuple[int, int]
     resolve: Callable[[Mapping[str, Any]], Trial]
-    passes: Callable[[Work], int]
+    claims: list[Any] | None = None
     study: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
 
@@ -84,6 +87,35 @@ class TrialNames:
         values = " ".join(f"{key}={value}" for key, value in trial.defense[1].items())
         said = f"{self.names.get(trial.classifier, trial.classifier)} {trial.defense[0]} {values}".strip()
         return re.sub(r"[^\w.=+-]+", "_", f"{said} {running.trial_id}")
+
+
+@ray.remote(num_cpus=0)
+class Claims:
+    """Who computes which piece of work now: a trial that needs the same piece waits for it."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, asyncio.Event] = {}
+        self._watching: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
+
+    async def take(self, piece: str, holder: list[Any]) -> None:
+        """Wait until nobody holds the piece, then hold it until `release`, or until the holder's step ends or it dies."""
+        while piece in self._held:
+            await self._held[piece].wait()
+        held = self._held[piece] = asyncio.Event()
+        task = asyncio.create_task(self._until_idle(piece, held, holder[0]))
+        self._watching.add(task)
+        task.add_done_callback(self._watching.discard)
+
+    async def _until_idle(self, piece: str, held: asyncio.Event, holder: Any) -> None:
+        """A trial's actor does one thing at a time: it answers once its step has ended, and never if it has died."""
+        with contextlib.suppress(ray.exceptions.RayError):
+            await holder.__ray_ready__.remote()
+        if self._held.get(piece) is held:
+            await self.release(piece)
+
+    async def release(self, piece: str) -> None:
+        """Let the next one have the piece."""
+        self._held.pop(piece).set()
 
 
 EVALUATED = 2  # the last phase of a trial
@@ -111,7 +143,7 @@ class SettingTrainable(tune.Trainable):
     def setup(self, config: dict[str, Any], job: Job) -> None:
         self._job = job
         load_plugins(job.plugins)
-        self._bench = workbench(job.reference[0], job.threads)
+        self._bench = workbench(job.reference[0], job.engine)
         self._start(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -130,12 +162,10 @@ class SettingTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Compute the next missing range, if any, and report the accuracies so far."""
-        computed = passes = 0
+        done: list[Done] = []
         if self._todo:
             (_, start, stop), works = self._todo.pop(0)
-            for work in works:
-                computed += self._bench.compute(work, start, stop)
-                passes += self._job.passes(work) * (stop - start)
+            done = [block for work in works for block in self._computed(work, start, stop)]
         # Ranges come in order: all points before the next missing one are stored, once attacks and F's outputs are.
         first, last = self._job.reported
         phase, reached = self._todo[0][0][:2] if self._todo else (EVALUATED, last)
@@ -144,7 +174,21 @@ class SettingTrainable(tune.Trainable):
         if so_far[1] > first:
             found = accuracies(self._bench, self._trial, so_far)
         points = max(0, so_far[1] - first)
-        return {**found, "points": points, "computed": computed, "passes": passes, "done": not self._todo, **where()}
+        spent = {name: sum(getattr(block, name) for block in done) for name in ("forward", "backward")}
+        computed = sum(block.points for block in done)
+        return {**found, **spent, "points": points, "computed": computed, "done": not self._todo, **where()}
+
+    def _computed(self, work: Work, start: int, stop: int) -> list[Done]:
+        """Compute a block, unless another trial computes it meanwhile."""
+        if self._job.claims is None:
+            return [self._bench.compute(work, start, stop)]
+        claims, piece = self._job.claims[0], f"{work.key} {start}"
+        ray.get(claims.take.remote(piece, [ray.get_runtime_context().current_actor]))
+        try:
+            missing = self._bench.missing(kind_of(work), work, self._job.block)
+            return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
+        finally:
+            ray.get(claims.release.remote(piece))
 
     def __repr__(self) -> str:
         """What Ray's dashboard shows of the actor, which goes through many settings."""
@@ -330,7 +374,7 @@ class _Advance(tune.Callback):
 
     def __init__(self, running: Stage, job: Job, limit: float | None) -> None:
         self._running, self._job, self._limit = running, job, limit
-        self.passes = 0
+        self.forward = self.backward = 0
         self._since = dict[Any, tuple[float, int]]()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -340,7 +384,8 @@ class _Advance(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
-        self.passes += int(result.get("passes", 0))
+        self.forward += int(result.get("forward", 0))
+        self.backward += int(result.get("backward", 0))
         self._running.advance(int(result.get("computed", 0)))
         if trial in self._since:
             self._since[trial] = (time.monotonic(), self._since[trial][1])
@@ -387,8 +432,8 @@ def run_trials(
     running: Stage,
     limit: float | None = None,
     callbacks: Sequence[tune.Callback] = (),
-) -> tuple[list[tuple[Mapping[str, Any], Exception | None]], int]:
-    """Run Tune to its end: (each trial's configuration and its error, if it failed; forward passes done)."""
+) -> tuple[list[tuple[Mapping[str, Any], Exception | None]], tuple[int, int]]:
+    """Run Tune to its end: (each trial's configuration and its error, if it failed; passes counted, both ways)."""
     counting = _Advance(running, job, limit)
     # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
@@ -408,7 +453,7 @@ def run_trials(
                 failure_config=tune.FailureConfig(max_failures=0 if search is None else SEARCH_TRIES),
             ),
         ).fit()  # fmt: skip
-    return [(result.config or {}, result.error) for result in results], counting.passes
+    return [(result.config or {}, result.error) for result in results], (counting.forward, counting.backward)
 
 
 def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:

@@ -3,7 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -138,6 +140,8 @@ def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"
 
 
 Pools = SamplePool | Mapping[str, SamplePool] | None
+# What each module is bound to, by its id: of this thread alone, since batches in flight share a module.
+_BOUND: ContextVar[Mapping[int, tuple[Key, Sequence[int]]]] = ContextVar("bound", default=MappingProxyType({}))
 
 
 class DefendedClassifier(nn.Module):
@@ -167,17 +171,16 @@ class DefendedClassifier(nn.Module):
         self.temperature = temperature
         self._seed = seed
         self._calls = 0
-        self._bound: tuple[Key, Sequence[int]] | None = None
         self.train(classifier.training)  # a library that puts a module's mode back must not switch F's
 
     @contextmanager
     def bind(self, key: Key, points: Sequence[int]) -> Iterator[None]:
         """Within the block, draws depend on the key and the points alone."""
-        self._bound = (key, points)
+        token = _BOUND.set({**_BOUND.get(), id(self): (key, points)})
         try:
             yield
         finally:
-            self._bound = None
+            _BOUND.reset(token)
 
     def branch(
         self, which: Literal["whole", "detector", "fallback"], temperature: float | None = None
@@ -201,8 +204,9 @@ class DefendedClassifier(nn.Module):
 
     def _start(self, x: Tensor) -> tuple[Key, Sequence[int]]:
         self.defense.check_images(*x.shape[-2:])
-        if self._bound is not None:
-            return self._bound
+        bound = _BOUND.get().get(id(self))
+        if bound is not None:
+            return bound
         self._calls += 1
         return Key(self._seed, "call", step=self._calls), range(len(x))
 
