@@ -164,8 +164,11 @@ class Runner:
                 task = decide_precision.options(
                     num_cpus=size.cpus, num_gpus=size.gpus, name=f"precision of {work.entry.name}"
                 )
+                decided = task.remote([self.reference()], self.sweep.plugins, engine_of(size), work.key)
+                while not ray.wait([decided], timeout=1.0)[0]:
+                    shown.advance(0)  # Ctrl-C is looked at here
                 try:
-                    found = ray.get(task.remote([self.reference()], self.sweep.plugins, engine_of(size), work.key))
+                    found = ray.get(decided)
                 except ray.exceptions.RayError as error:
                     self.fail(work.key, f"deciding the precision of {work.entry.name}", error)
                     continue
