@@ -24,7 +24,7 @@ def load_callback(written: str) -> Callable[[], tune.Callback]:
     return factory
 
 
-class Board(TBXLoggerCallback):
+class Curves(TBXLoggerCallback):
     """Tune's TensorBoard callback, with one folder a setting below a folder that stays."""
 
     def __init__(self, folder: Path) -> None:
@@ -62,7 +62,7 @@ class Watch:
 
     def tune(self, study: str) -> list[tune.Callback]:
         """Tune's callbacks for one run of trials."""
-        own = [] if self._folder is None else [Board(self._folder / study / "settings")]
+        own = [] if self._folder is None else [Curves(self._folder / study / "settings")]
         return [*own, *(factory() for factory in self._factories)]
 
     def epoch(self, study: str, classifier: str, row: Mapping[str, Any]) -> None:
