@@ -22,7 +22,7 @@ CURRENT = Path("/tmp/ray/ray_current_cluster")  # where Ray notes what `auto` me
 QUICK = {"health_check_initial_delay_ms": 3000, "health_check_period_ms": 1000, "health_check_failure_threshold": 5}
 STORE_BYTES = 120_000_000  # the least that Ray takes is 75 MB; a study of digits needs 10
 KINDS = {
-    "block": (": attack", ": outputs of"), "trial": ("SettingTrainable",), "training worker": ("RayTrainWorker",),
+    "block": (": attack", ": outputs of"), "trial": ("SettingTrainable.train",), "training worker": ("RayTrainWorker",),
     "training": (": train ", "TrainController"), "board": ("Board",),
 }  # fmt: skip
 

@@ -437,6 +437,7 @@ def run_trials(
     counting = _Advance(running, job, limit)
     # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
+    trainable.__name__ = trainable.__qualname__ = SettingTrainable.__name__  # what Ray's dashboard and `ps` show
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")  # its snapshots are not what resumes a study
     with tempfile.TemporaryDirectory(prefix="mi-ray-tune-") as scratch:
         results = tune.Tuner(
