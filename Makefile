@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-cluster lint smoke clean
+.PHONY: quickstart test test-cluster chaos bench bench-quick lint smoke clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -17,6 +17,11 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 	$(PIP) --editable '.[test]'
 	# Without its dependencies: visdom, which its attacks do not use, does not build with today's setuptools.
 	$(PIP) --no-deps 'adv-lib>=0.2.8'
+	touch $@
+
+.venv/installed-bench: .venv/installed-test
+	# Without its dependencies: it pins versions that no other package can live with.
+	$(PIP) --no-deps 'torchattacks>=3.5.1'
 	touch $@
 
 .venv/installed-cluster: .venv/installed
@@ -38,6 +43,17 @@ test: lint
 test-cluster: .venv/installed-cluster
 	tests/cluster/two_hosts.sh
 	tests/cluster/slurm_alone.sh
+
+# Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
+chaos: .venv/installed-test
+	PYTHONPATH=tests $(BIN)/python tests/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+
+# Speed as ratios, with other libraries and plain PyTorch in the same run: benchmarks/README.md
+bench: .venv/installed-bench
+	$(BIN)/python -m benchmarks.run
+
+bench-quick: .venv/installed-bench
+	$(BIN)/python -m benchmarks.run --quick
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

@@ -16,6 +16,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mi_ray.config import Sweep, load_sweep
+from mi_ray.events import written_to
+from mi_ray.progress import ctrl_c
 from mi_ray.quick import is_finished, seal
 from mi_ray.records import DamagedFileError, Store
 
@@ -44,6 +46,14 @@ Set = Annotated[
 ]
 Seed = Annotated[int | None, typer.Option("--seed", help="Replace the file's seed.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and Ray's own messages.")]
+Log = Annotated[str | None, typer.Option("--log", help="Append events to this file, as JSON lines.", metavar="FILE")]
+Tensorboard = Annotated[
+    str | None, typer.Option("--tensorboard", help="Write TensorBoard curves there.", metavar="DIR")
+]
+Callback = Annotated[
+    list[str] | None,
+    typer.Option("--callback", help="A Ray Tune callback of yours, package.module:factory.", metavar="NAME"),
+]
 StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
 
 
@@ -65,11 +75,19 @@ def _prepare(sweep: Sweep) -> Any:
     return prepare(sweep)
 
 
+def _options(*values: Any) -> dict[str, Any]:
+    """The options that every verb which computes takes, by name."""
+    names = ("out", "address", "smoke", "overrides", "seed", "log", "tensorboard", "callbacks")
+    return dict(zip(names, values, strict=True))
+
+
 def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
     sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
     began = time.perf_counter()
+    watched = {"tensorboard": options["tensorboard"], "callbacks": tuple(options["callbacks"] or ())}
     try:
-        failed = _run_all(sweeps, until, options["out"], options["address"])
+        with ctrl_c(), written_to(options["log"]):
+            failed = _run_all(sweeps, until, options["out"], options["address"], watched)
     except KeyboardInterrupt:
         errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
         raise typer.Exit(130) from None
@@ -78,7 +96,7 @@ def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
         raise typer.Exit(1)
 
 
-def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> bool:
+def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, watched: dict[str, Any]) -> bool:
     """Run the studies that are not finished, in order; True when something failed."""
     failed, todo = False, [sweep for sweep in sweeps if not is_finished(sweep, out)]
     for sweep in sweeps:
@@ -94,7 +112,7 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None) -> 
 
         with one_ray():
             for study in studies:
-                outcome = run_study(study, store, address, console, until)
+                outcome = run_study(study, store, address, console, until, watched)
                 failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
     return failed
 
@@ -104,11 +122,6 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     sweep = study.sweep
     bad = [row for row in outcome.cells if row["state"] != "done"]
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
-    for row in bad[:20]:
-        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
-        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
-    if len(bad) > 20:
-        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
     paths = []
     if len(bad) < len(outcome.cells):
         try:
@@ -124,6 +137,13 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     )
     for path in paths:
         console.print(f"  {out}/{path}", highlight=False)
+    for row in bad[:20]:
+        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
+        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
+    if len(bad) > 20:
+        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
+    if bad:
+        errors.print("the same command tries what is not done again, and nothing else", style="yellow")
     return bool(bad)
 
 
@@ -219,31 +239,34 @@ def _percent(row: Any, name: str) -> str:
 @app.command()
 def sweep(
     files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, verbose: Verbose = False,
+    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Do all that is missing of each study, in order, and draw its figures.
 
     Safe to stop at any time: the same command goes on where it was, and ends with the same rows.
     """
-    _run(files, "sweep", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+    _run(files, "sweep", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
 
 
 @app.command()
 def train(
     files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, verbose: Verbose = False,
+    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Train the classifiers of each study that are not in the store yet (Ray Train)."""
-    _run(files, "train", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+    _run(files, "train", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
 
 
 @app.command()
 def attack(
     files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, verbose: Verbose = False,
+    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    verbose: Verbose = False,
 ) -> None:  # fmt: skip
     """Craft the adversarial examples of each study that are not in the store yet, and train what they need."""
-    _run(files, "attack", {"out": out, "address": address, "smoke": smoke, "overrides": set_, "seed": seed})
+    _run(files, "attack", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
 
 
 @app.command()

@@ -301,6 +301,7 @@ def _bytes(written: object) -> object:
 class BlockResources(Strict):
     """What one block of points (an attack task or a defense trial) asks of Ray.
 
+    time_limit: seconds after which a running block is taken to hang: it is stopped and tried again, then reported.
     memory_budget: bytes that its canonical batches in flight may take, `auto` by what is free: how many there are,
     never their shape.
     """
@@ -308,6 +309,7 @@ class BlockResources(Strict):
     points: int = Field(200, ge=1)
     cpus: float = Field(1, gt=0)
     gpus: float = Field(0, ge=0)
+    time_limit: float | None = Field(None, gt=0)
     memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(None, ge=1)
 
 

@@ -1,5 +1,12 @@
-"""Progress for people: a live bar on a terminal, a plain line every few seconds elsewhere."""
+"""Progress for people: a live bar on a terminal, a plain line every few seconds elsewhere; and their Ctrl-C.
 
+While a stage runs, a first Ctrl-C ends it at its next step, so that it never lands inside another library; elsewhere it
+raises KeyboardInterrupt where it is. A second one ends the process at once.
+"""
+
+import os
+import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,8 +37,42 @@ class _Rate(ProgressColumn):
         return Text(f"{_rate(task.speed or 0)} {task.fields['unit']}/s", style="cyan")
 
 
+class _CtrlC:
+    """How often Ctrl-C was pressed, and how many stages are open."""
+
+    presses = 0
+    open = 0
+
+
+def _pressed(signum: int, frame: object) -> None:
+    _CtrlC.presses += 1
+    if _CtrlC.presses > 1:
+        os.write(sys.stderr.fileno(), b"\nstopped at once; what is finished is stored, and the same command goes on\n")
+        os._exit(130)
+    if not _CtrlC.open:
+        raise KeyboardInterrupt
+    os.write(sys.stderr.fileno(), b"\nstopping; running blocks are dropped (Ctrl-C again: at once)\n")
+
+
+@contextmanager
+def ctrl_c() -> Iterator[None]:
+    """Handle Ctrl-C as this module says while the block runs. For the main thread of a command."""
+    _CtrlC.presses = 0
+    before = signal.signal(signal.SIGINT, _pressed)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def raise_if_stopped() -> None:
+    """Raise KeyboardInterrupt once Ctrl-C was pressed."""
+    if _CtrlC.presses:
+        raise KeyboardInterrupt
+
+
 class Stage:
-    """A counted stretch of work; `advance` may be called from one thread only."""
+    """A counted stretch of work; `advance` may be called from one thread only, and raises KeyboardInterrupt on Ctrl-C."""
 
     def __init__(self, name: str, total: int, unit: str, console: Console) -> None:
         self.name, self.total, self.unit, self.console = name, total, unit, console
@@ -48,6 +89,7 @@ class Stage:
     def advance(self, count: int) -> None:
         """Count units as done and show it."""
         self.done += count
+        raise_if_stopped()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
         elif time.monotonic() - self._printed > PLAIN_EVERY and self.done < self.total:
@@ -73,7 +115,10 @@ class Stage:
 def stage(name: str, total: int, unit: str, console: Console) -> Iterator[Stage]:
     """A stage that is closed whatever happens."""
     running = Stage(name, total, unit, console)
+    _CtrlC.open += 1
     try:
         yield running
     finally:
+        _CtrlC.open -= 1
         running.close()
+    raise_if_stopped()

@@ -4,6 +4,7 @@ import importlib.util
 import pkgutil
 from collections.abc import Callable, Iterator
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import jaxtyping
@@ -37,6 +38,8 @@ def _checked_modules() -> list[str]:
     names = [module.name for module in pkgutil.iter_modules(list(spec.submodule_search_locations))]
     return [f"mi_ray.{name}" for name in names if name not in ("cluster", "cli")]
 
+
+import clusters  # noqa: E402, F401 - sets what Ray reads when it is first imported
 
 # Before the first import of the package: the tests import it only after this file.
 install_import_hook(_checked_modules(), f"{__name__}.checked")
@@ -133,3 +136,14 @@ def linear() -> Callable[..., nn.Module]:
         return Linear(weight, torch.randn(classes, generator=generator) * scale)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of tests/test_cluster.py; tests that change it work on a copy."""
+    from test_cluster import TINY, run
+
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = run(folder, TINY)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder

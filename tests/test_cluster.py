@@ -4,12 +4,9 @@ Starting Ray takes longer than most of these studies: what is not stopped in the
 """
 
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,38 +80,6 @@ def counted(folder: Path, study: str = "tiny") -> dict[str, int]:
     return passes
 
 
-def stopped_at(folder: Path, verb: str, pattern: str, sent: signal.Signals) -> int:
-    """Start a verb, send its process group a signal once a file of that pattern is there; returns the exit code."""
-    process = subprocess.Popen(
-        command(folder, TINY, verb=verb),
-        cwd=folder,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        # A shell's background job, as a whole test run may be, ignores Ctrl-C, and would hand that down.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-    deadline = time.monotonic() + 200
-    while not any(folder.glob(pattern)):
-        assert process.poll() is None, f"the sweep ended before {pattern} was there"
-        assert time.monotonic() < deadline, f"{pattern} did not appear"
-        time.sleep(0.01)
-    if sent == signal.SIGKILL:
-        os.killpg(process.pid, sent)
-    else:
-        process.send_signal(sent)
-    return process.wait()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny study; tests that change it work on a copy."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(folder, TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
-
-
 def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:
     cells, records = mi_ray.read_cells(undisturbed / "results", study="tiny"), rows(undisturbed)
     settings = 1 + (2 + 1 + 2 * 2) * 2  # none, and each setting at both N
@@ -161,24 +126,6 @@ def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturb
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=undisturbed)
     assert "finished already, nothing to compute" in done.stdout
     assert "heavy: []" in done.stdout, done.stdout + done.stderr
-
-
-def test_a_study_killed_while_it_trains_stopped_in_its_attacks_and_killed_in_its_trials_ends_with_the_same_rows(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    results = tmp_path / "results"
-    assert stopped_at(tmp_path, "train", "results-scratch/*/checkpoint*", signal.SIGKILL) == -signal.SIGKILL
-    # Which of the two trainings is how far is a matter of time; one at least is between a checkpoint and its end.
-    assert len(list(results.glob("classifiers/*/classifier.json"))) < 2
-    assert list((tmp_path / "results-scratch").glob("*/checkpoint*"))
-    assert stopped_at(tmp_path, "attack", "results/adversarial/*/*.parquet", signal.SIGINT) == 130
-    assert len(list(results.glob("classifiers/*/classifier.json"))) == 2
-    assert not list(results.glob("records/*/*.parquet"))
-    assert stopped_at(tmp_path, "sweep", "results/outputs/*/*.parquet", signal.SIGKILL) == -signal.SIGKILL
-    done = run(tmp_path, TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert_same_rows(rows(tmp_path), rows(undisturbed))
-    assert subprocess.run([sys.executable, "-m", "mi_ray.cli", "check", str(results)]).returncode == 0
 
 
 MIXUP = TINY["classifiers"][0]

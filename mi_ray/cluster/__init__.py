@@ -1,26 +1,33 @@
 """The only folder that imports Ray: training, attack blocks, defense trials, and a study from end to end."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 
 def run_study(
-    study: Any, store: Any, address: str | None, console: Any, until: Literal["train", "attack", "sweep"] = "sweep"
+    study: Any,
+    store: Any,
+    address: str | None,
+    console: Any,
+    until: Literal["train", "attack", "sweep"] = "sweep",
+    watched: Mapping[str, Any] | None = None,
 ) -> Any:
     """Do all that is missing of a study (see `cluster.study.Runner`), on a cluster or on a local Ray (address None).
 
     Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`). It
     reads its environment when it is first imported, so that is set up here, before anything imports it.
+    watched: see `cluster.watch.Watch`.
     """
     from mi_ray.cluster.connect import check_address, prepare_environment
 
     check_address(address)
     prepare_environment(local=address is None)
     from mi_ray.cluster.study import Runner
+    from mi_ray.cluster.watch import Watch
 
-    return Runner(study, store, address, console).run(until)
+    return Runner(study, store, address, console, Watch(**(watched or {}))).run(until)
 
 
 @contextmanager

@@ -1,20 +1,30 @@
-"""Blocks of points as Ray tasks: attacks, and F's own outputs."""
+"""Blocks of points as Ray tasks: attacks, and F's own outputs. What is lost runs again (see `attempts`)."""
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import time
+from collections import deque
+from collections.abc import Callable, Container, Hashable, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import torch
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from mi_ray.cluster.attempts import Attempts, Fault, fault_of, given_up
+from mi_ray.cluster.board import read
 from mi_ray.config import BlockResources
+from mi_ray.events import event
 from mi_ray.precision import decide
 from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork
-from mi_ray.workbench import Done, Engine, Work, Workbench
+from mi_ray.workbench import Engine, Work, Workbench, kind_of
+
+Item = tuple[Work, int, int]
+QUEUED = 4000  # attempts handed to Ray at once: more than any cluster runs, few enough to be looked through each time
+ENDED_AT_ONCE = 64
 
 
 def engine_of(block: BlockResources) -> Engine:
@@ -50,13 +60,21 @@ def workbench(reference: Any, engine: Engine) -> Workbench:
     return _cached(reference.hex(), engine, _Fetch(reference))
 
 
-@ray.remote
+def where() -> dict[str, Any]:
+    """Which node and process this is, for events."""
+    return {"node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
+
+
+@ray.remote(max_retries=0)
 def compute_block(
-    reference: list[Any], plugins: Sequence[str], engine: Engine, work: Work, start: int, stop: int
-) -> Done:
-    """Compute and store one block; returns what was done."""
+    reference: list[Any], plugins: Sequence[str], engine: Engine, item: Item, told: Any, turn: tuple[int, int]
+) -> dict[str, Any]:
+    """Compute and store one block; returns what was done, seconds, and where it ran. turn: which attempt."""
+    began = time.perf_counter()
+    told.tell.remote("block", {"turn": turn, **where()})
     load_plugins(plugins)
-    return workbench(reference[0], engine).compute(work, start, stop)
+    done = workbench(reference[0], engine).compute(*item)
+    return {**asdict(done), "seconds": round(time.perf_counter() - began, 3), **where()}
 
 
 @ray.remote
@@ -66,43 +84,206 @@ def decide_precision(reference: list[Any], plugins: Sequence[str], engine: Engin
     return decide(workbench(reference[0], engine), key)
 
 
+class Cluster(Protocol):
+    """What running blocks needs of a cluster: Ray's (below), or a simulated one."""
+
+    def submit(self, item: Item, turn: tuple[int, int], alone: bool) -> Hashable:
+        """Queue an attempt at a block; alone: on a node that runs nothing else."""
+
+    def wait(self, tasks: Sequence[Any], seconds: float) -> Sequence[Any]:
+        """The tasks that have ended, after at most so many seconds."""
+
+    def result(self, task: Any) -> dict[str, Any]:
+        """What the task returned; raises what it ended with."""
+
+    def cancel(self, task: Any) -> None:
+        """Stop a task by force."""
+
+    def begun(self) -> Sequence[dict[str, Any]]:
+        """Attempts that have begun to run since the last call: `turn` and where."""
+
+    def now(self) -> float:
+        """Seconds, of a clock that never goes back."""
+
+
+class RayCluster:
+    """Blocks as tasks of the Ray that this process is connected to. told: the board that they tell when they begin."""
+
+    def __init__(self, reference: Any, plugins: Sequence[str], size: BlockResources, study: str, told: Any) -> None:
+        self._given = ([reference], plugins, engine_of(size))
+        self._options: dict[str, Any] = {"num_cpus": size.cpus, "num_gpus": size.gpus}
+        self._study, self._board, self._alone = study, told, dict[Any, float]()
+
+    def submit(self, item: Item, turn: tuple[int, int], alone: bool) -> Hashable:
+        """See `Cluster`. The task's name is what Ray's dashboard and `ps` show."""
+        work, start, stop = item
+        again = f" attempt {turn[1]}" if turn[1] > 1 else ""
+        options = {**self._options, "name": f"{self._study}: {named(work)} {start}-{stop}{again}"}
+        if alone:
+            options |= whole_node(self._options["num_gpus"])
+        task = compute_block.options(**options).remote(*self._given, item, self._board, turn)
+        if alone:
+            self._alone[task] = options["num_cpus"]
+        return task
+
+    def wait(self, tasks: Sequence[Any], seconds: float) -> Sequence[Any]:
+        """See `Cluster`."""
+        # A task that asks for a whole node waits for ever when the only one of that size is gone.
+        largest = max((node["Resources"].get("CPU", 0) for node in alive()), default=0) if self._alone else 0
+        for task in [task for task, cpus in self._alone.items() if task in tasks and cpus > largest > 0]:
+            del self._alone[task]
+            self.cancel(task)
+        return ray.wait(list(tasks), num_returns=min(ENDED_AT_ONCE, len(tasks)), timeout=seconds)[0]
+
+    def result(self, task: Any) -> dict[str, Any]:
+        """See `Cluster`."""
+        return ray.get(task)
+
+    def cancel(self, task: Any) -> None:
+        """See `Cluster`."""
+        ray.cancel(task, force=True)
+
+    def begun(self) -> Sequence[dict[str, Any]]:
+        """See `Cluster`."""
+        return [facts for what, facts in read(self._board)[1] if what == "block"]
+
+    def now(self) -> float:
+        """See `Cluster`."""
+        return time.monotonic()
+
+
+def alive() -> list[dict[str, Any]]:
+    """The nodes that have CPUs to give."""
+    return [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+
+
+def whole_node(gpus: float) -> dict[str, Any]:
+    """Options that ask for all of the node that has the most memory (another of its size, should it be gone)."""
+    node = max(alive(), key=lambda node: node["Resources"].get("memory", 0), default=None)
+    if node is None:
+        return {}
+    have, here = node["Resources"], NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+    return {
+        "num_cpus": have["CPU"], "num_gpus": have.get("GPU", 0) if gpus else 0, "scheduling_strategy": here,
+    }  # fmt: skip
+
+
+def named(work: Work) -> str:
+    """What a piece of work is called."""
+    return f"attack {work.method}" if isinstance(work, AttackWork) else f"outputs of {(work.component or 'F')[0]}"
+
+
 @dataclass
 class Ran:
-    """What became of blocks: passes of those that are stored, as counted; position -> error of those that failed."""
+    """What became of blocks: passes of those that are stored, as counted; position -> error of those that were given up."""
 
     forward: int = 0
     backward: int = 0
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
+@dataclass
+class _Running:
+    """An attempt at a block that is queued or running."""
+
+    position: int
+    since: float | None = None
+    overdue: bool = False
+
+
+class Blocks:
+    """Runs blocks until each is stored or given up."""
+
+    def __init__(
+        self, cluster: Cluster, items: Sequence[Item], time_limit: float | None, running: Stage, starved: Container[str]
+    ) -> None:
+        self.cluster, self.items, self.limit, self.shown = cluster, items, time_limit, running
+        self.attempts = [Attempts() for _ in items]
+        for (work, _, _), attempts in zip(items, self.attempts, strict=True):
+            if work.key in starved:
+                attempts.failed("out of memory")
+        self.ran = Ran()
+        self.pending: dict[Any, _Running] = {}
+        self._turns: dict[tuple[int, int], _Running] = {}
+        self._queue = deque(range(len(items)))
+
+    def run(self) -> Ran:
+        """Run them all."""
+        while self.pending or self._queue:
+            while self._queue and len(self.pending) < QUEUED:
+                self._submit(self._queue.popleft())
+            self.step()
+        return self.ran
+
+    def step(self, seconds: float = 1.0) -> None:
+        """Wait for something to happen, for at most so long, and do what follows from it."""
+        ended = self.cluster.wait(list(self.pending), seconds)
+        for facts in self.cluster.begun():
+            found = self._turns.get(tuple(facts.pop("turn")))
+            if found is not None:
+                found.since = self.cluster.now()
+                self._tell("block begun", found.position, **facts)
+        for task in ended:
+            self._ended(task)
+        if self.limit is not None:
+            self._stop_overdue(self.limit)
+        self.shown.advance(0)
+
+    def _stop_overdue(self, limit: float) -> None:
+        for task, found in self.pending.items():
+            if not found.overdue and found.since is not None and self.cluster.now() - found.since > limit:
+                found.overdue = True
+                self.cluster.cancel(task)
+
+    def _submit(self, position: int) -> None:
+        attempts = self.attempts[position]
+        attempts.tried += 1
+        turn, running = (position, attempts.tried), _Running(position)
+        self._turns[turn] = running
+        self.pending[self.cluster.submit(self.items[position], turn, attempts.alone)] = running
+
+    def _ended(self, task: Any) -> None:
+        found = self.pending.pop(task)
+        position = found.position
+        self._turns.pop((position, self.attempts[position].tried), None)
+        try:
+            facts = self.cluster.result(task)
+        except ray.exceptions.RayError as error:
+            self._failed(position, "time limit" if found.overdue else fault_of(error), error)
+        else:
+            self.shown.advance(facts.pop("points"))
+            self.ran.forward += facts["forward"]
+            self.ran.backward += facts["backward"]
+            self._tell("block done", position, **facts)
+
+    def _failed(self, position: int, fault: Fault, error: Exception) -> None:
+        attempts = self.attempts[position]
+        again = attempts.failed(fault)
+        why = given_up(fault, error, attempts.faults[fault], self.limit)
+        self._tell("block lost" if again else "block failed", position, fault=fault, cause=str(why))
+        if again:
+            self._submit(position)
+        else:
+            self.ran.failures[position] = why
+
+    def _tell(self, what: str, position: int, **facts: Any) -> None:
+        work, start, stop = self.items[position]
+        event(
+            what, kind=kind_of(work), key=work.key, name=named(work), points=[start, stop],
+            attempt=self.attempts[position].tried, alone=self.attempts[position].alone or None, **facts,
+        )  # fmt: skip
+
+
 def run_blocks(
-    reference: Any,
-    plugins: Sequence[str],
-    blocks: Sequence[tuple[Work, int, int]],
-    size: BlockResources,
+    cluster: Cluster,
+    items: Sequence[Item],
+    time_limit: float | None,
     running: Stage,
+    starved: Container[str] = (),
 ) -> Ran:
-    """Run blocks as tasks until all are stored or have failed. A lost worker's block runs again."""
-    engine = engine_of(size)
-    pending: dict[Any, int] = {}
-    for position, (work, start, stop) in enumerate(blocks):
-        what = f"attack {work.method}" if isinstance(work, AttackWork) else f"outputs of {(work.component or 'F')[0]}"
-        task = compute_block.options(
-            num_cpus=size.cpus, num_gpus=size.gpus, max_retries=3, name=f"{what} {start}-{stop}"
-        )
-        pending[task.remote([reference], plugins, engine, work, start, stop)] = position
-    ran = Ran()
-    while pending:
-        done, _ = ray.wait(list(pending), timeout=1.0)
-        for finished in done:
-            position = pending.pop(finished)
-            try:
-                block = ray.get(finished)
-                running.advance(block.points)
-                ran.forward, ran.backward = ran.forward + block.forward, ran.backward + block.backward
-            except ray.exceptions.RayTaskError as error:
-                ran.failures[position] = error.cause if isinstance(error.cause, Exception) else error
-            except ray.exceptions.RayError as error:
-                ran.failures[position] = error
-        running.advance(0)
-    return ran
+    """Run blocks until all are stored or given up.
+
+    A block whose worker or node was lost runs again; one that ran out of memory (before already: of the works `starved`)
+    runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs again.
+    """
+    return Blocks(cluster, items, time_limit, running, starved).run()

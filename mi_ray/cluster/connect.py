@@ -5,8 +5,11 @@ import os
 import secrets
 import socket
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from mi_ray.events import event
 
 CONNECT_SECONDS = 10.0
 
@@ -50,6 +53,11 @@ def check_address(address: str | None) -> None:
         raise ValueError(f"--address must be of a Ray head that answers; {address}: {error}") from error
 
 
+def _noted(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
+    """Note what Ray says of its cluster."""
+    event("ray", lines=data["lines"])
+
+
 def connect(address: str | None) -> None:
     """Join the Ray cluster at the address, or start one on this machine; the same one again while it lasts.
 
@@ -63,9 +71,13 @@ def connect(address: str | None) -> None:
     level = logging.INFO if logging.getLogger("mi_ray").isEnabledFor(logging.DEBUG) else logging.CRITICAL
     options: dict[str, Any] = {"log_to_driver": level == logging.INFO, "logging_level": level}
     if address is None:
-        options |= {"include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+        # "local": without an address Ray would join whatever cluster was started on this machine last.
+        options |= {"address": "local", "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
     else:
         options["address"] = address
+    if level != logging.INFO:
+        # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
+        ray._private.worker.print_to_stdstream = _noted
     # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the
     # driver's own installation, since another node has its own.
     prefixes = tuple({sys.prefix, sys.base_prefix})

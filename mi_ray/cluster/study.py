@@ -1,7 +1,7 @@
 """A study from end to end: train, attack, evaluate, derive the rows, write what the study says about them."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +15,14 @@ from rich.console import Console
 from mi_ray.cells import mark_selected, write_records
 from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
-from mi_ray.cluster.blocks import decide_precision, engine_of, run_blocks
+from mi_ray.cluster.attempts import Attempts, fault_of, given_up, innermost
+from mi_ray.cluster.blocks import RayCluster, decide_precision, engine_of, run_blocks
+from mi_ray.cluster.board import board, here, read
 from mi_ray.cluster.connect import connect
-from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
+from mi_ray.cluster.train import finished, fit, take_own
+from mi_ray.cluster.watch import Watch
+from mi_ray.events import about, event
+from mi_ray.leftovers import remove_leftovers
 from mi_ray.precision import decision_path, decisions
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
@@ -29,6 +34,13 @@ Until = Literal["train", "attack", "sweep"]
 MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue
 CHANCE = 1.5  # times chance: a classifier below it has learnt nothing worth defending
 SWEEP = "sweep"  # the key under which a failure of Tune itself is noted
+TRAINING_REMEDY = (
+    "a worker ran out of memory, and again; raise resources.train.cpus, so that fewer share a node, or lower "
+    "training.batch_size (which is another classifier)"
+)
+DAMAGED_NOTES = "CheckpointManagerInitializationError"  # what Ray Train says of its own list of checkpoints
+LOST = "sweep: lost settings"
+AGAIN = 3  # times that a search begins anew after settings were lost: what it found before is stored
 
 
 @dataclass
@@ -53,8 +65,13 @@ class Outcome:
 class Runner:
     """One run of one study against one store. Ray is started when something has to be computed, and not before."""
 
-    def __init__(self, study: Study, store: Store, address: str | None, console: Console) -> None:
+    def __init__(
+        self, study: Study, store: Store, address: str | None, console: Console, watch: Watch | None = None
+    ) -> None:
         self.store, self.address, self.console = store, address, console
+        self.watch = watch or Watch()
+        self._told: Any = None
+        self._lost: list[trials.Trial] = []  # whose actors were lost
         self.settle(study.decided(decisions(store, study)))
         self.outcome = Outcome()
         self.scratch = f"{store.root if store.local else store.uri}-scratch"
@@ -79,6 +96,13 @@ class Runner:
             }
             self._bench = Workbench(self.study.data(self.store.root if self.store.local else self.store.uri, read))
         return self._bench
+
+    @property
+    def told(self) -> Any:
+        """The board that running work tells how far it is."""
+        if self._told is None:
+            self._told = board()
+        return self._told
 
     def reference(self) -> Any:
         """The study's data in Ray's object store, put there once."""
@@ -111,6 +135,9 @@ class Runner:
     def train(self) -> None:
         """Bring every classifier that is not in the store into it."""
         todo = [work for work in self.planner.classifiers if not finished(self.store, work.key)]
+        for work in self.planner.classifiers:
+            if work not in todo:
+                self._forget(work.key)  # of a run that was killed between its end and its tidying up
         own = [work for work in todo if work.objective is None]
         for work in own:
             entry = work.entry
@@ -137,8 +164,11 @@ class Runner:
                 task = decide_precision.options(
                     num_cpus=size.cpus, num_gpus=size.gpus, name=f"precision of {work.entry.name}"
                 )
+                decided = task.remote([self.reference()], self.sweep.plugins, engine_of(size), work.key)
+                while not ray.wait([decided], timeout=1.0)[0]:
+                    shown.advance(0)  # Ctrl-C is looked at here
                 try:
-                    found = ray.get(task.remote([self.reference()], self.sweep.plugins, engine_of(size), work.key))
+                    found = ray.get(decided)
                 except ray.exceptions.RayError as error:
                     self.fail(work.key, f"deciding the precision of {work.entry.name}", error)
                     continue
@@ -169,7 +199,7 @@ class Runner:
             f"{split}_{what}": getattr(self.study.dataset, f"{split}_{what}")
             for split in ("train", "test") for what in ("images", "labels")
         })  # fmt: skip
-        counter = ImageCounter.remote()  # type: ignore[attr-defined]
+        told, attempts = self.told, {work.key: Attempts() for work in todo}
         images = sum(self.planner.images_an_epoch(work.entry) * work.entry.training.epochs for work in todo)
         waiting, running = list(todo), dict[Any, ClassifierWork]()
         free = self.cpus()
@@ -179,49 +209,85 @@ class Runner:
                 while waiting and (not running or used + waiting[0].entry.workers * resources.cpus <= free):
                     work = waiting.pop(0)
                     used += work.entry.workers * resources.cpus
-                    running[self._start(work, data, counter)] = work
+                    attempts[work.key].tried += 1
+                    running[self._start(work, data, told)] = work
                 done, _ = ray.wait(list(running), timeout=1.0)
                 for task in done:
-                    self._ended(running.pop(task), task)
-                shown.advance(ray.get(counter.images.remote()) - shown.done)
+                    work = running.pop(task)
+                    if self._ended(work, task, attempts[work.key]):
+                        waiting.insert(0, work)
+                count, news = read(told)
+                for row in (facts for what, facts in news if what == "epoch"):
+                    self._epoch(row)
+                shown.advance(max(0, count - shown.done))
 
-    def _start(self, work: ClassifierWork, data: Any, counter: Any) -> Any:
+    def _epoch(self, row: dict[str, Any]) -> None:
+        name = next(work.entry.name for work in self.planner.classifiers if work.key == row["key"])
+        self.watch.epoch(self.sweep.name, name, row)
+        event("epoch", name=name, **row)
+
+    def _start(self, work: ClassifierWork, data: Any, told: Any) -> Any:
         resources, entry = self.sweep.resources.train, work.entry
         config = {
             "key": work.key, "description": work.description, "objective": work.objective, "seed": work.seed,
-            "training": self.planner.training_of(work), "data": data, "progress": counter,
+            "training": self.planner.training_of(work), "data": data, "board": told, "plugins": self.sweep.plugins,
             "store": self.store.root if self.store.local else self.store.uri,
             "about": {
                 "name": entry.name, "objective": work.objective, "training": self.planner.training_of(work),
                 "workers": entry.workers, "seed": work.seed, "dataset": self.study.dataset.digest,
             },
         }  # fmt: skip
-        return fit.options(name=f"train {entry.name}").remote(
+        event("training begun", key=work.key, name=entry.name, workers=entry.workers)
+        return fit.options(name=f"{self.sweep.name}: train {entry.name}").remote(
             config, entry.workers, resources.cpus, resources.gpus, self.scratch
         )
 
-    def _ended(self, work: ClassifierWork, task: Any) -> None:
+    def _ended(self, work: ClassifierWork, task: Any, attempts: Attempts) -> bool:
+        """Note how a training ended; returns whether it is to go on from its last checkpoint."""
+        facts = {"key": work.key, "name": work.entry.name, "attempt": attempts.tried}
         try:
             ray.get(task)
+            if not finished(self.store, work.key):
+                raise ray.exceptions.WorkerCrashedError
         except ray.exceptions.RayError as error:
-            self.fail(work.key, f"training {work.entry.name}", error)
-            return
+            fault = fault_of(error)
+            again = attempts.failed(fault)
+            if DAMAGED_NOTES in str(error) and attempts.tried <= 2:
+                self._forget(work.key)  # killed while it wrote them: it begins anew, which ends with the same weights
+                again = True
+            why = given_up(fault, error, attempts.faults[fault], memory=TRAINING_REMEDY)
+            event("training lost" if again else "training failed", fault=fault, cause=str(why), **facts)
+            if not again:
+                self.fail(work.key, f"training {work.entry.name}", why)
+            return again
+        event("training done", **facts)
+        self._forget(work.key)
+        return False
+
+    def _forget(self, key: str) -> None:
+        """Remove a training's checkpoints."""
         filesystem, path = pafs.FileSystem.from_uri(self.scratch)
-        filesystem.delete_dir(f"{path}/{work.key}")
-        if not filesystem.get_file_info(pafs.FileSelector(path)):
+        if filesystem.get_file_info(f"{path}/{key}").type == pafs.FileType.Directory:
+            filesystem.delete_dir(f"{path}/{key}")
+        if filesystem.get_file_info(path).type == pafs.FileType.Directory and not filesystem.get_file_info(
+            pafs.FileSelector(path)
+        ):
             filesystem.delete_dir(path)
 
     def fail(self, key: str, what: str, error: Exception) -> None:
         """Note why something failed: the last line of the innermost cause."""
-        inner: BaseException = error
-        while getattr(inner, "cause", None) or inner.__cause__:
-            inner = getattr(inner, "cause", None) or inner.__cause__  # type: ignore[assignment]
+        inner = innermost(error)
         lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
-        if key not in self.outcome.failures:  # one block of many tells enough
-            self.console.print(f"failed: {what}: {lines[-1].strip()}", style="red", highlight=False, markup=False)
-        self.outcome.failures[key] = f"{what}: {lines[-1].strip()}"
+        told = f"{what}: {lines[-1].strip()}"
+        if (
+            key not in self.outcome.failures and told not in self.outcome.failures.values()
+        ):  # one block of many tells enough
+            self.console.print(f"failed: {told}", style="red", highlight=False, markup=False)
+        self.outcome.failures[key] = told
 
-    def blocks(self, name: str, counted: str, works: Sequence[Work], limit: int | None = None) -> None:
+    def blocks(
+        self, name: str, counted: str, works: Sequence[Work], limit: int | None = None, starved: Container[str] = ()
+    ) -> None:
         """Compute what is missing of these works on the first `limit` points (all when left out), as Ray tasks."""
         size = self.sweep.resources.block
         ready = [work for work in works if self.possible(work)]
@@ -232,10 +298,13 @@ class Runner:
             self.connect(size.cpus)
             total = sum(stop - start for _, start, stop in todo)
             with stage(name, total, "points", self.console) as shown:
-                ran = run_blocks(self.reference(), self.sweep.plugins, todo, size, shown)
+                ours = RayCluster(self.reference(), self.sweep.plugins, size, self.sweep.name, self.told)
+                ran = run_blocks(ours, todo, size.time_limit, shown, starved)
         for position, error in ran.failures.items():
             work = todo[position][0]
-            self.fail(work.key, f"{name} on {self.name_of(work.classifier)}", error)
+            component = work.component if isinstance(work, OutputWork) and name == LOST else None
+            what = f"{component[0]} {dict(component[1])}" if component else name
+            self.fail(work.key, f"{what} on {self.name_of(work.classifier)}", error)
         self.count(counted, ran.forward, ran.backward)
 
     def count(self, stage_name: str, forward: int, backward: int) -> None:
@@ -282,7 +351,14 @@ class Runner:
             name = f"search on {work.entry.name}"
             inputs = len(self.planner.inputs(work)) * len(self.study.points)
             trial_count = self.sweep.search.trials
-            for config in self._tune(name, resolve_search, trial_count * inputs, None, search, trial_count):
+            proposed = self._tune(name, resolve_search, trial_count * inputs, None, search, trial_count)
+            for _ in range(AGAIN):
+                if not self._lost:
+                    break
+                # The sampler was told that they failed: told their results, which are stored now, it proposes others.
+                search = trials.optuna_search(space_of, self.sweep.search, self.sweep.seed)
+                proposed = self._tune(name, resolve_search, 0, None, search, trial_count)
+            for config in proposed:
                 found += trials.search_cells(self.planner, work.key, space_of.setting(config))
         return self.planner.plan_of(found)
 
@@ -295,24 +371,37 @@ class Runner:
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
             # A grid's trials have no work in common; settings that a search proposes may.
-            claims = None if search is None else [trials.Claims.remote()]  # type: ignore[attr-defined]
+            claims = None if search is None else [trials.Claims.options(scheduling_strategy=here()).remote()]  # type: ignore[attr-defined]
             job = trials.Job(
-                [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, claims
-            )
+                [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, claims,
+                self.sweep.name, {work.key: work.entry.name for work in self.planner.classifiers},
+            )  # fmt: skip
             ended, passes = list[tuple[Any, Exception | None]](), (0, 0)
             try:
                 with stage(name, total, "points", self.console) as shown:
-                    ended, passes = trials.run_trials(job, space, search, samples, size.cpus, size.gpus, at_once, shown)
+                    ended, passes = trials.run_trials(
+                        job, space, search, samples, size.cpus, size.gpus, at_once, shown, size.time_limit,
+                        self.watch.tune(self.sweep.name),
+                    )  # fmt: skip
             except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
                 self.fail(SWEEP, name, error)  # Tune itself failed; what its trials stored stays
+        self.count("evaluation", *passes)
+        self._lost, starved = [], set[str]()
         for config, problem in ended:
-            if problem is not None:
+            if problem is not None and fault_of(problem) != "error":
+                self._lost.append(resolve(config))
+                if fault_of(problem) == "out of memory":
+                    starved |= {work.key for work in self._lost[-1].works}
+            elif problem is not None:
                 trial = resolve(config)
                 self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", problem)
                 self.outcome.failures |= dict.fromkeys(
                     (work.key for work in trial.works), self.outcome.failures[trial.works[0].key]
                 )
-        self.count("evaluation", *passes)
+        if self._lost:
+            event("trials lost", trials=len(self._lost))
+            for works in trials.phases(self._lost):
+                self.blocks(LOST, "evaluation", works, starved=starved)
         return [config for config, _ in ended]
 
     def causes(self, cell: Cell) -> str | None:
@@ -328,6 +417,9 @@ class Runner:
             points = self.sweep.points
             rows = write_records(self.bench, plan, (points.selection, points.count), self.causes, shown.advance)
             mark_selected(rows)
+        for row in rows:
+            told = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_params", "executions", "work")
+            event("cell", **{name: row[name] for name in told if row.get(name, "") != ""})
         self.outcome.cells = rows
         done = {"counted_passes": self.outcome.counted, "seconds": self.outcome.seconds}
         write_study(self.store, self.study, plan, rows, {"last_run": done, "failures": self.outcome.failures})
@@ -350,6 +442,17 @@ class Runner:
 
     def run(self, until: Until = "sweep") -> Outcome:
         """Do all that is missing, up to a stage."""
+        with about(study=self.sweep.name):
+            event("study begun", until=until)
+            try:
+                self._run(until)
+            finally:
+                self.watch.close()
+            remove_leftovers(self.store)
+            event("study done", failed=len(self.outcome.failures), seconds=round(sum(self.outcome.seconds.values()), 3))
+        return self.outcome
+
+    def _run(self, until: Until) -> None:
         plan = self.study.plan()
         mark(self.store, self.study, plan, "running")
         self.train()
@@ -360,8 +463,7 @@ class Runner:
             self.attack(plan)
         if until != "sweep":
             mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
-            return self.outcome
+            return
         plan = self.evaluate(plan)
         self.check(plan)
         self.records(plan)
-        return self.outcome

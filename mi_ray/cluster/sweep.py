@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import os
+import re
 import tempfile
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,10 @@ from ray import tune
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from mi_ray.cluster.blocks import workbench
+from mi_ray.cluster.blocks import where, workbench
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES, Defense
+from mi_ray.events import event
 from mi_ray.parameters import Axis, plain
 from mi_ray.plan import Planner
 from mi_ray.progress import Stage
@@ -27,6 +30,7 @@ from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork, Cell, ClassifierWork, OutputWork, merged, merged_attacks
 from mi_ray.workbench import Done, Engine, Work, Workbench, kind_of
 
+SEARCH_TRIES = 2  # times that Tune starts a lost setting of a search again
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 
 
@@ -56,6 +60,7 @@ class Job:
     """What every trial of a study is handed. resolve: a trial's Tune configuration -> the trial.
 
     claims: the `Claims` actor, in a list, where trials may need the same piece of work.
+    names: classifier key -> its name in the sweep.
     """
 
     reference: list[Any]
@@ -65,6 +70,23 @@ class Job:
     reported: tuple[int, int]
     resolve: Callable[[Mapping[str, Any]], Trial]
     claims: list[Any] | None = None
+    study: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TrialNames:
+    """Tune's trial -> its name for people, logs and TensorBoard; part of a file name."""
+
+    resolve: Callable[[Mapping[str, Any]], Trial]
+    names: Mapping[str, str]
+
+    def __call__(self, running: Any) -> str:
+        """The name."""
+        trial = self.resolve(running.config)
+        values = " ".join(f"{key}={value}" for key, value in trial.defense[1].items())
+        said = f"{self.names.get(trial.classifier, trial.classifier)} {trial.defense[0]} {values}".strip()
+        return re.sub(r"[^\w.=+-]+", "_", f"{said} {running.trial_id}")
 
 
 @ray.remote(num_cpus=0)
@@ -104,6 +126,12 @@ def _phase(work: Work) -> int:
     if isinstance(work, AttackWork):
         return 0
     return EVALUATED if work.component is not None else 1
+
+
+def phases(lost: Sequence[Trial]) -> list[list[Work]]:
+    """The works of trials in the order in which they can be done: each group stands on those before it."""
+    works = {work.key: work for trial in lost for work in trial.works}
+    return [[work for work in works.values() if _phase(work) == phase] for phase in range(EVALUATED + 1)]
 
 
 class SettingTrainable(tune.Trainable):
@@ -148,7 +176,7 @@ class SettingTrainable(tune.Trainable):
         points = max(0, so_far[1] - first)
         spent = {name: sum(getattr(block, name) for block in done) for name in ("forward", "backward")}
         computed = sum(block.points for block in done)
-        return {**found, **spent, "points": points, "computed": computed, "done": not self._todo}
+        return {**found, **spent, "points": points, "computed": computed, "done": not self._todo, **where()}
 
     def _computed(self, work: Work, start: int, stop: int) -> list[Done]:
         """Compute a block, unless another trial computes it meanwhile."""
@@ -161,6 +189,10 @@ class SettingTrainable(tune.Trainable):
             return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
         finally:
             ray.get(claims.release.remote(piece))
+
+    def __repr__(self) -> str:
+        """What Ray's dashboard shows of the actor, which goes through many settings."""
+        return f"{self._job.study}: defense trials"
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the blocks in the store are the state."""
@@ -335,11 +367,15 @@ class ResolveGrid:
 
 
 class _Advance(tune.Callback):
-    """Shows each computed block as progress and counts its forward passes."""
+    """Shows each computed block as progress and counts its forward passes; stops a trial whose step hangs.
 
-    def __init__(self, running: Stage) -> None:
-        self._running = running
+    limit: seconds for each block of a step, which computes one range of points on each of the trial's inputs.
+    """
+
+    def __init__(self, running: Stage, job: Job, limit: float | None) -> None:
+        self._running, self._job, self._limit = running, job, limit
         self.forward = self.backward = 0
+        self._since = dict[Any, tuple[float, int]]()
 
     def __getstate__(self) -> dict[str, Any]:
         """Tune writes its callbacks down in order to restore a run, which we never do: nothing to keep."""
@@ -351,9 +387,38 @@ class _Advance(tune.Callback):
         self.forward += int(result.get("forward", 0))
         self.backward += int(result.get("backward", 0))
         self._running.advance(int(result.get("computed", 0)))
+        if trial in self._since:
+            self._since[trial] = (time.monotonic(), self._since[trial][1])
+        self._tell("trial step", trial, points=result["points"], computed=result["computed"],
+                   seconds=round(result["time_this_iter_s"], 3), pid=result.get("pid"), node=result.get("node"))  # fmt: skip
+
+    def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._since[trial] = (time.monotonic(), len(self._job.resolve(trial.config).works))
+        self._tell("trial begun", trial)
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._since.pop(trial, None)
+        self._tell("trial done", trial)
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._since.pop(trial, None)
+        self._tell("trial lost", trial, attempt=trial.num_failures)
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._since.pop(trial, None)
+        self._tell("trial failed", trial, attempt=trial.num_failures)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._running.advance(0)
+        now, limit = time.monotonic(), self._limit or float("inf")
+        for trial, (since, works) in list(self._since.items()):
+            if now - since > limit * works and trial.temporary_state.ray_actor is not None:
+                trial.max_failures = 0  # its blocks run as tasks, where each has its own limit
+                self._since.pop(trial)
+                ray.kill(trial.temporary_state.ray_actor)
+
+    def _tell(self, what: str, trial: Any, **facts: Any) -> None:
+        event(what, **{"name": str(trial), "attempt": trial.num_failures + 1, **facts})
 
 
 def run_trials(
@@ -365,22 +430,28 @@ def run_trials(
     gpus: float,
     at_once: int,
     running: Stage,
+    limit: float | None = None,
+    callbacks: Sequence[tune.Callback] = (),
 ) -> tuple[list[tuple[Mapping[str, Any], Exception | None]], tuple[int, int]]:
     """Run Tune to its end: (each trial's configuration and its error, if it failed; passes counted, both ways)."""
-    counting = _Advance(running)
+    counting = _Advance(running, job, limit)
     # The trial's own actor does the work, so it takes the block's resources; a reused actor keeps the classifier.
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
+    trainable.__name__ = trainable.__qualname__ = SettingTrainable.__name__  # what Ray's dashboard and `ps` show
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")  # its snapshots are not what resumes a study
     with tempfile.TemporaryDirectory(prefix="mi-ray-tune-") as scratch:
         results = tune.Tuner(
             trainable,
             param_space=dict(space) if space else None,
             tune_config=tune.TuneConfig(
-                num_samples=samples, search_alg=search, max_concurrent_trials=at_once, reuse_actors=True
+                num_samples=samples, search_alg=search, max_concurrent_trials=at_once, reuse_actors=True,
+                trial_name_creator=TrialNames(job.resolve, job.names),
             ),
             run_config=tune.RunConfig(
-                name="tune", storage_path=scratch, verbose=0, callbacks=[counting],
-                failure_config=tune.FailureConfig(max_failures=2),
+                name="tune", storage_path=scratch, verbose=0, callbacks=[counting, *callbacks],
+                # A setting that is lost is not tried again here: its blocks then run as tasks, by their rules. A search is
+                # told a result of each, so that a lost one begins again.
+                failure_config=tune.FailureConfig(max_failures=0 if search is None else SEARCH_TRIES),
             ),
         ).fit()  # fmt: skip
     return [(result.config or {}, result.error) for result in results], (counting.forward, counting.backward)

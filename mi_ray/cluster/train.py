@@ -18,11 +18,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
+from mi_ray.cluster.attempts import fault_of
 from mi_ray.data import flip_and_crop
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.records import TRAINING, Store
+from mi_ray.study import load_plugins
 
 MEASURED = 1000  # images of each split on which an epoch's accuracy is measured
+LOOKED_AT = 10  # steps between looks at whether the loss is still finite; a look waits for the device
+PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # what the workers that are left say of one that died
+
+
+class DivergedError(ValueError):
+    """The loss or the weights are no longer finite; raised by all workers at the same step."""
 
 
 def finished(store: Store, key: str) -> bool:
@@ -128,8 +136,21 @@ class _Run:
                     torch.distributed.all_reduce(buffer)
                     buffer.div_(self.world)
 
+    def refuse_divergence(self, losses: Sequence[Tensor], step: int, *, last: bool) -> None:
+        """Raise DivergedError, on all workers or on none, when a loss (at an epoch's last step, a weight) is not finite."""
+        seen = [*losses, *(self.plain.parameters() if last else ())]  # no checkpoint must hold what the last step broke
+        count = torch.stack([~value.isfinite().all() for value in seen]).any().float()
+        if self.world > 1:  # a worker that stops alone would leave the others waiting for it
+            torch.distributed.all_reduce(count)
+        if count > 0:
+            kept = f"the checkpoint after epoch {self.epoch} is kept" if self.epoch else "no epoch was finished"
+            raise DivergedError(
+                f"the training loss must be finite; in epoch {self.epoch + 1} of {self.training['epochs']}, by step "
+                f"{step + 1}, it is not: lower training.lr ({self.training['lr']:g}), or use precision fp32; {kept}"
+            )
+
     def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """One pass over the data; returns the epoch's row without accuracies. Raises ValueError on a NaN loss."""
+        """One pass over the data; returns the epoch's row without accuracies. Raises DivergedError (see there)."""
         config, began, losses = self.config, time.perf_counter(), []
         objective = OBJECTIVES.make(*config["objective"])
         rate = learning_rate(self.training, self.epoch)
@@ -150,17 +171,19 @@ class _Run:
             loss.backward()
             self.optimizer.step()
             losses.append(loss.detach())
+            if (step + 1) % LOOKED_AT == 0 or step + 1 == total // size:
+                self.refuse_divergence(losses[-LOOKED_AT:], step, last=step + 1 == total // size)
             self.show(step + 1, total // size)
-        mean = float(torch.stack(losses).float().mean())
-        if not np.isfinite(mean):
-            raise ValueError(f"the training loss must be finite; it is {mean} in epoch {self.epoch}: lower the lr "
-                             f"({rate:g}) or use precision fp32")  # fmt: skip
+        mean = torch.stack(losses).float().mean()
+        if self.world > 1:
+            torch.distributed.all_reduce(mean)
+            mean.div_(self.world)
         self.average_buffers()
         seconds = time.perf_counter() - began
         return {
             "epoch": self.epoch,
             "lr": rate,
-            "loss": mean,
+            "loss": float(mean),
             "images": len(losses) * size,
             "seconds": seconds,
         }
@@ -170,7 +193,7 @@ class _Run:
         if self.rank == 0 and (time.monotonic() - self._shown > 1 or step == steps):
             self._shown = time.monotonic()
             done = (self.epoch * steps + step) * self.training["batch_size"]
-            self.config["progress"].report.remote(self.config["key"], done)
+            self.config["board"].report.remote(self.config["key"], done)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Clean accuracy on the first images of a split, in eval mode."""
@@ -189,16 +212,25 @@ def _resident(images: Any, labels: Any, device: torch.device) -> tuple[Tensor, T
 
 def train_loop(config: dict[str, Any]) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
+    load_plugins(config["plugins"])
     data = ray.get(config["data"])
     run = _Run(config)
     train = _resident(data["train_images"], data["train_labels"], run.device)
     test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
     while run.epoch < run.training["epochs"]:
-        row = run.train_epoch(*train)
+        try:
+            row = run.train_epoch(*train)
+        except DivergedError as error:
+            # No second try ends otherwise, and an error would be tried again: the training ends, and says why.
+            if run.rank == 0:
+                ray.get(config["board"].stopped.remote(config["key"], str(error)))
+            return
         if run.rank == 0:
             row |= {"train_accuracy": run.accuracy(*train), "test_accuracy": run.accuracy(*test)}
         run.epoch += 1
         run.rows.append(row)
+        if run.rank == 0:
+            config["board"].tell.remote("epoch", {"key": config["key"], **row, "epoch": run.epoch})
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if run.rank == 0:
@@ -209,25 +241,24 @@ def train_loop(config: dict[str, Any]) -> None:
         write_classifier(Store(config["store"]), config["key"], run.plain.cpu(), config["about"], run.rows)
 
 
-@ray.remote(num_cpus=0)
-class ImageCounter:
-    """Counts the images that training has gone through, so that the driver can show them."""
-
-    def __init__(self) -> None:
-        self._images: dict[str, int] = {}
-
-    def report(self, key: str, images: int) -> None:
-        """A classifier has gone through that many images, over all epochs."""
-        self._images[key] = images
-
-    def images(self) -> int:
-        """Images so far, over all classifiers."""
-        return sum(self._images.values())
+def _cause(error: Exception) -> Exception:
+    """What ended a training: the workers' own error, or that one of them was lost."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    own = [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
+    for failure in failures:
+        if fault_of(getattr(failure, "failure", None) or failure) == "out of memory":
+            return ray.exceptions.OutOfMemoryError("a training worker ran out of memory")
+    if own and len(own) == len(failures) and not any(text in str(own[0]) for text in PEERS):
+        return own[0]
+    return ray.exceptions.WorkerCrashedError() if failures else error
 
 
-@ray.remote(num_cpus=0, max_retries=2)
+@ray.remote(num_cpus=0, max_retries=0)
 def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch: str) -> None:
-    """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed."""
+    """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed.
+
+    Raises DivergedError for a training that diverged, and what ended it for one that failed otherwise.
+    """
     resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
@@ -240,7 +271,16 @@ def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch:
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = _cause(error)
+        if cause is error:
+            raise
+        raise cause from None
+    why = ray.get(config["board"].why.remote(config["key"]))
+    if why is not None:
+        raise DivergedError(why)
 
 
 def take_own(store: Store, key: str, description: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> None:

@@ -1,0 +1,55 @@
+"""Where running work tells the driver how far it is. Nothing depends on it: what it forgets is only not shown."""
+
+import contextlib
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+
+@ray.remote(num_cpus=0, max_restarts=-1)
+class Board:
+    """Images that trainings have gone through, their finished epochs, why they stopped, and which blocks have begun."""
+
+    def __init__(self) -> None:
+        self._images: dict[str, int] = {}
+        self._news: list[tuple[str, dict[str, Any]]] = []
+        self._stopped: dict[str, str] = {}
+
+    def report(self, key: str, images: int) -> None:
+        """A classifier has gone through that many images, over all epochs."""
+        self._images[key] = images
+
+    def tell(self, what: str, facts: dict[str, Any]) -> None:
+        """Something happened: an epoch ended, a block began."""
+        self._news.append((what, facts))
+
+    def stopped(self, key: str, why: str) -> None:
+        """A training stopped by itself."""
+        self._stopped[key] = why
+
+    def why(self, key: str) -> str | None:
+        """Why a training stopped by itself, once."""
+        return self._stopped.pop(key, None)
+
+    def read(self) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+        """Images so far, over all classifiers, and what is new since it was last read."""
+        news, self._news = self._news, []
+        return sum(self._images.values()), news
+
+
+def here() -> NodeAffinitySchedulingStrategy:
+    """Places an actor on the driver's own node, so that it is lost only with the driver."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+
+
+def board() -> Any:
+    """A board on the driver's own node."""
+    return Board.options(scheduling_strategy=here()).remote()  # type: ignore[attr-defined]
+
+
+def read(of: Any) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
+    """What a board says; nothing while it cannot be reached."""
+    with contextlib.suppress(ray.exceptions.RayError):
+        return ray.get(of.read.remote(), timeout=10)
+    return 0, []

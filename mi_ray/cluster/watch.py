@@ -1,0 +1,84 @@
+"""What a person watches a run with: TensorBoard, and any other of Ray Tune's callbacks. Nothing here decides a result."""
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+from ray.tune.logger import TBXLoggerCallback
+
+
+def load_callback(written: str) -> Callable[[], tune.Callback]:
+    """`package.module:factory` -> the factory, which runs a person's own code. Raises ValueError when there is none."""
+    module, colon, name = written.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module), name) if colon and module else None
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"--callback must be package.module:factory that can be imported; {written!r}: {error}"
+        ) from error
+    if not callable(factory):
+        raise ValueError(f"--callback must be package.module:factory, a callable; got {written!r}")
+    return factory
+
+
+class Curves(TBXLoggerCallback):
+    """Tune's TensorBoard callback, with one folder a setting below a folder that stays."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Tune writes its callbacks down in order to restore a run, which we never do: nothing to keep."""
+        return {}
+
+    def log_trial_start(self, trial: Any) -> None:
+        """Begin the setting's curves: in a folder of its name without Tune's number, so that a later run goes on in it."""
+        if trial in self._trial_writer:
+            self._trial_writer[trial].close()
+        name = str(trial).removesuffix(f"_{trial.trial_id}")
+        self._trial_writer[trial] = self._summary_writer_cls(str(self._folder / name), flush_secs=5)
+        self._trial_result[trial] = {}
+
+
+@dataclass
+class Watch:
+    """A run's watchers. tensorboard: a folder. callbacks: `package.module:factory` of Tune callbacks.
+
+    Raises ValueError when a callback cannot be imported.
+    """
+
+    tensorboard: str | None = None
+    callbacks: Sequence[str] = ()
+    _writers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._factories = [load_callback(written) for written in self.callbacks]
+        # Tune changes the working directory.
+        self._folder = None if self.tensorboard is None else Path(self.tensorboard).resolve()
+
+    def tune(self, study: str) -> list[tune.Callback]:
+        """Tune's callbacks for one run of trials."""
+        own = [] if self._folder is None else [Curves(self._folder / study / "settings")]
+        return [*own, *(factory() for factory in self._factories)]
+
+    def epoch(self, study: str, classifier: str, row: Mapping[str, Any]) -> None:
+        """Draw a training's epoch."""
+        if self._folder is None:
+            return
+        from tensorboardX import SummaryWriter
+
+        place = str(self._folder / study / "training" / classifier)
+        if place not in self._writers:
+            self._writers[place] = SummaryWriter(place, flush_secs=5)
+        for name in ("loss", "train_accuracy", "test_accuracy", "lr"):
+            self._writers[place].add_scalar(f"training/{name}", row[name], global_step=row["epoch"])
+
+    def close(self) -> None:
+        """Write what is not written yet."""
+        for writer in self._writers.values():
+            writer.close()
+        self._writers.clear()
