@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
 import ray
 from ray import tune
 from rich.console import Console
@@ -20,6 +19,7 @@ from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import ImageCounter, finished, fit, take_own
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
+from mi_ray.storage import Files, scratch_of
 from mi_ray.study import Study, mark, write_study
 from mi_ray.work import Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.workbench import Work, Workbench, kind_of
@@ -56,7 +56,7 @@ class Runner:
         self.study, self.store, self.address, self.console = study, store, address, console
         self.sweep, self.planner = study.sweep, study.planner
         self.outcome = Outcome()
-        self.scratch = f"{store.root if store.local else store.uri}-scratch"
+        self.scratch = scratch_of(store)
         self._reference: Any = None
         self._bench: Workbench | None = None
 
@@ -179,10 +179,10 @@ class Runner:
         except ray.exceptions.RayError as error:
             self.fail(work.key, f"training {work.entry.name}", error)
             return
-        filesystem, path = pafs.FileSystem.from_uri(self.scratch)
-        filesystem.delete_dir(f"{path}/{work.key}")
-        if not filesystem.get_file_info(pafs.FileSelector(path)):
-            filesystem.delete_dir(path)
+        scratch = Files(self.scratch)
+        scratch.remove(work.key)
+        if not scratch.folders("") and not scratch.files(""):
+            scratch.remove("")
 
     def fail(self, key: str, what: str, error: Exception) -> None:
         """Note why something failed: the last line of the innermost cause."""
