@@ -137,7 +137,7 @@ def _alone(store: Store, study: str) -> Iterator[bool]:
         told.append(who)
         console.print(f"{study}: waiting for {who}, which runs it in {store.uri}", style="yellow", highlight=False)
 
-    with locked(Path(store.root) / f".{study}.lock", waiting) if store.local else nullcontext():
+    with locked(Path(store.root) / f".study-{study}.lock", waiting) if store.local else nullcontext():
         yield bool(told)
 
 

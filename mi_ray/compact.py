@@ -115,24 +115,34 @@ def compact(store: Store, advance: Callable[[int], None] = lambda done: None) ->
     No sweep may write to the store meanwhile. Raises OSError when the storage fails; what it was doing is then finished,
     or begun again, by the next call.
     """
+    left = list[str]()
     with locked_index(store):
         finish(store)
         order = [cell for cell in _in_order(store) if cell not in store.compacted.places]
-        parts, left = _Parts(store), list[str]()
         with ThreadPoolExecutor(READERS) as pool:
-            for found in _ahead(pool, lambda cell: _whole(store, cell), order):
-                if isinstance(found, Rows):
-                    parts.add(found)
-                elif found:
-                    left.append(found)
-                advance(1)
-        parts.close()
-        if parts.index:
-            _commit(
-                store, [*store.compacted.index.to_pylist(), *parts.index], {**store.compacted.parts, **parts.digests}
-            )
-            finish(store)
-        return len(parts.index), left
+            return bring(store, _sound(_ahead(pool, lambda cell: _whole(store, cell), order), left, advance)), left
+
+
+def _sound(found: Iterable[Rows | str | None], left: list[str], advance: Callable[[int], None]) -> Iterator[Rows]:
+    """The rows among what was found; why a cell has none goes to `left`."""
+    for rows in found:
+        if isinstance(rows, Rows):
+            yield rows
+        elif rows:
+            left.append(rows)
+        advance(1)
+
+
+def bring(store: Store, found: Iterable[Rows]) -> int:
+    """Write the rows of cells that are not compacted into parts, and make these what counts; how many cells that were."""
+    parts = _Parts(store)
+    for rows in found:
+        parts.add(rows)
+    parts.close()
+    if parts.index:
+        _commit(store, [*store.compacted.index.to_pylist(), *parts.index], {**store.compacted.parts, **parts.digests})
+        finish(store)
+    return len(parts.index)
 
 
 def _ahead(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: Sequence[str]) -> Iterator[Any]:

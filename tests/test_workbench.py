@@ -86,13 +86,13 @@ def put_classifier(store: Store, key: str, description: Any, weights: int | byte
     return content
 
 
-def tiny(folder: Path, *, weights: int | bytes = 0, **changes: Any) -> Tiny:
-    """A study in the store of a folder; other studies may be there already."""
+def tiny(folder: Path | str, *, weights: int | bytes = 0, **changes: Any) -> Tiny:
+    """A study in the store of a folder or URI; other studies may be there already."""
     study = prepare(sweep(**{**TINY, **changes}))
     store = Store(folder, create=True)
     made = {w.key: (w.description, put_classifier(store, w.key, w.description, weights))
             for w in study.planner.classifiers}  # fmt: skip
-    return Tiny(study, study.plan(), store, Workbench(study.data(store.root, made)))
+    return Tiny(study, study.plan(), store, Workbench(study.data(store.address, made)))
 
 
 Stages = Iterator[tuple[Any, Iterable[Work]]]
