@@ -48,7 +48,7 @@ def _state(store: Store, name: str) -> tuple[str, ...]:
         if state in UNFINISHED:
             state += ": " + _pieces(store, manifest["keys"])
         if store.exists(f"studies/{name}/cells.parquet"):
-            states = store.read_table(f"studies/{name}/cells.parquet", CELLS)["state"]
+            states = store.read_column(f"studies/{name}/cells.parquet", "state")
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
     except DamagedFileError:
         return "damaged", *[""] * 5

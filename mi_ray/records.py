@@ -171,6 +171,10 @@ class Store(Files):
             raise DamagedFileError(f"{path} must have the digest that it was written with: it was changed or damaged")
         return table.replace_schema_metadata(metadata)
 
+    def read_column(self, path: str, name: str) -> pa.ChunkedArray:
+        """One column of a Parquet file, verified by its pages' checksums alone: to look at, not to compute with."""
+        return self._parsed(path, lambda file: file.read(columns=[name])[name], whole=False)
+
     @cached_property
     def compacted(self) -> "Compacted":
         """The records that were compacted, as this object first found them; see `refresh`.

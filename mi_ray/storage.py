@@ -20,8 +20,10 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-TRIES = 6  # of one request to an object store, beside those that its own client makes
-FIRST_WAIT = 0.2  # seconds before the second try; each further wait is twice as long
+TRIES = (
+    4  # of one request to an object store; pyarrow's S3 client makes about 30 in six seconds before it gives up once
+)
+FIRST_WAIT = 0.5  # seconds before the second try; each further wait is twice as long
 LOCK_EVERY = 0.5  # seconds between tries to get a lock that another holds
 SELF = "sha256"  # the key under which a JSON file keeps the hash of the rest of it
 # What no second try changes, as pyarrow's S3 client names it in its messages.
@@ -321,7 +323,9 @@ def _acquired(path: Path, waiting: Callable[[str], None], mode: int) -> int | No
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            first = _alone(descriptor)
+            if not first:
+                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             if not told:
@@ -332,12 +336,24 @@ def _acquired(path: Path, waiting: Callable[[str], None], mode: int) -> int | No
         except OSError:
             os.close(descriptor)
             return None
-        if _same_file(descriptor, path):
+        if not _same_file(descriptor, path):
+            os.close(descriptor)  # its holder took it away when it was done: the next one makes its own
+            continue
+        if first:  # who shares a lock leaves the name of the one who began
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(about).encode(), 0)
-            return descriptor
-        os.close(descriptor)  # its holder took it away when it was done: the next one makes its own
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+        return descriptor
+
+
+def _alone(descriptor: int) -> bool:
+    """Whether the lock could be had for oneself."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _same_file(descriptor: int, path: Path) -> bool:

@@ -1,7 +1,7 @@
 """An S3 protocol server on loopback that fails a seeded share of its requests, as a process of its own.
 
-    python s3_server.py       prints its port; POST /faults {"share": 0.1, "seed": 0, "kinds": [...], "method": "PUT"}
-                              sets what fails from then on, GET /faults counts what failed.
+python s3_server.py       prints its port; POST /faults {"share": 0.1, "seed": 0, "kinds": [...], "method": "PUT"}
+                          sets what fails from then on, GET /faults counts what failed.
 """
 
 import json
@@ -53,7 +53,11 @@ class Faults:
             rules = self.rules
             fits = environ["REQUEST_METHOD"] in rules.get("methods", environ["REQUEST_METHOD"])
             fits &= rules.get("path", "") in environ["PATH_INFO"]
-            if not fits or self.random.random() >= rules["share"] or sum(self.done.values()) >= rules.get("most", 10**9):
+            if (
+                not fits
+                or self.random.random() >= rules["share"]
+                or sum(self.done.values()) >= rules.get("most", 10**9)
+            ):
                 return None
             kind: str = self.random.choice(list(rules["kinds"]))
             self.done[kind] += 1
@@ -73,6 +77,7 @@ class Faults:
     def reset(connection: socket.socket) -> None:
         """End a connection with RST, in the middle of what was said."""
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.shutdown(socket.SHUT_RDWR)
         connection.close()
 
 

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,13 +107,19 @@ def stopped_at(folder: Path, verb: str, pattern: str, sent: signal.Signals) -> i
     return process.wait()
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished tiny study; tests that change it work on a copy."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+@lru_cache(maxsize=1)
+def finished_tiny(factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished tiny study, run once for all files of tests that ask for it."""
+    folder = factory.mktemp("undisturbed")
     done = run(folder, TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny study; tests that change it work on a copy."""
+    return finished_tiny(tmp_path_factory)
 
 
 def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:

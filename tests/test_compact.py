@@ -291,7 +291,7 @@ def test_a_damaged_index_is_found_and_what_it_named_is_derived_again(
     fresh = Store(store.root)
     with pytest.raises(DamagedFileError, match=INDEX_PATH):
         read_records(fresh)
-    assert [problem.path for problem in find_problems(fresh)[0]][0] == INDEX_PATH
+    assert next(problem.path for problem in find_problems(fresh)[0]) == INDEX_PATH
     assert not is_sealed(fresh, "tiny")
     one.bench.store.refresh()
     finish(one)
