@@ -230,7 +230,7 @@ def drop_stale(store: Store, weights: Mapping[str, Mapping[str, str]], count: in
 
     weights: cell -> the weights that its records must be of. count: the points that they must hold.
     """
-    if not store.exists(WAITING):
+    if not store.exists(WAITING) and not store.exists(PUBLISHED):
         return
     with locked_index(store):
         heal(store)

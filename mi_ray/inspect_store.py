@@ -247,7 +247,7 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
             return [], looked_at
         sealed = manifest.get("files", {})
         looked_at += sum(not path.endswith(".parquet") for path in sealed)
-        problems += _changed(store, sealed)
+        problems += _changed(store, {path: sealed[path] for path in sealed if not path.endswith(".parquet")})
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
         if store.exists(f"{folder}/examples.parquet"):
             store.read_table(f"{folder}/examples.parquet", EXAMPLES)
@@ -256,16 +256,16 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
             problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
         if len(set(cells["cell"].to_pylist())) != len(cells):
             problems.append(f"{folder}/cells.parquet must name each cell once")
+        if not problems:  # else what the tables say is told already
+            problems += _changed(store, sealed)
     except (DamagedFileError, FileNotFoundError, KeyError) as error:
         problems.append(f"{folder} must hold manifest.json and cells.parquet: {error}")
     return problems, looked_at
 
 
 def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:
-    """The files of a sealed study, beside its tables, that are not as they were sealed."""
+    """The files of a sealed study that are not as they were sealed."""
     for path, digest in sealed.items():
-        if path.endswith(".parquet"):
-            continue  # they carry digests of their own
         try:
             if hashlib.sha256(store.read_bytes(path)).hexdigest() != digest:
                 yield f"{path} must be as it was when the study was complete: it was changed or damaged"
@@ -324,7 +324,7 @@ def unreferenced(store: Store) -> list[tuple[str, int]]:
                 f"every search must be finished before anything is collected; {name} is {manifest['state']}"
             )
         wanted |= {f"{kind}/{key}" for kind, found in manifest["keys"].items() for key in found}
-    wanted.add(PUBLISHED)  # cells in it that nothing refers to go when their part is written again
+    wanted.add(PUBLISHED)  # a part holds the cells of many studies: it is not collected cell by cell
     loose: dict[str, int] = {}
     for kind in ("classifiers", *KINDS):
         for path, size in store.files(kind).items():

@@ -70,7 +70,8 @@ def refuse_credentials(uri: str) -> None:
     """Raise ValueError when a URI carries a password or a key: it is written to files and shown."""
     parts = urlsplit(uri)
     user, at, _ = parts.netloc.rpartition("@")
-    secret = at and (":" in user or user != "anonymous")
+    # Elsewhere a name without a password is a user's or a container's, which is no secret.
+    secret = at and (":" in user or (parts.scheme in ("s3", "gs", "gcs") and user != "anonymous"))
     named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _NAMES_A_SECRET.search(name)]
     if secret or named:
         where = f"?{named[0]}=…" if named else "user:password@"
@@ -324,8 +325,7 @@ def _acquired(path: Path, waiting: Callable[[str], None], mode: int) -> int | No
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             first = _alone(descriptor)
-            if not first:
-                fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
             if not told:
@@ -343,7 +343,6 @@ def _acquired(path: Path, waiting: Callable[[str], None], mode: int) -> int | No
             about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.truncate(descriptor, 0)
             os.pwrite(descriptor, json.dumps(about).encode(), 0)
-            fcntl.flock(descriptor, mode | fcntl.LOCK_NB)
         return descriptor
 
 

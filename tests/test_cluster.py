@@ -11,7 +11,6 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -107,13 +106,17 @@ def stopped_at(folder: Path, verb: str, pattern: str, sent: signal.Signals) -> i
     return process.wait()
 
 
-@lru_cache(maxsize=1)
+_finished: list[Path] = []
+
+
 def finished_tiny(factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished tiny study, run once for all files of tests that ask for it."""
-    folder = factory.mktemp("undisturbed")
-    done = run(folder, TINY)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return folder
+    if not _finished:
+        folder = factory.mktemp("undisturbed")
+        done = run(folder, TINY)
+        assert done.returncode == 0, done.stdout + done.stderr
+        _finished.append(folder)
+    return _finished[0]
 
 
 @pytest.fixture(scope="module")

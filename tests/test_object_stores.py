@@ -13,6 +13,9 @@ from typing import Any
 
 import boto3
 import pytest
+from test_cluster import TINY as STUDY
+from test_cluster import assert_same_rows, command, finished_tiny
+from test_cluster import rows as rows_of
 from test_compact import sorted_rows
 from test_workbench import DEFENSE_GRID, TINY, Tiny, finish, tiny
 
@@ -281,7 +284,14 @@ def test_a_uri_with_credentials_is_refused_without_repeating_them(run: Any, uri:
 
 
 @pytest.mark.parametrize(
-    "uri", ["s3://bucket/x?region=us-east-1", "gs://anonymous@bucket/x", "s3://bucket/monkey?scheme=http"]
+    "uri",
+    [
+        "s3://bucket/x?region=us-east-1",
+        "gs://anonymous@bucket/x",
+        "abfs://container@account/x",
+        "sftp://me@host/x",
+        "s3://bucket/monkey?scheme=http",
+    ],
 )
 def test_a_uri_without_credentials_is_not_refused(uri: str) -> None:
     refuse_credentials(uri)
@@ -347,3 +357,26 @@ def test_a_remote_file_system_that_renames_never_shows_half_a_file(
     assert opened[0].startswith(".b.json.")
     assert (tmp_path / "results" / "a" / "b.json").read_bytes() == b"1"
     assert [path.name for path in (tmp_path / "results" / "a").iterdir()] == ["b.json"]
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(280)
+def test_a_study_trained_attacked_and_swept_on_s3_has_the_rows_of_a_local_one(
+    s3: S3, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run: Any
+) -> None:
+    undisturbed = finished_tiny(tmp_path_factory)
+    program = [*command(tmp_path, STUDY)[:-1], s3.uri]
+    s3.faults(share=0.01, seed=3)
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(s3.failed().values()) > 5
+    s3.faults()
+    assert f"note: {s3.uri} cannot be locked" in done.stdout
+    found = read_records(s3.uri, "tiny").sort_values(["cell", "point"]).reset_index(drop=True)
+    assert_same_rows(found, rows_of(undisturbed))
+    assert run("check", s3.uri)[0] == 0
+    keys = {key.removeprefix("deep/") for key in s3.objects()}
+    assert keys == {
+        str(path.relative_to(undisturbed)) for path in (undisturbed / "results").rglob("*.*") if path.is_file()
+    }
+    assert SECRET not in done.stdout + done.stderr

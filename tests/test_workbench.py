@@ -79,7 +79,8 @@ def weights_of(description: Any, seed: int = 0) -> bytes:
 def put_classifier(store: Store, key: str, description: Any, weights: int | bytes = 0) -> bytes:
     """Weights, or untrained ones of a seed, in the place where training leaves them."""
     content = weights_of(description, weights) if isinstance(weights, int) else weights
-    store.write_table(f"classifiers/{key}/training.parquet", TRAINING.empty_table())
+    epoch = pa.Table.from_pylist([{"epoch": 0, "lr": 0.1, "loss": 1.0, "images": 100}], schema=TRAINING)
+    store.write_table(f"classifiers/{key}/training.parquet", epoch)
     store.write_bytes(f"classifiers/{key}/model.safetensors", content)
     about = {"description": description, "weights_sha256": weights_digest(content)}
     store.write_json(f"classifiers/{key}/classifier.json", about)
