@@ -360,7 +360,7 @@ def test_a_remote_file_system_that_renames_never_shows_half_a_file(
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(280)
+@pytest.mark.timeout(560)
 def test_a_study_trained_attacked_and_swept_on_s3_has_the_rows_of_a_local_one(
     s3: S3, tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, run: Any
 ) -> None:
