@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mi_ray.compact import drop_records, drop_stale
 from mi_ray.records import RECORDS, DamagedFileError, Kind, Store
 from mi_ray.statistics import cell_summary, detection_auc, frontier
 from mi_ray.verdicts import Verdicts, answers
@@ -74,11 +75,12 @@ def write_records(
     scores: dict[str, Any] = {}
     rows: list[dict[str, Any]] = []
     verdicts = Verdicts(bench, plan)
+    drop_stale(bench.store, {cell.key: _weights(bench, cell) for cell in plan.cells}, count)
     for cell in plan.cells:
         row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done", "variants": list(cell.variants)}
         row["work"] = canonical(_work(cell))
         try:
-            weights = {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
+            weights = _weights(bench, cell)
             table = _stored_records(bench.store, cell.key, count, weights)
             if table is None:
                 table = worst_case(bench, cell, count) if cell.members else derive(bench, cell, selection, count)
@@ -100,6 +102,11 @@ def write_records(
     _add_detection(rows, scores)
     verdicts.fill(rows)
     return rows
+
+
+def _weights(bench: Workbench, cell: Cell) -> dict[str, str]:
+    """What a cell's records say of the weights that they are of; nothing where the classifier is not there."""
+    return {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
 
 
 def _work(cell: Cell) -> dict[str, Any]:
@@ -137,8 +144,7 @@ def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, st
             table, facts = store.read_block("records", key, blocks[0])
             if facts.get("weights") == weights.get("weights"):
                 return table
-    for block in blocks:
-        store.remove(block.path)
+    drop_records(store, key)
     return None
 
 

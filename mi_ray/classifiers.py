@@ -4,7 +4,6 @@ import copy
 import hashlib
 import importlib
 import itertools
-import json
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mi_ray.engine import Passes
 from mi_ray.parameters import Parameterized, Registry, integer
+from mi_ray.storage import Files
 
 Precision = Literal["fp32", "bf16"]
 CompileMode = Literal["default", "reduce-overhead"]  # torch.compile's: kernels fused; and CUDA graphs besides
@@ -286,15 +286,19 @@ def classifier_from_bytes(
 def load_classifier(path: str | Path) -> Classifier:
     """The classifier in a store's folder `classifiers/<key>`: [0, 1] images [B, C, H, W] -> logits, eval mode, CPU.
 
-    Raises ValueError when the folder holds none, or when its weights are of another architecture.
+    The folder may be behind a URI. Raises ValueError when it holds none or a damaged one, or when its weights are of
+    another architecture.
     """
-    folder = Path(path)
+    folder = Files(path)
     try:
-        description = json.loads((folder / "classifier.json").read_text())["description"]
-        content = (folder / "model.safetensors").read_bytes()
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} must hold classifier.json and model.safetensors: {error}") from error
-    return classifier_from_bytes(description, content, str(folder / "model.safetensors"))
+        about = folder.read_json("classifier.json")
+        description, content = about["description"], folder.read_bytes("model.safetensors")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} must hold classifier.json and model.safetensors: {error}") from error
+    found = classifier_from_bytes(description, content, f"{path}/model.safetensors")
+    if about.get("weights_sha256", weights_digest(content)) != weights_digest(content):
+        raise ValueError(f"{path}/model.safetensors must have the SHA-256 that classifier.json names; it was changed")
+    return found
 
 
 def prepared(

@@ -1,5 +1,6 @@
 """The command line: parses, calls, prints; nothing else. Heavy imports wait until a verb needs them."""
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -8,18 +9,22 @@ import os
 import pkgutil
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from mi_ray.config import Sweep, load_sweep
 from mi_ray.events import written_to
 from mi_ray.progress import ctrl_c
-from mi_ray.quick import is_finished, seal
+from mi_ray.quick import is_finished, is_sealed, seal, seal_again, unseal
 from mi_ray.records import DamagedFileError, Store
+from mi_ray.storage import locked
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -32,6 +37,8 @@ cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: clu
 app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
+
+MANY_CELLS = 10_000  # with records in files of their own: reading them takes seconds from here on
 
 Files = Annotated[list[Path], typer.Argument(help="Sweep files (YAML).", metavar="FILE…")]
 OneFile = Annotated[Path, typer.Argument(help="A sweep file (YAML).", metavar="FILE")]
@@ -110,11 +117,48 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, wat
         store = Store(out, create=True)
         from mi_ray.cluster import one_ray, run_study
 
-        with one_ray():
+        with one_ray(), _beside_sweeps(store):
             for study in studies:
-                outcome = run_study(study, store, address, console, until, watched)
-                failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
+                with _alone(store, study.sweep.name) as waited:
+                    if waited and is_finished(study.sweep, out):
+                        console.print(f"{study.sweep.name}: finished meanwhile, nothing to compute", highlight=False)
+                        continue
+                    outcome = run_study(study, store, address, console, until, watched)
+                    failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
     return failed
+
+
+@contextmanager
+def _beside_sweeps(store: Store, *, alone: bool = False) -> Iterator[None]:
+    """Keep the store from being compacted while a sweep writes to it; alone: keep all sweeps out."""
+    if not store.local:
+        what = "no sweep must write to it meanwhile" if alone else (
+            "the same study started twice at once is computed twice, which wastes time and harms nothing"
+        )  # fmt: skip
+        console.print(f"note: {store.uri} cannot be locked: {what}", style="yellow", highlight=False)
+        yield
+        return
+
+    def waiting(who: str) -> None:
+        console.print(f"waiting for {who}, which works on {store.uri}", style="yellow", highlight=False)
+
+    with locked(Path(store.root) / ".sweeps.lock", waiting, shared=not alone) as held:
+        if not held:
+            console.print(f"note: the file system of {store.uri} has no locks", style="yellow", highlight=False)
+        yield
+
+
+@contextmanager
+def _alone(store: Store, study: str) -> Iterator[bool]:
+    """One run of a study at a time, where the storage can lock; yields whether another had to be waited for."""
+    told: list[str] = []
+
+    def waiting(who: str) -> None:
+        told.append(who)
+        console.print(f"{study}: waiting for {who}, which runs it in {store.uri}", style="yellow", highlight=False)
+
+    with locked(Path(store.root) / f".study-{study}.lock", waiting) if store.local else nullcontext():
+        yield bool(told)
 
 
 def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
@@ -132,6 +176,10 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     if not bad:
         seal(store, sweep)
     _show_cost(store, sweep.name, outcome.counted)
+    if len(store.folders("records")) > MANY_CELLS:
+        console.print(
+            f"note: `mi-ray compact {out}` brings the records of so many cells into few files", highlight=False
+        )
     console.print(
         f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells ({spent})", highlight=False
     )
@@ -276,7 +324,12 @@ def figures(
 ) -> None:  # fmt: skip
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
     for loaded in _load(files, smoke, set_, seed):
-        for path in _draw(Store(out), loaded.name, loaded.figures):
+        store = Store(out)
+        sealed = is_sealed(store, loaded.name)
+        paths = _draw(store, loaded.name, loaded.figures)
+        if sealed:
+            seal_again(store, loaded.name, paths)
+        for path in paths:
             console.print(f"{out}/{path}", highlight=False)
 
 
@@ -311,27 +364,70 @@ def plan(
 
 
 @app.command()
-def status(store: StoreArgument = "results", verbose: Verbose = False) -> None:
-    """Show each study of a store: how far it is, also while it runs."""
+def status(
+    store: StoreArgument = "results",
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again every few seconds until nothing runs.")] = False,
+    every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 3.0,
+    verbose: Verbose = False,
+) -> None:
+    """Show each study of a store: how far it is, also while it runs.
+
+    With --watch it ends when every study has ended (exit code 1 where one is not complete), or on Ctrl-C.
+    """
     from mi_ray.inspect_store import study_states
 
+    opened = Store(store)
+    if not watch:
+        console.print(_states(study_states(opened)))
+        return
+    ended = False
+    with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
+        while not ended:
+            found = study_states(opened)
+            live.update(_states(found), refresh=True)
+            ended = bool(found) and all(state[1] in ("complete", "incomplete") for state in found)
+            if not ended:
+                time.sleep(every)
+    if ended and any(state[1] != "complete" for state in found):
+        raise typer.Exit(1)
+
+
+def _states(found: list[tuple[str, ...]]) -> Table:
     shown = Table(box=None, padding=(0, 2))
     for head in ("Study", "State", "Cells", "Done", "Failed", "Missing", "Written"):
         shown.add_column(head, justify="left" if head in ("Study", "State", "Written") else "right")
-    for state in study_states(Store(store)):
+    for state in found:
         shown.add_row(*state)
-    console.print(shown)
+    return shown
 
 
 @app.command()
-def check(store: StoreArgument = "results", verbose: Verbose = False) -> None:
-    """Read every file of a store again and validate it: form, content, uniqueness, agreement with its inputs."""
-    from mi_ray.inspect_store import check_store
+def check(
+    store: StoreArgument = "results",
+    repair: Annotated[bool, typer.Option("--repair", help="Remove what is wrong, for a sweep to make again.")] = False,
+    verbose: Verbose = False,
+) -> None:
+    """Read every file of a store again and validate it: form, content, uniqueness, agreement with its inputs.
+
+    A study with a problem counts as unfinished from then on, so that the next `mi-ray sweep` of it looks at everything
+    and computes what is damaged.
+    """
+    from mi_ray.inspect_store import find_problems, studies_of
 
     opened = Store(store)
-    problems, counted = check_store(opened)
+    problems, counted = find_problems(opened)
     for problem in problems:
-        errors.print(problem, style="red")
+        errors.print(problem.text, style="red", markup=False)
+    for study in studies_of(opened, problems):
+        if unseal(opened, study):
+            errors.print(f"{study}: the next `mi-ray sweep` of it looks at all of its files again", style="yellow")
+    if repair:
+        from mi_ray.compact import discard
+
+        paths = list(dict.fromkeys(problem.path for problem in problems if problem.path))
+        for path in paths:
+            discard(opened, path)
+        console.print(f"{len(paths)} removed; `mi-ray sweep` makes them again", highlight=False)
     console.print(f"{counted} files checked, {len(problems)} problems", highlight=False)
     if problems:
         raise typer.Exit(1)
@@ -358,6 +454,29 @@ def cluster_check(
     bad = sum(finding.level == "error" for finding in findings)
     console.print(f"{file}: {kind}; {bad} errors, {len(findings) - bad} warnings", highlight=False, markup=False)
     if bad:
+        raise typer.Exit(1)
+
+
+@app.command()
+def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
+    """Bring the records of many small files into few large ones, for stores with tens of thousands of cells.
+
+    `records/` stays one Parquet dataset with the same rows. It waits for sweeps that write to the store.
+    """
+    from mi_ray.compact import compact as bring
+    from mi_ray.progress import stage
+
+    opened = Store(store)
+    with _beside_sweeps(opened, alone=True):
+        sealed = [study for study in opened.folders("studies") if is_sealed(opened, study)]
+        with stage("compact", len(opened.folders("records")), "cells", console) as shown:
+            done, left = bring(opened, shown.advance)
+        for study in sealed:
+            seal_again(opened, study)
+    for why in left:
+        errors.print(f"left as it is: {why}", style="red", markup=False)
+    console.print(f"{done:,} cells compacted, {len(opened.compacted.places):,} in all", highlight=False)
+    if left:
         raise typer.Exit(1)
 
 

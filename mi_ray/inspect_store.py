@@ -3,14 +3,27 @@
 import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.records import CELLS, EXAMPLES, IDENTITY, TRAINING, Block, DamagedFileError, Kind, Store
+from mi_ray.records import (
+    CELLS,
+    EXAMPLES,
+    IDENTITY,
+    INDEX_PATH,
+    PUBLISHED,
+    TRAINING,
+    WAITING,
+    Block,
+    DamagedFileError,
+    Kind,
+    Store,
+)
 
 KINDS: tuple[Kind, ...] = ("adversarial", "outputs", "records")
 UNFINISHED = ("running", "trained", "attacked")  # a study that has no cells.parquet of its own plan yet
@@ -35,7 +48,7 @@ def _state(store: Store, name: str) -> tuple[str, ...]:
         if state in UNFINISHED:
             state += ": " + _pieces(store, manifest["keys"])
         if store.exists(f"studies/{name}/cells.parquet"):
-            states = store.read_table(f"studies/{name}/cells.parquet", CELLS)["state"]
+            states = store.read_column(f"studies/{name}/cells.parquet", "state")
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
     except DamagedFileError:
         return "damaged", *[""] * 5
@@ -56,43 +69,82 @@ def _manifest(store: Store, name: str) -> dict[str, Any]:
 def _pieces(store: Store, keys: dict[str, list[str]]) -> str:
     parts = []
     for kind in ("classifiers", "adversarial", "outputs"):
-        there = {path.split("/")[1] for path in store.files(kind)}
+        there = set(store.folders(kind))  # and not their files, which may be millions
         parts.append(f"{kind} {len(there & set(keys[kind]))}/{len(keys[kind])}")
     return ", ".join(parts)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in a store. path: what has to be removed for a sweep to make it again; empty where that is nothing."""
+
+    text: str
+    path: str = ""
+
+
 def check_store(store: Store) -> tuple[list[str], int]:
     """(problems, files checked): every file of a store, read whole and held against what it must be."""
-    problems: list[str] = []
+    problems, files = find_problems(store)
+    return [problem.text for problem in problems], files
+
+
+def find_problems(store: Store) -> tuple[list[Problem], int]:
+    """`check_store`, with what would have to be removed."""
+    store.refresh()
+    problems: list[Problem] = []
     files = 0
     weights = _weights(store)
     for kind in KINDS:
-        for key in store.folders(kind):
-            blocks = store.blocks(kind, key)
-            files += len(blocks)
+        for key, blocks in _keys(store, kind, problems):
+            files += sum(block.place is None for block in blocks)
             problems += _overlaps(kind, key, blocks)
             for block in blocks:
-                problems += _checked(store, kind, key, block, weights)
+                path = f"{kind}/{key}" if block.place is not None else block.path
+                problems += (Problem(text, path) for text in _checked(store, kind, key, block, weights))
+    files += len(store.files(PUBLISHED)) + len(store.files(WAITING))
     for key in store.folders("classifiers"):
         files += 3
-        problems += _classifier(store, key)
+        problems += (Problem(text, f"classifiers/{key}") for text in _classifier(store, key))
     for name in store.folders("studies"):
-        files += 2 + store.exists(f"studies/{name}/examples.parquet")
-        problems += _study(store, name)
-    return problems, files
+        found, looked_at = _study(store, name)
+        problems += (Problem(text) for text in found)
+        files += looked_at
+    return list(dict.fromkeys(problems)), files
 
 
-def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[str]:
+def _keys(store: Store, kind: Kind, problems: list[Problem]) -> Iterator[tuple[str, list[Block]]]:
+    """The keys of a kind with their blocks, compacted cells in the order in which they lie; notes what is left over."""
+    keys = [key for key in store.folders(kind) if f"{kind}/{key}" != PUBLISHED]
+    if kind == "records":
+        try:
+            places = store.compacted.places
+        except DamagedFileError as error:
+            problems.append(Problem(str(error), INDEX_PATH))
+            return
+        parts = store.compacted.parts
+        unknown = [path for path in store.files(PUBLISHED) if path.rpartition("/")[2] not in parts]
+        waiting = [path for path in store.files(WAITING) if path != INDEX_PATH]
+        if unknown or waiting or places.keys() & set(keys):
+            problems.append(Problem("records: a compaction must be finished before others read them; `mi-ray compact`, "
+                                    "and every sweep, finishes it"))  # fmt: skip
+        keys = [*places, *(key for key in keys if key not in places)]
+    yield from ((key, store.blocks(kind, key)) for key in keys)
+
+
+def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[Problem]:
     for left, right in itertools.pairwise(blocks):
         if right.start < left.stop:
-            yield f"{kind}/{key}: points {right.start} to {left.stop} must be stored once; {left.path} and {right.path} hold them"
+            yield Problem(
+                f"{kind}/{key}: points {right.start} to {left.stop} must be stored once; {left.path} and {right.path} "
+                "hold them", right.path,
+            )  # fmt: skip
 
 
 def _weights(store: Store) -> set[str]:
     """The SHA-256 of the weights of every classifier in the store, as its description names it."""
     found = set()
     for key in store.folders("classifiers"):
-        with contextlib.suppress(DamagedFileError, OSError, KeyError):  # reported by `_classifier`
+        with contextlib.suppress(DamagedFileError, FileNotFoundError, KeyError, TypeError):  # reported by `_classifier`
             found.add(store.read_json(f"classifiers/{key}/classifier.json")["weights_sha256"])
     return found
 
@@ -180,25 +232,64 @@ def _classifier(store: Store, key: str) -> Iterator[str]:
         found = hashlib.sha256(store.read_bytes(f"{folder}/model.safetensors")).hexdigest()
         if found != about["weights_sha256"]:
             yield f"{folder}/model.safetensors must have the SHA-256 that classifier.json names; it has {found}"
-    except (DamagedFileError, OSError, KeyError) as error:
+    except (DamagedFileError, FileNotFoundError, KeyError, TypeError) as error:
         yield f"{folder} must hold classifier.json, model.safetensors and training.parquet: {error}"
 
 
-def _study(store: Store, name: str) -> Iterator[str]:
+def _study(store: Store, name: str) -> tuple[list[str], int]:
+    """(what is wrong with a study's own files, how many were looked at)."""
     folder = f"studies/{name}"
+    problems: list[str] = []
+    looked_at = 2 + store.exists(f"{folder}/examples.parquet")
     try:
-        if _manifest(store, name)["state"] in UNFINISHED:
-            return
+        manifest = _manifest(store, name)
+        if manifest["state"] in UNFINISHED:
+            return [], looked_at
+        sealed = manifest.get("files", {})
+        looked_at += sum(not path.endswith(".parquet") for path in sealed)
+        problems += _changed(store, {path: sealed[path] for path in sealed if not path.endswith(".parquet")})
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
         if store.exists(f"{folder}/examples.parquet"):
             store.read_table(f"{folder}/examples.parquet", EXAMPLES)
         done = cells.filter(pc.equal(cells["state"], "done"))
         for row in done.to_pylist():
-            yield from (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
+            problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
         if len(set(cells["cell"].to_pylist())) != len(cells):
-            yield f"{folder}/cells.parquet must name each cell once"
-    except (DamagedFileError, OSError, KeyError) as error:
-        yield f"{folder} must hold manifest.json and cells.parquet: {error}"
+            problems.append(f"{folder}/cells.parquet must name each cell once")
+        if not problems:  # else what the tables say is told already
+            problems += _changed(store, sealed)
+    except (DamagedFileError, FileNotFoundError, KeyError) as error:
+        problems.append(f"{folder} must hold manifest.json and cells.parquet: {error}")
+    return problems, looked_at
+
+
+def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:
+    """The files of a sealed study that are not as they were sealed."""
+    for path, digest in sealed.items():
+        try:
+            if hashlib.sha256(store.read_bytes(path)).hexdigest() != digest:
+                yield f"{path} must be as it was when the study was complete: it was changed or damaged"
+        except FileNotFoundError:
+            yield f"{path} must be there, as it was when the study was complete"
+
+
+def studies_of(store: Store, problems: Iterable[Problem]) -> list[str]:
+    """The studies that what is damaged belongs to, so far as their manifests can be read."""
+    found = []
+    texts = list(problems)
+    damaged = {"/".join(problem.path.split("/")[:2]) for problem in texts if problem.path}
+    for name in store.folders("studies"):
+        own = f"studies/{name}"
+        if any(problem.text.startswith((f"{own}/", f"{own}:", f"{own} ")) for problem in texts):
+            found.append(name)
+            continue
+        with contextlib.suppress(DamagedFileError):
+            keys = _manifest(store, name)["keys"]
+            if INDEX_PATH in {problem.path for problem in texts} or damaged & {
+                f"{kind}/{key}" for kind, some in keys.items() for key in some
+            }:
+                found.append(name)
+    return found
 
 
 def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
@@ -233,6 +324,7 @@ def unreferenced(store: Store) -> list[tuple[str, int]]:
                 f"every search must be finished before anything is collected; {name} is {manifest['state']}"
             )
         wanted |= {f"{kind}/{key}" for kind, found in manifest["keys"].items() for key in found}
+    wanted.add(PUBLISHED)  # a part holds the cells of many studies: it is not collected cell by cell
     loose: dict[str, int] = {}
     for kind in ("classifiers", *KINDS):
         for path, size in store.files(kind).items():

@@ -43,7 +43,8 @@ class AttackWork:
     """One attack on one classifier under one threat model, all requested stops. cost: passes for one point.
 
     labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
-    is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of each component.
+    is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of
+    each component in one call.
     """
 
     key: str

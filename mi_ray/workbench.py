@@ -228,7 +228,7 @@ class Workbench:
         parts = [
             [
                 column[max(start - block.start, 0) : stop - block.start]
-                for column in self._best(inputs.attack.key, inputs.stop, block)
+                for column in self._best(inputs.attack.key, inputs.attack.classifier, inputs.stop, block)
             ]
             for block in self.store.blocks("adversarial", inputs.attack.key)
             if block.start < stop and start < block.stop
@@ -241,8 +241,8 @@ class Workbench:
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
         return images, labels, linf
 
-    def _best_restarts(self, key: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
-        table, _ = self.store.read_block("adversarial", key, block)
+    def _best_restarts(self, key: str, classifier: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
+        table, _ = self._own("adversarial", key, classifier, block)
         height, width, channels = self.data.images.shape[1:]
         kept = table.filter(pa.compute.equal(table["steps"], stop))
         count = block.stop - block.start
@@ -368,9 +368,16 @@ class Workbench:
         probabilities = self.probabilities(work.undefended, start, stop)[0, 0]
         return torch.from_numpy(probabilities.argmax(1)).to(self.device)
 
-    def _output_block(self, key: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
+    def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
+        """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""
+        table, facts = self.store.read_block(kind, key, block)
+        if facts.get("weights") != self.weights(classifier):
+            raise DamagedFileError(f"{block.path} must be of the weights {self.weights(classifier)}; it is of others")
+        return table, facts
+
+    def _output_block(self, key: str, classifier: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
         """[draws, N, points, classes] of a stored block, in the order of `executions`."""
-        table, facts = self.store.read_block("outputs", key, block)
+        table, facts = self._own("outputs", key, classifier, block)
         stored = facts["executions"]
         if not set(executions) <= set(stored) or draws > len(facts["draws"]):
             raise DamagedFileError(
@@ -384,7 +391,7 @@ class Workbench:
     def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
         """[draws, N, stop - start, classes]: stored outputs of a range. Raises DamagedFileError when some are missing."""
         parts = [
-            self._stored(work.key, work.executions, work.draws, block)[
+            self._stored(work.key, work.classifier, work.executions, work.draws, block)[
                 :, :, max(start - block.start, 0) : stop - block.start
             ]
             for block in self.store.blocks("outputs", work.key)

@@ -22,6 +22,8 @@ VALUES = [
     "mi_ray.controls",
     "mi_ray.work",
     "mi_ray.records",
+    "mi_ray.storage",
+    "mi_ray.compact",
 ]
 LOWER = ["mi_ray.engine", "mi_ray.data", "mi_ray.classifiers", "mi_ray.sample_pool", "mi_ray.randomness"]
 LIGHT = [

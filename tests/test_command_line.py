@@ -156,7 +156,7 @@ def test_a_file_that_is_no_sweep_is_refused(run: Run, tmp_path: Path, content: s
         (["--out", "occupied"], "holds something else: thesis.tex"),
         (["--out", "occupied/thesis.tex"], "is a file"),
         (["--out", "/proc/mi-ray-results"], "a store must be readable and writable; /proc/mi-ray-results"),
-        (["--out", "nonsense://bucket/x"], "a URI that pyarrow knows; got nonsense://bucket/x"),
+        (["--out", "nonsense://bucket/x"], "a URI that pyarrow or fsspec knows; got nonsense://bucket/x"),
     ],
 )
 def test_a_bad_option_is_refused(run: Run, tmp_path: Path, options: list[str], words: str) -> None:

@@ -310,7 +310,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
 
 
 def test_a_uri_of_no_known_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="a folder or a URI that pyarrow knows; got nonsense://bucket"):
+    with pytest.raises(ValueError, match="a folder or a URI that pyarrow or fsspec knows; got nonsense://bucket"):
         Store("nonsense://bucket/x", create=True)
 
 

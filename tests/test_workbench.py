@@ -79,20 +79,21 @@ def weights_of(description: Any, seed: int = 0) -> bytes:
 def put_classifier(store: Store, key: str, description: Any, weights: int | bytes = 0) -> bytes:
     """Weights, or untrained ones of a seed, in the place where training leaves them."""
     content = weights_of(description, weights) if isinstance(weights, int) else weights
-    store.write_table(f"classifiers/{key}/training.parquet", TRAINING.empty_table())
+    epoch = pa.Table.from_pylist([{"epoch": 0, "lr": 0.1, "loss": 1.0, "images": 100}], schema=TRAINING)
+    store.write_table(f"classifiers/{key}/training.parquet", epoch)
     store.write_bytes(f"classifiers/{key}/model.safetensors", content)
     about = {"description": description, "weights_sha256": weights_digest(content)}
     store.write_json(f"classifiers/{key}/classifier.json", about)
     return content
 
 
-def tiny(folder: Path, *, weights: int | bytes = 0, **changes: Any) -> Tiny:
-    """A study in the store of a folder; other studies may be there already."""
+def tiny(folder: Path | str, *, weights: int | bytes = 0, **changes: Any) -> Tiny:
+    """A study in the store of a folder or URI; other studies may be there already."""
     study = prepare(sweep(**{**TINY, **changes}))
     store = Store(folder, create=True)
     made = {w.key: (w.description, put_classifier(store, w.key, w.description, weights))
             for w in study.planner.classifiers}  # fmt: skip
-    return Tiny(study, study.plan(), store, Workbench(study.data(store.root, made)))
+    return Tiny(study, study.plan(), store, Workbench(study.data(store.address, made)))
 
 
 Stages = Iterator[tuple[Any, Iterable[Work]]]

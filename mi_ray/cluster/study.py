@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import pyarrow.fs as pafs
 import ray
 from ray import tune
 from rich.console import Console
@@ -26,6 +25,7 @@ from mi_ray.leftovers import remove_leftovers
 from mi_ray.precision import decision_path, decisions
 from mi_ray.progress import stage
 from mi_ray.records import TRAINING, Store
+from mi_ray.storage import Files, scratch_of
 from mi_ray.study import Study, mark, write_study
 from mi_ray.work import Cell, ClassifierWork, OutputWork, Plan
 from mi_ray.workbench import Work, Workbench, kind_of
@@ -74,7 +74,7 @@ class Runner:
         self._lost: list[trials.Trial] = []  # whose actors were lost
         self.settle(study.decided(decisions(store, study)))
         self.outcome = Outcome()
-        self.scratch = f"{store.root if store.local else store.uri}-scratch"
+        self.scratch = scratch_of(store)
 
     def settle(self, study: Study) -> None:
         """Take up the study as it is now known: its keys may depend on what `precision: auto` decided."""
@@ -266,13 +266,10 @@ class Runner:
 
     def _forget(self, key: str) -> None:
         """Remove a training's checkpoints."""
-        filesystem, path = pafs.FileSystem.from_uri(self.scratch)
-        if filesystem.get_file_info(f"{path}/{key}").type == pafs.FileType.Directory:
-            filesystem.delete_dir(f"{path}/{key}")
-        if filesystem.get_file_info(path).type == pafs.FileType.Directory and not filesystem.get_file_info(
-            pafs.FileSelector(path)
-        ):
-            filesystem.delete_dir(path)
+        scratch = Files(self.scratch)
+        scratch.remove(key)
+        if not scratch.folders("") and not scratch.files(""):
+            scratch.remove("")
 
     def fail(self, key: str, what: str, error: Exception) -> None:
         """Note why something failed: the last line of the innermost cause."""

@@ -34,14 +34,15 @@ class DivergedError(ValueError):
 
 
 def finished(store: Store, key: str) -> bool:
-    """Whether a classifier is in the store, whole: its weights have the digest that its description names."""
+    """Whether a classifier is in the store, whole: three sound files, and weights of the digest that one of them names."""
     folder = f"classifiers/{key}"
     if not store.exists(f"{folder}/classifier.json"):
         return False
     try:
         written = store.read_json(f"{folder}/classifier.json")
+        store.read_table(f"{folder}/training.parquet", TRAINING)
         return bool(weights_digest(store.read_bytes(f"{folder}/model.safetensors")) == written["weights_sha256"])
-    except (ValueError, OSError, KeyError):
+    except (ValueError, FileNotFoundError, KeyError, TypeError):
         return False
 
 
@@ -237,8 +238,10 @@ def train_loop(config: dict[str, Any]) -> None:
                 run.save(Path(folder))
                 checkpoint = ray.train.Checkpoint.from_directory(folder)
             ray.train.report({"epoch": run.epoch, "loss": row["loss"]}, checkpoint=checkpoint)
-    if run.rank == 0:
-        write_classifier(Store(config["store"]), config["key"], run.plain.cpu(), config["about"], run.rows)
+    store = Store(config["store"])
+    # Where a storage cannot lock, another run may have trained the same: its weights are what blocks may be of by now.
+    if run.rank == 0 and not finished(store, config["key"]):
+        write_classifier(store, config["key"], run.plain.cpu(), config["about"], run.rows)
 
 
 def _cause(error: Exception) -> Exception:
