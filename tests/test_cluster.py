@@ -74,10 +74,11 @@ def assert_same_rows(left: pd.DataFrame, right: pd.DataFrame) -> None:
     assert all(one.tobytes() == other.tobytes() for one, other in pairs)
 
 
-def counted(folder: Path, study: str = "tiny") -> dict[str, int]:
+def counted(folder: Path, study: str = "tiny", way: str = "forward") -> dict[str, int]:
+    """Passes that the last run counted, by stage."""
     manifest = Store(folder / "results").read_json(f"studies/{study}/manifest.json")
-    passes: dict[str, int] = manifest["last_run"]["counted_forward_passes"]
-    return passes
+    passes: dict[str, int] = manifest["last_run"]["counted_passes"]
+    return {name: number for name, number in passes.items() if name.endswith(way)}
 
 
 def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:
@@ -112,8 +113,9 @@ def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> 
 
 def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
     manifest = Store(undisturbed / "results").read_json("studies/tiny/manifest.json")
-    for what, passes in counted(undisturbed).items():
-        assert passes == manifest["planned"][what], what
+    for way in ("forward", "backward"):
+        for what, passes in counted(undisturbed, way=way).items():
+            assert passes == manifest["planned"].get(what, 0), what
 
 
 def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturbed: Path) -> None:
@@ -138,6 +140,10 @@ SEARCH = {
     **TINY, "name": "tpe", "executions": 5, "draws": 1, "classifiers": [MIXUP],
     "defenses": [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]],
     "search": {"optuna": {"sampler": "tpe", "trials": 5, "round": 3}},
+}  # fmt: skip
+SHARED = {  # every setting that it can propose needs the same two components
+    **SEARCH, "name": "shared", "search": {"optuna": {"sampler": "tpe", "trials": 4, "round": 4}},
+    "defenses": [{"mi_combined": {"lam_pl": 0.45, "lam_ol": 0.55, "threshold": [0.1, 0.2, 0.3, 0.4]}}],
 }  # fmt: skip
 EOT = {"eot_pgd": {"steps": 2, "step_size": 0.02, "eot": 2, "scoring_draws": 1}, "epsilon": 0.05,
        "knowledge": "adaptive"}  # fmt: skip
@@ -190,7 +196,7 @@ def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Seve
     folder = tmp_path_factory.mktemp("several")
     shutil.copytree(undisturbed / "results", folder / "results")
     (folder / "poison.py").write_text(POISON)
-    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, ADAPTIVE_SEARCH, CHECKED, WORKERS]
+    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, SHARED, ADAPTIVE_SEARCH, CHECKED, WORKERS]
     return Several(folder, run(folder, *studies))
 
 
@@ -215,6 +221,12 @@ def test_a_search_tries_its_settings_on_all_inputs(several: Several, study: str,
 def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
     assert counted(several.folder, "again")["evaluation_forward"] == 0
     assert sorted(several.cells("tpe")["cell"]) == sorted(several.cells("again")["cell"])
+
+
+def test_trials_at_once_that_need_the_same_pieces_wait_for_one_computation_of_them(several: Several) -> None:
+    assert (several.cells("shared")["state"] == "done").all()
+    # 2 components x 5 inputs x 150 stored points x 1 draw x 5 executions, by whichever of the trials came first
+    assert counted(several.folder, "shared")["evaluation_forward"] == 2 * 5 * 150 * 5
 
 
 def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(several: Several) -> None:
