@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-cluster chaos bench bench-quick lint smoke clean
+.PHONY: quickstart test test-long test-cluster chaos bench bench-quick lint smoke clean
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,10 @@ lint: .venv/installed-test
 
 test: lint
 	$(BIN)/python -m pytest
+
+# What takes minutes: trainings killed in mid-epoch, settings that die in all ways, a study on S3, a study damaged all over.
+test-long: .venv/installed-test
+	$(BIN)/python -m pytest -m long
 
 # A cluster on this machine, as root: two hosts and a laptop in namespaces, launched over SSH with cluster/on_premise.yaml.
 test-cluster: .venv/installed-cluster

@@ -278,7 +278,7 @@ def main() -> None:
             "plan": lambda: plans.rows(quick=quick),
             "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 500, 50: 200}, peers),
             "pgd large": lambda: pgd(large, "paper's ResNet-50", {10: 100} if not quick else {5: 100}, peers[::2]),
-            "executions": lambda: executions(small, 100, 2 if quick else 3),
+            "executions": lambda: executions(small, 50 if quick else 100, 2 if quick else 3),
             "transforms": lambda: transforms(small, 100, turns),
             "eot": lambda: eot(small, 100, 2 if quick else 4, 2 if quick else 3),
             "training": lambda: cluster.training(Path(folder), small, quick=quick),

@@ -146,6 +146,7 @@ def test_check_repair_removes_what_no_digest_tells_from_sound(
     assert call(monkeypatch, "check", store.root) == 0
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(560)
 def test_one_sweep_mends_a_study_of_which_nearly_every_file_is_damaged(undisturbed: Path, tmp_path: Path) -> None:

@@ -359,6 +359,7 @@ def test_a_remote_file_system_that_renames_never_shows_half_a_file(
     assert [path.name for path in (tmp_path / "results" / "a").iterdir()] == ["b.json"]
 
 
+@pytest.mark.long
 @pytest.mark.ray
 @pytest.mark.timeout(560)
 def test_a_study_trained_attacked_and_swept_on_s3_has_the_rows_of_a_local_one(
