@@ -57,11 +57,12 @@ def _run(verb: str, folder: Path, study: dict[str, Any], store: str = "results")
 def classifiers(folder: Path) -> tuple[str, str]:
     """Folders of the two networks, trained on digits far enough that some points survive an attack."""
     study = _study("train", [_classifier("small", SMALL, 5), _classifier("large", LARGE, 2)])
+    folder.mkdir(parents=True, exist_ok=True)
     _, manifest = _run("train", folder, study)
     names = {}
     for key in manifest["keys"]["classifiers"]:
         about = json.loads((folder / "results" / "classifiers" / key / "classifier.json").read_text())
-        names[about["name"]] = str(folder / "results" / "classifiers" / key)
+        names[about["name"]] = str((folder / "results" / "classifiers" / key).resolve())
     return names["small"], names["large"]
 
 
@@ -128,8 +129,9 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
         defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
         resources={"trials_at_once": 1, "block": {"cpus": 1, "points": 50}}, precision="bf16",
     )  # fmt: skip
+    _put(small, folder / "tune")
     with _watched() as seen:
-        _, manifest = _run("sweep", folder, study)
+        _, manifest = _run("sweep", folder, study, "tune")
     seconds = manifest["last_run"]["seconds"]["sweep"]
     loaded = prepare(Sweep.model_validate(study))
     plan, store = loaded.plan(), Store(folder / "alone", create=True)
@@ -147,7 +149,7 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
     for work in trials:
         bench.compute(work, 0, 50)
     alone = time.perf_counter() - began
-    same = _same_rows(Store(folder / "results"), store, trials)
+    same = _same_rows(Store(folder / "tune"), store, trials)
     rows = [Row(f"Ray Tune, {count} settings", "one process, no Ray", 1.10, [seconds / alone], seconds, alone, "s",
                 f"{same} of {len(trials)} outputs equal bit for bit", same == len(trials), True)]  # fmt: skip
     rows.append(Row("peak memory of a worker", "1.5 GB", 1.0, [seen["peak"] / 1.5e9], seen["peak"] / 1e6, 1500, "MB",
@@ -177,9 +179,7 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
             resources={"block": {"cpus": 1 if cores > 1 else CORES - 0.5, "points": 50}},
         )  # fmt: skip
         study["classifiers"][0]["seed"] = 0
-        for part in ("classifiers", "mi-ray-store.json"):  # the classifier is there already
-            source, target = folder / "results" / part, folder / f"workers-{cores}" / part
-            (shutil.copytree if source.is_dir() else _copied)(source, target)
+        _put(small, folder / f"workers-{cores}")
         _, manifest = _run("attack", folder, study, f"workers-{cores}")
         store = Store(folder / f"workers-{cores}")
         (key,) = manifest["keys"]["adversarial"]
@@ -191,9 +191,10 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
                 count / walls[1], "points/s", "rows equal bit for bit" if same else "rows differ", same)]  # fmt: skip
 
 
-def _copied(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copy(source, target)
+def _put(classifier: str, store: Path) -> None:
+    """A store that holds the classifier already."""
+    Store(store, create=True)
+    shutil.copytree(classifier, store / "classifiers" / Path(classifier).name)
 
 
 def _wall(store: Store, manifest: dict[str, Any]) -> float:

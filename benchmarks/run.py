@@ -26,6 +26,7 @@ from benchmarks.sides import median
 
 CORES = os.cpu_count() or 1
 EPSILONS = (2 / 255, 4 / 255, 8 / 255)
+KEPT = Path("build/benchmarks")  # the trained networks, which a second run finds there
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -265,20 +266,22 @@ def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="the same comparisons on fewer points, in about 5 minutes")
-    parser.add_argument("--only", default="", help="comparisons whose group's name holds this text")
+    parser.add_argument(
+        "--only", default="", help="groups whose name holds this text; latest.json keeps the other rows"
+    )
     options = parser.parse_args()
     from benchmarks import cluster, plans
 
     quick, rows, began = options.quick, list[Row](), time.perf_counter()
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
-        small, large = cluster.classifiers(Path(folder))
+        small, large = cluster.classifiers(KEPT)
         turns = 3 if quick else 5
         groups: dict[str, Callable[[], list[Row]]] = {
             "plan": lambda: plans.rows(quick=quick),
             "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 500, 50: 200}, peers),
             "pgd large": lambda: pgd(large, "paper's ResNet-50", {10: 100} if not quick else {5: 100}, peers[::2]),
-            "executions": lambda: executions(small, 50 if quick else 100, 2 if quick else 3),
+            "executions": lambda: executions(small, 100, 1 if quick else 3),
             "transforms": lambda: transforms(small, 100, turns),
             "eot": lambda: eot(small, 100, 2 if quick else 4, 2 if quick else 3),
             "training": lambda: cluster.training(Path(folder), small, quick=quick),
@@ -288,15 +291,18 @@ def main() -> None:
         for name, group in groups.items():
             if options.only in name:
                 at = time.perf_counter()
-                rows += group()
+                found = group()
+                rows += found
+                show(found)
                 print(f"{name}: {time.perf_counter() - at:.0f} s", flush=True)
-    show(rows)
     about = {"date": str(datetime.date.today()), "machine": platform.platform(), "cores": CORES, "quick": quick,
              "seconds": round(time.perf_counter() - began)}  # fmt: skip
-    told = [{**vars(row), "median": median(row.ratios), "reached": row.reached} for row in rows]
-    if not options.only:
-        place = Path(__file__).parent / "latest.json"
-        place.write_text(json.dumps({**about, "rows": told}, indent=1, default=float) + "\n")
+    told = [{**vars(row), **about, "median": median(row.ratios), "reached": row.reached} for row in rows]
+    place = Path(__file__).parent / "latest.json"
+    before = json.loads(place.read_text()) if options.only and place.exists() else []
+    measured = {(row["name"], row["against"]) for row in told}
+    told = [row for row in before if (row["name"], row["against"]) not in measured] + told
+    place.write_text(json.dumps(told, indent=1, default=float) + "\n")
 
 
 if __name__ == "__main__":
