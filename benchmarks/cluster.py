@@ -17,7 +17,7 @@ import yaml
 from benchmarks.run import CORES, Row, Runner
 from mi_ray.config import Sweep
 from mi_ray.data import Digits
-from mi_ray.records import Store
+from mi_ray.records import TRAINING, Store
 from mi_ray.study import prepare
 from mi_ray.work import OutputWork
 from mi_ray.workbench import Workbench, kind_of
@@ -81,7 +81,7 @@ def training(folder: Path, small: str, *, quick: bool) -> list[Row]:
             _, manifest = _run("train", folder, study)
             store = Store(folder / "results")
             (key,) = manifest["keys"]["classifiers"]
-            table = store.read_table(f"classifiers/{key}/training.parquet").to_pandas()
+            table = store.read_table(f"classifiers/{key}/training.parquet", TRAINING).to_pandas()
             later = table.iloc[1:]  # the first epoch warms up
             ours.append(float(later["images"].sum() / later["seconds"].sum()))
             seconds, losses = bare(name, images, 64)
@@ -170,7 +170,7 @@ def _same_rows(first: Store, second: Store, works: list[OutputWork]) -> int:
 
 def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
     """Blocks of an attack on two workers against one worker with one thread."""
-    count, found = (200 if quick else 400), {}
+    count, found = (400 if quick else 500), {}
     for cores in (1, CORES):
         study = _study(
             f"workers-{cores}", [_classifier("small", SMALL, 5)], points={"count": count}, seed=1, precision="bf16",
