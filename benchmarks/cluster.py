@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.run import CORES, Row, Runner
+from benchmarks.measure import CORES, Row, Runner
 from mi_ray.config import Sweep
 from mi_ray.data import Digits
 from mi_ray.records import TRAINING, Store

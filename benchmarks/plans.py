@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import Row
+from benchmarks.measure import Row
 from mi_ray.config import Sweep, load_sweep
 from mi_ray.estimate import distinct_and_requested
 from mi_ray.study import prepare

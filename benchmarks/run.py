@@ -6,107 +6,22 @@ meets both. A ratio is theirs over ours (how many times faster we are) of one tu
 
 import argparse
 import datetime
-import importlib
 import json
-import multiprocessing
-import os
 import platform
-import resource
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benchmarks import cluster, plans
+from benchmarks.measure import CORES, Row, Runner, measure
 from benchmarks.sides import median
 
-CORES = os.cpu_count() or 1
 EPSILONS = (2 / 255, 4 / 255, 8 / 255)
 KEPT = Path("build/benchmarks")  # the trained networks, which a second run finds there
-SPAWN = multiprocessing.get_context("spawn")
-
-
-def _serve(
-    pipe: Connection, name: str, classifier: str, part: tuple[int, int], threads: int, more: dict[str, Any]
-) -> None:
-    """What a side's process does: make the side, then run it as often as it is asked to."""
-    module, _, kind = name.partition(":")
-    side = getattr(importlib.import_module(module), kind)(classifier, part, threads, **more)
-    pipe.send(None)
-    while (arguments := pipe.recv()) is not None:
-        result = side(*arguments)
-        pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
-
-
-class Runner:
-    """A side in `workers` processes, each on its share of the points and with its share of the cores."""
-
-    def __init__(self, kind: str, classifier: str, workers: int = 1, threads: int = CORES, **more: Any) -> None:
-        self.pipes: list[Connection] = []
-        self.processes = []
-        self.peak = 0
-        for own in range(workers):
-            here, there = SPAWN.Pipe()
-            arguments = (there, f"benchmarks.sides:{kind}", classifier, (own, workers), threads, more)
-            process = SPAWN.Process(target=_serve, args=arguments, daemon=True)
-            process.start()
-            self.pipes.append(here)
-            self.processes.append(process)
-        for pipe in self.pipes:
-            pipe.recv()
-
-    def __call__(self, *arguments: Any) -> tuple[float, np.ndarray]:
-        """(seconds until the last process is done, their results one after another)."""
-        began = time.perf_counter()
-        for pipe in self.pipes:
-            pipe.send(arguments)
-        found = [pipe.recv() for pipe in self.pipes]
-        seconds = time.perf_counter() - began
-        self.peak = max(self.peak, *(peak for _, peak in found))
-        return seconds, np.concatenate([np.atleast_1d(result) for result, _ in found])
-
-    def close(self) -> None:
-        """End the processes."""
-        for pipe in self.pipes:
-            pipe.send(None)
-        for process in self.processes:
-            process.join()
-
-
-@dataclass
-class Row:
-    """One comparison. ratios: of each turn. ours, theirs: median absolute figures. target: least acceptable ratio."""
-
-    name: str
-    against: str
-    target: float
-    ratios: list[float]
-    ours: float
-    theirs: float
-    unit: str
-    check: str
-    equal: bool
-    most: bool = False  # the ratio must be at most the target
-    notes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def reached(self) -> bool:
-        """Whether the median meets the target and the results agreed."""
-        middle = median(self.ratios)
-        return self.equal and (middle <= self.target if self.most else middle >= self.target)
-
-
-def measure(sides: dict[str, Runner], turns: list[tuple[Any, ...]]) -> dict[str, list[tuple[float, np.ndarray]]]:
-    """Each side once for each turn's arguments, the sides one after another; what they found, in order."""
-    found: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in sides}
-    for arguments in turns:
-        for name, side in sides.items():
-            found[name].append(side(*arguments))
-    return found
 
 
 def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -> list[Row]:
@@ -270,8 +185,6 @@ def main() -> None:
         "--only", default="", help="groups whose name holds this text; latest.json keeps the other rows"
     )
     options = parser.parse_args()
-    from benchmarks import cluster, plans
-
     quick, rows, began = options.quick, list[Row](), time.perf_counter()
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
