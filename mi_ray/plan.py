@@ -494,8 +494,8 @@ class Planner:
         values = dict(work.values)
         if method.stop_parameter is not None:
             values[method.stop_parameter] = list(stops or work.stops)
-        cost: tuple[int, int] = method.make(values).cost(work.parts)
-        return cost
+        forward, backward = method.make(values).cost(work.parts)
+        return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
 
 
 def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:

@@ -321,6 +321,7 @@ def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterpar
     assert found[True] == found[False]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(560)
 def test_smoke_variants_with_counterparts_and_with_adaptive_attacks_run(tmp_path: Path) -> None:
     """The others differ in size alone; `make smoke` runs all of them."""
