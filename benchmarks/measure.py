@@ -66,11 +66,14 @@ class Runner:
 
 @dataclass
 class Row:
-    """One comparison. ratios: of each turn. ours, theirs: median absolute figures. target: least acceptable ratio."""
+    """One comparison. ratios: of each turn. ours, theirs: median absolute figures.
+
+    target: least acceptable ratio; None where a number is only told.
+    """
 
     name: str
     against: str
-    target: float
+    target: float | None
     ratios: list[float]
     ours: float
     theirs: float
@@ -81,8 +84,10 @@ class Row:
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def reached(self) -> bool:
-        """Whether the median meets the target and the results agreed."""
+    def reached(self) -> bool | None:
+        """Whether the median meets the target and the results agreed; None where there is no target."""
+        if self.target is None:
+            return None
         middle = median(self.ratios)
         return self.equal and (middle <= self.target if self.most else middle >= self.target)
 

@@ -35,7 +35,7 @@ def grid() -> Sweep:
     })  # fmt: skip
 
 
-def _planned(name: str, sweeps: list[Sweep], target: float, against: str = "cell by cell") -> Row:
+def _planned(name: str, sweeps: list[Sweep], target: float | None, against: str = "cell by cell") -> Row:
     distinct, requested, cells = distinct_and_requested([prepare(sweep) for sweep in sweeps])
     told = f"{cells:,} cells; the plan's own count"
     return Row(name, against, target, [requested / distinct], distinct, requested, "forward passes", told, True)
@@ -101,12 +101,12 @@ def rows(*, quick: bool) -> list[Row]:
     found = [
         _planned("Fig. 3(b) grid", [grid()], 100),
         *(
-            _planned(f"Table 2, oblivious, draws: {n}", [sweep], 3.4 if n == 1 else 0)
+            _planned(f"Table 2, oblivious, draws: {n}", [sweep], 3.4 if n == 1 else None)
             for n, sweep in table2.items()
             if sweep
         ),
         _planned("all sweeps of the paper, oblivious", list(oblivious.values()), 20),
         _planned("the same with the grid for fig3b", [*(s for n, s in oblivious.items() if n != "fig3b"), grid()], 20),
-        _planned("all sweeps, adaptive attacks too", list(paper.values()), 0),
+        _planned("all sweeps, adaptive attacks too", list(paper.values()), None),
     ]
     return found if quick else [*found, _recognised()]

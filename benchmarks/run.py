@@ -167,11 +167,13 @@ def show(rows: list[Row]) -> None:
         "Equality",
     ):
         table.add_column(head)
+    said = {True: "yes", False: "NO", None: ""}
     for row in rows:
         sign, middle = ("≤" if row.most else "≥"), median(row.ratios)
         table.add_row(
             row.name, row.against, f"{middle:.2f}", f"{min(row.ratios):.2f}", f"{max(row.ratios):.2f}",
-            f"{sign} {row.target:g}", "yes" if row.reached else "NO", f"{row.ours:,.4g}", f"{row.theirs:,.4g}", row.unit,
+            "" if row.target is None else f"{sign} {row.target:g}", said[row.reached],
+            f"{row.ours:,.4g}", f"{row.theirs:,.4g}", row.unit,
             row.check if row.equal else f"NOT EQUAL: {row.check}",
         )  # fmt: skip
     Console(width=220).print(table)

@@ -171,6 +171,7 @@ def sent(folder: Path, exclude: Sequence[str]) -> dict[str, int]:
     """Bytes of each entry of a folder that rsync would send, by its name, after the excluded ones are taken out."""
 
     def size(path: Path, relative: str) -> int:
+        """Of a file, or of what is sent of a folder."""
         inside = path.is_dir() and not path.is_symlink()
         if any(_matches(str(pattern), relative, inside) for pattern in exclude):
             return 0

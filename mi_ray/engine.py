@@ -112,6 +112,7 @@ def side_by_side(function: Callable[[T], R], parts: Iterable[T], lanes: int, dev
         return [function(part) for part in parts]
 
     def on_its_own(part: T) -> R:
+        """What a lane's thread runs."""
         torch.set_num_threads(1)  # a thread has its own number
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         if stream is not None:

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -87,7 +87,8 @@ class _Scope:
             return whole
         begun, last, both = (self.cost(work, at) for at in ((before,), (stops[-1],), (before, stops[-1])))
         scoring = (both[0] - last[0], both[1] - last[1])
-        return whole[0] - begun[0] + scoring[0], whole[1] - begun[1] + scoring[1]
+        guessed = work.labels == "predicted"  # the label that is left is asked for again
+        return whole[0] - begun[0] + scoring[0] + guessed, whole[1] - begun[1] + scoring[1]
 
 
 def _row(name: str, scope: _Scope, works: Sequence[Work], planned: Pair) -> Row:
@@ -112,10 +113,6 @@ def rows_of(study: Study, plan: Plan, store: Store | None) -> list[Row]:
     planner = study.planner
     cost = planner.cost(plan)
     whole = _Scope(planner, store, planner.stored_points)
-    known = {work.key for work in plan.attacks} | {work.key for work in plan.outputs}
-    checks: list[Work] = list(plan.check_attacks())
-    checks += plan.check_outputs()
-    own = [work for work in checks if work.key not in known]
     pair = {
         name: (cost[f"{name}_forward"], cost.get(f"{name}_backward", 0)) for name in ("attack", "evaluation", "checks")
     }
@@ -123,8 +120,20 @@ def rows_of(study: Study, plan: Plan, store: Store | None) -> list[Row]:
         _training(plan.classifiers, store),
         _row("attack", whole, plan.attacks, pair["attack"]),
         _row("evaluate", whole, plan.outputs, pair["evaluation"]),
-        _row("checks", _Scope(planner, store, plan.checked), own, pair["checks"]),
+        _checks(plan, _Scope(planner, store, plan.checked), pair["checks"]),
     ]
+
+
+def _checks(plan: Plan, scope: _Scope, planned: Pair) -> Row:
+    """What the checks need beside the study. Of work that both need, the check's part is what it asks for beyond it."""
+    studied: dict[str, Work] = {work.key: work for work in plan.attacks}
+    studied |= {work.key: work for work in plan.outputs}
+    checks: list[Work] = list(plan.check_attacks())
+    checks += plan.check_outputs()
+    row = _row("checks", scope, [work for work in checks if work.key not in studied], planned)
+    shared = [(scope.left(work), scope.left(studied[work.key])) for work in checks if work.key in studied]
+    beyond = _sum((more[0] - had[0], more[1] - had[1]) for more, had in shared)
+    return replace(row, left=_sum([row.left, beyond]))
 
 
 def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:

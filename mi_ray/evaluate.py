@@ -32,6 +32,7 @@ def undefended_outputs(
     """F(x): softmax outputs."""
 
     def outputs(part: slice) -> Tensor:
+        """Of one batch."""
         with torch.no_grad():
             return F.softmax(classifier(x[part]).float(), dim=1)
 
@@ -57,6 +58,7 @@ def component_outputs(
     """
 
     def outputs(part: slice) -> Tensor:
+        """Of one batch, every draw."""
         runs = []
         for draw in range(draws):
             key = Key(seed, EVALUATE, draw=draw)
@@ -93,6 +95,7 @@ def attack_outputs(
     """
 
     def crafted(part: slice) -> tuple[Adversarial, Tensor]:
+        """Of one batch, with the labels that it worked on."""
         own = attack_labels(y[part], classes, threat, seed, points[part])
         if labels == "predicted" and threat.goal == "untargeted":
             own = _predicted(model, x[part])

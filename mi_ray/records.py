@@ -146,7 +146,7 @@ class Store(Files):
                 with self.filesystem.open_input_file(self._full(path)) as file:
                     return parse(pq.ParquetFile(file, page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-                pass  # the file or the storage: reading it whole tells which
+                return self._parsed(path, parse)  # the file or the storage: reading it whole tells which
         try:
             content = pa.BufferReader(self.read_bytes(path))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -147,3 +148,23 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     done = run(folder, TINY)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
+
+
+@pytest.fixture
+def run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs the console script's function in an empty folder; returns (exit code, standard output, standard error)."""
+    from mi_ray.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mi-ray", *arguments])
+        monkeypatch.setattr(sys, "path", [*sys.path])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        found = capsys.readouterr()
+        return int(stopped.value.code or 0), found.out, found.err
+
+    return call

@@ -406,13 +406,6 @@ KUBERNETES = {
 }
 
 
-@pytest.mark.parametrize("what", KUBERNETES)
-def test_a_manifest_is_refused_with(what: str, tmp_path: Path) -> None:
-    old, new, message = KUBERNETES[what]
-    found = errors_of(replaced(tmp_path, "cluster/kuberay.yaml", old, new))
-    assert [line for line in found if message in line], found
-
-
 SLURM = {
     "no authentication": ("RAY_AUTH_MODE=token", "OTHER=token", "got no RAY_AUTH_MODE"),
     "a dashboard on all interfaces": (
@@ -426,10 +419,14 @@ SLURM = {
 }
 
 
-@pytest.mark.parametrize("what", SLURM)
-def test_a_slurm_script_is_refused_with(what: str, tmp_path: Path) -> None:
-    old, new, message = SLURM[what]
-    found = errors_of(replaced(tmp_path, "cluster/slurm.sh", old, new))
+OTHERS = {f"kuberay.yaml: {what}": ("cluster/kuberay.yaml", *change) for what, change in KUBERNETES.items()}
+OTHERS |= {f"slurm.sh: {what}": ("cluster/slurm.sh", *change) for what, change in SLURM.items()}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_manifest_and_a_slurm_script_are_refused_with(what: str, tmp_path: Path) -> None:
+    file, old, new, message = OTHERS[what]
+    found = errors_of(replaced(tmp_path, file, old, new))
     assert [line for line in found if message in line], found
 
 

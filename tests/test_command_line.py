@@ -32,22 +32,6 @@ QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
 Run = Callable[..., tuple[int, str, str]]
 
 
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs the console script's function in an empty folder; returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mi-ray", *arguments])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as stopped:
-            mi_ray.cli.main()
-        found = capsys.readouterr()
-        return int(stopped.value.code or 0), found.out, found.err
-
-    return call
-
-
 def save(folder: Path, **changes: Any) -> str:
     """A sweep file in a folder, as the argument that names it."""
     (folder / "sweep.yaml").write_text(yaml.safe_dump(document(**changes)))

@@ -1,5 +1,6 @@
 """The engine: what runs at once changes no row, passes are counted as planned, a trajectory goes on, `auto` decides."""
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from mi_ray.classifiers import build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.engine import GRAPH, Passes, activation_bytes, lanes_within, side_by_side
+from mi_ray.estimate import distinct_and_requested, rows_of, together
 from mi_ray.precision import BOTH, CHECKED, comparisons, decide, decision_path, decisions, has_bf16
 from mi_ray.records import Store
 from mi_ray.study import Study, prepare
@@ -290,3 +292,97 @@ def test_a_compiled_network_answers_as_the_plain_one(classifier: Any, batch: Any
     except Exception as error:
         pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
     torch.testing.assert_close(found, classifier(batch[0]), rtol=1e-4, atol=1e-4)
+
+
+def _left(study: Study, bench: Workbench) -> tuple[int, int]:
+    """Passes that are left of attacks, evaluation and checks."""
+    rows = rows_of(study, study.plan(), bench.store)[1:]
+    return sum(row.left[0] for row in rows), sum(row.left[1] for row in rows)
+
+
+def _finish(study: Study, bench: Workbench) -> None:
+    """Do all that is missing in a run's order; at each stage what is left falls by what was counted."""
+    plan = study.plan()
+    works: list[tuple[Any, Any, int | None]] = [("adversarial", plan.check_attacks(), plan.checked or None),
+                                                ("adversarial", plan.attacks, None)]  # fmt: skip
+    for outputs, limit in ((plan.outputs, None), (plan.check_outputs(), plan.checked or None)):
+        works += [("outputs", [w for w in outputs if (w.component is None) == of_f], limit) for of_f in (True, False)]
+    for kind, some, limit in works:
+        before, done = _left(study, bench), []
+        for work in some:
+            done += [bench.compute(*item) for item in bench.missing(kind, work, 20, limit)]
+        after = _left(study, bench)
+        assert before[0] - after[0] == sum(block.forward for block in done), kind
+        assert before[1] - after[1] == sum(block.backward for block in done), kind
+
+
+def test_what_plan_says_is_left_is_what_is_then_counted_also_where_attacks_go_on_along_stored_ones(
+    tmp_path: Path,
+) -> None:
+    attacks = [{"pgd": {"steps": [2], "restarts": 2}, "epsilon": 0.03},
+               {"eot_pgd": {"steps": [2]}, "epsilon": 0.03, "knowledge": "adaptive"}]  # fmt: skip
+    more = [{"pgd": {"steps": [2, 5], "restarts": 2}, "epsilon": 0.03}, attacks[1]]
+    options = {"attack_labels": "predicted"}  # one pass more for each point
+    changes: dict[str, Any] = {"defenses": [COMBINED], "checks": {"points": 10}, "options": options}
+    study, bench = bench_of(tmp_path / "s", attacks=attacks, **changes)
+    for row in rows_of(study, study.plan(), bench.store)[1:]:
+        assert row.left == row.planned, row.name
+        assert row.stored == 0
+    _finish(study, bench)
+    assert _left(study, bench) == (0, 0)
+    longer, _ = bench_of(tmp_path / "elsewhere", attacks=more, **changes)
+    assert _left(longer, bench) != (0, 0)
+    _finish(longer, bench)
+    assert _left(longer, bench) == (0, 0)
+    assert all(row.stored == row.pieces for row in rows_of(longer, longer.plan(), bench.store)[1:])
+
+
+def test_studies_in_one_store_cost_what_they_share_once_and_the_longest_of_their_trajectories(tmp_path: Path) -> None:
+    short, _ = bench_of(tmp_path / "a", attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.03}])
+    long, _ = bench_of(tmp_path / "b", attacks=[{"pgd": {"steps": [5]}, "epsilon": 0.03}])
+    other, _ = bench_of(tmp_path / "c", attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.04}])
+    # 20 points: five steps and two stops, F on the clean images and on both stops; cell by cell the clean ones twice
+    assert distinct_and_requested([short, long]) == (20 * (5 + 2 + 3), 20 * (3 + 6 + 2 * 2), 4)
+    assert distinct_and_requested([short, short])[0] == distinct_and_requested([short])[0]
+    apart = distinct_and_requested([other])[0] + distinct_and_requested([short])[0]
+    assert distinct_and_requested([short, other])[0] == apart - 20  # the clean outputs are shared
+    assert together([short, long]).startswith("together: 2 studies, 4 cells; 260 forward passes requested")
+
+
+def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:
+    from ray.exceptions import RayActorError
+
+    from mi_ray.cluster.sweep import Claims
+
+    class Holder:
+        """A trial's actor: answers when its step has ended, or never."""
+
+        def __init__(self) -> None:
+            self.step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self.__ray_ready__ = self
+
+        def remote(self) -> asyncio.Future[None]:
+            return self.step
+
+    async def story() -> None:
+        claims, (first, second, third) = Claims.__ray_metadata__.modified_class(), [Holder() for _ in range(3)]
+        await claims.take("a", [first])
+        await asyncio.wait_for(claims.take("b", [second]), 5)  # another piece is free
+        waiting = asyncio.create_task(claims.take("a", [second]))
+        await asyncio.sleep(0.05)
+        assert not waiting.done()
+        await claims.release("a")
+        await asyncio.wait_for(waiting, 5)
+        last = asyncio.create_task(claims.take("a", [third]))
+        await asyncio.sleep(0.05)
+        assert not last.done()
+        second.step.set_exception(RayActorError())  # it dies with both pieces
+        await asyncio.wait_for(last, 5)
+        await asyncio.wait_for(claims.take("b", [third]), 5)
+        first.step.set_result(None)  # released long ago: what others hold stays theirs
+        again = asyncio.create_task(claims.take("a", [first]))
+        await asyncio.sleep(0.05)
+        assert not again.done()
+        again.cancel()
+
+    asyncio.run(story())

@@ -99,22 +99,6 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return one
 
 
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., Any]:
-    """Runs the console script's function; returns (exit code, standard output, standard error)."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mi-ray", *arguments])
-        monkeypatch.setattr(sys, "path", [*sys.path])
-        with pytest.raises(SystemExit) as stopped:
-            mi_ray.cli.main()
-        found = capsys.readouterr()
-        return int(stopped.value.code or 0), found.out, found.err
-
-    return call
-
-
 def rows(place: Any) -> list[tuple[Any, ...]]:
     return sorted_rows(read_records(place, "tiny"))
 

@@ -384,6 +384,7 @@ class _Advance(tune.Callback):
     def on_trial_result(
         self, iteration: int, trials: list[Any], trial: Any, result: dict[str, Any], **info: Any
     ) -> None:
+        """Count what a step did and show it."""
         self.forward += int(result.get("forward", 0))
         self.backward += int(result.get("backward", 0))
         self._running.advance(int(result.get("computed", 0)))
@@ -409,6 +410,7 @@ class _Advance(tune.Callback):
         self._tell("trial failed", trial, attempt=trial.num_failures)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        """Stop the trials that are beyond the time limit of their blocks."""
         self._running.advance(0)
         now, limit = time.monotonic(), self._limit or float("inf")
         for trial, (since, works) in list(self._since.items()):
