@@ -100,10 +100,12 @@ def test_a_longer_run_goes_on_along_a_stored_trajectory_to_the_same_rows_and_cos
 ) -> None:
     pgd = {"steps": [2, 4, 6], "restarts": 2}
     eot = {"eot_pgd": {"steps": [2, 3], "restarts": 2}, "epsilon": 0.03, "knowledge": "adaptive"}
-    more = {**eot, "eot_pgd": {"steps": [1, 2, 3, 5], "restarts": 2}}
+    more = {**eot, "eot_pgd": {"steps": [2, 3, 5], "restarts": 2}}
+    both = {**eot, "eot_pgd": {"steps": [1, 2, 5], "restarts": 2, "loss": "mean_cross_entropy"}}
     defenses = [{"mi_ol": {"lam": 0.5}}]
-    long, fresh = bench_of(tmp_path / "fresh", attacks=[{"pgd": pgd, "epsilon": 0.03}, more], defenses=defenses)
-    short = [{"pgd": {**pgd, "steps": [2, 4]}, "epsilon": 0.03}, eot]
+    long, fresh = bench_of(tmp_path / "fresh", attacks=[{"pgd": pgd, "epsilon": 0.03}, more, both], defenses=defenses)
+    early = {**both, "eot_pgd": {**both["eot_pgd"], "steps": [2]}}
+    short = [{"pgd": {**pgd, "steps": [2, 4]}, "epsilon": 0.03}, eot, early]
     before, bench = bench_of(tmp_path / "grown", attacks=short, defenses=defenses)
     for work in before.plan().attacks:
         bench.compute(work, 0, 20)
@@ -120,7 +122,10 @@ def test_a_longer_run_goes_on_along_a_stored_trajectory_to_the_same_rows_and_cos
         if work.method == "pgd":  # two further steps and one further stop, of two restarts
             assert (rest.forward, rest.backward) == (2 * 3 * 20, 2 * 2 * 20)
             assert tables[1][1]["forward_passes"] == whole.forward
+        elif 1 not in work.stops:  # two steps of five, one stop of three; random numbers are keyed by the step
+            assert rest.backward == whole.backward * 2 / 5
         else:  # an earlier stop is missing too: the steps before it are done again, and no stop is scored twice
+            assert rest.backward == whole.backward
             assert rest.forward < whole.forward
 
 
@@ -135,6 +140,27 @@ def test_an_attack_that_its_images_alone_do_not_carry_on_is_refused(classifier: 
         averaged.craft(classifier, x, y, ThreatModel(0.03), begun=begun)
     with pytest.raises(ValueError, match=r"got stops \[1, 5\] and 1 restarts"):
         make_attack("pgd", steps=[1, 5]).craft(classifier, x, y, ThreatModel(0.03), begun=begun)
+
+
+def test_zero_gradients_of_the_steps_before_are_counted_on(linear: Any) -> None:
+    f, x, y = linear(4, (3, 8, 8), scale=0.0), torch.rand(3, 3, 8, 8), torch.tensor([0, 1, 2])
+    threat = ThreatModel(0.03)
+    short = make_attack("pgd", steps=2).craft(f, x, y, threat)
+    begun = Begun(2, short.images[:, 0], short.zero_gradients[:, 0])
+    assert make_attack("pgd", steps=5).craft(f, x, y, threat, begun=begun).zero_gradients.flatten().tolist() == [
+        5,
+        5,
+        5,
+    ]
+
+
+def test_each_batch_in_flight_has_one_thread_whatever_its_worker_has() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        assert side_by_side(lambda part: torch.get_num_threads(), range(4), 2, CPU) == [1, 1, 1, 1]
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_batches_in_flight_change_no_row(tmp_path: Path) -> None:
@@ -189,6 +215,13 @@ def test_a_defense_bound_in_one_thread_is_not_bound_in_another(classifier: Any, 
     alone = [answer(part) for part in range(4)]
     assert not torch.equal(alone[0], alone[1])
     assert all(torch.equal(a, b) for a, b in zip(alone, side_by_side(answer, range(4), 4, CPU), strict=True))
+    other = DefendedClassifier(classifier, make_defense("mi_ol", lam=0.6), pool, 5)
+    with (
+        defended.bind(Key(2, "evaluate"), range(len(x))),
+        other.bind(Key(0, "evaluate"), range(len(x))),
+        torch.no_grad(),
+    ):
+        assert torch.equal(defended(x), alone[2])  # one that is bound inside leaves the other bound
 
 
 def test_a_memory_budget_limits_how_many_batches_are_in_flight_and_never_below_one(classifier: Any) -> None:
@@ -252,6 +285,25 @@ def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifi
     assert "comparisons on 100 points failed" in found["reason"]
 
 
+def test_auto_compares_gradients_of_both_precisions_and_scores_what_they_made_in_fp32(
+    tmp_path: Path, classifier: Any, monkeypatch: Any
+) -> None:
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 20}, precision="auto")
+    own, passes = bench.classifier, {precision: Passes() for precision in BOTH}
+
+    def watched(key: str, precision: Any) -> Any:
+        made = own(key, precision)
+        made.passes = passes[precision]
+        return made
+
+    monkeypatch.setattr(bench, "classifier", watched)
+    assert len(list(comparisons(bench, study.planner.classifiers[0].key))) == 7
+    # three epsilons of ten steps, each measured once; four sets of images with ten executions
+    attacked, executed = 3 * 11 * 20, 4 * 10 * 20
+    assert passes["bf16"].take() == (attacked + executed, 3 * 10 * 20)
+    assert passes["fp32"].take() == (attacked + executed + 2 * 3 * 20, 3 * 10 * 20)  # and what either made is scored
+
+
 def test_a_stored_decision_is_the_precision_of_the_keys_and_a_damaged_one_is_none(
     tmp_path: Path, classifier: Any
 ) -> None:
@@ -283,6 +335,17 @@ def test_comparisons_are_made_on_the_first_points_in_both_precisions(tmp_path: P
     assert CHECKED >= 200
     steps = 10 * np.array([each["accuracy_fp32"] for each in found])
     assert np.allclose(2 * steps, np.round(2 * steps))  # twentieths: of 20 points
+
+
+def test_a_sweep_that_says_so_has_its_networks_compiled_in_that_mode(
+    tmp_path: Path, classifier: Any, monkeypatch: Any
+) -> None:
+    asked = []
+    monkeypatch.setattr("torch.nn.Sequential.compile", lambda network, **options: asked.append(options))
+    for mode in (None, "default", "reduce-overhead"):
+        study, bench = bench_of(tmp_path / str(mode), classifier, compile=mode)
+        bench.classifier(study.planner.classifiers[0].key, "fp32")
+    assert [options["mode"] for options in asked] == ["default", "reduce-overhead"]
 
 
 def test_a_compiled_network_answers_as_the_plain_one(classifier: Any, batch: Any) -> None:

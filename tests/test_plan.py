@@ -113,6 +113,7 @@ def test_what_decides_no_result_changes_no_key(changes: dict[str, Any]) -> None:
         ({"points": {"count": 40, "order": "first"}}, ALL - {"classifiers"}),
         ({"batch": 10}, ALL - {"classifiers"}),
         ({"precision": "bf16"}, ALL - {"classifiers", "own clean"}),  # the rows carry it
+        ({"compile": "default"}, ALL - {"classifiers"}),
         ({"draws": 2}, {"cells clean", "cells attacked"}),
         ({"executions": [7]}, {"cells clean", "cells attacked"}),
         ({"points": {"count": 30}}, CELLS),
