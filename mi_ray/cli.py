@@ -208,7 +208,8 @@ def _show_cost(store: Store, study: str, counted: dict[str, int]) -> None:
     distinct = planned["attack_forward"] + planned["evaluation_forward"]
     console.print(f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
                   f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
-                  "happened, and what was stored before is not among them", highlight=False)  # fmt: skip
+                  "happened: what was stored is not among them, and a trajectory that a check shares is counted with the "
+                  "checks", highlight=False)  # fmt: skip
 
 
 def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
