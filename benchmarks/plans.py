@@ -35,10 +35,18 @@ def grid() -> Sweep:
     })  # fmt: skip
 
 
-def _planned(name: str, sweeps: list[Sweep], target: float | None, against: str = "cell by cell") -> Row:
+def _planned(name: str, sweeps: list[Sweep], target: float | None) -> list[Row]:
+    """Forward passes, and as a number told beside it those of both ways."""
     distinct, requested, cells = distinct_and_requested([prepare(sweep) for sweep in sweeps])
     told = f"{cells:,} cells; the plan's own count"
-    return Row(name, against, target, [requested / distinct], distinct, requested, "forward passes", told, True)
+    ways = [
+        ("forward passes", distinct[0], requested[0], target),
+        ("passes of both ways", sum(distinct), sum(requested), None),
+    ]
+    return [
+        Row(f"{name}: {unit}", "cell by cell", least, [naive / done], done, naive, "passes", told, True)
+        for unit, done, naive, least in ways
+    ]
 
 
 def _recognised() -> Row:
@@ -98,15 +106,15 @@ def rows(*, quick: bool) -> list[Row]:
             paper[file.stem] = load_sweep(file, overrides=(*ON_DIGITS, *some))
     table2 = {n: _oblivious(paper["table2"].model_copy(update={"draws": n})) for n in (1, 10)}
     oblivious = {name: kept for name, sweep in paper.items() if (kept := _oblivious(sweep)) is not None}
-    found = [
-        _planned("Fig. 3(b) grid", [grid()], 100),
+    compared: list[tuple[str, list[Sweep], float | None]] = [
+        ("Fig. 3(b) grid", [grid()], 100),
         *(
-            _planned(f"Table 2, oblivious, draws: {n}", [sweep], 3.4 if n == 1 else None)
+            (f"Table 2, oblivious, draws: {n}", [sweep], 3.4 if n == 1 else None)
             for n, sweep in table2.items()
             if sweep
         ),
-        _planned("all sweeps of the paper, oblivious", list(oblivious.values()), 20),
-        _planned("the same with the grid for fig3b", [*(s for n, s in oblivious.items() if n != "fig3b"), grid()], 20),
-        _planned("all sweeps, adaptive attacks too", list(paper.values()), None),
+        ("all sweeps of the paper, oblivious", list(oblivious.values()), 20),
+        ("all sweeps, adaptive attacks too", list(paper.values()), None),
     ]
+    found = [row for name, sweeps, target in compared for row in _planned(name, sweeps, target)]
     return found if quick else [*found, _recognised()]

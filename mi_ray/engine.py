@@ -64,6 +64,14 @@ def keep_memory() -> None:
         mallopt(setting, 2**31 - 1)
 
 
+def sent(values: Any, device: torch.device) -> Tensor:
+    """A tensor or array on the device. To a GPU by pinned memory, so that nothing waits for what the GPU still does."""
+    tensor = torch.as_tensor(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
 def activation_bytes(classifier: nn.Module, image: tuple[int, ...], device: torch.device) -> int:
     """Bytes of all activations of one image [C, H, W], as a gradient needs them; measured by one pass."""
     sizes: list[int] = []

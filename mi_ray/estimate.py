@@ -136,13 +136,19 @@ def _checks(plan: Plan, scope: _Scope, planned: Pair) -> Row:
     return replace(row, left=_sum([row.left, beyond]))
 
 
+def _fewer(distinct: Pair, requested: Pair) -> str:
+    """How many times fewer forward passes are done than requested, and passes of both ways."""
+    forward, both = (requested[0] / max(distinct[0], 1)), sum(requested) / max(sum(distinct), 1)
+    return f"{forward:.1f} times fewer, {both:.1f} with backward passes"
+
+
 def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:
     """Cells and rows, and how many times the passes that are done would be needed cell by cell."""
-    distinct = cost["attack_forward"] + cost["evaluation_forward"]
+    distinct = cost["attack_forward"] + cost["evaluation_forward"], cost["attack_backward"]
+    requested = cost["naive_forward"], cost["naive_backward"]
     return (
         f"{len(plan.cells):,} cells x {points:,} points = {len(plan.cells) * points:,} rows; attack and evaluation: "
-        f"{cost['naive_forward']:,} forward passes requested (cell by cell), {distinct:,} distinct: "
-        f"{cost['naive_forward'] / max(distinct, 1):.1f} times fewer"
+        f"{requested[0]:,} forward passes requested (cell by cell), {distinct[0]:,} distinct: {_fewer(distinct, requested)}"
     )
 
 
@@ -162,8 +168,8 @@ def estimate(study: Study, store: Store | None) -> Estimate:
     return Estimate(rows, lines)
 
 
-def distinct_and_requested(studies: Sequence[Study]) -> tuple[int, int, int]:
-    """(distinct forward passes of several studies in one store, those requested cell by cell, cells)."""
+def distinct_and_requested(studies: Sequence[Study]) -> tuple[Pair, Pair, int]:
+    """(distinct passes of several studies in one store, those requested cell by cell, cells)."""
     plans = [study.plan() for study in studies]
     points: dict[str, int] = {}
     owner: dict[str, Planner] = {}
@@ -175,17 +181,21 @@ def distinct_and_requested(studies: Sequence[Study]) -> tuple[int, int, int]:
             owner[work.key] = study.planner
     works: list[Work] = list(merged_attacks(work for plan in plans for work in plan.attacks))
     works += merged(work for plan in plans for work in plan.outputs)
-    distinct = sum(_Scope(owner[work.key], None, 0).cost(work)[0] * points[work.key] for work in works)
-    naive = sum(study.planner.cost(plan)["naive_forward"] for study, plan in zip(studies, plans, strict=True))
-    return distinct, naive, sum(len(plan.cells) for plan in plans)
+    each = [(_Scope(owner[work.key], None, 0).cost(work), points[work.key]) for work in works]
+    costs = [study.planner.cost(plan) for study, plan in zip(studies, plans, strict=True)]
+    return (
+        _sum((forward * count, backward * count) for (forward, backward), count in each),
+        _sum((cost["naive_forward"], cost["naive_backward"]) for cost in costs),
+        sum(len(plan.cells) for plan in plans),
+    )
 
 
 def together(studies: Sequence[Study]) -> str:
     """What several studies cost in one store, where work that they share is done once, against cell by cell."""
-    distinct, naive, cells = distinct_and_requested(studies)
+    distinct, requested, cells = distinct_and_requested(studies)
     return (
-        f"together: {len(studies)} studies, {cells:,} cells; {naive:,} forward passes requested (cell by cell), "
-        f"{distinct:,} distinct in one store: {naive / max(distinct, 1):.1f} times fewer"
+        f"together: {len(studies)} studies, {cells:,} cells; {requested[0]:,} forward passes requested (cell by cell), "
+        f"{distinct[0]:,} distinct in one store: {_fewer(distinct, requested)}"
     )
 
 

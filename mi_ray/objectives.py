@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import project
 from mi_ray.attacks.pgd import signed_steps
 from mi_ray.classifiers import Classifier, prepared
+from mi_ray.engine import sent
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
 
 
@@ -86,11 +87,11 @@ class _Mix:
 
 def _drawn_mix(x: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mix:
     """λ ~ Beta(α, α) for each example, and the pairs."""
-    lam = torch.from_numpy(rng.beta(alpha, alpha, len(x)).astype(np.float32)).to(x.device)
-    second = torch.from_numpy(rng.permutation(len(x))).to(x.device)
+    lam = sent(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)
+    second = sent(rng.permutation(len(x)), x.device)
     first = torch.arange(len(x), device=x.device)
     if pairing == "two_permutations":
-        first = torch.from_numpy(rng.permutation(len(x))).to(x.device)
+        first = sent(rng.permutation(len(x)), x.device)
     return _Mix(lam, first, second)
 
 
@@ -150,8 +151,14 @@ class ManifoldMixup(Objective):
         return 1, 1
 
 
+def _frozen(plain: Classifier, device: torch.device) -> Classifier:
+    """The model as an inner attack meets it: in eval mode, batch norms folded, in the precision of the training."""
+    return prepared(plain, device, "bf16" if torch.is_autocast_enabled(device.type) else "fp32")
+
+
 @dataclass(frozen=True)
 class _InnerAttack(Objective):
+    version: ClassVar[int] = 2  # 1: in fp32 weights that each pass cast to bfloat16
     epsilon: float = number("radius of the inner attack, in [0, 1] pixels", 8 / 255, low=0.0, high=1.0)
     step_size: float = number("step of the inner attack, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
     steps: int = integer("steps of the inner attack", 10, low=1)
@@ -179,16 +186,13 @@ class _LabelAttack(_InnerAttack):
     )
 
     def attacked(self, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """Untargeted PGD on the batch, random start, against a frozen copy of the model in eval mode.
-
-        The copy has its batch norms folded into its convolutions, which makes its steps shorter.
-        """
+        """Untargeted PGD on the batch, random start, against a frozen copy of the model in eval mode."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        frozen = prepared(plain, x.device, "fp32")
+        frozen = _frozen(plain, x.device)
         if self.inner_labels == "predicted":
             with torch.no_grad():
                 y = frozen(x).argmax(1)
-        unit = torch.rand(x.shape, generator=generator).to(x.device)
+        unit = sent(torch.rand(x.shape, generator=generator), x.device)
         start = x + self.epsilon * (2 * unit - 1)
         return self.ascended(frozen, x, start, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
 
@@ -246,10 +250,10 @@ class Trades(_InnerAttack):
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """Two forwards, of x and of x'; the inner attack's model is in eval mode."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        frozen = prepared(plain, x.device, "fp32")
+        frozen = _frozen(plain, x.device)
         with torch.no_grad():
             clean = F.log_softmax(frozen(x), dim=1)
-        start = x + TRADES_START * torch.randn(x.shape, generator=generator).to(x.device)
+        start = x + TRADES_START * sent(torch.randn(x.shape, generator=generator), x.device)
         worst = self.ascended(frozen, x, start, lambda logits: _divergence(clean, logits) * len(x))
         logits = model(x)
         return F.cross_entropy(logits, y) + self.beta * _divergence(F.log_softmax(logits, dim=1), model(worst))

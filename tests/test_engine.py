@@ -405,11 +405,17 @@ def test_studies_in_one_store_cost_what_they_share_once_and_the_longest_of_their
     long, _ = bench_of(tmp_path / "b", attacks=[{"pgd": {"steps": [5]}, "epsilon": 0.03}])
     other, _ = bench_of(tmp_path / "c", attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.04}])
     # 20 points: five steps and two stops, F on the clean images and on both stops; cell by cell the clean ones twice
-    assert distinct_and_requested([short, long]) == (20 * (5 + 2 + 3), 20 * (3 + 6 + 2 * 2), 4)
+    assert distinct_and_requested([short, long]) == (
+        (20 * (5 + 2 + 3), 20 * 5),
+        (20 * (3 + 6 + 2 * 2), 20 * (2 + 5)),
+        4,
+    )
     assert distinct_and_requested([short, short])[0] == distinct_and_requested([short])[0]
-    apart = distinct_and_requested([other])[0] + distinct_and_requested([short])[0]
-    assert distinct_and_requested([short, other])[0] == apart - 20  # the clean outputs are shared
-    assert together([short, long]).startswith("together: 2 studies, 4 cells; 260 forward passes requested")
+    apart = distinct_and_requested([other])[0][0] + distinct_and_requested([short])[0][0]
+    assert distinct_and_requested([short, other])[0] == (apart - 20, 20 * (2 + 2))  # the clean outputs are shared
+    told = together([short, long])
+    assert told.startswith("together: 2 studies, 4 cells; 260 forward passes requested")
+    assert told.endswith("1.3 times fewer, 1.3 with backward passes")
 
 
 def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:

@@ -99,6 +99,19 @@ def test_the_inner_attack_is_pgd_on_the_model_in_eval_mode(inner_labels: str, mo
     assert found.max() <= 1
 
 
+def test_the_inner_attack_of_a_bf16_training_is_of_bf16_and_finds_as_high_a_loss(model: Any, batch: Any) -> None:
+    x, y = batch
+    objective: Any = _objective("adversarial")
+    plain = objective.attacked(model, x, y, np.random.default_rng(5))
+    with torch.autocast("cpu", torch.bfloat16):
+        coarse = objective.attacked(model, x, y, np.random.default_rng(5))
+    assert coarse.dtype == torch.float32
+    assert not torch.equal(plain, coarse)
+    clean, *lost = (F.cross_entropy(copy.deepcopy(model).eval()(images), y).item() for images in (x, plain, coarse))
+    assert lost[0] > clean
+    assert lost[1] - clean > 0.95 * (lost[0] - clean)
+
+
 def test_an_inner_attack_on_predictions_does_not_look_at_the_labels(model: Any, batch: Any) -> None:
     images: dict[str, list[Tensor]] = {"true": [], "predicted": []}
     for which, found in images.items():

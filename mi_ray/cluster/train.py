@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
 from mi_ray.cluster.attempts import fault_of
 from mi_ray.data import flip_and_crop
+from mi_ray.engine import sent
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.records import TRAINING, Store
 from mi_ray.study import load_plugins
@@ -66,7 +67,7 @@ def write_classifier(
 def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
     """A batch of uint8 images [B, C, H, W] with the training's flip and crop, as float32 in [0, 1]."""
     if training["flip"] or training["crop_padding"]:
-        u = torch.from_numpy(rng.random((len(images), 3), dtype=np.float32)).to(images.device)
+        u = sent(rng.random((len(images), 3), dtype=np.float32), images.device)
         images = flip_and_crop(images, u, training["crop_padding"], training["flip"])
     return images.float().div(255)
 
@@ -164,7 +165,7 @@ class _Run:
             cast = torch.autocast(self.device.type, torch.bfloat16)
         for step, chosen in batches(seed, self.epoch, total, size, self.rank, self.world):
             rng = np.random.default_rng([seed, self.epoch, step, self.rank])
-            index = torch.from_numpy(chosen).to(images.device)
+            index = sent(chosen, images.device)
             x = augmented(images[index], self.training, rng)
             with cast:
                 loss = objective.loss(self.model, self.plain, x, labels[index], rng)
