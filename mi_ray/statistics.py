@@ -319,11 +319,19 @@ def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray
     clean, adversarial: [..., settings]; settings are compared along the last axis.
     """
     x, y = np.asarray(clean, float), np.asarray(adversarial, float)
-    keep = np.ones(x.shape, bool)
-    for i in range(x.shape[-1]):
-        own = x[..., i : i + 1], y[..., i : i + 1]
-        beats = (x >= own[0]) & (y >= own[1]) & ((x > own[0]) | (y > own[1]))
-        keep[..., i] = ~beats.any(axis=-1)
+    if not x.size:
+        return np.ones(x.shape, bool)
+    order = np.lexsort((-y, -x), axis=-1)  # best clean first; of equals the best adversarial first
+    x, y = (np.take_along_axis(values, order, -1) for values in (x, y))
+    highest = np.maximum.accumulate(y, axis=-1)
+    found, new = np.ones(x.shape, bool), np.ones(x.shape, bool)
+    found[..., 1:] = y[..., 1:] > highest[..., :-1]
+    new[..., 1:] = (np.diff(x, axis=-1) != 0) | (np.diff(y, axis=-1) != 0)
+    first = np.maximum.accumulate(
+        np.where(new, np.arange(x.shape[-1]), 0), axis=-1
+    )  # settings that tie in both go together
+    keep = np.empty(x.shape, bool)
+    np.put_along_axis(keep, order, np.take_along_axis(found, first, -1), -1)
     return keep
 
 
