@@ -9,7 +9,8 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 .PHONY: quickstart test test-long test-cluster chaos bench bench-quick lint smoke clean
 
 .venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
+	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
+	$(PYTHON) -m venv $(or $(realpath .venv),.venv)
 	$(PIP) $(CONSTRAINTS) --editable .
 	touch $@
 

@@ -5,7 +5,6 @@ import importlib
 import importlib.util
 import json
 import logging
-import os
 import pkgutil
 import sys
 import time
@@ -66,14 +65,25 @@ StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder 
 
 def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
     sweeps = [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
-    for folder in {str(path.resolve().parent) for path in files}:
-        sys.path.insert(0, folder)  # plugins and factories beside the sweep file
+    for path, sweep in zip(files, sweeps, strict=True):
+        if sweep.names_code:
+            _look_here(path.resolve().parent)
     names = [sweep.name for sweep in sweeps]
     if len(set(names)) != len(names):
         raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
     for figure in {name for sweep in sweeps for name in sweep.figures}:
         _find_script(figure)
     return sweeps
+
+
+def _look_here(*folders: Path) -> None:
+    """Let modules in these folders and in the current one be imported, after all that is installed.
+
+    Only where a file or an option names a person's own code: else a `torch.py` that lies in a folder would be run.
+    """
+    for folder in map(str, (Path.cwd(), *folders)):
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 def _prepare(sweep: Sweep) -> Any:
@@ -90,6 +100,8 @@ def _options(*values: Any) -> dict[str, Any]:
 
 def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
     sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
+    if options["callbacks"]:
+        _look_here()
     began = time.perf_counter()
     watched = {"tensorboard": options["tensorboard"], "callbacks": tuple(options["callbacks"] or ())}
     try:
@@ -512,6 +524,8 @@ def list_(
     from mi_ray.parameters import default_of, plain
     from mi_ray.study import METHODS, load_plugins
 
+    if plugin:
+        _look_here()
     load_plugins(plugin or ())
     for registry in (SOURCES, METHODS.architectures, METHODS.objectives, METHODS.attacks, METHODS.defenses):
         console.print(f"\n[bold]{registry.noun}[/]")
@@ -532,7 +546,6 @@ def _fail(message: object, code: int) -> NoReturn:
 
 def main() -> None:
     """The console script: every expected failure is one message and an exit code, never a traceback."""
-    sys.path.insert(0, os.getcwd())  # noqa: PTH109 - plugins and factories beside the sweep file
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
     logging.basicConfig(level=logging.WARNING)
     if verbose:

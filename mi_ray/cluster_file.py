@@ -19,6 +19,7 @@ from mi_ray.cluster_rules import (
     error,
     open_to_the_world,
     ports_of,
+    scalars,
     secrets_in,
     sent,
     unfilled,
@@ -89,15 +90,24 @@ def _sorted(findings: list[Finding]) -> list[Finding]:
 
 def _documents(path: Path, text: str) -> list[Mapping[str, Any]]:
     try:
-        parts = [yaml.safe_load(part) for part in re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)]
-    except yaml.YAMLError as problem:
-        raise ValueError(f"{path} must be YAML: {' '.join(str(problem).split())}") from problem
+        parts = [
+            _without_loops(yaml.safe_load(part)) for part in re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)
+        ]
+    except (yaml.YAMLError, RecursionError) as problem:
+        raise ValueError(f"{path} must be YAML that ends: {' '.join(str(problem).split())}") from problem
     found = [part for part in parts if part is not None]
     if not found or not all(isinstance(part, Mapping) for part in found):
         raise ValueError(
             f"{path} must hold YAML mappings, such as cluster_name: …; got {type((found or [None])[0]).__name__}"
         )
     return found
+
+
+def _without_loops(document: Any) -> Any:
+    """The document; raises RecursionError where an alias makes it hold itself."""
+    for _ in scalars(document):
+        pass
+    return document
 
 
 def check_ray_up(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
@@ -138,16 +148,18 @@ def _misshapen(document: Mapping[str, Any]) -> list[Finding]:
     """Errors for what must be a mapping or a list and is none; nothing else can be looked at then."""
     said: dict[type, str] = {dict: "mapping", list: "list"}
     wrong = [key for key, shape in SHAPES.items() if not isinstance(document.get(key), (shape, type(None)))]
+    found = [error(key, f"must be a {said[SHAPES[key]]}; got {document[key]!r}") for key in wrong]
     types = document.get("available_node_types")
-    nodes = types if isinstance(types, dict) else {}
-    return [
-        *(error(key, f"must be a {said[SHAPES[key]]}; got {document[key]!r}") for key in wrong),
-        *(
-            error(f"available_node_types.{key}", f"must be a mapping; got {node!r}")
-            for key, node in nodes.items()
-            if not isinstance(node, dict)
-        ),
-    ]
+    for name, node in types.items() if isinstance(types, dict) else ():
+        config = node.get("node_config") if isinstance(node, dict) else None
+        options = config.get("MetadataOptions") if isinstance(config, dict) else None
+        within = {"": node or [], ".node_config": config or {}, ".node_config.MetadataOptions": options or {}}
+        found += [
+            error(f"available_node_types.{name}{key}", f"must be a mapping; got {value or node!r}")
+            for key, value in within.items()
+            if not isinstance(value, dict)
+        ]
+    return found
 
 
 def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
@@ -211,18 +223,28 @@ def _workers(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[
         yield error("max_workers", "at least one worker must be possible: the head has nothing to work with; got 0")
 
 
+def _commands(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(place, command) of every shell command that the file has run on a node."""
+    for where, value in scalars(document):
+        if re.fullmatch(r"(?:available_node_types\..*\.)?\w+_commands\[\d+\]", where):
+            yield where, str(value)
+
+
 def _started(document: Mapping[str, Any]) -> Iterator[Finding]:
     """Whether Ray is started with authentication, and with its ports where they belong."""
+    commands = list(_commands(document))
     for key in COMMANDS:
-        commands = [str(command) for command in document.get(key) or []]
-        starts = [command for command in commands if STARTS.search(command)]
-        if not starts:
-            yield error(key, "must start Ray: left out, Ray's own commands put the dashboard on all interfaces and leave "
-                        "authentication off; got no `ray start`")  # fmt: skip
-        for index, command in enumerate(commands):
-            if STARTS.search(command):
-                yield from authentication(f"{key}[{index}]", command)
-            yield from ports_of(f"{key}[{index}]", command)
+        if not any(where.startswith(f"{key}[") and STARTS.search(command) for where, command in commands):
+            yield error(key, "must start Ray: left out, Ray's own commands leave the dashboard's address and authentication to "
+                        "its defaults; got no `ray start`")  # fmt: skip
+    for where, command in commands:
+        if STARTS.search(command):
+            yield from authentication(where, command)
+        yield from ports_of(where, command)
+    for where, value in scalars(document):
+        published = re.search(r"(?:^|\s)(?:-p|--publish)\b|^-p\d", str(value))
+        if where.rpartition("[")[0].endswith("run_options") and published:
+            yield error(where, f"a container must publish no port (it shares the node's network as it is); got {value}")
     ended = any(CLIENT_ENDED.search(str(command)) for command in document.get(COMMANDS[0]) or [])
     if document.get(COMMANDS[0]) and not ended:
         yield warning(COMMANDS[0], "Ray Client listens on the head's private address, port 10001, and cannot be told not to; end "
@@ -254,7 +276,7 @@ def _mounted(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
             yield error(
                 f"file_mounts.{target}", f"must be a file or folder on this machine; there is no {source.resolve()}"
             )
-        elif source.is_dir():
+        else:
             yield from _large(f"file_mounts.{target}", source, exclude, limit)
 
 
@@ -263,7 +285,7 @@ def _expanded(written: str) -> Path:
 
 
 def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterator[Finding]:
-    sizes = sent(source, exclude)
+    sizes = sent(source, exclude) if source.is_dir() else {source.name: source.stat().st_size}
     total = sum(sizes.values()) / MEGABYTE
     if total > limit:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]

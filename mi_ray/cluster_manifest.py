@@ -50,6 +50,7 @@ def check_kubernetes(documents: Sequence[Mapping[str, Any]]) -> Iterator[Finding
         spec = each.get("spec") or {}
         if kind == "NetworkPolicy":
             yield from open_to_the_world(spec.get("ingress"), below=f"NetworkPolicy {name}.ingress")
+            yield from _let_in(f"NetworkPolicy {name}.ingress", spec.get("ingress") or [])
         if kind == "Secret":
             yield error(
                 f"Secret {name}",
@@ -60,7 +61,27 @@ def check_kubernetes(documents: Sequence[Mapping[str, Any]]) -> Iterator[Finding
                 f"Service {name}", f"type must be ClusterIP, so that no port leaves the cluster; got {spec['type']}"
             )
         if kind in RAY_KINDS:
-            yield from _ray(f"{kind} {name}", kind, spec, policies)
+            own = [policy for policy in policies if _namespace(policy) == _namespace(each)]
+            yield from _ray(f"{kind} {name}", kind, spec, own)
+
+
+def _namespace(resource: Mapping[str, Any]) -> str:
+    return str((resource.get("metadata") or {}).get("namespace") or "default")
+
+
+def _let_in(where: str, rules: Sequence[Any]) -> Iterator[Finding]:
+    """Errors for rules that let in everybody, or every pod of every namespace."""
+    for index, rule in enumerate(rules):
+        peers = rule.get("from") if isinstance(rule, Mapping) else None
+        everybody = [peer for peer in peers or [{}] if not peer or _is_anybody(peer)]
+        if everybody:
+            got = "a rule without `from`" if not peers else f"{everybody[0] or 'an empty peer'}"
+            yield error(f"{where}[{index}]", "must name who is let in (pods by their labels, a namespace by its own), since "
+                        f"whoever reaches Ray's ports may try them; got {got}")  # fmt: skip
+
+
+def _is_anybody(peer: Mapping[str, Any]) -> bool:
+    return "namespaceSelector" in peer and not peer["namespaceSelector"] and not peer.get("podSelector")
 
 
 def _ray(where: str, kind: str, spec: Mapping[str, Any], policies: Sequence[Mapping[str, Any]]) -> Iterator[Finding]:
@@ -100,7 +121,10 @@ def _ray(where: str, kind: str, spec: Mapping[str, Any], policies: Sequence[Mapp
 def _selects(policy: Mapping[str, Any], labels: Mapping[str, Any]) -> bool:
     """Whether a policy limits what reaches pods with these labels."""
     spec = policy.get("spec") or {}
-    wanted = (spec.get("podSelector") or {}).get("matchLabels") or {}
+    selector = spec.get("podSelector") or {}
+    wanted = selector.get("matchLabels") or {}
+    if selector.get("matchExpressions"):
+        return False  # what they select is not worked out here
     return "Ingress" in (spec.get("policyTypes") or ["Ingress"]) and wanted.items() <= labels.items()
 
 

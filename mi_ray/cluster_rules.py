@@ -83,6 +83,7 @@ def secrets_in(text: str) -> Iterator[Finding]:
 
 
 WIDEST = 8  # bits of a network's prefix: no private network is wider than 10.0.0.0/8
+PUBLIC = 24  # and a network of public addresses is somebody's own from here on
 NETWORK = re.compile(r"[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*/\d{1,3}")
 
 
@@ -94,9 +95,10 @@ def open_to_the_world(document: Any, *, below: str = "") -> Iterator[Finding]:
                 network = ipaddress.ip_network(text, strict=False)
             except ValueError:
                 continue
-            if network.prefixlen < WIDEST:
+            least = WIDEST if network.is_private else PUBLIC if network.version == 4 else 2 * PUBLIC
+            if network.prefixlen < least:
                 yield error(where, f"nothing may be open to the world; got {text}. Allowed: your own address (such as "
-                            f"198.51.100.7/32) or a private network of at least {WIDEST} bits")  # fmt: skip
+                            f"198.51.100.7/32), a private network, or a public one of at least {least} bits")  # fmt: skip
 
 
 UNFILLED = {
@@ -119,9 +121,9 @@ def unfilled(text: str) -> Iterator[Finding]:
 
 
 def option(command: str, name: str) -> str | None:
-    """The value of --name=value or --name value in a command; None when it is not there."""
-    found = re.search(rf"{re.escape(name)}(?:=|\s+)[\"']?([^\s\"';&|]+)", command)
-    return found[1] if found else None
+    """The value of --name=value or --name value in a command, the last one as Ray takes it; None when it is not there."""
+    found = re.findall(rf"{re.escape(name)}(?:=|\s+)[\"']?([^\s\"';&|]+)", command)
+    return found[-1] if found else None
 
 
 STARTS = re.compile(r"\bray(?:[\"']?)\s+start\b")
@@ -146,10 +148,10 @@ def ports_of(where: str, command: str, *, fenced: bool = False) -> Iterator[Find
 
 def authentication(where: str, command: str, *, before: str = "") -> Iterator[Finding]:
     """An error for a `ray start` without token authentication; before: what the same shell ran earlier."""
-    said = re.findall(r"RAY_AUTH_MODE[\"']?[:=]\s*[\"']?(\w+)", f"{before}\n{command}")
+    said = re.findall(r"RAY_AUTH_MODE[\"']?[:=][ \t]*[\"']?(\w*)|unset\b[^;&|\n]*RAY_AUTH_MODE", f"{before}\n{command}")
     if said[-1:] != ["token"]:
         yield error(where, "`ray start` must run with RAY_AUTH_MODE=token, else whoever reaches its ports runs code as this "
-                    f"user; got {said[-1] if said else 'no RAY_AUTH_MODE'}")  # fmt: skip
+                    f"user; got {(said[-1] if said else '') or 'no RAY_AUTH_MODE'}")  # fmt: skip
 
 
 def _matches(pattern: str, path: str, folder: bool) -> bool:

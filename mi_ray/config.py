@@ -6,7 +6,7 @@ defense) is validated by `plan`, before any work starts.
 
 import copy
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -407,6 +407,12 @@ class Sweep(Strict):
             written["architecture"] = None if entry.architecture is None else dict([entry.architecture])
         return found
 
+    @property
+    def names_code(self) -> bool:
+        """Whether it names a person's own modules, whose code then runs."""
+        own = any(entry.factory is not None for entry in self.classifiers)
+        return bool(self.plugins) or own or any("." in figure for figure in self.figures)
+
     def resolved_options(self) -> Options:
         """The preset's options with the file's own on top; raises ValueError for an unknown one."""
         return _options(PRESETS[self.preset][0], self.options)
@@ -505,6 +511,19 @@ def read_document(path: Path) -> dict[str, Any]:
     return document
 
 
+def _refuse_far_downloads(path: Path, document: dict[str, Any], overridden: Sequence[str]) -> None:
+    """Raise ValueError where a file (no option of a person's) wants a download written outside the current folder."""
+    for key in {"dataset", "pool"}.difference(overridden):
+        named = document.get(key)
+        for name, values in named.items() if isinstance(named, dict) else ():
+            root = values.get("root", "") if isinstance(values, dict) and values.get("download") else ""
+            if Path(str(root)).is_absolute() or str(root).startswith("~") or ".." in Path(str(root)).parts:
+                raise ValueError(
+                    f"{path}: where a file asks for a download, {key}.{name}.root must be a folder below the current one; got "
+                    f"{root!r}. Another place is yours to name: --set {key}.{name}.root={root}"
+                )
+
+
 def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = (), seed: int | None = None) -> Sweep:
     """Read, overlay and validate a sweep file.
 
@@ -536,6 +555,7 @@ def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = ()
         _set_path(document, key, value)
     if seed is not None:
         document["seed"] = seed
+    _refuse_far_downloads(path, document, [override.partition(".")[0] for override in overrides])
     try:
         return Sweep.model_validate(document)
     except ValidationError as error:

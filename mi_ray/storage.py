@@ -162,6 +162,17 @@ class Files:
             raise ValueError(f"a path in a store must lead into it; got {path!r}")
         return f"{self.root}/{path}" if path else self.root
 
+    def _place(self, path: str) -> Path:
+        """Where a local file is to be, its folder made. Raises ValueError when a link in the store leads out of it."""
+        target = Path(self._full(path))
+        if not target.parent.resolve().is_relative_to(Path(self.root).resolve()):
+            raise ValueError(
+                f"what is written to a store must stay in it; {target.parent} leads to {target.parent.resolve()}. Remedy: "
+                "take the link away, or link to the whole store"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
     def _again(self, what: str, request: Callable[[], Result]) -> Result:
         """Behind a URI `again`; a local folder's errors come as they are, at once."""
         return request() if self.local else again(f"{what} in {self.uri}", request)
@@ -214,8 +225,7 @@ class Files:
         if not self.local:
             self._again(f"writing {path}", lambda: self._put(full, content))
             return
-        target = Path(full)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        target = self._place(path)
         temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
         try:
             with temporary.open("wb") as file:
@@ -245,9 +255,7 @@ class Files:
         if not self.exists(path):
             return
         if self.local:
-            target = Path(self._full(to))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            Path(self._full(path)).replace(target)
+            Path(self._full(path)).replace(self._place(to))
             return
         with contextlib.suppress(FileNotFoundError):  # somebody else has moved it
             self._again(f"copying {path}", lambda: self.filesystem.copy_file(self._full(path), self._full(to)))

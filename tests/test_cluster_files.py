@@ -136,6 +136,27 @@ def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_
         assert iam.list_roles()["Roles"] == []
 
 
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("bash") is None, reason="asks make and bash")
+@pytest.mark.parametrize("name", SHIPPED[:2])
+def test_the_set_up_commands_install_on_a_fresh_node(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, but for what pip would fetch: the environment is made where the commands want it."""
+    home = tmp_path / "home"
+    (home / "mi-ray").mkdir()
+    for file in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / file, home / "mi-ray")
+    monkeypatch.setenv("MAKEFLAGS", "PIP=true")
+    document = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    for command in [*document["setup_commands"], *document["head_setup_commands"]] * 2:  # `ray up` runs them again
+        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (home / ".mi_ray_env/bin/python").exists()
+    assert (home / "mi-ray/.venv/installed-cluster").exists()
+    assert (home / "mi-ray/constraints.txt").exists()
+    assert (home / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
+
+
 def node(document: dict[str, Any], name: str = "gpu") -> dict[str, Any]:
     return document["available_node_types"][name]["node_config"]
 
@@ -181,6 +202,42 @@ RAY_UP = {
     "half of the world": (
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "128.0.0.0/1"}]}]}),
         "nothing may be open to the world; got 128.0.0.0/1",
+    ),
+    "sixteen million public addresses": (
+        lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "8.0.0.0/8"}]}]}),
+        "nothing may be open to the world; got 8.0.0.0/8",
+    ),
+    "a dashboard on all interfaces by the last of two options": (
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host=127.0.0.1 --dashboard-host=0.0.0.0"),
+        "got 0.0.0.0",
+    ),
+    "authentication taken back by an empty value": (
+        in_command(HEAD, "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=token; RAY_AUTH_MODE= ;"),
+        "got no RAY_AUTH_MODE",
+    ),
+    "authentication unset again": (
+        in_command(WORKER, "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=token; unset X RAY_AUTH_MODE;"),
+        "got no RAY_AUTH_MODE",
+    ),
+    "Ray started by a set-up command": (
+        lambda d: d["setup_commands"].append("ray start --head --dashboard-host=0.0.0.0"),
+        "setup_commands[3]: --dashboard-host must be 127.0.0.1",
+    ),
+    "Ray started by a node type's command": (
+        lambda d: d["available_node_types"]["gpu"].update(worker_setup_commands=["ray start --head"]),
+        "available_node_types.gpu.worker_setup_commands[0]: `ray start` must run with RAY_AUTH_MODE=token",
+    ),
+    "a container's port published": (
+        lambda d: d.update(docker={"image": "x", "container_name": "x", "run_options": ["-p 0.0.0.0:8265:8265"]}),
+        "docker.run_options[0]: a container must publish no port",
+    ),
+    "a node's configuration that is no mapping": (
+        lambda d: d["available_node_types"]["gpu"].update(node_config=[1]),
+        "available_node_types.gpu.node_config: must be a mapping; got [1]",
+    ),
+    "metadata options that are no mapping": (
+        lambda d: node(d).update(MetadataOptions=True),
+        "MetadataOptions: must be a mapping; got True",
     ),
     "a security group left to Ray": (
         lambda d: node(d).pop("SecurityGroupIds"),
@@ -319,6 +376,13 @@ def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
     assert errors_of(ROOT / "cluster.yaml", limit=4.0) == []
 
 
+def test_a_mounted_file_is_measured_too(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(b"x" * 3_000_000)
+    path = changed(tmp_path, lambda d: d["file_mounts"].update({"~/large.bin": str(tmp_path / "large.bin")}))
+    assert [line for line in errors_of(path, limit=1.0) if "has 3 MB, of it large.bin 3 MB" in line]
+    assert errors_of(path, limit=4.0) == []
+
+
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="compares with rsync")
 def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
     source = tmp_path / "source"
@@ -391,6 +455,26 @@ KUBERNETES = {
         "- from: [{ipBlock: {cidr: 0.0.0.0/0}}]",
         "nothing may be open to the world",
     ),
+    "a policy with a rule for everybody": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- {}",
+        "must name who is let in",
+    ),
+    "a policy for the pods of every namespace": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- from: [{namespaceSelector: {}}]",
+        "got {'namespaceSelector': {}}",
+    ),
+    "a policy that selects by expressions": (
+        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
+        "podSelector: {matchExpressions: [{key: app, operator: In, values: [other]}]}\n  policyTypes",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy of another namespace": (
+        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: mi-ray",
+        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: other",
+        "a NetworkPolicy in the file must select",
+    ),
     "a key with a typo": ("workerGroupSpecs:", "workerGroupSpec:", "did you mean 'workerGroupSpecs'?"),
     "a job's key with a typo": ("backoffLimit:", "backOffLimit:", "did you mean 'backoffLimit'?"),
     "a group's key with a typo": ("maxReplicas:", "maxReplica:", "did you mean 'maxReplicas'?"),
@@ -447,6 +531,7 @@ def test_a_script_is_one_that_bash_can_read(name: str) -> None:
         ("name: study\nclassifiers: []\n", "is none of them"),
         ("[1, 2", "must be YAML"),
         ("- a\n- b\n", "must hold YAML mappings"),
+        ("cluster_name: a\nprovider: &loop {again: *loop}\n", "must be YAML that ends"),
         ("", "must hold YAML mappings"),
         ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
     ],

@@ -6,6 +6,8 @@ import os
 import pickle
 import re
 import stat
+import subprocess
+import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -309,6 +311,66 @@ def test_a_store_writes_reads_and_removes_nothing_outside(path: str) -> None:
         with pytest.raises(ValueError, match="must lead into it"):
             deed()
     assert Path("evil").read_text() == "kept"
+
+
+def test_a_link_in_a_store_that_leads_out_of_it_is_not_written_through() -> None:
+    store = Store("results", create=True)
+    Path("outside").mkdir()
+    Path("results/studies").mkdir()
+    Path("results/studies/s").symlink_to(Path("outside").resolve())
+    Path("results/a").write_text("kept")
+    for deed in (
+        lambda: store.write_bytes("studies/s/a.png", b"x"),
+        lambda: store.write_bytes("studies/s/new/a.png", b"x"),
+        lambda: store.move("a", "studies/s/a"),
+    ):
+        with pytest.raises(ValueError, match="what is written to a store must stay in it"):
+            deed()
+    assert list(Path("outside").iterdir()) == []
+    assert Path("results/a").read_text() == "kept"
+
+
+def test_a_store_may_itself_be_behind_a_link() -> None:
+    Path("disk").mkdir()
+    Path("results").symlink_to(Path("disk").resolve())
+    Store("results", create=True).write_bytes("studies/s/a", b"x")
+    Store(f"file://{Path('results').absolute()}").write_bytes("studies/s/b", b"x")
+    assert sorted(path.name for path in Path("disk/studies/s").iterdir()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("root", ["/srv/elsewhere", "../elsewhere", "~/elsewhere", "data/../../elsewhere"])
+@pytest.mark.parametrize("key", ["dataset", "pool"])
+def test_a_file_may_not_have_a_download_written_elsewhere_but_a_person_may(key: str, root: str) -> None:
+    file = sweep_file(**{key: {"cifar10": {"root": root, "download": True}}})
+    with pytest.raises(ValueError, match=rf"{key}.cifar10.root must be a folder below the current one"):
+        load_sweep(file)
+    assert load_sweep(file, overrides=[f"{key}.cifar10.root={root}"])
+    assert load_sweep(sweep_file(**{key: {"cifar10": {"root": root}}}))  # it only reads there
+    assert load_sweep(sweep_file(**{key: {"cifar10": {"root": "data/a", "download": True}}}))
+
+
+HOSTILE_MODULE = f"import os\nos.makedirs(os.environ['HOSTILE'], exist_ok=True)  # {MARK}\n"
+
+
+@pytest.mark.ray
+def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_its_workers(tmp_path: Path) -> None:
+    """Names of installed packages that are imported late, in the current folder and beside the sweep file."""
+    traces = tmp_path / "traces"
+    for folder in (Path.cwd(), tmp_path / "study"):
+        folder.mkdir(exist_ok=True)
+        for name in ("torch", "torchvision", "optuna", "sklearn", "safetensors", "matplotlib"):
+            (folder / f"{name}.py").write_text(HOSTILE_MODULE)
+    training = {"epochs": 1, "batch_size": 64, "lr": 0.05, "flip": False}
+    entry = {"name": "c", "architecture": {"cnn_small": {"width": 4}}, "training": training}
+    file = sweep_file(classifiers=[entry], points={"count": 10}, checks="cheap", figures=["frontier_table"])
+    file = file.rename(tmp_path / "study" / file.name)
+    script = Path(sysconfig.get_path("scripts")) / "mi-ray"
+    done = subprocess.run(
+        [script, "sweep", str(file), "--out", str(tmp_path / "results")],
+        env={**os.environ, "HOSTILE": str(traces)}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert not traces.exists()
 
 
 def test_a_study_of_another_store_is_not_read_by_a_path() -> None:

@@ -1,11 +1,12 @@
 """Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
 
+import contextlib
 import logging
 import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,23 @@ def _noted(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
     event("ray", lines=data["lines"])
 
 
+@contextlib.contextmanager
+def _nowhere() -> Iterator[None]:
+    """Leave the current folder while the block runs, unless modules in it may be imported.
+
+    Ray has its workers import from the folder that the driver is in before they look at what is installed.
+    """
+    here = Path.cwd()
+    if str(here) in sys.path:
+        yield
+        return
+    os.chdir(sys.prefix)
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
 def connect(address: str | None) -> None:
     """Join the Ray cluster at the address, or start one on this machine; the same one again while it lasts.
 
@@ -83,6 +101,7 @@ def connect(address: str | None) -> None:
     prefixes = tuple({sys.prefix, sys.base_prefix})
     paths = os.pathsep.join(path for path in sys.path if path and not path.startswith(prefixes))
     try:
-        ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
+        with _nowhere():
+            ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
     except ConnectionError as error:
         raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error
