@@ -6,6 +6,7 @@ import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -52,17 +53,25 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None  # set by `prepared`
         self.passes = Passes()
+        self.exact: Sequence[Classifier] = ()  # this one in fp32, where it is in less; not a part, so no module of it
+        self.compiled = False
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
-        normalised = (x - self.mean) / self.std
-        own = next((p.dtype for p in self.network.parameters()), x.dtype)
+        logits = self._logits((x - self.mean) / self.std)
+        return counted(logits.float().clone() if self.compiled else logits.float())  # the next replay writes over it
+
+    def _logits(self, normalised: Tensor) -> Tensor:
+        cast: Any = nullcontext()
         if self.autocast is not None:
-            with torch.autocast(x.device.type, self.autocast):
-                return counted(self.network(normalised).float())
-        logits: Tensor = self.network(normalised.to(own))
-        return counted(logits.float())
+            cast = torch.autocast(normalised.device.type, self.autocast)
+        else:
+            own = next((p.dtype for p in self.network.parameters()), normalised.dtype)
+            normalised = normalised.to(own)
+        with cast:
+            found: Tensor = self.network(normalised)
+        return found
 
 
 def wrap_classifier(
@@ -319,8 +328,19 @@ def prepared(
         _specialise(fast, device, precision)
     fast.to(device)
     if compile_mode is not None:
-        fast.network.compile(mode=compile_mode, dynamic=False)
+        _compile(fast, compile_mode)
     return fast
+
+
+def _compile(fast: Classifier, mode: CompileMode) -> None:
+    """Compile in place. Each shape of each classifier is compiled: a silent return to eager mode would change rows."""
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = 256
+    torch._dynamo.config.accumulated_recompile_limit = 4096
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    fast.network.compile(mode=mode, dynamic=False)
+    fast.compiled = True
 
 
 def _specialise(fast: Classifier, device: torch.device, precision: Precision) -> None:

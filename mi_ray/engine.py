@@ -7,9 +7,10 @@ no row depends on it.
 import ctypes
 import math
 import os
+import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import torch
@@ -29,6 +30,10 @@ class Passes:
         # Appending to a list is one step for the interpreter, where adding to a number is three.
         self._forward: list[int] = []
         self._backward: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        """A copy of a classifier counts its own."""
+        return Passes()
 
     def watch(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """Count a forward pass of these images; the function returned has the pass's output count a backward one."""
@@ -111,25 +116,53 @@ def lanes_within(budget: int | None, batch_bytes: int, device: torch.device, thr
     return max(1, min(most, math.floor(have / max(1, GRAPH * batch_bytes))))
 
 
+def exact_arithmetic(device: torch.device) -> None:
+    """Have a GPU compute fp32 as fp32 (not TF32), and convolutions the same way each time. A CPU does both anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+
+
+_OWN = threading.local()  # a lane's stream
+
+
+def _begin(device: torch.device) -> None:
+    torch.set_num_threads(1)  # a thread has its own number
+    _OWN.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+@lru_cache(maxsize=8)
+def _lanes(lanes: int, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that stay: on a GPU the memory that one stream has freed is of no use to another one."""
+    return ThreadPoolExecutor(lanes, "lane", _begin, (device,))
+
+
 def side_by_side(function: Callable[[T], R], parts: Iterable[T], lanes: int, device: torch.device) -> list[R]:
     """The function of each part, in order; `lanes` of them at once, each on one thread and on a GPU in its own stream.
 
-    One thread a part: a result then does not depend on how many threads a worker has. The first error is raised.
+    One thread a part: a result then does not depend on how many threads a worker has. The first error is raised, once
+    no part runs any longer.
     """
     if lanes == 1:
         return [function(part) for part in parts]
 
     def on_its_own(part: T) -> R:
         """What a lane's thread runs."""
-        torch.set_num_threads(1)  # a thread has its own number
-        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-        if stream is not None:
-            stream.wait_stream(torch.cuda.default_stream(device))
-        with torch.cuda.stream(stream) if stream is not None else nullcontext():
+        if _OWN.stream is None:
+            return function(part)
+        _OWN.stream.wait_stream(torch.cuda.default_stream(device))
+        with torch.cuda.stream(_OWN.stream):
             found = function(part)
-        if stream is not None:
-            stream.synchronize()
+        _OWN.stream.synchronize()
         return found
 
-    with ThreadPoolExecutor(lanes) as pool:
-        return list(pool.map(on_its_own, parts))
+    running = [_lanes(lanes, device).submit(on_its_own, part) for part in parts]
+    _, waiting = wait(running, return_when=FIRST_EXCEPTION)
+    for each in waiting:  # one has failed: what has not begun never does
+        each.cancel()
+    wait(running)
+    broken = [each.exception() for each in running if not each.cancelled() and each.exception() is not None]
+    if broken and broken[0] is not None:
+        raise broken[0]
+    return [each.result() for each in running]

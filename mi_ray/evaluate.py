@@ -13,6 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
+from mi_ray.attacks.base import scorer
 from mi_ray.defenses.base import EVALUATE, DefendedClassifier, RandomTransform, execute
 from mi_ray.engine import side_by_side
 from mi_ray.randomness import Key
@@ -110,8 +111,8 @@ def attack_outputs(
 
 
 def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
-    """F's own prediction, also where the model is F behind a defense."""
-    if isinstance(model, DefendedClassifier):
-        return model.predicted(x)
+    """F's own prediction, also where the model is F behind a defense; the one that a study has as ŷ, in fp32."""
+    classifier = model.classifier if isinstance(model, DefendedClassifier) else model
     with torch.no_grad():
-        return model(x).argmax(1)
+        found: Tensor = scorer(classifier)(x)
+    return found.argmax(1)

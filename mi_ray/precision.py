@@ -102,7 +102,8 @@ def decide(bench: Workbench, key: str) -> dict[str, Any]:
 
 def decision_path(study: Study, key: str) -> str:
     """Where the store keeps a classifier's decision: one for each device, batch and order of points."""
-    facts = {**study.planner.check_facts(), "version": VERSION}
+    checked = min(CHECKED, study.planner.stored_points)  # of few points another decision may come out than of many
+    facts = {**study.planner.check_facts(), "version": VERSION, "checked": checked, "compile": study.sweep.compile}
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
 
 

@@ -23,7 +23,7 @@ from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_fr
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.engine import Passes, activation_bytes, keep_memory, lanes_within, sent
+from mi_ray.engine import Passes, activation_bytes, exact_arithmetic, keep_memory, lanes_within, sent
 from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
 from mi_ray.records import ADVERSARIAL, OUTPUTS, Block, DamagedFileError, Kind, Store, missing_ranges
 from mi_ray.sample_pool import SamplePool
@@ -123,6 +123,7 @@ class Workbench:
         self.device = torch.device(data.device)
         self.passes = Passes()
         keep_memory()
+        exact_arithmetic(self.device)
         self.store = Store(data.store)
         self.classifier = lru_cache(maxsize=8)(self._classifier)
         self.pool = lru_cache(maxsize=None)(self._pool)
@@ -134,6 +135,7 @@ class Workbench:
         description, content = self.data.classifiers[key]
         made = prepared(classifier_from_bytes(description, content), self.device, precision, self.data.compile)
         made.passes = self.passes
+        made.exact = [self.classifier(key, "fp32")] if precision != "fp32" else []
         return made
 
     def _lanes_of(self, key: str) -> int:
@@ -142,8 +144,8 @@ class Workbench:
         if self.device.type == "cpu" and most == 1:
             return 1
         height, width, channels = self.data.images.shape[1:]
-        one = activation_bytes(self.classifier(key, "fp32"), (channels, height, width), self.device)
-        self.passes.take()  # that pass is of no block
+        plain = prepared(classifier_from_bytes(*self.data.classifiers[key]), self.device, "fp32")
+        one = activation_bytes(plain, (channels, height, width), self.device)
         batch = one * self.data.batch * CHUNK
         return lanes_within(self.engine.memory_budget, batch, self.device, most, self.engine.share)
 
@@ -272,10 +274,12 @@ class Workbench:
         return low, high, zero, gradients
 
     def repeats(self, key: str) -> bool:
-        """Whether F gives the same output five times, bit for bit."""
-        x = to_unit(self.data.images[:REPEATED]).to(self.device)
+        """Whether F gives the same output five times, bit for bit. On the CPU where the driver's machine has no GPU."""
+        device = self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+        classifier = prepared(classifier_from_bytes(*self.data.classifiers[key]), device, "fp32")
+        x = to_unit(self.data.images[:REPEATED]).to(device)
         with torch.no_grad():
-            found = [self.classifier(key, "fp32")(x) for _ in range(5)]
+            found = [classifier(x) for _ in range(5)]
         return all(torch.equal(found[0], other) for other in found[1:])
 
     def attack(self, work: AttackWork, start: int, stop: int) -> None:
@@ -299,7 +303,8 @@ class Workbench:
                 np.tile(points, tile), np.tile(y.cpu().numpy(), tile), np.tile(labels.cpu().numpy(), tile),
                 np.repeat(np.arange(restarts), stops * count), np.tile(np.repeat(found.stops, count), restarts),
                 images_column(found.images.flatten(0, 2).cpu().numpy()), linf.flatten().cpu().numpy(),
-                *(column.flatten().cpu().numpy() for column in (found.loss, found.success, found.zero_gradients)),
+                *(pa.array(column.flatten().cpu().numpy(), from_pandas=True)  # NaN, not scored: null
+                  for column in (found.loss, found.success, found.zero_gradients)),
             ],
             names=ADVERSARIAL.names,
         ).cast(ADVERSARIAL)  # fmt: skip

@@ -1,7 +1,9 @@
 """The engine: what runs at once changes no row, passes are counted as planned, a trajectory goes on, `auto` decides."""
 
 import asyncio
+import copy
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,13 @@ import torch
 from torch import Tensor
 
 from mi_ray import make_attack, make_defense
-from mi_ray.attacks.base import Begun
+from mi_ray.attacks.base import Begun, logits_loss
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.engine import GRAPH, Passes, activation_bytes, lanes_within, side_by_side
 from mi_ray.estimate import distinct_and_requested, rows_of, together
+from mi_ray.evaluate import attack_outputs
 from mi_ray.precision import BOTH, CHECKED, comparisons, decide, decision_path, decisions, has_bf16
 from mi_ray.records import Store
 from mi_ray.study import Study, prepare
@@ -298,8 +301,8 @@ def test_auto_compares_gradients_of_both_precisions_and_scores_what_they_made_in
 
     monkeypatch.setattr(bench, "classifier", watched)
     assert len(list(comparisons(bench, study.planner.classifiers[0].key))) == 7
-    # three epsilons of ten steps, each measured once; four sets of images with ten executions
-    attacked, executed = 3 * 11 * 20, 4 * 10 * 20
+    # three epsilons of ten steps; four sets of images with ten executions
+    attacked, executed = 3 * 10 * 20, 4 * 10 * 20
     assert passes["bf16"].take() == (attacked + executed, 3 * 10 * 20)
     assert passes["fp32"].take() == (attacked + executed + 2 * 3 * 20, 3 * 10 * 20)  # and what either made is scored
 
@@ -404,24 +407,29 @@ def test_studies_in_one_store_cost_what_they_share_once_and_the_longest_of_their
     short, _ = bench_of(tmp_path / "a", attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.03}])
     long, _ = bench_of(tmp_path / "b", attacks=[{"pgd": {"steps": [5]}, "epsilon": 0.03}])
     other, _ = bench_of(tmp_path / "c", attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.04}])
-    # 20 points: five steps and two stops, F on the clean images and on both stops; cell by cell the clean ones twice
+    # 20 points: five steps, F on the clean images and on both stops; cell by cell the clean ones twice
     assert distinct_and_requested([short, long]) == (
-        (20 * (5 + 2 + 3), 20 * 5),
-        (20 * (3 + 6 + 2 * 2), 20 * (2 + 5)),
+        (20 * (5 + 3), 20 * 5),
+        (20 * (2 + 5 + 2 * 2), 20 * (2 + 5)),
         4,
     )
     assert distinct_and_requested([short, short])[0] == distinct_and_requested([short])[0]
     apart = distinct_and_requested([other])[0][0] + distinct_and_requested([short])[0][0]
     assert distinct_and_requested([short, other])[0] == (apart - 20, 20 * (2 + 2))  # the clean outputs are shared
     told = together([short, long])
-    assert told.startswith("together: 2 studies, 4 cells; 260 forward passes requested")
-    assert told.endswith("1.3 times fewer, 1.3 with backward passes")
+    assert told.startswith("together: 2 studies, 4 cells; 220 forward passes requested")
+    assert told.endswith("1.4 times fewer, 1.4 with backward passes")
 
 
-def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:
-    from ray.exceptions import RayActorError
+def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ray.exceptions import ActorUnavailableError, RayActorError
 
+    from mi_ray.cluster import sweep
     from mi_ray.cluster.sweep import Claims
+
+    monkeypatch.setattr(sweep, "UNREACHED", 0.01)
 
     class Holder:
         """A trial's actor: answers when its step has ended, or never."""
@@ -435,16 +443,21 @@ def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_
 
     async def story() -> None:
         claims, (first, second, third) = Claims.__ray_metadata__.modified_class(), [Holder() for _ in range(3)]
-        await claims.take("a", [first])
+        token = await claims.take("a", [first])
         await asyncio.wait_for(claims.take("b", [second]), 5)  # another piece is free
         waiting = asyncio.create_task(claims.take("a", [second]))
         await asyncio.sleep(0.05)
         assert not waiting.done()
-        await claims.release("a")
+        await claims.release("a", token)
         await asyncio.wait_for(waiting, 5)
+        await claims.release("a", token)  # twice: what the second one holds stays its own
         last = asyncio.create_task(claims.take("a", [third]))
         await asyncio.sleep(0.05)
         assert not last.done()
+        unreached, second.step = second.step, asyncio.get_running_loop().create_future()
+        unreached.set_exception(ActorUnavailableError("no answer", b"\0" * 16))
+        await asyncio.sleep(0.05)
+        assert not last.done()  # it may still compute
         second.step.set_exception(RayActorError())  # it dies with both pieces
         await asyncio.wait_for(last, 5)
         await asyncio.wait_for(claims.take("b", [third]), 5)
@@ -455,3 +468,70 @@ def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_
         again.cancel()
 
     asyncio.run(story())
+
+
+def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are(tmp_path: Path) -> None:
+    attacks = [{"pgd": {"steps": [3], "restarts": 3}, "epsilon": 0.03}]
+    study, bench = bench_of(tmp_path / "s", attacks=attacks, precision="bf16")
+    (work,) = study.plan().attacks
+    found, labels = attack_outputs(
+        bench.attacked(work), make_attack("pgd", steps=[3], restarts=3), bench.clean(0, 20), torch.arange(20) % 10, 10,
+        range(20), ThreatModel(0.03), "true", 0, 10,
+    )  # fmt: skip
+    fine, coarse = (bench.classifier(work.classifier, precision) for precision in BOTH)
+    with torch.no_grad():
+        answers = [
+            [torch.cat([f(part) for part in images[0].split(10)]) for images in found.images] for f in (fine, coarse)
+        ]
+    losses = [torch.stack([logits_loss(each, labels, work.threat) for each in of]) for of in answers]
+    assert torch.equal(found.loss[:, 0], losses[0])
+    assert not torch.equal(found.loss[:, 0], losses[1])
+    assert torch.equal(found.success[:, 0], torch.stack([(each.argmax(1) != labels).float() for each in answers[0]]))
+
+
+def test_one_restart_on_f_is_not_scored_since_the_study_has_fs_output_on_its_images(tmp_path: Path) -> None:
+    attacks = [{"pgd": {"steps": [2]}, "epsilon": 0.03}, {"eot_pgd": {"steps": [2]}, "epsilon": 0.03},
+               {"eot_pgd": {"steps": [2]}, "epsilon": 0.03, "knowledge": "adaptive"}]  # fmt: skip
+    study, bench = bench_of(tmp_path / "s", attacks=attacks, defenses=[{"mi_ol": {"lam": 0.5}}])
+    asked = {}
+    for work in study.plan().attacks:
+        done = bench.compute(work, 0, 20)
+        assert (done.forward, done.backward) == tuple(20 * passes for passes in study.planner.passes(work))
+        (block,) = bench.store.blocks("adversarial", work.key)
+        table, _ = bench.store.read_block("adversarial", work.key, block)
+        asked[work.method, work.defense is None] = {table[name].null_count for name in ("loss", "success")}
+    assert asked == {("pgd", True): {20}, ("eot_pgd", True): {20}, ("eot_pgd", False): {0}}
+
+
+def test_a_decision_is_of_the_points_that_it_was_made_on_and_of_how_the_network_is_compiled(tmp_path: Path) -> None:
+    paths = set()
+    for count, compiled in ((20, None), (100, None), (CHECKED, None), (300, None), (300, "default")):
+        study, _ = bench_of(
+            tmp_path / f"{count}{compiled}", points={"count": count}, precision="auto", compile=compiled
+        )
+        paths.add(decision_path(study, study.planner.classifiers[0].key))
+    assert len(paths) == 4  # 200 and 300 points: both decide on the first 200
+
+
+def test_a_part_that_fails_ends_the_others_and_its_error_is_raised() -> None:
+    began: list[int] = []
+
+    def part(number: int) -> int:
+        began.append(number)
+        if number == 1:
+            raise ValueError("this one")
+        time.sleep(0.05)
+        return number
+
+    with pytest.raises(ValueError, match="this one"):
+        side_by_side(part, range(50), 2, CPU)
+    assert len(began) < 10
+    assert side_by_side(lambda number: number, range(5), 2, CPU) == [0, 1, 2, 3, 4]
+
+
+def test_a_copy_of_a_classifier_counts_for_itself_and_carries_no_counts(classifier: Any) -> None:
+    own = copy.deepcopy(classifier)
+    own(torch.rand(3, 3, 8, 8))
+    other = copy.deepcopy(own)
+    other(torch.rand(2, 3, 8, 8))
+    assert (own.passes.take()[0], other.passes.take()[0]) == (3, 2)

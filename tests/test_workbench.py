@@ -13,6 +13,7 @@ import torch
 from test_config import classifier, sweep
 
 import mi_ray.controls
+import mi_ray.workbench
 from mi_ray.attacks import ATTACKS
 from mi_ray.cells import derive, mark_selected, write_records
 from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
@@ -561,9 +562,11 @@ def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> No
 def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     key = attacked.plan.classifiers[0].key
     assert attacked.bench.repeats(key)
+    # On the head of a cluster whose workers alone have GPUs it is asked on the CPU.
+    assert Workbench(replace(attacked.bench.data, device="cuda")).repeats(key)
     whole = attacked.bench.classifier(key, "fp32")
     noisy: Any = lambda *_: lambda x: torch.nn.functional.dropout(whole(x), 0.5)  # noqa: E731
-    monkeypatch.setattr(attacked.bench, "classifier", noisy)
+    monkeypatch.setattr(mi_ray.workbench, "prepared", noisy)
     assert not attacked.bench.repeats(key)
 
 

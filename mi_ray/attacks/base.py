@@ -25,7 +25,8 @@ class Adversarial:
 
     images: [restarts, stops, B, C, H, W]. loss: [restarts, stops, B], what the attack maximised (cross-entropy of the
     attacked label, negated where a target is sought). success: [restarts, stops, B], the share of the attack's own
-    draws in which it reached its goal (0 or 1 where the model has no randomness). stops: the step counts.
+    draws in which it reached its goal (0 or 1 where the model has no randomness). Both NaN where nothing is chosen by
+    them and F's output on the images says the same. stops: the step counts.
     zero_gradients: [restarts, stops, B], at how many steps until then the whole gradient of a point was zero; -1 for
     an attack without gradients.
     """
@@ -73,6 +74,7 @@ class Attack(Parameterized):
     A subclass writes `run` and `stops`; the final methods check what goes in and what comes out.
     """
 
+    version: ClassVar[int] = 2  # 1: success, which chooses among restarts, was that of gradients' precision
     stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
     needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier
     needs_pool: ClassVar[bool] = False  # and of these, one that mixes with a sample pool
@@ -242,6 +244,12 @@ def bound(model: nn.Module, key: Key, points: Sequence[int]) -> Any:
     return nullcontext() if bind is None else bind(key, points)
 
 
+def scorer(model: nn.Module) -> nn.Module:
+    """What says whether an image fools F: F in fp32, where it was prepared in less for its gradients."""
+    exact = getattr(model, "exact", ())
+    return exact[0] if exact else model
+
+
 def score(
     model: nn.Module,
     images: Float[Tensor, "S B C H W"],
@@ -256,7 +264,7 @@ def score(
     Every restart and stop meets the same draws, which no step has used: a choice between them is paired, and is not
     made on what an attack was fitted to.
     """
-    draws = draws if hasattr(model, "bind") else 1
+    model, draws = scorer(model), draws if hasattr(model, "bind") else 1
     losses, successes = torch.zeros(2, *images.shape[:2], device=images.device)
     for draw in range(1, draws + 1):
         with torch.no_grad(), bound(model, key.at(restart=0, step=0, draw=draw), points):

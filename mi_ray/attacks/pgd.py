@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import torch
 from jaxtyping import Float, Int64
@@ -18,6 +18,7 @@ from mi_ray.attacks.base import (
     bound,
     logits_loss,
     project,
+    scorer,
     succeeded,
 )
 from mi_ray.parameters import flag, integer, integers, number
@@ -95,7 +96,15 @@ class StepAttack(Attack):
         key: Key,
         points: Sequence[int],
     ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
-        """(loss, success) of the images at the stops, as `Adversarial` holds them."""
+        """(loss, success) of the images at the stops, as `Adversarial` holds them; asked where `scores` says so."""
+
+    @final
+    def scores(self, parts: object) -> bool:
+        """Whether its images are scored: not one restart's on F itself, where nothing is chosen.
+
+        A study has F's output on them anyway. parts: the defense that the model has, if any.
+        """
+        return self.restarts > 1 or bool(parts)
 
     @final
     def stops(self) -> tuple[int, ...]:
@@ -156,7 +165,10 @@ class StepAttack(Attack):
             kept = [(iterate, zero.clone()) for step, iterate in numbered if step in self.steps]
             images.append(torch.stack([iterate for iterate, _ in kept]))
             zeros.append(torch.stack([count for _, count in kept]))
-            loss, success = self.measure(model, images[-1], labels, threat, at, points)
+            loss = success = torch.full(images[-1].shape[:2], torch.nan, device=x.device)
+            defense: Any = getattr(model, "defense", None)
+            if self.scores(defense and defense.components()):
+                loss, success = self.measure(model, images[-1], labels, threat, at, points)
             losses.append(loss)
             successes.append(success)
         stacked = torch.stack(images), torch.stack(losses), torch.stack(successes)
@@ -188,12 +200,13 @@ class Pgd(StepAttack):
     goes_on: ClassVar[bool] = True
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """One forward and one backward a step, and one forward at each stop for its loss."""
+        """One forward and one backward a step, and one forward at each stop that is scored."""
         steps, passes = max(self.steps), 1 + sum(parts)
         # Of a defense's answer no gradient reaches ŷ, nor a detector behind a hard decision.
         differentiated = len(parts) != 1
         backward = differentiated + (parts[-1] if parts else 0)
-        return self.restarts * (steps + len(self.steps)) * passes, self.restarts * steps * backward
+        scored = len(self.steps) if self.scores(parts) else 0
+        return self.restarts * (steps + scored) * passes, self.restarts * steps * backward
 
     def path(
         self,
@@ -221,5 +234,5 @@ class Pgd(StepAttack):
     ) -> tuple[Tensor, Tensor]:
         """One draw, where the model is random."""
         with torch.no_grad(), bound(model, key.at(step=0), points):
-            logits = torch.stack([model(iterate).float() for iterate in images])
+            logits = torch.stack([scorer(model)(iterate).float() for iterate in images])
         return logits_loss(logits, labels, threat), succeeded(logits, labels, threat)

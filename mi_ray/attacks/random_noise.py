@@ -7,7 +7,17 @@ from typing import ClassVar, Literal, final
 import torch
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, logits_loss, project, succeeded, without_gradients
+from mi_ray.attacks.base import (
+    ATTACKS,
+    Adversarial,
+    Attack,
+    bound,
+    logits_loss,
+    project,
+    scorer,
+    succeeded,
+    without_gradients,
+)
 from mi_ray.parameters import choice, integer, integers
 from mi_ray.randomness import Draws, Key
 from mi_ray.threat_model import ThreatModel
@@ -63,7 +73,7 @@ class RandomNoise(Attack):
             at = key.at(step=step)
             tried = project(x + threat.epsilon * self._noise(x, at, points), x, threat.epsilon)
             with torch.no_grad(), bound(model, at, points):
-                answer = model(tried).float()
+                answer = scorer(model)(tried).float()
             loss, success = logits_loss(answer, labels, threat), succeeded(answer, labels, threat)
             better = (success > best_success) | ((success == best_success) & (loss > best_loss))
             best = torch.where(better[:, None, None, None], tried, best)

@@ -1,7 +1,7 @@
 """Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
 
 import asyncio
-import contextlib
+import itertools
 import os
 import re
 import tempfile
@@ -89,33 +89,49 @@ class TrialNames:
         return re.sub(r"[^\w.=+-]+", "_", f"{said} {running.trial_id}")
 
 
+UNREACHED = 1.0  # seconds until a trial's actor that could not be reached is asked again
+
+
 @ray.remote(num_cpus=0)
 class Claims:
     """Who computes which piece of work now: a trial that needs the same piece waits for it."""
 
     def __init__(self) -> None:
-        self._held: dict[str, asyncio.Event] = {}
+        self._held: dict[str, tuple[int, asyncio.Event]] = {}
+        self._given = itertools.count()
         self._watching: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
 
-    async def take(self, piece: str, holder: list[Any]) -> None:
-        """Wait until nobody holds the piece, then hold it until `release`, or until the holder's step ends or it dies."""
+    async def take(self, piece: str, holder: list[Any]) -> int:
+        """Wait until nobody holds the piece, then hold it until `release`, or until the holder's step ends or it dies.
+
+        Returns the token to release it with.
+        """
         while piece in self._held:
-            await self._held[piece].wait()
-        held = self._held[piece] = asyncio.Event()
-        task = asyncio.create_task(self._until_idle(piece, held, holder[0]))
+            await self._held[piece][1].wait()
+        token = next(self._given)
+        self._held[piece] = token, asyncio.Event()
+        task = asyncio.create_task(self._until_idle(piece, token, holder[0]))
         self._watching.add(task)
         task.add_done_callback(self._watching.discard)
+        return token
 
-    async def _until_idle(self, piece: str, held: asyncio.Event, holder: Any) -> None:
+    async def _until_idle(self, piece: str, token: int, holder: Any) -> None:
         """A trial's actor does one thing at a time: it answers once its step has ended, and never if it has died."""
-        with contextlib.suppress(ray.exceptions.RayError):
-            await holder.__ray_ready__.remote()
-        if self._held.get(piece) is held:
-            await self.release(piece)
+        while True:
+            try:
+                await holder.__ray_ready__.remote()
+            except ray.exceptions.ActorUnavailableError:  # not reached for the moment; it may still compute
+                await asyncio.sleep(UNREACHED)
+                continue
+            except ray.exceptions.RayError:
+                pass  # it has died
+            break
+        await self.release(piece, token)
 
-    async def release(self, piece: str) -> None:
-        """Let the next one have the piece."""
-        self._held.pop(piece).set()
+    async def release(self, piece: str, token: int) -> None:
+        """Let the next one have the piece; nothing when it is not held by this token any longer."""
+        if piece in self._held and self._held[piece][0] == token:
+            self._held.pop(piece)[1].set()
 
 
 EVALUATED = 2  # the last phase of a trial
@@ -183,12 +199,12 @@ class SettingTrainable(tune.Trainable):
         if self._job.claims is None:
             return [self._bench.compute(work, start, stop)]
         claims, piece = self._job.claims[0], f"{work.key} {start}"
-        ray.get(claims.take.remote(piece, [ray.get_runtime_context().current_actor]))
+        token = ray.get(claims.take.remote(piece, [ray.get_runtime_context().current_actor]))
         try:
             missing = self._bench.missing(kind_of(work), work, self._job.block)
             return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
         finally:
-            ray.get(claims.release.remote(piece))
+            ray.get(claims.release.remote(piece, token))
 
     def __repr__(self) -> str:
         """What Ray's dashboard shows of the actor, which goes through many settings."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
 from mi_ray.cluster.attempts import fault_of
 from mi_ray.data import flip_and_crop
-from mi_ray.engine import sent
+from mi_ray.engine import exact_arithmetic, sent
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.records import TRAINING, Store
 from mi_ray.study import load_plugins
@@ -181,6 +181,7 @@ class _Run:
             torch.distributed.all_reduce(mean)
             mean.div_(self.world)
         self.average_buffers()
+        self.plain.passes.take()  # nobody reads them, and they are kept until then
         seconds = time.perf_counter() - began
         return {
             "epoch": self.epoch,
@@ -217,6 +218,7 @@ def train_loop(config: dict[str, Any]) -> None:
     load_plugins(config["plugins"])
     data = ray.get(config["data"])
     run = _Run(config)
+    exact_arithmetic(run.device)
     train = _resident(data["train_images"], data["train_labels"], run.device)
     test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
     while run.epoch < run.training["epochs"]:

@@ -7,8 +7,8 @@
 # mid-sweep; the rows must equal an undisturbed run's. Whatever happens, nothing is left: processes, namespaces, keys, files.
 #
 # Needs root and sshd, ssh, ssh-keygen, rsync, ip, unshare, nsenter (Debian: openssh-server openssh-client rsync iproute2 util-linux).
-# Exit code 77: cannot be run here, with what is missing. What stands in for the set-up commands' downloads (the hosts have no way
-# to a package index): each host has an environment ready, which links this checkout's packages; make finds it up to date.
+# Exit code 77: cannot be run here, with what is missing. The set-up commands run word for word but for pip
+# (the hosts have no way to a package index): the environment that they make finds this checkout's packages by a link.
 set -euo pipefail
 checkout=$(cd "$(dirname "$0")/../.." && pwd)
 packages=$("$checkout/.venv/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
@@ -107,16 +107,17 @@ on() {
     RAY_USAGE_STATS_ENABLED=0 PYTHONPATH="$checkout" bash -c "$*"
 }
 
-# The environment that a host's set-up commands would have made.
+# What pip would bring into the environment that a host's set-up commands make; and that they have no pip.
 for name in head worker; do
   on $name "
-    '$checkout/.venv/bin/python' -m venv --without-pip ~/.mi_ray_env && mkdir ~/mi-ray
-    printf '%s\n' /home/mi-ray/mi-ray 'import site; site.addsitedir(\"$packages\")' > \$(echo ~/.mi_ray_env/lib/python*/site-packages)/linked.pth
+    own=~/.mi_ray_env/lib/$(basename "$(dirname "$packages")")/site-packages
+    mkdir -p ~/mi-ray ~/.mi_ray_env/bin \$own
+    echo 'export MAKEFLAGS=\"PIP=true PYTHON=$checkout/.venv/bin/python\"' > ~/.bashrc
+    printf '%s\n' /home/mi-ray/mi-ray 'import site; site.addsitedir(\"$packages\")' > \$own/linked.pth
     for script in ray.scripts.scripts:ray mi_ray.cli:mi-ray; do
       printf '#!%s\nfrom %s import main\nmain()\n' ~/.mi_ray_env/bin/python \${script%:*} > ~/.mi_ray_env/bin/\${script#*:}
       chmod +x ~/.mi_ray_env/bin/\${script#*:}
-    done
-    touch -d '+1 hour' ~/.mi_ray_env/installed ~/.mi_ray_env/installed-cluster"
+    done"
 done
 say "three machines are up: head $head, worker $worker, laptop $laptop"
 
