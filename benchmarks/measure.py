@@ -3,10 +3,10 @@
 import importlib
 import multiprocessing
 import os
-import resource
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,16 @@ def _serve(
     """What a side's process does: make the side, then run it as often as it is asked to."""
     module, _, kind = name.partition(":")
     side = getattr(importlib.import_module(module), kind)(classifier, part, threads, **more)
-    pipe.send(None)
+    pipe.send(_peak())
     while (arguments := pipe.recv()) is not None:
         result = side(*arguments)
-        pipe.send((result, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
+        pipe.send((result, _peak()))
+
+
+def _peak() -> int:
+    """Bytes of the greatest resident memory of this process (getrusage's would be its parent's where that had more)."""
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 class Runner:
@@ -35,7 +41,6 @@ class Runner:
     def __init__(self, kind: str, classifier: str, workers: int = 1, threads: int = CORES, **more: Any) -> None:
         self.pipes: list[Connection] = []
         self.processes = []
-        self.peak = 0
         for own in range(workers):
             here, there = SPAWN.Pipe()
             arguments = (there, f"benchmarks.sides:{kind}", classifier, (own, workers), threads, more)
@@ -43,8 +48,13 @@ class Runner:
             process.start()
             self.pipes.append(here)
             self.processes.append(process)
-        for pipe in self.pipes:
-            pipe.recv()
+        self.idle = [pipe.recv() for pipe in self.pipes]
+        self.peaks = self.idle
+
+    @property
+    def memory(self) -> int:
+        """Bytes that its processes together took at most beyond what they had before the first run."""
+        return sum(peak - idle for peak, idle in zip(self.peaks, self.idle, strict=True))
 
     def __call__(self, *arguments: Any) -> tuple[float, np.ndarray]:
         """(seconds until the last process is done, their results one after another)."""
@@ -53,7 +63,7 @@ class Runner:
             pipe.send(arguments)
         found = [pipe.recv() for pipe in self.pipes]
         seconds = time.perf_counter() - began
-        self.peak = max(self.peak, *(peak for _, peak in found))
+        self.peaks = [peak for _, peak in found]
         return seconds, np.concatenate([np.atleast_1d(result) for result, _ in found])
 
     def close(self) -> None:

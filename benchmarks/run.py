@@ -25,18 +25,21 @@ KEPT = Path("build/benchmarks")  # the trained networks, which a second run find
 
 
 def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -> list[Row]:
-    """PGD at three epsilons against the fastest peer and against the bare loop. counts: steps -> points."""
+    """PGD at three epsilons against the peer that is fastest in a short run, and the bare loop. counts: steps -> points."""
     workers = {"workers": CORES, "threads": 1}
     sides = {"ours": Runner("OurPgd", classifier, **workers), "bare": Runner("BarePgd", classifier, **workers)}
     sides |= {peer: Runner(f"{peer}Pgd", classifier) for peer in peers}
     score, rows = Runner("Score", classifier), []
+    short = 50 * CORES, 2, EPSILONS[0]
     for side in sides.values():
-        side(50 * CORES, 1, EPSILONS[0])
+        side(*short)
+    fastest = min(peers, key=lambda peer: sides[peer](*short)[0])
+    for peer in set(peers) - {fastest}:
+        sides.pop(peer).close()
     for steps, count in counts.items():
         found = measure(sides, [(count, steps, epsilon) for epsilon in EPSILONS])
         seconds = {name: [s for s, _ in turns] for name, turns in found.items()}
         kept = {name: [score(images, False)[1].mean() for _, images in turns] for name, turns in found.items()}
-        fastest = min(peers, key=lambda peer: median(seconds[peer]))
         for against, target in ((fastest, 3.0), ("bare", 0.95)):
             ratios = [theirs / ours for theirs, ours in zip(seconds[against], seconds["ours"], strict=True)]
             gaps = [100 * abs(a - b) for a, b in zip(kept["ours"], kept[against], strict=True)]
@@ -124,8 +127,6 @@ def transforms(classifier: str, count: int, turns: int) -> list[Row]:
 
 def eot(classifier: str, count: int, steps: int, turns: int) -> list[Row]:
     """EOT-PGD with N_A = 30 against foolbox's wrapper: time and memory."""
-    idle = Runner("Score", classifier)
-    idle(np.zeros((50, 3, 32, 32), np.float32), False)
     ours, theirs = Runner("OurEot", classifier, workers=CORES, threads=1), Runner("FoolboxEot", classifier)
     score = Runner("Score", classifier)
     arguments = (count, steps, EPSILONS[1])
@@ -135,14 +136,14 @@ def eot(classifier: str, count: int, steps: int, turns: int) -> list[Row]:
     told = f"left behind MI-OL {100 * kept['ours']:.1f}/{100 * kept['theirs']:.1f}"
     equal = abs(kept["ours"] - kept["theirs"]) <= 0.05
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
-    own, other = ours.peak - idle.peak, theirs.peak - idle.peak
+    own, other = ours.memory, theirs.memory
     rows = [
         Row(f"EOT-PGD-{steps}, N_A = 30", "foolbox EOT", 3.0, ratios, count / median(seconds["ours"]),
             count / median(seconds["theirs"]), "points/s", told, bool(equal)),
         Row("EOT-PGD: peak memory", "foolbox EOT", 5.0, [other / max(own, 1)], own / 2**20, other / 2**20,
-            "MiB beyond idle, a process", told, bool(equal)),
+            "MiB beyond idle, all processes", told, bool(equal)),
     ]  # fmt: skip
-    for side in (idle, ours, theirs, score):
+    for side in (ours, theirs, score):
         side.close()
     return rows
 
@@ -182,41 +183,44 @@ def show(rows: list[Row]) -> None:
 def main() -> None:
     """Run, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="the same comparisons on fewer points, in about 5 minutes")
+    parser.add_argument("--quick", action="store_true", help="fewer points, without the large network and Ray Tune")
     parser.add_argument(
-        "--only", default="", help="groups whose name holds this text; latest.json keeps the other rows"
+        "--only", default="", help="groups whose name holds this text; latest.json keeps the others' rows"
     )
     options = parser.parse_args()
-    quick, rows, began = options.quick, list[Row](), time.perf_counter()
+    quick, rows, began = options.quick, list[tuple[str, Row]](), time.perf_counter()
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
         small, large = cluster.classifiers(KEPT)
         turns = 3 if quick else 5
         groups: dict[str, Callable[[], list[Row]]] = {
             "plan": lambda: plans.rows(quick=quick),
-            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 500, 50: 200}, peers),
-            "pgd large": lambda: pgd(large, "paper's ResNet-50", {10: 100} if not quick else {5: 100}, peers[::2]),
+            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 200}, peers),
+            "pgd large": lambda: pgd(large, "paper's ResNet-50", {4: 200}, peers[::2]),
             "executions": lambda: executions(small, 100, 1 if quick else 3),
             "transforms": lambda: transforms(small, 100, turns),
-            "eot": lambda: eot(small, 100, 2 if quick else 4, 2 if quick else 3),
+            "eot": lambda: eot(small, 100, 1 if quick else 2, 1 if quick else 2),
             "training": lambda: cluster.training(Path(folder), small, quick=quick),
             "tune": lambda: cluster.tune(Path(folder), small, quick=quick),
             "workers": lambda: cluster.workers(Path(folder), small, quick=quick),
         }
         for name, group in groups.items():
-            if options.only in name:
+            if options.only in name and not (quick and not options.only and name in ("pgd large", "tune")):
                 at = time.perf_counter()
                 found = group()
-                rows += found
+                rows += [(name, row) for row in found]
                 show(found)
                 print(f"{name}: {time.perf_counter() - at:.0f} s", flush=True)
     about = {"date": str(datetime.date.today()), "machine": platform.platform(), "cores": CORES, "quick": quick,
              "seconds": round(time.perf_counter() - began)}  # fmt: skip
-    told = [{**vars(row), **about, "median": median(row.ratios), "reached": row.reached} for row in rows]
+    told = [
+        {"group": name, **vars(row), **about, "median": median(row.ratios), "reached": row.reached}
+        for name, row in rows
+    ]
     place = Path(__file__).parent / "latest.json"
-    before = json.loads(place.read_text()) if options.only and place.exists() else []
-    measured = {(row["name"], row["against"]) for row in told}
-    told = [row for row in before if (row["name"], row["against"]) not in measured] + told
+    before = json.loads(place.read_text()) if place.exists() else []
+    measured = {row["group"] for row in told}
+    told = [row for row in before if row.get("group") not in (None, *measured)] + told
     place.write_text(json.dumps(told, indent=1, default=float) + "\n")
 
 

@@ -37,7 +37,9 @@ class Side:
 
     def __init__(self, classifier: str, part: tuple[int, int], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.f = load_classifier(classifier)
+        self.f = load_classifier(classifier).requires_grad_(
+            False
+        )  # some libraries would else have weights' gradients too
         self.part = part
         data = Digits().load()
         self.x, self.y = to_unit(data.test_images), torch.from_numpy(data.test_labels)
@@ -90,8 +92,6 @@ class BarePgd(Ours):
                 found = found.detach().requires_grad_(True)
                 gradient = torch.autograd.grad(F.cross_entropy(self.fast(found), y, reduction="sum"), found)[0]
                 found = torch.minimum(torch.maximum(found.detach() + epsilon / 4 * gradient.sign(), low), high)
-            with torch.no_grad():
-                self.fast(found)  # what it has reached: ours says so too
             out.append(found)
         return torch.cat(out).numpy()
 
