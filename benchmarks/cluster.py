@@ -73,27 +73,22 @@ def training(folder: Path, small: str, *, quick: bool) -> list[Row]:
     np.savez(folder / "few.npz", x_train=data.train_images[:256], y_train=data.train_labels[:256],
              x_test=data.test_images[:100], y_test=data.test_labels[:100])  # fmt: skip
     inner = {"interpolated_at": {"epsilon": "8/255", "step_size": "2/255", "steps": 10}}
-    for name, objective, images, epochs in (("erm", "erm", 1280, 6), ("interpolated_at", inner, 256, 3)):
-        ours, theirs, last = [], [], (0.0, 0.0)
+    for name, objective, epochs in (("erm", "erm", 7), ("interpolated_at", inner, 3 if quick else 4)):
+        study = _study(name, [_classifier(name, SMALL, epochs, objective, lr=0.01)])
+        study["dataset"] = {"npz": str(folder / "few.npz")}
         bare(name, 64, 64)  # warms up
-        for turn in range(1 if quick else 2):
-            study = _study(f"{name}-{turn}", [{**_classifier(name, SMALL, epochs, objective, lr=0.01), "seed": turn}])
-            study["dataset"] = {"npz": str(folder / "few.npz")}
-            _, manifest = _run("train", folder, study)
-            store = Store(folder / "results")
-            (key,) = manifest["keys"]["classifiers"]
-            table = store.read_table(f"classifiers/{key}/training.parquet", TRAINING).to_pandas()
-            later = table.iloc[1:]  # the first epoch warms up
-            ours.append(float(later["images"].sum() / later["seconds"].sum()))
-            seconds, losses = bare(name, images, 64)
-            theirs.append(images / seconds)
-            last = float(table["loss"].iloc[-1]), float(losses.mean())
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        told = (
-            f"mean loss of the last epoch {last[0]:.2f}, of the bare loop's steps {last[1]:.2f} (other random numbers)"
-        )
-        rows.append(Row(f"training step, {name}", "bare loop", 0.97, ratios, float(np.median(ours)),
-                        float(np.median(theirs)), "images/s", told, bool(np.isfinite(last).all())))  # fmt: skip
+        _, manifest = _run("train", folder, study)
+        (key,) = manifest["keys"]["classifiers"]
+        table = Store(folder / "results").read_table(f"classifiers/{key}/training.parquet", TRAINING).to_pandas()
+        later = table.iloc[1:]  # the first epoch warms up
+        ours = list(later["images"] / later["seconds"])
+        turns = [bare(name, int(images), 64) for images in later["images"]]
+        theirs = [images / seconds for images, (seconds, _) in zip(later["images"], turns, strict=True)]
+        last = float(later["loss"].iloc[-1]), float(np.mean([losses for _, losses in turns]))
+        told = f"mean loss of the last epoch {last[0]:.2f}, of the bare loop {last[1]:.2f} (other weights and random numbers)"
+        rows.append(Row(f"training step, {name}", "bare loop", 0.97, [a / b for a, b in zip(ours, theirs, strict=True)],
+                        float(np.median(ours)), float(np.median(theirs)), "images/s", told,
+                        bool(np.isfinite(last).all())))  # fmt: skip
     bare.close()
     return rows
 
@@ -121,17 +116,18 @@ def _watched() -> Iterator[dict[str, int]]:
 
 
 def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
-    """200 settings as Ray Tune trials, one at a time, against the sum of their work in one process; memory of a worker."""
-    count = 40 if quick else 200
-    study = _study(
-        "tune", [_classifier("small", SMALL, 5)], points={"count": 50}, executions=[5],
-        defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
-        resources={"trials_at_once": 1, "block": {"cpus": 1, "points": 50}}, precision="bf16",
-    )  # fmt: skip
-    _put(small, folder / "tune")
-    with _watched() as seen:
-        _, manifest = _run("sweep", folder, study, "tune")
-    seconds = manifest["last_run"]["seconds"]["sweep"]
+    """200 settings as Ray Tune trials, one at a time and one a core, against the sum of their work; memory of a worker."""
+    count, seconds = 40 if quick else 200, dict[int, float]()
+    for at_once in (1, CORES):
+        study = _study(
+            "tune", [_classifier("small", SMALL, 5)], points={"count": 50}, executions=[5],
+            defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
+            resources={"trials_at_once": at_once, "block": {"cpus": 1, "points": 50}}, precision="bf16",
+        )  # fmt: skip
+        _put(small, folder / f"tune-{at_once}")
+        with _watched() as seen:
+            _, manifest = _run("sweep", folder, study, f"tune-{at_once}")
+        seconds[at_once] = manifest["last_run"]["seconds"]["sweep"]
     loaded = prepare(Sweep.model_validate(study))
     plan, store = loaded.plan(), Store(folder / "alone", create=True)
     content = (Path(small) / "model.safetensors").read_bytes()
@@ -148,9 +144,11 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
     for work in trials:
         bench.compute(work, 0, 50)
     alone = time.perf_counter() - began
-    same = _same_rows(Store(folder / "tune"), store, trials)
-    rows = [Row(f"Ray Tune, {count} settings", "one process, no Ray", 1.10, [seconds / alone], seconds, alone, "s",
-                f"{same} of {len(trials)} outputs equal bit for bit", same == len(trials), True)]  # fmt: skip
+    rows = []
+    for at_once, wall in seconds.items():
+        same = _same_rows(Store(folder / f"tune-{at_once}"), store, trials)
+        rows.append(Row(f"Ray Tune, {count} settings, {at_once} at a time", "the sum in one process", 1.10, [wall / alone], wall,
+                        alone, "s", f"{same} of {len(trials)} outputs equal bit for bit", same == len(trials), True))  # fmt: skip
     rows.append(Row("peak memory of a worker", "1.5 GB", 1.0, [seen["peak"] / 1.5e9], seen["peak"] / 1e6, 1500, "MB",
                     "resident, less shared pages", seen["peak"] > 0, True))  # fmt: skip
     return rows

@@ -25,7 +25,7 @@ KEPT = Path("build/benchmarks")  # the trained networks, which a second run find
 
 
 def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -> list[Row]:
-    """PGD at three epsilons against the peer that is fastest in a short run, and the bare loop. counts: steps -> points."""
+    """PGD from the clean image against the bare loop and the peer that is fastest in a short run. counts: steps -> points."""
     workers = {"workers": CORES, "threads": 1}
     sides = {"ours": Runner("OurPgd", classifier, **workers), "bare": Runner("BarePgd", classifier, **workers)}
     sides |= {peer: Runner(f"{peer}Pgd", classifier) for peer in peers}
@@ -192,13 +192,12 @@ def main() -> None:
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
         small, large = cluster.classifiers(KEPT)
-        turns = 3 if quick else 5
         groups: dict[str, Callable[[], list[Row]]] = {
             "plan": lambda: plans.rows(quick=quick),
-            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 200}, peers),
+            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 100}, peers),
             "pgd large": lambda: pgd(large, "paper's ResNet-50", {4: 200}, peers[::2]),
-            "executions": lambda: executions(small, 100, 1 if quick else 3),
-            "transforms": lambda: transforms(small, 100, turns),
+            "executions": lambda: executions(small, 100, 1 if quick else 2),
+            "transforms": lambda: transforms(small, 100, 2 if quick else 3),
             "eot": lambda: eot(small, 100, 1 if quick else 2, 1 if quick else 2),
             "training": lambda: cluster.training(Path(folder), small, quick=quick),
             "tune": lambda: cluster.tune(Path(folder), small, quick=quick),

@@ -73,7 +73,7 @@ class OurPgd(Ours):
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         points = self.points(count)
-        attack = ATTACKS.make("pgd", {"steps": [steps], "step_size": epsilon / 4})
+        attack = ATTACKS.make("pgd", {"steps": [steps], "step_size": epsilon / 4, "random_start": False})
         found, _ = attack_outputs(
             self.fast, attack, self.x[points], self.y[points], 10, points, ThreatModel(epsilon), "true", 0, BATCH
         )
@@ -87,7 +87,7 @@ class BarePgd(Ours):
         out = []
         for x, y in self.batches(self.points(count)):
             low, high = (x - epsilon).clamp(0, 1), (x + epsilon).clamp(0, 1)
-            found = (x + epsilon * (2 * torch.rand_like(x) - 1)).clamp(0, 1)
+            found = x
             for _ in range(steps):
                 found = found.detach().requires_grad_(True)
                 gradient = torch.autograd.grad(F.cross_entropy(self.fast(found), y, reduction="sum"), found)[0]
@@ -102,7 +102,7 @@ class TorchattacksPgd(Side):
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         import torchattacks
 
-        attack = torchattacks.PGD(self.f, eps=epsilon, alpha=epsilon / 4, steps=steps, random_start=True)
+        attack = torchattacks.PGD(self.f, eps=epsilon, alpha=epsilon / 4, steps=steps, random_start=False)
         return torch.cat([attack(x, y).detach() for x, y in self.batches(self.points(count))]).numpy()
 
 
@@ -113,7 +113,7 @@ class FoolboxPgd(Side):
         import foolbox
 
         model = foolbox.PyTorchModel(self.f, bounds=(0, 1))
-        attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 4, steps=steps, random_start=True)
+        attack = foolbox.attacks.LinfPGD(abs_stepsize=epsilon / 4, steps=steps, random_start=False)
         found = [attack(model, x, y, epsilons=epsilon)[1] for x, y in self.batches(self.points(count))]
         return torch.cat(found).detach().numpy()
 
@@ -125,7 +125,13 @@ class AdvLibPgd(Side):
         sys.modules.setdefault("visdom", types.ModuleType("visdom"))
         from adv_lib.attacks import pgd_linf
 
-        options: dict[str, Any] = {"ε": epsilon, "steps": steps, "restarts": 1, "loss_function": "ce"}
+        options: dict[str, Any] = {
+            "ε": epsilon,
+            "steps": steps,
+            "restarts": 1,
+            "loss_function": "ce",
+            "random_init": False,
+        }
         found = [
             pgd_linf(self.f, x, y, absolute_step_size=epsilon / 4, **options)
             for x, y in self.batches(self.points(count))
