@@ -48,7 +48,7 @@ def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -
             )
             rows.append(Row(
                 f"PGD-{steps}, {label}", against, target, ratios, count / median(seconds["ours"]),
-                count / median(seconds[against]), "points/s", check, max(gaps) <= 0.501,
+                count / median(seconds[against]), "points/s", check, bool(max(gaps) <= 0.501),
                 notes={"points": count, "seconds": seconds, "epsilons": EPSILONS},
             ))  # fmt: skip
     for side in (*sides.values(), score):

@@ -147,13 +147,17 @@ class Store(Files):
                     return parse(pq.ParquetFile(file, page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
                 return self._parsed(path, parse)  # the file or the storage: reading it whole tells which
+
+        def parsed(content: bytes) -> Result:
+            """Its own errors are not taken for the storage's."""
+            try:
+                return parse(pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True))
+            except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+                raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
+
         try:
-            content = pa.BufferReader(self.read_bytes(path))
+            return self.read_parsed(path, parsed, (DamagedFileError,))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
-        try:
-            return parse(pq.ParquetFile(content, page_checksum_verification=True))
-        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
             raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table:

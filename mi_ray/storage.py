@@ -219,6 +219,20 @@ class Files:
                 raise DamagedFileError(f"{path} must be readable: {error}") from error
             raise
 
+    def read_parsed(self, path: str, parse: Callable[[bytes], Result], broken: tuple[type[Exception], ...]) -> Result:
+        """What `parse` makes of a file; raises what it raises (broken: where it cannot).
+
+        An object may be replaced between the request for its size and the one for its content, which then ends early. So
+        what cannot be parsed is read once more before it counts as damaged.
+        """
+        content = self.read_bytes(path)
+        try:
+            return parse(content)
+        except broken:
+            if self.local or (later := self.read_bytes(path)) == content:
+                raise
+            return parse(later)
+
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole or not at all: a temporary name and a rename, or one put on an object store."""
         full = self._full(path)
@@ -277,7 +291,7 @@ class Files:
     def read_json(self, path: str) -> Any:
         """A JSON file; raises DamagedFileError when it is none, or an object other than it was written."""
         try:
-            found = json.loads(self.read_bytes(path))
+            found = self.read_parsed(path, json.loads, (ValueError,))
         except ValueError as error:
             raise DamagedFileError(f"{path} must be JSON: {error}") from error
         if isinstance(found, dict) and found.pop(SELF, None) not in (None, self_hash(found)):

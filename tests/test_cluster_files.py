@@ -221,7 +221,7 @@ RAY_UP = {
     ),
     "Ray started by a set-up command": (
         lambda d: d["setup_commands"].append("ray start --head --dashboard-host=0.0.0.0"),
-        "setup_commands[3]: --dashboard-host must be 127.0.0.1",
+        "setup_commands[3]: the dashboard runs jobs for whoever reaches it",
     ),
     "Ray started by a node type's command": (
         lambda d: d["available_node_types"]["gpu"].update(worker_setup_commands=["ray start --head"]),

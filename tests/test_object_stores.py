@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import boto3
+import pyarrow as pa
 import pytest
 from test_cluster import TINY as STUDY
 from test_cluster import assert_same_rows, command
@@ -23,7 +24,7 @@ import mi_ray.cli
 import mi_ray.storage
 from mi_ray.compact import compact
 from mi_ray.inspect_store import check_store, study_states, unreferenced
-from mi_ray.records import PUBLISHED, Store, read_records
+from mi_ray.records import PUBLISHED, TRAINING, DamagedFileError, Store, read_records
 from mi_ray.storage import Files, StorageError, beside, refuse_credentials, scratch_of
 
 GRID: dict[str, Any] = {"defenses": DEFENSE_GRID[:1]}
@@ -234,6 +235,27 @@ def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s
     assert check_store(Store(s3.uri))[0] == []
     assert s3.objects() == {f"deep/results/{path}" for path in local.store.files("")}
     assert unreferenced(Store(s3.uri)) == []
+
+
+@pytest.mark.parametrize("path", ["about.json", "rows.parquet"])
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again_and_a_damaged_one_stays_damaged(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    store = Store(s3.uri, create=True)
+    epoch = pa.Table.from_pylist([{"epoch": 0, "lr": 0.1, "loss": 1.0, "images": 100}], schema=TRAINING)
+    store.write_json("about.json", {"name": "a"})
+    store.write_table("rows.parquet", epoch)
+
+    def read() -> Any:
+        return store.read_json(path) if path == "about.json" else store.read_table(path, TRAINING).to_pylist()
+
+    whole, expected = store.read_bytes, read()
+    cut = iter([15])
+    monkeypatch.setattr(store, "read_bytes", lambda of: whole(of)[: next(cut, None)])
+    assert read() == expected
+    monkeypatch.setattr(store, "read_bytes", lambda of: whole(of)[:15])
+    with pytest.raises(DamagedFileError, match=path):
+        read()
 
 
 def test_no_file_and_no_message_holds_the_credentials(s3: S3, run: Any) -> None:

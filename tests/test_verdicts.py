@@ -15,6 +15,7 @@ from test_workbench import Tiny, compute, derived, finish, tiny
 from torch import nn
 
 import mi_ray.controls
+import mi_ray.workbench
 from mi_ray import verdicts
 from mi_ray.checks import CHECKS, FREE, NEED_PASSES, Finding
 from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
@@ -319,12 +320,12 @@ def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pyt
     """But for five passes of F on a few images."""
     monkeypatch.setattr(Workbench, "compute", lambda *_: pytest.fail("computed"))
     seen: list[int] = []
-    network = judged.bench.classifier
+    network = mi_ray.workbench.prepared
 
     def counted(*arguments: Any) -> Any:
         return lambda x: (seen.append(len(x)), network(*arguments)(x))[1]
 
-    monkeypatch.setattr(judged.bench, "classifier", counted)
+    monkeypatch.setattr(mi_ray.workbench, "prepared", counted)
     assert {row["state"] for row in derived(judged)} == {"done"}
     assert seen == [8] * 5
 
