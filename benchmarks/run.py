@@ -30,10 +30,10 @@ def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -
     sides = {"ours": Runner("OurPgd", classifier, **workers), "bare": Runner("BarePgd", classifier, **workers)}
     sides |= {peer: Runner(f"{peer}Pgd", classifier) for peer in peers}
     score, rows = Runner("Score", classifier), []
-    short = 50 * CORES, 2, EPSILONS[0]
     for side in sides.values():
-        side(*short)
-    fastest = min(peers, key=lambda peer: sides[peer](*short)[0])
+        side(50 * CORES, 1, EPSILONS[0])
+    tried = measure({peer: sides[peer] for peer in peers}, [(50 * CORES, min(counts), EPSILONS[0])] * 3)
+    fastest = min(peers, key=lambda peer: min(seconds for seconds, _ in tried[peer]))
     for peer in set(peers) - {fastest}:
         sides.pop(peer).close()
     for steps, count in counts.items():
@@ -49,7 +49,8 @@ def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -
             rows.append(Row(
                 f"PGD-{steps}, {label}", against, target, ratios, count / median(seconds["ours"]),
                 count / median(seconds[against]), "points/s", check, bool(max(gaps) <= 0.501),
-                notes={"points": count, "seconds": seconds, "epsilons": EPSILONS},
+                notes={"points": count, "seconds": seconds, "epsilons": EPSILONS,
+                       "tried": {peer: [s for s, _ in turns] for peer, turns in tried.items()}},
             ))  # fmt: skip
     for side in (*sides.values(), score):
         side.close()
