@@ -380,6 +380,7 @@ def test_ctrl_c_twice_ends_at_once(cluster: Nodes, tmp_path: Path) -> None:
     wait_until(lambda: not cluster.of_kind("training"), 60, "the end of its processes")
 
 
+@pytest.mark.long
 def test_a_study_whose_command_workers_and_nodes_die_ends_with_the_rows_of_an_undisturbed_run(
     cluster: Nodes, undisturbed: Path, tmp_path: Path
 ) -> None:
