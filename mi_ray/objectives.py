@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import project
 from mi_ray.attacks.pgd import signed_steps
 from mi_ray.classifiers import Classifier, prepared
-from mi_ray.engine import sent
+from mi_ray.engine import on_device
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
 
 
@@ -87,11 +87,11 @@ class _Mix:
 
 def _drawn_mix(x: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mix:
     """λ ~ Beta(α, α) for each example, and the pairs."""
-    lam = sent(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)
-    second = sent(rng.permutation(len(x)), x.device)
+    lam = on_device(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)
+    second = on_device(rng.permutation(len(x)), x.device)
     first = torch.arange(len(x), device=x.device)
     if pairing == "two_permutations":
-        first = sent(rng.permutation(len(x)), x.device)
+        first = on_device(rng.permutation(len(x)), x.device)
     return _Mix(lam, first, second)
 
 
@@ -192,7 +192,7 @@ class _LabelAttack(_InnerAttack):
         if self.inner_labels == "predicted":
             with torch.no_grad():
                 y = frozen(x).argmax(1)
-        unit = sent(torch.rand(x.shape, generator=generator), x.device)
+        unit = on_device(torch.rand(x.shape, generator=generator), x.device)
         start = x + self.epsilon * (2 * unit - 1)
         return self.ascended(frozen, x, start, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
 
@@ -253,7 +253,7 @@ class Trades(_InnerAttack):
         frozen = _frozen(plain, x.device)
         with torch.no_grad():
             clean = F.log_softmax(frozen(x), dim=1)
-        start = x + TRADES_START * sent(torch.randn(x.shape, generator=generator), x.device)
+        start = x + TRADES_START * on_device(torch.randn(x.shape, generator=generator), x.device)
         worst = self.ascended(frozen, x, start, lambda logits: _divergence(clean, logits) * len(x))
         logits = model(x)
         return F.cross_entropy(logits, y) + self.beta * _divergence(F.log_softmax(logits, dim=1), model(worst))

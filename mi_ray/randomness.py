@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mi_ray.engine import sent
+from mi_ray.engine import on_device
 
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: maps neighbouring points to far-apart generator seeds
 
@@ -67,7 +67,7 @@ class Draws:
             torch.rand(self.executions, size, generator=generator)
             for generator in self._generators(torch.device("cpu"))
         ]
-        return sent(torch.stack(columns, dim=1), self.device)
+        return on_device(torch.stack(columns, dim=1), self.device)
 
     def uniform_images(self, shape: Sequence[int]) -> Tensor:
         """[executions, points, *shape] uniforms in [0, 1), drawn on the device."""

@@ -279,6 +279,7 @@ class Files:
         """Remove a file or a folder, if it is there."""
 
         def removal() -> None:
+            """One try; what is gone by now is removed."""
             info = self.filesystem.get_file_info(self._full(path))
             with contextlib.suppress(FileNotFoundError):  # gone by now
                 if info.type == pafs.FileType.Directory:

@@ -23,7 +23,7 @@ from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_fr
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.engine import Passes, activation_bytes, exact_arithmetic, keep_memory, lanes_within, sent
+from mi_ray.engine import Passes, activation_bytes, exact_arithmetic, keep_memory, lanes_within, on_device
 from mi_ray.evaluate import attack_outputs, component_outputs, undefended_outputs
 from mi_ray.records import ADVERSARIAL, OUTPUTS, Block, DamagedFileError, Kind, Store, missing_ranges
 from mi_ray.sample_pool import SamplePool
@@ -216,13 +216,13 @@ class Workbench:
 
     def clean(self, start: int, stop: int) -> Tensor:
         """float32 [stop - start, C, H, W] in [0, 1]: the clean images of a range."""
-        return sent(to_unit(self.data.images[start:stop]), self.device)
+        return on_device(to_unit(self.data.images[start:stop]), self.device)
 
     def images(self, inputs: Inputs, start: int, stop: int) -> Tensor:
         """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
         if inputs.attack is None:
             return self.clean(start, stop)
-        return sent(self.adversarial(inputs, start, stop)[0], self.device)
+        return on_device(self.adversarial(inputs, start, stop)[0], self.device)
 
     def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
         """(images, attacked labels, max |delta|) of a range: of each point the restart that succeeds most often."""
@@ -290,7 +290,7 @@ class Workbench:
         attack = _stopping_at(work, [at for at in work.stops if at not in have])
         begun = self._begun(stored, max((at for at in have if at < min(attack.stops())), default=0))
         x, points = self.clean(start, stop), list(self.data.points[start:stop])
-        y = sent(np.array(self.data.labels[start:stop]), self.device)
+        y = on_device(np.array(self.data.labels[start:stop]), self.device)
         found, labels = attack_outputs(
             self.attacked(work), attack, x, y, self.data.classes, points, work.threat, work.labels, self.data.seed,
             self.data.batch, self._lanes(work.classifier), begun,
@@ -328,7 +328,7 @@ class Workbench:
         height, width, channels = self.data.images.shape[1:]
         images = list_column(rows["image"], channels * height * width).reshape(restarts, -1, channels, height, width)
         zeros = rows["zero_gradients"].to_numpy().reshape(restarts, -1).astype(np.int64)
-        return Begun(steps, sent(np.array(images), self.device), sent(np.array(zeros), self.device))
+        return Begun(steps, on_device(np.array(images), self.device), on_device(np.array(zeros), self.device))
 
     def outputs(self, work: OutputWork, start: int, stop: int) -> None:
         """Compute and store a block of outputs. F's own are always of fp32."""
@@ -371,7 +371,7 @@ class Workbench:
         """ŷ on the work's images: the argmax of F's own stored outputs."""
         assert work.undefended is not None
         probabilities = self.probabilities(work.undefended, start, stop)[0, 0]
-        return sent(probabilities.argmax(1), self.device)
+        return on_device(probabilities.argmax(1), self.device)
 
     def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
         """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""

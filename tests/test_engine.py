@@ -17,7 +17,7 @@ from mi_ray.attacks.base import Begun, logits_loss
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
-from mi_ray.engine import GRAPH, Passes, activation_bytes, lanes_within, side_by_side
+from mi_ray.engine import GRAPH, Passes, activation_bytes, exact_arithmetic, lanes_within, side_by_side
 from mi_ray.estimate import distinct_and_requested, rows_of, together
 from mi_ray.evaluate import attack_outputs
 from mi_ray.precision import BOTH, CHECKED, comparisons, decide, decision_path, decisions, has_bf16
@@ -535,3 +535,18 @@ def test_a_copy_of_a_classifier_counts_for_itself_and_carries_no_counts(classifi
     other = copy.deepcopy(own)
     other(torch.rand(2, 3, 8, 8))
     assert (own.passes.take()[0], other.passes.take()[0]) == (3, 2)
+
+
+def test_a_gpu_is_told_to_compute_fp32_as_fp32_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = [(torch.backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")]
+    flags += [(torch.backends.cuda.matmul, "allow_tf32")]
+    before = [getattr(*flag) for flag in flags]
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    try:
+        exact_arithmetic(CPU)
+        assert [getattr(*flag) for flag in flags] == before
+        exact_arithmetic(torch.device("cuda"))
+        assert [getattr(*flag) for flag in flags] == [False, True, False, False]
+    finally:
+        for flag, value in zip(flags, before, strict=True):
+            setattr(*flag, value)

@@ -117,15 +117,15 @@ class Claims:
 
     async def _until_idle(self, piece: str, token: int, holder: Any) -> None:
         """A trial's actor does one thing at a time: it answers once its step has ended, and never if it has died."""
-        while True:
+        idle = False
+        while not idle:
             try:
                 await holder.__ray_ready__.remote()
+                idle = True
             except ray.exceptions.ActorUnavailableError:  # not reached for the moment; it may still compute
                 await asyncio.sleep(UNREACHED)
-                continue
             except ray.exceptions.RayError:
-                pass  # it has died
-            break
+                idle = True  # it has died
         await self.release(piece, token)
 
     async def release(self, piece: str, token: int) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
 from mi_ray.cluster.attempts import fault_of
 from mi_ray.data import flip_and_crop
-from mi_ray.engine import exact_arithmetic, sent
+from mi_ray.engine import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.records import TRAINING, Store
 from mi_ray.study import load_plugins
@@ -67,7 +67,7 @@ def write_classifier(
 def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
     """A batch of uint8 images [B, C, H, W] with the training's flip and crop, as float32 in [0, 1]."""
     if training["flip"] or training["crop_padding"]:
-        u = sent(rng.random((len(images), 3), dtype=np.float32), images.device)
+        u = on_device(rng.random((len(images), 3), dtype=np.float32), images.device)
         images = flip_and_crop(images, u, training["crop_padding"], training["flip"])
     return images.float().div(255)
 
@@ -165,7 +165,7 @@ class _Run:
             cast = torch.autocast(self.device.type, torch.bfloat16)
         for step, chosen in batches(seed, self.epoch, total, size, self.rank, self.world):
             rng = np.random.default_rng([seed, self.epoch, step, self.rank])
-            index = sent(chosen, images.device)
+            index = on_device(chosen, images.device)
             x = augmented(images[index], self.training, rng)
             with cast:
                 loss = objective.loss(self.model, self.plain, x, labels[index], rng)
