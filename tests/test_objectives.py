@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import mi_ray.objectives
 from mi_ray.classifiers import build_classifier
 from mi_ray.objectives import OBJECTIVES, Objective
 
@@ -99,12 +100,19 @@ def test_the_inner_attack_is_pgd_on_the_model_in_eval_mode(inner_labels: str, mo
     assert found.max() <= 1
 
 
-def test_the_inner_attack_of_a_bf16_training_is_of_bf16_and_finds_as_high_a_loss(model: Any, batch: Any) -> None:
+def test_the_inner_attack_of_a_bf16_training_is_of_bf16_and_finds_as_high_a_loss(
+    model: Any, batch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    own = mi_ray.objectives.prepared
+    monkeypatch.setattr(mi_ray.objectives, "prepared", lambda *a: made.append(own(*a)) or made[-1])
     x, y = batch
     objective: Any = _objective("adversarial")
     plain = objective.attacked(model, x, y, np.random.default_rng(5))
     with torch.autocast("cpu", torch.bfloat16):
         coarse = objective.attacked(model, x, y, np.random.default_rng(5))
+    weights = [next(frozen.network.parameters()).dtype for frozen in made]
+    assert weights == [torch.float32, torch.bfloat16]  # not cast anew at each pass
     assert coarse.dtype == torch.float32
     assert not torch.equal(plain, coarse)
     clean, *lost = (F.cross_entropy(copy.deepcopy(model).eval()(images), y).item() for images in (x, plain, coarse))
