@@ -8,17 +8,20 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from mi_ray.classifiers import build_classifier, prepared
+from mi_ray.classifiers import Precision, build_classifier, prepared
 from mi_ray.plan import Planner
-from mi_ray.precision import decisions
+from mi_ray.precision import decisions, has_bf16
 from mi_ray.records import DamagedFileError, Store
 from mi_ray.study import Study
 from mi_ray.work import AttackWork, ClassifierWork, OutputWork, Plan, merged, merged_attacks
 from mi_ray.workbench import Work, covers, kind_of
 
 MEASURE_SECONDS = 0.5
+EMULATED = (
+    "bf16: this machine's processor has no bfloat16 arithmetic and emulates it, many times slower than fp32. Set fp32 for "
+    "trainings; precision: auto takes it by itself"
+)
 Pair = tuple[int, int]  # forward and backward passes
 
 
@@ -154,16 +157,24 @@ def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:
 
 def estimate(study: Study, store: Store | None) -> Estimate:
     """The cost of a study. A search's trials are named, not counted: what they need is known once they are proposed."""
-    study = study.decided(decisions(store, study))
+    decided = decisions(store, study)
+    emulated = study.planner.facts.device == "cpu" and not has_bf16(torch.device("cpu"))
+    expected: dict[str, Precision] = {work.key: "fp32" for work in study.planner.classifiers if emulated}
+    study = study.decided(expected | decided)
     plan = study.plan()
     rows = rows_of(study, plan, store)
     lines = [requested_line(plan, study.planner.cost(plan), study.sweep.points.count)]
     if study.sweep.search is not None:
         lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
     if study.sweep.precision == "auto":
-        open_ = [w.entry.name for w in plan.classifiers if w.key not in study.planner.facts.decided]
+        open_ = [w.entry.name for w in plan.classifiers if w.key not in decided]
         if open_:
-            lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as bf16")
+            lines.append(
+                f"precision: auto has not decided on {', '.join(open_)} yet; planned as {'fp32' if emulated else 'bf16'}"
+            )
+    trained = {work.entry.training.precision for work in plan.classifiers if work.objective}
+    if emulated and "bf16" in {study.sweep.precision, *trained}:
+        lines.append(EMULATED)
     lines.append(_time_line(study, plan, rows))
     return Estimate(rows, lines)
 
@@ -210,21 +221,28 @@ def _rate(step: Callable[[], Any], images: int) -> float:
 
 
 def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
-    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`."""
+    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
+
+    In the precisions of the study; in fp32 where the study is for GPUs and this machine would emulate the other.
+    """
     device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    stands_in = device.type != study.planner.facts.device and not has_bf16(device)
+    precision = "fp32" if stands_in else study.planner.precision_of(work.key)
+    coarse = work.entry.training.precision == "bf16" and not stands_in
     height, width = study.planner.facts.side
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         plain = build_classifier(work.description).to(device)
-        fast = prepared(plain, device, study.planner.precision_of(work.key))
+        fast = prepared(plain, device, precision)
         chunk = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)
         batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
 
-        def gradient(model: torch.nn.Module) -> Tensor:
-            loss = F.cross_entropy(model(batch), torch.zeros(len(batch), dtype=torch.int64, device=device))
+        def gradient(model: torch.nn.Module) -> None:
+            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=coarse and model is plain):
+                loss = F.cross_entropy(model(batch), labels)
             loss.backward()
-            return loss
 
         with torch.no_grad():
             forward = _rate(lambda: fast(chunk), len(chunk))
@@ -234,8 +252,27 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
         torch.set_num_threads(before)
 
 
+def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
+    """The rates of each; networks that differ in their weights alone are measured once."""
+    found: dict[str, dict[str, float]] = {}
+    alike = [
+        repr(
+            (
+                work.description,
+                work.objective is None,
+                work.entry.training.precision,
+                study.planner.precision_of(work.key),
+            )
+        )
+        for work in works
+    ]
+    for kind, work in zip(alike, works, strict=True):
+        found[kind] = found.get(kind) or rates(study, work)
+    return [found[kind] for kind in alike]
+
+
 def _time_line(study: Study, plan: Plan, rows: Sequence[Row]) -> str:
-    measured = [rates(study, work) for work in plan.classifiers]
+    measured = _measured(study, plan.classifiers)
     mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
     training, *others = rows
     seconds = sum(

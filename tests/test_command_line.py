@@ -374,6 +374,38 @@ def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatc
     assert "a search of 7 settings on each classifier" in out
 
 
+@pytest.mark.parametrize("arithmetic", [True, False])
+def test_plan_tells_of_bf16_on_a_processor_that_emulates_it(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: bool
+) -> None:
+    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.estimate, "has_bf16", lambda device: arithmetic)
+    told = mi_ray.estimate.EMULATED.split(".")[0]
+    outs = {
+        asked: " ".join(run("plan", save(tmp_path), "--set", asked)[1].split())
+        for asked in ("precision=fp32", "precision=auto", "precision=bf16", "classifiers.0.training.precision=bf16")
+    }
+    emulated = {asked for asked, out in outs.items() if told in out}
+    assert emulated == (set() if arithmetic else {asked for asked in outs if "bf16" in asked})
+    assert f"planned as {'bf16' if arithmetic else 'fp32'}" in outs["precision=auto"]
+
+
+def test_networks_that_differ_in_weights_alone_are_timed_once(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+    monkeypatch.setattr(
+        mi_ray.estimate,
+        "rates",
+        lambda study, work: timed.append(work.entry.name) or {"forward": 10.0, "gradient": 10.0, "train": 10.0},
+    )
+    one = {"architecture": {"cnn_small": {"width": 4}}, "training": {"epochs": 1}}
+    other = {**one, "architecture": {"cnn_small": {"width": 5}}}
+    file = save(tmp_path, classifiers=[{"name": "a", **one}, {"name": "b", "seed": 1, **one}, {"name": "c", **other}])
+    assert run("plan", file)[0] == 0
+    assert timed == ["a", "c"]
+
+
 def test_list_names_every_registered_method_with_its_parameters(run: Run) -> None:
     from mi_ray.data import SOURCES
     from mi_ray.study import METHODS
