@@ -1,5 +1,6 @@
 """Where running work tells the driver how far it is. Nothing depends on it: what it forgets is only not shown."""
 
+import asyncio
 import contextlib
 from typing import Any
 
@@ -15,6 +16,8 @@ class Board:
         self._images: dict[str, int] = {}
         self._news: list[tuple[str, dict[str, Any]]] = []
         self._stopped: dict[str, str] = {}
+        self._come: dict[str, int] = {}
+        self._complete: dict[str, asyncio.Event] = {}
 
     def report(self, key: str, images: int) -> None:
         """A classifier has gone through that many images, over all epochs."""
@@ -31,6 +34,16 @@ class Board:
     def why(self, key: str) -> str | None:
         """Why a training stopped by itself, once."""
         return self._stopped.pop(key, None)
+
+    async def await_all(self, run: str, count: int, seconds: float) -> None:
+        """Return once that many have asked for this run, or after these seconds: then nobody waits any longer."""
+        self._come[run] = self._come.get(run, 0) + 1
+        complete = self._complete.setdefault(run, asyncio.Event())
+        if self._come[run] >= count:
+            complete.set()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(complete.wait(), seconds)
+        complete.set()
 
     def read(self) -> tuple[int, list[tuple[str, dict[str, Any]]]]:
         """Images so far, over all classifiers, and what is new since it was last read."""

@@ -20,7 +20,8 @@ def prepare_environment(*, local: bool) -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else each report of an epoch takes 2 s
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not end as a normal return
     if local:
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", "4")  # a cluster's autoscaler must see the queue
+        # As many as begin together; a cluster's autoscaler must see the queue.
+        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(4, os.cpu_count() or 1)))
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -1,5 +1,6 @@
 """A study from end to end: train, attack, evaluate, derive the rows, write what the study says about them."""
 
+import os
 import time
 from collections.abc import Container, Iterator, Sequence
 from contextlib import contextmanager
@@ -131,6 +132,27 @@ class Runner:
     def cpus(self) -> float:
         """How many CPUs may be asked for at once: this machine's, or more than any cluster that grows on demand has."""
         return float(ray.cluster_resources().get("CPU", 0)) if self.address is None else MANY
+
+    def _together(self, resolve: Any, at_once: int) -> int:
+        """How many trials begin at the same time: what fits on the nodes that are up and Tune asks for at once."""
+        search = self.sweep.search
+        waiting = len(resolve.trials) if search is None else min(search.trials, search.round)
+        if search is not None and self.address is not None:
+            return 1  # Tune asks a searcher for one setting after another; locally see `prepare_environment`
+        asked = os.environ.get("TUNE_MAX_PENDING_TRIALS_PG", "")
+        size = self.sweep.resources.block
+        fit = sum(
+            int(
+                min(
+                    node["Resources"].get(what, 0) / need
+                    for what, need in (("CPU", size.cpus), ("GPU", size.gpus))
+                    if need
+                )
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        )
+        return min(at_once, waiting, fit, int(asked) if asked.isdigit() else fit)
 
     def train(self) -> None:
         """Bring every classifier that is not in the store into it."""
@@ -372,6 +394,7 @@ class Runner:
             job = trials.Job(
                 [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, claims,
                 self.sweep.name, {work.key: work.entry.name for work in self.planner.classifiers},
+                [self.told], self._together(resolve, at_once), name,
             )  # fmt: skip
             ended, passes = list[tuple[Any, Exception | None]](), (0, 0)
             try:

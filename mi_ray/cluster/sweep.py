@@ -1,7 +1,9 @@
 """Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
 
 import asyncio
+import contextlib
 import itertools
+import logging
 import os
 import re
 import tempfile
@@ -61,6 +63,7 @@ class Job:
 
     claims: the `Claims` actor, in a list, where trials may need the same piece of work.
     names: classifier key -> its name in the sweep.
+    board: in a list. together: how many trials begin at the same time, as a run of that name (see `SettingTrainable`).
     """
 
     reference: list[Any]
@@ -72,6 +75,9 @@ class Job:
     claims: list[Any] | None = None
     study: str = ""
     names: Mapping[str, str] = field(default_factory=dict)
+    board: list[Any] | None = None
+    together: int = 1
+    run: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,6 +95,7 @@ class TrialNames:
         return re.sub(r"[^\w.=+-]+", "_", f"{said} {running.trial_id}")
 
 
+TOGETHER = 30.0  # seconds that an actor waits for the others of its run
 UNREACHED = 1.0  # seconds until a trial's actor that could not be reached is asked again
 
 
@@ -154,6 +161,9 @@ class SettingTrainable(tune.Trainable):
     """Evaluates one setting: a step computes the missing blocks of one range of points and reports the accuracy so far.
 
     What is stored is not computed again, so a trial that Tune runs twice costs nothing the second time.
+
+    The actors begin together. When a trial ends, Tune gives its actor to a trial whose own is still starting, and stops
+    that one: an actor that starts, which takes seconds, while others go through short trials would never be used.
     """
 
     def setup(self, config: dict[str, Any], job: Job) -> None:
@@ -161,6 +171,9 @@ class SettingTrainable(tune.Trainable):
         load_plugins(job.plugins)
         self._bench = workbench(job.reference[0], job.engine)
         self._start(config)
+        if job.board is not None and job.together > 1:
+            with contextlib.suppress(ray.exceptions.RayError):  # it is only slower
+                ray.get(job.board[0].await_all.remote(job.run, job.together, TOGETHER), timeout=2 * TOGETHER)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         self._start(new_config)
@@ -457,6 +470,9 @@ def run_trials(
     trainable = tune.with_resources(tune.with_parameters(SettingTrainable, job=job), {"cpu": cpus, "gpu": gpus})
     trainable.__name__ = trainable.__qualname__ = SettingTrainable.__name__  # what Ray's dashboard and `ps` show
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", "60")  # its snapshots are not what resumes a study
+    # What its own loggers write for each setting would lie in the scratch folder, and nobody reads it; nor shall it be missed.
+    os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
+    logging.getLogger("ray.tune.analysis.experiment_analysis").setLevel(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="mi-ray-tune-") as scratch:
         results = tune.Tuner(
             trainable,
