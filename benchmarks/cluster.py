@@ -15,6 +15,7 @@ import numpy as np
 import yaml
 
 from benchmarks.measure import CORES, Row, Runner
+from benchmarks.sides import FAST
 from mi_ray.config import Sweep
 from mi_ray.data import Digits
 from mi_ray.records import TRAINING, Store
@@ -29,7 +30,7 @@ LARGE: dict[str, Any] = {"mi_resnet50": {}}  # 4,752,586
 def _classifier(
     name: str, architecture: Any, epochs: int = 1, objective: Any = "erm", **training: Any
 ) -> dict[str, Any]:
-    options = {"epochs": epochs, "batch_size": 64, "lr": 0.02, "flip": False, "precision": "bf16", **training}
+    options = {"epochs": epochs, "batch_size": 64, "lr": 0.02, "flip": False, "precision": FAST, **training}
     return {"name": name, "architecture": architecture, "objective": objective, "training": options}
 
 
@@ -122,7 +123,7 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
         study = _study(
             "tune", [_classifier("small", SMALL, 5)], points={"count": 50}, executions=[5],
             defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
-            resources={"trials_at_once": at_once, "block": {"cpus": 1, "points": 50}}, precision="bf16",
+            resources={"trials_at_once": at_once, "block": {"cpus": 1, "points": 50}}, precision=FAST,
         )  # fmt: skip
         _put(small, folder / f"tune-{at_once}")
         with _watched() as seen:
@@ -170,7 +171,7 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
     count, found = (400 if quick else 500), {}
     for cores in (1, CORES):
         study = _study(
-            f"workers-{cores}", [_classifier("small", SMALL, 5)], points={"count": count}, seed=1, precision="bf16",
+            f"workers-{cores}", [_classifier("small", SMALL, 5)], points={"count": count}, seed=1, precision=FAST,
             attacks=[{"pgd": {"steps": [20]}, "epsilon": "4/255"}],
             # A worker that asks for more than half of the machine is alone on it.
             resources={"block": {"cpus": 1 if cores > 1 else CORES - 0.5, "points": 50}},

@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks import cluster, plans
 from benchmarks.measure import CORES, Row, Runner, measure
-from benchmarks.sides import median
+from benchmarks.sides import FAST, median
 
 EPSILONS = (2 / 255, 4 / 255, 8 / 255)
 KEPT = Path("build/benchmarks")  # the trained networks, which a second run finds there
@@ -81,7 +81,7 @@ def executions(classifier: str, count: int, turns: int) -> list[Row]:
     """MI-OL with N = 30 against a loop over points and executions, in both precisions."""
     rows = []
     loop = Runner("LoopMiOl", classifier)
-    for precision, target in (("bf16", 3.0), ("fp32", 1.6)):
+    for precision, target in {FAST: 3.0, "fp32": 1.6}.items():
         ours = Runner("OurMiOl", classifier, workers=CORES, threads=1, precision=precision)
         name = f"MI-OL, N = 30, {precision}"
         rows.append(

@@ -24,12 +24,14 @@ from mi_ray.data import Digits, to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier
 from mi_ray.engine import keep_memory
 from mi_ray.evaluate import attack_outputs, component_outputs
+from mi_ray.precision import has_bf16
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
 
 BATCH = 50
 CPU = torch.device("cpu")
+FAST = "bf16" if has_bf16(CPU) else "fp32"  # what `precision: auto` may take here
 
 
 class Side:
@@ -62,7 +64,7 @@ class Side:
 class Ours(Side):
     """mi_ray's engine as its workers use it."""
 
-    def __init__(self, classifier: str, part: tuple[int, int], threads: int, precision: str = "bf16") -> None:
+    def __init__(self, classifier: str, part: tuple[int, int], threads: int, precision: str = FAST) -> None:
         super().__init__(classifier, part, 1)
         keep_memory()
         self.fast = prepared(self.f, CPU, precision)  # type: ignore[arg-type]
@@ -81,7 +83,7 @@ class OurPgd(Ours):
 
 
 class BarePgd(Ours):
-    """The limit: the loop itself on the folded, channels_last, bfloat16 network, and nothing else."""
+    """The limit: the loop itself on the folded, channels_last network in the faster precision, and nothing else."""
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         out = []
@@ -295,7 +297,7 @@ class BareTraining(Side):
         for _ in range(images // batch):
             index = torch.from_numpy(rng.permutation(len(labels))[:batch])
             x, y = _crop_and_flip(pixels[index].float().div(255), rng), labels[index]
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=FAST == "bf16"):
                 loss = F.cross_entropy(model(x), y) if objective == "erm" else self.interpolated(model, x, y, rng)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
