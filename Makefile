@@ -37,8 +37,9 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# A file at a time on each core: most tests use one. In order, since those that start Ray and take longest come early.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # What takes minutes: trainings killed in mid-epoch, settings that die in all ways, a study on S3, a study damaged all over.
 test-long: .venv/installed-test

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pkgutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import wraps
@@ -142,10 +143,11 @@ def linear() -> Callable[..., nn.Module]:
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished study of tests/test_cluster.py; tests that change it work on a copy."""
-    from test_cluster import TINY, run
+    from test_cluster import TINY, command
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = run(folder, TINY)
+    logged = [*command(folder, TINY), "--log", str(folder / "run.jsonl")]
+    done = subprocess.run(logged, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

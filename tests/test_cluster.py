@@ -4,6 +4,7 @@ Starting Ray takes longer than most of these studies: what is not stopped in the
 """
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -121,6 +122,13 @@ def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
     for way in ("forward", "backward"):
         for what, passes in counted(undisturbed, way=way).items():
             assert passes == manifest["planned"].get(what, 0), what
+
+
+def test_trials_begin_together_one_on_each_core(undisturbed: Path) -> None:
+    events = [json.loads(line) for line in (undisturbed / "run.jsonl").read_text().splitlines()]
+    happened = [each["event"] for each in events if each["event"].startswith("trial ")]
+    settings = happened.count("trial done")
+    assert happened[: happened.index("trial step")].count("trial begun") == min(settings, os.cpu_count() or 1)
 
 
 def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturbed: Path) -> None:

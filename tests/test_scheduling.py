@@ -3,6 +3,7 @@
 What is real and what is simulated: tests/simulated.py. Ray itself is used in tests/test_faults.py.
 """
 
+import asyncio
 import io
 import json
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from test_workbench import Tiny, stages, tiny
 
 from mi_ray.cluster.attempts import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.blocks import Item, run_blocks
+from mi_ray.cluster.board import Board
 from mi_ray.events import about, event, written_to
 from mi_ray.progress import Stage
 
@@ -184,3 +186,18 @@ def test_given_up_work_says_that_the_same_command_goes_on(some: list[Item]) -> N
     failures = run(some, SimulatedCluster(1, 0, {0: Trouble(kills=1000)}))
     assert isinstance(failures[0], GivenUpError)
     assert "same command" in str(failures[0])
+
+
+def test_actors_of_a_run_wait_for_one_another_and_no_longer_once_one_is_late() -> None:
+    async def begin() -> None:
+        board = Board.__ray_metadata__.modified_class()
+        first = asyncio.create_task(board.await_all("grid", 2, 60.0))
+        await asyncio.sleep(0.01)
+        assert not first.done()
+        await board.await_all("other grid", 1, 60.0)
+        assert not first.done()
+        await asyncio.gather(first, board.await_all("grid", 2, 60.0))
+        await board.await_all("late", 3, 0.01)
+        await board.await_all("late", 3, 60.0)
+
+    asyncio.run(asyncio.wait_for(begin(), 20))
