@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import signal, stats
+import scipy  # its parts are imported where they are used first: a worker needs none of them
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -81,7 +81,7 @@ def _mean_over_points(values: npt.NDArray[Any], most: float) -> Accuracy:
 
 def _wilson(mean: float, points: int) -> tuple[float, float]:
     """Wilson's interval of a share of points; the share may be a mean survival, which varies less than it assumes."""
-    z = float(stats.norm.ppf((1 + CONFIDENCE) / 2))
+    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
     centre, weight = (mean + z * z / (2 * points)), 1 + z * z / points
     half = z * math.sqrt(mean * (1 - mean) / points + z * z / (4 * points * points))
     return max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight)
@@ -248,13 +248,13 @@ def paired_test(
 
 
 def _binomial_p(higher: int, different: int, side: Any) -> float:
-    return float(stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
+    return float(scipy.stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
 
 
 def _adjusted_wald(higher: int, lower: int, points: int) -> tuple[float, float]:
     """Bonett and Price's interval of a difference of paired proportions: Wald's with one point more on each side."""
     up, down = (higher + 1) / (points + 2), (lower + 1) / (points + 2)
-    half = float(stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (points + 2))
+    half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (points + 2))
     return max(-1.0, up - down - half), min(1.0, up - down + half)
 
 
@@ -276,8 +276,8 @@ def _with_flips(chance: Floats, size: int, times: int) -> Floats:
     length = len(chance) + size * times
     # Sums that differ by a multiple of the size stand in one column, so that adding is a short convolution down it.
     columns = np.pad(chance, (0, -len(chance) % size)).reshape(-1, size)
-    binomial = stats.binom.pmf(np.arange(times + 1), times, 0.5)[:, None]
-    added: Floats = signal.convolve(columns, binomial, method="direct").ravel()[:length]
+    binomial = scipy.stats.binom.pmf(np.arange(times + 1), times, 0.5)[:, None]
+    added: Floats = scipy.signal.convolve(columns, binomial, method="direct").ravel()[:length]
     return added
 
 
@@ -309,7 +309,7 @@ def spread(values: npt.ArrayLike) -> Spread:
     if len(found) < 2:
         raise ValueError(f"a spread needs at least two values, one a training seed; got {len(found)}")
     mean, deviation = float(found.mean()), float(found.std(ddof=1))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * deviation / math.sqrt(len(found))
+    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * deviation / math.sqrt(len(found))
     return Spread(len(found), mean, deviation, float(found.min()), float(found.max()), mean - half, mean + half)
 
 

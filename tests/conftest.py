@@ -4,6 +4,7 @@ import importlib.util
 import pkgutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
@@ -142,13 +143,22 @@ def linear() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of tests/test_cluster.py; tests that change it work on a copy."""
-    from test_cluster import TINY, command
+    """A finished study of tests/test_cluster.py; tests that change it work on a copy.
+
+    Modules named as packages that are imported late lay in the folder meanwhile.
+    """
+    from test_cluster import LATE, TINY, command
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    logged = [*command(folder, TINY), "--log", str(folder / "run.jsonl")]
+    hostile = [folder / f"{name}.py" for name in LATE]
+    for file in hostile:
+        file.write_text(f"import os\nos.makedirs({str(folder / 'hostile')!r}, exist_ok=True)\n")
+    script = Path(sysconfig.get_path("scripts")) / "mi-ray"  # `python -m` would look into the current folder itself
+    logged = [script, *command(folder, TINY)[3:], "--log", str(folder / "run.jsonl")]
     done = subprocess.run(logged, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stdout + done.stderr
+    for file in hostile:
+        file.unlink()
     return folder
 
 

@@ -28,6 +28,7 @@ FAST = "bf16" if has_bf16(torch.device("cpu")) else "fp32"
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
 
+LATE = ("torch", "torchvision", "optuna", "sklearn", "safetensors", "matplotlib", "scipy")
 TINY: dict[str, Any] = {
     "name": "tiny",
     "dataset": "digits",
@@ -122,6 +123,11 @@ def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
     for way in ("forward", "backward"):
         for what, passes in counted(undisturbed, way=way).items():
             assert passes == manifest["planned"].get(what, 0), what
+
+
+def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_its_workers(undisturbed: Path) -> None:
+    assert not (undisturbed / "hostile").exists()
+    assert not list(undisturbed.rglob("__pycache__"))
 
 
 def test_trials_begin_together_one_on_each_core(undisturbed: Path) -> None:

@@ -6,8 +6,6 @@ import os
 import pickle
 import re
 import stat
-import subprocess
-import sysconfig
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -347,30 +345,6 @@ def test_a_file_may_not_have_a_download_written_elsewhere_but_a_person_may(key: 
     assert load_sweep(file, overrides=[f"{key}.cifar10.root={root}"])
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": root}}}))  # it only reads there
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": "data/a", "download": True}}}))
-
-
-HOSTILE_MODULE = f"import os\nos.makedirs(os.environ['HOSTILE'], exist_ok=True)  # {MARK}\n"
-
-
-@pytest.mark.ray
-def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_its_workers(tmp_path: Path) -> None:
-    """Names of installed packages that are imported late, in the current folder and beside the sweep file."""
-    traces = tmp_path / "traces"
-    for folder in (Path.cwd(), tmp_path / "study"):
-        folder.mkdir(exist_ok=True)
-        for name in ("torch", "torchvision", "optuna", "sklearn", "safetensors", "matplotlib"):
-            (folder / f"{name}.py").write_text(HOSTILE_MODULE)
-    training = {"epochs": 1, "batch_size": 64, "lr": 0.05, "flip": False}
-    entry = {"name": "c", "architecture": {"cnn_small": {"width": 4}}, "training": training}
-    file = sweep_file(classifiers=[entry], points={"count": 10}, checks="cheap", figures=["frontier_table"])
-    file = file.rename(tmp_path / "study" / file.name)
-    script = Path(sysconfig.get_path("scripts")) / "mi-ray"
-    done = subprocess.run(
-        [script, "sweep", str(file), "--out", str(tmp_path / "results")],
-        env={**os.environ, "HOSTILE": str(traces)}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not traces.exists()
 
 
 def test_a_study_of_another_store_is_not_read_by_a_path() -> None:

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
+import scipy
 import torch
-from scipy.special import betaincinv
 from torch import Tensor
 
 from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform
@@ -20,7 +20,7 @@ def _mix(x: Tensor, other: Tensor, lam: float | Distribution, draws: Draws) -> T
         return lam * x + (1 - lam) * other
     unit = draws.uniform(1)[..., 0]
     if lam.name == "beta":
-        unit = torch.from_numpy(betaincinv(lam.a, lam.b, unit.cpu().double().numpy())).to(unit)
+        unit = torch.from_numpy(scipy.special.betaincinv(lam.a, lam.b, unit.cpu().double().numpy())).to(unit)
     else:
         unit = lam.a + (lam.b - lam.a) * unit
     drawn = unit[..., None, None, None]
