@@ -106,6 +106,7 @@ def transforms(classifier: str, count: int, turns: int) -> list[Row]:
     """Random rotation, pad and resize against torchvision on PIL images; and as a share of the passes that they feed."""
     ours, theirs = (Runner(kind, classifier, threads=1) for kind in ("OurTransforms", "PilTransforms"))
     forward, draws = (Runner(kind, classifier, threads=1) for kind in ("OurForward", "OurDraws"))
+    passes = [forward(count, 30)[0] for _ in range(turns + 1)][1:]
     rows = []
 
     def close_means(a: np.ndarray, b: np.ndarray) -> tuple[str, bool]:
@@ -118,10 +119,8 @@ def transforms(classifier: str, count: int, turns: int) -> list[Row]:
                 f"{name}, N = 30", "PIL, one by one", 4.0, ours, theirs, arguments, 30 * count, "images/s", close_means
             )
         )
-        passes = [forward(count, 30)[0] for _ in range(turns)]
         spent = [ours(name, count, 30)[0] for _ in range(turns)]
         rows.append(_share(f"{name}: time", 0.10, spent, passes))
-    passes = [forward(count, 30)[0] for _ in range(turns)]
     rows.append(_share("keyed normals: time", 0.05, [draws(count, 30)[0] for _ in range(turns)], passes))
     for side in (ours, theirs, forward, draws):
         side.close()
