@@ -167,11 +167,10 @@ def estimate(study: Study, store: Store | None) -> Estimate:
     if study.sweep.search is not None:
         lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
     if study.sweep.precision == "auto":
-        open_ = [w.entry.name for w in plan.classifiers if w.key not in decided]
+        open_ = {w.entry.name: study.planner.precision_of(w.key) for w in plan.classifiers if w.key not in decided}
         if open_:
-            lines.append(
-                f"precision: auto has not decided on {', '.join(open_)} yet; planned as {'fp32' if emulated else 'bf16'}"
-            )
+            planned = " and ".join(sorted(set(open_.values())))
+            lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as {planned}")
     trained = {work.entry.training.precision for work in plan.classifiers if work.objective}
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
@@ -255,17 +254,8 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
 def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
     """The rates of each; networks that differ in their weights alone are measured once."""
     found: dict[str, dict[str, float]] = {}
-    alike = [
-        repr(
-            (
-                work.description,
-                work.objective is None,
-                work.entry.training.precision,
-                study.planner.precision_of(work.key),
-            )
-        )
-        for work in works
-    ]
+    planned = study.planner.precision_of
+    alike = [repr((w.description, w.objective is None, w.entry.training.precision, planned(w.key))) for w in works]
     for kind, work in zip(alike, works, strict=True):
         found[kind] = found.get(kind) or rates(study, work)
     return [found[kind] for kind in alike]

@@ -406,6 +406,26 @@ def test_networks_that_differ_in_weights_alone_are_timed_once(
     assert timed == ["a", "c"]
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it is about a machine without a GPU")
+def test_a_study_for_gpus_is_timed_in_fp32_on_a_processor_that_emulates_bf16(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed: list[str] = []
+    prepared = mi_ray.estimate.prepared
+
+    def seen(plain: Any, device: Any, precision: Any) -> Any:
+        timed.append(precision)
+        return prepared(plain, device, precision)
+
+    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.estimate, "prepared", seen)
+    file = save(tmp_path, precision="bf16", resources={"block": {"gpus": 1}})
+    for arithmetic in (True, False):
+        monkeypatch.setattr(mi_ray.estimate, "has_bf16", lambda device, has=arithmetic: has)
+        assert run("plan", file)[0] == 0
+    assert timed == ["bf16", "fp32"]
+
+
 def test_list_names_every_registered_method_with_its_parameters(run: Run) -> None:
     from mi_ray.data import SOURCES
     from mi_ray.study import METHODS

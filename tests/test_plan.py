@@ -476,6 +476,13 @@ def test_what_a_reader_needs_imports_neither_torch_nor_ray(module: str) -> None:
     assert found.stdout.strip() == "[]"
 
 
+def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None:
+    unneeded = {"scipy.stats", "scipy.signal", "scipy.special", "sklearn", "matplotlib", "optuna"}
+    code = f"import sys, mi_ray.cluster.blocks; print(sorted({unneeded} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_the_fingerprint_follows_sweep_code_and_data_files(tmp_path: Any) -> None:
     code, data = tmp_path / "code.py", tmp_path / "data.npz"
     code.write_text("a")

@@ -8,6 +8,7 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from test_workbench import Tiny, stages, tiny
 from mi_ray.cluster.attempts import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.blocks import Item, run_blocks
 from mi_ray.cluster.board import Board
+from mi_ray.cluster.study import Runner
+from mi_ray.cluster.sweep import Job, SettingTrainable
 from mi_ray.events import about, event, written_to
 from mi_ray.progress import Stage
 
@@ -201,3 +204,45 @@ def test_actors_of_a_run_wait_for_one_another_and_no_longer_once_one_is_late() -
         await board.await_all("late", 3, 60.0)
 
     asyncio.run(asyncio.wait_for(begin(), 20))
+
+
+@pytest.mark.parametrize(("together", "waits"), [(1, []), (3, [("sweep", 3)])])
+def test_an_actor_is_ready_once_those_that_begin_with_it_are(
+    monkeypatch: pytest.MonkeyPatch, together: int, waits: list[tuple[str, int]]
+) -> None:
+    waited: list[tuple[str, int]] = []
+    board = SimpleNamespace(await_all=SimpleNamespace(remote=lambda run, count, seconds: waited.append((run, count))))
+    monkeypatch.setattr("mi_ray.cluster.sweep.workbench", lambda *given: None)
+    monkeypatch.setattr("mi_ray.cluster.sweep.ray.get", lambda reference, timeout: reference)
+    monkeypatch.setattr(SettingTrainable, "_start", lambda self, config: None)
+    job: Any = Job([None], [], None, 50, (0, 1), lambda config: None, board=[board], together=together, run="sweep")  # type: ignore[arg-type, return-value]
+    SettingTrainable.setup(SettingTrainable.__new__(SettingTrainable), {}, job)
+    assert waited == waits
+
+
+NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "at_once", "trials", "asked", "together"),
+    [
+        (1, 0, 99, 99, "", 8), (2, 0, 99, 99, "", 3), (1, 0.25, 99, 99, "", 4), (1, 0, 3, 99, "", 3),
+        (1, 0, 99, 2, "", 2), (1, 0, 99, 99, "4", 4),
+    ],
+)  # fmt: skip
+def test_as_many_trials_begin_together_as_fit_on_the_nodes_and_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, at_once: int, trials: int, asked: str, together: int
+) -> None:
+    nodes = [{"Alive": True, "Resources": node} for node in NODES] + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr("mi_ray.cluster.study.ray.nodes", lambda: nodes)
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", asked)
+    block = SimpleNamespace(cpus=cpus, gpus=gpus)
+    sweep = SimpleNamespace(search=None, resources=SimpleNamespace(block=block))
+    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
+    assert Runner._together(runner, SimpleNamespace(trials=range(trials)), at_once) == together
+
+
+def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
+    sweep = SimpleNamespace(search=SimpleNamespace(trials=9, round=3))
+    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
+    assert Runner._together(runner, None, 8) == 1

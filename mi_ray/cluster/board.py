@@ -1,4 +1,4 @@
-"""Where running work tells the driver how far it is. Nothing depends on it: what it forgets is only not shown."""
+"""Where running work tells the driver how far it is, and trials meet. No result depends on it: what it forgets is not shown."""
 
 import asyncio
 import contextlib

@@ -141,17 +141,9 @@ class Runner:
             return 1  # Tune asks a searcher for one setting after another; locally see `prepare_environment`
         asked = os.environ.get("TUNE_MAX_PENDING_TRIALS_PG", "")
         size = self.sweep.resources.block
-        fit = sum(
-            int(
-                min(
-                    node["Resources"].get(what, 0) / need
-                    for what, need in (("CPU", size.cpus), ("GPU", size.gpus))
-                    if need
-                )
-            )
-            for node in ray.nodes()
-            if node["Alive"]
-        )
+        needs = {what: need for what, need in (("CPU", size.cpus), ("GPU", size.gpus)) if need}
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        fit = sum(int(min(node.get(what, 0) / need for what, need in needs.items())) for node in nodes)
         return min(at_once, waiting, fit, int(asked) if asked.isdigit() else fit)
 
     def train(self) -> None:

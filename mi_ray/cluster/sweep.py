@@ -167,6 +167,7 @@ class SettingTrainable(tune.Trainable):
     """
 
     def setup(self, config: dict[str, Any], job: Job) -> None:
+        """Unpack the study's data, then wait for the actors that begin with this one."""
         self._job = job
         load_plugins(job.plugins)
         self._bench = workbench(job.reference[0], job.engine)
@@ -176,6 +177,7 @@ class SettingTrainable(tune.Trainable):
                 ray.get(job.board[0].await_all.remote(job.run, job.together, TOGETHER), timeout=2 * TOGETHER)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Go on with another setting."""
         self._start(new_config)
         return True
 
