@@ -15,6 +15,7 @@ from typing import Any
 # Read when Ray is imported: its nodes then find each other on 127.0.0.1 (see mi_ray/cluster/connect.py).
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "4")
+os.environ.setdefault("RAY_worker_niceness", "0")  # else the tests beside them leave Ray's workers hardly any time
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 CURRENT = Path("/tmp/ray/ray_current_cluster")  # where Ray notes what `auto` means

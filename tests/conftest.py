@@ -1,7 +1,5 @@
-"""Shape checks for the whole package while tests run, one torch thread, and small shared fixtures."""
+"""Shape checks while tests run, one torch thread, and small shared fixtures."""
 
-import importlib.util
-import pkgutil
 import subprocess
 import sys
 import sysconfig
@@ -34,12 +32,10 @@ def checked(function: Any) -> Any:
 
 
 def _checked_modules() -> list[str]:
-    """Every module of the package but those that Ray pickles by value, which carry no shapes."""
-    spec = importlib.util.find_spec("mi_ray")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    names = [module.name for module in pkgutil.iter_modules(list(spec.submodule_search_locations))]
-    return [f"mi_ray.{name}" for name in names if name not in ("cluster", "cli")]
+    """The modules that have shapes in their signatures: checking every call of the others made planning five times slower."""
+    package = Path(__file__).parent.parent / "mi_ray"
+    having = [file.relative_to(package) for file in package.rglob("*.py") if "jaxtyping" in file.read_text()]
+    return sorted({f"mi_ray.{file.parts[0].removesuffix('.py')}" for file in having})
 
 
 import clusters  # noqa: E402, F401 - sets what Ray reads when it is first imported

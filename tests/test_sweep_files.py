@@ -1,5 +1,6 @@
 """Every sweep file that comes with the program is read, and plans wherever its data is at hand."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ CIFAR = Facts(
 
 def names(path: Path) -> str:
     return path.stem
+
+
+@cache
+def planned_whole(path: Path) -> Plan:
+    """The plan of a sweep file; read only."""
+    return planned(load_sweep(path))
 
 
 def planned(sweep: Sweep) -> Plan:
@@ -45,7 +52,7 @@ def test_a_sweep_file_is_read_and_named_after_itself(path: Path) -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_a_sweep_file_plans_cells_with_and_without_an_attack(path: Path) -> None:
-    plan = planned(load_sweep(path))
+    plan = planned_whole(path)
     assert {bool(cell.inputs.attack) for cell in plan.cells} == {True, False}
     assert plan.classifiers
     assert plan.attacks
@@ -56,7 +63,7 @@ def test_a_smoke_variant_plans_on_embedded_data_and_is_smaller(path: Path) -> No
     whole, smoke = load_sweep(path), load_sweep(path, smoke=True)
     assert smoke.name == f"{path.stem}-smoke"
     assert smoke.dataset[0] in EMBEDDED
-    assert len(planned(smoke).cells) * smoke.points.count < len(planned(whole).cells) * whole.points.count
+    assert len(planned(smoke).cells) * smoke.points.count < len(planned_whole(path).cells) * whole.points.count
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)
