@@ -421,51 +421,40 @@ def test_studies_in_one_store_cost_what_they_share_once_and_the_longest_of_their
     assert told.endswith("1.4 times fewer, 1.4 with backward passes")
 
 
-def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    from ray.exceptions import ActorUnavailableError, RayActorError
+def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:
+    from mi_ray.cluster.claims import Claims
 
-    from mi_ray.cluster import sweep
-    from mi_ray.cluster.sweep import Claims
-
-    monkeypatch.setattr(sweep, "UNREACHED", 0.01)
-
-    class Holder:
-        """A trial's actor: answers when its step has ended, or never."""
-
-        def __init__(self) -> None:
-            self.step: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self.__ray_ready__ = self
-
-        def remote(self) -> asyncio.Future[None]:
-            return self.step
+    async def at_once(taking: Any) -> None:
+        await asyncio.wait_for(taking, 5)
 
     async def story() -> None:
-        claims, (first, second, third) = Claims.__ray_metadata__.modified_class(), [Holder() for _ in range(3)]
-        token = await claims.take("a", [first])
-        await asyncio.wait_for(claims.take("b", [second]), 5)  # another piece is free
-        waiting = asyncio.create_task(claims.take("a", [second]))
-        await asyncio.sleep(0.05)
-        assert not waiting.done()
-        await claims.release("a", token)
-        await asyncio.wait_for(waiting, 5)
-        await claims.release("a", token)  # twice: what the second one holds stays its own
-        last = asyncio.create_task(claims.take("a", [third]))
-        await asyncio.sleep(0.05)
-        assert not last.done()
-        unreached, second.step = second.step, asyncio.get_running_loop().create_future()
-        unreached.set_exception(ActorUnavailableError("no answer", b"\0" * 16))
-        await asyncio.sleep(0.05)
-        assert not last.done()  # it may still compute
-        second.step.set_exception(RayActorError())  # it dies with both pieces
-        await asyncio.wait_for(last, 5)
-        await asyncio.wait_for(claims.take("b", [third]), 5)
-        first.step.set_result(None)  # released long ago: what others hold stays theirs
-        again = asyncio.create_task(claims.take("a", [first]))
-        await asyncio.sleep(0.05)
-        assert not again.done()
-        again.cancel()
+        claims = Claims.__ray_metadata__.modified_class()
+
+        async def waits(piece: str, trial: str) -> asyncio.Task[None]:
+            taking = asyncio.create_task(claims.take(piece, trial))
+            await asyncio.sleep(0.05)
+            assert not taking.done()
+            return taking
+
+        await at_once(claims.take("a", "first"))
+        await at_once(claims.take("b", "second"))  # another piece is free
+        waiting = await waits("a", "second")
+        await claims.release("a", "first")
+        await at_once(waiting)
+        await claims.release("a", "first")  # twice: what the second one holds stays its own
+        await claims.ended("first")  # so it does when who held it before ends
+        last = await waits("a", "third")
+        await claims.ended("second")  # it dies with both pieces
+        await at_once(last)
+        await at_once(claims.take("b", "third"))
+        dies, again = await waits("b", "fourth"), await waits("a", "fourth")
+        await claims.ended("fourth")  # it dies while it waits
+        await claims.release("b", "third")
+        await at_once(dies)
+        await at_once(claims.take("b", "fourth"))  # begun again
+        await claims.ended("third")
+        await at_once(again)
+        await at_once(claims.take("a", "fifth"))
 
     asyncio.run(story())
 

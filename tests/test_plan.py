@@ -483,6 +483,13 @@ def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["board", "claims"])
+def test_what_trials_wait_for_starts_without_torch_and_ray_tune(module: str) -> None:
+    code = f"import sys, mi_ray.cluster.{module}; print(sorted({{'torch', 'ray.tune', 'pandas'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
 def test_the_fingerprint_follows_sweep_code_and_data_files(tmp_path: Any) -> None:
     code, data = tmp_path / "code.py", tmp_path / "data.npz"
     code.write_text("a")

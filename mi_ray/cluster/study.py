@@ -17,7 +17,8 @@ from mi_ray.classifiers import read_weights
 from mi_ray.cluster import sweep as trials
 from mi_ray.cluster.attempts import Attempts, fault_of, given_up, innermost
 from mi_ray.cluster.blocks import RayCluster, decide_precision, engine_of, run_blocks
-from mi_ray.cluster.board import board, here, read
+from mi_ray.cluster.board import board, read
+from mi_ray.cluster.claims import claims
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.train import finished, fit, take_own
 from mi_ray.cluster.watch import Watch
@@ -382,9 +383,9 @@ class Runner:
             selection = self.sweep.points.selection
             part = (0, selection) if search is not None else (selection, self.sweep.points.count)
             # A grid's trials have no work in common; settings that a search proposes may.
-            claims = None if search is None else [trials.Claims.options(scheduling_strategy=here()).remote()]  # type: ignore[attr-defined]
+            held = None if search is None else [claims()]
             job = trials.Job(
-                [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, claims,
+                [self.reference()], self.sweep.plugins, engine_of(size), size.points, part, resolve, held,
                 self.sweep.name, {work.key: work.entry.name for work in self.planner.classifiers},
                 [self.told], self._together(resolve, at_once), name,
             )  # fmt: skip

@@ -1,8 +1,6 @@
 """Defense settings as Ray Tune trials, one block of points a step; Optuna proposes them where a sweep asks for a search."""
 
-import asyncio
 import contextlib
-import itertools
 import logging
 import os
 import re
@@ -96,51 +94,6 @@ class TrialNames:
 
 
 TOGETHER = 30.0  # seconds that an actor waits for the others of its run
-UNREACHED = 1.0  # seconds until a trial's actor that could not be reached is asked again
-
-
-@ray.remote(num_cpus=0)
-class Claims:
-    """Who computes which piece of work now: a trial that needs the same piece waits for it."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, tuple[int, asyncio.Event]] = {}
-        self._given = itertools.count()
-        self._watching: set[asyncio.Task[None]] = set()  # asyncio itself keeps no task alive
-
-    async def take(self, piece: str, holder: list[Any]) -> int:
-        """Wait until nobody holds the piece, then hold it until `release`, or until the holder's step ends or it dies.
-
-        Returns the token to release it with.
-        """
-        while piece in self._held:
-            await self._held[piece][1].wait()
-        token = next(self._given)
-        self._held[piece] = token, asyncio.Event()
-        task = asyncio.create_task(self._until_idle(piece, token, holder[0]))
-        self._watching.add(task)
-        task.add_done_callback(self._watching.discard)
-        return token
-
-    async def _until_idle(self, piece: str, token: int, holder: Any) -> None:
-        """A trial's actor does one thing at a time: it answers once its step has ended, and never if it has died."""
-        idle = False
-        while not idle:
-            try:
-                await holder.__ray_ready__.remote()
-                idle = True
-            except ray.exceptions.ActorUnavailableError:  # not reached for the moment; it may still compute
-                await asyncio.sleep(UNREACHED)
-            except ray.exceptions.RayError:
-                idle = True  # it has died
-        await self.release(piece, token)
-
-    async def release(self, piece: str, token: int) -> None:
-        """Let the next one have the piece; nothing when it is not held by this token any longer."""
-        if piece in self._held and self._held[piece][0] == token:
-            self._held.pop(piece)[1].set()
-
-
 EVALUATED = 2  # the last phase of a trial
 
 
@@ -214,12 +167,12 @@ class SettingTrainable(tune.Trainable):
         if self._job.claims is None:
             return [self._bench.compute(work, start, stop)]
         claims, piece = self._job.claims[0], f"{work.key} {start}"
-        token = ray.get(claims.take.remote(piece, [ray.get_runtime_context().current_actor]))
+        ray.get(claims.take.remote(piece, self.trial_id))
         try:
             missing = self._bench.missing(kind_of(work), work, self._job.block)
             return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
         finally:
-            ray.get(claims.release.remote(piece, token))
+            ray.get(claims.release.remote(piece, self.trial_id))
 
     def __repr__(self) -> str:
         """What Ray's dashboard shows of the actor, which goes through many settings."""
@@ -429,15 +382,15 @@ class _Advance(tune.Callback):
         self._tell("trial begun", trial)
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._since.pop(trial, None)
+        self._over(trial)
         self._tell("trial done", trial)
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._since.pop(trial, None)
+        self._over(trial)
         self._tell("trial lost", trial, attempt=trial.num_failures)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._since.pop(trial, None)
+        self._over(trial)
         self._tell("trial failed", trial, attempt=trial.num_failures)
 
     def on_step_end(self, iteration: int, trials: list[Any], **info: Any) -> None:
@@ -449,6 +402,11 @@ class _Advance(tune.Callback):
                 trial.max_failures = 0  # its blocks run as tasks, where each has its own limit
                 self._since.pop(trial)
                 ray.kill(trial.temporary_state.ray_actor)
+
+    def _over(self, trial: Any) -> None:
+        self._since.pop(trial, None)
+        if self._job.claims is not None:
+            self._job.claims[0].ended.remote(trial.trial_id)
 
     def _tell(self, what: str, trial: Any, **facts: Any) -> None:
         event(what, **{"name": str(trial), "attempt": trial.num_failures + 1, **facts})
