@@ -10,14 +10,12 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import optuna
 import ray
 from ray import tune
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
 from mi_ray.cluster.blocks import where, workbench
 from mi_ray.config import OptunaSearch as SearchSettings
@@ -29,6 +27,10 @@ from mi_ray.progress import Stage
 from mi_ray.study import load_plugins
 from mi_ray.work import AttackWork, Cell, ClassifierWork, OutputWork, merged, merged_attacks
 from mi_ray.workbench import Done, Engine, Work, Workbench, kind_of
+
+if TYPE_CHECKING:  # a trial's actor, which imports this file, proposes nothing
+    import optuna
+    from ray.tune.search.optuna import OptunaSearch
 
 SEARCH_TRIES = 2  # times that Tune starts a lost setting of a search again
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
@@ -223,7 +225,7 @@ class RoundsSearch(Searcher):
     Wraps Ray's OptunaSearch: a round's results are kept until all of it is there.
     """
 
-    def __init__(self, inner: OptunaSearch, settings: SearchSettings) -> None:
+    def __init__(self, inner: "OptunaSearch", settings: SearchSettings) -> None:
         super().__init__(metric=list(OBJECTIVES), mode=["max", "max"])
         self._inner, self._settings = inner, settings
         self._round: list[str] = []
@@ -273,7 +275,7 @@ class Space:
 
     axes: tuple[tuple[str, Mapping[str, Axis]], ...]
 
-    def __call__(self, trial: optuna.Trial) -> None:
+    def __call__(self, trial: "optuna.Trial") -> None:
         """Ask Optuna for a defense and its parameters; the choices are in `trial.params`."""
         names = [f"{index}:{name}" for index, (name, _) in enumerate(self.axes)]
         chosen = trial.suggest_categorical("defense", names)
@@ -451,8 +453,10 @@ def run_trials(
     return [(result.config or {}, result.error) for result in results], (counting.forward, counting.backward)
 
 
-def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampler:
+def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSampler":
     """The Optuna sampler that a sweep names."""
+    import optuna
+
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if settings.sampler == "tpe":
         with warnings.catch_warnings():  # `group` is experimental, and is what a conditional space needs
@@ -463,5 +467,7 @@ def sampler_of(settings: SearchSettings, seed: int) -> optuna.samplers.BaseSampl
 
 def optuna_search(space: Space, settings: SearchSettings, seed: int) -> RoundsSearch:
     """The searcher of one classifier's frontier."""
+    from ray.tune.search.optuna import OptunaSearch
+
     inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler_of(settings, seed))
     return RoundsSearch(inner, settings)
