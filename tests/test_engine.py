@@ -5,6 +5,7 @@ import copy
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -457,6 +458,28 @@ def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_
         await at_once(claims.take("a", "fifth"))
 
     asyncio.run(story())
+
+
+def test_claims_are_told_of_every_trial_that_has_ended_or_whose_actor_has_died() -> None:
+    from mi_ray.cluster.sweep import _Advance
+
+    class Claims:
+        def __init__(self) -> None:
+            self.told: list[str] = []
+            self.ended = SimpleNamespace(remote=self.told.append)
+
+    class Trial:
+        num_failures = 0
+
+        def __init__(self, trial_id: str) -> None:
+            self.trial_id = trial_id
+
+    claims = Claims()
+    advance = _Advance(None, SimpleNamespace(claims=[claims]), None)
+    advance.on_trial_complete(0, [], Trial("done"))
+    advance.on_trial_recover(0, [], Trial("begun again"))
+    advance.on_trial_error(0, [], Trial("given up"))
+    assert claims.told == ["done", "begun again", "given up"]
 
 
 def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are(tmp_path: Path) -> None:
