@@ -2,6 +2,7 @@
 
 import ast
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,7 @@ LIGHT = [
 ]  # fmt: skip
 
 
+@cache
 def imports(module: str, *, at_import: bool = False) -> set[str]:
     """Every module that a module imports, with those that `from package import name` may mean.
 

@@ -162,14 +162,14 @@ SEARCH = {
     "search": {"optuna": {"sampler": "tpe", "trials": 5, "round": 3}},
 }  # fmt: skip
 SHARED = {  # every setting that it can propose needs the same two components
-    **SEARCH, "name": "shared", "search": {"optuna": {"sampler": "tpe", "trials": 4, "round": 4}},
+    **SEARCH, "name": "shared", "search": {"optuna": {"sampler": "nsgaii", "trials": 4, "round": 4}},
     "defenses": [{"mi_combined": {"lam_pl": 0.45, "lam_ol": 0.55, "threshold": [0.1, 0.2, 0.3, 0.4]}}],
 }  # fmt: skip
 EOT = {"eot_pgd": {"steps": 2, "step_size": 0.02, "eot": 2, "scoring_draws": 1}, "epsilon": 0.05,
        "knowledge": "adaptive"}  # fmt: skip
 UNTARGETED = TINY["attacks"][0] | {"goal": "untargeted"}
 ADAPTIVE_SEARCH = {
-    **SEARCH, "name": "nsgaii", "attacks": [UNTARGETED, EOT], "checks": {"points": 1}, "batch": 10,
+    **SEARCH, "name": "adaptive", "attacks": [UNTARGETED, EOT], "checks": {"points": 1}, "batch": 10,
     "points": {"count": 20, "selection": 10}, "search": {"optuna": {"sampler": "nsgaii", "trials": 2, "round": 2}},
 }  # fmt: skip
 CHECKED = {
@@ -211,14 +211,18 @@ class Several:
         return mi_ray.read_cells(self.folder / "results", study=study)
 
 
-@pytest.fixture(scope="module")
-def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
-    """The finished study extended, and others beside it, by one command with one Ray; read only."""
-    folder = tmp_path_factory.mktemp("several")
+def beside(undisturbed: Path, folder: Path, studies: list[dict[str, Any]]) -> Several:
+    """Studies run by one command with one Ray, into a copy of the finished study's store."""
     shutil.copytree(undisturbed / "results", folder / "results")
     (folder / "poison.py").write_text(POISON)
-    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, SHARED, ADAPTIVE_SEARCH, CHECKED, WORKERS]
     return Several(folder, run(folder, *studies))
+
+
+@pytest.fixture(scope="module")
+def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
+    """The finished study extended, and others beside it; read only."""
+    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, SHARED, CHECKED, WORKERS]
+    return beside(undisturbed, tmp_path_factory.mktemp("several"), studies)
 
 
 def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, several: Several) -> None:
@@ -229,14 +233,17 @@ def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturb
     assert_same_rows(old, rows(undisturbed))
 
 
-@pytest.mark.parametrize(("study", "trials"), [("tpe", 5), ("nsgaii", 2)])
-def test_a_search_tries_its_settings_on_all_inputs(several: Several, study: str, trials: int) -> None:
-    cells = several.cells(study)
-    assert (cells["state"] == "done").all(), several.done.stdout + several.done.stderr
+def tried(of: Several, study: str, trials: int) -> set[frozenset[str]]:
+    """The sets of attacks on the settings that a search tried, all done; at most so many."""
+    cells = of.cells(study)
+    assert (cells["state"] == "done").all(), of.done.stdout + of.done.stderr
     assert 1 < cells["defense_params"].nunique() <= trials + 1
     settings = cells[cells["defense"] != "none"].groupby(["defense", "defense_params"])
-    expected = {"tpe": {"none", "pgd", "worst_case"}, "nsgaii": {"none", "pgd", "eot_pgd", "worst_case"}}[study]
-    assert all(set(found["attack"]) == expected for _, found in settings)
+    return {frozenset(found["attack"]) for _, found in settings}
+
+
+def test_a_search_tries_its_settings_on_all_inputs(several: Several) -> None:
+    assert tried(several, "tpe", 5) == {frozenset({"none", "pgd", "worst_case"})}
 
 
 def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
@@ -250,14 +257,17 @@ def test_trials_at_once_that_need_the_same_pieces_wait_for_one_computation_of_th
     assert counted(several.folder, "shared")["evaluation_forward"] == 2 * 5 * 50 * 5
 
 
-def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(several: Several) -> None:
-    cells = several.cells("nsgaii")
+@pytest.mark.long
+def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(undisturbed: Path, tmp_path: Path) -> None:
+    found = beside(undisturbed, tmp_path / "beside", [ADAPTIVE_SEARCH])
+    assert tried(found, "adaptive", 2) == {frozenset({"none", "pgd", "eot_pgd", "worst_case"})}
+    cells = found.cells("adaptive")
     adaptive = cells[cells["attack"] == "eot_pgd"]
     assert len(adaptive) == cells[cells["defense"] != "none"]["defense_params"].nunique()
     assert adaptive["work"].map(lambda text: json.loads(text)["adversarial"]).nunique() == len(adaptive)
-    found = [json.loads(text) for text in adaptive["checks"]]
-    assert all(checks["more_eot"]["state"] != "not run" for checks in found)
-    assert all(checks["oblivious_not_stronger"]["state"] != "not run" for checks in found)
+    checks = [json.loads(text) for text in adaptive["checks"]]
+    assert all(each["more_eot"]["state"] != "not run" for each in checks)
+    assert all(each["oblivious_not_stronger"]["state"] != "not run" for each in checks)
 
 
 def test_checks_run_on_their_points_alone_and_judge_every_cell(several: Several) -> None:

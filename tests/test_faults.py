@@ -23,7 +23,7 @@ import mi_ray
 from mi_ray.inspect_store import check_store
 from mi_ray.records import Store
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.timeout(900)]
 
 PLUGIN = '''
 """Defenses, an attack, an objective and a network that die, each in its way."""
@@ -226,7 +226,6 @@ def trained(cluster: Nodes, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.long
 def test_one_two_and_four_workers_with_the_same_global_batch_agree_in_loss(trained: Path) -> None:
     """Without batch norm and augmentation the gradient of a batch is the same but for the order of its sums.
 
@@ -253,7 +252,6 @@ def killed(trained: Path, cluster: Nodes, tmp_path_factory: pytest.TempPathFacto
     return folder, *finish(start(folder, KILLED, cluster, "train"), folder)
 
 
-@pytest.mark.long
 def test_a_training_worker_killed_in_mid_epoch_goes_on_to_the_weights_of_an_undisturbed_run(
     trained: Path, killed: tuple[Path, int, str]
 ) -> None:
@@ -266,14 +264,12 @@ def test_a_training_worker_killed_in_mid_epoch_goes_on_to_the_weights_of_an_undi
     assert len((folder / "training").read_text()) > 1, "nobody was killed"
 
 
-@pytest.mark.long
 def test_a_training_whose_list_of_checkpoints_is_damaged_begins_anew(killed: tuple[Path, int, str]) -> None:
     of_it = [event for event in events(killed[0]) if event.get("name") == "2 workers" and "training" in event["event"]]
     told = [event["event"] for event in of_it]
     assert told == ["training begun", "training lost", "training begun", "training done"]
 
 
-@pytest.mark.long
 def test_a_loss_that_is_not_finite_ends_its_training_at_once_and_says_where_and_what_to_do(
     killed: tuple[Path, int, str],
 ) -> None:
@@ -308,13 +304,11 @@ def cells_of(dying: tuple[Path, int, str], defense: str) -> pd.DataFrame:
     return cells[cells["defense"] == defense]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize("defense", ["none", "gaussian_noise", "killed_once", "hangs_once", "starves_once"])
 def test_a_setting_that_died_once_is_done(dying: tuple[Path, int, str], defense: str) -> None:
     assert set(cells_of(dying, defense)["state"]) == {"done"}, dying[2]
 
 
-@pytest.mark.long
 @pytest.mark.parametrize(
     ("defense", "cause"),
     [
@@ -337,7 +331,6 @@ def test_a_setting_that_always_dies_fails_with_its_cause_in_the_cells_and_the_la
     assert "(raylet)" not in said
 
 
-@pytest.mark.long
 def test_a_block_out_of_memory_ran_again_with_a_node_for_itself(dying: tuple[Path, int, str]) -> None:
     begun = [
         event
@@ -348,14 +341,12 @@ def test_a_block_out_of_memory_ran_again_with_a_node_for_itself(dying: tuple[Pat
     assert all(event["alone"] for event in begun)
 
 
-@pytest.mark.long
 def test_a_block_whose_worker_was_killed_ran_again(dying: tuple[Path, int, str]) -> None:
     of_attack = [event for event in events(dying[0]) if event.get("name") == "attack killed_pgd"]
     assert [event["event"] for event in of_attack] == ["block begun", "block lost", "block begun", "block done"]
     assert [event["attempt"] for event in of_attack] == [1, 1, 2, 2]
 
 
-@pytest.mark.long
 def test_curves_of_settings_and_trainings_are_there(
     dying: tuple[Path, int, str], killed: tuple[Path, int, str]
 ) -> None:
@@ -363,7 +354,6 @@ def test_curves_of_settings_and_trainings_are_there(
     assert list((killed[0] / "curves/killed/training/2 workers").glob("events.out.tfevents.*"))
 
 
-@pytest.mark.long
 def test_a_callback_by_its_name_is_told_of_the_trials_by_readable_names(dying: tuple[Path, int, str]) -> None:
     names = (dying[0] / "completed").read_text().splitlines()
     assert [name.rpartition("_")[0].rpartition("_")[0] for name in names] == ["mixup_gaussian_noise_sigma=0.1"]
@@ -380,7 +370,6 @@ def test_ctrl_c_twice_ends_at_once(cluster: Nodes, tmp_path: Path) -> None:
     wait_until(lambda: not cluster.of_kind("training"), 60, "the end of its processes")
 
 
-@pytest.mark.long
 def test_a_study_whose_command_workers_and_nodes_die_ends_with_the_rows_of_an_undisturbed_run(
     cluster: Nodes, undisturbed: Path, tmp_path: Path
 ) -> None:
