@@ -52,7 +52,7 @@ test-cluster: .venv/installed-cluster
 
 # Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
 chaos: .venv/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+	PYTHONPATH=tests $(BIN)/python tests/cluster/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
 
 # Speed as ratios, with other libraries and plain PyTorch in the same run: benchmarks/README.md
 bench: .venv/installed-bench

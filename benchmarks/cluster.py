@@ -18,10 +18,11 @@ from benchmarks.measure import CORES, Row, Runner
 from benchmarks.sides import FAST
 from mi_ray.config import Sweep
 from mi_ray.data import Digits
-from mi_ray.records import TRAINING, Store
-from mi_ray.study import prepare
-from mi_ray.work import OutputWork
-from mi_ray.workbench import Workbench, kind_of
+from mi_ray.plan.work import OutputWork, kind_of
+from mi_ray.store.blocks import Store
+from mi_ray.store.schemas import TRAINING
+from mi_ray.study.prepare import prepare
+from mi_ray.study.workbench import Workbench
 
 SMALL = {"resnet_small": {"width": 48}}  # 691,834 parameters
 LARGE: dict[str, Any] = {"mi_resnet50": {}}  # 4,752,586
@@ -36,10 +37,17 @@ def _classifier(
 
 def _study(name: str, classifiers: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
     return {
-        "name": name, "dataset": "digits", "classifiers": classifiers, "checks": "cheap", "draws": 1,
-        "attacks": [{"pgd": {"steps": [1]}, "epsilon": "4/255"}], "defenses": ["none"], "points": {"count": 50},
-        "figures": ["frontier_table"], **more,
-    }  # fmt: skip
+        "name": name,
+        "dataset": "digits",
+        "classifiers": classifiers,
+        "checks": "cheap",
+        "draws": 1,
+        "attacks": [{"pgd": {"steps": [1]}, "epsilon": "4/255"}],
+        "defenses": ["none"],
+        "points": {"count": 50},
+        "figures": ["frontier_table"],
+        **more,
+    }
 
 
 def _run(verb: str, folder: Path, study: dict[str, Any], store: str = "results") -> tuple[float, dict[str, Any]]:
@@ -71,8 +79,13 @@ def training(folder: Path, small: str, *, quick: bool) -> list[Row]:
     """A training step through Ray Train with one worker against the bare PyTorch loop."""
     bare, rows = Runner("BareTraining", small, threads=1), []
     data = Digits().load()
-    np.savez(folder / "few.npz", x_train=data.train_images[:256], y_train=data.train_labels[:256],
-             x_test=data.test_images[:100], y_test=data.test_labels[:100])  # fmt: skip
+    np.savez(
+        folder / "few.npz",
+        x_train=data.train_images[:256],
+        y_train=data.train_labels[:256],
+        x_test=data.test_images[:100],
+        y_test=data.test_labels[:100],
+    )
     inner = {"interpolated_at": {"epsilon": "8/255", "step_size": "2/255", "steps": 10}}
     for name, objective, epochs in (("erm", "erm", 7), ("interpolated_at", inner, 3 if quick else 4)):
         study = _study(name, [_classifier(name, SMALL, epochs, objective, lr=0.01)])
@@ -87,9 +100,19 @@ def training(folder: Path, small: str, *, quick: bool) -> list[Row]:
         theirs = [images / seconds for images, (seconds, _) in zip(later["images"], turns, strict=True)]
         last = float(later["loss"].iloc[-1]), float(np.mean([losses for _, losses in turns]))
         told = f"mean loss of the last epoch {last[0]:.2f}, of the bare loop {last[1]:.2f} (other weights and random numbers)"
-        rows.append(Row(f"training step, {name}", "bare loop", 0.97, [a / b for a, b in zip(ours, theirs, strict=True)],
-                        float(np.median(ours)), float(np.median(theirs)), "images/s", told,
-                        bool(np.isfinite(last).all())))  # fmt: skip
+        rows.append(
+            Row(
+                f"training step, {name}",
+                "bare loop",
+                0.97,
+                [a / b for a, b in zip(ours, theirs, strict=True)],
+                float(np.median(ours)),
+                float(np.median(theirs)),
+                "images/s",
+                told,
+                bool(np.isfinite(last).all()),
+            )
+        )
     bare.close()
     return rows
 
@@ -121,10 +144,14 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
     count, seconds = 40 if quick else 200, dict[int, float]()
     for at_once in (1, CORES):
         study = _study(
-            "tune", [_classifier("small", SMALL, 5)], points={"count": 50}, executions=[5],
+            "tune",
+            [_classifier("small", SMALL, 5)],
+            points={"count": 50},
+            executions=[5],
             defenses=["none", {"mi_ol": {"lam": {"linspace": [0.1, 0.9, count]}}}],
-            resources={"trials_at_once": at_once, "block": {"cpus": 1, "points": 50}}, precision=FAST,
-        )  # fmt: skip
+            resources={"trials_at_once": at_once, "block": {"cpus": 1, "points": 50}},
+            precision=FAST,
+        )
         _put(small, folder / f"tune-{at_once}")
         with _watched() as seen:
             _, manifest = _run("sweep", folder, study, f"tune-{at_once}")
@@ -148,10 +175,34 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
     rows = []
     for at_once, wall in seconds.items():
         same = _same_rows(Store(folder / f"tune-{at_once}"), store, trials)
-        rows.append(Row(f"Ray Tune, {count} settings, {at_once} at a time", "the sum in one process", 1.10, [wall / alone], wall,
-                        alone, "s", f"{same} of {len(trials)} outputs equal bit for bit", same == len(trials), True))  # fmt: skip
-    rows.append(Row("peak memory of a worker", "1.5 GB", 1.0, [seen["peak"] / 1.5e9], seen["peak"] / 1e6, 1500, "MB",
-                    "resident, less shared pages", seen["peak"] > 0, True))  # fmt: skip
+        rows.append(
+            Row(
+                f"Ray Tune, {count} settings, {at_once} at a time",
+                "the sum in one process",
+                1.10,
+                [wall / alone],
+                wall,
+                alone,
+                "s",
+                f"{same} of {len(trials)} outputs equal bit for bit",
+                same == len(trials),
+                True,
+            )
+        )
+    rows.append(
+        Row(
+            "peak memory of a worker",
+            "1.5 GB",
+            1.0,
+            [seen["peak"] / 1.5e9],
+            seen["peak"] / 1e6,
+            1500,
+            "MB",
+            "resident, less shared pages",
+            seen["peak"] > 0,
+            True,
+        )
+    )
     return rows
 
 
@@ -171,11 +222,15 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
     count, found = (400 if quick else 500), {}
     for cores in (1, CORES):
         study = _study(
-            f"workers-{cores}", [_classifier("small", SMALL, 5)], points={"count": count}, seed=1, precision=FAST,
+            f"workers-{cores}",
+            [_classifier("small", SMALL, 5)],
+            points={"count": count},
+            seed=1,
+            precision=FAST,
             attacks=[{"pgd": {"steps": [20]}, "epsilon": "4/255"}],
             # A worker that asks for more than half of the machine is alone on it.
             resources={"block": {"cpus": 1 if cores > 1 else CORES - 0.5, "points": 50}},
-        )  # fmt: skip
+        )
         study["classifiers"][0]["seed"] = 0
         _put(small, folder / f"workers-{cores}")
         _, manifest = _run("attack", folder, study, f"workers-{cores}")
@@ -185,8 +240,19 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
         found[cores] = (sum(f["seconds"] for _, f in blocks), [table for table, _ in blocks], manifest)
     walls = {cores: _wall(Store(folder / f"workers-{cores}"), found[cores][2]) for cores in found}
     same = all(a.equals(b) for a, b in zip(found[1][1], found[CORES][1], strict=True))
-    return [Row(f"{CORES} workers", "one worker, one thread", 1.8, [walls[1] / walls[CORES]], count / walls[CORES],
-                count / walls[1], "points/s", "rows equal bit for bit" if same else "rows differ", same)]  # fmt: skip
+    return [
+        Row(
+            f"{CORES} workers",
+            "one worker, one thread",
+            1.8,
+            [walls[1] / walls[CORES]],
+            count / walls[CORES],
+            count / walls[1],
+            "points/s",
+            "rows equal bit for bit" if same else "rows differ",
+            same,
+        )
+    ]
 
 
 def _put(classifier: str, store: Path) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.measure import Row
 from mi_ray.config import Sweep, load_sweep
-from mi_ray.estimate import distinct_and_requested
-from mi_ray.study import prepare
+from mi_ray.study.estimate import distinct_and_requested
+from mi_ray.study.prepare import prepare
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 ON_DIGITS = ("dataset=digits", "points.count=500")  # the ratio does not depend on the images
@@ -19,20 +19,28 @@ ON_DIGITS = ("dataset=digits", "points.count=500")  # the ratio does not depend 
 def grid() -> Sweep:
     """The Fig. 3(b) grid of 8,560 cells: 2 classifiers, 46 settings, 9 x 9 ratio pairs x 10 thresholds, 5 values of N."""
     nine: Any = {"linspace": [0.1, 0.9, 9]}
-    return Sweep.model_validate({
-        "name": "grid", "dataset": "digits", "points": {"count": 500}, "executions": [1, 5, 10, 20, 30], "draws": 1,
-        "checks": "cheap",
-        "classifiers": [{"name": n, "architecture": "cnn_small", "seed": s} for s, n in enumerate(("a", "b"))],
-        "attacks": [{"pgd": {"steps": [10]}, "epsilon": 8 / 255}],
-        "defenses": [
-            "none", {"gaussian_noise": {"sigma": {"linspace": [0.005, 0.05, 10]}}},
-            {"random_rotation": {"degrees": [5, 10, 20, 30, 40]}},
-            {"random_pad": {"crop": [[16, 24], [18, 26], [20, 28], [22, 30], [24, 32]]}},
-            {"random_resize": {"crop": [[16, 24], [18, 26], [20, 28], [22, 30], [24, 32]]}},
-            {"mi_pl": {"lam": nine}}, {"mi_ol": {"lam": nine}},
-            {"mi_combined": {"lam_pl": nine, "lam_ol": nine, "threshold": {"linspace": [0.05, 0.5, 10]}}},
-        ],
-    })  # fmt: skip
+    return Sweep.model_validate(
+        {
+            "name": "grid",
+            "dataset": "digits",
+            "points": {"count": 500},
+            "executions": [1, 5, 10, 20, 30],
+            "draws": 1,
+            "checks": "cheap",
+            "classifiers": [{"name": n, "architecture": "cnn_small", "seed": s} for s, n in enumerate(("a", "b"))],
+            "attacks": [{"pgd": {"steps": [10]}, "epsilon": 8 / 255}],
+            "defenses": [
+                "none",
+                {"gaussian_noise": {"sigma": {"linspace": [0.005, 0.05, 10]}}},
+                {"random_rotation": {"degrees": [5, 10, 20, 30, 40]}},
+                {"random_pad": {"crop": [[16, 24], [18, 26], [20, 28], [22, 30], [24, 32]]}},
+                {"random_resize": {"crop": [[16, 24], [18, 26], [20, 28], [22, 30], [24, 32]]}},
+                {"mi_pl": {"lam": nine}},
+                {"mi_ol": {"lam": nine}},
+                {"mi_combined": {"lam_pl": nine, "lam_ol": nine, "threshold": {"linspace": [0.05, 0.5, 10]}}},
+            ],
+        }
+    )
 
 
 def _planned(name: str, sweeps: list[Sweep], target: float | None) -> list[Row]:
@@ -52,7 +60,8 @@ def _planned(name: str, sweeps: list[Sweep], target: float | None) -> list[Row]:
 def _recognised() -> Row:
     """A finished study of 1,000 cells, seen by a fresh process: seconds, and whether torch was imported."""
     code = (
-        "import sys; from pathlib import Path; from mi_ray.config import load_sweep; from mi_ray.quick import is_finished;"
+        "import sys; from pathlib import Path; "
+        "from mi_ray.config import load_sweep; from mi_ray.store.manifest import is_finished;"
         "done = is_finished(load_sweep(Path(sys.argv[1])), sys.argv[2]); print(done, 'torch' in sys.modules)"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -71,8 +80,18 @@ def _recognised() -> Row:
             ).stdout.strip()
             seconds.append(time.perf_counter() - began)
     found = sorted(seconds)[1]
-    return Row("finished study, 1,000 cells", "5 seconds", 1.0, [s / 5 for s in seconds], found, 5.0, "s",
-               f"(finished, torch imported) = {told}", told == "True False", True)  # fmt: skip
+    return Row(
+        "finished study, 1,000 cells",
+        "5 seconds",
+        1.0,
+        [s / 5 for s in seconds],
+        found,
+        5.0,
+        "s",
+        f"(finished, torch imported) = {told}",
+        told == "True False",
+        True,
+    )
 
 
 THOUSAND = """

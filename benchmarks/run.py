@@ -48,21 +48,41 @@ def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -
             check = "robust accuracy " + ", ".join(
                 f"{100 * a:.1f}/{100 * b:.1f}" for a, b in zip(kept["ours"], kept[against], strict=True)
             )
-            rows.append(Row(
-                f"PGD-{steps}, {label}", against, target, ratios, count / median(seconds["ours"]),
-                count / median(seconds[against]), "points/s", check, bool(max(gaps) <= 0.501),
-                notes={"points": count, "seconds": seconds, "epsilons": EPSILONS,
-                       "tried": {peer: [s for s, _ in turns] for peer, turns in tried.items()}},
-            ))  # fmt: skip
+            rows.append(
+                Row(
+                    f"PGD-{steps}, {label}",
+                    against,
+                    target,
+                    ratios,
+                    count / median(seconds["ours"]),
+                    count / median(seconds[against]),
+                    "points/s",
+                    check,
+                    bool(max(gaps) <= 0.501),
+                    notes={
+                        "points": count,
+                        "seconds": seconds,
+                        "epsilons": EPSILONS,
+                        "tried": {peer: [s for s, _ in turns] for peer, turns in tried.items()},
+                    },
+                )
+            )
     for side in (*sides.values(), score):
         side.close()
     return rows
 
 
 def _pair(
-    name: str, against: str, target: float, ours: Runner, theirs: Runner, turns: list[tuple[Any, ...]], amount: int, unit: str,
+    name: str,
+    against: str,
+    target: float,
+    ours: Runner,
+    theirs: Runner,
+    turns: list[tuple[Any, ...]],
+    amount: int,
+    unit: str,
     check: Callable[[np.ndarray, np.ndarray], tuple[str, bool]],
-) -> Row:  # fmt: skip
+) -> Row:
     for side in (ours, theirs):
         side(*turns[0])
     found = measure({"ours": ours, "theirs": theirs}, turns)
@@ -140,11 +160,29 @@ def eot(classifier: str, count: int, steps: int, turns: int) -> list[Row]:
     ratios = [b / a for a, b in zip(seconds["ours"], seconds["theirs"], strict=True)]
     own, other = ours.memory, theirs.memory
     rows = [
-        Row(f"EOT-PGD-{steps}, N_A = 30", "foolbox EOT", 3.0, ratios, count / median(seconds["ours"]),
-            count / median(seconds["theirs"]), "points/s", told, bool(equal)),
-        Row("EOT-PGD: peak memory", "foolbox EOT", 5.0, [other / max(own, 1)], own / 2**20, other / 2**20,
-            "MiB beyond idle, all processes", told, bool(equal)),
-    ]  # fmt: skip
+        Row(
+            f"EOT-PGD-{steps}, N_A = 30",
+            "foolbox EOT",
+            3.0,
+            ratios,
+            count / median(seconds["ours"]),
+            count / median(seconds["theirs"]),
+            "points/s",
+            told,
+            bool(equal),
+        ),
+        Row(
+            "EOT-PGD: peak memory",
+            "foolbox EOT",
+            5.0,
+            [other / max(own, 1)],
+            own / 2**20,
+            other / 2**20,
+            "MiB beyond idle, all processes",
+            told,
+            bool(equal),
+        ),
+    ]
     for side in (ours, theirs, score):
         side.close()
     return rows
@@ -174,11 +212,18 @@ def show(rows: list[Row]) -> None:
     for row in rows:
         sign, middle = ("≤" if row.most else "≥"), median(row.ratios)
         table.add_row(
-            row.name, row.against, f"{middle:.2f}", f"{min(row.ratios):.2f}", f"{max(row.ratios):.2f}",
-            "" if row.target is None else f"{sign} {row.target:g}", said[row.reached],
-            f"{row.ours:,.4g}", f"{row.theirs:,.4g}", row.unit,
+            row.name,
+            row.against,
+            f"{middle:.2f}",
+            f"{min(row.ratios):.2f}",
+            f"{max(row.ratios):.2f}",
+            "" if row.target is None else f"{sign} {row.target:g}",
+            said[row.reached],
+            f"{row.ours:,.4g}",
+            f"{row.theirs:,.4g}",
+            row.unit,
             row.check if row.equal else f"NOT EQUAL: {row.check}",
-        )  # fmt: skip
+        )
     Console(width=220).print(table)
 
 
@@ -212,8 +257,15 @@ def main() -> None:
                 rows += [(name, row) for row in found]
                 show(found)
                 print(f"{name}: {time.perf_counter() - at:.0f} s", flush=True)
-    about = {"date": str(datetime.date.today()), "machine": platform.platform(), "cores": CORES, "processor": PROCESSOR,
-             "precision": FAST, "quick": quick, "seconds": round(time.perf_counter() - began)}  # fmt: skip
+    about = {
+        "date": str(datetime.date.today()),
+        "machine": platform.platform(),
+        "cores": CORES,
+        "processor": PROCESSOR,
+        "precision": FAST,
+        "quick": quick,
+        "seconds": round(time.perf_counter() - began),
+    }
     told = [
         {"group": name, **vars(row), **about, "median": median(row.ratios), "reached": row.reached}
         for name, row in rows

@@ -23,8 +23,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as ds
 
-from mi_ray.compact import Rows, bring, compact
-from mi_ray.records import RECORDS, Store, read_cells, read_records, write_cells
+from mi_ray.store.blocks import Store
+from mi_ray.store.compact import Rows, bring, compact
+from mi_ray.store.read import read_cells, read_records, write_cells
+from mi_ray.store.schemas import RECORDS
 
 CLASSES = 10
 CHECKS = {
@@ -36,12 +38,21 @@ def identity(number: int) -> dict[str, Any]:
     """One cell of a grid of classifiers x attacks x defense settings."""
     setting, attack = number // 10, number % 10
     return {
-        "cell": f"{number:024x}", "dataset": "cifar10", "classifier": f"f{number // 50_000}",
-        "classifier_key": f"{number // 50_000:024x}", "attack": "pgd" if attack else "none",
-        "attack_params": json.dumps({"steps": attack, "step_size": 0.0078}), "goal": "untargeted", "norm": "linf",
-        "epsilon": round(attack / 255, 6), "knowledge": "oblivious", "defense": "gaussian_noise",
-        "defense_params": json.dumps({"sigma": round(setting / 1e5, 6)}), "executions": 30, "draws": 3,
-    }  # fmt: skip
+        "cell": f"{number:024x}",
+        "dataset": "cifar10",
+        "classifier": f"f{number // 50_000}",
+        "classifier_key": f"{number // 50_000:024x}",
+        "attack": "pgd" if attack else "none",
+        "attack_params": json.dumps({"steps": attack, "step_size": 0.0078}),
+        "goal": "untargeted",
+        "norm": "linf",
+        "epsilon": round(attack / 255, 6),
+        "knowledge": "oblivious",
+        "defense": "gaussian_noise",
+        "defense_params": json.dumps({"sigma": round(setting / 1e5, 6)}),
+        "executions": 30,
+        "draws": 3,
+    }
 
 
 def rows_of(number: int, count: int) -> pa.Table:
@@ -53,12 +64,22 @@ def rows_of(number: int, count: int) -> pa.Table:
     right = predicted == label
     values: dict[str, Any] = {
         **{name: [value] * count for name, value in identity(number).items()},
-        "correct_draws": np.where(right, 3, 0), "point": np.arange(count), "selection": np.zeros(count, bool),
-        "label": label, "attack_label": label, "predicted_undefended": predicted, "predicted": predicted,
-        "confidence_undefended": probabilities.max(1), "confidence": probabilities.max(1),
-        "score": np.zeros(count, np.float32), "probabilities": list(probabilities), "linf": np.zeros(count, np.float32),
-        "seed": [0] * count, "device": ["cpu"] * count, "precision": ["fp32"] * count,
-    }  # fmt: skip
+        "correct_draws": np.where(right, 3, 0),
+        "point": np.arange(count),
+        "selection": np.zeros(count, bool),
+        "label": label,
+        "attack_label": label,
+        "predicted_undefended": predicted,
+        "predicted": predicted,
+        "confidence_undefended": probabilities.max(1),
+        "confidence": probabilities.max(1),
+        "score": np.zeros(count, np.float32),
+        "probabilities": list(probabilities),
+        "linf": np.zeros(count, np.float32),
+        "seed": [0] * count,
+        "device": ["cpu"] * count,
+        "precision": ["fp32"] * count,
+    }
     return pa.table([pa.array(values[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
 
 
@@ -72,13 +93,23 @@ def write_study(store: Store, cells: int, count: int, accuracies: dict[int, floa
     """What the study says about itself."""
     rows = [
         {
-            **identity(number), "state": "done", "points": count, "accuracy": accuracies[number], "accuracy_low": 0.0,
-            "accuracy_high": 1.0, "interval": "wilson", "survival": [accuracies[number]] * 3, "auc": 0.5,
-            "checks": json.dumps(CHECKS), "verdict": "passed", "selection_points": 0, "variants": [""],
+            **identity(number),
+            "state": "done",
+            "points": count,
+            "accuracy": accuracies[number],
+            "accuracy_low": 0.0,
+            "accuracy_high": 1.0,
+            "interval": "wilson",
+            "survival": [accuracies[number]] * 3,
+            "auc": 0.5,
+            "checks": json.dumps(CHECKS),
+            "verdict": "passed",
+            "selection_points": 0,
+            "variants": [""],
             "work": json.dumps({"adversarial": f"{number % 10:024x}", "outputs": [[f"{number:024x}", 30]]}),
         }
         for number in range(cells)
-    ]  # fmt: skip
+    ]
     write_cells(store, "scale", rows)
     keys: dict[str, list[str]] = {kind: [] for kind in ("classifiers", "adversarial", "outputs")}
     keys["records"] = [row["cell"] for row in rows]
@@ -114,7 +145,7 @@ def measure(store: Store, cells: int, count: int) -> None:
         ("read_records of one setting under 10 attacks", alike, 10 * count),
         ("read_records of 1 % of the cells", [("defense_params", "in", _settings(cells))], cells // 100 * count),
         ("read_records of one point of every cell", [("point", "=", 0)], cells),
-    ):  # fmt: skip
+    ):
         found = timed(what, lambda f=filters: read_records(store.root, "scale", f))
         assert len(found) == expected, (what, len(found), expected)
     timed("read_cells", lambda: read_cells(store.root, "scale"))

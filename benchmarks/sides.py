@@ -22,11 +22,11 @@ from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import load_classifier, prepared
 from mi_ray.data import Digits, to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier
-from mi_ray.engine import keep_memory
-from mi_ray.evaluate import attack_outputs, component_outputs
-from mi_ray.precision import has_bf16
+from mi_ray.device import keep_memory
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
+from mi_ray.study.batches import attack_outputs, component_outputs
+from mi_ray.study.precision import has_bf16
 from mi_ray.threat_model import ThreatModel
 
 BATCH = 50
@@ -252,9 +252,17 @@ class OurEot(Ours):
         defended = DefendedClassifier(self.fast, DEFENSES.make("mi_ol", {"lam": 0.5}), self.pool, 30)
         values = {"steps": [steps], "step_size": epsilon / 4, "eot": 30, "scoring_draws": 1}
         found, _ = attack_outputs(
-            defended, ATTACKS.make("eot_pgd", values), self.x[points], self.y[points], 10, points,
-            ThreatModel(epsilon, knowledge="adaptive"), "true", 0, BATCH,
-        )  # fmt: skip
+            defended,
+            ATTACKS.make("eot_pgd", values),
+            self.x[points],
+            self.y[points],
+            10,
+            points,
+            ThreatModel(epsilon, knowledge="adaptive"),
+            "true",
+            0,
+            BATCH,
+        )
         return found.images[0, 0].numpy()
 
 

@@ -16,13 +16,26 @@ _WHERE = {
     "RandomTransform": "mi_ray.defenses",
     "DefendedClassifier": "mi_ray.defenses",
     "predict": "mi_ray.defenses",
-    "make_defense": "mi_ray.make",
-    "make_attack": "mi_ray.make",
     "Attack": "mi_ray.attacks",
-    "read_records": "mi_ray.records",
-    "read_cells": "mi_ray.records",
+    "read_records": "mi_ray.store.read",
+    "read_cells": "mi_ray.store.read",
 }
 __all__ = list(_WHERE)
+__all__ += ["make_attack", "make_defense"]
+
+
+def make_defense(name: str, **parameters: Any) -> Any:
+    """A registered defense. Raises ValueError for an unknown name, or an unknown, missing or bad parameter."""
+    from mi_ray.defenses import DEFENSES
+
+    return DEFENSES.make(name, parameters)
+
+
+def make_attack(name: str, **parameters: Any) -> Any:
+    """A registered attack. Raises ValueError for an unknown name, or an unknown, missing or bad parameter."""
+    from mi_ray.attacks import ATTACKS
+
+    return ATTACKS.make(name, parameters)
 
 
 def __getattr__(name: str) -> Any:

@@ -20,9 +20,9 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mi_ray.engine import Passes
+from mi_ray.device import Passes
 from mi_ray.parameters import Parameterized, Registry, integer
-from mi_ray.storage import Files
+from mi_ray.store.files import Files
 
 Precision = Literal["fp32", "bf16"]
 CompileMode = Literal["default", "reduce-overhead"]  # torch.compile's: kernels fused; and CUDA graphs besides

@@ -21,17 +21,21 @@ from rich.table import Table
 from mi_ray.config import Sweep, load_sweep
 from mi_ray.events import written_to
 from mi_ray.progress import ctrl_c
-from mi_ray.quick import is_finished, is_sealed, seal, seal_again, unseal
-from mi_ray.records import DamagedFileError, Store
-from mi_ray.storage import locked
+from mi_ray.store.blocks import Store
+from mi_ray.store.files import DamagedFileError
+from mi_ray.store.locks import locked
+from mi_ray.store.manifest import is_finished, is_sealed, seal, seal_again, unseal
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
     help="Sweep inference-time defenses against adversarial attacks on Ray.\n\n"
     "**How much adversarial accuracy does each defense buy, at what price in clean accuracy, and is that number "
     "true?** Start with `mi-ray sweep sweeps/quickstart.yaml`; look first with `mi-ray plan`; read the rows with "
-    "`mi_ray.read_records(\"results\")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.",
-)  # fmt: skip
+    '`mi_ray.read_records("results")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.',
+)
 cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: cluster.yaml and those in cluster/.")
 app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
@@ -87,7 +91,7 @@ def _look_here(*folders: Path) -> None:
 
 
 def _prepare(sweep: Sweep) -> Any:
-    from mi_ray.study import prepare
+    from mi_ray.study.prepare import prepare
 
     return prepare(sweep)
 
@@ -144,9 +148,11 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, wat
 def _beside_sweeps(store: Store, *, alone: bool = False) -> Iterator[None]:
     """Keep the store from being compacted while a sweep writes to it; alone: keep all sweeps out."""
     if not store.local:
-        what = "no sweep must write to it meanwhile" if alone else (
-            "the same study started twice at once is computed twice, which wastes time and harms nothing"
-        )  # fmt: skip
+        what = (
+            "no sweep must write to it meanwhile"
+            if alone
+            else ("the same study started twice at once is computed twice, which wastes time and harms nothing")
+        )
         console.print(f"note: {store.uri} cannot be locked: {what}", style="yellow", highlight=False)
         yield
         return
@@ -218,10 +224,13 @@ def _show_cost(store: Store, study: str, counted: dict[str, int]) -> None:
         shown.add_row(what, *(f"{value:,}" for value in pairs))
     console.print(shown)
     distinct = planned["attack_forward"] + planned["evaluation_forward"]
-    console.print(f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
-                  f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
-                  "happened: what was stored is not among them, and a trajectory that a check shares is counted with the "
-                  "checks", highlight=False)  # fmt: skip
+    console.print(
+        f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
+        f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
+        "happened: what was stored is not among them, and a trajectory that a check shares is counted with the "
+        "checks",
+        highlight=False,
+    )
 
 
 def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
@@ -230,12 +239,12 @@ def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
 
 def _find_script(name: str) -> str:
     """The module of a figure: one of ours, or a person's own by its dotted name. Raises ValueError if there is none."""
-    module = name if "." in name else f"analysis.{name}"
+    module = name if "." in name else f"mi_ray.figures.{name}"
     try:
         found = importlib.util.find_spec(module)
     except ImportError:
         found = None
-    known = {m.name for m in pkgutil.iter_modules(importlib.import_module("analysis").__path__)} - {"common"}
+    known = {m.name for m in pkgutil.iter_modules(importlib.import_module("mi_ray.figures").__path__)} - {"common"}
     ours = "." not in name
     if (
         found is None
@@ -243,7 +252,7 @@ def _find_script(name: str) -> str:
         or (not ours and not hasattr(importlib.import_module(module), "make"))
     ):
         raise ValueError(
-            f"figures must be scripts in analysis/ ({', '.join(sorted(known))}) or importable modules with "
+            f"figures must be figures of mi_ray ({', '.join(sorted(known))}) or importable modules with "
             f"make(store, study); got {name!r}"
         )
     return module
@@ -251,9 +260,9 @@ def _find_script(name: str) -> str:
 
 def _show_frontier(store: Store, study: str) -> None:
     """The undominated settings of a study against its first attack and, where there are several, at their worst."""
-    from analysis.common import attack_label, label, parameters
-    from mi_ray.records import read_cells
+    from mi_ray.figures.common import attack_label, label, parameters
     from mi_ray.statistics import frontier
+    from mi_ray.store.read import read_cells
 
     cells = read_cells(store, study)
     table = frontier(cells)
@@ -271,9 +280,13 @@ def _show_frontier(store: Store, study: str) -> None:
             shown.add_column(head, justify="left" if head in ("Defense", "Parameters") else "right")
         for _, row in rows.iterrows():
             shown.add_row(
-                label(row["defense"]), parameters(row["defense_params"]), str(row["executions"]),
-                _percent(row, "clean"), _percent(row, "adversarial"), style=None if row["undominated"] else "dim",
-            )  # fmt: skip
+                label(row["defense"]),
+                parameters(row["defense_params"]),
+                str(row["executions"]),
+                _percent(row, "clean"),
+                _percent(row, "adversarial"),
+                style=None if row["undominated"] else "dim",
+            )
         console.print(shown)
     _show_verdicts(cells)
 
@@ -299,10 +312,17 @@ def _percent(row: Any, name: str) -> str:
 
 @app.command()
 def sweep(
-    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    files: Files,
+    out: Out = "results",
+    address: Address = None,
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
+    log: Log = None,
+    tensorboard: Tensorboard = None,
+    callback: Callback = None,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Do all that is missing of each study, in order, and draw its figures.
 
     Safe to stop at any time: the same command goes on where it was, and ends with the same rows.
@@ -312,29 +332,47 @@ def sweep(
 
 @app.command()
 def train(
-    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    files: Files,
+    out: Out = "results",
+    address: Address = None,
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
+    log: Log = None,
+    tensorboard: Tensorboard = None,
+    callback: Callback = None,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Train the classifiers of each study that are not in the store yet (Ray Train)."""
     _run(files, "train", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
 
 
 @app.command()
 def attack(
-    files: Files, out: Out = "results", address: Address = None, smoke: Smoke = False, set_: Set = None,
-    seed: Seed = None, log: Log = None, tensorboard: Tensorboard = None, callback: Callback = None,
+    files: Files,
+    out: Out = "results",
+    address: Address = None,
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
+    log: Log = None,
+    tensorboard: Tensorboard = None,
+    callback: Callback = None,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Craft the adversarial examples of each study that are not in the store yet, and train what they need."""
     _run(files, "attack", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
 
 
 @app.command()
 def figures(
-    files: Files, out: Out = "results", smoke: Smoke = False, set_: Set = None, seed: Seed = None,
+    files: Files,
+    out: Out = "results",
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
     for loaded in _load(files, smoke, set_, seed):
         store = Store(out)
@@ -354,12 +392,16 @@ def _occupied(out: str) -> bool:
 
 @app.command()
 def plan(
-    files: Files, out: Out = "results", smoke: Smoke = False, set_: Set = None, seed: Seed = None,
+    files: Files,
+    out: Out = "results",
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
     sweeps = _load(files, smoke, set_, seed)
-    from mi_ray.estimate import estimate, together
+    from mi_ray.study.estimate import estimate, together
 
     studies = [_prepare(loaded) for loaded in sweeps]
     for study in studies:
@@ -387,7 +429,7 @@ def status(
 
     With --watch it ends when every study has ended (exit code 1 where one is not complete), or on Ctrl-C.
     """
-    from mi_ray.inspect_store import study_states
+    from mi_ray.store.manifest import study_states
 
     opened = Store(store)
     if not watch:
@@ -425,7 +467,7 @@ def check(
     A study with a problem counts as unfinished from then on, so that the next `mi-ray sweep` of it looks at everything
     and computes what is damaged.
     """
-    from mi_ray.inspect_store import find_problems, studies_of
+    from mi_ray.store.check import find_problems, studies_of
 
     opened = Store(store)
     problems, counted = find_problems(opened)
@@ -435,7 +477,7 @@ def check(
         if unseal(opened, study):
             errors.print(f"{study}: the next `mi-ray sweep` of it looks at all of its files again", style="yellow")
     if repair:
-        from mi_ray.compact import discard
+        from mi_ray.store.compact import discard
 
         paths = list(dict.fromkeys(problem.path for problem in problems if problem.path))
         for path in paths:
@@ -458,7 +500,7 @@ def cluster_check(
 
     Exit codes: 0 nothing, or warnings alone; 1 errors; 2 not a cluster file.
     """
-    from mi_ray.cluster_file import check_cluster_file
+    from mi_ray.launch.check import check_cluster_file
 
     kind, findings = check_cluster_file(file, limit)
     for finding in findings:
@@ -476,8 +518,8 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
 
     `records/` stays one Parquet dataset with the same rows. It waits for sweeps that write to the store.
     """
-    from mi_ray.compact import compact as bring
     from mi_ray.progress import stage
+    from mi_ray.store.compact import compact as bring
 
     opened = Store(store)
     with _beside_sweeps(opened, alone=True):
@@ -495,11 +537,12 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
 
 @app.command()
 def gc(
-    store: StoreArgument = "results", yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
+    store: StoreArgument = "results",
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
     verbose: Verbose = False,
-) -> None:  # fmt: skip
+) -> None:
     """List what no study of a store refers to; remove it with --yes."""
-    from mi_ray.inspect_store import unreferenced
+    from mi_ray.store.manifest import unreferenced
 
     opened = Store(store)
     loose = unreferenced(opened)
@@ -521,8 +564,8 @@ def list_(
 ) -> None:
     """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
     from mi_ray.data import SOURCES
-    from mi_ray.parameters import default_of, plain
-    from mi_ray.study import METHODS, load_plugins
+    from mi_ray.parameters import default_of, load_plugins, plain
+    from mi_ray.study.prepare import METHODS
 
     if plugin:
         _look_here()

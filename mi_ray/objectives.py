@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import project
 from mi_ray.attacks.pgd import signed_steps
 from mi_ray.classifiers import Classifier, prepared
-from mi_ray.engine import on_device
+from mi_ray.device import on_device
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
 
 

@@ -5,8 +5,9 @@ messages, grid axes, the columns of `mi-ray list` and the content keys all come 
 """
 
 import difflib
+import importlib.metadata
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -349,3 +350,12 @@ def expand(method: type[Parameterized], written: Any, option: Callable[[str], An
         else:
             axes[key] = Axis((default_of(method, key),))
     return axes
+
+
+def load_plugins(plugins: Iterable[str]) -> None:
+    """Import a person's own modules (their code runs). Raises ValueError for one that cannot be imported."""
+    for plugin in plugins:
+        try:
+            importlib.import_module(plugin)
+        except ImportError as error:
+            raise ValueError(f"plugins must be importable modules; {plugin!r}: {error}") from error

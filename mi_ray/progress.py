@@ -80,9 +80,13 @@ class Stage:
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn(),
+                TextColumn("{task.description:<28}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Rate(),
+                TimeRemainingColumn(),
                 console=console,
-            )  # fmt: skip
+            )
             self._task = self._bar.add_task(name, total=total, unit=unit)
             self._bar.start()
 

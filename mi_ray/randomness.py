@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mi_ray.engine import on_device
+from mi_ray.device import on_device
 
 _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: maps neighbouring points to far-apart generator seeds
 

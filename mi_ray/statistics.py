@@ -241,10 +241,18 @@ def paired_test(
         bootstrapped = _bounds(_resampled_means(differences, unit))
         low, high = _adjusted_wald(0, 0, len(left)) if agree else bootstrapped
     return PairedTest(
-        difference=float(differences.mean() / unit), low=low, high=high, p_value=min(1.0, 2 * min(less, greater)),
-        p_greater=greater, p_less=less, left_higher=higher / len(left), left_lower=lower / len(left), points=len(left),
-        method="mcnemar" if deterministic else "sign_flip", interval="adjusted_wald" if deterministic or agree else "bootstrap",
-    )  # fmt: skip
+        difference=float(differences.mean() / unit),
+        low=low,
+        high=high,
+        p_value=min(1.0, 2 * min(less, greater)),
+        p_greater=greater,
+        p_less=less,
+        left_higher=higher / len(left),
+        left_lower=lower / len(left),
+        points=len(left),
+        method="mcnemar" if deterministic else "sign_flip",
+        interval="adjusted_wald" if deterministic or agree else "bootstrap",
+    )
 
 
 def _binomial_p(higher: int, different: int, side: Any) -> float:
@@ -548,9 +556,12 @@ def cell_summary(counts: npt.ArrayLike, selection: npt.ArrayLike, draws: int) ->
     right, chosen = np.asarray(counts), np.asarray(selection, bool)
     reported = accuracy(right[~chosen], draws)
     return {
-        "points": int((~chosen).sum()), "accuracy": reported.value, "accuracy_low": reported.low,
-        "accuracy_high": reported.high, "interval": reported.interval,
+        "points": int((~chosen).sum()),
+        "accuracy": reported.value,
+        "accuracy_low": reported.low,
+        "accuracy_high": reported.high,
+        "interval": reported.interval,
         "survival": [survival_of_attempts(right[~chosen], draws, k) for k in range(1, draws + 1)],
         "selection_points": int(chosen.sum()),
         "selection_accuracy": float(right[chosen].mean() / draws) if chosen.any() else None,
-    }  # fmt: skip
+    }

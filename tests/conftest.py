@@ -35,10 +35,8 @@ def _checked_modules() -> list[str]:
     """The modules that have shapes in their signatures: checking every call of the others made planning five times slower."""
     package = Path(__file__).parent.parent / "mi_ray"
     having = [file.relative_to(package) for file in package.rglob("*.py") if "jaxtyping" in file.read_text()]
-    return sorted({f"mi_ray.{file.parts[0].removesuffix('.py')}" for file in having})
+    return sorted(f"mi_ray.{'.'.join(file.with_suffix('').parts)}".removesuffix(".__init__") for file in having)
 
-
-import clusters  # noqa: E402, F401 - sets what Ray reads when it is first imported
 
 # Before the first import of the package: the tests import it only after this file.
 install_import_hook(_checked_modules(), f"{__name__}.checked")
@@ -143,7 +141,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     Modules named as packages that are imported late lay in the folder meanwhile.
     """
-    from test_cluster import LATE, TINY, command
+    from helpers.commands import LATE, TINY, command
 
     folder = tmp_path_factory.mktemp("undisturbed")
     hostile = [folder / f"{name}.py" for name in LATE]

@@ -35,8 +35,8 @@ SMALL = {"resnet_small": {"width": 4}, "cnn_small": {"width": 4}}
 def folder(classifier: Any, tmp_path: Path) -> Path:
     """A classifier's folder as training leaves it in a store."""
     pytest.importorskip("ray")
-    from mi_ray.cluster.train import write_classifier
-    from mi_ray.records import Store
+    from mi_ray.cluster.train_loop import write_classifier
+    from mi_ray.store.blocks import Store
 
     write_classifier(Store(tmp_path / "store", create=True), "some-key", classifier, {}, [])
     return tmp_path / "store" / "classifiers" / "some-key"
@@ -104,8 +104,8 @@ def test_a_stored_classifier_is_read_back_bit_for_bit(folder: Path, classifier: 
 
 
 def test_the_description_names_the_digest_of_the_weights(folder: Path) -> None:
-    from mi_ray.cluster.train import finished
-    from mi_ray.records import Store
+    from mi_ray.cluster.train_loop import finished
+    from mi_ray.store.blocks import Store
 
     store, weights = Store(folder.parent.parent), folder / "model.safetensors"
     written = json.loads((folder / "classifier.json").read_text())
@@ -214,11 +214,15 @@ def _empty_zip() -> bytes:
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("net.pt", b""), ("net.pt", b"no weights at all"), ("net.safetensors", b"no weights at all"),
-        ("net.pt", _torch_bytes([torch.zeros(1)])), ("net.pt", _torch_bytes({"epoch": 3})), ("net.pt", _empty_zip()),
+        ("net.pt", b""),
+        ("net.pt", b"no weights at all"),
+        ("net.safetensors", b"no weights at all"),
+        ("net.pt", _torch_bytes([torch.zeros(1)])),
+        ("net.pt", _torch_bytes({"epoch": 3})),
+        ("net.pt", _empty_zip()),
     ],
     ids=["empty", "text", "text as safetensors", "a list", "no tensors", "another zip"],
-)  # fmt: skip
+)
 def test_files_that_hold_no_weights_are_refused(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)

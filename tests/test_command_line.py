@@ -18,15 +18,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
+from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+from helpers.sweeps import classifier, document
 from PIL import Image
-from test_config import classifier, document
-from test_workbench import DEFENSE_GRID, TINY, Tiny, finish, tiny
 
 import mi_ray.cli
-import mi_ray.estimate
+import mi_ray.study.estimate
 from mi_ray.config import load_sweep
-from mi_ray.quick import seal
-from mi_ray.records import CELLS, MARKER, Store, write_cells
+from mi_ray.store.blocks import MARKER, Store
+from mi_ray.store.manifest import seal
+from mi_ray.store.read import write_cells
+from mi_ray.store.schemas import CELLS
 
 QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
 Run = Callable[..., tuple[int, str, str]]
@@ -60,7 +62,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "unknown key": ({"classifierz": []}, ["unknown key 'classifierz' (did you mean 'classifiers'?)", "known: name"]),
     "unknown defense": ({"defenses": ["mi_old"]}, ["unknown defense 'mi_old'", "did you mean 'mi_ol'", "mi_combined"]),
     "unknown parameter": (
-        {"defenses": [{"mi_ol": {"lambda": 0.5}}]}, ["unknown parameter of mi_ol 'lambda'", "known: lam"],
+        {"defenses": [{"mi_ol": {"lambda": 0.5}}]},
+        ["unknown parameter of mi_ol 'lambda'", "known: lam"],
     ),
     "unknown attack": ({"attacks": [{"fgsm_x": {}, "epsilon": 0.1}]}, ["unknown attack 'fgsm_x'", "known: ", "pgd"]),
     "unknown objective": ({"classifiers": classifier(objective="mixupp")}, ["objective 'mixupp'", "'mixup'", "erm"]),
@@ -84,18 +87,23 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "cifar10 absent": ({"dataset": "cifar10"}, ["cifar10 must be in", "download: true", "npz"]),
     "parquet absent": ({"dataset": {"parquet": "nowhere"}}, ["must hold train*.parquet", "is not a folder"]),
     "npz absent": ({"dataset": {"npz": "nowhere.npz"}}, ["nowhere.npz must be a readable .npz archive"]),
-    "an oblivious attack on a defense": ({"attacks": pgd(defenses=["mi_ol"])}, ["an oblivious attack knows no defense"]),
+    "an oblivious attack on a defense": (
+        {"attacks": pgd(defenses=["mi_ol"])},
+        ["an oblivious attack knows no defense"],
+    ),
     "averaged without a defense": (
-        {"attacks": [{"averaged": {}, "epsilon": 0.1}]}, ["averaged attacks a defense: it needs `knowledge: adaptive`"],
+        {"attacks": [{"averaged": {}, "epsilon": 0.1}]},
+        ["averaged attacks a defense: it needs `knowledge: adaptive`"],
     ),
     "attack on an unknown defense": (
-        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])}, ["unknown defense to attack 'mi_old'", "known: "],
+        {"attacks": pgd(knowledge="adaptive", defenses=["mi_old"])},
+        ["unknown defense to attack 'mi_old'", "known: "],
     ),
     "attack on an unknown classifier": ({"attacks": pgd(classifiers=["g"])}, ["unknown classifier 'g'", "known: f"]),
     "variant of nothing": ({"variants": {"v": {}}}, ["variants must change an option", "v"]),
     "pool of an unknown dataset": ({"pool": "cifar1000"}, ["unknown dataset 'cifar1000'", "'cifar100'"]),
     "cuda without a GPU asked for": ({"device": "cuda"}, ["device: cuda needs resources.block.gpus above 0", "got 0"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))
@@ -180,10 +188,12 @@ def test_a_broken_picture_in_an_image_folder_is_named_with_its_row(run: Run, tmp
     ("arrays", "words"),
     [
         ({"x_train": np.zeros((4, 8, 8), np.uint8)}, "it lacks y_train, x_test, y_test"),
-        ({"x_train": np.zeros((4, 8, 8)), "y_train": [0, 1, 0, 1], "x_test": np.zeros((2, 8, 8)), "y_test": [0, 1]},
-         "must be uint8"),
+        (
+            {"x_train": np.zeros((4, 8, 8)), "y_train": [0, 1, 0, 1], "x_test": np.zeros((2, 8, 8)), "y_test": [0, 1]},
+            "must be uint8",
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_archive_of_the_wrong_arrays_is_refused(run: Run, tmp_path: Path, arrays: Any, words: str) -> None:
     np.savez(tmp_path / "data.npz", **arrays)
     assert_refused(run("sweep", save(tmp_path, dataset={"npz": "data.npz"}, points={"count": 1})), words)
@@ -224,8 +234,10 @@ def test_a_classifier_of_ones_own_that_does_not_fit_is_refused(
     run: Run, tmp_path: Path, name: str, changes: dict[str, Any], words: list[str]
 ) -> None:
     (tmp_path / f"nets_{name}.py").write_text(NETS)
-    torch.save(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2), torch.nn.Linear(2, 10)).state_dict(),
-               tmp_path / "net.pt")  # fmt: skip
+    torch.save(
+        torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 2), torch.nn.Linear(2, 10)).state_dict(),
+        tmp_path / "net.pt",
+    )
     entry = {"name": "mine", "factory": f"nets_{name}:build", "weights": "net.pt", **changes}
     assert_refused(run("sweep", save(tmp_path, classifiers=[entry])), *words)
     assert not (tmp_path / "results").exists()
@@ -260,8 +272,11 @@ def test_check_passes_a_sound_store_and_names_what_is_damaged(run: Run, results:
 def test_status_shows_each_study(run: Run, results: Store, original: Tiny) -> None:
     code, out, _ = run("status", "results")
     heads, row = (line.split() for line in out.strip().splitlines())
-    assert (code, heads[:3], row[:4]) == (0, ["Study", "State", "Cells"],
-                                          ["tiny", "complete", *[str(len(original.plan.cells))] * 2])  # fmt: skip
+    assert (code, heads[:3], row[:4]) == (
+        0,
+        ["Study", "State", "Cells"],
+        ["tiny", "complete", *[str(len(original.plan.cells))] * 2],
+    )
 
 
 def test_gc_lists_and_with_yes_removes_only_what_no_study_refers_to(run: Run, results: Store) -> None:
@@ -269,8 +284,9 @@ def test_gc_lists_and_with_yes_removes_only_what_no_study_refers_to(run: Run, re
     results.write_bytes("outputs/orphan/points-00000-00020.parquet", b"12345")
     code, out, _ = run("gc", "results")
     assert (code, out.splitlines()) == (
-        0, ["outputs/orphan  5 bytes", "1 folders, 5 bytes could go: --yes removes them"]
-    )  # fmt: skip
+        0,
+        ["outputs/orphan  5 bytes", "1 folders, 5 bytes could go: --yes removes them"],
+    )
     assert results.exists("outputs/orphan")
     code, out, _ = run("gc", "results", "--yes")
     assert "1 folders, 5 bytes removed" in out
@@ -327,7 +343,7 @@ def stored(out: str) -> dict[str, list[str]]:
 def test_plan_counts_what_is_stored_and_what_is_left(
     run: Run, tmp_path: Path, results: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
     code, out, _ = run("plan", saved(tmp_path))
     assert code == 0
     everything = {"train": ["1", "1"], "attack": ["1", "1"], "evaluate": ["6", "6"]}
@@ -344,7 +360,7 @@ def test_plan_counts_what_is_stored_and_what_is_left(
 def test_plan_of_the_quickstart_says_what_it_costs_against_cell_by_cell(
     run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
-    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
     code, out, err = run("plan", str(QUICKSTART), *options)
     assert (code, err) == (0, "")
     assert out.startswith("quickstart-smoke" if "--smoke" in options else "quickstart (results)")
@@ -367,7 +383,7 @@ def test_studies_of_one_name_in_one_command_are_refused(run: Run, tmp_path: Path
 
 
 def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
     file = save(tmp_path, search={"optuna": {"trials": 7}}, points={"count": 40, "selection": 20})
     code, out, _ = run("plan", file)
     assert code == 0
@@ -378,9 +394,9 @@ def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatc
 def test_plan_tells_of_bf16_on_a_processor_that_emulates_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: bool
 ) -> None:
-    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
-    monkeypatch.setattr(mi_ray.estimate, "has_bf16", lambda device: arithmetic)
-    told = mi_ray.estimate.EMULATED.split(".")[0]
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.estimate, "has_bf16", lambda device: arithmetic)
+    told = mi_ray.study.estimate.EMULATED.split(".")[0]
     outs = {
         asked: " ".join(run("plan", save(tmp_path), "--set", asked)[1].split())
         for asked in ("precision=fp32", "precision=auto", "precision=bf16", "classifiers.0.training.precision=bf16")
@@ -395,7 +411,7 @@ def test_networks_that_differ_in_weights_alone_are_timed_once(
 ) -> None:
     timed: list[str] = []
     monkeypatch.setattr(
-        mi_ray.estimate,
+        mi_ray.study.estimate,
         "rates",
         lambda study, work: timed.append(work.entry.name) or {"forward": 10.0, "gradient": 10.0, "train": 10.0},
     )
@@ -411,24 +427,24 @@ def test_a_study_for_gpus_is_timed_in_fp32_on_a_processor_that_emulates_bf16(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[str] = []
-    prepared = mi_ray.estimate.prepared
+    prepared = mi_ray.study.estimate.prepared
 
     def seen(plain: Any, device: Any, precision: Any) -> Any:
         timed.append(precision)
         return prepared(plain, device, precision)
 
-    monkeypatch.setattr(mi_ray.estimate, "MEASURE_SECONDS", 0.02)
-    monkeypatch.setattr(mi_ray.estimate, "prepared", seen)
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.estimate, "prepared", seen)
     file = save(tmp_path, precision="bf16", resources={"block": {"gpus": 1}})
     for arithmetic in (True, False):
-        monkeypatch.setattr(mi_ray.estimate, "has_bf16", lambda device, has=arithmetic: has)
+        monkeypatch.setattr(mi_ray.study.estimate, "has_bf16", lambda device, has=arithmetic: has)
         assert run("plan", file)[0] == 0
     assert timed == ["bf16", "fp32"]
 
 
 def test_list_names_every_registered_method_with_its_parameters(run: Run) -> None:
     from mi_ray.data import SOURCES
-    from mi_ray.study import METHODS
+    from mi_ray.study.prepare import METHODS
 
     code, out, _ = run("list")
     assert code == 0

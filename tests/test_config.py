@@ -1,37 +1,13 @@
 """Sweep files: what is accepted, what is refused and with which words, presets, smoke overlays, overrides."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from helpers.sweeps import ONE_CLASSIFIER, classifier, document, sweep
 
 from mi_ray.config import PRESETS, Options, Sweep, TrainingOptions, load_sweep
-
-ONE_CLASSIFIER = {"name": "f", "architecture": "cnn_small"}
-SMALL: dict[str, Any] = {
-    "name": "tiny",
-    "dataset": "digits",
-    "points": {"count": 40},
-    "batch": 20,
-    "classifiers": [ONE_CLASSIFIER],
-    "attacks": [{"pgd": {"steps": 2}, "epsilon": "8/255"}],
-    "defenses": ["none", {"gaussian_noise": {"sigma": 0.1}}],
-}
-
-
-def document(**changes: Any) -> dict[str, Any]:
-    """The smallest whole sweep, with some keys replaced."""
-    return {**copy.deepcopy(SMALL), **changes}
-
-
-def sweep(**changes: Any) -> Sweep:
-    return Sweep.model_validate(document(**changes))
-
-
-def classifier(**changes: Any) -> list[dict[str, Any]]:
-    return [{**ONE_CLASSIFIER, **changes}]
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -207,8 +183,12 @@ def test_a_sweep_is_frozen() -> None:
 
 
 def test_smoke_merges_fixed_keys_replaces_the_rest_and_renames_the_study(tmp_path: Path) -> None:
-    overlay = {"points": {"count": 10}, "options": {"draws": 1}, "resources": {"block": {"points": 10}},
-               "defenses": ["none"]}  # fmt: skip
+    overlay = {
+        "points": {"count": 10},
+        "options": {"draws": 1},
+        "resources": {"block": {"points": 10}},
+        "defenses": ["none"],
+    }
     path = write(
         tmp_path, document(points={"count": 40, "selection": 5}, options={"eight_bit": True}, seed=4, smoke=overlay)
     )
@@ -233,8 +213,14 @@ def test_a_smoke_overlay_is_validated_like_the_file(tmp_path: Path) -> None:
 
 def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_path: Path) -> None:
     path = write(tmp_path, document(seed=1))
-    overrides = ["points.count=7", "classifiers.0.training.epochs=2", "options.draws=5", "executions=[1, 2]",
-                 "defenses.1={gaussian_noise: {sigma: 0.3}}", "name=other"]  # fmt: skip
+    overrides = [
+        "points.count=7",
+        "classifiers.0.training.epochs=2",
+        "options.draws=5",
+        "executions=[1, 2]",
+        "defenses.1={gaussian_noise: {sigma: 0.3}}",
+        "name=other",
+    ]
     read = load_sweep(path, overrides=overrides, seed=9)
     assert (read.points.count, read.classifiers[0].training.epochs) == (7, 2)
     assert read.draws_of(read.resolved_options()) == 5
@@ -351,8 +337,11 @@ def test_attacks_and_defenses_say_on_which_classifiers_and_against_which_defense
     assert (adaptive.knowledge, adaptive.classifiers, adaptive.defenses) == ("adaptive", ("g",), ("mi_ol",))
     assert (oblivious.knowledge, oblivious.classifiers, oblivious.defenses) == ("oblivious", None, None)
     assert [entry.method for entry in read.defenses] == [
-        ("none", {}), ("mi_ol", {"lam": 0.5}), ("mi_pl", {}), ("mi_pl", 0.5)
-    ]  # fmt: skip
+        ("none", {}),
+        ("mi_ol", {"lam": 0.5}),
+        ("mi_pl", {}),
+        ("mi_pl", 0.5),
+    ]
     assert [entry.classifiers for entry in read.defenses] == [None, ("f", "g"), None, None]
 
 

@@ -92,9 +92,11 @@ def test_augmentation_is_a_crop_of_the_padded_image_and_a_flip(kind: str) -> Non
 
 def _dataset(**changes: Any) -> Dataset:
     parts = {
-        "train_images": _pictures(4), "train_labels": np.array([0, 1, 2, 2]), "test_images": _pictures(2, 1),
+        "train_images": _pictures(4),
+        "train_labels": np.array([0, 1, 2, 2]),
+        "test_images": _pictures(2, 1),
         "test_labels": np.array([1, 0]),
-    } | changes  # fmt: skip
+    } | changes
     return Dataset("mine", 3, **parts)
 
 
@@ -232,9 +234,11 @@ def test_the_real_cifar_10_is_read_from_its_parquet_folder() -> None:
 
 def _npz(folder: Path, **changes: Any) -> Path:
     arrays = {
-        "x_train": _pictures(4), "y_train": np.array([0, 1, 2, 2], np.uint8), "x_test": _pictures(2, 1),
+        "x_train": _pictures(4),
+        "y_train": np.array([0, 1, 2, 2], np.uint8),
+        "x_test": _pictures(2, 1),
         "y_test": np.array([[1], [0]], np.int32),
-    } | changes  # fmt: skip
+    } | changes
     np.savez(folder / "mine.npz", **{key: value for key, value in arrays.items() if value is not None})
     return folder / "mine.npz"
 

@@ -7,13 +7,17 @@ import pytest
 import torch
 
 from mi_ray.config import Sweep
-from mi_ray.study import prepare
+from mi_ray.study.prepare import prepare
 
 SWEEP = {
-    "name": "foreign", "dataset": "digits", "points": {"count": 10}, "checks": "cheap",
+    "name": "foreign",
+    "dataset": "digits",
+    "points": {"count": 10},
+    "checks": "cheap",
     "classifiers": [{"name": "f", "architecture": {"cnn_small": {"width": 4}}, "training": {"epochs": 1}}],
-    "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.04}], "defenses": [{"mi_ol": {"lam": 0.5}}, {"mi_pl": {"lam": 0.5}}],
-}  # fmt: skip
+    "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.04}],
+    "defenses": [{"mi_ol": {"lam": 0.5}}, {"mi_pl": {"lam": 0.5}}],
+}
 
 
 def archive(path: Path, side: int) -> str:

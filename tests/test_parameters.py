@@ -100,9 +100,15 @@ def test_values_are_canonical_however_they_are_written() -> None:
     made = Sample.make({"strength": "1/2", "stops": [50, 10], "crop": [2, 3], "lam": {"beta": [2, "1/2"]}})
     assert (made.strength, made.stops, made.crop, made.lam) == (0.5, (10, 50), (2, 3), Distribution("beta", 2.0, 0.5))
     assert made.values() == {
-        "strength": 0.5, "count": 3, "stops": [10, 50], "crop": [2, 3], "fast": False, "mode": "a",
-        "lam": {"beta": [2.0, 0.5]}, "path": None,
-    }  # fmt: skip
+        "strength": 0.5,
+        "count": 3,
+        "stops": [10, 50],
+        "crop": [2, 3],
+        "fast": False,
+        "mode": "a",
+        "lam": {"beta": [2.0, 0.5]},
+        "path": None,
+    }
     assert Sample.make(made.values() | {"path": "x"}) == Sample.make(
         {"strength": 0.5, "stops": [10, 50], "crop": [2, 3], "lam": Distribution("beta", 2, 0.5), "path": "x"}
     )
@@ -166,11 +172,19 @@ def test_the_papers_range_of_lambda_has_seventeen_values_with_both_ends() -> Non
 @pytest.mark.parametrize(
     "written",
     [
-        {"linspace": [0, 1]}, {"linspace": [0, 1, 0]}, {"linspace": [0, 1, 2.5]}, {"linspace": [0, 1, 10_001]},
-        {"linspace": 3}, {"arange": [0, 1, 0]}, {"arange": [0, 1, -0.1]}, {"arange": [1, 0, 0.1]},
-        {"arange": [0, 1, 1e-5]}, {"arange": [0, 1]}, {"arange": None},
+        {"linspace": [0, 1]},
+        {"linspace": [0, 1, 0]},
+        {"linspace": [0, 1, 2.5]},
+        {"linspace": [0, 1, 10_001]},
+        {"linspace": 3},
+        {"arange": [0, 1, 0]},
+        {"arange": [0, 1, -0.1]},
+        {"arange": [1, 0, 0.1]},
+        {"arange": [0, 1, 1e-5]},
+        {"arange": [0, 1]},
+        {"arange": None},
     ],
-)  # fmt: skip
+)
 def test_a_badly_formed_range_is_refused_with_its_form(written: dict[str, Any]) -> None:
     ((how, ends),) = written.items()
     with pytest.raises(ValueError, match=rf"sample.strength: {how} must be \[first, last, ") as error:
@@ -187,9 +201,15 @@ def test_values_of_a_range_obey_the_bounds_too() -> None:
 
 @pytest.mark.parametrize(
     ("key", "written"),
-    [("strength", [1, 1.0]), ("strength", ["1/2", 0.5]), ("mode", ["a", "a"]), ("crop", [[1, 2], [1, 2]]),
-     ("lam", [{"beta": [1, 1]}, {"beta": [1.0, 1]}]), ("strength", {"linspace": [0.3, 0.3, 3]})],
-)  # fmt: skip
+    [
+        ("strength", [1, 1.0]),
+        ("strength", ["1/2", 0.5]),
+        ("mode", ["a", "a"]),
+        ("crop", [[1, 2], [1, 2]]),
+        ("lam", [{"beta": [1, 1]}, {"beta": [1.0, 1]}]),
+        ("strength", {"linspace": [0.3, 0.3, 3]}),
+    ],
+)
 def test_an_axis_that_names_a_value_twice_is_refused(key: str, written: Any) -> None:
     with pytest.raises(ValueError, match=f"sample.{key} must not name a value twice"):
         axis(key, written)
@@ -218,8 +238,10 @@ def test_what_is_left_out_comes_from_the_studys_option_then_from_the_default() -
     axes = expand(Sample, {"strength": [0.5, 1]}, lambda name: name == "eight_bit")
     assert list(axes) == list(Sample.parameters())
     assert {key: axes[key].values for key in ("fast", "count", "path")} == {
-        "fast": (True,), "count": (3,), "path": (None,)
-    }  # fmt: skip
+        "fast": (True,),
+        "count": (3,),
+        "path": (None,),
+    }
     assert expand(Sample, {"strength": 1, "fast": False}, lambda name: True)["fast"].values == (False,)
 
 
@@ -261,8 +283,9 @@ def test_a_threat_model_refuses_a_radius_outside_the_pixel_range(epsilon: Any) -
         ThreatModel(epsilon)
 
 
-@pytest.mark.parametrize(("field", "allowed"), [("goal", "untargeted, targeted"), ("norm", "linf"),
-                                                ("knowledge", "oblivious, adaptive")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "allowed"), [("goal", "untargeted, targeted"), ("norm", "linf"), ("knowledge", "oblivious, adaptive")]
+)
 def test_a_threat_model_refuses_unknown_words(field: str, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be one of {allowed}; got 'x'"):
         ThreatModel(0.1, **{field: "x"})

@@ -179,11 +179,14 @@ def test_labels_above_the_number_of_classes_are_refused() -> None:
 @pytest.mark.parametrize(
     "images",
     [
-        np.zeros((11, 4, 4, 3), np.int64), np.zeros((11, 4, 4), np.uint8), np.zeros((11, 3, 4, 4), np.uint8),
-        np.full((11, 3, 4, 4), 1.5, np.float32), np.full((11, 3, 4, 4), -0.1, np.float32),
+        np.zeros((11, 4, 4, 3), np.int64),
+        np.zeros((11, 4, 4), np.uint8),
+        np.zeros((11, 3, 4, 4), np.uint8),
+        np.full((11, 3, 4, 4), 1.5, np.float32),
+        np.full((11, 3, 4, 4), -0.1, np.float32),
     ],
     ids=["int64", "three axes", "channels first", "above 1", "below 0"],
-)  # fmt: skip
+)
 def test_images_of_another_form_are_refused(images: Any) -> None:
     with pytest.raises(ValueError, match=r"pool images must be uint8 \[N, H, W, C\] or float .* in \[0, 1\]; got"):
         SamplePool(images, LABELS)

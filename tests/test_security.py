@@ -17,7 +17,8 @@ import yaml
 from mi_ray.classifiers import read_weights
 from mi_ray.config import load_sweep, read_document
 from mi_ray.data import SOURCES
-from mi_ray.records import Store, read_cells
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells
 
 ROOT = Path(__file__).parent.parent
 SOURCES_OF_CODE = [path for folder in ("mi_ray", "analysis", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]

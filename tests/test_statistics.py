@@ -476,12 +476,25 @@ def test_counts_of_other_settings_or_points_are_refused() -> None:
 
 def _cell(defense: str, attack: str, accuracy_: float, selection: float | None, **other: Any) -> dict[str, Any]:
     return {
-        "cell": f"{defense}-{attack}{other}", "classifier": "f", "classifier_key": "k",
-        "defense": defense, "defense_params": "{}", "executions": 30, "draws": 3,
-        "attack": attack, "attack_params": "{}", "goal": "untargeted", "epsilon": 0.03,
-        "knowledge": "oblivious", "state": "done", "accuracy": accuracy_, "accuracy_low": accuracy_ - 0.1,
-        "accuracy_high": accuracy_ + 0.1, "selection_accuracy": selection, **other,
-    }  # fmt: skip
+        "cell": f"{defense}-{attack}{other}",
+        "classifier": "f",
+        "classifier_key": "k",
+        "defense": defense,
+        "defense_params": "{}",
+        "executions": 30,
+        "draws": 3,
+        "attack": attack,
+        "attack_params": "{}",
+        "goal": "untargeted",
+        "epsilon": 0.03,
+        "knowledge": "oblivious",
+        "state": "done",
+        "accuracy": accuracy_,
+        "accuracy_low": accuracy_ - 0.1,
+        "accuracy_high": accuracy_ + 0.1,
+        "selection_accuracy": selection,
+        **other,
+    }
 
 
 def _cells(selection: bool, **other: Any) -> pd.DataFrame:

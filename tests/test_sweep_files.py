@@ -8,16 +8,23 @@ import yaml
 
 from mi_ray.cli import _find_script
 from mi_ray.config import Sweep, load_sweep
-from mi_ray.plan import Facts, Planner
-from mi_ray.study import METHODS, prepare
-from mi_ray.work import Plan
+from mi_ray.plan.planner import Facts, Planner
+from mi_ray.plan.work import Plan
+from mi_ray.study.prepare import METHODS, prepare
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 EMBEDDED = ("digits",)  # data that every installation has
 CIFAR = Facts(
-    dataset="cifar10", digest="0" * 64, classes=10, side=(32, 32), train_count=50_000, test_count=10_000,
-    pools={"mi_pl": "pool", "mi_ol": "pool"}, device="cpu", sources={},
-)  # fmt: skip
+    dataset="cifar10",
+    digest="0" * 64,
+    classes=10,
+    side=(32, 32),
+    train_count=50_000,
+    test_count=10_000,
+    pools={"mi_pl": "pool", "mi_ol": "pool"},
+    device="cpu",
+    sources={},
+)
 
 
 def names(path: Path) -> str:

@@ -1,4 +1,8 @@
-"""Attacks, one family a file. Importing this folder fills `ATTACKS`; a new file is found by itself."""
+"""Attacks, one family a file: clean images, labels and a threat model become images inside the ball and the pixel
+box.
+
+Importing this folder fills its registry; a new file is found by itself.
+"""
 
 import importlib
 import pkgutil

@@ -204,8 +204,10 @@ class EotPgd(StepAttack):
                 "eot_pgd with loss: evade evades a detector: it needs `knowledge: adaptive`; got oblivious"
             )
         if threat.knowledge == "oblivious" and self.branch != "whole":
-            raise ValueError(f"eot_pgd with branch: {self.branch} attacks part of a defense: it needs `knowledge: adaptive`; "
-                             "got oblivious")  # fmt: skip
+            raise ValueError(
+                f"eot_pgd with branch: {self.branch} attacks part of a defense: it needs `knowledge: adaptive`; "
+                "got oblivious"
+            )
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """A gradient a step (see `gradient_cost`; evade passes F once more), and `scoring_draws` answers a stop."""

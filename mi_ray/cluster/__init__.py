@@ -1,4 +1,5 @@
-"""The only folder that imports Ray: training, attack blocks, defense trials, and a study from end to end."""
+"""The only folder that imports Ray: training, blocks of points as tasks, defense settings as trials, and a study
+from end to end."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -24,8 +25,8 @@ def run_study(
 
     check_address(address)
     prepare_environment(local=address is None)
-    from mi_ray.cluster.study import Runner
-    from mi_ray.cluster.watch import Watch
+    from mi_ray.cluster.callbacks import Watch
+    from mi_ray.cluster.runner import Runner
 
     return Runner(study, store, address, console, Watch(**(watched or {}))).run(until)
 

@@ -12,15 +12,15 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mi_ray.cluster.attempts import Attempts, Fault, fault_of, given_up
-from mi_ray.cluster.board import read
+from mi_ray.cluster.actors import read
+from mi_ray.cluster.retries import Attempts, Fault, fault_of, given_up
 from mi_ray.config import BlockResources
 from mi_ray.events import event
-from mi_ray.precision import decide
+from mi_ray.parameters import load_plugins
+from mi_ray.plan.work import AttackWork, Work, kind_of
 from mi_ray.progress import Stage
-from mi_ray.study import load_plugins
-from mi_ray.work import AttackWork
-from mi_ray.workbench import Engine, Work, Workbench, kind_of
+from mi_ray.study.precision import decide
+from mi_ray.study.workbench import Engine, Workbench
 
 Item = tuple[Work, int, int]
 QUEUED = 4000  # attempts handed to Ray at once: more than any cluster runs, few enough to be looked through each time
@@ -164,8 +164,10 @@ def whole_node(gpus: float) -> dict[str, Any]:
         return {}
     have, here = node["Resources"], NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
     return {
-        "num_cpus": have["CPU"], "num_gpus": have.get("GPU", 0) if gpus else 0, "scheduling_strategy": here,
-    }  # fmt: skip
+        "num_cpus": have["CPU"],
+        "num_gpus": have.get("GPU", 0) if gpus else 0,
+        "scheduling_strategy": here,
+    }
 
 
 def named(work: Work) -> str:
@@ -269,9 +271,15 @@ class Blocks:
     def _tell(self, what: str, position: int, **facts: Any) -> None:
         work, start, stop = self.items[position]
         event(
-            what, kind=kind_of(work), key=work.key, name=named(work), points=[start, stop],
-            attempt=self.attempts[position].tried, alone=self.attempts[position].alone or None, **facts,
-        )  # fmt: skip
+            what,
+            kind=kind_of(work),
+            key=work.key,
+            name=named(work),
+            points=[start, stop],
+            attempt=self.attempts[position].tried,
+            alone=self.attempts[position].alone or None,
+            **facts,
+        )
 
 
 def run_blocks(

@@ -43,8 +43,10 @@ def check_address(address: str | None) -> None:
     if address == "auto":
         found = os.environ.get("RAY_ADDRESS") or Path("/tmp/ray/ray_current_cluster").exists()  # noqa: S108
         if not found:
-            raise ValueError("--address auto needs a Ray cluster running on this machine; found none. Start one with "
-                             "`ray start --head`, or leave --address out for a local Ray")  # fmt: skip
+            raise ValueError(
+                "--address auto needs a Ray cluster running on this machine; found none. Start one with "
+                "`ray start --head`, or leave --address out for a local Ray"
+            )
         return
     host, colon, port = address.rpartition(":")
     if not colon or not port.isdigit() or not host:

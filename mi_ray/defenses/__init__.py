@@ -1,4 +1,8 @@
-"""Inference-time defenses, one family a file. Importing this folder fills `DEFENSES`; a new file is found by itself."""
+"""Inference-time defenses, one family a file: N random transformations of an input, whose softmax outputs are
+averaged.
+
+Importing this folder fills its registry; a new file is found by itself.
+"""
 
 import importlib
 import pkgutil

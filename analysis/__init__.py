@@ -1,1 +1,0 @@
-"""Scripts that draw tables and figures from a store's Parquet; each computes facts first, then draws them."""

@@ -1,0 +1,160 @@
+"""TODO."""
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import optuna
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from mi_ray.cluster.trials import OBJECTIVES, Trial
+from mi_ray.config import OptunaSearch as SearchSettings
+from mi_ray.defenses import DEFENSES
+from mi_ray.parameters import Axis, plain
+from mi_ray.plan.planner import Planner
+from mi_ray.plan.work import Cell, ClassifierWork, merged, merged_attacks
+
+
+class RoundsSearch(Searcher):
+    """Optuna in fixed rounds, told in the order in which it asked, so that the same seed proposes the same settings.
+
+    Wraps Ray's OptunaSearch: a round's results are kept until all of it is there.
+    """
+
+    def __init__(self, inner: "OptunaSearch", settings: SearchSettings) -> None:
+        super().__init__(metric=list(OBJECTIVES), mode=["max", "max"])
+        self._inner, self._settings = inner, settings
+        self._round: list[str] = []
+        self._results: dict[str, tuple[dict[str, Any] | None, bool]] = {}
+        self._asked = 0
+
+    def set_search_properties(self, metric: Any, mode: Any, config: dict[str, Any], **spec: Any) -> bool:
+        """The space and the objectives are the inner search's own."""
+        return False
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next setting, or nothing while a round is still running."""
+        if self._asked >= self._settings.trials:
+            return Searcher.FINISHED
+        if len(self._round) >= self._settings.round:
+            return None
+        found: dict[str, Any] | None = self._inner.suggest(trial_id)
+        self._round.append(trial_id)
+        self._asked += 1
+        return found
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Blocks in between tell the sampler nothing."""
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Keep the result; when the round is complete, tell all of it in order."""
+        self._results[trial_id] = (result, error)
+        if len(self._results) == len(self._round) and (
+            len(self._round) == self._settings.round or self._asked >= self._settings.trials
+        ):
+            for asked in self._round:
+                told, failed = self._results[asked]
+                self._inner.on_trial_complete(asked, told, failed)
+            self._round, self._results = [], {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing to save: a rerun proposes the same settings, whose results are in the store."""
+        Path(checkpoint_path).touch()
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing to restore; see `save`."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A conditional search space, define by run: the defense first, then the axes that it owns."""
+
+    axes: tuple[tuple[str, Mapping[str, Axis]], ...]
+
+    def __call__(self, trial: "optuna.Trial") -> None:
+        """Ask Optuna for a defense and its parameters; the choices are in `trial.params`."""
+        names = [f"{index}:{name}" for index, (name, _) in enumerate(self.axes)]
+        chosen = trial.suggest_categorical("defense", names)
+        entry = str(chosen)
+        for key, axis in self.axes[names.index(entry)][1].items():
+            if axis.span is not None:
+                trial.suggest_float(f"{entry}.{key}", *axis.span)
+            elif len(axis.values) > 1:
+                trial.suggest_categorical(f"{entry}.{key}", list(range(len(axis.values))))
+
+    def setting(self, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+        """(defense, parameters) of a proposed configuration."""
+        entry = config["defense"]
+        name, axes = self.axes[int(entry.split(":")[0])]
+        values = {}
+        for key, axis in axes.items():
+            if axis.span is not None:
+                values[key] = round(float(config[f"{entry}.{key}"]), 6)
+            else:
+                values[key] = axis.values[int(config.get(f"{entry}.{key}", 0))]
+        return name, {key: plain(value) for key, value in values.items() if value is not None}
+
+
+def search_space(planner: Planner, classifier: ClassifierWork) -> Space:
+    """The space of a sweep's defenses on a classifier; `none` has nothing to search and is left out.
+
+    Raises ValueError when nothing is left.
+    """
+    found = tuple((method.name, axes) for method, axes in planner.axes(classifier) if method.name != "none")
+    if not found:
+        raise ValueError(
+            f"search: optuna needs a defense to search on every classifier; {classifier.entry.name} has none"
+        )
+    return Space(found)
+
+
+def search_cells(planner: Planner, classifier: str, setting: tuple[str, Mapping[str, Any]]) -> list[Cell]:
+    """The cells of one proposed setting on one classifier."""
+    work = next(work for work in planner.classifiers if work.key == classifier)
+    return list(planner.cells(work, planner.checked(DEFENSES.make(*setting))))
+
+
+@dataclass(frozen=True)
+class ResolveSearch:
+    """A proposed configuration -> its trial."""
+
+    planner: Planner
+    space: Space
+    classifier: str
+
+    def __call__(self, config: Mapping[str, Any]) -> Trial:
+        """See `Job.resolve`."""
+        setting = self.space.setting(config)
+        cells = search_cells(self.planner, self.classifier, setting)
+        known = {work.key for work in self.planner.attacks}
+        attacks = [cell.inputs.attack for cell in cells if cell.inputs.attack and cell.inputs.attack.key not in known]
+        own = {work.key for work in attacks}
+        outputs = [
+            work
+            for work in merged(work for cell in cells for work in cell.needs())
+            if work.component is not None or (work.inputs.attack is not None and work.inputs.attack.key in own)
+        ]
+        return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs))
+
+
+def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSampler":
+    """The Optuna sampler that a sweep names."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    if settings.sampler == "tpe":
+        with warnings.catch_warnings():  # `group` is experimental, and is what a conditional space needs
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))
+
+
+def optuna_search(space: Space, settings: SearchSettings, seed: int) -> RoundsSearch:
+    """The searcher of one classifier's frontier."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler_of(settings, seed))
+    return RoundsSearch(inner, settings)

@@ -1,0 +1,298 @@
+"""Training with Ray Train: data-parallel, one checkpoint an epoch, from which it goes on to the same weights."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
+from mi_ray.cluster.retries import fault_of
+from mi_ray.data import flip_and_crop
+from mi_ray.device import exact_arithmetic, on_device
+from mi_ray.objectives import OBJECTIVES
+from mi_ray.parameters import load_plugins
+from mi_ray.store.blocks import Store
+from mi_ray.store.schemas import TRAINING
+
+MEASURED = 1000  # images of each split on which an epoch's accuracy is measured
+LOOKED_AT = 10  # steps between looks at whether the loss is still finite; a look waits for the device
+PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # what the workers that are left say of one that died
+
+
+class DivergedError(ValueError):
+    """The loss or the weights are no longer finite; raised by all workers at the same step."""
+
+
+def finished(store: Store, key: str) -> bool:
+    """Whether a classifier is in the store, whole: three sound files, and weights of the digest that one of them names."""
+    folder = f"classifiers/{key}"
+    if not store.exists(f"{folder}/classifier.json"):
+        return False
+    try:
+        written = store.read_json(f"{folder}/classifier.json")
+        store.read_table(f"{folder}/training.parquet", TRAINING)
+        return bool(weights_digest(store.read_bytes(f"{folder}/model.safetensors")) == written["weights_sha256"])
+    except (ValueError, FileNotFoundError, KeyError, TypeError):
+        return False
+
+
+def write_classifier(
+    store: Store,
+    key: str,
+    classifier: Classifier,
+    about: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> None:
+    """Put a classifier into the store; the description comes last, so that it is there only when all is."""
+    content, folder = weights_bytes(classifier), f"classifiers/{key}"
+    store.write_table(f"{folder}/training.parquet", pa.Table.from_pylist([dict(row) for row in rows], schema=TRAINING))
+    store.write_bytes(f"{folder}/model.safetensors", content)
+    store.write_json(
+        f"{folder}/classifier.json",
+        {"description": classifier.description, "weights_sha256": weights_digest(content), **about},
+    )
+
+
+def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
+    """A batch of uint8 images [B, C, H, W] with the training's flip and crop, as float32 in [0, 1]."""
+    if training["flip"] or training["crop_padding"]:
+        u = on_device(rng.random((len(images), 3), dtype=np.float32), images.device)
+        images = flip_and_crop(images, u, training["crop_padding"], training["flip"])
+    return images.float().div(255)
+
+
+def learning_rate(training: Mapping[str, Any], epoch: int) -> float:
+    """The rate in a 0-based epoch: a linear warm-up, if any, then x 0.1 at each of `lr_drops`."""
+    if epoch < training["warmup"]:
+        return float(training["lr"] * (epoch + 1) / (training["warmup"] + 1))
+    return float(training["lr"] * 0.1 ** sum(epoch >= drop for drop in training["lr_drops"]))
+
+
+def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, Any]]:
+    """(step, this worker's indices) of an epoch: a shuffle keyed by (seed, epoch), an equal share of each batch."""
+    order = np.random.default_rng([seed, epoch]).permutation(total)
+    for step in range(total // batch):
+        yield step, order[step * batch : (step + 1) * batch][rank::world]
+
+
+class _Run:
+    """One worker's state of one training: model, optimizer, epoch, rows; saved and restored without pickles."""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config, self.training = config, config["training"]
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        torch.manual_seed(config["seed"])
+        self.plain = build_classifier(config["description"]).to(self.device)
+        if self.training["channels_last"]:
+            self.plain.to(memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(
+            self.plain.parameters(),
+            lr=self.training["lr"],
+            momentum=self.training["momentum"],
+            weight_decay=self.training["weight_decay"],
+        )
+        self.epoch, self.rows, self._shown = 0, list[dict[str, Any]](), time.monotonic()
+        checkpoint = ray.train.get_checkpoint()
+        if checkpoint is not None:
+            with checkpoint.as_directory() as folder:
+                self.restore(Path(folder))
+        # Two forwards before one backward (AT) must not find the buffers changed: they are averaged once an epoch.
+        self.model: nn.Module = ray.train.torch.prepare_model(
+            self.plain, parallel_strategy_kwargs={"broadcast_buffers": False}
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint folder: safetensors and JSON."""
+        names = [name for name, _ in self.plain.named_parameters()]
+        momentum = [self.optimizer.state[p]["momentum_buffer"] for p in self.plain.parameters()]
+        state = {f"model.{name}": value.contiguous() for name, value in self.plain.state_dict().items()}
+        state |= {f"momentum.{name}": value.contiguous() for name, value in zip(names, momentum, strict=True)}
+        save_file(state, folder / "state.safetensors")
+        (folder / "progress.json").write_text(json.dumps({"epoch": self.epoch, "rows": self.rows}))
+
+    def restore(self, folder: Path) -> None:
+        """Take up the state of a checkpoint folder."""
+        state = load_file(folder / "state.safetensors")
+        self.plain.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+        for name, parameter in self.plain.named_parameters():
+            self.optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].to(self.device)
+        progress = json.loads((folder / "progress.json").read_text())
+        self.epoch, self.rows = progress["epoch"], progress["rows"]
+
+    def average_buffers(self) -> None:
+        """Give all workers the mean of their batch statistics, so that each holds the same classifier."""
+        if self.world > 1:
+            for buffer in self.plain.buffers():
+                if buffer.is_floating_point():
+                    torch.distributed.all_reduce(buffer)
+                    buffer.div_(self.world)
+
+    def refuse_divergence(self, losses: Sequence[Tensor], step: int, *, last: bool) -> None:
+        """Raise DivergedError, on all workers or on none, when a loss (at an epoch's last step, a weight) is not finite."""
+        seen = [*losses, *(self.plain.parameters() if last else ())]  # no checkpoint must hold what the last step broke
+        count = torch.stack([~value.isfinite().all() for value in seen]).any().float()
+        if self.world > 1:  # a worker that stops alone would leave the others waiting for it
+            torch.distributed.all_reduce(count)
+        if count > 0:
+            kept = f"the checkpoint after epoch {self.epoch} is kept" if self.epoch else "no epoch was finished"
+            raise DivergedError(
+                f"the training loss must be finite; in epoch {self.epoch + 1} of {self.training['epochs']}, by step "
+                f"{step + 1}, it is not: lower training.lr ({self.training['lr']:g}), or use precision fp32; {kept}"
+            )
+
+    def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """One pass over the data; returns the epoch's row without accuracies. Raises DivergedError (see there)."""
+        config, began, losses = self.config, time.perf_counter(), []
+        objective = OBJECTIVES.make(*config["objective"])
+        rate = learning_rate(self.training, self.epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.model.train()
+        seed, total, size = config["seed"], len(images), self.training["batch_size"]
+        cast: Any = nullcontext()
+        if self.training["precision"] == "bf16":
+            cast = torch.autocast(self.device.type, torch.bfloat16)
+        for step, chosen in batches(seed, self.epoch, total, size, self.rank, self.world):
+            rng = np.random.default_rng([seed, self.epoch, step, self.rank])
+            index = on_device(chosen, images.device)
+            x = augmented(images[index], self.training, rng)
+            with cast:
+                loss = objective.loss(self.model, self.plain, x, labels[index], rng)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            losses.append(loss.detach())
+            if (step + 1) % LOOKED_AT == 0 or step + 1 == total // size:
+                self.refuse_divergence(losses[-LOOKED_AT:], step, last=step + 1 == total // size)
+            self.show(step + 1, total // size)
+        mean = torch.stack(losses).float().mean()
+        if self.world > 1:
+            torch.distributed.all_reduce(mean)
+            mean.div_(self.world)
+        self.average_buffers()
+        self.plain.passes.take()  # nobody reads them, and they are kept until then
+        seconds = time.perf_counter() - began
+        return {
+            "epoch": self.epoch,
+            "lr": rate,
+            "loss": float(mean),
+            "images": len(losses) * size,
+            "seconds": seconds,
+        }
+
+    def show(self, step: int, steps: int) -> None:
+        """Tell the driver how far this training is, about once a second."""
+        if self.rank == 0 and (time.monotonic() - self._shown > 1 or step == steps):
+            self._shown = time.monotonic()
+            done = (self.epoch * steps + step) * self.training["batch_size"]
+            self.config["board"].report.remote(self.config["key"], done)
+
+    def accuracy(self, images: Tensor, labels: Tensor) -> float:
+        """Clean accuracy on the first images of a split, in eval mode."""
+        self.plain.eval()
+        with torch.no_grad():
+            parts = zip(images[:MEASURED].split(250), labels[:MEASURED].split(250), strict=True)
+            right = sum(int((self.plain(x.float().div(255)).argmax(1) == y).sum()) for x, y in parts)
+        return right / min(len(labels), MEASURED)
+
+
+def _resident(images: Any, labels: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A split on the device as uint8 [N, C, H, W] and int64 [N]."""
+    pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
+    return pixels.to(device), torch.from_numpy(np.array(labels)).to(device)
+
+
+def train_loop(config: dict[str, Any]) -> None:
+    """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
+    load_plugins(config["plugins"])
+    data = ray.get(config["data"])
+    run = _Run(config)
+    exact_arithmetic(run.device)
+    train = _resident(data["train_images"], data["train_labels"], run.device)
+    test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
+    while run.epoch < run.training["epochs"]:
+        try:
+            row = run.train_epoch(*train)
+        except DivergedError as error:
+            # No second try ends otherwise, and an error would be tried again: the training ends, and says why.
+            if run.rank == 0:
+                ray.get(config["board"].stopped.remote(config["key"], str(error)))
+            return
+        if run.rank == 0:
+            row |= {"train_accuracy": run.accuracy(*train), "test_accuracy": run.accuracy(*test)}
+        run.epoch += 1
+        run.rows.append(row)
+        if run.rank == 0:
+            config["board"].tell.remote("epoch", {"key": config["key"], **row, "epoch": run.epoch})
+        with tempfile.TemporaryDirectory() as folder:
+            checkpoint = None
+            if run.rank == 0:
+                run.save(Path(folder))
+                checkpoint = ray.train.Checkpoint.from_directory(folder)
+            ray.train.report({"epoch": run.epoch, "loss": row["loss"]}, checkpoint=checkpoint)
+    store = Store(config["store"])
+    # Where a storage cannot lock, another run may have trained the same: its weights are what blocks may be of by now.
+    if run.rank == 0 and not finished(store, config["key"]):
+        write_classifier(store, config["key"], run.plain.cpu(), config["about"], run.rows)
+
+
+def _cause(error: Exception) -> Exception:
+    """What ended a training: the workers' own error, or that one of them was lost."""
+    failures = list(getattr(error, "worker_failures", {}).values())
+    own = [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
+    for failure in failures:
+        if fault_of(getattr(failure, "failure", None) or failure) == "out of memory":
+            return ray.exceptions.OutOfMemoryError("a training worker ran out of memory")
+    if own and len(own) == len(failures) and not any(text in str(own[0]) for text in PEERS):
+        return own[0]
+    return ray.exceptions.WorkerCrashedError() if failures else error
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch: str) -> None:
+    """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed.
+
+    Raises DivergedError for a training that diverged, and what ended it for one that failed otherwise.
+    """
+    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    trainer = ray.train.torch.TorchTrainer(
+        train_loop,
+        train_loop_config=config,
+        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        run_config=ray.train.RunConfig(
+            name=config["key"],
+            storage_path=scratch,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            failure_config=ray.train.FailureConfig(max_failures=3),
+        ),
+    )
+    try:
+        trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        cause = _cause(error)
+        if cause is error:
+            raise
+        raise cause from None
+    why = ray.get(config["board"].why.remote(config["key"]))
+    if why is not None:
+        raise DivergedError(why)
+
+
+def take_own(store: Store, key: str, description: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> None:
+    """Put a user's own classifier into the store. Raises ValueError when the weights are of another architecture."""
+    classifier = set_weights(build_classifier(description), state, origin)
+    write_classifier(store, key, classifier, {"weights_from": Path(origin).name}, [])

@@ -1,0 +1,75 @@
+"""How passes run fast without changing what they compute: batches in flight, passes counted, memory kept.
+
+Arithmetic happens in canonical batches. What is here decides how many of them run at once, never their shape, so that
+no row depends on it.
+"""
+
+import ctypes
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Passes:
+    """Counts images that went through a classifier, forwards and backwards; several threads may add at once."""
+
+    def __init__(self) -> None:
+        # Appending to a list is one step for the interpreter, where adding to a number is three.
+        self._forward: list[int] = []
+        self._backward: list[int] = []
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+        """A copy of a classifier counts its own."""
+        return Passes()
+
+    def watch(self, images: Tensor) -> Callable[[Tensor], Tensor]:
+        """Count a forward pass of these images; the function returned has the pass's output count a backward one."""
+        count = len(images)
+        self._forward.append(count)
+
+        def seen(output: Tensor) -> Tensor:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self._backward.append(count))
+            return output
+
+        return seen
+
+    def take(self) -> tuple[int, int]:
+        """(forward, backward) passes since the last call."""
+        taken = self._forward, self._backward
+        self._forward, self._backward = [], []
+        return sum(taken[0]), sum(taken[1])
+
+
+def keep_memory() -> None:
+    """Let this process keep the memory that it frees, in place of giving it back to the system at once.
+
+    An activation is some megabytes: glibc maps such a block anew each time, and the system clears every page of it
+    again. Does nothing where the C library is another.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return
+    trim_threshold, mmap_threshold = -1, -3
+    for setting in (trim_threshold, mmap_threshold):
+        mallopt(setting, 2**31 - 1)
+
+
+def on_device(values: Any, device: torch.device) -> Tensor:
+    """A tensor or array on the device. To a GPU by pinned memory, so that nothing waits for what the GPU still does."""
+    tensor = torch.as_tensor(values)
+    if device.type != "cuda":
+        return tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def exact_arithmetic(device: torch.device) -> None:
+    """Have a GPU compute fp32 as fp32 (not TF32), and convolutions the same way each time. A CPU does both anyway."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False

@@ -1,0 +1,216 @@
+"""Fig. 2: how mixup inference changes predictions on adversarial inputs, against λ, and what ideal linearity asks for.
+
+ΔF_k = E F_k(x̃) - F_k(x) (Eq. 9) and ΔG_k = [E F_k(x̃) - E F_k(x̃_0)] - [F_k(x) - F_k(x_0)], the change of the adversarial
+part (the left side of Eq. 12 and 15, negated), for the true label k = y and the predicted one k = ŷ = argmax F(x). x̃ and
+x̃_0 are the adversarial and the clean image mixed with the same samples. Were F linear between clean images, Eq. 10 would
+hold where ΔG_y is above its line and ΔG_ŷ below its own.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mi_ray.figures.common import (
+    attack_label,
+    checks_note,
+    finished,
+    framed,
+    label,
+    records_of,
+    save_drawing,
+    styled,
+)
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells
+
+Array = npt.NDArray[np.float64]
+DEFENSES = ("mi_pl", "mi_ol")
+CURVES = {"F_y": ("y", "F"), "F_pred": ("pred", "F"), "G_y": ("y", "G"), "G_pred": ("pred", "G")}
+SUBSETS = {"all": "points", "eq2": "points of Eq. 2"}
+TINTS = {"y": "#0072B2", "pred": "#D55E00"}
+RESAMPLES = 2000
+NEEDS = "Fig. 2 needs finished attacked cells of mi_pl or mi_ol with one λ, from a sweep with `counterparts: true`"
+
+
+def condition(defense: str, k: str, lam: float, classes: int) -> float:
+    """What ΔG_k has to pass for Eq. 10 under ideal linearity: above it for k = "y", below it for "pred" (Eq. 12, 15)."""
+    if defense == "mi_pl":
+        return (1 - lam) if k == "y" else -(1 - lam)
+    return (1 - lam) * (classes - 2) / (classes - 1) if k == "y" else 0.0
+
+
+def changes(adversarial: Array, mixed: Array, clean: Array, mixed_clean: Array, labels: npt.ArrayLike) -> pd.DataFrame:
+    """ΔF and ΔG of each point, columns as in `CURVES`, and `eq2`. All outputs [points, classes]; labels [points].
+
+    adversarial, clean: F on x and x_0. mixed, mixed_clean: its mean over executions on x̃ and x̃_0.
+    """
+    y, at = np.asarray(labels), np.arange(len(adversarial))
+    predicted = adversarial.argmax(1)
+    found: dict[str, Any] = {}
+    for name, k in (("y", y), ("pred", predicted)):
+        found[f"F_{name}"] = mixed[at, k] - adversarial[at, k]
+        found[f"G_{name}"] = (mixed[at, k] - mixed_clean[at, k]) - (adversarial[at, k] - clean[at, k])
+    return pd.DataFrame({**found, "eq2": (clean.argmax(1) == y) & (predicted != y)})
+
+
+def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
+    """(mean, low, high): the mean over points with its 95 % percentile bootstrap interval, fixed seed."""
+    found = np.asarray(values, float)
+    chosen = np.random.default_rng(0).integers(0, len(found), (RESAMPLES, len(found)))
+    low, high = np.quantile(found[chosen].mean(1), [0.025, 0.975])
+    return float(found.mean()), float(low), float(high)
+
+
+def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int) -> pd.DataFrame:
+    """One row per (classifier, defense, λ, subset of points, curve): the mean change with its interval, the condition.
+
+    settings: (classifier, defense, λ) -> `changes` of its points. A subset without points has no rows.
+    """
+    rows = []
+    for (classifier, defense, lam), found in settings.items():
+        for subset in SUBSETS:
+            chosen = found if subset == "all" else found[found["eq2"]]
+            for curve, (k, _) in CURVES.items() if len(chosen) else ():
+                value, low, high = mean_interval(chosen[curve])
+                rows.append(
+                    {
+                        "classifier": classifier,
+                        "defense": defense,
+                        "lam": lam,
+                        "subset": subset,
+                        "points": len(chosen),
+                        "curve": curve,
+                        "value": value,
+                        "low": low,
+                        "high": high,
+                        "condition": condition(defense, k, lam, classes),
+                    }
+                )
+    return pd.DataFrame(rows).sort_values(["classifier", "subset", "defense", "curve", "lam"], ignore_index=True)
+
+
+def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int, draws: int) -> Array:
+    """Stored outputs [points, classes] at N executions, averaged over the first draws, in the order of the points.
+
+    A block that studies share may hold more draws and points than this one's. Raises ValueError where a point has none.
+    """
+    tables = [store.read_block("outputs", key, block)[0].to_pandas() for block in store.blocks("outputs", key)]
+    rows = (
+        pd.concat(tables) if tables else pd.DataFrame({"point": [], "draw": [], "executions": [], "probabilities": []})
+    )
+    rows = rows[(rows["executions"] == executions) & (rows["draw"] < draws) & rows["point"].isin(np.asarray(points))]
+    missing = set(np.asarray(points).tolist()) - set(rows["point"])
+    if missing:
+        raise ValueError(f"outputs/{key} must hold every point of the study; it lacks {len(missing)}")
+    stacked = np.stack(rows["probabilities"].to_list()).astype(np.float64)
+    return (
+        pd.DataFrame(stacked, index=rows["point"].to_numpy()).groupby(level=0).mean().loc[np.asarray(points)].to_numpy()
+    )
+
+
+def settings_of(store: Store, study: str) -> tuple[dict[tuple[str, str, float], pd.DataFrame], pd.DataFrame, int]:
+    """(what `facts` takes, the cells, the number of classes) of the reported points of a study's first attack.
+
+    Raises ValueError when the study has no such cells, or no counterparts.
+    """
+    own = finished(read_cells(store, study), NEEDS)
+    clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
+    attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne("worst_case")]
+    attacked = attacked[attacked["executions"] == attacked["executions"].max()]
+    found, classes = {}, 0
+    threat = ["attack", "attack_params", "goal", "epsilon"]
+    first = attacked[(attacked[threat] == attacked[threat].head(1).squeeze()).all(axis=1)]
+    for _, row in first.iterrows():
+        lam, work = json.loads(row["defense_params"])["lam"], json.loads(row["work"])
+        if not isinstance(lam, float) or not work["counterparts"] or row["classifier"] not in clean.index:
+            continue
+        records = records_of(store, row["cell"])
+        points = records[~records["selection"]].set_index("point")["label"]
+        bare = json.loads(clean.loc[row["classifier"], "work"])["undefended"]
+        (mixed, n), counterpart = work["outputs"][0], work["counterparts"][0]
+        four = [(work["undefended"], 1), (mixed, n), (bare, 1), (counterpart, n)]
+        read = [outputs(store, key, points.index, executions, row["draws"]) for key, executions in four]
+        found[row["classifier"], row["defense"], lam] = changes(read[0], read[1], read[2], read[3], points.to_numpy())
+        classes = read[0].shape[1]
+    if not found:
+        raise ValueError(f"{NEEDS}; this study has none")
+    return found, first, classes
+
+
+def _panel(axes: Axes, rows: pd.DataFrame) -> None:
+    axes.axhline(0, color="#888888", lw=0.8)
+    for curve, (k, what) in CURVES.items():
+        line = rows[rows["curve"] == curve]
+        style: dict[str, Any] = (
+            {"ls": "-", "marker": "o"} if what == "F" else {"ls": "-", "marker": "^", "mfc": "white"}
+        )
+        axes.fill_between(line["lam"], line["low"], line["high"], color=TINTS[k], alpha=0.15, lw=0)
+        axes.plot(line["lam"], line["value"], color=TINTS[k], ms=4, lw=1.3, **style)
+        if what == "G":
+            axes.plot(line["lam"], line["condition"], color=TINTS[k], ls="--", lw=1.1)
+
+
+def _handles() -> list[Line2D]:
+    names = {"y": "y", "pred": r"\hat{y}"}
+    handles = [
+        Line2D(
+            [],
+            [],
+            color=TINTS[k],
+            lw=1.3,
+            ms=4,
+            marker="o" if what == "F" else "^",
+            mfc=TINTS[k] if what == "F" else "white",
+            label=rf"$\Delta {what}_{{{names[k]}}}$",
+        )
+        for k, what in CURVES.values()
+    ]
+    return [
+        *handles,
+        Line2D([], [], color=TINTS["y"], ls="--", lw=1.1, label=r"$\Delta G_y$ must be above"),
+        Line2D([], [], color=TINTS["pred"], ls="--", lw=1.1, label=r"$\Delta G_{\hat{y}}$ must be below"),
+    ]
+
+
+def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+    """The figure of `facts`: a row of panels for each classifier and subset of points, a column for each defense."""
+    defenses = [name for name in DEFENSES if name in set(table["defense"])]
+    rows = list(table[["classifier", "subset"]].drop_duplicates().itertuples(index=False, name=None))
+    size = (1.0 + 2.9 * len(defenses), 1.3 + 2.3 * len(rows))
+    figure, panels = plt.subplots(len(rows), len(defenses), figsize=size, squeeze=False, sharex=True, sharey=True)
+    for line, (classifier, subset) in zip(panels, rows, strict=True):
+        group = table[(table["classifier"] == classifier) & (table["subset"] == subset)]
+        for axes, defense in zip(line, defenses, strict=True):
+            _panel(axes, group[group["defense"] == defense])
+            axes.set_title(
+                f"{classifier} + {label(defense)}, {group['points'].iloc[0]} {SUBSETS[subset]}", fontsize=8.5
+            )
+        line[0].set_ylabel("change of probability")
+    for axes in panels[-1]:
+        axes.set_xlabel("λ")
+    framed(figure, title, note, _handles(), 3)
+    return figure
+
+
+def describe(cells: pd.DataFrame) -> tuple[str, str]:
+    """(title, note): the threat, how the bands are made, and what the checks say."""
+    note = "bands: 95 % over points; Eq. 2: clean image classified right, adversarial one wrong"
+    title = f"{cells['dataset'].iloc[0]}: {attack_label(cells.iloc[0])}"
+    return title, "\n".join(part for part in (note, checks_note(cells)) if part)
+
+
+def make(store: Store, study: str) -> list[str]:
+    """Draw Fig. 2 of a study into its folder, as PNG and PDF, with its numbers as CSV."""
+    found, cells, classes = settings_of(store, study)
+    table = facts(found, classes)
+    with styled():
+        figure = draw(table, *describe(cells))
+        return save_drawing(store, study, "fig2", figure, table)

@@ -1,0 +1,220 @@
+"""Fig. 3(a): telling adversarial inputs from clean ones by how far mixup inference lowers F's own prediction.
+
+The score is F_ŷ(x) - F_MI,ŷ(x), ŷ = argmax F(x), higher = adversarial (Eq. 14); the baseline is 1 - max F(x). Clean points
+against their own adversarial versions; also on the points of Eq. 2 alone, where F is right on the clean image and wrong
+on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mi_ray.figures.common import (
+    attack_labels,
+    checks_note,
+    colour,
+    cross_out,
+    finished,
+    framed,
+    label,
+    parameters,
+    records_of,
+    save_drawing,
+    styled,
+)
+from mi_ray.statistics import auc_interval, detection_auc, roc
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells
+
+DEFENSES = ("mi_pl", "mi_ol")
+BASELINE = "confidence"
+NEEDS = "Fig. 3(a) needs finished cells of mi_pl or mi_ol on clean and on attacked inputs"
+SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """One detector against one attack: a score of every clean point and of its adversarial version.
+
+    scores: columns clean, adversarial, eq2 (clean right, adversarial wrong) and selection, a row a point.
+    """
+
+    classifier: str
+    attack: str
+    defense: str
+    parameters: str
+    lam: float | None
+    verdict: str
+    scores: pd.DataFrame
+
+
+def pair(clean: pd.DataFrame, adversarial: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The scores of the same points, from the records of a clean cell and of an attacked one. score: "score" or `BASELINE`."""
+    both = clean.merge(adversarial, on="point", suffixes=("_clean", "_adversarial"), validate="one_to_one")
+    found = {
+        side: both[f"score_{side}"] if score == "score" else 1 - both[f"confidence_undefended_{side}"]
+        for side in ("clean", "adversarial")
+    }
+    right, wrong = (both[f"predicted_undefended_{side}"] == both["label_clean"] for side in ("clean", "adversarial"))
+    return pd.DataFrame({**found, "eq2": right & ~wrong, "selection": both["selection_clean"]})
+
+
+def facts(detectors: list[Detector]) -> pd.DataFrame:
+    """One row per (detector, subset of points): AUC with its interval on the reported points, and whether it is `chosen`.
+
+    Chosen is the setting of each defense with the highest AUC on the selection points (`auc_selection`), where there are
+    some, else on the reported ones. subset: "all", or "eq2", which is left out where it has no points.
+    """
+    rows = []
+    for found in detectors:
+        reported, selection = (found.scores[found.scores["selection"] == flag] for flag in (False, True))
+        picked_on = selection if len(selection) else reported
+        told = {
+            "classifier": found.classifier,
+            "attack": found.attack,
+            "defense": found.defense,
+            "parameters": found.parameters,
+            "lam": found.lam,
+            "verdict": found.verdict,
+            "auc_selection": detection_auc(picked_on["clean"], picked_on["adversarial"]),
+            "selection_points": len(selection),
+        }
+        for subset, rows_of in (("all", reported), ("eq2", reported[reported["eq2"]])):
+            if len(rows_of):
+                auc = auc_interval(rows_of["clean"], rows_of["adversarial"])
+                rows.append(
+                    {
+                        **told,
+                        "subset": subset,
+                        "points": len(rows_of),
+                        "auc": auc.value,
+                        "auc_low": auc.low,
+                        "auc_high": auc.high,
+                    }
+                )
+    table = pd.DataFrame(rows)
+    best = table.groupby(["classifier", "attack", "defense"])["auc_selection"].transform("max")
+    first = ~table[table["auc_selection"] == best].duplicated(["classifier", "attack", "defense", "subset"])
+    return table.assign(chosen=first.reindex(table.index, fill_value=False))
+
+
+def detectors_of(store: Store, study: str) -> tuple[list[Detector], pd.DataFrame]:
+    """(every detector of a study against each of its attacks, the attacked cells). Raises ValueError without any."""
+    own = finished(read_cells(store, study), NEEDS)
+    own = own[own["defense"].isin(DEFENSES) & (own["attack"] != "worst_case")]
+    if len(own):
+        own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")]
+    clean = {tuple(row[SETTING]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
+    attacked = own[own["attack"] != "none"]
+    found, based = [], set()
+    for name, (_, row) in zip(attack_labels(attacked), attacked.iterrows(), strict=True):
+        if tuple(row[SETTING]) not in clean:
+            continue
+        pairs = records_of(store, clean[tuple(row[SETTING])]), records_of(store, row["cell"])
+        lam = json.loads(row["defense_params"])["lam"]
+        told = row["classifier"], name
+        number = lam if isinstance(lam, float) else None
+        shown = parameters(row["defense_params"])
+        found.append(Detector(*told, row["defense"], shown, number, str(row["verdict"]), pair(*pairs, "score")))
+        # An adaptive attack's images differ from setting to setting, and with them the baseline's scores.
+        based_on = (*told, shown if row["knowledge"] == "adaptive" else "")
+        if based_on not in based:
+            based.add(based_on)
+            found.append(Detector(*told, BASELINE, based_on[2], None, str(row["verdict"]), pair(*pairs, BASELINE)))
+    if not found:
+        raise ValueError(f"{NEEDS}; this study has none")
+    return found, attacked
+
+
+def _name(defense: str) -> str:
+    return "1 - max F(x)" if defense == BASELINE else label(defense)
+
+
+def _tint(defense: str) -> str:
+    return "#000000" if defense == BASELINE else colour(defense, [defense])
+
+
+def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str], pd.DataFrame]) -> None:
+    axes.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    for defense, rows in table[table["chosen"]].groupby("defense", sort=False):
+        for _, row in rows.iterrows():
+            points = scores[str(defense), row["parameters"]]
+            points = points[~points["selection"] & (points["eq2"] | (row["subset"] == "all"))]
+            curve = roc(points["clean"], points["adversarial"])
+            whole = row["subset"] == "all"
+            name = f"{_name(str(defense))} {row['parameters']}".strip()
+            said = f"{name}: {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]" if whole else None
+            axes.plot(
+                curve.fpr,
+                curve.tpr,
+                color=_tint(str(defense)),
+                lw=1.5 if whole else 1.0,
+                ls="-" if whole else ":",
+                label=said,
+            )
+    axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
+    where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # curves may run anywhere inside
+    axes.legend(**where, fontsize=7, title="AUC of all points [95 %]", title_fontsize=7)
+
+
+def _auc_panel(axes: Axes, table: pd.DataFrame) -> None:
+    axes.axhline(0.5, color="#888888", lw=0.8)
+    for defense, rows in table[table["lam"].notna()].groupby("defense", sort=False):
+        for subset, line in rows.sort_values("lam").groupby("subset"):
+            whole = subset == "all"
+            style: dict[str, Any] = {"marker": "o", "ls": "-"} if whole else {"marker": "o", "ls": ":", "mfc": "white"}
+            axes.plot(line["lam"], line["auc"], color=_tint(str(defense)), ms=4, lw=1.3, **style)
+            axes.fill_between(
+                line["lam"], line["auc_low"], line["auc_high"], color=_tint(str(defense)), alpha=0.12, lw=0
+            )
+            cross_out(axes, line["lam"], line["auc"], line)
+    base = table[(table["defense"] == BASELINE) & (table["subset"] == "all") & table["chosen"]]
+    for _, row in base.iterrows():
+        axes.axhline(row["auc"], color=_tint(BASELINE), ls="--", lw=1.1)
+    axes.set(xlabel="λ", ylabel="AUC", ylim=(min(0.38, np.nanmin(table["auc_low"]) - 0.02), 1.02))
+
+
+def draw(table: pd.DataFrame, detectors: list[Detector], title: str, note: str) -> Figure:
+    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC against λ."""
+    groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
+    figure, panels = plt.subplots(len(groups), 2, figsize=(7.4, 0.6 + 3.6 * len(groups)), squeeze=False)
+    for line, (classifier, attack) in zip(panels, groups, strict=True):
+        rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
+        mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
+        _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine})
+        _auc_panel(line[1], rows)
+        line[0].set_title(classifier, fontsize=9)
+        line[1].set_title(attack, fontsize=9)
+    handles = [
+        Line2D([], [], color="black", marker="o", ms=4, lw=1.3, label="all points"),
+        Line2D([], [], color="black", marker="o", ms=4, lw=1.3, ls=":", mfc="white", label="points of Eq. 2"),
+        Line2D([], [], color="black", ls="--", lw=1.1, label="1 - max F(x), all points"),
+    ]
+    framed(figure, title, note, handles, 3)
+    return figure
+
+
+def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
+    """(title, note): how many points, how λ was chosen, and what the checks say."""
+    first = table[table["subset"] == "all"].iloc[0]
+    chosen = int(first["selection_points"])
+    by = f"{chosen} other points" if chosen else "the points shown, so optimistic"
+    note = f"λ of the ROC curves chosen on {by}; Eq. 2: clean image right, adversarial one wrong"
+    title = f"{cells['dataset'].iloc[0]}: detection, {int(first['points'])} clean points and as many adversarial"
+    return title, "\n".join(part for part in (note, checks_note(cells)) if part)
+
+
+def make(store: Store, study: str) -> list[str]:
+    """Draw Fig. 3(a) of a study into its folder, as PNG and PDF, with its numbers as CSV."""
+    detectors, cells = detectors_of(store, study)
+    table = facts(detectors)
+    with styled():
+        return save_drawing(store, study, "fig3a", draw(table, detectors, *describe(table, cells)), table)

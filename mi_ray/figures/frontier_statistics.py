@@ -1,0 +1,211 @@
+"""How good each defense's whole curve is, with intervals: a row for each classifier, attack and defense.
+
+Hypervolume is the area below a defense's curve of adversarial against clean accuracy, from (0, 0). Adversarial accuracy
+at matched clean accuracy is read off that curve (the comparison of the paper's Sec. 4). A curve is made of the settings
+that are undominated among the defense's own on the selection points, where the study has some, and its accuracies are
+of the other points. Classifiers named `name@1`, `name@2`, … are trainings of `name` with other seeds: a second table
+says how far their numbers spread.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from mi_ray.figures.common import (
+    attack_labels,
+    checks_footnote,
+    finished,
+    label,
+    mark,
+    parameters,
+    percent,
+    save_text,
+)
+from mi_ray.figures.frontier_table import markdown
+from mi_ray.figures.paired_tests import picked_on
+from mi_ray.statistics import (
+    Estimate,
+    at_matched_clean_interval,
+    by_threat,
+    counts_of,
+    frontier,
+    hypervolume_interval,
+    spread,
+    undominated,
+    undominated_interval,
+)
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells, read_records
+
+LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense, at which curves are compared
+SURE, UNSURE = 0.95, " †"  # how a number is marked that does not exist in so many of the resamples
+NEEDS = "frontiers need finished cells with and without an attack"
+THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+
+
+def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """One row a (classifier, attack, defense): see the top of this file.
+
+    cells: rows of cells.parquet of one study; records: its rows, one a cell and point. `settings`: how many the defense
+    has; `on_curve`: how many its curve is made of; `undominated`: how many of its settings are undominated among those
+    of all defenses on the reported points, and `undominated_expected` the mean of that over resamples of points;
+    `at_0.02`: adversarial accuracy at two points of clean accuracy below no defense, NaN where the curve does not reach
+    there; `…_defined`: the share of resamples in which it exists. Raises ValueError for a study without attacked settings.
+    """
+    own = finished(cells, NEEDS)
+    clean = own[(own["attack"] == "none") & (own["defense"] == "none")]
+    bare = {row["classifier_key"]: (row["cell"], int(row["draws"])) for _, row in clean.iterrows()}
+    rows = []
+    for group in by_threat(frontier(own)):
+        rows += _defenses(group, records, bare.get(group["classifier_key"].iloc[0]))
+    if not rows:
+        raise ValueError(f"{NEEDS}; this study has none")
+    return pd.DataFrame(rows)
+
+
+def _defenses(group: pd.DataFrame, records: pd.DataFrame, bare: tuple[str, int] | None) -> list[dict[str, Any]]:
+    """The rows of one classifier under one attack. bare: the clean cell without a defense, and its draws."""
+    size, draws, on = len(group), group["draws"].to_numpy(), picked_on(group)
+    extra = [bare[0]] if bare else []
+    counts = counts_of(records, [*group["clean_cell"], *group["cell"], *extra])
+    clean, adversarial = counts[:size], counts[size : 2 * size]
+    among_all = undominated_interval(clean, draws, adversarial, draws)
+    rows = []
+    for defense in group["defense"].unique():
+        mine = (group["defense"] == defense).to_numpy()
+        chosen = mine.copy()
+        chosen[mine] = undominated(group.loc[mine, f"clean{on}"], group.loc[mine, f"adversarial{on}"])
+        curve = clean[chosen], draws[chosen], adversarial[chosen], draws[chosen]
+        found = {"hypervolume": hypervolume_interval(*curve)}
+        if bare:
+            matched = at_matched_clean_interval(*curve, LOSSES, below=(counts[-1], bare[1]))
+            found |= {f"at_{loss:g}": estimate for loss, estimate in zip(LOSSES, matched, strict=True)}
+        first = group.iloc[0]
+        rows.append(
+            {
+                **{name: first[name] for name in ("classifier", *THREAT)},
+                "defense": defense,
+                "points": counts.shape[1],
+                "settings": int(mine.sum()),
+                "on_curve": int(chosen.sum()),
+                "picked_on_selection": bool(on),
+                "verdict": _verdict(group[chosen]),
+                "undominated": int(among_all.settings[mine].sum()),
+                "undominated_expected": float(among_all.share[mine].sum()),
+                **{key: value for name, estimate in found.items() for key, value in _columns(name, estimate).items()},
+            }
+        )
+    return rows
+
+
+def _verdict(curve: pd.DataFrame) -> str:
+    """That of the worst of a curve's cells."""
+    found = set(curve["verdict"]) if "verdict" in curve else set()
+    return "failed" if "failed" in found else "passed" if found == {"passed"} else "not run"
+
+
+def _columns(name: str, estimate: Estimate) -> dict[str, float]:
+    return {
+        name: estimate.value,
+        f"{name}_low": estimate.low,
+        f"{name}_high": estimate.high,
+        f"{name}_defined": estimate.defined,
+    }
+
+
+def over_seeds(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """How numbers spread over trainings that differ in their seed: one row a number, none where there is one training.
+
+    cells: rows of cells.parquet; table: `facts` of them. Of each setting its clean and adversarial accuracy, of each
+    defense its hypervolume and what it has at matched clean accuracy; a training without the number is left out.
+    """
+    settings = frontier(cells)
+    of_curves = ["hypervolume", *(f"at_{loss:g}" for loss in LOSSES if f"at_{loss:g}" in table)]
+    identity = ["classifier", *THREAT, "defense"]
+    long = pd.concat(
+        [
+            settings.melt([*identity, "defense_params", "executions"], ["clean", "adversarial"], "quantity"),
+            table.assign(defense_params="", executions=0).melt(
+                [*identity, "defense_params", "executions"], of_curves, "quantity"
+            ),
+        ]
+    ).dropna(subset=["value"])
+    long["classifier"] = [name.split("@")[0] for name in long["classifier"]]
+    keys = [*identity, "defense_params", "executions", "quantity"]
+    return pd.DataFrame(
+        [
+            {**dict(zip(keys, key, strict=True)), **vars(spread(group["value"]))}
+            for key, group in long.groupby(keys, sort=False)
+            if len(group) > 1
+        ]
+    )
+
+
+def _names(table: pd.DataFrame) -> dict[str, list[str]]:
+    return {
+        "Classifier": table["classifier"].tolist(),
+        "Attack": attack_labels(table),
+        "Defense": [label(name) for name in table["defense"]],
+    }
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`facts` as text: areas and accuracies in per cent with the interval in brackets."""
+    columns = {"hypervolume": "Hypervolume (%)", **{f"at_{x:g}": f"At -{100 * x:g} clean" for x in LOSSES}}
+    settings = zip(table["undominated"], table["undominated_expected"], table["settings"], strict=True)
+    text = {
+        **_names(table),
+        "Undominated": [f"{count} (expected {expected:.1f}) of {size}" for count, expected, size in settings],
+    }
+    for name, title in columns.items():
+        if name in table:
+            bounds = zip(*(table[f"{name}{end}"] for end in ("", "_low", "_high", "_defined")), strict=True)
+            text[title] = [
+                percent(*each) + (UNSURE if each[0] == each[0] and sure < SURE else "") for *each, sure in bounds
+            ]
+    text["Checks"] = [mark(row) for _, row in table.iterrows()]
+    return pd.DataFrame(text)
+
+
+def shown_seeds(seeds: pd.DataFrame) -> pd.DataFrame:
+    """`over_seeds` as text: per cent."""
+    settings = zip(seeds["defense_params"], seeds["executions"], strict=True)
+    numbers = zip(seeds["mean"], seeds["low"], seeds["high"], strict=True)
+    text = {
+        **_names(seeds),
+        "Setting": [", ".join(filter(None, [parameters(p), f"N={n}"])) if p else "its curve" for p, n in settings],
+        "Number": seeds["quantity"].tolist(),
+        "Trainings": seeds["number"].astype(str).tolist(),
+        "Mean": [percent(*each) for each in numbers],
+        "SD": [f"{100 * value:.2f}" for value in seeds["deviation"]],
+        "Least, most": [f"{100 * a:.1f}, {100 * b:.1f}" for a, b in zip(seeds["least"], seeds["most"], strict=True)],
+    }
+    return pd.DataFrame(text)
+
+
+def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
+    """How the tables were made, in words."""
+    picked = "selection points" if table["picked_on_selection"].all() else "the same points (optimistic)"
+    return (
+        f"{int(table['points'].max())} reported points; per cent with 95 % bootstrap intervals over points, in which all "
+        "settings share each resample. Undominated: settings that none of any defense beats in both accuracies, and how many "
+        "are expected to be over resamples. At matched clean accuracy: adversarial accuracy so many points below the "
+        "undefended clean accuracy, linear between settings of the defense's own curve; – where it does not reach there, "
+        f"† where it does not in over {100 * (1 - SURE):.0f} % of resamples, which its interval leaves out. "
+        f"The settings of a curve are picked on {picked}. "
+        f"Checks, the worst of a curve's settings: {checks_footnote(finished(cells, NEEDS))}"
+    )
+
+
+def make(store: Store, study: str) -> list[str]:
+    """Write the statistics of a study's frontiers as Markdown and CSV, and their spread over training seeds if any."""
+    cells = read_cells(store, study)
+    table = facts(cells, read_records(store, study))
+    seeds = over_seeds(cells, table)
+    text, files = markdown(shown(table), footnote(cells, table)), {"frontier_statistics.csv": table.to_csv(index=False)}
+    if len(seeds):
+        note = "Over trainings that differ in their seed: mean with its 95 % t-interval, standard deviation (n - 1)."
+        text += f"\n{markdown(shown_seeds(seeds), note)}"
+        files["frontier_statistics_seeds.csv"] = seeds.to_csv(index=False)
+    files = {"frontier_statistics.md": text, **files}
+    return [save_text(store, study, name, content) for name, content in files.items()]

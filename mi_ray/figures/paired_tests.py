@@ -1,0 +1,142 @@
+"""Which differences between defenses are more than chance: paired tests on the same reported points.
+
+Under each attack: every setting against no defense (each defense's pick where there are `MANY` settings or more), and
+MI-OL's pick against each baseline's. A pick is the setting with the highest accuracy under that attack among those that
+give up at most `CLEAN_BUDGET` of clean accuracy, picked on the selection points where the study has some. P-values are
+corrected over the whole table (Holm), so that any row may be read by itself.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from mi_ray.figures.common import attack_labels, checks_footnote, finished, label, mark, parameters, save_text
+from mi_ray.figures.frontier_table import CLEAN_BUDGET, markdown
+from mi_ray.statistics import by_threat, counts_of, frontier, holm, paired_test
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells, read_records
+
+MANY = 40  # from so many settings of a classifier under an attack on, only the picks are held against no defense
+NEEDS = "paired tests need finished cells of two settings under one attack"
+
+
+def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
+    """One row a comparison: both settings, the difference of their accuracies with its interval, p-values.
+
+    cells: rows of cells.parquet of one study; records: its rows, one a cell and point. Differences are left minus
+    right: above zero, the left setting is more accurate. Raises ValueError for a study without two settings to compare,
+    and for cells of different points.
+    """
+    rows = []
+    for group in by_threat(with_budget(frontier(finished(cells, NEEDS)))):
+        counts = dict(zip(group["cell"], counts_of(records, group["cell"].tolist()), strict=True))
+        for left, right in _pairs(group):
+            found = paired_test(counts[left["cell"]], counts[right["cell"]], int(left["draws"]), int(right["draws"]))
+            rows.append({**_identity(left, right), **vars(found)})
+    if not rows:
+        raise ValueError(f"{NEEDS}; this study has none")
+    table = pd.DataFrame(rows)
+    return table.assign(p_holm=holm(table["p_value"]))
+
+
+def with_budget(table: pd.DataFrame) -> pd.DataFrame:
+    """A frontier table with `affordable`: whether a setting gives up at most `CLEAN_BUDGET` of clean accuracy.
+
+    Judged on the selection points where there are some; every setting is affordable where a study has no bare classifier.
+    """
+    on = picked_on(table)
+    bare = table[table["defense"] == "none"].groupby("classifier_key")[f"clean{on}"].max()
+    least = table["classifier_key"].map(bare).astype(float).fillna(0.0) - CLEAN_BUDGET
+    return table.assign(affordable=table[f"clean{on}"] >= least - 1e-9)
+
+
+def picked_on(table: pd.DataFrame) -> str:
+    """The suffix of the accuracies that settings are picked by: those on selection points, where there are some."""
+    return "_selection" if table[["clean_selection", "adversarial_selection"]].notna().all(axis=None) else ""
+
+
+def _pick(settings: pd.DataFrame) -> Any:
+    """The index of the setting to show of one defense under one attack; see the top of this file."""
+    on = picked_on(settings)
+    if settings["affordable"].any():
+        return settings.loc[settings["affordable"], f"adversarial{on}"].idxmax()
+    return settings[f"clean{on}"].idxmax()
+
+
+def _pairs(group: pd.DataFrame) -> "Iterator[tuple[pd.Series[Any], pd.Series[Any]]]":
+    """(left, right) of each comparison on one classifier under one attack."""
+    defended = group[group["defense"] != "none"]
+    picks = {str(defense): _pick(settings) for defense, settings in defended.groupby("defense", sort=False)}
+    shown = defended.index if len(defended) < MANY else list(picks.values())
+    for bare in group.index[group["defense"] == "none"][:1]:
+        for at in shown:
+            yield group.loc[at], group.loc[bare]
+    for defense, at in picks.items():
+        if "mi_ol" in picks and not defense.startswith("mi_"):
+            yield group.loc[picks["mi_ol"]], group.loc[at]
+
+
+def _identity(left: "pd.Series[Any]", right: "pd.Series[Any]") -> dict[str, Any]:
+    """What a row compares, and how far apart the two are in clean accuracy."""
+    shared = ["classifier", "attack", "attack_params", "goal", "epsilon", "knowledge"]
+    sides = {
+        f"{side}_{name}": row.get(name)
+        for side, row in (("left", left), ("right", right))
+        for name in ("defense", "defense_params", "executions", "draws", "cell", "adversarial", "verdict")
+    }
+    return {**{name: left[name] for name in shared}, **sides, "clean_difference": float(left["clean"] - right["clean"])}
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`facts` as text: differences in points of accuracy."""
+    return pd.DataFrame(
+        {
+            "Classifier": table["classifier"],
+            "Attack": attack_labels(table),
+            "Setting": [_setting(row, "left") for _, row in table.iterrows()],
+            "Against": [_setting(row, "right") for _, row in table.iterrows()],
+            "Clean": [f"{100 * value:+.1f}" for value in table["clean_difference"]],
+            "Difference": [
+                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[["difference", "low", "high"]]))
+                for _, row in table.iterrows()
+            ],
+            "Better, worse on": [
+                f"{100 * up:.1f} %, {100 * down:.1f} %"
+                for up, down in zip(table["left_higher"], table["left_lower"], strict=True)
+            ],
+            "p": [f"{p:.2g}" for p in table["p_value"]],
+            "p (Holm)": [f"{p:.2g}" for p in table["p_holm"]],
+            "Test": table["method"].map({"mcnemar": "McNemar", "sign_flip": "sign flip"}),
+            "Checks": [
+                f"{mark({'verdict': left})} {mark({'verdict': right})}"
+                for left, right in zip(table["left_verdict"], table["right_verdict"], strict=True)
+            ],
+        }
+    )
+
+
+def _setting(row: "pd.Series[Any]", side: str) -> str:
+    inside = [parameters(row[f"{side}_defense_params"]), f"N={row[f'{side}_executions']}"]
+    name = label(row[f"{side}_defense"])
+    return name if row[f"{side}_defense"] == "none" else f"{name} ({', '.join(text for text in inside if text)})"
+
+
+def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
+    """How the table was made, in words."""
+    return (
+        f"{int(table['points'].max())} reported points. Differences in accuracy, in points, with 95 % intervals over points; "
+        "above zero: better than what it is held against. Clean: the difference in clean accuracy. p: two-sided, exact "
+        "McNemar where both cells are deterministic, else an exact sign-flip test of the points' survival; (Holm): "
+        f"corrected over the {len(table)} rows. Settings held against baselines are picked under each attack within "
+        f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, on selection points where the study has some. "
+        f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS))}"
+    )
+
+
+def make(store: Store, study: str) -> list[str]:
+    """Write the paired tests of a study as Markdown and CSV."""
+    cells = read_cells(store, study)
+    table = facts(cells, read_records(store, study))
+    files = {"md": markdown(shown(table), footnote(cells, table)), "csv": table.to_csv(index=False)}
+    return [save_text(store, study, f"paired_tests.{kind}", content) for kind, content in files.items()]

@@ -1,0 +1,246 @@
+"""What each choice of options does to the numbers: a study's cells under every variant, against the study itself.
+
+With `variants: each_option` the rows are the whole preset `as_published`, then each option that it changes, switched
+alone. The points are the same in all, so a change has a paired interval and test (corrected over the table, Holm).
+"""
+
+import json
+import textwrap
+from collections.abc import Mapping
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from mi_ray.figures.common import (
+    MARKERS,
+    attack_labels,
+    checks_footnote,
+    checks_note,
+    colour,
+    cross_out,
+    defense_handle,
+    each_once,
+    framed,
+    label,
+    mark,
+    parameters,
+    records_of,
+    save_figure,
+    save_text,
+    styled,
+)
+from mi_ray.figures.frontier_table import markdown
+from mi_ray.statistics import holm, paired_test
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells
+
+Counts = npt.NDArray[np.int64]
+ITSELF = "study itself"
+SWITCHED = ("eot_pgd", "averaged")  # the attacks that the option `adaptive_attack` chooses between
+MATCHED = ["classifier", "defense", "setting", "family", "goal", "epsilon"]
+SIGNIFICANT = 0.05
+NEEDS = "a table of presets needs finished cells of the study itself and of a variant (`variants: each_option`)"
+
+
+def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
+    """A row for each cell and variant that it belongs to, with the columns by which variants are matched.
+
+    exact: the attack and its parameters, but for the labels, which are an option. family: the same, but of the attacks
+    that an option chooses between only what both have.
+    """
+    own = cells.explode("variants", ignore_index=True).rename(columns={"variants": "variant"})
+    params = [{k: v for k, v in json.loads(text).items() if k != "labels"} for text in own["attack_params"]]
+    sets = [set(found) for found, attack in zip(params, own["attack"], strict=True) if attack in SWITCHED]
+    both = set.intersection(*sets) if sets else set()
+    families = [
+        ("adaptive", {k: v for k, v in found.items() if k in both}) if attack in SWITCHED else (attack, found)
+        for attack, found in zip(own["attack"], params, strict=True)
+    ]
+    return own.assign(
+        # Options change words and flags of a defense, and how many executions the detector has: numbers say the rest.
+        setting=[parameters(text, frozenset({"executions_pl"})) for text in own["defense_params"]],
+        exact=[json.dumps(pair, sort_keys=True) for pair in zip(own["attack"], params, strict=True)],
+        family=[json.dumps(pair, sort_keys=True) for pair in families],
+    )
+
+
+def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] | None":
+    """The finished cell of the study itself that a row of a variant is held against; None where there is none.
+
+    Of several that match it is the one of the same attack, or, where an option chose another, the one whose attack
+    the variant has not; then the one of the same N. Raises ValueError where several are left.
+    """
+    base = table[(table["variant"] == "") & (table["state"] == "done")]
+    found = base[(base[MATCHED] == row[MATCHED]).all(axis=1)]
+    if (table.loc[table["variant"] == "", "exact"] == row["exact"]).any():
+        found = found[found["exact"] == row["exact"]]
+    else:
+        found = found[~found["exact"].isin(table.loc[table["variant"] == row["variant"], "exact"])]
+    for name in ("executions", "defense_params"):
+        same = found[found[name] == row[name]]
+        found = same if len(same) else found
+    each_once(found, MATCHED)
+    return found.iloc[0] if len(found) else None
+
+
+def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
+    """One row per (variant, classifier, threat, defense setting): accuracy, and its change against the study itself.
+
+    counts: cell -> correct draws of its reported points, points in the same order. `same`: it is the very cell of the
+    study itself, since the variant changes nothing there; changes are variant minus study, in [-1, 1]. Raises
+    ValueError for a study without variants, and where two cells would have one entry.
+    """
+    table = by_variant(cells)
+    itself = table[table["variant"] == ""]
+    threats = dict(zip(itself["cell"], _threats(itself), strict=True))
+    rows = []
+    for _, row in table[table["state"] == "done"].iterrows():
+        ours = counterpart(row, table)
+        if ours is None:
+            continue
+        told = {
+            name: row[name]
+            for name in ("classifier", "defense", "setting", "accuracy", "accuracy_low", "accuracy_high")
+        }
+        alike = itself[(itself[MATCHED] == ours[MATCHED]).all(axis=1) & (itself["exact"] == ours["exact"])]
+        if len(set(alike["executions"])) > 1:
+            told["setting"] = f"{told['setting']} N={ours['executions']}".strip()
+        told |= {
+            "variant": row["variant"] or ITSELF,
+            "threat": threats[ours["cell"]],
+            "attack": row["attack"],
+            "mark": mark(row),
+            "verdict": row["verdict"],
+        }
+        found = paired_test(counts[row["cell"]], counts[ours["cell"]], int(row["draws"]), int(ours["draws"]))
+        rows.append(
+            {
+                **told,
+                "change": found.difference,
+                "change_low": found.low,
+                "change_high": found.high,
+                "p_value": found.p_value,
+                "same": row["cell"] == ours["cell"],
+                "executions": row["executions"],
+                "draws": row["draws"],
+                "points": found.points,
+                "dataset": row["dataset"],
+            }
+        )
+    found = pd.DataFrame(rows)
+    if found.empty or set(found["variant"]) == {ITSELF}:
+        raise ValueError(f"{NEEDS}; this study has none")
+    each_once(found, ["variant", "classifier", "threat", "defense", "setting"])
+    compared = ~found["same"]
+    found.loc[compared, "p_holm"] = holm(found.loc[compared, "p_value"])
+    order = [ITSELF, *sorted(set(found["variant"]) - {ITSELF, "as_published"})]
+    order[1:1] = ["as_published"] if "as_published" in set(found["variant"]) else []
+    return found.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+
+
+def _threats(itself: pd.DataFrame) -> list[str]:
+    named = zip(itself["attack"], attack_labels(itself), strict=True)
+    return [
+        "clean" if attack == "none" else f"adaptive: {name}" if attack in SWITCHED else name for attack, name in named
+    ]
+
+
+def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """`facts` as text: for each classifier and threat a table, a row a variant and a column a defense setting."""
+    text = [_entry(row) for _, row in table.iterrows()]
+    columns = [" ".join([label(row["defense"]), row["setting"]]).strip() for _, row in table.iterrows()]
+    table = table.assign(text=text, column=columns)
+    found = {}
+    for (classifier, threat), rows in table.groupby(["classifier", "threat"], sort=False):
+        wide = rows.pivot_table("text", "variant", "column", aggfunc="first", sort=False)
+        wide = wide.fillna("").rename_axis(None, axis=1).reset_index()
+        found[f"{classifier}, {threat}"] = wide.rename(columns={"variant": "Options"})
+    return found
+
+
+def _entry(row: "pd.Series[Any]") -> str:
+    accuracy = f"{100 * row['accuracy']:.1f}"
+    if row["variant"] == ITSELF:
+        return f"{accuracy} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}] {row['mark']}"
+    if row["same"]:
+        return "="
+    star = "*" if row["p_holm"] < SIGNIFICANT else ""
+    change = f"{100 * row['change']:+.1f}{star} [{100 * row['change_low']:+.1f}, {100 * row['change_high']:+.1f}]"
+    return f"{accuracy} ({change}) {row['mark']}"
+
+
+def document(table: pd.DataFrame, cells: pd.DataFrame) -> str:
+    """All tables of `shown` as Markdown, and how to read them."""
+    row = table.iloc[0]
+    note = f"{row['dataset']}, {int(row['points'])} points, the same in every row. Accuracy in %; in round brackets its change "
+    note += f"against the {ITSELF}, in points, with its paired 95 % interval. *: p < {SIGNIFICANT} after Holm's correction over "
+    note += "all changes here. =: the variant changes nothing there. " + checks_footnote(cells)
+    parts = [f"## {title}\n\n{markdown(text.astype(str), '')}".rstrip() for title, text in shown(table).items()]
+    return "\n\n".join([*parts, note]) + "\n"
+
+
+def _panel(axes: Axes, rows: pd.DataFrame, variants: list[str], defenses: list[str]) -> None:
+    axes.axvline(0, color="#888888", lw=0.8)
+    for at, defense in enumerate(defenses):
+        mine = rows[(rows["defense"] == defense) & ~rows["same"]]
+        y = np.array([variants.index(name) for name in mine["variant"]]) + 0.7 * ((at + 0.5) / len(defenses) - 0.5)
+        error = [100 * (mine["change"] - mine["change_low"]), 100 * (mine["change_high"] - mine["change"])]
+        axes.errorbar(
+            100 * mine["change"],
+            y,
+            xerr=error,
+            ls="none",
+            color=colour(defense, defenses),
+            marker=MARKERS.get(defense, "s"),
+            ms=4,
+            elinewidth=0.8,
+        )
+        cross_out(axes, 100 * mine["change"], y, mine)
+    for line in range(len(variants) - 1):
+        axes.axhline(line + 0.5, color="#DDDDDD", lw=0.6)
+    axes.grid(visible=False, axis="y")
+    axes.set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5))
+
+
+def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+    """Changes of accuracy with their intervals: a row of panels for each classifier, a column for each threat."""
+    changed = table[table["variant"] != ITSELF]
+    variants, classifiers = list(dict.fromkeys(changed["variant"])), list(dict.fromkeys(table["classifier"]))
+    threats, defenses = list(dict.fromkeys(table["threat"])), list(dict.fromkeys(table["defense"]))
+    size = (1.9 + 2.3 * len(threats), 1.3 + (0.5 + 0.34 * len(variants)) * len(classifiers))
+    grid: dict[str, Any] = {"figsize": size, "squeeze": False, "sharey": True, "sharex": "col"}
+    figure, panels = plt.subplots(len(classifiers), len(threats), **grid)
+    for line, classifier in zip(panels, classifiers, strict=True):
+        for axes, threat in zip(line, threats, strict=True):
+            _panel(
+                axes, changed[(changed["classifier"] == classifier) & (changed["threat"] == threat)], variants, defenses
+            )
+            axes.set_title(f"{classifier}\n{textwrap.fill(threat, 30)}", fontsize=7.5)
+            axes.tick_params(labelsize=7.5)
+    for axes in panels[-1]:
+        axes.set_xlabel("change of accuracy (points)", fontsize=8)
+    framed(figure, title, note, [defense_handle(name, defenses) for name in defenses], min(4, len(defenses)))
+    return figure
+
+
+def make(store: Store, study: str) -> list[str]:
+    """Write the table of a study's variants as Markdown and CSV, and draw the changes as PNG and PDF."""
+    cells = read_cells(store, study)
+    counts = {}
+    for cell in cells.loc[cells["state"] == "done", "cell"]:
+        rows = records_of(store, cell)
+        counts[cell] = rows[~rows["selection"]].sort_values("point")["correct_draws"].to_numpy(np.int64)
+    table = facts(cells, counts)
+    note = f"{int(table['points'].iloc[0])} points, the same for all; bars: paired 95 % over points"
+    note = "\n".join(part for part in (note, checks_note(cells[cells["state"] == "done"])) if part)
+    with styled():
+        figure = draw(table, f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}", note)
+        paths = save_figure(store, study, "presets", figure)
+        plt.close(figure)
+    files = {"md": document(table, cells), "csv": table.to_csv(index=False)}
+    return [*paths, *(save_text(store, study, f"presets_table.{kind}", content) for kind, content in files.items())]

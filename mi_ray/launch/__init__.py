@@ -1,0 +1,1 @@
+"""Files that start clusters, and what they are held to."""

@@ -1,0 +1,218 @@
+"""The distinct work of a study as values: what is to be computed, under which key, and which cells need it.
+
+A key is the hash of everything that decides a result and of nothing else. No torch, no ray.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mi_ray.config import ClassifierEntry
+from mi_ray.store.keys import Values
+from mi_ray.store.schemas import Kind
+from mi_ray.threat_model import ThreatModel
+
+WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
+
+
+@dataclass(frozen=True)
+class ClassifierWork:
+    """A classifier to train, or a user's own to take into the store. cost: (forward, backward) passes."""
+
+    key: str
+    entry: ClassifierEntry
+    description: Values
+    objective: tuple[str, Values] | None
+    seed: int
+    cost: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class AttackWork:
+    """One attack on one classifier under one threat model, all requested stops. cost: passes for one point.
+
+    labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
+    is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of
+    each component in one call.
+    """
+
+    key: str
+    classifier: str
+    method: str
+    values: Values
+    threat: ThreatModel
+    stops: tuple[int, ...]
+    cost: tuple[int, int]
+    labels: Literal["true", "predicted"] = "true"
+    defense: tuple[str, Values] | None = None
+    pools: Values = field(default_factory=dict)
+    executions: int = 1
+    parts: tuple[int, ...] = ()
+    by_accuracy: bool = True
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """A set of images to classify: the clean points, or what an attack made of them at a stop."""
+
+    attack: AttackWork | None = None
+    stop: int = 0
+
+    @property
+    def name(self) -> str:
+        """The key under which workers find the images."""
+        return f"{self.attack.key}@{self.stop}" if self.attack else "clean"
+
+
+@dataclass(frozen=True)
+class OutputWork:
+    """A classifier's outputs on a set of images: F itself (component None), or a component's mean softmax.
+
+    undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
+    images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
+    """
+
+    key: str
+    classifier: str
+    inputs: Inputs
+    component: tuple[str, Values] | None = None
+    undefended: "OutputWork | None" = None
+    executions: tuple[int, ...] = (1,)
+    draws: int = 1
+    pool: str | None = None
+
+    def passes(self, chunk: int) -> int:
+        """Forward passes for one point."""
+        return 1 if self.component is None else self.draws * -(-max(self.executions) // chunk) * chunk
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row of a study's table: a classifier x attack x threat model x defense setting x N.
+
+    undefended: F's own outputs. components: each component's outputs with the N that they are read at. members: the
+    cells of which it is the worst case, point by point (it has no outputs of its own then). variants: the sets of
+    options under which the study asks for it ("" is the study itself).
+    """
+
+    key: str
+    identity: Values
+    classifier: str
+    inputs: Inputs
+    defense: tuple[str, Values]
+    undefended: OutputWork
+    components: tuple[tuple[OutputWork, int], ...]
+    counterparts: tuple[OutputWork, ...] = ()
+    members: tuple[str, ...] = ()
+    variants: tuple[str, ...] = ("",)
+
+    def needs(self) -> Iterator[OutputWork]:
+        """The outputs that the cell is derived from, or that are asked for with it."""
+        if not self.members:
+            yield self.undefended
+        for work, _ in self.components:
+            yield work
+        yield from self.counterparts
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check that needs passes of its own: the judged cell against `control`, the same cell under another attack.
+
+    cells: keys of all cells that share its verdict: those whose inputs are of the judged attack.
+    """
+
+    name: str
+    judged: Cell
+    control: Cell
+    cells: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The distinct work of a study, in the order in which it is done, and its cells.
+
+    checks: comparisons on the first `checked` points, whose attacks and outputs are no part of `attacks`, `outputs`.
+    """
+
+    classifiers: tuple[ClassifierWork, ...]
+    attacks: tuple[AttackWork, ...]
+    outputs: tuple[OutputWork, ...]
+    cells: tuple[Cell, ...]
+    checks: tuple[Check, ...] = ()
+    checked: int = 0
+
+    def check_attacks(self) -> tuple[AttackWork, ...]:
+        """The checks' own attacks, each with all that the study reads off the same trajectory."""
+        own = [check.control.inputs.attack for check in self.checks if check.control.inputs.attack]
+        keys = {work.key for work in own}
+        return merged_attacks([*(work for work in self.attacks if work.key in keys), *own])
+
+    def check_outputs(self) -> tuple[OutputWork, ...]:
+        """The checks' own outputs."""
+        own = merged(work for check in self.checks for work in check.control.needs())
+        known = {work.key: work for work in self.outputs}
+        return merged([*(known[work.key] for work in own if work.key in known), *own])
+
+
+def united(plans: Mapping[str, Plan]) -> Plan:
+    """The plans of a study's variants, by name, as one: what several ask for is there once."""
+    first = next(iter(plans.values()))
+    cells: dict[str, Cell] = {}
+    checks: dict[tuple[str, str, str], Check] = {}
+    for name, plan in plans.items():
+        for cell in plan.cells:
+            own = replace(cell, variants=(name,))
+            known = cells.get(cell.key)
+            cells[cell.key] = own if known is None else replace(known, variants=(*known.variants, name))
+        for check in plan.checks:
+            place = (check.name, check.judged.key, check.control.key)
+            shared = checks.get(place, check).cells
+            checks[place] = replace(check, cells=tuple(dict.fromkeys((*shared, *check.cells))))
+    attacks = merged_attacks(work for plan in plans.values() for work in plan.attacks)
+    outputs = merged(work for plan in plans.values() for work in plan.outputs)
+    return replace(first, attacks=attacks, outputs=outputs, cells=tuple(cells.values()), checks=tuple(checks.values()))
+
+
+def merged(works: Iterable[OutputWork]) -> tuple[OutputWork, ...]:
+    """One piece of work a key, with every N and the most draws that anyone asks for."""
+    found: dict[str, OutputWork] = {}
+    for work in works:
+        known = found.get(work.key, work)
+        executions = tuple(sorted({*known.executions, *work.executions}))
+        found[work.key] = replace(known, executions=executions, draws=max(known.draws, work.draws))
+    return tuple(found.values())
+
+
+def merged_attacks(works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
+    """One trajectory a key, with every stop that anyone asks for."""
+    found: dict[str, AttackWork] = {}
+    for work in works:
+        known = found.setdefault(work.key, work)
+        if max(work.stops) > max(known.stops):
+            known = replace(work, stops=known.stops)
+        found[work.key] = replace(known, stops=tuple(sorted({*known.stops, *work.stops})))
+    return tuple(found.values())
+
+
+Work = AttackWork | OutputWork
+
+
+def kind_of(work: Work) -> Kind:
+    """The folder of the store that a piece of work writes to."""
+    return "adversarial" if isinstance(work, AttackWork) else "outputs"
+
+
+def covers(work: Work) -> dict[str, list[int]]:
+    """What rows a block of the work must hold, beside its points."""
+    if isinstance(work, AttackWork):
+        return {"stops": list(work.stops)}
+    return {"executions": list(work.executions), "draws": list(range(work.draws))}
+
+
+def widened(work: Work, facts: Mapping[str, Any]) -> Work:
+    """The work with what a stored block has beside what is asked for."""
+    if isinstance(work, AttackWork):
+        return replace(work, stops=tuple(sorted({*work.stops, *facts["stops"]})))
+    executions = tuple(sorted({*work.executions, *facts["executions"]}))
+    return replace(work, executions=executions, draws=max(work.draws, len(facts["draws"])))

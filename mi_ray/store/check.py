@@ -1,0 +1,261 @@
+"""Looking at a store from outside: how far its studies are, whether its files are sound, what nothing refers to."""
+
+import contextlib
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, Store
+from mi_ray.store.files import DamagedFileError
+from mi_ray.store.manifest import KINDS, UNFINISHED, manifest_of
+from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, TRAINING, Kind
+
+BALL = 1e-6  # float32 rounding, as in attacks
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in a store. path: what has to be removed for a sweep to make it again; empty where that is nothing."""
+
+    text: str
+    path: str = ""
+
+
+def check_store(store: Store) -> tuple[list[str], int]:
+    """(problems, files checked): every file of a store, read whole and held against what it must be."""
+    problems, files = find_problems(store)
+    return [problem.text for problem in problems], files
+
+
+def find_problems(store: Store) -> tuple[list[Problem], int]:
+    """`check_store`, with what would have to be removed."""
+    store.refresh()
+    problems: list[Problem] = []
+    files = 0
+    weights = _weights(store)
+    for kind in KINDS:
+        for key, blocks in _keys(store, kind, problems):
+            files += sum(block.place is None for block in blocks)
+            problems += _overlaps(kind, key, blocks)
+            for block in blocks:
+                path = f"{kind}/{key}" if block.place is not None else block.path
+                problems += (Problem(text, path) for text in _checked(store, kind, key, block, weights))
+    files += len(store.files(PUBLISHED)) + len(store.files(WAITING))
+    for key in store.folders("classifiers"):
+        files += 3
+        problems += (Problem(text, f"classifiers/{key}") for text in _classifier(store, key))
+    for name in store.folders("studies"):
+        found, looked_at = _study(store, name)
+        problems += (Problem(text) for text in found)
+        files += looked_at
+    return list(dict.fromkeys(problems)), files
+
+
+def _keys(store: Store, kind: Kind, problems: list[Problem]) -> Iterator[tuple[str, list[Block]]]:
+    """The keys of a kind with their blocks, compacted cells in the order in which they lie; notes what is left over."""
+    keys = [key for key in store.folders(kind) if f"{kind}/{key}" != PUBLISHED]
+    if kind == "records":
+        try:
+            places = store.compacted.places
+        except DamagedFileError as error:
+            problems.append(Problem(str(error), INDEX_PATH))
+            return
+        parts = store.compacted.parts
+        unknown = [path for path in store.files(PUBLISHED) if path.rpartition("/")[2] not in parts]
+        waiting = [path for path in store.files(WAITING) if path != INDEX_PATH]
+        if unknown or waiting or places.keys() & set(keys):
+            problems.append(
+                Problem(
+                    "records: a compaction must be finished before others read them; `mi-ray compact`, "
+                    "and every sweep, finishes it"
+                )
+            )
+        keys = [*places, *(key for key in keys if key not in places)]
+    yield from ((key, store.blocks(kind, key)) for key in keys)
+
+
+def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[Problem]:
+    for left, right in itertools.pairwise(blocks):
+        if right.start < left.stop:
+            yield Problem(
+                f"{kind}/{key}: points {right.start} to {left.stop} must be stored once; {left.path} and {right.path} "
+                "hold them",
+                right.path,
+            )
+
+
+def _weights(store: Store) -> set[str]:
+    """The SHA-256 of the weights of every classifier in the store, as its description names it."""
+    found = set()
+    for key in store.folders("classifiers"):
+        with contextlib.suppress(DamagedFileError, FileNotFoundError, KeyError, TypeError):  # reported by `_classifier`
+            found.add(store.read_json(f"classifiers/{key}/classifier.json")["weights_sha256"])
+    return found
+
+
+def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str]) -> Iterator[str]:
+    try:
+        table, facts = store.read_block(kind, key, block)
+        if len(table) == 0:
+            yield f"{block.path}: must have rows; it has none"
+            return
+        if kind != "records" and facts["weights"] not in weights:
+            yield f"{block.path}: must be of the weights of a classifier in the store; it is of {facts['weights']}"
+        yield from (f"{block.path}: {problem}" for problem in _CONTENT[kind](table, facts, block))
+    except DamagedFileError as error:
+        yield str(error)
+    except (KeyError, TypeError) as error:
+        yield f"{block.path}: must say of itself what mi-ray writes; it lacks {error}"
+
+
+def _probabilities(table: pa.Table) -> Iterator[str]:
+    column = table["probabilities"].combine_chunks()
+    lengths = pc.list_value_length(column)
+    if len(table) and pc.min(lengths).as_py() != pc.max(lengths).as_py():
+        yield "probabilities must have one length"
+        return
+    values = column.flatten().to_numpy(zero_copy_only=False).reshape(len(table), -1)
+    if not np.allclose(values.sum(1), 1, atol=1e-3) or not values.min() >= 0:
+        yield "probabilities must be at least 0 and sum to 1"
+
+
+def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+    expected = (block.stop - block.start) * len(facts["stops"])
+    if len(table) % expected:
+        yield f"must have a multiple of {expected} rows (points x stops); it has {len(table)}"
+    pixels = table["image"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if not np.isfinite(pixels).all():
+        yield "pixels must be finite"
+    elif facts["keeps_box"] and not ((pixels >= 0) & (pixels <= 1)).all():
+        yield "pixels must be in [0, 1]"
+    linf = float(table["linf"].to_numpy().max())
+    if not linf <= facts["epsilon"] + BALL:
+        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {linf}"
+
+
+def _outputs(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+    expected = (block.stop - block.start) * len(facts["executions"]) * len(facts["draws"])
+    if len(table) != expected:
+        yield f"must have {expected} rows (points x executions x draws); it has {len(table)}"
+    yield from _probabilities(table)
+
+
+def _records(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+    if len(table) != block.stop - block.start:
+        yield f"must have {block.stop - block.start} rows; it has {len(table)}"
+    if pc.count_distinct(table["point"]).as_py() != len(table):
+        yield "each point must be there once"
+    for name in IDENTITY:
+        if pc.count_distinct(table[name]).as_py() != 1:
+            yield f"{name} must be the same in all rows"
+    if table["cell"][0].as_py() != facts["key"]:
+        yield f"cell must be {facts['key']}; it is {table['cell'][0].as_py()}"
+    correct, draws = (table[name].to_numpy() for name in ("correct_draws", "draws"))
+    if (correct > draws).any() or (correct < 0).any():
+        yield "correct_draws must be from 0 to draws"
+    wrong = list(_probabilities(table))
+    yield from wrong
+    if wrong:
+        return
+    predicted = table["predicted"].to_numpy()
+    if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted).any():
+        yield "predicted must be the class with the highest probability"
+    right = predicted == table["label"].to_numpy()  # of draw 0, one of those that correct_draws counts
+    if ((correct == 0) & right).any() or ((correct == draws) & ~right).any():
+        yield "correct_draws must agree with label and predicted"
+
+
+_CONTENT = {"adversarial": _adversarial, "outputs": _outputs, "records": _records}
+
+
+def _classifier(store: Store, key: str) -> Iterator[str]:
+    folder = f"classifiers/{key}"
+    try:
+        about = store.read_json(f"{folder}/classifier.json")
+        store.read_table(f"{folder}/training.parquet", TRAINING)
+        found = hashlib.sha256(store.read_bytes(f"{folder}/model.safetensors")).hexdigest()
+        if found != about["weights_sha256"]:
+            yield f"{folder}/model.safetensors must have the SHA-256 that classifier.json names; it has {found}"
+    except (DamagedFileError, FileNotFoundError, KeyError, TypeError) as error:
+        yield f"{folder} must hold classifier.json, model.safetensors and training.parquet: {error}"
+
+
+def _study(store: Store, name: str) -> tuple[list[str], int]:
+    """(what is wrong with a study's own files, how many were looked at)."""
+    folder = f"studies/{name}"
+    problems: list[str] = []
+    looked_at = 2 + store.exists(f"{folder}/examples.parquet")
+    try:
+        manifest = manifest_of(store, name)
+        if manifest["state"] in UNFINISHED:
+            return [], looked_at
+        sealed = manifest.get("files", {})
+        looked_at += sum(not path.endswith(".parquet") for path in sealed)
+        problems += _changed(store, {path: sealed[path] for path in sealed if not path.endswith(".parquet")})
+        cells = store.read_table(f"{folder}/cells.parquet", CELLS)
+        if store.exists(f"{folder}/examples.parquet"):
+            store.read_table(f"{folder}/examples.parquet", EXAMPLES)
+        done = cells.filter(pc.equal(cells["state"], "done"))
+        for row in done.to_pylist():
+            problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
+        if len(set(cells["cell"].to_pylist())) != len(cells):
+            problems.append(f"{folder}/cells.parquet must name each cell once")
+        if not problems:  # else what the tables say is told already
+            problems += _changed(store, sealed)
+    except (DamagedFileError, FileNotFoundError, KeyError) as error:
+        problems.append(f"{folder} must hold manifest.json and cells.parquet: {error}")
+    return problems, looked_at
+
+
+def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:
+    """The files of a sealed study that are not as they were sealed."""
+    for path, digest in sealed.items():
+        try:
+            if hashlib.sha256(store.read_bytes(path)).hexdigest() != digest:
+                yield f"{path} must be as it was when the study was complete: it was changed or damaged"
+        except FileNotFoundError:
+            yield f"{path} must be there, as it was when the study was complete"
+
+
+def studies_of(store: Store, problems: Iterable[Problem]) -> list[str]:
+    """The studies that what is damaged belongs to, so far as their manifests can be read."""
+    found = []
+    texts = list(problems)
+    damaged = {"/".join(problem.path.split("/")[:2]) for problem in texts if problem.path}
+    for name in store.folders("studies"):
+        own = f"studies/{name}"
+        if any(problem.text.startswith((f"{own}/", f"{own}:", f"{own} ")) for problem in texts):
+            found.append(name)
+            continue
+        with contextlib.suppress(DamagedFileError):
+            keys = manifest_of(store, name)["keys"]
+            if INDEX_PATH in {problem.path for problem in texts} or damaged & {
+                f"{kind}/{key}" for kind, some in keys.items() for key in some
+            }:
+                found.append(name)
+    return found
+
+
+def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
+    """A finished row of cells.parquet against the records that it summarises."""
+    blocks = store.blocks("records", row["cell"])
+    stored, expected = sum(block.stop - block.start for block in blocks), row["points"] + row["selection_points"]
+    if stored != expected:
+        yield f"must have {expected} rows in records; it has {stored}"
+        return
+    try:
+        tables = [store.read_block("records", row["cell"], block)[0] for block in blocks]
+    except DamagedFileError:
+        return  # reported with its file
+    rows = pa.concat_tables(tables)
+    reported = rows.filter(pc.invert(rows["selection"]))["correct_draws"].to_numpy()
+    accuracy = float(reported.mean()) / row["draws"] if len(reported) else float("nan")
+    if not abs(accuracy - row["accuracy"]) <= ROUNDING:
+        yield f"must have the accuracy of its records, {accuracy:.6f}; cells.parquet says {row['accuracy']:.6f}"

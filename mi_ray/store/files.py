@@ -1,0 +1,344 @@
+"""Files in a folder or behind a URI: written whole or not at all, tried again when a fault may pass, locked where that is
+possible. Nothing here knows what the files mean."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import re
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+TRIES = (
+    4  # of one request to an object store; pyarrow's S3 client makes about 30 in six seconds before it gives up once
+)
+FIRST_WAIT = 0.5  # seconds before the second try; each further wait is twice as long
+SELF = "sha256"  # the key under which a JSON file keeps the hash of the rest of it
+# What no second try changes, as pyarrow's S3 client names it in its messages.
+_PERMANENT = re.compile(
+    "ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|"
+    "MISSING_AUTHENTICATION_TOKEN|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN|VALIDATION"
+)
+_NAMES_A_SECRET = re.compile(r"key|secret|token|passw|credential|sas$|^sig", re.IGNORECASE)
+_RENAMING = {"hdfs", "viewfs", "webhdfs", "sftp", "ssh", "smb"}  # file systems behind a URI that rename
+Result = TypeVar("Result")
+
+
+class DamagedFileError(ValueError):
+    """A stored file is not what its name says; it is never read as data."""
+
+
+class StorageError(OSError):
+    """A storage did not do what it was asked to. lasting: asking again would not have helped."""
+
+    lasting = False
+
+
+def again(what: str, request: Callable[[], Result]) -> Result:
+    """The result of a request to an object store, made again when it fails for a reason that may pass.
+
+    Raises StorageError when it keeps failing, and FileNotFoundError as it is.
+    """
+    for attempt in range(TRIES):
+        try:
+            return request()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise
+        except OSError as error:
+            lasting = isinstance(error, PermissionError) or bool(_PERMANENT.search(str(error)))
+            if lasting or attempt == TRIES - 1:
+                failed = StorageError(f"{what} failed{'' if lasting else f', tried {TRIES} times'}: {error}")
+                failed.lasting = lasting
+                raise failed from error
+        time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the workers' tries
+    raise AssertionError("the last try returns or raises")
+
+
+def refuse_credentials(uri: str) -> None:
+    """Raise ValueError when a URI carries a password or a key: it is written to files and shown."""
+    parts = urlsplit(uri)
+    user, at, _ = parts.netloc.rpartition("@")
+    # Elsewhere a name without a password is a user's or a container's, which is no secret.
+    secret = at and (":" in user or (parts.scheme in ("s3", "gs", "gcs") and user != "anonymous"))
+    named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _NAMES_A_SECRET.search(name)]
+    if secret or named:
+        where = f"?{named[0]}=…" if named else "user:password@"
+        raise ValueError(
+            f"a URI must not carry credentials ({where} in {parts.scheme}://…{parts.path}): give them by the environment "
+            "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the machine's role"
+        )
+
+
+def open_uri(uri: str) -> tuple[Any, str]:
+    """(file system, path) of a URI: pyarrow's own where it has one, else fsspec's.
+
+    Raises ValueError when neither knows it, or when it carries credentials, and StorageError when it does not answer.
+    """
+    refuse_credentials(uri)
+    uri = uri.removeprefix("fsspec+")
+    scheme = uri.partition("://")[0]
+    try:
+        # Small objects in one request each, instead of three of a multipart upload that a kill could leave open.
+        delayed = f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if scheme == "s3" else uri
+        found: tuple[Any, str] = again(f"opening {uri}", lambda: pafs.FileSystem.from_uri(delayed))
+    except (pa.ArrowException, ValueError) as error:
+        opened = _open_fsspec(uri, scheme)
+        if opened is None:
+            raise ValueError(
+                f"a store must be a folder or a URI that pyarrow or fsspec knows; got {uri}: {error}"
+            ) from error
+        return opened
+    return found
+
+
+def _open_fsspec(uri: str, scheme: str) -> tuple[Any, str] | None:
+    """What fsspec makes of a URI; None when it does not know the protocol. Raises ValueError when it lacks a package."""
+    try:
+        import fsspec
+    except ImportError:  # it comes with Ray and torch, and is not needed for what pyarrow knows
+        return None
+    if scheme not in fsspec.available_protocols() or scheme in ("s3", "gs", "file", "local"):
+        return None  # what pyarrow knows and refuses is wrong, and not another library's
+    try:
+        filesystem, path = fsspec.core.url_to_fs(uri)
+    except ImportError as error:
+        raise ValueError(f"a store must be behind a protocol that is installed; {uri}: {error}") from error
+    return pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), path.rstrip("/")
+
+
+def beside(uri: str, suffix: str) -> str:
+    """The URI of a folder beside another: its path with a suffix, its query kept."""
+    path, question, query = uri.partition("?")
+    return f"{path.rstrip('/')}{suffix}{question}{query}"
+
+
+def scratch_of(files: "Files") -> str:
+    """Where Ray may keep what it needs for a while: a folder beside the store, as pyarrow's `from_uri` takes it."""
+    known = files.local or not isinstance(files.filesystem, pafs.PyFileSystem)
+    return beside(files.address if known else f"fsspec+{files.uri}", "-scratch")
+
+
+def self_hash(value: dict[str, Any]) -> str:
+    """The hash of a JSON object as it will be read again, without the hash that it may carry."""
+    rest = {name: value for name, value in json.loads(json.dumps(value)).items() if name != SELF}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+class Files:
+    """A folder, or what is below a URI. Paths are relative to it, with forward slashes.
+
+    Raises ValueError when the URI is of no known kind or carries credentials. Every request to an object store is tried
+    again a few times when it fails for a reason that may pass; what still fails is a StorageError.
+    """
+
+    def __init__(self, uri: str | Path) -> None:
+        self.uri = str(uri)
+        self.local = "://" not in self.uri or self.uri.startswith("file://")
+        if "://" not in self.uri:
+            self.filesystem: Any = pafs.LocalFileSystem()
+            self.root = str(Path(self.uri).resolve())
+        else:
+            self.filesystem, self.root = open_uri(self.uri)
+
+    @property
+    def address(self) -> str:
+        """What another process opens it by, wherever its working directory is."""
+        return self.root if self.local else self.uri
+
+    def _full(self, path: str) -> str:
+        if path.startswith("/") or ".." in path.split("/"):  # whatever a file or a study says
+            raise ValueError(f"a path in a store must lead into it; got {path!r}")
+        return f"{self.root}/{path}" if path else self.root
+
+    def _place(self, path: str) -> Path:
+        """Where a local file is to be, its folder made. Raises ValueError when a link in the store leads out of it."""
+        target = Path(self._full(path))
+        if not target.parent.resolve().is_relative_to(Path(self.root).resolve()):
+            raise ValueError(
+                f"what is written to a store must stay in it; {target.parent} leads to {target.parent.resolve()}. Remedy: "
+                "take the link away, or link to the whole store"
+            )
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target
+
+    def _again(self, what: str, request: Callable[[], Result]) -> Result:
+        """Behind a URI `again`; a local folder's errors come as they are, at once."""
+        return request() if self.local else again(f"{what} in {self.uri}", request)
+
+    def _infos(self, selector: Any) -> Any:
+        return self._again("listing", lambda: self.filesystem.get_file_info(selector))
+
+    def _listed(self, path: str) -> set[str]:
+        return {i.base_name for i in self._infos(pafs.FileSelector(self._full(path), allow_not_found=True))}
+
+    def exists(self, path: str) -> bool:
+        """Whether there is a file or folder."""
+        return bool(self._infos(self._full(path)).type != pafs.FileType.NotFound)
+
+    def files(self, path: str) -> dict[str, int]:
+        """Every file below a folder: path relative to the store -> bytes. Names with a leading dot are left out."""
+        selector = pafs.FileSelector(self._full(path), recursive=True, allow_not_found=True)
+        infos = [info for info in self._infos(selector) if info.type == pafs.FileType.File]
+        return {
+            info.path[len(self.root) :].lstrip("/"): info.size for info in infos if not info.base_name.startswith(".")
+        }
+
+    def folders(self, path: str) -> list[str]:
+        """The names of the folders in a folder."""
+        infos = self._infos(pafs.FileSelector(self._full(path), allow_not_found=True))
+        return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
+
+    def age(self, path: str) -> float:
+        """Seconds since a file was written, by the storage's clock and ours; infinite where the storage keeps no time."""
+        written = self._infos(self._full(path)).mtime
+        return float("inf") if written is None else time.time() - written.timestamp()
+
+    def read_bytes(self, path: str) -> bytes:
+        """A file's content. Raises DamagedFileError where the disk cannot give it back."""
+
+        def read() -> bytes:
+            with self.filesystem.open_input_stream(self._full(path)) as stream:
+                return bytes(stream.read())
+
+        try:
+            return self._again(f"reading {path}", read)
+        except OSError as error:
+            if error.errno == errno.EIO:  # a bad sector: no second read brings it back
+                raise DamagedFileError(f"{path} must be readable: {error}") from error
+            raise
+
+    def read_parsed(self, path: str, parse: Callable[[bytes], Result], broken: tuple[type[Exception], ...]) -> Result:
+        """What `parse` makes of a file; raises what it raises (broken: where it cannot).
+
+        An object may be replaced between the request for its size and the one for its content, which then ends early. So
+        what cannot be parsed is read once more before it counts as damaged.
+        """
+        content = self.read_bytes(path)
+        try:
+            return parse(content)
+        except broken:
+            if self.local or (later := self.read_bytes(path)) == content:
+                raise
+            return parse(later)
+
+    def write_bytes(self, path: str, content: bytes) -> None:
+        """Write a file whole or not at all: a temporary name and a rename, or one put on an object store."""
+        full = self._full(path)
+        if not self.local:
+            self._again(f"writing {path}", lambda: self._put(full, content))
+            return
+        target = self._place(path)
+        temporary = target.parent / f".{target.name}.{uuid.uuid4().hex[:8]}.tmp"
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _put(self, full: str, content: bytes) -> None:
+        renames = bool(_RENAMING & set(_protocols(self.filesystem)))
+        folder, _, name = full.rpartition("/")
+        target = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp" if renames else full
+        try:
+            stream = self.filesystem.open_output_stream(target)
+        except FileNotFoundError:  # a file system with real folders; an object store has none
+            self.filesystem.create_dir(folder, recursive=True)
+            stream = self.filesystem.open_output_stream(target)
+        with stream:
+            stream.write(content)
+        if renames:
+            self.filesystem.move(target, full)
+
+    def move(self, path: str, to: str) -> None:
+        """Give a file another name: a rename, or a copy that is whole before the first one goes. Nothing if it is done."""
+        if not self.exists(path):
+            return
+        if self.local:
+            Path(self._full(path)).replace(self._place(to))
+            return
+        with contextlib.suppress(FileNotFoundError):  # somebody else has moved it
+            self._again(f"copying {path}", lambda: self.filesystem.copy_file(self._full(path), self._full(to)))
+            self.remove(path)
+
+    def remove(self, path: str) -> None:
+        """Remove a file or a folder, if it is there."""
+
+        def removal() -> None:
+            """One try; what is gone by now is removed."""
+            info = self.filesystem.get_file_info(self._full(path))
+            with contextlib.suppress(FileNotFoundError):  # gone by now
+                if info.type == pafs.FileType.Directory:
+                    self.filesystem.delete_dir(info.path)
+                elif info.type == pafs.FileType.File:
+                    self.filesystem.delete_file(info.path)
+
+        self._again(f"removing {path}", removal)
+
+    def read_json(self, path: str) -> Any:
+        """A JSON file; raises DamagedFileError when it is none, or an object other than it was written."""
+        try:
+            found = self.read_parsed(path, json.loads, (ValueError,))
+        except ValueError as error:
+            raise DamagedFileError(f"{path} must be JSON: {error}") from error
+        if isinstance(found, dict) and found.pop(SELF, None) not in (None, self_hash(found)):
+            raise DamagedFileError(f"{path} must have the {SELF} that it names: it was changed or damaged")
+        return found
+
+    def write_json(self, path: str, value: Any) -> None:
+        """Write JSON atomically; an object gets a hash of itself."""
+        told = {**value, SELF: self_hash(value)} if isinstance(value, dict) else value
+        self.write_bytes(path, (json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def _protocols(filesystem: Any) -> tuple[str, ...]:
+    """The names of a file system's protocol."""
+    handler = getattr(filesystem, "handler", None)
+    found = getattr(getattr(handler, "fs", None), "protocol", None) or filesystem.type_name
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+_TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")
+
+WRITTEN_IN = 5.0  # seconds in which a file that is being written changes, or gets its name
+
+
+def _temporaries(root: Path) -> dict[Path, tuple[int, int]]:
+    found = {}
+    for path in root.rglob(".*.tmp"):
+        try:
+            about = path.stat()
+        except FileNotFoundError:  # it has its name now
+            continue
+        if _TEMPORARY.match(path.name):
+            found[path] = (about.st_size, about.st_mtime_ns)
+    return found
+
+
+def remove_leftovers(store: Files) -> int:
+    """Remove the temporary files of a local store that stay as they are; returns how many.
+
+    A live one of another run lasts for much less than `WRITTEN_IN`; were one removed, its block would be tried again.
+    """
+    if not store.local:
+        return 0  # an object store has no temporary names
+    first = _temporaries(Path(store.root))
+    if not first:
+        return 0
+    time.sleep(WRITTEN_IN)
+    second = _temporaries(Path(store.root))
+    dead = [path for path, about in first.items() if second.get(path) == about]
+    for path in dead:
+        path.unlink(missing_ok=True)
+    return len(dead)

@@ -1,0 +1,1 @@
+"""Computing a block and judging what came out, without Ray."""

@@ -1,0 +1,213 @@
+"""One piece of work on one block of points -> numbers. No Ray, no files.
+
+Arithmetic runs in canonical batches (`batch` points, and `CHUNK` executions of each), so that on one kind of machine a
+point's numbers are the same bit for bit whatever block it is computed in. `lanes` of these batches are in flight at once.
+"""
+
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from functools import lru_cache
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
+from mi_ray.attacks.base import scorer
+from mi_ray.defenses.base import EVALUATE, DefendedClassifier, RandomTransform, execute
+from mi_ray.randomness import Key
+from mi_ray.sample_pool import SamplePool
+from mi_ray.threat_model import ThreatModel
+
+
+def batches(total: int, batch: int) -> Iterator[slice]:
+    """The canonical batches of a block of whole batches."""
+    for start in range(0, total, batch):
+        yield slice(start, min(start + batch, total))
+
+
+def undefended_outputs(
+    classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int, lanes: int = 1
+) -> Float[Tensor, "P L"]:
+    """F(x): softmax outputs."""
+
+    def outputs(part: slice) -> Tensor:
+        """Of one batch."""
+        with torch.no_grad():
+            return F.softmax(classifier(x[part]).float(), dim=1)
+
+    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device))
+
+
+def component_outputs(
+    classifier: nn.Module,
+    component: RandomTransform,
+    x: Float[Tensor, "P C H W"],
+    predicted: Int64[Tensor, "P"],
+    points: Sequence[int],
+    pool: SamplePool | None,
+    executions: Sequence[int],
+    draws: int,
+    seed: int,
+    batch: int,
+    lanes: int = 1,
+) -> Float[Tensor, "D M P L"]:
+    """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
+
+    points: the images' indices in the test split, which key their randomness. predicted: ŷ on these images.
+    """
+
+    def outputs(part: slice) -> Tensor:
+        """Of one batch, every draw."""
+        runs = []
+        for draw in range(draws):
+            key = Key(seed, EVALUATE, draw=draw)
+            with torch.no_grad():
+                log_p = execute(
+                    classifier, component, x[part], predicted[part], pool, key, points[part], max(executions)
+                )
+            total = log_p.exp().cumsum(0)
+            runs.append(torch.stack([total[n - 1] / n for n in executions]))
+        return torch.stack(runs)
+
+    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device), dim=2)
+
+
+def attack_outputs(
+    model: nn.Module,
+    attack: Attack,
+    x: Float[Tensor, "P C H W"],
+    y: Int64[Tensor, "P"],
+    classes: int,
+    points: Sequence[int],
+    threat: ThreatModel,
+    labels: Literal["true", "predicted"],
+    seed: int,
+    batch: int,
+    lanes: int = 1,
+    begun: Begun | None = None,
+) -> tuple[Adversarial, Int64[Tensor, "P"]]:
+    """Adversarial images of a block and the labels that the attack worked on.
+
+    labels "predicted": an untargeted attack leaves the model's own prediction on the clean image (the released code's
+    "label guessing"), so that an image that the model gets wrong is pushed back towards right. begun: where a stored
+    trajectory of these points stands, from which the attack goes on.
+    """
+
+    def crafted(part: slice) -> tuple[Adversarial, Tensor]:
+        """Of one batch, with the labels that it worked on."""
+        own = attack_labels(y[part], classes, threat, seed, points[part])
+        if labels == "predicted" and threat.goal == "untargeted":
+            own = _predicted(model, x[part])
+        return attack.craft(model, x[part], own, threat, seed, points[part], begun and begun.of(part)), own
+
+    done = side_by_side(crafted, batches(len(x), batch), lanes, x.device)
+    images, loss, success, zeros = (
+        torch.cat([getattr(found, name) for found, _ in done], dim=2)
+        for name in ("images", "loss", "success", "zero_gradients")
+    )
+    return Adversarial(images, loss, success, attack.stops(), zeros), torch.cat([own for _, own in done])
+
+
+def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
+    """F's own prediction, also where the model is F behind a defense; the one that a study has as ŷ, in fp32."""
+    classifier = model.classifier if isinstance(model, DefendedClassifier) else model
+    with torch.no_grad():
+        found: Tensor = scorer(classifier)(x)
+    return found.argmax(1)
+
+
+T = TypeVar("T")
+
+R = TypeVar("R")
+
+GRAPH = 3  # a backward pass holds about the activations, their gradients and one layer's scratch
+
+SHARE = 0.5  # of the memory at hand that batches in flight may take where no budget is set
+
+GPU_LANES = 2  # on a GPU one batch's small kernels fill the gaps of the other's
+
+
+def activation_bytes(classifier: nn.Module, image: tuple[int, ...], device: torch.device) -> int:
+    """Bytes of all activations of one image [C, H, W], as a gradient needs them; measured by one pass."""
+    sizes: list[int] = []
+
+    def seen(module: nn.Module, inputs: Any, output: Any) -> None:
+        if isinstance(output, Tensor):
+            sizes.append(output.numel() * output.element_size())
+
+    leaves = [module for module in classifier.modules() if not list(module.children())]
+    hooks = [module.register_forward_hook(seen) for module in leaves]
+    try:
+        with torch.no_grad():
+            classifier(torch.full((1, *image), 0.5, device=device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return sum(sizes)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device, or in this machine's memory."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def lanes_within(budget: int | None, batch_bytes: int, device: torch.device, threads: int, share: float) -> int:
+    """How many canonical batches may be in flight: at least 1, at most one a thread (on a GPU `GPU_LANES`).
+
+    budget: bytes for all of them; where it is None, half of what is free times this worker's share of the device.
+    batch_bytes: activations of one batch.
+    """
+    most = GPU_LANES if device.type == "cuda" else max(1, threads)
+    if most == 1:
+        return 1
+    have = SHARE * share * free_memory(device) if budget is None else budget
+    return max(1, min(most, math.floor(have / max(1, GRAPH * batch_bytes))))
+
+
+_OWN = threading.local()  # a lane's stream
+
+
+def _begin(device: torch.device) -> None:
+    torch.set_num_threads(1)  # a thread has its own number
+    _OWN.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+
+@lru_cache(maxsize=8)
+def _lanes(lanes: int, device: torch.device) -> ThreadPoolExecutor:
+    """Threads that stay: on a GPU the memory that one stream has freed is of no use to another one."""
+    return ThreadPoolExecutor(lanes, "lane", _begin, (device,))
+
+
+def side_by_side(function: Callable[[T], R], parts: Iterable[T], lanes: int, device: torch.device) -> list[R]:
+    """The function of each part, in order; `lanes` of them at once, each on one thread and on a GPU in its own stream.
+
+    One thread a part: a result then does not depend on how many threads a worker has. The first error is raised, once
+    no part runs any longer.
+    """
+    if lanes == 1:
+        return [function(part) for part in parts]
+
+    def on_its_own(part: T) -> R:
+        """What a lane's thread runs."""
+        if _OWN.stream is None:
+            return function(part)
+        _OWN.stream.wait_stream(torch.cuda.default_stream(device))
+        with torch.cuda.stream(_OWN.stream):
+            found = function(part)
+        _OWN.stream.synchronize()
+        return found
+
+    running = [_lanes(lanes, device).submit(on_its_own, part) for part in parts]
+    _, waiting = wait(running, return_when=FIRST_EXCEPTION)
+    for each in waiting:  # one has failed: what has not begun never does
+        each.cancel()
+    wait(running)
+    return [each.result() for each in running if not each.cancelled()]

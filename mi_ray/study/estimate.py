@@ -1,0 +1,296 @@
+"""What a study costs: pieces of work, what is stored, passes against cell by cell, and time from measured rates."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from mi_ray.classifiers import Precision, build_classifier, prepared
+from mi_ray.plan.planner import Planner
+from mi_ray.plan.work import (
+    AttackWork,
+    ClassifierWork,
+    OutputWork,
+    Plan,
+    Work,
+    covers,
+    kind_of,
+    merged,
+    merged_attacks,
+)
+from mi_ray.store.blocks import Store
+from mi_ray.store.files import DamagedFileError
+from mi_ray.study.precision import decisions, has_bf16
+from mi_ray.study.prepare import Study
+
+MEASURE_SECONDS = 0.5
+EMULATED = (
+    "bf16: this machine's processor has no bfloat16 arithmetic and emulates it, many times slower than fp32. Set fp32 for "
+    "trainings; precision: auto takes it by itself"
+)
+Pair = tuple[int, int]  # forward and backward passes
+
+
+@dataclass(frozen=True)
+class Row:
+    """A kind of work: its pieces, how many are whole in the store, and passes in all and still to do."""
+
+    name: str
+    pieces: int
+    stored: int
+    planned: Pair
+    left: Pair
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """rows: each kind of work. lines: what follows from them."""
+
+    rows: list[Row]
+    lines: list[str]
+
+
+@dataclass(frozen=True)
+class _Scope:
+    """A planner with the store, as far as there is one, and the works of one stage on its first `points`."""
+
+    planner: Planner
+    store: Store | None
+    points: int
+
+    def cost(self, work: Work, stops: tuple[int, ...] = ()) -> Pair:
+        """Passes for one point."""
+        if isinstance(work, OutputWork):
+            return work.passes(self.planner.methods.chunk), 0
+        return self.planner.passes(work, stops or work.stops)
+
+    def left(self, work: Work) -> Pair:
+        """Passes still to do: of the points without a block, and of blocks that lack some of what is asked for."""
+        whole, todo, missing = self.cost(work), [0, 0], self.points
+        for block in [] if self.store is None else self.store.blocks(kind_of(work), work.key):
+            count = min(block.stop, self.points) - min(block.start, self.points)
+            missing -= count
+            for way, passes in enumerate(self._lacking(work, block, whole)):
+                todo[way] += passes * count
+        return todo[0] + whole[0] * missing, todo[1] + whole[1] * missing
+
+    def _lacking(self, work: Work, block: Any, whole: Pair) -> Pair:
+        """What a stored block's points still cost each."""
+        assert self.store is not None
+        try:
+            have = self.store.block_facts(block)
+        except DamagedFileError:
+            return whole
+        if all(set(values) <= set(have.get(name, ())) for name, values in covers(work).items()):
+            return 0, 0
+        if isinstance(work, AttackWork) and self.planner.methods.attacks[work.method].goes_on:
+            lacking = tuple(at for at in work.stops if at not in have["stops"])
+            before = max((at for at in have["stops"] if at < min(lacking)), default=0)
+            return self._beyond(work, lacking, before)
+        return whole
+
+    def _beyond(self, work: AttackWork, stops: tuple[int, ...], before: int) -> Pair:
+        """Passes to these stops from where a trajectory was scored already."""
+        whole = self.cost(work, stops)
+        if not before:
+            return whole
+        begun, last, both = (self.cost(work, at) for at in ((before,), (stops[-1],), (before, stops[-1])))
+        scoring = (both[0] - last[0], both[1] - last[1])
+        guessed = work.labels == "predicted"  # the label that is left is asked for again
+        return whole[0] - begun[0] + scoring[0] + guessed, whole[1] - begun[1] + scoring[1]
+
+
+def _row(name: str, scope: _Scope, works: Sequence[Work], planned: Pair) -> Row:
+    left = [scope.left(work) for work in works]
+    stored = sum(passes == (0, 0) for passes in left)
+    return Row(name, len(works), stored if scope.store else 0, planned, _sum(left))
+
+
+def _sum(pairs: Iterable[Pair]) -> Pair:
+    listed = list(pairs)
+    return sum(forward for forward, _ in listed), sum(backward for _, backward in listed)
+
+
+def _training(works: Sequence[ClassifierWork], store: Store | None) -> Row:
+    have = [store is not None and store.exists(f"classifiers/{work.key}/classifier.json") for work in works]
+    left = _sum(work.cost for work, there in zip(works, have, strict=True) if not there)
+    return Row("train", len(works), sum(have), _sum(work.cost for work in works), left)
+
+
+def rows_of(study: Study, plan: Plan, store: Store | None) -> list[Row]:
+    """Each kind of work of a plan, with what is stored of it."""
+    planner = study.planner
+    cost = planner.cost(plan)
+    whole = _Scope(planner, store, planner.stored_points)
+    pair = {
+        name: (cost[f"{name}_forward"], cost.get(f"{name}_backward", 0)) for name in ("attack", "evaluation", "checks")
+    }
+    return [
+        _training(plan.classifiers, store),
+        _row("attack", whole, plan.attacks, pair["attack"]),
+        _row("evaluate", whole, plan.outputs, pair["evaluation"]),
+        _checks(plan, _Scope(planner, store, plan.checked), pair["checks"]),
+    ]
+
+
+def _checks(plan: Plan, scope: _Scope, planned: Pair) -> Row:
+    """What the checks need beside the study. Of work that both need, the check's part is what it asks for beyond it."""
+    studied: dict[str, Work] = {work.key: work for work in plan.attacks}
+    studied |= {work.key: work for work in plan.outputs}
+    checks: list[Work] = list(plan.check_attacks())
+    checks += plan.check_outputs()
+    row = _row("checks", scope, [work for work in checks if work.key not in studied], planned)
+    shared = [(scope.left(work), scope.left(studied[work.key])) for work in checks if work.key in studied]
+    beyond = _sum((more[0] - had[0], more[1] - had[1]) for more, had in shared)
+    return replace(row, left=_sum([row.left, beyond]))
+
+
+def _fewer(distinct: Pair, requested: Pair) -> str:
+    """How many times fewer forward passes are done than requested, and passes of both ways."""
+    forward, both = (requested[0] / max(distinct[0], 1)), sum(requested) / max(sum(distinct), 1)
+    return f"{forward:.1f} times fewer, {both:.1f} with backward passes"
+
+
+def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:
+    """Cells and rows, and how many times the passes that are done would be needed cell by cell."""
+    distinct = cost["attack_forward"] + cost["evaluation_forward"], cost["attack_backward"]
+    requested = cost["naive_forward"], cost["naive_backward"]
+    return (
+        f"{len(plan.cells):,} cells x {points:,} points = {len(plan.cells) * points:,} rows; attack and evaluation: "
+        f"{requested[0]:,} forward passes requested (cell by cell), {distinct[0]:,} distinct: {_fewer(distinct, requested)}"
+    )
+
+
+def estimate(study: Study, store: Store | None) -> Estimate:
+    """The cost of a study. A search's trials are named, not counted: what they need is known once they are proposed."""
+    decided = decisions(store, study)
+    emulated = study.planner.facts.device == "cpu" and not has_bf16(torch.device("cpu"))
+    expected: dict[str, Precision] = {work.key: "fp32" for work in study.planner.classifiers if emulated}
+    study = study.decided(expected | decided)
+    plan = study.plan()
+    rows = rows_of(study, plan, store)
+    lines = [requested_line(plan, study.planner.cost(plan), study.sweep.points.count)]
+    if study.sweep.search is not None:
+        lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
+    if study.sweep.precision == "auto":
+        open_ = {w.entry.name: study.planner.precision_of(w.key) for w in plan.classifiers if w.key not in decided}
+        if open_:
+            planned = " and ".join(sorted(set(open_.values())))
+            lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as {planned}")
+    trained = {work.entry.training.precision for work in plan.classifiers if work.objective}
+    if emulated and "bf16" in {study.sweep.precision, *trained}:
+        lines.append(EMULATED)
+    lines.append(_time_line(study, plan, rows))
+    return Estimate(rows, lines)
+
+
+def distinct_and_requested(studies: Sequence[Study]) -> tuple[Pair, Pair, int]:
+    """(distinct passes of several studies in one store, those requested cell by cell, cells)."""
+    plans = [study.plan() for study in studies]
+    points: dict[str, int] = {}
+    owner: dict[str, Planner] = {}
+    for study, plan in zip(studies, plans, strict=True):
+        asked: list[Work] = list(plan.attacks)
+        asked += plan.outputs
+        for work in asked:
+            points[work.key] = max(points.get(work.key, 0), study.planner.stored_points)
+            owner[work.key] = study.planner
+    works: list[Work] = list(merged_attacks(work for plan in plans for work in plan.attacks))
+    works += merged(work for plan in plans for work in plan.outputs)
+    each = [(_Scope(owner[work.key], None, 0).cost(work), points[work.key]) for work in works]
+    costs = [study.planner.cost(plan) for study, plan in zip(studies, plans, strict=True)]
+    return (
+        _sum((forward * count, backward * count) for (forward, backward), count in each),
+        _sum((cost["naive_forward"], cost["naive_backward"]) for cost in costs),
+        sum(len(plan.cells) for plan in plans),
+    )
+
+
+def together(studies: Sequence[Study]) -> str:
+    """What several studies cost in one store, where work that they share is done once, against cell by cell."""
+    distinct, requested, cells = distinct_and_requested(studies)
+    return (
+        f"together: {len(studies)} studies, {cells:,} cells; {requested[0]:,} forward passes requested (cell by cell), "
+        f"{distinct[0]:,} distinct in one store: {_fewer(distinct, requested)}"
+    )
+
+
+def _rate(step: Callable[[], Any], images: int) -> float:
+    """Images a second of a step, measured."""
+    step()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < MEASURE_SECONDS:
+        step()
+        done += images
+    return done / (time.perf_counter() - began)
+
+
+def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
+    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
+
+    In the precisions of the study; in fp32 where the study is for GPUs and this machine would emulate the other.
+    """
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    stands_in = device.type != study.planner.facts.device and not has_bf16(device)
+    precision = "fp32" if stands_in else study.planner.precision_of(work.key)
+    coarse = work.entry.training.precision == "bf16" and not stands_in
+    height, width = study.planner.facts.side
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        plain = build_classifier(work.description).to(device)
+        fast = prepared(plain, device, precision)
+        chunk = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)
+        batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
+
+        def gradient(model: torch.nn.Module) -> None:
+            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=coarse and model is plain):
+                loss = F.cross_entropy(model(batch), labels)
+            loss.backward()
+
+        with torch.no_grad():
+            forward = _rate(lambda: fast(chunk), len(chunk))
+        trained = float("inf") if work.objective is None else _rate(lambda: gradient(plain.train()), len(batch))
+        return {"forward": forward, "gradient": _rate(lambda: gradient(fast), len(batch)), "train": trained}
+    finally:
+        torch.set_num_threads(before)
+
+
+def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
+    """The rates of each; networks that differ in their weights alone are measured once."""
+    found: dict[str, dict[str, float]] = {}
+    planned = study.planner.precision_of
+    alike = [repr((w.description, w.objective is None, w.entry.training.precision, planned(w.key))) for w in works]
+    for kind, work in zip(alike, works, strict=True):
+        found[kind] = found.get(kind) or rates(study, work)
+    return [found[kind] for kind in alike]
+
+
+def _time_line(study: Study, plan: Plan, rows: Sequence[Row]) -> str:
+    measured = _measured(study, plan.classifiers)
+    mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
+    training, *others = rows
+    seconds = sum(
+        work.cost[1] / each["train"] for work, each in zip(plan.classifiers, measured, strict=True) if work.cost[1]
+    ) * (training.left[1] / training.planned[1] if training.planned[1] else 0)
+    forward, backward = _sum(row.left for row in others)
+    seconds += backward / mean["gradient"] + (forward - backward) / mean["forward"]
+    cores = os.cpu_count() or 1
+    done = "" if any(row.stored for row in rows) else " (nothing is stored yet)"
+    return (
+        f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
+        f"second; what is left takes about {_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} "
+        f"of this machine{done}"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,142 @@
+"""`precision: auto`: bfloat16 for a classifier where a block of points shows that nobody can tell the difference."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from mi_ray.attacks import ATTACKS
+from mi_ray.classifiers import Precision
+from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.statistics import paired_test
+from mi_ray.store.blocks import Store
+from mi_ray.store.files import DamagedFileError
+from mi_ray.store.keys import content_key
+from mi_ray.study.batches import attack_outputs, component_outputs, undefended_outputs
+from mi_ray.study.prepare import Study
+from mi_ray.study.workbench import Workbench
+from mi_ray.threat_model import ThreatModel
+
+VERSION = 1  # of the check: another check decides anew
+CHECKED = 200  # points of the block
+EPSILONS = (
+    1 / 255,
+    4 / 255,
+    8 / 255,
+)  # so that one of them leaves neither all points nor none, whatever the classifier
+MOST = 0.01  # largest difference in accuracy that is accepted, and then only one that chance explains
+LEVEL = 0.05  # p-value of the paired test below which chance does not explain it
+STEPS, EXECUTIONS, SIGMA = 10, 10, 0.05
+BOTH: tuple[Precision, Precision] = ("fp32", "bf16")
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device computes in bfloat16 itself; elsewhere it is emulated, and slower than fp32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def _right(probabilities: Tensor, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+    return (probabilities.argmax(-1).cpu().numpy() == labels).astype(np.int64)
+
+
+def _compared(what: str, epsilon: float, right: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+    """One comparison of the check: accuracies, the points on which they differ, and whether it is passed."""
+    test = paired_test(right["bf16"], right["fp32"], 1)
+    passed = abs(test.difference) <= MOST and test.p_value >= LEVEL
+    found = {f"accuracy_{name}": float(counts.mean()) for name, counts in right.items()}
+    differ = int((right["bf16"] != right["fp32"]).sum())
+    return {
+        "what": what,
+        "epsilon": epsilon,
+        **found,
+        "points_that_differ": differ,
+        "p_value": test.p_value,
+        "passed": passed,
+    }
+
+
+def comparisons(bench: Workbench, key: str) -> Iterator[dict[str, Any]]:
+    """PGD with gradients of both precisions, scored in fp32; and the executions of a random defense in both.
+
+    Yields one dictionary a comparison. On the first points of the study, at several epsilons.
+    """
+    data = bench.data
+    count = min(CHECKED, len(data.points))
+    points, labels = list(data.points[:count]), np.asarray(data.labels[:count])
+    x, y = bench.clean(0, count), torch.from_numpy(labels).to(bench.device)
+    attack = ATTACKS.make("pgd", {"steps": [STEPS], "step_size": EPSILONS[1] / 4})
+    noise = DEFENSES.make("gaussian_noise", {"sigma": SIGMA})
+    assert isinstance(noise, RandomTransform)
+    scored: dict[float, Tensor] = {0.0: x}
+    for epsilon in EPSILONS:
+        right: dict[str, npt.NDArray[np.int64]] = {}
+        for precision in BOTH:
+            found, _ = attack_outputs(
+                bench.classifier(key, precision),
+                attack,
+                x,
+                y,
+                data.classes,
+                points,
+                ThreatModel(epsilon),
+                "true",
+                data.seed,
+                data.batch,
+            )
+            images = found.images[0, 0]
+            right[precision] = _right(undefended_outputs(bench.classifier(key, "fp32"), images, data.batch), labels)
+            if precision == "fp32":
+                scored[epsilon] = images
+        yield _compared(f"gradients of PGD-{STEPS}", epsilon, right)
+    for epsilon, images in scored.items():
+        right = {}
+        for precision in BOTH:
+            answered = component_outputs(
+                bench.classifier(key, precision), noise, images, y, points, None, [EXECUTIONS], 1, data.seed, data.batch
+            )
+            right[precision] = _right(answered[0, 0], labels)
+        yield _compared(f"{EXECUTIONS} executions behind Gaussian noise", epsilon, right)
+
+
+def decide(bench: Workbench, key: str) -> dict[str, Any]:
+    """The decision for a classifier, with everything that it rests on."""
+    about = {
+        "version": VERSION,
+        "device": bench.data.device,
+        "rule": f"bf16 where no accuracy differs by more than {MOST:g} "
+        f"and no exact McNemar test has p < {LEVEL:g}; fp32 elsewhere",
+    }
+    if not has_bf16(bench.device):
+        return {**about, "decision": "fp32", "reason": "this device has no bfloat16 arithmetic", "comparisons": []}
+    found = list(comparisons(bench, key))
+    bad = [each for each in found if not each["passed"]]
+    reason = f"{len(bad)} of {len(found)} comparisons on {min(CHECKED, len(bench.data.points))} points failed"
+    return {**about, "decision": "fp32" if bad else "bf16", "reason": reason, "comparisons": found}
+
+
+def decision_path(study: Study, key: str) -> str:
+    """Where the store keeps a classifier's decision: one for each device, batch and order of points."""
+    checked = min(CHECKED, study.planner.stored_points)  # of few points another decision may come out than of many
+    facts = {**study.planner.check_facts(), "version": VERSION, "checked": checked, "compile": study.sweep.compile}
+    return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
+
+
+def decisions(store: Store | None, study: Study) -> dict[str, Precision]:
+    """What is decided already, by classifier; nothing where the sweep does not ask for `auto`."""
+    found: dict[str, Precision] = {}
+    if store is None or study.sweep.precision != "auto":
+        return found
+    for work in study.planner.classifiers:
+        path = decision_path(study, work.key)
+        try:
+            known = store.read_json(path)["decision"] if store.exists(path) else None
+        except (DamagedFileError, KeyError, TypeError):
+            known = None  # it is decided again, the same
+        if known in BOTH:
+            found[work.key] = known
+    return found

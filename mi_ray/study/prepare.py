@@ -1,0 +1,240 @@
+"""A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
+
+import hashlib
+import importlib
+import importlib.metadata
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from mi_ray.attacks import ATTACKS
+from mi_ray.classifiers import (
+    ARCHITECTURES,
+    Precision,
+    build_classifier,
+    load_factory,
+    prepared,
+    read_weights,
+    set_weights,
+)
+from mi_ray.config import Options, Sweep
+from mi_ray.data import SOURCES, Dataset
+from mi_ray.defenses import DEFENSES
+from mi_ray.defenses.base import CHUNK
+from mi_ray.objectives import OBJECTIVES
+from mi_ray.parameters import Registry, load_plugins
+from mi_ray.plan.planner import Facts, Methods, Planner
+from mi_ray.plan.work import ClassifierWork, Plan, united
+from mi_ray.sample_pool import without
+from mi_ray.store.keys import canonical
+from mi_ray.study.results import PoolData, StudyData
+
+METHODS = Methods(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK)
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A sweep with everything loaded that decides its results.
+
+    planner: of the study itself; variants: planners of all its sets of options by name, the study itself first, under
+    "". pools: digest -> sample pool.
+    """
+
+    sweep: Sweep
+    dataset: Dataset
+    planner: Planner
+    variants: Mapping[str, Planner]
+    pools: Mapping[str, PoolData]
+    points: list[int]
+    left_out_of_pool: int
+
+    def plan(self) -> Plan:
+        """The whole plan, of all variants; of a search the cells of `none` alone."""
+        if self.sweep.search is not None:
+            return self.planner.plan(self.planner.settings()[:1])
+        return united({name: planner.plan(planner.settings()) for name, planner in self.variants.items()})
+
+    def decided(self, precisions: Mapping[str, Precision]) -> "Study":
+        """The same study once `precision: auto` has decided for these classifiers."""
+        made = {
+            name: Planner(self.sweep, METHODS, replace(planner.facts, decided=precisions), planner.options)
+            for name, planner in self.variants.items()
+        }
+        return replace(self, planner=made[""], variants=made)
+
+    def data(self, store: str, classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> StudyData:
+        """What workers are handed."""
+        return StudyData(
+            store=store,
+            images=self.dataset.test_images[self.points],
+            labels=self.dataset.test_labels[self.points],
+            points=self.points,
+            classes=self.dataset.classes,
+            pools=self.pools,
+            classifiers=classifiers,
+            seed=self.sweep.seed,
+            batch=self.sweep.batch,
+            precision={key: self.planner.precision_of(key) for key in classifiers},
+            device=self.planner.facts.device,
+            compile=self.sweep.compile,
+        )
+
+
+def _source_hash(module: str) -> str:
+    found = importlib.import_module(module)
+    file = getattr(found, "__file__", None)
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else module
+
+
+def _sources(sweep: Sweep) -> dict[str, str]:
+    """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
+    found: dict[str, str] = {}
+    registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
+    for registry in registries:
+        for name in registry:
+            module = registry[name].__module__
+            if not module.startswith("mi_ray."):
+                found[name] = _source_hash(module)
+    for entry in sweep.classifiers:
+        if entry.factory is not None and entry.weights is not None:
+            load_factory(entry.factory)
+            found[entry.factory] = _source_hash(entry.factory.partition(":")[0])
+            try:
+                found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
+            except OSError as error:
+                raise ValueError(
+                    f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error}"
+                ) from error
+    return found
+
+
+@dataclass
+class _Pools:
+    """The sample pools of a sweep, each content made once, under its digest."""
+
+    sweep: Sweep
+    dataset: Dataset
+    foreign: Dataset | None
+    left_out: int = 0
+    made: dict[str, PoolData] = field(default_factory=dict)
+    _known: dict[str, str] = field(default_factory=dict)
+
+    def of(self, options: Options) -> dict[str, str]:
+        """Component -> digest of the pool that it draws from under these options."""
+        uses = [name for name in DEFENSES if getattr(DEFENSES[name], "uses_pool", False)]
+        whole = self._digest(options, None)
+        limit = options.pool_limit_mi_pl
+        return {name: self._digest(options, limit) if name == "mi_pl" and limit else whole for name in uses}
+
+    def _digest(self, options: Options, limit: int | None) -> str:
+        split, augmented = options.pool_split, options.pool_augmented
+        name = canonical([split, augmented, limit])
+        if name not in self._known:
+            images, labels = self._split(split)
+            if limit is not None:
+                chosen = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
+                images, labels = images[chosen], labels[chosen]
+            data = PoolData(images, labels, split, augmented, self.foreign is not None)
+            pool = data.pool(self.dataset.classes, torch.device("cpu"))
+            if split == "train":
+                pool.refuse_evaluated(self.dataset.test_images)
+            self._known[name] = pool.digest
+            self.made[pool.digest] = data
+        return self._known[name]
+
+    def _split(self, split: Literal["train", "test"]) -> tuple[Any, Any]:
+        source = self.dataset if self.foreign is None else self.foreign
+        images, labels = getattr(source, f"{split}_images"), getattr(source, f"{split}_labels")
+        if split == "train":
+            images, labels, self.left_out = without(images, labels, self.dataset.test_images)
+        # Another dataset's labels mean nothing here: x_s is drawn from all of it.
+        return images, labels if self.foreign is None else np.zeros_like(labels)
+
+
+def _foreign(sweep: Sweep, dataset: Dataset) -> Dataset | None:
+    """The dataset that the sample pools are of, where it is another. Raises ValueError when its images do not fit."""
+    if sweep.pool is None:
+        return None
+    found = SOURCES.make(*sweep.pool).load()
+    sizes = [list(d.train_images.shape[1:]) for d in (found, dataset)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(f"pool: images must have the size of the dataset's, {sizes[1]}; {found.name} has {sizes[0]}")
+    return found
+
+
+def device_of(sweep: Sweep) -> str:
+    """The kind of device that blocks run on: what the sweep says, else by whether its blocks ask for GPUs.
+
+    The machine at hand is not looked at: it may be a cluster's head without a GPU. Raises ValueError when a sweep asks
+    for a device that its blocks do not reserve.
+    """
+    reserved = "cuda" if sweep.resources.block.gpus > 0 else "cpu"
+    if sweep.device == "cuda" and reserved == "cpu":
+        raise ValueError("device: cuda needs resources.block.gpus above 0, so that Ray gives blocks a GPU; got 0")
+    return reserved if sweep.device == "auto" else sweep.device
+
+
+def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision) -> None:
+    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out."""
+    entry, weights = work.entry, str(work.entry.weights)
+    state = read_weights(Path(weights))
+    try:
+        classifier = build_classifier(work.description)
+    except TypeError as error:
+        raise ValueError(
+            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
+        ) from error
+    set_weights(classifier, state, weights)
+    try:
+        with torch.no_grad():
+            ready = prepared(classifier, torch.device("cpu"), precision)
+            shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise ValueError(
+            f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
+        ) from error
+    if shape != [1, classifier.classes]:
+        raise ValueError(
+            f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
+            f"for one image it returned {shape}"
+        )
+
+
+def prepare(sweep: Sweep) -> Study:
+    """Load the data, check every name and value of the sweep, and plan. Raises ValueError before any work."""
+    load_plugins(sweep.plugins)
+    sources = _sources(sweep)
+    dataset = SOURCES.make(*sweep.dataset).load()
+    pools = _Pools(sweep, dataset, _foreign(sweep, dataset))
+    options = sweep.resolved_variants()
+    height, width = dataset.test_images.shape[1:3]
+    facts = Facts(
+        dataset=dataset.name,
+        digest=dataset.digest,
+        classes=dataset.classes,
+        side=(height, width),
+        train_count=len(dataset.train_labels),
+        test_count=len(dataset.test_labels),
+        pools={},
+        device=device_of(sweep),
+        sources=sources,
+    )
+    variants = {
+        name: Planner(sweep, METHODS, replace(facts, pools=pools.of(chosen)), chosen)
+        for name, chosen in options.items()
+    }
+    planner = variants[""]
+    for work in planner.classifiers:
+        if work.entry.weights is not None:
+            _try_own(work, height, width, "fp32" if sweep.precision == "fp32" else "bf16")
+    for each in variants.values():
+        each.settings()
+        for work, setting in itertools.product(each.classifiers, each.settings()):
+            each.adaptive(work, setting)
+    points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
+    return Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out)

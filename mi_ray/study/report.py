@@ -1,0 +1,84 @@
+"""TODO."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from mi_ray.plan.work import Plan
+from mi_ray.store.blocks import Store
+from mi_ray.store.manifest import provenance
+from mi_ray.store.read import write_cells
+from mi_ray.store.schemas import EXAMPLES, images_column
+from mi_ray.study.prepare import Study
+
+SHOWN = 16  # clean images that a study keeps for its figures
+
+
+def keys_of(plan: Plan) -> dict[str, list[str]]:
+    """Every folder of the store that a plan refers to."""
+    return {
+        "classifiers": sorted(work.key for work in plan.classifiers),
+        "adversarial": sorted({work.key for work in (*plan.attacks, *plan.check_attacks())}),
+        "outputs": sorted({work.key for work in (*plan.outputs, *plan.check_outputs())}),
+        "records": sorted(cell.key for cell in plan.cells),
+    }
+
+
+def mark(store: Store, study: Study, plan: Plan, state: str) -> None:
+    """Say in the store how far a study is, and what it consists of, for `mi-ray status` and `gc`.
+
+    A search finds its settings as it goes: `open` says that the keys are not all known yet.
+    """
+    manifest = {
+        "name": study.sweep.name,
+        "state": state,
+        "keys": keys_of(plan),
+        "cells": len(plan.cells),
+        "open": study.sweep.search is not None,
+        "provenance": provenance(),
+    }
+    store.write_json(f"studies/{study.sweep.name}/manifest.json", manifest)
+
+
+def examples(study: Study) -> pa.Table:
+    """The first reported points with their clean images, which a figure shows beside their adversarial versions."""
+    first = study.sweep.points.selection
+    points = study.points[first : min(first + SHOWN, study.sweep.points.count)]
+    images = np.moveaxis(study.dataset.test_images[points], -1, 1).astype(np.float32) / 255
+    columns = [pa.array(points, pa.int32()), pa.array(study.dataset.test_labels[points], pa.int32())]
+    return pa.table([*columns, images_column(images)], schema=EXAMPLES)
+
+
+def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
+    """Write study.yaml, cells.parquet and manifest.json; `quick.seal` ends a study once its figures are there too."""
+    import yaml
+
+    name = study.sweep.name
+    text = yaml.safe_dump(study.sweep.document(), sort_keys=False, allow_unicode=True)
+    store.write_bytes(f"studies/{name}/study.yaml", text.encode())
+    write_cells(store, name, rows)
+    store.write_table(f"studies/{name}/examples.parquet", examples(study))
+    keys = keys_of(plan)
+    complete = all(row["state"] == "done" for row in rows)
+    manifest = {
+        "name": name,
+        "state": "complete" if complete else "incomplete",
+        "keys": keys,
+        "provenance": provenance(),
+        "planned": study.planner.cost(plan),
+        "checked_points": plan.checked,
+        "cells": len(rows),
+        "points": {"indices": study.points[: study.sweep.points.count], "selection": study.sweep.points.selection},
+        "pool": {
+            "digests": {variant: dict(planner.facts.pools) for variant, planner in study.variants.items()},
+            "copies_of_test_images_left_out": study.left_out_of_pool,
+        },
+        "dataset": {"name": study.dataset.name, "digest": study.dataset.digest},
+        "seed": study.sweep.seed,
+        "device": study.planner.facts.device,
+        "figures": list(study.sweep.figures),
+        **about,
+    }
+    store.write_json(f"studies/{name}/manifest.json", manifest)

@@ -1,0 +1,421 @@
+"""What a process needs to compute a block of a study and put it into the store. Files, but no Ray.
+
+A `StudyData` travels to every worker once; a `Workbench` unpacks it there and keeps classifiers, the pool and the images
+on the device between blocks.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor, nn
+
+from mi_ray.attacks import ATTACKS, Attack, Begun
+from mi_ray.attacks.base import best_restart
+from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared, weights_digest
+from mi_ray.data import to_unit
+from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
+from mi_ray.defenses.base import CHUNK
+from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
+from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work, covers, widened
+from mi_ray.sample_pool import SamplePool
+from mi_ray.store.blocks import Block, Store, missing_ranges
+from mi_ray.store.files import DamagedFileError
+from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, Array, Kind, images_column, list_column
+from mi_ray.study.batches import (
+    activation_bytes,
+    attack_outputs,
+    component_outputs,
+    lanes_within,
+    undefended_outputs,
+)
+from mi_ray.study.results import COST, StudyData
+
+REPEATED = 8  # images on which a classifier is asked five times whether it is deterministic
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a worker may use for its blocks; no result depends on it.
+
+    threads: of the worker. share: of the device or the machine. memory_budget: bytes for the canonical batches in
+    flight; None: by what is free.
+    """
+
+    threads: int = 1
+    share: float = 1.0
+    memory_budget: int | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """A block that was computed and stored: its points, and the passes that were counted on the way."""
+
+    points: int
+    forward: int
+    backward: int
+
+
+class Workbench:
+    """Computes and stores blocks of one study in one process."""
+
+    def __init__(self, data: StudyData, engine: Engine = Engine()) -> None:
+        self.data, self.engine = data, engine
+        self.device = torch.device(data.device)
+        self.passes = Passes()
+        keep_memory()
+        exact_arithmetic(self.device)
+        self.store = Store(data.store)
+        self.classifier = lru_cache(maxsize=8)(self._classifier)
+        self.pool = lru_cache(maxsize=None)(self._pool)
+        self._lanes = lru_cache(maxsize=None)(self._lanes_of)
+        self._stored = lru_cache(maxsize=256)(self._output_block)
+        self._best = lru_cache(maxsize=64)(self._best_restarts)
+
+    def _classifier(self, key: str, precision: Precision) -> Classifier:
+        description, content = self.data.classifiers[key]
+        made = prepared(classifier_from_bytes(description, content), self.device, precision, self.data.compile)
+        made.passes = self.passes
+        made.exact = [self.classifier(key, "fp32")] if precision != "fp32" else []
+        return made
+
+    def _lanes_of(self, key: str) -> int:
+        """How many canonical batches of a classifier are in flight at once."""
+        most = self.engine.threads
+        if self.device.type == "cpu" and most == 1:
+            return 1
+        height, width, channels = self.data.images.shape[1:]
+        plain = prepared(classifier_from_bytes(*self.data.classifiers[key]), self.device, "fp32")
+        one = activation_bytes(plain, (channels, height, width), self.device)
+        batch = one * self.data.batch * CHUNK
+        return lanes_within(self.engine.memory_budget, batch, self.device, most, self.engine.share)
+
+    def _pool(self, digest: str) -> SamplePool:
+        return self.data.pools[digest].pool(self.data.classes, self.device)
+
+    def attacked(self, work: AttackWork) -> nn.Module:
+        """What an attack is handed: F to an oblivious one, F behind the defense to an adaptive one."""
+        classifier = self.classifier(work.classifier, self.data.precision[work.classifier])
+        if work.defense is None:
+            return classifier
+        pools = {name: self.pool(digest) for name, digest in work.pools.items()}
+        return DefendedClassifier(classifier, DEFENSES.make(*work.defense), pools, work.executions, self.data.seed)
+
+    def weights(self, key: str) -> str:
+        """SHA-256 of a classifier's weights: every block names the weights that it is of."""
+        return weights_digest(self.data.classifiers[key][1])
+
+    def missing(self, kind: Kind, work: Work, size: int, limit: int | None = None) -> list[tuple[Work, int, int]]:
+        """What is not stored of a piece of work: (work, start, stop), in blocks of whole batches of about `size` points.
+
+        limit: how many of the study's points are wanted, a whole number of batches; all when left out.
+
+        A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
+        asked for is computed again over its own range with both what it has and what is asked, so that no study loses
+        what it has stored; where it reaches beyond this study's points, it is cut there first.
+        """
+        total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
+        whole: list[tuple[int, int]] = []
+        again: list[tuple[Work, int, int]] = []
+        for block in self.store.blocks(kind, work.key):
+            if block.start >= total:
+                continue  # another study's points, which this one cannot compute
+            facts = self._sound(kind, work, block, whole[-1][1] if whole else 0)
+            if facts is None:
+                self.store.remove(block.path)
+                continue
+            stop = block.stop
+            if block.start < limit and not all(
+                set(values) <= set(facts[name]) for name, values in covers(work).items()
+            ):
+                if stop > total:
+                    self._cut(kind, work.key, block, total)
+                    stop = total
+                again.append((widened(work, facts), block.start, stop))
+            whole.append((block.start, stop))
+        size = max(1, size // self.data.batch) * self.data.batch
+        gaps = missing_ranges(whole, (0, limit), size)
+        return [*again, *((work, start, stop) for start, stop in gaps)]
+
+    def _sound(self, kind: Kind, work: Work, block: Block, after: int) -> dict[str, Any] | None:
+        """What a stored block says of itself; None when it is damaged, of other weights, or begins before `after`."""
+        try:
+            _, facts = self.store.read_block(kind, work.key, block)
+        except DamagedFileError:
+            return None
+        return facts if block.start >= after and facts.get("weights") == self.weights(work.classifier) else None
+
+    def _cut(self, kind: Kind, key: str, block: Block, at: int) -> None:
+        """Store a block's rows as two blocks, before and from position `at` of the study's points on."""
+        table, facts = self.store.read_block(kind, key, block)
+        first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
+        for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
+            share = (stop - start) / (block.stop - block.start)
+            cost = {name: type(facts[name])(facts[name] * share) for name in COST}
+            self.store.write_block(kind, key, start, stop, table.filter(part), {**facts, **cost})
+        self.store.remove(block.path)
+
+    def clean(self, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, C, H, W] in [0, 1]: the clean images of a range."""
+        return on_device(to_unit(self.data.images[start:stop]), self.device)
+
+    def images(self, inputs: Inputs, start: int, stop: int) -> Tensor:
+        """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
+        if inputs.attack is None:
+            return self.clean(start, stop)
+        return on_device(self.adversarial(inputs, start, stop)[0], self.device)
+
+    def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """(images, attacked labels, max |delta|) of a range: of each point the restart that succeeds most often."""
+        assert inputs.attack is not None
+        parts = [
+            [
+                column[max(start - block.start, 0) : stop - block.start]
+                for column in self._best(inputs.attack.key, inputs.attack.classifier, inputs.stop, block)
+            ]
+            for block in self.store.blocks("adversarial", inputs.attack.key)
+            if block.start < stop and start < block.stop
+        ]
+        have = sum(len(images) for images, _, _ in parts)
+        if have != stop - start:
+            raise DamagedFileError(
+                f"adversarial/{inputs.attack.key} must cover points {start} to {stop}; it has {have}"
+            )
+        images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return images, labels, linf
+
+    def _best_restarts(self, key: str, classifier: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
+        table, _ = self._own("adversarial", key, classifier, block)
+        height, width, channels = self.data.images.shape[1:]
+        kept = table.filter(pa.compute.equal(table["steps"], stop))
+        count = block.stop - block.start
+        if len(kept) == 0 or len(kept) % count:
+            raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")
+        images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
+        labels, linf, losses, successes = (
+            kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss", "success")
+        )
+        chosen = best_restart(successes, losses), np.arange(count)
+        return images[chosen], labels[chosen], linf[chosen]
+
+    def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
+        """(lowest pixel, highest pixel, gradients that were zero throughout, gradients taken) of the study's points."""
+        assert inputs.attack is not None
+        low, high, zero, gradients = 0.0, 1.0, 0, 0
+        for block in self.store.blocks("adversarial", inputs.attack.key):
+            if block.start >= len(self.data.points):
+                continue  # another study's points, perhaps without this stop
+            table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
+            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+            pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
+            low, high = min(low, pixels["min"]), max(high, pixels["max"])
+            counts = kept["zero_gradients"].to_numpy()
+            zero += int(counts[counts > 0].sum())
+            gradients += int((counts >= 0).sum()) * inputs.stop
+        return low, high, zero, gradients
+
+    def repeats(self, key: str) -> bool:
+        """Whether F gives the same output five times, bit for bit. On the CPU where the driver's machine has no GPU."""
+        device = self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
+        classifier = prepared(classifier_from_bytes(*self.data.classifiers[key]), device, "fp32")
+        x = to_unit(self.data.images[:REPEATED]).to(device)
+        with torch.no_grad():
+            found = [classifier(x) for _ in range(5)]
+        return all(torch.equal(found[0], other) for other in found[1:])
+
+    def attack(self, work: AttackWork, start: int, stop: int) -> None:
+        """Craft and store a block; what is stored of its trajectories is kept, and gone on from where that works."""
+        began = time.perf_counter()
+        stored, facts = self._trajectory(work, start, stop)
+        have = facts.get("stops", [])
+        attack = _stopping_at(work, [at for at in work.stops if at not in have])
+        begun = self._begun(stored, max((at for at in have if at < min(attack.stops())), default=0))
+        x, points = self.clean(start, stop), list(self.data.points[start:stop])
+        y = on_device(np.array(self.data.labels[start:stop]), self.device)
+        found, labels = attack_outputs(
+            self.attacked(work),
+            attack,
+            x,
+            y,
+            self.data.classes,
+            points,
+            work.threat,
+            work.labels,
+            self.data.seed,
+            self.data.batch,
+            self._lanes(work.classifier),
+            begun,
+        )
+        restarts, stops, count = found.loss.shape
+        linf = (found.images - x).abs().flatten(3).amax(3)
+        tile = restarts * stops
+        table = pa.table(
+            [
+                np.tile(points, tile),
+                np.tile(y.cpu().numpy(), tile),
+                np.tile(labels.cpu().numpy(), tile),
+                np.repeat(np.arange(restarts), stops * count),
+                np.tile(np.repeat(found.stops, count), restarts),
+                images_column(found.images.flatten(0, 2).cpu().numpy()),
+                linf.flatten().cpu().numpy(),
+                *(
+                    pa.array(column.flatten().cpu().numpy(), from_pandas=True)  # NaN, not scored: null
+                    for column in (found.loss, found.success, found.zero_gradients)
+                ),
+            ],
+            names=ADVERSARIAL.names,
+        ).cast(ADVERSARIAL)
+        about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
+        self._write("adversarial", work, start, stop, _in_order([stored, table], points), began, about, facts)
+
+    def _trajectory(self, work: AttackWork, start: int, stop: int) -> tuple[pa.Table, Mapping[str, Any]]:
+        """(rows, facts) of a stored block of this very range, if the attack can go on from it; else nothing."""
+        wanted = [b for b in self.store.blocks("adversarial", work.key) if (b.start, b.stop) == (start, stop)]
+        if not ATTACKS[work.method].goes_on or not wanted:
+            return ADVERSARIAL.empty_table(), {}
+        table, facts = self.store.read_block("adversarial", work.key, wanted[0])
+        return (table, facts) if set(facts["stops"]) < set(work.stops) else (ADVERSARIAL.empty_table(), {})
+
+    def _begun(self, stored: pa.Table, steps: int) -> Begun | None:
+        """Where the stored trajectories stand after that many steps; None at their beginning."""
+        if steps == 0:
+            return None
+        rows = stored.filter(pa.compute.equal(stored["steps"], steps))
+        restarts = pa.compute.max(rows["restart"]).as_py() + 1
+        height, width, channels = self.data.images.shape[1:]
+        images = list_column(rows["image"], channels * height * width).reshape(restarts, -1, channels, height, width)
+        zeros = rows["zero_gradients"].to_numpy().reshape(restarts, -1).astype(np.int64)
+        return Begun(steps, on_device(np.array(images), self.device), on_device(np.array(zeros), self.device))
+
+    def outputs(self, work: OutputWork, start: int, stop: int) -> None:
+        """Compute and store a block of outputs. F's own are always of fp32."""
+        began = time.perf_counter()
+        x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
+        lanes = self._lanes(work.classifier)
+        if work.component is None:
+            classifier = self.classifier(work.classifier, "fp32")
+            found = undefended_outputs(classifier, x, self.data.batch, lanes)[None, None]
+        else:
+            component = DEFENSES.make(*work.component)
+            assert isinstance(component, RandomTransform)
+            pool = self.pool(work.pool) if work.pool is not None else None
+            found = component_outputs(
+                self.classifier(work.classifier, self.data.precision[work.classifier]),
+                component,
+                x,
+                self._predicted(work, start, stop),
+                points,
+                pool,
+                work.executions,
+                work.draws,
+                self.data.seed,
+                self.data.batch,
+                lanes,
+            )
+        draws, numbers, count = found.shape[:3]
+        table = pa.table(
+            [
+                np.tile(points, draws * numbers),
+                np.repeat(np.arange(draws), numbers * count),
+                np.tile(np.repeat(work.executions, count), draws),
+                images_column(found.flatten(0, 2).cpu().numpy()),
+            ],
+            names=OUTPUTS.names,
+        ).cast(OUTPUTS)
+        self._write("outputs", work, start, stop, table, began, {})
+
+    def compute(self, work: Work, start: int, stop: int) -> Done:
+        """Compute and store a block of either kind; returns what was done."""
+        self.passes.take()
+        self._spent = (0, 0)
+        if isinstance(work, AttackWork):
+            self.attack(work, start, stop)
+        else:
+            self.outputs(work, start, stop)
+        return Done(stop - start, *self._spent)
+
+    def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
+        """ŷ on the work's images: the argmax of F's own stored outputs."""
+        assert work.undefended is not None
+        probabilities = self.probabilities(work.undefended, start, stop)[0, 0]
+        return on_device(probabilities.argmax(1), self.device)
+
+    def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
+        """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""
+        table, facts = self.store.read_block(kind, key, block)
+        if facts.get("weights") != self.weights(classifier):
+            raise DamagedFileError(f"{block.path} must be of the weights {self.weights(classifier)}; it is of others")
+        return table, facts
+
+    def _output_block(self, key: str, classifier: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
+        """[draws, N, points, classes] of a stored block, in the order of `executions`."""
+        table, facts = self._own("outputs", key, classifier, block)
+        stored = facts["executions"]
+        if not set(executions) <= set(stored) or draws > len(facts["draws"]):
+            raise DamagedFileError(
+                f"{block.path} must hold {draws} draws of {list(executions)} executions; it has {len(facts['draws'])} of "
+                f"{stored}"
+            )
+        shape = (len(facts["draws"]), len(stored), block.stop - block.start, self.data.classes)
+        found = list_column(table["probabilities"], self.data.classes).reshape(shape)
+        return found[:draws, [stored.index(n) for n in executions]]
+
+    def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
+        """[draws, N, stop - start, classes]: stored outputs of a range. Raises DamagedFileError when some are missing."""
+        parts = [
+            self._stored(work.key, work.classifier, work.executions, work.draws, block)[
+                :, :, max(start - block.start, 0) : stop - block.start
+            ]
+            for block in self.store.blocks("outputs", work.key)
+            if block.start < stop and start < block.stop
+        ]
+        found = np.concatenate(parts, axis=2) if parts else np.empty((0, 0, 0, 0))
+        if found.shape[2] != stop - start:
+            raise DamagedFileError(f"outputs/{work.key} must cover points {start} to {stop}; it has {found.shape[2]}")
+        return found
+
+    def _write(
+        self,
+        kind: Kind,
+        work: Work,
+        start: int,
+        stop: int,
+        table: pa.Table,
+        began: float,
+        more: Mapping[str, Any],
+        before: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        """Write a block; before: the facts of the block that it goes on from, whose cost is part of its own."""
+        self._spent = self.passes.take()
+        cost = zip(COST, (*self._spent, time.perf_counter() - began), strict=True)
+        facts = {
+            **covers(work),
+            "weights": self.weights(work.classifier),
+            "device": self.data.device,
+            **{name: round(spent + before.get(name, 0), 3) for name, spent in cost},
+            "seed": self.data.seed,
+            "precision": self.data.precision[work.classifier],
+            **more,
+        }
+        self.store.write_block(kind, work.key, start, stop, table, facts)
+
+
+def _stopping_at(work: AttackWork, stops: Sequence[int]) -> Attack:
+    """The attack of a piece of work, read at these stops."""
+    parameter = ATTACKS[work.method].stop_parameter
+    return ATTACKS.make(work.method, dict(work.values) | ({parameter: list(stops)} if parameter is not None else {}))
+
+
+def _in_order(tables: Sequence[pa.Table], points: Sequence[int]) -> pa.Table:
+    """Rows of one block by restart, stop and the block's order of points."""
+    table = pa.concat_tables(tables)
+    place = pa.compute.index_in(table["point"], pa.array(points, pa.int32()))
+    keys = pa.table([table["restart"], table["steps"], place], names=["restart", "steps", "place"])
+    order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    return table.take(order)

@@ -1,0 +1,260 @@
+"""The rules by which blocks are tried again, and a study on 64 nodes that come and go, in simulated time.
+
+What is real and what is simulated: tests/simulated.py. Ray itself is used in tests/test_faults.py.
+"""
+
+import asyncio
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.simulated import SimulatedCluster, Trouble
+from helpers.studies import Tiny, stages, tiny
+from ray import exceptions
+from rich.console import Console
+
+from mi_ray.cluster.actors import Board
+from mi_ray.cluster.blocks import Item, run_blocks
+from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
+from mi_ray.cluster.runner import Runner
+from mi_ray.cluster.trials import Job, SettingTrainable
+from mi_ray.events import about, event, written_to
+from mi_ray.progress import Stage
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A grid of some hundred settings on two classifiers."""
+    axis = {"linspace": [0.01, 0.9, 16]}
+    return tiny(
+        tmp_path_factory.mktemp("many"),
+        points={"count": 300},
+        executions=3,
+        attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1, "goal": ["untargeted", "targeted"]}],
+        defenses=[{"gaussian_noise": {"sigma": axis}}, {"mi_ol": {"lam": axis}}, {"mi_pl": {"lam": axis}}],
+    )
+
+
+@pytest.fixture(scope="module")
+def some(study: Tiny) -> list[Item]:
+    """Eight blocks."""
+    return study.bench.missing("adversarial", study.plan.attacks[0], 20)[:8]
+
+
+def shown(items: Sequence[Item]) -> Stage:
+    return Stage("test", sum(stop - start for _, start, stop in items), "points", Console(file=io.StringIO()))
+
+
+def run(items: list[Item], cluster: SimulatedCluster, limit: float | None = None) -> dict[int, Exception]:
+    ran = run_blocks(cluster, items, limit, shown(items))
+    assert ran.forward == sum(cluster.stored.values())
+    return ran.failures
+
+
+def test_blocks_of_lost_workers_and_nodes_run_again_and_each_is_stored_once(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {0: Trouble(kills=ENDURED["worker lost"]), 3: Trouble(kills=1)})
+    cluster.at(6.0, "lose", 0)
+    cluster.at(30.0, "join", 0)
+    assert run(some, cluster) == {}
+    assert cluster.stored == dict.fromkeys(range(8), 1)
+
+
+def test_a_block_that_kills_every_worker_is_given_up_and_the_others_finish(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {2: Trouble(kills=1000)})
+    failures = run(some, cluster)
+    assert set(failures) == {2}
+    assert f"died {ENDURED['worker lost'] + 1} times" in str(failures[2])
+    assert len(cluster.stored) == len(some) - 1
+
+
+def test_a_block_that_fails_by_itself_is_not_tried_again_and_its_own_error_is_told(some: list[Item]) -> None:
+    cluster = SimulatedCluster(1, 0, {1: Trouble(error=ValueError("the poison works"))})
+    failures = run(some, cluster)
+    assert {position: str(error) for position, error in failures.items()} == {1: "the poison works"}
+    assert len(cluster.log) == len(some)
+
+
+def test_a_block_that_storage_refused_is_tried_again(some: list[Item]) -> None:
+    cluster = SimulatedCluster(1, 0, {1: Trouble(error=OSError("no space left on device"))})
+    failures = run(some, cluster)
+    assert "no space left" in str(failures[1])
+    assert len(cluster.log) == len(some) + ENDURED["storage"]
+
+
+def test_a_block_out_of_memory_runs_again_with_a_node_for_itself_and_in_the_same_shape(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {7: Trouble(memory=7.5)})
+    assert run(some, cluster) == {}
+    tries = [task for task in cluster.log if task.turn[0] == 7]
+    assert [task.alone for task in tries] == [False, True]
+    assert all(task.item is some[7] for task in tries)
+    assert not any(task.alone for task in cluster.log if task.turn[0] != 7)
+
+
+def test_a_block_that_no_node_has_memory_for_is_reported_with_the_remedy(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {7: Trouble(memory=100)})
+    failures = run(some, cluster)
+    assert set(failures) == {7}
+    assert "nodes with more memory" in str(failures[7])
+    assert len([task for task in cluster.log if task.turn[0] == 7]) == 2
+
+
+def test_a_block_that_hangs_is_stopped_at_the_time_limit_and_runs_again(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {5: Trouble(hangs=1)})
+    assert run(some, cluster, limit=20.0) == {}
+    assert cluster.stored == dict.fromkeys(range(8), 1)
+
+
+def test_a_block_that_always_hangs_is_reported_with_the_limit(some: list[Item]) -> None:
+    cluster = SimulatedCluster(2, 0, {5: Trouble(hangs=1000)})
+    failures = run(some, cluster, limit=20.0)
+    assert set(failures) == {5}
+    assert "resources.block.time_limit (20 s)" in str(failures[5])
+
+
+def test_blocks_that_wait_for_a_node_are_not_taken_to_hang(some: list[Item]) -> None:
+    cluster = SimulatedCluster(0, 0)
+    cluster.at(500.0, "join", 0)
+    assert run(some, cluster, limit=20.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("error", "fault"),
+    [
+        (exceptions.WorkerCrashedError(), "worker lost"),
+        (exceptions.ActorDiedError(), "worker lost"),
+        (exceptions.NodeDiedError("x"), "node lost"),
+        (exceptions.OutOfMemoryError("x"), "out of memory"),
+        (exceptions.RayTaskError("f", "t", MemoryError()), "out of memory"),
+        (
+            exceptions.RayTaskError("f", "t", RuntimeError("DefaultCPUAllocator: can't allocate memory")),
+            "out of memory",
+        ),
+        (exceptions.RayTaskError("f", "t", exceptions.WorkerCrashedError()), "worker lost"),
+        (exceptions.RayTaskError("f", "t", FileNotFoundError()), "storage"),
+        (exceptions.RayTaskError("f", "t", ValueError("the worker died")), "error"),
+    ],
+)
+def test_what_ended_an_attempt_is_recognised(error: Exception, fault: str) -> None:
+    assert fault_of(error) == fault
+
+
+def blocks_of(study: Tiny) -> list[list[Item]]:
+    """All blocks of a study, in the stages in which they can be done."""
+    return [
+        [item for work in works for item in study.bench.missing(kind, work, 20)] for kind, works in stages(study.plan)
+    ]
+
+
+def test_a_study_on_64_nodes_of_which_many_vanish_ends_with_every_block_stored_once(study: Tiny) -> None:
+    trouble = {1: Trouble(kills=2), 2: Trouble(hangs=1), 3: Trouble(memory=7.5), 4: Trouble(error=ValueError("poison"))}
+    total = work = 0.0
+    for number, items in enumerate(blocks_of(study)):
+        cluster = SimulatedCluster(64, number, trouble)
+        for moment in range(200):  # every half a minute one goes, and another comes a little later
+            cluster.at(5.0 + 30 * moment, "lose", cluster.random.randrange(64))
+            cluster.at(20.0 + 30 * moment, "join", moment)
+        failures = run(items, cluster, limit=60.0)
+        assert set(failures) == {4}
+        assert cluster.stored == dict.fromkeys(set(range(len(items))) - {4}, 1)
+        assert max(len(node.running) for node in cluster.nodes) == 0
+        total, work = total + len(items), work + cluster.slept
+        busy = cluster.slept / (64 * 4) + 60.0 * 2 + 15.0 * 4  # slots, the hanging block, stragglers
+        assert cluster.time < busy * 1.2
+    assert total > 1000
+
+
+def test_events_are_json_lines_with_block_attempt_and_cause(some: list[Item], tmp_path: Path) -> None:
+    with written_to(tmp_path / "log.jsonl"), about(study="many"):
+        run(some, SimulatedCluster(1, 0, {1: Trouble(kills=1), 2: Trouble(error=ValueError("poison"))}))
+    event("after", key="x")
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert {line["study"] for line in lines} == {"many"}
+    of_block: dict[tuple[int, ...], list[Any]] = {}
+    for line in lines:
+        assert line["key"] == some[0][0].key
+        of_block.setdefault(tuple(line["points"]), []).append((line["event"], line["attempt"], line.get("fault")))
+    assert len(of_block) == len(some)
+    assert of_block[some[1][1:]] == [
+        ("block begun", 1, None),
+        ("block lost", 1, "worker lost"),
+        ("block begun", 2, None),
+        ("block done", 2, None),
+    ]
+    assert of_block[some[2][1:]] == [("block begun", 1, None), ("block failed", 1, "error")]
+    assert next(line for line in lines if line["event"] == "block failed")["cause"] == "poison"
+
+
+def test_a_log_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="--log must name a file that can be written"), written_to(tmp_path):
+        pass
+
+
+def test_given_up_work_says_that_the_same_command_goes_on(some: list[Item]) -> None:
+    failures = run(some, SimulatedCluster(1, 0, {0: Trouble(kills=1000)}))
+    assert isinstance(failures[0], GivenUpError)
+    assert "same command" in str(failures[0])
+
+
+def test_actors_of_a_run_wait_for_one_another_and_no_longer_once_one_is_late() -> None:
+    async def begin() -> None:
+        board = Board.__ray_metadata__.modified_class()
+        first = asyncio.create_task(board.await_all("grid", 2, 60.0))
+        await asyncio.sleep(0.01)
+        assert not first.done()
+        await board.await_all("other grid", 1, 60.0)
+        assert not first.done()
+        await asyncio.gather(first, board.await_all("grid", 2, 60.0))
+        await board.await_all("late", 3, 0.01)
+        await board.await_all("late", 3, 60.0)
+
+    asyncio.run(asyncio.wait_for(begin(), 20))
+
+
+@pytest.mark.parametrize(("together", "waits"), [(1, []), (3, [("sweep", 3)])])
+def test_an_actor_is_ready_once_those_that_begin_with_it_are(
+    monkeypatch: pytest.MonkeyPatch, together: int, waits: list[tuple[str, int]]
+) -> None:
+    waited: list[tuple[str, int]] = []
+    board = SimpleNamespace(await_all=SimpleNamespace(remote=lambda run, count, seconds: waited.append((run, count))))
+    monkeypatch.setattr("mi_ray.cluster.trials.workbench", lambda *given: None)
+    monkeypatch.setattr("mi_ray.cluster.trials.ray.get", lambda reference, timeout: reference)
+    monkeypatch.setattr(SettingTrainable, "_start", lambda self, config: None)
+    job: Any = Job([None], [], None, 50, (0, 1), lambda config: None, board=[board], together=together, run="sweep")  # type: ignore[arg-type, return-value]
+    SettingTrainable.setup(SettingTrainable.__new__(SettingTrainable), {}, job)
+    assert waited == waits
+
+
+NODES = [{"CPU": 4.0, "GPU": 1.0}, {"CPU": 3.0}, {"CPU": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "at_once", "trials", "asked", "together"),
+    [
+        (1, 0, 99, 99, "", 8),
+        (2, 0, 99, 99, "", 3),
+        (1, 0.25, 99, 99, "", 4),
+        (1, 0, 3, 99, "", 3),
+        (1, 0, 99, 2, "", 2),
+        (1, 0, 99, 99, "4", 4),
+    ],
+)
+def test_as_many_trials_begin_together_as_fit_on_the_nodes_and_are_asked_for(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, at_once: int, trials: int, asked: str, together: int
+) -> None:
+    nodes = [{"Alive": True, "Resources": node} for node in NODES] + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr("mi_ray.cluster.runner.ray.nodes", lambda: nodes)
+    monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", asked)
+    block = SimpleNamespace(cpus=cpus, gpus=gpus)
+    sweep = SimpleNamespace(search=None, resources=SimpleNamespace(block=block))
+    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
+    assert Runner._together(runner, SimpleNamespace(trials=range(trials)), at_once) == together
+
+
+def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
+    sweep = SimpleNamespace(search=SimpleNamespace(trials=9, round=3))
+    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
+    assert Runner._together(runner, None, 8) == 1

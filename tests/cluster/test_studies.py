@@ -1,0 +1,346 @@
+"""Studies under real Ray, through the real command line: killed, resumed, extended, searched, checked, failing.
+
+Starting Ray takes longer than most of these studies: what is not stopped in the middle shares one Ray.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+from helpers.commands import TINY, assert_same_rows, command, rows, run
+from helpers.studies import compute, tiny
+
+import mi_ray
+from mi_ray.store.blocks import Store
+from mi_ray.store.check import check_store
+from mi_ray.store.manifest import unreferenced
+
+# Several times what they take on two idle cores: other tests run beside them.
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+
+def counted(folder: Path, study: str = "tiny", way: str = "forward") -> dict[str, int]:
+    """Passes that the last run counted, by stage."""
+    manifest = Store(folder / "results").read_json(f"studies/{study}/manifest.json")
+    passes: dict[str, int] = manifest["last_run"]["counted_passes"]
+    return {name: number for name, number in passes.items() if name.endswith(way)}
+
+
+def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:
+    cells, records = mi_ray.read_cells(undisturbed / "results", study="tiny"), rows(undisturbed)
+    settings = 1 + (2 + 1 + 2 * 2) * 2  # none, and each setting at both N
+    inputs = 1 + 2 * 2  # clean, and both goals at both stops
+    assert len(cells) == 2 * settings * (inputs + 1)  # and the worst case of each setting
+    assert (cells["state"] == "done").all()
+    assert len(records) == len(cells) * 120
+    assert not records.duplicated(["cell", "point"]).any()
+    assert set(cells["points"]) == {80}
+    reported = records[~records["selection"]].groupby("cell")
+    mean = reported["correct_draws"].sum() / reported["draws"].sum()
+    assert mean.loc[cells["cell"]].to_numpy() == pytest.approx(cells["accuracy"].to_numpy())
+
+
+def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> None:
+    study = undisturbed / "results/studies/tiny"
+    assert (study / "figures/fig3b.png").read_bytes().startswith(b"\x89PNG")
+    assert (study / "figures/fig3b.pdf").read_bytes().startswith(b"%PDF")
+    assert {p.name for p in (study / "figures").glob("frontier_table.*")} == {
+        "frontier_table.md",
+        "frontier_table.csv",
+        "frontier_table.tex",
+    }
+    manifest = json.loads((study / "manifest.json").read_text())
+    assert manifest["state"] == "complete"
+    assert manifest["provenance"]["versions"]["torch"]
+    assert len(manifest["points"]["indices"]) == 120
+    assert yaml.safe_load((study / "study.yaml").read_text())["options"]["pool_split"] == "train"
+    assert not list((undisturbed / "results").rglob(".*")), "temporary files are left"
+    assert not (undisturbed / "results-scratch").exists()
+
+
+def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
+    manifest = Store(undisturbed / "results").read_json("studies/tiny/manifest.json")
+    for way in ("forward", "backward"):
+        for what, passes in counted(undisturbed, way=way).items():
+            assert passes == manifest["planned"].get(what, 0), what
+
+
+def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_its_workers(undisturbed: Path) -> None:
+    assert not (undisturbed / "hostile").exists()
+    assert not list(undisturbed.rglob("__pycache__"))
+
+
+def test_trials_begin_together_one_on_each_core(undisturbed: Path) -> None:
+    events = [json.loads(line) for line in (undisturbed / "run.jsonl").read_text().splitlines()]
+    happened = [each["event"] for each in events if each["event"].startswith("trial ")]
+    settings = happened.count("trial done")
+    assert happened[: happened.index("trial step")].count("trial begun") == min(settings, os.cpu_count() or 1)
+
+
+def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturbed: Path) -> None:
+    program = (
+        "import sys; from mi_ray.cli import main\n"
+        "try: main()\n"
+        "finally: print('heavy:', [m for m in ('torch', 'ray') if m in sys.modules])"
+    )
+    arguments = command(undisturbed, TINY)[3:]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=undisturbed)
+    assert "finished already, nothing to compute" in done.stdout
+    assert "heavy: []" in done.stdout, done.stdout + done.stderr
+
+
+MIXUP = TINY["classifiers"][0]
+EXTENDED = {**TINY, "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]]}
+POISONED = {
+    **TINY,
+    "name": "poisoned",
+    "plugins": ["poison"],
+    "defenses": [*TINY["defenses"][:1], "poison"],
+    "classifiers": [MIXUP],
+}
+SEARCH = {
+    **TINY,
+    "name": "tpe",
+    "executions": 5,
+    "draws": 1,
+    "classifiers": [MIXUP],
+    "points": {"count": 50, "selection": 20},
+    "defenses": [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]],
+    "search": {"optuna": {"sampler": "tpe", "trials": 5, "round": 3}},
+}
+SHARED = {  # every setting that it can propose needs the same two components
+    **SEARCH,
+    "name": "shared",
+    "search": {"optuna": {"sampler": "nsgaii", "trials": 4, "round": 4}},
+    "defenses": [{"mi_combined": {"lam_pl": 0.45, "lam_ol": 0.55, "threshold": [0.1, 0.2, 0.3, 0.4]}}],
+}
+EOT = {
+    "eot_pgd": {"steps": 2, "step_size": 0.02, "eot": 2, "scoring_draws": 1},
+    "epsilon": 0.05,
+    "knowledge": "adaptive",
+}
+UNTARGETED = TINY["attacks"][0] | {"goal": "untargeted"}
+ADAPTIVE_SEARCH = {
+    **SEARCH,
+    "name": "adaptive",
+    "attacks": [UNTARGETED, EOT],
+    "checks": {"points": 1},
+    "batch": 10,
+    "points": {"count": 20, "selection": 10},
+    "search": {"optuna": {"sampler": "nsgaii", "trials": 2, "round": 2}},
+}
+CHECKED = {
+    **TINY,
+    "name": "checked",
+    "classifiers": [MIXUP],
+    "points": {"count": 40},
+    "batch": 20,
+    "executions": 3,
+    "attacks": [UNTARGETED, EOT],
+    "defenses": [{"mi_ol": 0.5}],
+    "checks": {"points": 20},
+    "variants": {"guessed": {"attack_labels": "predicted"}},
+}
+WORKERS = {
+    **TINY,
+    "name": "workers",
+    "points": {"count": 50},
+    "defenses": ["none"],
+    "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.05}],
+    "classifiers": [{**MIXUP, "name": "two workers", "workers": 2}],
+}
+POISON = """
+from dataclasses import dataclass
+from mi_ray.defenses import DEFENSES, RandomTransform
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Poison(RandomTransform):
+    'Always fails.'
+    name = 'poison'
+    def transform(self, x, draws, predicted, pool):
+        raise RuntimeError('the poison works')
+    @classmethod
+    def identity(cls):
+        return {}
+"""
+
+
+@dataclass(frozen=True)
+class Several:
+    """What one command left of several studies."""
+
+    folder: Path
+    done: subprocess.CompletedProcess[str]
+
+    def cells(self, study: str) -> pd.DataFrame:
+        """A study's cells."""
+        return mi_ray.read_cells(self.folder / "results", study=study)
+
+
+def beside(undisturbed: Path, folder: Path, studies: list[dict[str, Any]]) -> Several:
+    """Studies run by one command with one Ray, into a copy of the finished study's store."""
+    shutil.copytree(undisturbed / "results", folder / "results")
+    (folder / "poison.py").write_text(POISON)
+    return Several(folder, run(folder, *studies))
+
+
+@pytest.fixture(scope="module")
+def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
+    """The finished study extended, and others beside it; read only."""
+    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, SHARED, CHECKED, WORKERS]
+    return beside(undisturbed, tmp_path_factory.mktemp("several"), studies)
+
+
+def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, several: Several) -> None:
+    # one new setting: 2 classifiers x 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
+    assert counted(several.folder) == {"evaluation_forward": 2 * 5 * 150 * 2 * 10}
+    new = rows(several.folder)
+    old = new[~new["defense_params"].str.contains("0.15")].reset_index(drop=True)
+    assert_same_rows(old, rows(undisturbed))
+
+
+def tried(of: Several, study: str, trials: int) -> set[frozenset[str]]:
+    """The sets of attacks on the settings that a search tried, all done; at most so many."""
+    cells = of.cells(study)
+    assert (cells["state"] == "done").all(), of.done.stdout + of.done.stderr
+    assert 1 < cells["defense_params"].nunique() <= trials + 1
+    settings = cells[cells["defense"] != "none"].groupby(["defense", "defense_params"])
+    return {frozenset(found["attack"]) for _, found in settings}
+
+
+def test_a_search_tries_its_settings_on_all_inputs(several: Several) -> None:
+    assert tried(several, "tpe", 5) == {frozenset({"none", "pgd", "worst_case"})}
+
+
+def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
+    assert counted(several.folder, "again")["evaluation_forward"] == 0
+    assert sorted(several.cells("tpe")["cell"]) == sorted(several.cells("again")["cell"])
+
+
+def test_trials_at_once_that_need_the_same_pieces_wait_for_one_computation_of_them(several: Several) -> None:
+    assert (several.cells("shared")["state"] == "done").all()
+    # 2 components x 5 inputs x 50 points x 1 draw x 5 executions, by whichever of the trials came first
+    assert counted(several.folder, "shared")["evaluation_forward"] == 2 * 5 * 50 * 5
+
+
+@pytest.mark.long
+def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(undisturbed: Path, tmp_path: Path) -> None:
+    found = beside(undisturbed, tmp_path / "beside", [ADAPTIVE_SEARCH])
+    assert tried(found, "adaptive", 2) == {frozenset({"none", "pgd", "eot_pgd", "worst_case"})}
+    cells = found.cells("adaptive")
+    adaptive = cells[cells["attack"] == "eot_pgd"]
+    assert len(adaptive) == cells[cells["defense"] != "none"]["defense_params"].nunique()
+    assert adaptive["work"].map(lambda text: json.loads(text)["adversarial"]).nunique() == len(adaptive)
+    checks = [json.loads(text) for text in adaptive["checks"]]
+    assert all(each["more_eot"]["state"] != "not run" for each in checks)
+    assert all(each["oblivious_not_stronger"]["state"] != "not run" for each in checks)
+
+
+def test_checks_run_on_their_points_alone_and_judge_every_cell(several: Several) -> None:
+    store, cells = Store(several.folder / "results"), several.cells("checked")
+    assert (cells["state"] == "done").all(), several.done.stdout + several.done.stderr
+    attacked = cells[cells["attack"] != "none"]
+    assert set(attacked["verdict"]) <= {"passed", "failed"}
+    adaptive = json.loads(attacked[attacked["attack"] == "eot_pgd"]["checks"].iloc[0])
+    assert {name for name, found in adaptive.items() if found["state"] == "not run"} == set()
+    manifest = store.read_json("studies/checked/manifest.json")
+    attacks = manifest["keys"]["adversarial"]
+    study = {json.loads(text).get("adversarial") for text in cells["work"]} - {None}
+    beyond = {key for key in attacks if any(block.start >= 20 for block in store.blocks("adversarial", key))}
+    assert beyond == study < set(attacks)
+    assert manifest["checked_points"] == 20
+
+
+def test_passes_of_a_study_with_checks_are_the_planned_ones(several: Several) -> None:
+    manifest = Store(several.folder / "results").read_json("studies/checked/manifest.json")
+    planned = {name: n for name, n in manifest["planned"].items() if name.endswith("_forward") and "naive" not in name}
+    done = counted(several.folder, "checked")
+    # A trajectory that a check goes on along is done once, and counted with the checks.
+    assert sum(done.values()) == sum(planned.values()) - planned["training_forward"]
+    assert done["evaluation_forward"] == planned["evaluation_forward"]
+    assert done["checks_forward"] >= planned["checks_forward"]
+
+
+def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) -> None:
+    cells = several.cells("checked")
+    assert {tuple(found) for found in cells[cells["attack"] == "none"]["variants"]} == {("", "guessed")}
+    attacked = cells[cells["attack"] != "none"]
+    assert {tuple(found) for found in attacked["variants"]} == {("",), ("guessed",)}
+    pgd = attacked[attacked["attack"] == "pgd"]
+    labels = pgd["attack_params"].map(lambda text: json.loads(text)["labels"])
+    assert [found[0] == "guessed" for found in pgd["variants"]] == list(labels == "predicted")
+
+
+def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the_cells(several: Several) -> None:
+    assert several.done.returncode == 1
+    assert "the poison works" in several.done.stderr
+    cells = several.cells("poisoned")
+    bad = cells[cells["defense"] == "poison"]
+    assert set(bad["state"]) == {"failed"}
+    assert bad["cause"].str.contains("the poison works").all()
+    assert set(cells[cells["defense"] != "poison"]["state"]) == {"done"}
+
+
+def test_two_training_workers_reach_nearly_the_loss_of_one_with_the_same_global_batch(several: Several) -> None:
+    found = {}
+    for about in (several.folder / "results/classifiers").glob("*/classifier.json"):
+        training = pd.read_parquet(about.parent / "training.parquet")
+        found[json.loads(about.read_text())["name"]] = training["loss"].to_numpy()
+    assert set(found) == {"mixup", "at", "two workers"}  # the world size is part of the key
+    assert found["two workers"][0] == pytest.approx(found["mixup"][0], rel=0.15)
+    assert found["two workers"][-1] == pytest.approx(found["mixup"][-1], rel=0.25)
+
+
+def test_a_store_of_several_studies_is_sound_and_holds_nothing_that_none_refers_to(several: Several) -> None:
+    store = Store(several.folder / "results")
+    assert check_store(store)[0] == []
+    assert unreferenced(store) == []
+
+
+def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterparts(tmp_path: Path) -> None:
+    from mi_ray.cluster.search import ResolveSearch, search_space
+    from mi_ray.cluster.trials import accuracies
+
+    combined = {"lam_pl": 0.6, "lam_ol": [0.5, 0.6], "threshold": 0.0}
+    found = {}
+    for counterparts in (False, True):
+        one = tiny(
+            tmp_path / str(counterparts),
+            attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1}],
+            executions=3,
+            defenses=[{"mi_combined": combined}],
+            search={"optuna": {"trials": 1}},
+            counterparts=counterparts,
+        )
+        planner = one.study.planner
+        (work,) = planner.classifiers
+        trial = ResolveSearch(planner, search_space(planner, work), work.key)({"defense": "0:mi_combined"})
+        compute(one)
+        for output in trial.works:
+            for block in one.bench.missing("outputs", output, 60):
+                one.bench.compute(*block)
+        found[counterparts] = accuracies(one.bench, trial, (0, 60))
+    assert found[True] == found[False]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(560)
+def test_smoke_variants_with_counterparts_and_with_adaptive_attacks_run(tmp_path: Path) -> None:
+    """The others differ in size alone; `make smoke` runs all of them."""
+    files = [Path(__file__).parents[1] / "sweeps" / f"{name}.yaml" for name in ("cifar10_small", "fig2", "fig5")]
+    program = [sys.executable, "-m", "mi_ray.cli", "sweep", "--smoke", *map(str, files), "--out", "results"]
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for file in files:
+        cells = mi_ray.read_cells(tmp_path / "results", study=f"{yaml.safe_load(file.read_text())['name']}-smoke")
+        assert len(cells) > 1
+        assert (cells["state"] == "done").all()

@@ -1,0 +1,686 @@
+"""The paper's tables and figures: what they say is computed from rows, and agrees with the paper's own formulas."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from helpers.frames import cell, failed
+
+from mi_ray.figures import common, epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import write_cells
+from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES, OUTPUTS, RECORDS
+
+ATTACKED: dict[str, Any] = {"goal": "untargeted", "epsilon": 8 / 255}
+
+
+def pgd(steps: int, **changes: Any) -> dict[str, Any]:
+    """The changes of a row that make it a PGD cell at so many steps."""
+    return {"attack_params": json.dumps({"steps": steps}), **ATTACKED, **changes}
+
+
+def adaptive(steps: int, eot: int | None = None) -> dict[str, Any]:
+    """The same of an adaptive attack."""
+    params = json.dumps({"steps": steps, "eot": eot})
+    return {"attack_params": params, "knowledge": "adaptive", **ATTACKED}
+
+
+def frame(*rows: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows))
+
+
+# Marks and names
+
+
+def test_marks_follow_the_verdict() -> None:
+    assert [common.mark({"verdict": state}) for state in ("passed", "failed", "not run", None)] == ["✓", "✗", "–", "–"]
+
+
+def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
+    bad = [
+        cell("a", "mi_ol", {"lam": lam}, "pgd", 0.3, verdict="failed", checks=failed("large_epsilon", f"left {lam}"))
+        for lam in (0.5, 0.6)
+    ]
+    note = common.checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad))
+    assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL, PGD-10" in note
+    assert "left 0.5" in note
+    assert "left 0.6" not in note
+    assert "in_ball" not in note
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (cell("a", "none", {}, "pgd", 0.1), "PGD-10, untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "pgd", 0.1, knowledge="adaptive"), "adaptive PGD-10, untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "eot_pgd", 0.1, **adaptive(50, 30)), "EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (N_A 5), untargeted, ε = 8/255"),
+        (
+            cell("a", "none", {}, "worst_case", 0.1, goal="any", attack_params="{}", epsilon=0.04),
+            "Worst case, ε = 0.04",
+        ),
+        (
+            cell("a", "none", {}, "square", 0.1, attack_params=json.dumps({"queries": 500})),
+            "Square-500, untargeted, ε = 8/255",
+        ),
+        (
+            cell("a", "none", {}, "apgd", 0.1, attack_params='{"steps": 9, "loss": "dlr"}'),
+            "APGD-9 (dlr), untargeted, ε = 8/255",
+        ),
+    ],
+)
+def test_attacks_are_named_as_the_field_names_them(row: dict[str, Any], name: str) -> None:
+    assert common.attack_label(row) == name
+
+
+def test_a_study_without_finished_cells_is_told_so() -> None:
+    with pytest.raises(ValueError, match=r"finished cells; this study has none"):
+        paper_table.facts(frame(cell("a", "none", {}, "none", 0.0, state="failed")))
+
+
+def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[str, Any]:
+    """An EOT-PGD cell on MI-OL with these parameters beside the usual ones."""
+    usual = {
+        "branch": "whole",
+        "eot": 30,
+        "labels": "true",
+        "loss": "cross_entropy_of_mean",
+        "step_size": 1 / 255,
+        "steps": 50,
+    }
+    told = {"attack_params": json.dumps({**usual, **params}), "knowledge": "adaptive", "epsilon": epsilon}
+    return cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", accuracy, **told)
+
+
+def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.2, branch="fallback"), eot_pgd(0.2, branch="fallback", step_size=2 / 255)]
+    assert common.attack_names(frame(*rows)) == [
+        "EOT-PGD-50 (EOT 30, branch whole, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 2/255)",
+    ]
+    assert common.attack_labels(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
+
+
+def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
+    fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
+    assert set(common.attack_names(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
+    names = common.attack_names(frame(*fits, eot_pgd(0.2, branch="fallback")))
+    assert names == [f"EOT-PGD-50 (EOT 30, branch {branch})" for branch in ("whole", "whole", "fallback")]
+
+
+def test_lengths_and_samples_are_axes_of_fig4_and_not_named() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.4, steps=10, eot=1, step_size=2 / 255)]
+    assert common.attack_names(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
+
+
+def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
+    assert common.attack_name(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
+    assert common.attack_name(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
+
+
+def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
+    oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
+    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in common.checks_footnote(
+        oblivious
+    )
+    assert common.checks_note(oblivious) == common.OBLIVIOUS
+    for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
+        assert "saw F alone" not in common.checks_footnote(told)
+        assert common.checks_note(told) == ""
+
+
+def test_two_cells_of_one_entry_are_refused_everywhere() -> None:
+    clean, twice = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9), [eot_pgd(0.3), eot_pgd(0.3)]
+    with pytest.raises(ValueError, match=r"a place each .* column EOT-PGD-50"):
+        paper_table.shown(paper_table.facts(frame(clean, *twice)))
+    for facts in (fig4.facts, epsilon_curve.facts):
+        with pytest.raises(ValueError, match="a place each"):
+            facts(frame(clean, *twice))
+
+
+def test_two_branches_of_one_attack_are_both_in_table_and_curves() -> None:
+    clean = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9)
+    cells = frame(clean, eot_pgd(0.3), eot_pgd(0.2, branch="fallback"))
+    text = paper_table.shown(paper_table.facts(cells)).iloc[0]
+    assert text["EOT-PGD-50 (EOT 30, branch whole), untargeted"].startswith("30.0")
+    assert text["EOT-PGD-50 (EOT 30, branch fallback), untargeted"].startswith("20.0")
+    assert set(epsilon_curve.facts(cells)["curve"]) == {
+        f"EOT-PGD-50 (EOT 30, branch {branch}), untargeted" for branch in ("whole", "fallback")
+    }
+
+
+# Tables 2 and 3
+
+
+@pytest.mark.parametrize("paper", [table2.PAPER, table3.PAPER])
+def test_the_papers_rows_have_seven_values_that_fall_with_steps(paper: paper_table.Paper) -> None:
+    for values in paper.values.values():
+        assert len(values) == 7
+        clean, *attacked = (float(value.replace("≤", "")) for value in values)
+        assert clean > max(attacked)
+        for mode in (attacked[:3], attacked[3:]):
+            assert mode == sorted(mode, reverse=True)
+
+
+def a_table() -> pd.DataFrame:
+    rows = []
+    for defense, params, n in (("mi_ol", {"lam": 0.5}, 30), ("none", {}, 1)):
+        rows += [cell("mixup", defense, params, "none", 0.84, executions=n)]
+        rows += [
+            cell("mixup", defense, params, "pgd", 0.3, **pgd(steps, goal=goal), executions=n)
+            for goal in ("targeted", "untargeted")
+            for steps in (200, 10)
+        ]
+        rows.append(cell("mixup", defense, params, "worst_case", 0.2, goal="any", attack_params="{}", executions=n))
+    rows.append(cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", 0.25, **adaptive(50), executions=30, verdict="failed"))
+    return frame(*rows)
+
+
+def test_the_table_has_the_papers_columns_in_order_then_other_attacks_and_the_worst_case() -> None:
+    text = paper_table.shown(paper_table.facts(a_table(), table2.PAPER))
+    assert list(text.columns) == [
+        "Method",
+        "Parameters",
+        "N",
+        "Clean",
+        "PGD-10, untargeted",
+        "PGD-200, untargeted",
+        "PGD-10, targeted",
+        "PGD-200, targeted",
+        "EOT-PGD-50, untargeted",
+        "Worst case",
+    ]
+    assert list(text["Method"]) == ["Mixup", "Mixup + MI-OL"]
+
+
+def test_an_entry_shows_our_interval_the_mark_and_the_papers_value() -> None:
+    text = paper_table.shown(paper_table.facts(a_table(), table2.PAPER)).set_index("Method")
+    assert text.loc["Mixup + MI-OL", "PGD-200, targeted"] == "30.0 [25.0, 35.0] ✓ (50.8)"
+    assert text.loc["Mixup", "PGD-10, targeted"] == "30.0 [25.0, 35.0] ✓ (≤ 1)"
+    assert text.loc["Mixup + MI-OL", "Clean"] == "84.0 [79.0, 89.0] ✓ (83.9)"
+    assert text.loc["Mixup + MI-OL", "EOT-PGD-50, untargeted"] == "25.0 [20.0, 30.0] ✗"
+    assert text.loc["Mixup", "EOT-PGD-50, untargeted"] == ""
+
+
+def test_the_papers_values_are_labelled_as_the_papers_and_of_its_own_data() -> None:
+    cells = a_table()
+    note = paper_table.footnote(cells, paper_table.facts(cells, table3.PAPER), table3.PAPER)
+    assert "In brackets: the paper's Table 3 (CIFAR-100, ResNet-50)" in note
+    assert note.startswith("digits, 200 points")
+    assert "paper" not in paper_table.footnote(cells, paper_table.facts(cells), paper_table.NO_PAPER)
+
+
+def test_an_adaptive_pgd_is_not_put_beside_the_papers_oblivious_one() -> None:
+    row = cell("mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.3, **pgd(10), knowledge="adaptive")
+    assert table2.PAPER.value(pd.Series(row)) == ""
+    assert table2.PAPER.value(pd.Series({**row, "knowledge": "oblivious"})) == "26.1"
+
+
+# Fig. 2
+
+
+def test_conditions_are_those_of_equations_12_and_15() -> None:
+    assert fig2.condition("mi_pl", "y", 0.3, 10) == pytest.approx(0.7)
+    assert fig2.condition("mi_pl", "pred", 0.3, 10) == pytest.approx(-0.7)
+    assert fig2.condition("mi_ol", "y", 0.4, 10) == pytest.approx(0.6 * 8 / 9)
+    assert fig2.condition("mi_ol", "pred", 0.4, 10) == 0
+
+
+@pytest.mark.parametrize(("defense", "mixed_in"), [("mi_pl", "predicted"), ("mi_ol", "others")])
+def test_a_linear_classifier_meets_the_condition_exactly_where_its_change_is_zero(defense: str, mixed_in: str) -> None:
+    # F is linear in the image but for an adversarial part G, so ΔF - ΔG is minus the condition (Table 1).
+    rng, classes, lam = np.random.default_rng(0), 5, 0.35
+    y = rng.integers(0, classes, 40)
+    predicted = (y + rng.integers(1, classes, 40)) % classes
+    clean, one = np.eye(classes)[y], np.eye(classes)
+    push, kept = 1.4 * (one[predicted] - one[y]), 0.3 * (one[predicted] - one[y])
+    other = one[predicted] if mixed_in == "predicted" else (1 - one[predicted]) / (classes - 1)
+    ideal = lam * clean + (1 - lam) * other
+    found = fig2.changes(clean + push, ideal + kept, clean, ideal, y)
+    assert found["eq2"].all()
+    for k in ("y", "pred"):
+        gap = found[f"G_{k}"] - found[f"F_{k}"]
+        assert gap.to_numpy() == pytest.approx(fig2.condition(defense, k, lam, classes))
+
+
+def test_curves_are_means_over_points_on_all_of_them_and_on_those_of_equation_2() -> None:
+    points = pd.DataFrame({name: [0.0, 1.0, 2.0, 3.0] for name in fig2.CURVES} | {"eq2": [False, True, True, False]})
+    table = fig2.facts({("a", "mi_pl", 0.5): points}, 10)
+    found = table[table["curve"] == "F_y"].set_index("subset")
+    assert found.loc["all", "value"] == 1.5
+    assert found.loc["eq2", "value"] == 1.5
+    assert list(found["points"]) == [4, 2]
+    assert found.loc["all", "low"] < 1.5 < found.loc["all", "high"]
+    none = fig2.facts({("a", "mi_pl", 0.5): points.assign(eq2=False)}, 10)
+    assert set(none["subset"]) == {"all"}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "results", create=True)
+
+
+def write_outputs(store: Store, key: str, values: np.ndarray, executions: int = 1, draws: int = 1) -> None:
+    """values: [points, classes], the mean over the draws, which lie symmetrically around it."""
+    rows = [
+        {
+            "point": 10 + p,
+            "draw": d,
+            "executions": n,
+            "probabilities": values[p] + (d - (draws - 1) / 2) + (n != executions),
+        }
+        for d in range(draws)
+        for n in {executions, 1}
+        for p in range(len(values))
+    ]
+    table = pa.Table.from_pylist(rows, schema=OUTPUTS)
+    store.write_block("outputs", key, 0, len(values), table, {"stops": []})
+
+
+def write_records(store: Store, key: str, **columns: Any) -> None:
+    """Records of a cell, a row a point; columns left out are filled."""
+    points = columns.get("point", list(range(10, 10 + len(columns["label"]))))
+    filled = {name: [None] * len(points) for name in RECORDS.names}
+    filled |= {"cell": [key] * len(points), "selection": [False] * len(points), "point": points, **columns}
+    table = pa.table([pa.array(filled[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
+    store.write_block("records", key, 0, len(points), table, {})
+
+
+def stored_cell(store: Store, rows: list[dict[str, Any]]) -> None:
+    write_cells(store, "s", [{**row, "work": json.dumps(row["work"]) if row["work"] else None} for row in rows])
+
+
+def test_fig2_reads_outputs_of_the_right_n_and_averages_the_draws(store: Store) -> None:
+    values = np.random.default_rng(0).random((3, 4)).round(3)
+    write_outputs(store, "k", values, executions=5, draws=2)
+    assert fig2.outputs(store, "k", [12, 10], 5, 2) == pytest.approx(values[[2, 0]], abs=1e-6)
+    with pytest.raises(ValueError, match="lacks 1"):
+        fig2.outputs(store, "k", [10, 99], 5, 2)
+
+
+def test_fig2_leaves_out_draws_that_another_study_added_to_a_shared_block(store: Store) -> None:
+    values = np.random.default_rng(0).random((3, 4)).round(3)
+    write_outputs(store, "k", values, executions=5, draws=4)
+    assert fig2.outputs(store, "k", [10, 11, 12], 5, 1) == pytest.approx(values - 1.5, abs=1e-6)
+    assert fig2.outputs(store, "k", [10, 11, 12], 5, 2) == pytest.approx(values - 1.0, abs=1e-6)
+
+
+def test_fig2_is_drawn_from_a_store(store: Store) -> None:
+    rng, labels = np.random.default_rng(1), [0, 1, 2, 3]
+    for key in ("bare", "adv"):
+        write_outputs(store, key, rng.random((4, 4)))
+    rows = [cell("mixup", "none", {}, "none", 0.9, executions=1, work={"undefended": "bare"})]
+    for lam in (0.4, 0.6):
+        work = {"undefended": "adv", "outputs": [[f"mix{lam}", 5]], "counterparts": [f"pair{lam}"]}
+        for key in (f"mix{lam}", f"pair{lam}"):
+            write_outputs(store, key, rng.random((4, 4)), executions=5)
+        rows.append(cell("mixup", "mi_pl", {"lam": lam}, "pgd", 0.4, executions=5, work=work))
+        write_records(store, rows[-1]["cell"], label=labels)
+    stored_cell(store, rows)
+    assert fig2.make(store, "s") == [f"studies/s/figures/fig2.{kind}" for kind in ("png", "pdf", "csv")]
+    written = store.read_bytes("studies/s/figures/fig2.csv").decode().splitlines()
+    assert len([line for line in written if ",all," in line]) == 2 * len(fig2.CURVES)
+
+
+def test_fig2_without_counterparts_is_refused(store: Store) -> None:
+    work = {"undefended": "adv", "outputs": [["mix", 5]], "counterparts": []}
+    clean = cell("mixup", "none", {}, "none", 0.9, work={"undefended": "bare"})
+    stored_cell(store, [clean, cell("mixup", "mi_pl", {"lam": 0.5}, "pgd", 0.4, executions=5, work=work)])
+    with pytest.raises(ValueError, match="counterparts: true"):
+        fig2.make(store, "s")
+
+
+# Fig. 3(a)
+
+
+def scored(lam: float, shift: float, defense: str = "mi_pl") -> fig3a.Detector:
+    """A detector whose adversarial scores are higher by `shift`, 40 selection points and 160 reported ones."""
+    noise = np.random.default_rng(0).normal(size=200)
+    scores = pd.DataFrame(
+        {
+            "clean": noise,
+            "adversarial": np.roll(noise, 7) + shift,
+            "eq2": np.arange(200) % 2 == 0,
+            "selection": np.arange(200) < 40,
+        }
+    )
+    return fig3a.Detector("mixup", "PGD-10", defense, f"lam={lam}", lam, "passed", scores)
+
+
+def test_the_detectors_lambda_is_chosen_on_selection_points_and_reported_on_the_others() -> None:
+    good, better = scored(0.5, 1.0), scored(0.7, 2.0)
+    better.scores.loc[better.scores["selection"], "adversarial"] -= 5
+    table = fig3a.facts([good, better])
+    assert set(table[table["chosen"]]["lam"]) == {0.5}
+    assert set(table[table["subset"] == "all"]["points"]) == {160}
+    assert set(table[table["subset"] == "eq2"]["points"]) == {80}
+    assert table.loc[table["lam"] == 0.7, "auc"].min() > table.loc[table["lam"] == 0.5, "auc"].max()
+
+
+def test_scores_are_paired_by_point_and_equation_2_is_clean_right_adversarial_wrong() -> None:
+    clean = pd.DataFrame(
+        {
+            "point": [3, 1, 2],
+            "score": [0.3, 0.1, 0.2],
+            "confidence_undefended": [0.9, 0.7, 0.8],
+            "label": [3, 1, 2],
+            "predicted_undefended": [3, 1, 0],
+            "selection": [False, True, False],
+        }
+    )
+    adversarial = clean.iloc[::-1].assign(score=[0.6, 0.5, 0.7], predicted_undefended=[0, 1, 0])
+    found = fig3a.pair(clean, adversarial, "score")
+    assert list(found["clean"]) == [0.3, 0.1, 0.2]
+    assert list(found["adversarial"]) == [0.7, 0.5, 0.6]
+    assert list(found["eq2"]) == [True, False, False]
+    assert list(found["selection"]) == [False, True, False]
+    assert list(fig3a.pair(clean, adversarial, fig3a.BASELINE)["clean"]) == pytest.approx([0.1, 0.3, 0.2])
+
+
+def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(store: Store) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for defense in ("mi_pl", "mi_ol"):
+        for attack in ("none", "pgd"):
+            rows.append(cell("mixup", defense, {"lam": 0.5}, attack, 0.5, work=None))
+            label = rng.integers(0, 3, 30)
+            write_records(
+                store,
+                rows[-1]["cell"],
+                label=label,
+                predicted_undefended=label if attack == "none" else (label + 1) % 3,
+                score=rng.random(30),
+                confidence_undefended=rng.random(30),
+            )
+    stored_cell(store, rows)
+    detectors, cells = fig3a.detectors_of(store, "s")
+    assert [found.defense for found in detectors] == ["mi_pl", fig3a.BASELINE, "mi_ol"]
+    assert len(cells) == 2
+    assert len(fig3a.make(store, "s")) == 3
+
+
+# Fig. 4
+
+
+def some_adaptive() -> pd.DataFrame:
+    rows = []
+    for steps in (10, 50):
+        rows.append(cell("mixup", "none", {}, "pgd", 0.1, **pgd(steps), executions=1))
+        rows.append(cell("mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.5, **pgd(steps)))
+        for eot in (30, 1, 5):
+            rows += [
+                cell("mixup", "mi_ol", {"lam": 0.5}, "averaged", 0.6, **adaptive(steps, eot), verdict="failed"),
+                cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", 0.4 - eot / 100, **adaptive(steps, eot)),
+            ]
+    return frame(*rows, cell("mixup", "none", {}, "none", 0.9, executions=1))
+
+
+def test_fig4_orders_samples_and_sets_both_oblivious_lines_beside_them() -> None:
+    table = fig4.facts(some_adaptive())
+    curve = table[(table["what"] == "eot_pgd") & (table["steps"] == 10)]
+    assert list(curve["samples"]) == [1, 5, 30]
+    lines = table[table["steps"] == 50].set_index("what")["accuracy"]
+    assert lines["undefended"] == 0.1
+    assert lines["oblivious"] == 0.5
+    figure = fig4.draw(table, "title", "note")
+    assert len(figure.axes) == 2
+    assert figure.axes[0].get_title() == "mixup + MI-OL (lam=0.5), 10 steps"
+
+
+def test_fig4_draws_two_branches_and_two_oblivious_steps_as_lines_of_their_own() -> None:
+    oblivious = [
+        cell(
+            "mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.5, attack_params=json.dumps({"steps": 50, "step_size": step / 255})
+        )
+        for step in (1, 2)
+    ]
+    curves = [eot_pgd(0.3 - eot / 100, branch=branch, eot=eot) for branch in ("whole", "fallback") for eot in (1, 5)]
+    table = fig4.facts(frame(*curves, *oblivious))
+    figure = fig4.draw(table, "title", "note")
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert legend == [
+        "EOT-PGD (branch fallback)",
+        "EOT-PGD (branch whole)",
+        "oblivious PGD (step size 1/255) on the defended one",
+        "oblivious PGD (step size 2/255) on the defended one",
+    ]
+    assert len({line.get_color() for line in figure.axes[0].get_lines() if len(line.get_xdata()) == 2}) >= 2
+
+
+def test_fig4_without_an_adaptive_attack_is_refused() -> None:
+    cells = some_adaptive()
+    with pytest.raises(ValueError, match="adaptive attack with `eot`"):
+        fig4.facts(cells[cells["knowledge"] != "adaptive"])
+
+
+# Fig. 5
+
+
+def test_the_image_shown_is_of_the_restart_that_is_scored() -> None:
+    rows = pd.DataFrame(
+        [
+            {"point": 4, "steps": 10, "restart": restart, "success": success, "loss": loss, "image": np.full(12, value)}
+            for restart, success, loss, value in (
+                (0, 0.2, 9.0, 0.0),
+                (1, 0.6, 1.0, 0.1),
+                (2, 0.6, 3.0, 0.2),
+                (3, 0.6, 3.0, 0.3),
+            )
+        ]
+        + [{"point": 4, "steps": 50, "restart": 0, "success": 1.0, "loss": 9.0, "image": np.full(12, 0.9)}]
+    )
+    found = fig5.best_images(rows, 10, [4])
+    assert found.shape == (1, 2, 2, 3)
+    assert found == pytest.approx(0.2)
+    with pytest.raises(ValueError, match="5"):
+        fig5.best_images(rows, 10, [4, 5])
+
+
+def test_a_stored_image_is_turned_from_chw() -> None:
+    stored = np.arange(12, dtype=np.float32).reshape(3, 2, 2)
+    assert (fig5.image(stored.ravel())[0, 1] == stored[:, 0, 1]).all()
+    with pytest.raises(ValueError, match="13 values"):
+        fig5.image(np.zeros(13))
+
+
+def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store) -> None:
+    points, size = [10, 11], 3 * 4 * 4
+    clean, moved = np.full((2, size), 0.5), np.full((2, size), 0.6)
+    examples = {"point": points, "label": [1, 2], "image": list(clean)}
+    store.write_table("studies/s/examples.parquet", pa.table(examples).cast(EXAMPLES))
+    rows = [
+        {
+            "point": p,
+            "label": p - 9,
+            "attack_label": p - 9,
+            "restart": 0,
+            "steps": 5,
+            "image": moved[p - 10],
+            "linf": 0.1,
+            "loss": 1.0,
+            "success": 1.0,
+            "zero_gradients": 0,
+        }
+        for p in points
+    ]
+    store.write_block("adversarial", "adv", 0, 2, pa.Table.from_pylist(rows, schema=ADVERSARIAL), {"stops": [5]})
+    before = cell("iat", "mi_ol", {"lam": 0.6}, "none", 0.9, work=None)
+    after = cell("iat", "mi_ol", {"lam": 0.6}, "eot_pgd", 0.4, **adaptive(5), work={"adversarial": "adv", "stop": 5})
+    for row, wrong in ((before, 0), (after, 1)):
+        write_records(store, row["cell"], label=[1, 2], predicted=[1, 2 + wrong], predicted_undefended=[1 + wrong, 2])
+    stored_cell(store, [before, after])
+    (strip,), _ = fig5.facts(store, "s")
+    assert strip.adversarial == pytest.approx(0.6)
+    assert strip.answers.iloc[0].to_dict() == {"label": 1, "clean_f": 1, "clean_defense": 1, "f": 2, "defense": 1}
+    assert fig5.make(store, "s") == ["studies/s/figures/fig5.png", "studies/s/figures/fig5.pdf"]
+
+
+# Presets
+
+
+def variants() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """Cells of the study itself and of two variants on ten points: a defense's own words change with the options."""
+    clean = cell("mixup", "random_rotation", {"degrees": 20.0, "interpolation": "bilinear"}, "none", 0.9)
+    clean |= {"cell": "clean", "variants": ["", "adaptive_attack"]}
+    nearest = cell("mixup", "random_rotation", {"degrees": 20.0, "interpolation": "nearest"}, "none", 0.6)
+    nearest |= {"cell": "nearest", "variants": ["as_published"], "draws": 1}
+    eot = cell(
+        "mixup", "random_rotation", {"degrees": 20.0, "interpolation": "bilinear"}, "eot_pgd", 0.2, **adaptive(50)
+    )
+    eot |= {"cell": "eot", "variants": [""]}
+    averaged = {**eot, "cell": "averaged", "attack": "averaged", "variants": ["adaptive_attack"], "accuracy": 0.6}
+    counts = {
+        "clean": [2] * 9 + [0],
+        "nearest": [1] * 6 + [0] * 4,
+        "eot": [2] * 2 + [0] * 8,
+        "averaged": [2] * 6 + [0] * 4,
+    }
+    return frame(clean, nearest, eot, averaged), {name: np.array(found) for name, found in counts.items()}
+
+
+def test_a_variant_is_held_against_the_same_setting_of_the_study_whatever_its_options_are_called() -> None:
+    table = presets_table.facts(*variants()).set_index(["variant", "attack"])
+    assert table.loc[("as_published", "none"), "change"] == pytest.approx(-0.3)
+    assert table.loc[("adaptive_attack", "averaged"), "change"] == pytest.approx(0.4)
+    assert table.loc[("adaptive_attack", "averaged"), "threat"] == "adaptive: EOT-PGD-50, untargeted, ε = 8/255"
+    assert bool(table.loc[("adaptive_attack", "none"), "same"])
+    assert list(dict.fromkeys(table.index.get_level_values(0))) == ["study itself", "as_published", "adaptive_attack"]
+
+
+def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
+    table = presets_table.facts(*variants())
+    texts = presets_table.shown(table)
+    text = texts["mixup, clean"].set_index("Options")["Random rotation degrees=20"]
+    assert text["adaptive_attack"] == "="
+    assert text["study itself"] == "90.0 [85.0, 95.0] ✓"
+    assert text["as_published"].startswith("60.0 (-30.0 [")
+    (adaptive_text,) = [value for name, value in texts.items() if "adaptive" in name]
+    assert list(adaptive_text["Options"]) == ["study itself", "adaptive_attack"]
+    assert "Holm" in presets_table.document(table, variants()[0])
+    assert len(presets_table.draw(table, "title", "note").axes) == 2
+
+
+def adaptive_variants(**states: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
+    """EOT-PGD at two lengths and on a branch; in a variant averaged PGD stands for the first two. states: of cells."""
+    shared = {"eot": 30, "labels": "true", "step_size": 1 / 255}
+    rows = []
+    for steps in (10, 50):
+        averaged = cell(
+            "mixup",
+            "mi_ol",
+            {"lam": 0.5},
+            "averaged",
+            0.6,
+            knowledge="adaptive",
+            variants=["adaptive_attack"],
+            attack_params=json.dumps({**shared, "steps": steps, "clip": False}),
+        )
+        rows += [{**eot_pgd(0.3, steps=steps), "cell": f"eot{steps}"}, {**averaged, "cell": f"averaged{steps}"}]
+    both = {"cell": "branch", "variants": ["", "adaptive_attack"]}
+    rows.append({**eot_pgd(0.2, branch="fallback"), **both})
+    cells = frame(*({**row, "state": states.get(row["cell"], "done")} for row in rows))
+    return cells, {name: np.array([at % 3, 1, 0, 1]) for at, name in enumerate(cells["cell"])}
+
+
+def pairs(cells: pd.DataFrame) -> set[tuple[str, str]]:
+    table = presets_table.by_variant(cells)
+    rows = [row for _, row in table[(table["variant"] != "") & (table["state"] == "done")].iterrows()]
+    found = [(row["cell"], presets_table.counterpart(row, table)) for row in rows]
+    return {(name, ours["cell"]) for name, ours in found if ours is not None}
+
+
+def test_variants_are_paired_by_what_the_attacks_share_also_where_a_cell_is_missing() -> None:
+    whole = {("averaged10", "eot10"), ("averaged50", "eot50"), ("branch", "branch")}
+    assert pairs(adaptive_variants()[0]) == whole
+    assert pairs(adaptive_variants(eot10="failed")[0]) == whole - {("averaged10", "eot10")}
+    assert pairs(adaptive_variants(averaged10="missing")[0]) == whole - {("averaged10", "eot10")}
+    assert pairs(adaptive_variants(eot50="failed")[0]) == whole - {("averaged50", "eot50")}
+    assert pairs(adaptive_variants(branch="failed")[0]) == whole - {("branch", "branch")}
+
+
+def test_threats_of_presets_are_named_apart() -> None:
+    table = presets_table.facts(*adaptive_variants())
+    assert {threat.split(",")[0] + threat.split(",")[1] for threat in table["threat"]} == {
+        "adaptive: EOT-PGD-10 (EOT 30) untargeted",
+        "adaptive: EOT-PGD-50 (EOT 30 branch whole)",
+        "adaptive: EOT-PGD-50 (EOT 30 branch fallback)",
+    }
+    assert len(presets_table.shown(table)) == 3
+
+
+def test_two_settings_that_a_preset_table_cannot_tell_apart_are_refused() -> None:
+    cells, counts = variants()
+    other = cells.iloc[[0]].assign(cell="other", defense_params=json.dumps({"degrees": 20.0, "interpolation": "cubic"}))
+    with pytest.raises(ValueError, match="a place each"):
+        presets_table.facts(pd.concat([cells, other], ignore_index=True), {**counts, "other": counts["clean"]})
+
+
+def test_presets_without_variants_are_refused() -> None:
+    cells, counts = variants()
+    cells["variants"] = [[""]] * len(cells)
+    with pytest.raises(ValueError, match="variants: each_option"):
+        presets_table.facts(cells, counts)
+
+
+# Accuracy against epsilon
+
+
+def radii() -> pd.DataFrame:
+    rows = []
+    for defense, params in (("none", {}), ("mi_ol", {"lam": 0.5})):
+        rows.append(cell("mixup", defense, params, "none", 0.9))
+        for epsilon, step in ((2 / 255, 1 / 1020), (8 / 255, 2 / 255)):
+            name = json.dumps({"steps": 50, "step_size": step})
+            rows.append(cell("mixup", defense, params, "pgd", 0.9 - 20 * epsilon, attack_params=name, epsilon=epsilon))
+            if defense == "mi_ol":
+                rows.append(cell("mixup", defense, params, "eot_pgd", 0.1, **{**adaptive(50), "epsilon": epsilon}))
+                worst = {"goal": "any", "attack_params": "{}", "epsilon": epsilon, "knowledge": "adaptive"}
+                rows.append(cell("mixup", defense, params, "worst_case", 0.05, **worst))
+    return frame(*rows)
+
+
+def test_a_curve_starts_at_the_clean_cell_and_joins_radii_whatever_their_step() -> None:
+    table = epsilon_curve.facts(radii())
+    curve = table[(table["curve"] == "PGD-50, untargeted") & (table["defense"] == "none")]
+    assert list((255 * curve["epsilon"]).round(6)) == [0, 2, 8]
+    assert list(curve["accuracy"]) == pytest.approx([0.9, 0.9 - 40 / 255, 0.9 - 160 / 255])
+
+
+def test_the_only_attack_on_a_setting_is_its_worst_case() -> None:
+    table = epsilon_curve.facts(radii())
+    worst = table[table["curve"] == epsilon_curve.WORST].set_index(["defense", "attack"])["accuracy"]
+    assert worst["none", "pgd"].tolist() == pytest.approx([0.9 - 40 / 255, 0.9 - 160 / 255])
+    assert worst["mi_ol", "worst_case"].tolist() == [0.05, 0.05]
+    assert ("mi_ol", "pgd") not in worst.index
+    assert list(dict.fromkeys(table["curve"]))[-1] == epsilon_curve.WORST
+
+
+def crosses(axes: Any) -> int:
+    """How many points of a panel are crossed out."""
+    return sum(len(found.get_offsets()) for found in axes.collections if found.get_zorder() == 9)
+
+
+def test_failed_cells_are_crossed_in_the_figure_and_named_under_it() -> None:
+    cells = radii()
+    cells.loc[cells["attack"] == "eot_pgd", ["verdict", "checks"]] = ["failed", failed("more_eot", "doubled")]
+    table = epsilon_curve.facts(cells)
+    title, note = epsilon_curve.describe(table)
+    assert title == "digits: accuracy against ε"
+    assert "attacked cells: more_eot (2)" in note
+    figure = epsilon_curve.draw(table, title, note)
+    assert [crosses(axes) for axes in figure.axes] == [0, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("make", "files"), [(table2.make, "table2"), (table3.make, "table3"), (paper_table.make, "paper_table")]
+)
+def test_tables_are_written_under_their_names(
+    make: Callable[[Store, str], list[str]], files: str, store: Store
+) -> None:
+    write_cells(store, "s", a_table().to_dict("records"))
+    assert make(store, "s") == [f"studies/s/figures/{files}.{kind}" for kind in ("md", "csv", "tex")]

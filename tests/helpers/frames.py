@@ -1,0 +1,45 @@
+"""TODO."""
+
+import json
+from typing import Any
+
+from mi_ray.store.schemas import CELLS
+
+
+def cell(
+    classifier: str, defense: str, params: dict[str, Any], attack: str, accuracy: float, **changes: Any
+) -> dict[str, Any]:
+    row: dict[str, Any] = dict.fromkeys(CELLS.names)
+    attacked = attack != "none"
+    row |= {
+        "cell": f"{classifier}{defense}{params}{attack}{changes}",
+        "dataset": "digits",
+        "classifier": classifier,
+        "classifier_key": classifier,
+        "attack": attack,
+        "attack_params": json.dumps({"steps": 10} if attacked else {}),
+        "goal": "untargeted" if attacked else "none",
+        "norm": "linf",
+        "epsilon": 8 / 255 if attacked else 0.0,
+        "knowledge": "oblivious" if attacked else "none",
+        "defense": defense,
+        "defense_params": json.dumps(params),
+        "executions": 10,
+        "draws": 2,
+        "state": "done",
+        "points": 200,
+        "accuracy": accuracy,
+        "accuracy_low": accuracy - 0.05,
+        "accuracy_high": accuracy + 0.05,
+        "selection_points": 100,
+        "selection_accuracy": accuracy,
+        "selected": False,
+        "variants": [""],
+        "verdict": "passed",
+    }
+    return {**row, **changes}
+
+
+def failed(name: str, why: str) -> str:
+    """The checks of a cell that failed one of two."""
+    return json.dumps({name: {"state": "failed", "why": why}, "in_ball": {"state": "passed", "why": "it is"}})

@@ -1,0 +1,567 @@
+"""The shipped cluster files hold what they promise, and `mi-ray cluster check` finds each thing that they must not become."""
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from mi_ray.cli import app
+from mi_ray.launch import ray_up as cluster_file
+from mi_ray.launch.check import check_cluster_file
+from mi_ray.launch.rules import Finding, sent
+
+ROOT = Path(__file__).parents[2]
+SHIPPED = ["cluster.yaml", "cluster/on_premise.yaml", "cluster/kuberay.yaml", "cluster/slurm.sh"]
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A home with a token of mode 0600, and the project's folder as the current one."""
+    home = tmp_path / "home"
+    (home / ".ray").mkdir(parents=True)
+    (home / ".ray/auth_token").write_text("not a token")
+    (home / ".ray/auth_token").chmod(0o600)
+    monkeypatch.setenv("HOME", str(home))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "code.py").write_bytes(b"x" * 1000)
+    monkeypatch.chdir(project)
+
+
+def errors_of(path: Path, limit: float = 100.0) -> list[str]:
+    return [str(finding) for finding in check_cluster_file(path, limit)[1] if finding.level == "error"]
+
+
+def changed(tmp_path: Path, change: Callable[[dict[str, Any]], object], name: str = "cluster.yaml") -> Path:
+    """A copy of a shipped `ray up` file after a change."""
+    document = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    change(document)
+    path = tmp_path / "changed.yaml"
+    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return path
+
+
+def replaced(tmp_path: Path, name: str, old: str, new: str) -> Path:
+    """A copy of a shipped file with one text in place of another, everywhere."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    assert old in text
+    path = tmp_path / Path(name).name
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_file_has_no_error_and_warns_of_what_must_be_filled_in_alone(name: str) -> None:
+    _, findings = check_cluster_file(ROOT / name)
+    assert [finding for finding in findings if "a place marked <-" not in finding.text] == []
+    marked = [n for n, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1) if "# <-" in line]
+    assert all(finding.level == "warning" for finding in findings)
+    assert {int(finding.where.removeprefix("line ")) for finding in findings} <= set(marked)
+
+
+@pytest.mark.parametrize("name", SHIPPED[:2])
+def test_a_shipped_file_passes_rays_own_validation(name: str) -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+    validate_config(prepared)
+    assert prepared["head_start_ray_commands"][1].endswith("--autoscaling-config=~/ray_bootstrap_config.yaml")
+
+
+def test_the_known_keys_are_those_of_rays_own_schema() -> None:
+    import ray.autoscaler
+
+    schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
+    assert set(cluster_file.TOP) == set(schema["properties"]) - {"no_restart"}  # which Ray says no user may set
+    assert set(cluster_file.NODE_TYPE) == set(
+        schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
+    )
+
+
+def test_a_group_that_ray_makes_is_open_to_the_world_whatever_the_file_permits() -> None:
+    """The reason for one of the checker's rules, read from Ray itself: should Ray mend this, the rule can go."""
+    pytest.importorskip("boto3", reason="Ray's rules for AWS need the extra [cluster]")
+    from ray.autoscaler._private.aws.config import _create_default_inbound_rules
+
+    own = [{"FromPort": 22, "ToPort": 22, "IpProtocol": "tcp", "IpRanges": [{"CidrIp": "198.51.100.7/32"}]}]
+    assert "0.0.0.0/0" in json.dumps(_create_default_inbound_rules({"sg-1"}, own))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Ray's own bootstrap and its calls to EC2, with boto3's validation of every parameter, against moto."""
+    boto3 = pytest.importorskip("boto3", reason="Ray on AWS needs the extra [cluster]")
+    moto = pytest.importorskip("moto", reason="stands in for AWS")
+    from ray.autoscaler._private.providers import _get_node_provider
+    from ray.autoscaler._private.util import prepare_config
+
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with moto.mock_aws():
+        from ray.autoscaler._private.aws.config import bootstrap_aws
+
+        ec2, iam = boto3.client("ec2"), boto3.client("iam")
+        network = ec2.describe_vpcs()["Vpcs"][0]["VpcId"]
+        group = ec2.create_security_group(GroupName="mi-ray", Description="nodes", VpcId=network)["GroupId"]
+        ssh = {"IpProtocol": "tcp", "FromPort": 22, "ToPort": 22, "IpRanges": [{"CidrIp": "198.51.100.7/32"}]}
+        ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh])
+        for name in ("mi-ray-head", "mi-ray-worker"):
+            iam.create_instance_profile(InstanceProfileName=name)
+        document = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+        for each in document["available_node_types"].values():
+            each["node_config"]["SecurityGroupIds"] = [group]
+        config = bootstrap_aws(prepare_config(document))
+        provider = _get_node_provider(config["provider"], config["cluster_name"])
+        for name, each in config["available_node_types"].items():
+            provider.create_node(each["node_config"], {"ray-node-type": name}, 1)
+        launched = [i for r in ec2.describe_instances()["Reservations"] for i in r["Instances"]]
+        assert {(i["InstanceType"], i.get("InstanceLifecycle")) for i in launched} == {
+            ("m6i.xlarge", None),
+            ("g5.2xlarge", "spot"),
+        }
+        assert all([g["GroupId"] for g in i["SecurityGroups"]] == [group] for i in launched)
+        assert all(i["MetadataOptions"]["HttpTokens"] == "required" for i in launched)
+        groups = ec2.describe_security_groups()["SecurityGroups"]
+        assert "0.0.0.0/0" not in json.dumps([g["IpPermissions"] for g in groups])
+        assert iam.list_roles()["Roles"] == []
+
+
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("bash") is None, reason="asks make and bash")
+@pytest.mark.parametrize("name", SHIPPED[:2])
+def test_the_set_up_commands_install_on_a_fresh_node(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, but for what pip would fetch: the environment is made where the commands want it."""
+    home = tmp_path / "home"
+    (home / "mi-ray").mkdir()
+    for file in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / file, home / "mi-ray")
+    monkeypatch.setenv("MAKEFLAGS", "PIP=true")
+    document = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
+    for command in [*document["setup_commands"], *document["head_setup_commands"]] * 2:  # `ray up` runs them again
+        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (command, done.stdout, done.stderr)
+    assert (home / ".mi_ray_env/bin/python").exists()
+    assert (home / "mi-ray/.venv/installed-cluster").exists()
+    assert (home / "mi-ray/constraints.txt").exists()
+    assert (home / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
+
+
+def node(document: dict[str, Any], name: str = "gpu") -> dict[str, Any]:
+    return document["available_node_types"][name]["node_config"]
+
+
+HEAD, WORKER = "head_start_ray_commands", "worker_start_ray_commands"
+
+
+def in_command(key: str, old: str, new: str) -> Callable[[dict[str, Any]], object]:
+    def change(document: dict[str, Any]) -> None:
+        assert any(old in command for command in document[key])
+        document[key] = [command.replace(old, new) for command in document[key]]
+
+    return change
+
+
+RAY_UP = {
+    "a provider key with a typo": (
+        lambda d: d["provider"].update(use_internal_ip=True),
+        "unknown key 'use_internal_ip' (did you mean 'use_internal_ips'?)",
+    ),
+    "a top-level key with a typo": (
+        lambda d: d.update(file_mount={}),
+        "unknown key 'file_mount' (did you mean 'file_mounts'?)",
+    ),
+    "a node type's key with a typo": (
+        lambda d: d["available_node_types"]["gpu"].update(max_worker=1),
+        "unknown key 'max_worker' (did you mean 'max_workers'?)",
+    ),
+    "the min_workers that only the local provider reads": (
+        lambda d: d.update(min_workers=1),
+        "unknown key 'min_workers'",
+    ),
+    "no name": (lambda d: d.pop("cluster_name"), "cluster_name: must be a name"),
+    "a name that leaves its folder": (lambda d: d.update(cluster_name="../../etc/x"), "got '../../etc/x'"),
+    "IPv4 open to the world": (
+        lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "0.0.0.0/0"}]}]}),
+        "nothing may be open to the world; got 0.0.0.0/0",
+    ),
+    "IPv6 open to the world": (
+        lambda d: d["provider"].update(security_group={"IpPermissions": [{"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}]}),
+        "nothing may be open to the world; got ::/0",
+    ),
+    "half of the world": (
+        lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "128.0.0.0/1"}]}]}),
+        "nothing may be open to the world; got 128.0.0.0/1",
+    ),
+    "sixteen million public addresses": (
+        lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "8.0.0.0/8"}]}]}),
+        "nothing may be open to the world; got 8.0.0.0/8",
+    ),
+    "a dashboard on all interfaces by the last of two options": (
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host=127.0.0.1 --dashboard-host=0.0.0.0"),
+        "got 0.0.0.0",
+    ),
+    "authentication taken back by an empty value": (
+        in_command(HEAD, "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=token; RAY_AUTH_MODE= ;"),
+        "got no RAY_AUTH_MODE",
+    ),
+    "authentication unset again": (
+        in_command(WORKER, "RAY_AUTH_MODE=token;", "RAY_AUTH_MODE=token; unset X RAY_AUTH_MODE;"),
+        "got no RAY_AUTH_MODE",
+    ),
+    "Ray started by a set-up command": (
+        lambda d: d["setup_commands"].append("ray start --head --dashboard-host=0.0.0.0"),
+        "setup_commands[3]: the dashboard runs jobs for whoever reaches it",
+    ),
+    "Ray started by a node type's command": (
+        lambda d: d["available_node_types"]["gpu"].update(worker_setup_commands=["ray start --head"]),
+        "available_node_types.gpu.worker_setup_commands[0]: `ray start` must run with RAY_AUTH_MODE=token",
+    ),
+    "a container's port published": (
+        lambda d: d.update(docker={"image": "x", "container_name": "x", "run_options": ["-p 0.0.0.0:8265:8265"]}),
+        "docker.run_options[0]: a container must publish no port",
+    ),
+    "a node's configuration that is no mapping": (
+        lambda d: d["available_node_types"]["gpu"].update(node_config=[1]),
+        "available_node_types.gpu.node_config: must be a mapping; got [1]",
+    ),
+    "metadata options that are no mapping": (
+        lambda d: node(d).update(MetadataOptions=True),
+        "MetadataOptions: must be a mapping; got True",
+    ),
+    "a security group left to Ray": (
+        lambda d: node(d).pop("SecurityGroupIds"),
+        "SecurityGroupIds must name a group of yours",
+    ),
+    "an image left to Ray": (lambda d: node(d).update(ImageId="latest_dlami"), "ImageId must name an image"),
+    "a role left to Ray": (lambda d: node(d, "head").pop("IamInstanceProfile"), "with all rights to EC2 and S3"),
+    "a role that a forged request can read": (
+        lambda d: node(d).update(MetadataOptions={"HttpTokens": "optional"}),
+        "MetadataOptions.HttpTokens must be `required`",
+    ),
+    "a dashboard on all interfaces": (
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host 0.0.0.0"),
+        "--dashboard-host must be 127.0.0.1",
+    ),
+    "a dashboard on the private address": (
+        in_command(HEAD, "--dashboard-host=127.0.0.1", "--dashboard-host=10.0.0.4"),
+        "got 10.0.0.4",
+    ),
+    "Ray Client's server on all interfaces": (
+        lambda d: d[HEAD].append("python -m ray.util.client.server --host=0.0.0.0 --port=10001"),
+        "got --host 0.0.0.0",
+    ),
+    "Ray Client's server where its default puts it": (
+        lambda d: d[HEAD].append("python -m ray.util.client.server --port=10001"),
+        "which means all interfaces",
+    ),
+    "a head without authentication": (in_command(HEAD, "export RAY_AUTH_MODE=token; ", ""), "got no RAY_AUTH_MODE"),
+    "a worker with authentication off": (
+        in_command(WORKER, "RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled"),
+        "got disabled",
+    ),
+    "start commands left to Ray": (lambda d: d.pop(HEAD), "must start Ray"),
+    "no token for the workers": (
+        lambda d: d["file_mounts"].pop("~/.ray/auth_token"),
+        "must bring Ray's token to the nodes",
+    ),
+    "a folder that is not there": (lambda d: d["file_mounts"].update({"~/x": "no/such"}), "there is no"),
+    "more workers at least than at most": (
+        lambda d: d["available_node_types"]["gpu"].update(min_workers=9),
+        "min_workers must not exceed max_workers; got 9 and 8",
+    ),
+    "more workers needed than allowed": (
+        lambda d: (d["available_node_types"]["gpu"].update(min_workers=8), d.update(max_workers=2)),
+        "at least the sum of min_workers, 8",
+    ),
+    "no workers at all": (
+        lambda d: d["available_node_types"]["gpu"].update(max_workers=0),
+        "at least one worker must be possible",
+    ),
+    "a number of workers that is none": (lambda d: d.update(max_workers="many"), "must be a whole number"),
+    "a provider that is no mapping": (lambda d: d.update(provider="aws"), "provider: must be a mapping; got 'aws'"),
+    "a node type that is no mapping": (
+        lambda d: d["available_node_types"].update(gpu=None),
+        "must be a mapping; got None",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", RAY_UP)
+def test_a_ray_up_file_is_refused_with(what: str, tmp_path: Path) -> None:
+    change, message = RAY_UP[what]
+    found = errors_of(changed(tmp_path, change))
+    assert [line for line in found if message in line], found
+
+
+ON_PREMISE = {
+    "more workers than machines": (
+        lambda d: d.update(max_workers=2),
+        "the number of worker_ips must hold; got 1, 2 and 1",
+    ),
+    "the head among the workers": (lambda d: d["provider"].update(worker_ips=["192.0.2.10"]), "and none the head's"),
+    "a key of another provider": (lambda d: d["provider"].update(region="us-east-1"), "unknown key 'region'"),
+}
+
+
+@pytest.mark.parametrize("what", ON_PREMISE)
+def test_an_on_premise_file_is_refused_with(what: str, tmp_path: Path) -> None:
+    change, message = ON_PREMISE[what]
+    found = errors_of(changed(tmp_path, change, "cluster/on_premise.yaml"))
+    assert [line for line in found if message in line], found
+
+
+SECRETS = {
+    "an AWS access key": "AKIA" + "ABCDEFGHIJKLMNOP",
+    "an AWS secret key": "aws_secret_access_key: " + "wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzzzzzzzzz",
+    "a private key": "-----BEGIN OPENSSH PRIVATE" + " KEY-----",
+    "a token of GitHub's": "ghp_" + "a1B2" * 9,
+    "a token of Hugging Face's": "hf_" + "abcDEF" * 6,
+    "Ray's token in a command": "export RAY_AUTH_TOKEN=" + "0123abcd" * 4,
+    "64 hexadecimal digits": "0123456789abcdef" * 4,
+    "Redis' password": "ray start --redis-password=" + "hunter2hunter2",
+}
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize("what", SECRETS)
+def test_a_secret_is_found_also_in_a_comment_and_is_not_repeated(what: str, name: str, tmp_path: Path) -> None:
+    path = tmp_path / Path(name).name
+    path.write_text(f"{(ROOT / name).read_text(encoding='utf-8')}\n# {SECRETS[what]}\n", encoding="utf-8")
+    found = [line for line in errors_of(path) if "must hold no secret" in line]
+    assert len(found) == 1
+    assert SECRETS[what].split()[-1].split("=")[-1] not in found[0]
+
+
+def test_a_token_taken_from_the_environment_is_no_secret(tmp_path: Path) -> None:
+    change = in_command(WORKER, "export ", "export RAY_AUTH_TOKEN=$(cat ~/.ray/auth_token) ")
+    assert errors_of(changed(tmp_path, change)) == []
+
+
+def test_a_token_that_others_can_read_is_refused_and_one_not_made_yet_is_told() -> None:
+    token = Path.home() / ".ray/auth_token"
+    token.chmod(0o644)
+    found = errors_of(ROOT / "cluster.yaml")
+    assert len(found) == 1
+    assert f"got 0644. Remedy: chmod 600 {token}" in found[0]
+    token.unlink()
+    _, findings = check_cluster_file(ROOT / "cluster.yaml")
+    assert [f for f in findings if f.level == "warning" and "must be there before `ray up`" in f.text]
+
+
+def test_a_head_that_leaves_ray_client_open_is_warned_of(tmp_path: Path) -> None:
+    _, findings = check_cluster_file(changed(tmp_path, lambda d: d[HEAD].pop()))
+    assert [f for f in findings if f.level == "warning" and "Ray Client listens" in f.text]
+
+
+def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
+    Path("data").mkdir()
+    Path("data/images.bin").write_bytes(b"x" * 3_000_000)
+    assert errors_of(ROOT / "cluster.yaml", limit=1.0) == []
+    Path("cache").mkdir()
+    Path("cache/large.bin").write_bytes(b"x" * 3_000_000)
+    found = errors_of(ROOT / "cluster.yaml", limit=1.0)
+    assert len(found) == 1
+    assert "has 3 MB, of it cache 3 MB" in found[0]
+    assert errors_of(ROOT / "cluster.yaml", limit=4.0) == []
+
+
+def test_a_mounted_file_is_measured_too(tmp_path: Path) -> None:
+    (tmp_path / "large.bin").write_bytes(b"x" * 3_000_000)
+    path = changed(tmp_path, lambda d: d["file_mounts"].update({"~/large.bin": str(tmp_path / "large.bin")}))
+    assert [line for line in errors_of(path, limit=1.0) if "has 3 MB, of it large.bin 3 MB" in line]
+    assert errors_of(path, limit=4.0) == []
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="compares with rsync")
+def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    names = [
+        "a.py",
+        ".venv/lib/x",
+        "results/r",
+        "results-old/r",
+        "sub/results/r",
+        "data/d",
+        "sub/data/d",
+        ".git/o",
+        "sub/.git/o",
+        "m/__pycache__/c.pyc",
+        ".mypy_cache/m",
+        "key.pem",
+        "sub/key.pem",
+        "keys/k.key.txt",
+        ".env",
+        "x.env",
+        "deep/data/e/f",
+    ]
+    for size, name in enumerate(names, 100):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_bytes(b"x" * size)
+    for exclude in (
+        yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["rsync_exclude"],
+        ["data/", "*.pem", "deep/data/e"],
+        ["data/**", "/sub"],
+        [],
+    ):
+        options = [f"--exclude={pattern}" for pattern in exclude]
+        command = ["rsync", "-a", "--dry-run", "--out-format=%l %n", *options, f"{source}/", str(tmp_path / "target")]
+        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        expected = sum(int(line.split()[0]) for line in listed if not line.endswith("/"))
+        assert sum(sent(source, exclude).values()) == expected, exclude
+
+
+KUBERNETES = {
+    "no authentication": (
+        "authOptions: {mode: token, secretName: mi-ray-token}",
+        "authOptions: {mode: disabled}",
+        "must be token; got disabled",
+    ),
+    "a token in the file": (
+        "env: [{name: HOME, value: /tmp}]",
+        "env: [{name: RAY_AUTH_TOKEN, value: abc}]",
+        "must come from a Secret",
+    ),
+    "a service that leaves the cluster": ("serviceType: ClusterIP", "serviceType: LoadBalancer", "must be ClusterIP"),
+    "a container that may be root": ("runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot must be true"),
+    "a container that may gain rights": (
+        "allowPrivilegeEscalation: false",
+        "privileged: true",
+        "nothing of privileged",
+    ),
+    "no limits": ('limits: {cpu: "2", memory: 8Gi}', "claims: []", "must have requests and limits"),
+    "pods that no policy selects": (
+        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
+        "podSelector: {matchLabels: {app: other}}\n  policyTypes",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy for the way out alone": (
+        "policyTypes: [Ingress, Egress]",
+        "policyTypes: [Egress]",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy open to the world": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- from: [{ipBlock: {cidr: 0.0.0.0/0}}]",
+        "nothing may be open to the world",
+    ),
+    "a policy with a rule for everybody": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- {}",
+        "must name who is let in",
+    ),
+    "a policy for the pods of every namespace": (
+        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
+        "- from: [{namespaceSelector: {}}]",
+        "got {'namespaceSelector': {}}",
+    ),
+    "a policy that selects by expressions": (
+        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
+        "podSelector: {matchExpressions: [{key: app, operator: In, values: [other]}]}\n  policyTypes",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a policy of another namespace": (
+        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: mi-ray",
+        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: other",
+        "a NetworkPolicy in the file must select",
+    ),
+    "a key with a typo": ("workerGroupSpecs:", "workerGroupSpec:", "did you mean 'workerGroupSpecs'?"),
+    "a job's key with a typo": ("backoffLimit:", "backOffLimit:", "did you mean 'backoffLimit'?"),
+    "a group's key with a typo": ("maxReplicas:", "maxReplica:", "did you mean 'maxReplicas'?"),
+    "fewer replicas at most than at least": ("minReplicas: 0", "minReplicas: 9", "must hold; got 9 and 8"),
+    "a folder of the node": (
+        "{name: tmp, emptyDir: {sizeLimit: 20Gi}}",
+        "{name: tmp, hostPath: {path: /}}",
+        "got hostPath /",
+    ),
+    "the node's network": ("serviceAccountName: mi-ray", "hostNetwork: true", "hostNetwork must be left out"),
+    "no name": ("name: sweep\n", "labels: {}\n", "metadata.name must be a name"),
+    "a secret as a resource": ("kind: ServiceAccount", "kind: Secret", "make it with `kubectl create secret`"),
+}
+
+
+SLURM = {
+    "no authentication": ("RAY_AUTH_MODE=token", "OTHER=token", "got no RAY_AUTH_MODE"),
+    "a dashboard on all interfaces": (
+        "--dashboard-host=127.0.0.1",
+        "--dashboard-host=0.0.0.0",
+        "--dashboard-host must be 127.0.0.1",
+    ),
+    "no time limit": ("#SBATCH --time=24:00:00\n", "", "--time must be given"),
+    "nothing that ends Ray": ("trap finish EXIT", ": finish EXIT", "`trap … EXIT` must end Ray's steps"),
+    "no head": ("ray start --head", "ray start", "must start the head"),
+}
+
+
+OTHERS = {f"kuberay.yaml: {what}": ("cluster/kuberay.yaml", *change) for what, change in KUBERNETES.items()}
+OTHERS |= {f"slurm.sh: {what}": ("cluster/slurm.sh", *change) for what, change in SLURM.items()}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_a_manifest_and_a_slurm_script_are_refused_with(what: str, tmp_path: Path) -> None:
+    file, old, new, message = OTHERS[what]
+    found = errors_of(replaced(tmp_path, file, old, new))
+    assert [line for line in found if message in line], found
+
+
+def test_a_slurm_script_that_stops_every_ray_of_its_user_is_warned_of(tmp_path: Path) -> None:
+    _, findings = check_cluster_file(replaced(tmp_path, "cluster/slurm.sh", "trap - EXIT", "ray stop"))
+    assert [f for f in findings if "`ray stop` ends every Ray" in f.text]
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
+@pytest.mark.parametrize("name", ["cluster/slurm.sh", "tests/cluster/two_hosts.sh", "tests/cluster/slurm_alone.sh"])
+def test_a_script_is_one_that_bash_can_read(name: str) -> None:
+    assert subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, check=False).stderr == b""
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: study\nclassifiers: []\n", "is none of them"),
+        ("[1, 2", "must be YAML"),
+        ("- a\n- b\n", "must hold YAML mappings"),
+        ("cluster_name: a\nprovider: &loop {again: *loop}\n", "must be YAML that ends"),
+        ("", "must hold YAML mappings"),
+        ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
+    ],
+)
+def test_what_is_no_cluster_file_is_refused_without_being_run(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.yaml"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        check_cluster_file(path)
+    assert not Path("pwned").exists()
+
+
+def run(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["cluster", "check", *arguments])
+    if isinstance(result.exception, ValueError):  # `main` makes it one message and exit code 2
+        return 2, str(result.exception)
+    return result.exit_code, result.output
+
+
+def test_the_command_exits_with_0_for_warnings_1_for_errors_and_2_for_another_file(tmp_path: Path) -> None:
+    code, said = run(str(ROOT / "cluster.yaml"))
+    assert code == 0
+    assert "0 errors, 4 warnings" in " ".join(said.split())
+    code, said = run(str(changed(tmp_path, lambda d: d.pop("cluster_name"))))
+    assert code == 1
+    assert "cluster_name: must be a name" in said
+    code, said = run(str(ROOT / "sweeps/quickstart.yaml"))
+    assert code == 2
+    assert "is none of them" in said
+
+
+def test_a_finding_says_its_level_and_place() -> None:
+    assert str(Finding("error", "provider", "wrong")) == "error: provider: wrong"

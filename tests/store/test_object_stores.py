@@ -1,0 +1,400 @@
+"""Stores behind URIs: the rows of a local one, whatever an S3 server does to single requests; nothing lost, nothing
+doubled, no credentials in any file, and a lasting fault told once."""
+
+import json
+import subprocess
+import sys
+import threading
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pyarrow as pa
+import pytest
+from helpers.commands import TINY as STUDY
+from helpers.commands import assert_same_rows, command, sorted_rows
+from helpers.commands import rows as rows_of
+from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+
+import mi_ray.cli
+import mi_ray.store.files
+from mi_ray.store.blocks import PUBLISHED, Store
+from mi_ray.store.check import check_store
+from mi_ray.store.compact import compact
+from mi_ray.store.files import DamagedFileError, Files, StorageError, beside, refuse_credentials, scratch_of
+from mi_ray.store.manifest import study_states, unreferenced
+from mi_ray.store.read import read_records
+from mi_ray.store.schemas import TRAINING
+
+GRID: dict[str, Any] = {"defenses": DEFENSE_GRID[:1]}
+SECRET = "wJalrXUtnFEMIK7MDENG"
+
+
+class S3:
+    """The server beside the tests, with a fresh bucket."""
+
+    def __init__(self, port: int) -> None:
+        self.endpoint = f"http://127.0.0.1:{port}"
+        self.bucket = f"b{uuid.uuid4().hex[:12]}"
+        self.client = boto3.client("s3", region_name="us-east-1", endpoint_url=self.endpoint)
+        self.client.create_bucket(Bucket=self.bucket)
+        self.uri = f"s3://{self.bucket}/deep/results"
+
+    def faults(self, **rules: Any) -> None:
+        """What fails from now on; nothing without rules."""
+        body = json.dumps(rules).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.endpoint}/faults", body)).close()
+
+    def failed(self) -> dict[str, int]:
+        """How many requests failed, by kind."""
+        with urllib.request.urlopen(f"{self.endpoint}/faults") as reply:
+            return dict(json.load(reply))
+
+    def objects(self) -> set[str]:
+        """Every object of the bucket that is no folder's mark."""
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
+        return {found["Key"] for page in pages for found in page.get("Contents", []) if not found["Key"].endswith("/")}
+
+    def unfinished_uploads(self) -> list[Any]:
+        """Uploads in parts that were begun and neither completed nor given up."""
+        return list(self.client.list_multipart_uploads(Bucket=self.bucket).get("Uploads", []))
+
+
+def serve() -> Iterator[int]:
+    """The port of a server that ends with the generator."""
+    program = [sys.executable, str(Path(__file__).parent / "s3_server.py")]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout is not None
+        try:
+            yield int(server.stdout.readline())
+        finally:
+            server.kill()
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port of a server for all tests of this file."""
+    yield from serve()
+
+
+@pytest.fixture
+def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """A server without faults, whose address and credentials are in the environment, where they belong."""
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIDEXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(mi_ray.store.files, "FIRST_WAIT", 0.01)
+    found = S3(port)
+    yield found
+    found.faults()
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """The same study in a folder."""
+    one = tiny(tmp_path_factory.mktemp("local"), **GRID)
+    finish(one)
+    return one
+
+
+def rows(place: Any) -> list[tuple[Any, ...]]:
+    return sorted_rows(read_records(place, "tiny"))
+
+
+def test_a_study_under_passing_faults_has_the_rows_of_a_local_one_and_every_file_once(s3: S3, local: Tiny) -> None:
+    one = tiny(s3.uri, **GRID)
+    s3.faults(share=0.05, seed=1)
+    finish(one)
+    found = rows(s3.uri)
+    failed = s3.failed()
+    s3.faults()
+    assert set(failed) == {"500", "503", "reset", "lost reply"}
+    assert sum(failed.values()) > 20
+    assert found == rows(local.store)
+    expected = {f"deep/results/{path}" for path in local.store.files("")}
+    assert s3.objects() == expected
+    assert s3.unfinished_uploads() == []
+    assert check_store(Store(s3.uri))[0] == []
+
+
+def test_a_server_that_does_not_answer_is_asked_again(s3: S3) -> None:
+    store = Store(s3.uri, create=True)
+    s3.faults(share=1.0, kinds=["stall"], most=1)
+    store.write_bytes("a/b", b"content")
+    assert store.read_bytes("a/b") == b"content"
+    assert s3.failed() == {"stall": 1}
+
+
+def failing(*errors: BaseException | None) -> tuple[Callable[[], str], list[int]]:
+    """A request that raises these errors in turn (None: answers), and the list of its calls."""
+    calls: list[int] = []
+
+    def request() -> str:
+        calls.append(len(calls))
+        error = errors[min(len(calls), len(errors)) - 1]
+        if error is not None:
+            raise error
+        return "answer"
+
+    return request, calls
+
+
+def test_a_request_is_made_again_until_it_is_answered_or_asking_is_of_no_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.store.files, "FIRST_WAIT", 0.001)
+    passing, lasting = OSError("AWS Error NETWORK_CONNECTION"), OSError("AWS Error ACCESS_DENIED during PutObject")
+    request, calls = failing(passing, TimeoutError("slow"), None)
+    assert (mi_ray.store.files.again("reading", request), len(calls)) == ("answer", 3)
+    for errors, made, words in (
+        ([passing], 4, "reading failed, tried 4 times: .*NETWORK"),
+        ([lasting], 1, "reading failed: "),
+        ([PermissionError("no")], 1, "reading failed: no"),
+    ):
+        request, calls = failing(*errors)
+        with pytest.raises(StorageError, match=words):
+            mi_ray.store.files.again("reading", request)
+        assert len(calls) == made
+    request, calls = failing(FileNotFoundError("gone"))
+    with pytest.raises(FileNotFoundError):
+        mi_ray.store.files.again("reading", request)
+    assert len(calls) == 1
+
+
+def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, local: Tiny, run: Any) -> None:
+    one = tiny(s3.uri, **GRID)
+    work = one.plan.attacks[0]
+    one.bench.compute(work, 0, 20)
+    before = s3.objects()
+    s3.faults(share=1.0, kinds=["403"], path="adversarial")
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        one.bench.missing("adversarial", work, 20)
+    with pytest.raises(StorageError, match="ACCESS_DENIED"):
+        one.bench.compute(work, 20, 40)
+    code, _, err = run("check", s3.uri)
+    assert (code, len(err.strip().splitlines())) == (1, 1), err
+    assert "error: reading or writing must be possible and have room" in err
+    s3.faults()
+    assert s3.objects() == before  # what could not be read was not taken for damaged
+    finish(one)
+    assert rows(s3.uri) == rows(local.store)
+    assert run("check", s3.uri)[0] == 0
+
+
+def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, run: Any, tmp_path: Path) -> None:
+    import yaml
+    from helpers.sweeps import document
+
+    finish(tiny(s3.uri, **GRID))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, **GRID})))
+    before = rows(s3.uri)
+    assert "complete" in run("status", s3.uri)[1]
+    assert "complete" in run("status", s3.uri, "--watch")[1]
+    assert run("check", s3.uri)[:1] == (0,)
+    client_file = "deep/results/outputs/orphan/points-00000-00020.parquet"
+    s3.client.put_object(Bucket=s3.bucket, Key=client_file, Body=b"12345")
+    assert "outputs/orphan  5 bytes" in run("gc", s3.uri, "--yes")[1]
+    assert client_file not in s3.objects()
+    code, out, err = run("compact", s3.uri)
+    assert (code, err) == (0, "")
+    assert f"note: {s3.uri} cannot be locked" in out
+    assert {key.split("/")[3] for key in s3.objects() if key.startswith("deep/results/records/")} == {"compacted"}
+    assert rows(s3.uri) == before
+    assert run("check", s3.uri)[0] == 0
+    code, out, _ = run("sweep", "sweep.yaml", "--out", s3.uri)
+    assert (code, "finished already" in out) == (0, True)
+
+
+def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, local: Tiny, run: Any) -> None:
+    finish(tiny(s3.uri, **GRID))
+    store = Store(s3.uri)
+    s3.faults(share=0.1, seed=2)
+    compact(store)
+    assert sum(s3.failed().values()) > 3
+    s3.faults()
+    assert rows(s3.uri) == rows(local.store)
+    assert {path.rpartition("/")[0] for path in store.files("records")} == {PUBLISHED}
+    assert check_store(Store(s3.uri))[0] == []
+
+
+def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s3: S3, local: Tiny) -> None:
+    both = [tiny(s3.uri, **GRID) for _ in range(2)]
+    errors: list[BaseException] = []
+
+    def work(one: Tiny) -> None:
+        try:
+            finish(one)
+        except BaseException as error:  # told to the test below
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(one,)) for one in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert rows(s3.uri) == rows(local.store)
+    assert check_store(Store(s3.uri))[0] == []
+    assert s3.objects() == {f"deep/results/{path}" for path in local.store.files("")}
+    assert unreferenced(Store(s3.uri)) == []
+
+
+@pytest.mark.parametrize("path", ["about.json", "rows.parquet"])
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again_and_a_damaged_one_stays_damaged(
+    s3: S3, monkeypatch: pytest.MonkeyPatch, path: str
+) -> None:
+    store = Store(s3.uri, create=True)
+    epoch = pa.Table.from_pylist([{"epoch": 0, "lr": 0.1, "loss": 1.0, "images": 100}], schema=TRAINING)
+    store.write_json("about.json", {"name": "a"})
+    store.write_table("rows.parquet", epoch)
+
+    def read() -> Any:
+        return store.read_json(path) if path == "about.json" else store.read_table(path, TRAINING).to_pylist()
+
+    whole, expected = store.read_bytes, read()
+    cut = iter([15])
+    monkeypatch.setattr(store, "read_bytes", lambda of: whole(of)[: next(cut, None)])
+    assert read() == expected
+    monkeypatch.setattr(store, "read_bytes", lambda of: whole(of)[:15])
+    with pytest.raises(DamagedFileError, match=path):
+        read()
+
+
+def test_no_file_and_no_message_holds_the_credentials(s3: S3, run: Any) -> None:
+    finish(tiny(s3.uri, **GRID))
+    said = [text for verb in ("status", "check", "gc") for text in run(verb, s3.uri)[1:]]
+    s3.faults(share=1.0, kinds=["403"])
+    said += run("status", s3.uri)[1:]
+    s3.faults()
+    for key in s3.objects():
+        body = s3.client.get_object(Bucket=s3.bucket, Key=key)["Body"].read()
+        assert SECRET.encode() not in body
+        assert b"AKIDEXAMPLE" not in body, key
+    assert not any(SECRET in text or "AKIDEXAMPLE" in text for text in said)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        f"s3://AKIDEXAMPLE:{SECRET}@bucket/x",
+        f"s3://{SECRET}@bucket/x",
+        f"s3://bucket/x?access_key=A&secret_key={SECRET}",
+        f"s3://bucket/x?region=us-east-1&session_token={SECRET}",
+        f"sftp://user:{SECRET}@host/x",
+        f"abfs://container@account/x?sas={SECRET}",
+        f"gs://bucket/x?X-Goog-Signature=a&sig={SECRET}",
+    ],
+)
+def test_a_uri_with_credentials_is_refused_without_repeating_them(run: Any, uri: str) -> None:
+    code, out, err = run("status", uri)
+    assert (code, out) == (2, "")
+    assert "a URI must not carry credentials" in err
+    assert "by the environment" in err
+    assert SECRET not in err
+    with pytest.raises(ValueError, match="must not carry credentials"):
+        refuse_credentials(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket/x?region=us-east-1",
+        "gs://anonymous@bucket/x",
+        "abfs://container@account/x",
+        "sftp://me@host/x",
+        "s3://bucket/monkey?scheme=http",
+    ],
+)
+def test_a_uri_without_credentials_is_not_refused(uri: str) -> None:
+    refuse_credentials(uri)
+
+
+def test_a_bucket_that_is_not_there_and_a_forbidden_one_are_bad_options(s3: S3, run: Any) -> None:
+    code, _, err = run("status", "s3://no-such-bucket-of-ours/x")
+    assert (code, "holds no mi-ray-store.json" in err) == (2, True)
+    with pytest.raises(ValueError, match=r"a store must be readable and writable.*NO_SUCH_BUCKET"):
+        Store("s3://no-such-bucket-of-ours/x", create=True)
+    s3.faults(share=1.0, kinds=["403"])
+    assert run("status", s3.uri)[0] == 2
+
+
+def test_the_scratch_folder_lies_beside_the_store_and_keeps_its_query(s3: S3, tmp_path: Path) -> None:
+    assert beside("s3://b/results?region=x&scheme=http", "-scratch") == "s3://b/results-scratch?region=x&scheme=http"
+    host = s3.endpoint.removeprefix("http://")
+    store = Store(f"{s3.uri}?endpoint_override={host}&scheme=http&region=us-east-1", create=True)
+    scratch = Files(scratch_of(store))
+    scratch.write_bytes("key/state", b"x")
+    assert "deep/results-scratch/key/state" in s3.objects()
+    assert scratch_of(Files(tmp_path / "results")) == f"{tmp_path}/results-scratch"
+    assert scratch_of(Files("memory://a/b")) == "fsspec+memory://a/b-scratch"
+
+
+def test_what_pyarrow_does_not_know_goes_through_fsspec(local: Tiny) -> None:
+    uri = f"memory://{uuid.uuid4().hex}/results"
+    finish(tiny(uri, **GRID))
+    assert rows(uri) == rows(local.store)
+    assert check_store(Store(uri))[0] == []
+    assert [state[:2] for state in study_states(Store(uri))] == [("tiny", "complete")]
+    compact(Store(uri))
+    assert rows(uri) == rows(local.store)
+    with pytest.raises(ValueError, match="must be behind a protocol that is installed"):
+        Store("dropbox://x/y")
+
+
+def test_a_remote_file_system_that_renames_never_shows_half_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fsspec.implementations.local import LocalFileSystem
+
+    class Sftp(LocalFileSystem):
+        protocol = "sftp"
+
+        @classmethod
+        def _strip_protocol(cls, path: str) -> str:
+            return str(path).removeprefix("sftp://")
+
+    monkeypatch.setitem(sys.modules["fsspec.registry"]._registry, "sftp", Sftp)
+    store = Store(f"sftp://{tmp_path}/results", create=True)
+    opened: list[str] = []
+    inner = Sftp.open
+
+    def noted(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        if "w" in mode:
+            opened.append(Path(path).name)
+        return inner(self, path, mode, **options)
+
+    monkeypatch.setattr(Sftp, "open", noted)
+    store.write_bytes("a/b.json", b"1")
+    assert len(set(opened)) == 1
+    assert opened[0].startswith(".b.json.")
+    assert (tmp_path / "results" / "a" / "b.json").read_bytes() == b"1"
+    assert [path.name for path in (tmp_path / "results" / "a").iterdir()] == ["b.json"]
+
+
+@pytest.mark.long
+@pytest.mark.ray
+@pytest.mark.timeout(560)
+def test_a_study_trained_attacked_and_swept_on_s3_has_the_rows_of_a_local_one(
+    s3: S3, undisturbed: Path, tmp_path: Path, run: Any
+) -> None:
+    program = [*command(tmp_path, STUDY)[:-1], s3.uri]
+    s3.faults(share=0.01, seed=3)
+    done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sum(s3.failed().values()) > 5
+    s3.faults()
+    assert f"note: {s3.uri} cannot be locked" in done.stdout
+    found = read_records(s3.uri, "tiny").sort_values(["cell", "point"]).reset_index(drop=True)
+    assert_same_rows(found, rows_of(undisturbed))
+    assert run("check", s3.uri)[0] == 0
+    keys = {key.removeprefix("deep/") for key in s3.objects()}
+    assert keys == {
+        str(path.relative_to(undisturbed)) for path in (undisturbed / "results").rglob("*.*") if path.is_file()
+    }
+    assert SECRET not in done.stdout + done.stderr

@@ -1,0 +1,202 @@
+"""A sweep's rows equal those of a plain reference: one image at a time, fp32, the network as trained, nothing shared.
+
+The reference below has only the keyed random numbers in common with the engine: no batches, no folding, no
+channels_last, no stored trajectory, no join of stored rows.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mi_ray.classifiers import Classifier, build_classifier, weights_bytes
+from mi_ray.config import Sweep
+from mi_ray.randomness import Draws, Key
+from mi_ray.store.blocks import Store
+from mi_ray.study.precision import MOST, has_bf16
+from mi_ray.study.prepare import Study, prepare
+from mi_ray.study.rows import derive
+from mi_ray.study.workbench import Workbench
+
+CPU = torch.device("cpu")
+POINTS, N, STEPS, STEP_SIZE, EPSILON, LAM_PL, LAM_OL, GAP, SIGMA = 20, 7, (2, 6), 0.01, 0.03, 0.6, 0.5, 0.05, 0.1
+SWEEP: dict[str, Any] = {
+    "name": "reference",
+    "dataset": "digits",
+    "points": {"count": POINTS},
+    "batch": 10,
+    "executions": [3, N],
+    "draws": 1,
+    "checks": "cheap",
+    "classifiers": [{"name": "a", "architecture": {"resnet_small": {"width": 8}}}],
+    "attacks": [
+        {"pgd": {"steps": list(STEPS), "step_size": STEP_SIZE}, "epsilon": EPSILON},
+        {
+            "eot_pgd": {"steps": [3], "step_size": STEP_SIZE, "eot": N},
+            "epsilon": EPSILON,
+            "knowledge": "adaptive",
+            "defenses": ["mi_ol"],
+        },
+    ],
+    "defenses": [
+        "none",
+        {"gaussian_noise": {"sigma": SIGMA}},
+        {"mi_pl": {"lam": LAM_PL}},
+        {"mi_ol": {"lam": LAM_OL}},
+        {"mi_combined": {"lam_pl": LAM_PL, "lam_ol": LAM_OL, "threshold": GAP}},
+    ],
+}
+
+
+class Reference:
+    """Every method of the sweep above, written out for one point."""
+
+    def __init__(self, f: Classifier, data: Any) -> None:
+        self.f, self.data = f, data
+        self.train = torch.from_numpy(data.train_images).permute(0, 3, 1, 2).float() / 255
+        self.by_class = [np.flatnonzero(data.train_labels == k) for k in range(10)]
+
+    def clean(self, point: int) -> Tensor:
+        """[1, 3, H, W]."""
+        return torch.from_numpy(self.data.test_images[point]).permute(2, 0, 1)[None].float() / 255
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """F(x), [10]."""
+        return F.softmax(self.f(x), dim=1)[0]
+
+    def executions(self, name: str, x: Tensor, point: int, key: Key, n: int) -> Iterator[Tensor]:
+        """F's output on each of the first n transformed copies, chunks of five random numbers at a time."""
+        guess = int(self.f(x).argmax())
+        for i in range(n):
+            draws = Draws(key.at(family=name), [point], 5, i // 5, CPU)
+            if name == "gaussian_noise":
+                yield self.probabilities(x + SIGMA * draws.normal_images(x.shape[1:])[i % 5])
+                continue
+            which, place = draws.uniform(2)[i % 5, 0].double().tolist()
+            others = [k for k in range(10) if k != guess]
+            members = self.by_class[guess if name == "mi_pl" else others[int(which * 9)]]
+            sample = self.train[members[int(place * len(members))]][None]
+            lam = LAM_PL if name == "mi_pl" else LAM_OL
+            yield self.probabilities(lam * x + (1 - lam) * sample)
+
+    def mean(self, name: str, x: Tensor, point: int, n: int) -> Tensor:
+        """The defense's answer."""
+        return torch.stack(list(self.executions(name, x, point, Key(0, "evaluate"), n))).mean(0)
+
+    def answer(self, defense: str, x: Tensor, point: int, n: int) -> Tensor:
+        """Probabilities [10] of any defense of the sweep."""
+        with torch.no_grad():
+            own = self.probabilities(x)
+            if defense == "none":
+                return own
+            if defense != "mi_combined":
+                return self.mean(defense, x, point, n)
+            guess = int(own.argmax())
+            if own[guess] - self.mean("mi_pl", x, point, n)[guess] >= GAP:
+                return self.mean("mi_ol", x, point, n)
+            return own
+
+    def attacked(self, method: str, point: int, steps: int) -> Tensor:
+        """The point after so many sign steps: on F, or by EOT on MI-OL's own mean probability."""
+        x, y = self.clean(point), int(self.data.test_labels[point])
+        key = Key(0, "attack", method)
+        unit = Draws(key, [point], 1, 0, CPU).uniform_images(x.shape[1:])[0]
+        found = (x + EPSILON * (2 * unit - 1)).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+        for step in range(steps):
+            found = found.detach().requires_grad_(True)
+            if method == "pgd":
+                loss = F.cross_entropy(self.f(found), torch.tensor([y]))
+            else:
+                runs = self.executions("mi_ol", found, point, key.at(step=step + 1), N)
+                loss = -torch.stack([run[y] for run in runs]).mean().log()
+            moved = found + STEP_SIZE * torch.autograd.grad(loss, found)[0].sign()
+            found = moved.clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+        return found.detach()
+
+
+def _trained(study: Study, digits: Any) -> Classifier:
+    """A classifier that gets most digits right, so that attacks and defenses change some answers and not others."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        f = build_classifier(study.planner.classifiers[0].description)
+        optimizer = torch.optim.SGD(f.parameters(), lr=0.1, momentum=0.9)
+        x = torch.from_numpy(digits.train_images).permute(0, 3, 1, 2).float() / 255
+        y = torch.from_numpy(digits.train_labels)
+        for _ in range(2):
+            for chosen in torch.randperm(len(x)).split(64):
+                optimizer.zero_grad()
+                F.cross_entropy(f(x[chosen]), y[chosen]).backward()
+                optimizer.step()
+    return f.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def trained(digits: Any) -> Classifier:
+    """One network for both tests."""
+    return _trained(prepare(Sweep.model_validate(SWEEP)), digits)
+
+
+def _rows(place: Path, f: Classifier, precision: str) -> dict[tuple[str, str, int, int], Any]:
+    """(defense, attack, steps, N) -> the records of the fast path, in the order of their points."""
+    study = prepare(Sweep.model_validate({**SWEEP, "precision": precision}))
+    work = study.planner.classifiers[0]
+    Store(place, create=True)
+    bench = Workbench(study.data(str(place), {work.key: (work.description, weights_bytes(f))}))
+    plan, found = study.plan(), {}
+    outputs = sorted(plan.outputs, key=lambda output: output.component is not None)  # F's own first: ŷ is read there
+    for piece in (*plan.attacks, *outputs):
+        bench.compute(piece, 0, POINTS)
+    for cell in plan.cells:
+        if cell.members:
+            continue  # the worst case of several attacks: rows of the others
+        rows, n = derive(bench, cell, 0, POINTS).to_pandas(), cell.identity["executions"]
+        attack = cell.inputs.attack
+        found[cell.identity["defense"], attack.method if attack else "clean", cell.inputs.stop or 0, n] = rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def fast(trained: Classifier, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """The rows in fp32."""
+    return _rows(tmp_path_factory.mktemp("fp32") / "s", trained, "fp32")
+
+
+def test_in_fp32_every_row_of_a_sweep_is_that_of_the_plain_reference(
+    trained: Classifier, fast: dict[Any, Any], digits: Any
+) -> None:
+    reference, images = Reference(trained, digits), dict[tuple[str, int, int], Tensor]()
+    assert len(fast) == 3 * (1 + 2 * 4) + 2
+    changed = set()
+    for (defense, method, steps, n), rows in fast.items():
+        assert len(rows) == POINTS
+        for row in rows.itertuples():
+            at = (method, row.point, steps)
+            if at not in images:
+                images[at] = reference.clean(row.point) if method == "clean" else reference.attacked(*at)
+            told = reference.answer(defense, images[at], row.point, n)
+            assert row.predicted == int(told.argmax()), (defense, method, steps, n, row.point)
+            np.testing.assert_allclose(row.probabilities, told, atol=1e-3)
+            if row.predicted != row.label:
+                changed.add((defense, method, steps))
+    assert len(changed) > 10  # the comparison is not of answers that are all right
+
+
+@pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 arithmetic")
+def test_in_bf16_no_accuracy_of_a_sweep_differs_by_more_than_auto_accepts(
+    trained: Classifier, fast: dict[Any, Any], tmp_path: Path
+) -> None:
+    coarse, differences = _rows(tmp_path / "s", trained, "bf16"), []
+    for name, rows in fast.items():
+        right = [(found["predicted"] == found["label"]).mean() for found in (rows, coarse[name])]
+        differences.append(right[1] - right[0])
+    assert max(map(abs, differences)) <= max(MOST, 1 / POINTS) + 1e-9
+    assert abs(np.mean(differences)) <= MOST
+    assert any(
+        not np.array_equal(list(rows["probabilities"]), list(coarse[name]["probabilities"]))
+        for name, rows in fast.items()
+    )

@@ -1,0 +1,355 @@
+"""A small study from its blocks to its verdicts, without Ray: sound numbers pass, attacks weaker than others fail."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.studies import Tiny, compute, derived, finish, tiny
+from helpers.sweeps import classifier as entry
+from helpers.sweeps import sweep
+from torch import nn
+
+import mi_ray.plan.controls
+import mi_ray.study.workbench
+from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
+from mi_ray.data import to_unit
+from mi_ray.plan.work import Inputs
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells, read_records
+from mi_ray.study import verdicts
+from mi_ray.study.checks import CHECKS, FREE, NEED_PASSES, Finding
+from mi_ray.study.prepare import prepare
+from mi_ray.study.verdicts import Verdicts
+from mi_ray.study.workbench import Workbench
+
+NEVER_STRONG = {"steps": 1, "step_size": 0.001, "eot": 2, "random_start": False, "scoring_draws": 1}
+STUDY: dict[str, Any] = {
+    "points": {"count": 80, "selection": 20},
+    "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
+    "attacks": [
+        {"pgd": {"steps": [4, 8], "step_size": 0.02}, "epsilon": 0.08},
+        {"eot_pgd": NEVER_STRONG, "epsilon": 0.08, "knowledge": "adaptive"},
+        {"averaged": {"steps": 2, "step_size": 0.02, "eot": 2}, "epsilon": 0.08, "knowledge": "adaptive"},
+    ],
+    "defenses": [{"mi_ol": 0.5}],
+    "executions": 3,
+    "draws": 2,
+    "checks": {"points": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def quick() -> Any:
+    """Controls of a few queries; what they find is told by the real ones in the checks of a sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("LARGE_STEPS", 20), ("CHECK_QUERIES", 5), ("CHECK_TRIES", 3), ("CHECK_EOT", 2)):
+            patch.setattr(mi_ray.plan.controls, name, value)
+        yield
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module, quick: None) -> Tiny:
+    """A finished study of a trained classifier with all checks; read only."""
+    one = tiny(tmp_path_factory.mktemp("judged"), weights=weights_bytes(classifier), **STUDY)
+    finish(one)
+    return one
+
+
+@pytest.fixture(scope="module")
+def cells(judged: Tiny) -> list[dict[str, Any]]:
+    """The rows of cells.parquet, checks and work read as JSON."""
+    rows: list[dict[str, Any]] = read_cells(judged.store, "tiny").to_dict("records")
+    return [{**row, "checks": json.loads(row["checks"]), "work": json.loads(row["work"])} for row in rows]
+
+
+def one_of(
+    cells: list[dict[str, Any]], attack: str, defense: str = "mi_ol", steps: int | None = None
+) -> dict[str, Any]:
+    """The cell of an attack on a defense."""
+    named = [row for row in cells if (row["attack"], row["defense"]) == (attack, defense)]
+    (found,) = [row for row in named if steps is None or json.loads(row["attack_params"])["steps"] == steps]
+    return found
+
+
+def test_every_attacked_cell_says_of_every_check_what_it_found(cells: list[dict[str, Any]]) -> None:
+    assert {row["state"] for row in cells} == {"done"}
+    for row in cells:
+        names = (
+            set(CHECKS) if row["attack"] != "none" else {"in_ball", "logits_not_probabilities", "randomness_declared"}
+        )
+        assert row["checks"].keys() == names
+        for found in row["checks"].values():
+            assert found["state"] in ("passed", "failed", "not run")
+            assert found["why"]
+        failed = any(found["state"] == "failed" for found in row["checks"].values())
+        assert (row["verdict"] == "failed") == failed
+
+
+def test_clean_cells_of_a_sound_network_pass(cells: list[dict[str, Any]]) -> None:
+    clean = [row for row in cells if row["attack"] == "none"]
+    assert len(clean) == 2
+    assert {row["verdict"] for row in clean} == {"passed"}
+
+
+def test_checks_that_need_passes_were_run_where_they_apply(cells: list[dict[str, Any]]) -> None:
+    pgd, eot = one_of(cells, "pgd", "none", 8), one_of(cells, "eot_pgd")
+    assert {name for name in NEED_PASSES if pgd["checks"][name]["state"] == "not run"} == {"more_eot"}
+    assert {name for name in NEED_PASSES if eot["checks"][name]["state"] == "not run"} == set()
+    assert pgd["checks"]["oblivious_not_stronger"]["state"] == "not run"
+    assert {pgd["checks"][name]["points"] for name in NEED_PASSES if name != "more_eot"} == {20}
+    for row in (pgd, eot):
+        assert row["checks"]["epsilon_zero"]["state"] == "passed"  # the clean rows, draw by draw
+        assert all(row["checks"][name]["state"] == "passed" for name in FREE)
+
+
+def test_a_sound_attack_meets_its_controls(cells: list[dict[str, Any]]) -> None:
+    found = one_of(cells, "pgd", "none", 8)["checks"]
+    names = ("monotone_in_epsilon", "large_epsilon", "black_box_not_stronger", "random_noise_not_stronger")
+    assert {name: found[name]["state"] for name in names} == dict.fromkeys(names, "passed"), found
+
+
+def test_a_defense_under_an_oblivious_attack_shares_the_controls_of_f(cells: list[dict[str, Any]]) -> None:
+    for steps in (4, 8):
+        mine, of_f = (one_of(cells, "pgd", defense, steps)["checks"] for defense in ("mi_ol", "none"))
+        assert [mine[name] for name in NEED_PASSES] == [of_f[name] for name in NEED_PASSES]
+    first, last = (one_of(cells, "pgd", "none", steps)["checks"] for steps in (4, 8))
+    assert [first[name] for name in NEED_PASSES if name != "more_steps"] == [
+        last[name] for name in NEED_PASSES if name != "more_steps"
+    ]
+    assert first["more_steps"]["control"] == last["more_steps"]["accuracy"]  # twice four steps are eight
+
+
+@pytest.mark.parametrize("attack", ["eot_pgd", "averaged"])
+def test_an_adaptive_attack_weaker_than_the_oblivious_one_is_failed_with_the_share_of_points(
+    attack: str, judged: Tiny, cells: list[dict[str, Any]]
+) -> None:
+    row = one_of(cells, attack)
+    rivals = [one_of(cells, "pgd", steps=steps) for steps in (4, 8)]
+    strongest = min(rivals, key=lambda rival: rival["accuracy"])
+    found = row["checks"]["oblivious_not_stronger"]
+    assert (row["verdict"], found["state"]) == ("failed", "failed")
+    assert found["accuracy"] == pytest.approx(row["accuracy"], abs=1e-6)
+    assert found["control"] == pytest.approx(strongest["accuracy"], abs=1e-6)
+    assert found["control"] < found["accuracy"] - 0.002
+    rows = read_records(judged.store, "tiny")
+    mine, theirs = (
+        rows[(rows["cell"] == key) & ~rows["selection"]].sort_values("point")["correct_draws"].to_numpy()
+        for key in (row["cell"], strongest["cell"])
+    )
+    assert found["share_stronger"] == pytest.approx((theirs < mine).mean(), abs=1e-6)
+    assert found["points"] == 60
+    assert f"{100 * found['share_stronger']:.1f} % of points" in found["why"]
+
+
+def test_doubling_what_is_next_to_nothing_shows_nothing(cells: list[dict[str, Any]]) -> None:
+    """Why an adaptive attack is also held against the oblivious one: its own versions cannot tell."""
+    found = one_of(cells, "eot_pgd")["checks"]
+    assert [found[name]["state"] for name in ("more_steps", "more_eot")] == ["passed", "passed"]
+
+
+def test_images_of_adaptive_attacks_are_stored_where_the_cell_says(judged: Tiny, cells: list[dict[str, Any]]) -> None:
+    clean = to_unit(judged.bench.data.images[:80]).numpy()
+    for name, largest in (("eot_pgd", 0.001), ("averaged", 0.08)):
+        row = one_of(cells, name)
+        work = next(w for w in judged.plan.attacks if w.key == row["work"]["adversarial"])
+        assert work.defense == ("mi_ol", {"lam": 0.5})
+        images, _, linf = judged.bench.adversarial(Inputs(work, row["work"]["stop"]), 0, 80)
+        np.testing.assert_allclose(np.abs(images - clean).max((1, 2, 3)), linf, atol=1e-6)
+        assert 0 < linf.max() <= largest + 1e-6
+        for key, n in row["work"]["outputs"]:
+            assert (n, judged.store.exists(f"outputs/{key}/points-00000-00020.parquet")) == (3, True)
+
+
+def test_the_worst_case_has_each_point_at_its_worst(judged: Tiny, cells: list[dict[str, Any]]) -> None:
+    rows = read_records(judged.store, "tiny")
+    for defense, attacks in (("none", 2), ("mi_ol", 4)):
+        worst = one_of(cells, "worst_case", defense)
+        members = worst["work"]["members"]
+        table = rows[rows["cell"].isin(members)].pivot_table(index="point", columns="cell", values="correct_draws")
+        own = rows[rows["cell"] == worst["cell"]].set_index("point")
+        assert len(members) == attacks
+        assert own["correct_draws"].sort_index().tolist() == table.min(axis=1).sort_index().tolist()
+        assert worst["accuracy"] <= min(row["accuracy"] for row in cells if row["cell"] in members)
+        assert (worst["goal"], worst["epsilon"]) == ("any", 0.08)
+        for point, row in own.iterrows():
+            least = table.loc[point].idxmin()  # the rows are those of a member, not a mixture of several
+            candidates = [key for key in members if table.loc[point][key] == table.loc[point][least]]
+            found = rows[(rows["point"] == point) & rows["cell"].isin(candidates)]
+            assert any(np.array_equal(row["probabilities"], other) for other in found["probabilities"])
+
+
+def test_the_worst_case_behind_a_defense_is_as_sound_as_its_strongest_adaptive_attack(
+    cells: list[dict[str, Any]],
+) -> None:
+    worst = one_of(cells, "worst_case")
+    members = [row for row in cells if row["cell"] in worst["work"]["members"]]
+    strongest = min(members, key=lambda row: row["accuracy"])
+    assert (strongest["attack"], strongest["knowledge"], strongest["verdict"]) == ("pgd", "oblivious", "passed")
+    adaptive = [row for row in members if row["knowledge"] == "adaptive"]
+    assert {row["verdict"] for row in adaptive} == {"failed"}
+    assert worst["verdict"] == "failed"  # the sound attack is oblivious, and says nothing of the defense
+    assert worst["checks"]["oblivious_not_stronger"]["state"] == "failed"
+    assert worst["checks"]["in_box"]["state"] == "failed"  # a member's images may decide any point
+
+
+def test_the_worst_case_without_a_defense_is_as_sound_as_its_strongest_attack(cells: list[dict[str, Any]]) -> None:
+    worst = one_of(cells, "worst_case", "none")
+    members = [row for row in cells if row["cell"] in worst["work"]["members"]]
+    strongest = min(members, key=lambda row: row["accuracy"])
+    assert (worst["checks"], worst["verdict"]) == (strongest["checks"], strongest["verdict"])
+
+
+def test_a_check_whose_control_is_lost_is_not_run_and_says_why(judged: Tiny, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(judged.store.root, tmp_path / "store"))
+    copy = Tiny(
+        judged.study, judged.plan, store, Workbench(judged.study.data(store.root, judged.bench.data.classifiers))
+    )
+    lost = next(check for check in judged.plan.checks if check.name == "large_epsilon")
+    store.remove(f"outputs/{lost.control.undefended.key}")
+    rows = {row["cell"]: json.loads(row["checks"]) for row in derived(copy) if row["attack"] != "none"}
+    for key in lost.cells:
+        found = rows[key]["large_epsilon"]
+        assert (found["state"], "its control is not there" in found["why"]) == ("not run", True)
+        assert rows[key]["monotone_in_epsilon"]["state"] != "not run"
+
+
+def test_without_checks_an_attacked_cell_is_not_judged(tmp_path: Path) -> None:
+    attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1}]
+    one = tiny(tmp_path, attacks=attacks, defenses=["none"], checks="cheap")
+    verdicts = {row["attack"]: row["verdict"] for row in finish(one)}
+    assert verdicts == {"none": "passed", "pgd": "not run"}
+
+
+def test_rows_that_are_missing_are_not_judged(judged: Tiny, tmp_path: Path) -> None:
+    one = tiny(tmp_path, attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1}], defenses=[{"gaussian_noise": 0.1}])
+    compute(one)
+    one.store.remove(f"outputs/{one.work(attacked=True, stop=1).key}")
+    by_state = {row["state"]: row for row in derived(one)}
+    assert by_state.keys() == {"done", "missing"}
+    assert "verdict" not in by_state["missing"]
+    assert by_state["done"]["verdict"]
+
+
+def test_variants_are_compared_only_with_rivals_of_their_own_options(
+    tmp_path: Path, classifier: nn.Module, quick: None
+) -> None:
+    """An oblivious attack that guesses labels is no rival of an adaptive one that knows them."""
+    attacks = [
+        {"pgd": {"steps": 4, "step_size": 0.02}, "epsilon": 0.08},
+        {"eot_pgd": {**NEVER_STRONG, "steps": 2}, "epsilon": 0.08, "knowledge": "adaptive"},
+    ]
+    variants = {"guessed": {"attack_labels": "predicted"}, "one": {"executions": 1}}
+    changes = {**STUDY, "attacks": attacks, "checks": "cheap", "variants": variants, "executions": None}
+    one = tiny(tmp_path, weights=weights_bytes(classifier), **changes, options={"executions": 2})
+    rows = finish(one)
+    own = {(row["attack"], *row["variants"]): row for row in rows if row["defense"] == "mi_ol"}
+    assert {key for key in own if key[0] in ("pgd", "eot_pgd")} == {
+        (attack, name) for attack in ("pgd", "eot_pgd") for name in ("", "guessed", "one")
+    }
+    for name in ("", "guessed", "one"):
+        found = json.loads(own["eot_pgd", name]["checks"])["oblivious_not_stronger"]
+        assert found["control"] == pytest.approx(own["pgd", name]["accuracy"], abs=1e-6)
+        assert own["pgd", name]["auc"] is not None
+
+
+NETWORKS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.linear, self.last = nn.Linear(3 * 32 * 32, 10), last
+
+    def forward(self, x):
+        return self.last(self.linear(x.flatten(1)))
+
+def logits():
+    return Net(nn.Identity())
+
+def probabilities():
+    return Net(nn.Softmax(dim=1))
+
+def dropping():
+    return Net(lambda x: nn.functional.dropout(x, 0.5, training=True))
+"""
+Own = Callable[[str], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
+    """Runs a study of a network of one's own; returns its rows."""
+    (tmp_path / "own_networks_of_verdicts.py").write_text(NETWORKS)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drawn = torch.randn(10, 3072, generator=torch.Generator().manual_seed(0))
+    torch.save({"linear.weight": 0.05 * drawn, "linear.bias": torch.zeros(10)}, tmp_path / "net.pt")
+
+    def study(factory: str) -> list[dict[str, Any]]:
+        mine = {"name": "f", "factory": f"own_networks_of_verdicts:{factory}", "weights": str(tmp_path / "net.pt")}
+        (work,) = prepare(sweep(classifiers=[mine])).planner.classifiers
+        network = build_classifier(work.description)
+        set_weights(network, read_weights(tmp_path / "net.pt"), "net.pt")
+        changes = {"attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}], "defenses": [{"gaussian_noise": 0.1}]}
+        return finish(tiny(tmp_path / "store", weights=weights_bytes(network), classifiers=[mine], **changes))
+
+    return study
+
+
+@pytest.mark.parametrize(
+    ("factory", "failed"),
+    [
+        ("logits", set()),
+        ("probabilities", {"logits_not_probabilities"}),
+        ("dropping", {"randomness_declared"}),
+    ],
+)
+def test_a_network_that_an_attack_would_misread_fails_every_cell_of_it(
+    own_network: Own, factory: str, failed: set[str]
+) -> None:
+    for row in own_network(factory):
+        found = json.loads(row["checks"])
+        assert failed == {name for name, check in found.items() if check["state"] == "failed"}
+        assert (row["verdict"] == "failed") == bool(failed)
+
+
+def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """But for five passes of F on a few images."""
+    monkeypatch.setattr(Workbench, "compute", lambda *_: pytest.fail("computed"))
+    seen: list[int] = []
+    network = mi_ray.study.workbench.prepared
+
+    def counted(*arguments: Any) -> Any:
+        return lambda x: (seen.append(len(x)), network(*arguments)(x))[1]
+
+    monkeypatch.setattr(mi_ray.study.workbench, "prepared", counted)
+    assert {row["state"] for row in derived(judged)} == {"done"}
+    assert seen == [8] * 5
+
+
+def test_a_worst_case_costs_what_its_members_cost_together(cells: list[dict[str, Any]]) -> None:
+    worst = one_of(cells, "worst_case")
+    members = [row for row in cells if row["cell"] in worst["work"]["members"]]
+    for name in ("forward_passes", "backward_passes"):
+        assert max(row[name] for row in members) < worst[name] <= sum(row[name] for row in members)
+
+
+def test_a_control_is_judged_as_random_where_the_defense_draws_and_nowhere_else(
+    judged: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the defense, not by the counts: with one draw they look the same."""
+    seen: dict[str, set[bool]] = {}
+    for check in judged.plan.checks:
+        defense = check.judged.defense[0]
+
+        def noted(name: str, found: Any, classes: int, defense: str = defense) -> Finding:
+            seen.setdefault(defense, set()).add(found.random)
+            return Finding("passed", "")
+
+        monkeypatch.setattr(verdicts.checks, "against_control", noted)
+        Verdicts(judged.bench, judged.plan)._control(check)
+    assert seen == {"none": {False}, "mi_ol": {True}}

@@ -1,0 +1,103 @@
+"""Ctrl-C with and without a stage, temporary files of killed processes, callbacks by name: without Ray's processes."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+import mi_ray.store.files
+from mi_ray.cluster.callbacks import Watch
+from mi_ray.store.blocks import Store
+from mi_ray.store.files import remove_leftovers
+
+PROGRAM = """
+import sys, time
+from rich.console import Console
+from mi_ray.progress import ctrl_c, stage
+
+def work(shown):
+    print("working", flush=True)
+    time.sleep(0.5)      # Ctrl-C comes here
+    print("after", flush=True)
+    if sys.argv[1] == "once":
+        shown.advance(1)
+    time.sleep(60)
+
+try:
+    with ctrl_c():
+        if sys.argv[1] == "outside":
+            print("working", flush=True)
+            time.sleep(60)
+        with stage("work", 2, "points", Console()) as shown:
+            work(shown)
+except KeyboardInterrupt:
+    print("stopped", flush=True)
+    raise SystemExit(130)
+"""
+
+
+def pressed(where: str, times: int) -> tuple[int, str, str]:
+    """(exit code, output, errors) of a program at work in which Ctrl-C is pressed so often."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, where],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "working\n"
+    for _ in range(times):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.2)
+    said, errors = process.communicate(timeout=30)
+    return process.returncode, said, errors
+
+
+def test_ctrl_c_ends_a_stage_at_its_next_step_and_never_inside_what_it_does() -> None:
+    code, said, errors = pressed("once", 1)
+    assert (code, "after" in said, said.splitlines()[-1]) == (130, True, "stopped")
+    assert "Ctrl-C again: at once" in errors
+
+
+def test_ctrl_c_where_no_stage_runs_stops_where_it_is() -> None:
+    assert pressed("outside", 1)[:2] == (130, "stopped\n")
+
+
+def test_ctrl_c_twice_ends_the_process_at_once() -> None:
+    code, said, errors = pressed("twice", 2)
+    assert (code, "stopped" in said) == (130, False)
+    assert "stopped at once" in errors
+    assert "the same command goes on" in errors
+
+
+def test_temporary_files_of_killed_processes_go_and_those_being_written_and_all_others_stay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mi_ray.store.files, "WRITTEN_IN", 1.0)
+    store = Store(tmp_path / "results", create=True)
+    folder = tmp_path / "results/outputs/key"
+    folder.mkdir(parents=True)
+    dead, alive = (
+        folder / ".points-00000-00050.parquet.0123abcd.tmp",
+        folder / ".points-00050-00100.parquet.0123abce.tmp",
+    )
+    others = [folder / "points-00000-00050.parquet", folder / ".nfs0001", folder / "notes.tmp"]
+    for path in (dead, alive, *others):
+        path.write_bytes(b"x")
+    writing = threading.Timer(0.3, lambda: alive.write_bytes(b"xx"))
+    writing.start()
+    assert remove_leftovers(store) == 1
+    writing.join()
+    assert not dead.exists()
+    assert all(path.exists() for path in (alive, *others))
+
+
+@pytest.mark.parametrize("written", ["", "os", "os:", ":path", "no.such.module:x", "os:nothing", "os:name"])
+def test_a_callback_that_is_none_is_refused_with_what_it_must_be(written: str) -> None:
+    with pytest.raises(ValueError, match=r"--callback must be package\.module:factory"):
+        Watch(callbacks=[written])
