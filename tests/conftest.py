@@ -137,7 +137,7 @@ def linear() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of tests/test_cluster.py; tests that change it work on a copy.
+    """A finished study of tests/cluster/test_studies.py; tests that change it work on a copy.
 
     Modules named as packages that are imported late lay in the folder meanwhile.
     """

@@ -226,7 +226,7 @@ def test_a_full_disk_stops_a_study_with_its_cause_and_no_temporary_file_and_room
 HOLD = """
 import sys, time
 from pathlib import Path
-from mi_ray.store.files import locked
+from mi_ray.store.locks import locked
 with locked(Path(sys.argv[1]), print, shared=len(sys.argv) > 2):
     print("held", flush=True)
     time.sleep(60)

@@ -88,11 +88,17 @@ def test_what_is_incomplete_running_or_unreadable_is_not_finished(store: Store, 
 
 def test_the_programs_own_source_is_part_of_the_fingerprint(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = fingerprint(same())
-    shutil.copy(mi_ray.store.manifest.__file__, tmp_path / "quick.py")
-    monkeypatch.setattr(mi_ray.store.manifest, "__file__", str(tmp_path / "quick.py"))
+    (tmp_path / "attacks").mkdir()
+    source = tmp_path / "attacks/pgd.py"  # in a folder of the program, wherever the fingerprint is written
+    source.write_text("# a program\n")
+    monkeypatch.setattr(mi_ray.store.manifest, "PROGRAM", tmp_path)
     after = fingerprint(same())
-    (tmp_path / "quick.py").write_text("# changed\n")
+    source.write_text("# changed\n")
     assert len({before, after, fingerprint(same())}) == 3
+
+
+def test_the_program_is_all_of_mi_ray() -> None:
+    assert {"cli.py", "attacks", "store"} <= {path.name for path in mi_ray.store.manifest.PROGRAM.iterdir()}
 
 
 def test_a_plugins_source_is_read_without_importing_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ class S3:
 
 def serve() -> Iterator[int]:
     """The port of a server that ends with the generator."""
-    program = [sys.executable, str(Path(__file__).parent / "s3_server.py")]
+    program = [sys.executable, str(Path(__file__).parents[1] / "helpers/s3_server.py")]
     with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
         assert server.stdout is not None
         try:

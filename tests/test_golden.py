@@ -1,0 +1,32 @@
+"""A change that should not change results must not: keys and rows of the golden studies, and keys of every packaged sweep."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.golden import FILE, STUDIES, SWEEPS, processor, study, sweep, trainings
+
+KNOWN: dict[str, Any] = json.loads(FILE.read_text())
+ROWS = ("records", "summary")
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_a_golden_study_has_the_keys_and_on_the_same_kind_of_processor_the_rows_that_it_had(
+    name: str, tmp_path: Path
+) -> None:
+    found = study(name, STUDIES[name], tmp_path / "store")
+    assert {key: value for key, value in found.items() if key not in ROWS} == {
+        key: value for key, value in KNOWN[name].items() if key not in ROWS
+    }
+    if processor() == KNOWN["processor"]:
+        assert {key: found[key] for key in ROWS} == {key: KNOWN[name][key] for key in ROWS}
+
+
+def test_classifiers_of_every_architecture_and_objective_have_the_keys_that_they_had() -> None:
+    assert trainings() == KNOWN["trainings"]
+
+
+@pytest.mark.parametrize("file", sorted(SWEEPS.glob("*.yaml")), ids=lambda file: file.stem)
+def test_a_packaged_sweep_has_the_keys_that_it_had(file: Path) -> None:
+    assert sweep(file) == KNOWN["sweeps"][file.stem]
