@@ -502,12 +502,12 @@ def cluster_check(
     """
     from mi_ray.launch.check import check_cluster_file
 
-    kind, findings = check_cluster_file(file, limit)
-    for finding in findings:
-        style = "red" if finding.level == "error" else "yellow"
-        errors.print(f"{finding}", style=style, markup=False)
-    bad = sum(finding.level == "error" for finding in findings)
-    console.print(f"{file}: {kind}; {bad} errors, {len(findings) - bad} warnings", highlight=False, markup=False)
+    kind, complaints = check_cluster_file(file, limit)
+    for complaint in complaints:
+        style = "red" if complaint.level == "error" else "yellow"
+        errors.print(f"{complaint}", style=style, markup=False)
+    bad = sum(complaint.level == "error" for complaint in complaints)
+    console.print(f"{file}: {kind}; {bad} errors, {len(complaints) - bad} warnings", highlight=False, markup=False)
     if bad:
         raise typer.Exit(1)
 

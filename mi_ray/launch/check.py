@@ -1,23 +1,23 @@
-"""TODO."""
+"""`mi-ray cluster check`: which kind of cluster file it is given, and what is wrong with it."""
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 from mi_ray.launch.kubernetes import RAY_KINDS, check_kubernetes
 from mi_ray.launch.ray_up import check_ray_up
-from mi_ray.launch.rules import Finding, scalars, secrets_in, unfilled
+from mi_ray.launch.rules import Complaint, scalars, secrets_in, unfilled
 from mi_ray.launch.slurm import check_slurm
 
 
-def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Finding]]:
-    """(what kind of file it is, what is wrong with it). limit: megabytes of files that may be sent to each node.
+def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Complaint]]:
+    """Say which kind of cluster file this is, and what is wrong with it: errors first, then warnings.
 
-    Reads a `ray up` file, a Kubernetes manifest with a Ray resource, or a Slurm script that starts Ray. Relative paths in
-    it are taken from the current folder, as Ray takes them. Raises ValueError for a file that is none of the three.
+    It reads `ray up` files, Kubernetes manifests with a Ray resource, and Slurm scripts that start Ray. Relative paths in
+    them are taken from the current folder, as Ray takes them. limit: megabytes of files that may be sent to each node.
+    Raises ValueError for a file that is none of the three.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -42,27 +42,27 @@ def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Find
     )
 
 
-def _sorted(findings: list[Finding]) -> list[Finding]:
-    return sorted(dict.fromkeys(findings), key=lambda finding: finding.level != "error")
+def _sorted(complaints: list[Complaint]) -> list[Complaint]:
+    return sorted(dict.fromkeys(complaints), key=lambda complaint: complaint.level != "error")
 
 
-def _documents(path: Path, text: str) -> list[Mapping[str, Any]]:
+def _documents(path: Path, text: str) -> list[Mapping[str, object]]:
+    """The parsed documents of a YAML file; raises ValueError for one that is not YAML or holds anything but mappings."""
+    parts = re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)
     try:
-        parts = [
-            _without_loops(yaml.safe_load(part)) for part in re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)
-        ]
+        found = [document for document in map(_parsed, parts) if document is not None]
     except (yaml.YAMLError, RecursionError) as problem:
         raise ValueError(f"{path} must be YAML that ends: {' '.join(str(problem).split())}") from problem
-    found = [part for part in parts if part is not None]
-    if not found or not all(isinstance(part, Mapping) for part in found):
-        raise ValueError(
-            f"{path} must hold YAML mappings, such as cluster_name: …; got {type((found or [None])[0]).__name__}"
-        )
-    return found
+    mappings = [document for document in found if isinstance(document, Mapping)]
+    if not mappings or len(mappings) < len(found):
+        got = type(next((document for document in found if not isinstance(document, Mapping)), None)).__name__
+        raise ValueError(f"{path} must hold YAML mappings, such as cluster_name: …; got {got}")
+    return mappings
 
 
-def _without_loops(document: Any) -> Any:
-    """The document; raises RecursionError where an alias makes it hold itself."""
-    for _ in scalars(document):
+def _parsed(text: str) -> object:
+    """One YAML document; raises RecursionError where an alias makes it hold itself."""
+    document = yaml.safe_load(text)
+    for _ in scalars(document):  # This walks through all of it, and never ends in a document that holds itself.
         pass
     return document

@@ -1,27 +1,32 @@
-"""`mi-ray cluster check`: what is wrong with a cluster file that Ray's own validation lets pass.
+"""What is wrong with a `ray up` file that Ray's own validation lets pass.
 
 Ray validates the form of the keys that it knows. It takes an unknown provider key, a port open to the world, a secret and a
 folder of 100 GB without a word.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TypeGuard
 
 from mi_ray.launch.rules import (
     STARTS,
-    Finding,
+    Complaint,
+    Form,
     authentication,
+    entries,
     error,
+    mapping,
+    misshapen,
     open_to_the_world,
     ports_of,
     scalars,
-    sent,
     unknown_keys,
     warning,
 )
 
+# The keys that Ray reads at the top of the file, of each provider and of a node type.
 TOP = (
     "cluster_name",
     "max_workers",
@@ -94,8 +99,23 @@ MEGABYTE = 1_000_000
 TOKEN_FILE = ".ray/auth_token"  # noqa: S105 - a path, not a token
 
 
-def check_ray_up(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
-    """What is wrong with a file for `ray up`."""
+# What must be a mapping or a list so that anything else can be said of the file.
+FORMS: dict[str, Form] = {
+    "provider": "mapping",
+    "auth": "mapping",
+    "file_mounts": "mapping",
+    "rsync_exclude": "list",
+    "head_start_ray_commands": "list",
+    "worker_start_ray_commands": "list",
+    "available_node_types": "mapping",
+    "available_node_types.*": "mapping",
+    "available_node_types.*.node_config": "mapping",
+    "available_node_types.*.node_config.MetadataOptions": "mapping",
+}
+
+
+def check_ray_up(document: Mapping[str, object], limit: float) -> Iterator[Complaint]:
+    """What is wrong with a file for `ray up`; limit: megabytes of files that may be sent to each node."""
     name = document.get("cluster_name")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name):
         yield error(
@@ -103,61 +123,41 @@ def check_ray_up(document: Mapping[str, Any], limit: float) -> Iterator[Finding]
             "must be a name of letters, digits, dots and dashes: Ray finds the cluster by it (left out, "
             f"every such cluster is `default`) and makes file names of it; got {name!r}",
         )
-    wrong = _misshapen(document)
+    wrong = misshapen(document, FORMS)
     if wrong:
         yield from wrong
         return
-    provider = document.get("provider") or {}
+    yield from _keys(document)
+    yield from open_to_the_world(document)
+    if mapping(document.get("provider")).get("type") == "aws":
+        yield from _aws(document)
+    yield from _workers(document)
+    yield from _started(document)
+    yield from _token(_mounts(document), _start_commands(document))
+    yield from _sizes(document, limit)
+
+
+def _node_types(document: Mapping[str, object]) -> dict[str, Mapping[str, object]]:
+    return {name: mapping(node) for name, node in mapping(document.get("available_node_types")).items()}
+
+
+def _keys(document: Mapping[str, object]) -> Iterator[Complaint]:
+    """Errors for keys that Ray does not read, and a warning for a provider whose keys are not known here."""
+    provider = mapping(document.get("provider"))
     kind = provider.get("type")
     yield from unknown_keys("file", document, (*TOP, "min_workers") if kind == "local" else TOP)
-    if kind in PROVIDERS:
+    if isinstance(kind, str) and kind in PROVIDERS:
         yield from unknown_keys("provider", provider, PROVIDERS[kind])
     else:
         yield warning("provider.type", f"keys are known of {', '.join(PROVIDERS)}; those of {kind!r} are not checked")
-    yield from open_to_the_world(document)
-    types = document.get("available_node_types") or {}
-    for place, node in types.items():
-        yield from unknown_keys(f"available_node_types.{place}", node, NODE_TYPE)
-    if kind == "aws":
-        yield from _aws(document, types)
-    yield from _workers(document, types)
-    yield from _started(document)
-    yield from _mounted(document, limit)
+    for name, node in _node_types(document).items():
+        yield from unknown_keys(f"available_node_types.{name}", node, NODE_TYPE)
 
 
-SHAPES: dict[str, type] = {
-    "provider": dict,
-    "auth": dict,
-    "available_node_types": dict,
-    "file_mounts": dict,
-    "rsync_exclude": list,
-    "head_start_ray_commands": list,
-    "worker_start_ray_commands": list,
-}
-
-
-def _misshapen(document: Mapping[str, Any]) -> list[Finding]:
-    """Errors for what must be a mapping or a list and is none; nothing else can be looked at then."""
-    said: dict[type, str] = {dict: "mapping", list: "list"}
-    wrong = [key for key, shape in SHAPES.items() if not isinstance(document.get(key), (shape, type(None)))]
-    found = [error(key, f"must be a {said[SHAPES[key]]}; got {document[key]!r}") for key in wrong]
-    types = document.get("available_node_types")
-    for name, node in types.items() if isinstance(types, dict) else ():
-        config = node.get("node_config") if isinstance(node, dict) else None
-        options = config.get("MetadataOptions") if isinstance(config, dict) else None
-        within = {"": node or [], ".node_config": config or {}, ".node_config.MetadataOptions": options or {}}
-        found += [
-            error(f"available_node_types.{name}{key}", f"must be a mapping; got {value or node!r}")
-            for key, value in within.items()
-            if not isinstance(value, dict)
-        ]
-    return found
-
-
-def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
-    """What a node on AWS gets from Ray when the file does not say otherwise."""
-    for place, node in types.items():
-        where, config = f"available_node_types.{place}.node_config", node.get("node_config") or {}
+def _aws(document: Mapping[str, object]) -> Iterator[Complaint]:
+    """Errors for what Ray would choose unsafely for a node on AWS because the file does not choose."""
+    for name, node in _node_types(document).items():
+        where, config = f"available_node_types.{name}.node_config", mapping(node.get("node_config"))
         if not config.get("SecurityGroupIds") and not config.get("NetworkInterfaces"):
             yield error(
                 where,
@@ -172,10 +172,10 @@ def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Find
                 f"Python 3.6; got {image or 'none'}",
             )
         if not config.get("IamInstanceProfile"):
-            wide = place == document.get("head_node_type")
+            wide = name == document.get("head_node_type")
             own = " (Ray makes one for the head with all rights to EC2 and S3)" if wide else ""
             yield error(where, f"IamInstanceProfile must name a role that reads and writes the bucket{own}; got none")
-        if (config.get("MetadataOptions") or {}).get("HttpTokens") != "required":
+        if mapping(config.get("MetadataOptions")).get("HttpTokens") != "required":
             yield error(
                 where,
                 "MetadataOptions.HttpTokens must be `required`, else a request forged through the node reads "
@@ -183,58 +183,77 @@ def _aws(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Find
             )
 
 
-def _count(value: object) -> bool:
+def _is_count(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _workers(document: Mapping[str, Any], types: Mapping[str, Any]) -> Iterator[Finding]:
+def _workers(document: Mapping[str, object]) -> Iterator[Complaint]:
     """Whether the numbers of workers agree with each other."""
-    head, most = document.get("head_node_type"), document.get("max_workers")
-    ips = (document.get("provider") or {}).get("worker_ips")
-    if most is not None and not _count(most):
+    most, provider = document.get("max_workers"), mapping(document.get("provider"))
+    if most is not None and not _is_count(most):
         yield error("max_workers", f"must be a whole number of at least 0; got {most!r}")
-        return
-    if (document.get("provider") or {}).get("type") == "local" and isinstance(ips, list):
-        least = document.get("min_workers", len(ips))
-        most = len(ips) if most is None else most
-        if not _count(least) or not least <= most <= len(ips):
-            yield error(
-                "min_workers",
-                "min_workers <= max_workers <= the number of worker_ips must hold; got "
-                f"{least!r}, {most} and {len(ips)}",
-            )
-        if document["provider"].get("head_ip") in ips or len(set(ips)) < len(ips):
-            told = ", ".join(map(str, ips))
-            yield error("provider.worker_ips", f"must be different addresses, and none the head's; got {told}")
-        return
-    together, possible = 0, 0
-    for place, node in types.items():
-        low, high = node.get("min_workers", 0), node.get("max_workers", 0 if place == head else most)
-        where = f"available_node_types.{place}"
-        if not _count(low) or not (high is None or _count(high)):
+    elif provider.get("type") == "local" and isinstance(provider.get("worker_ips"), list):
+        yield from _workers_by_address(document, most)
+    else:
+        yield from _workers_by_node_type(document, most)
+
+
+def _workers_by_address(document: Mapping[str, object], most: int | None) -> Iterator[Complaint]:
+    """Whether machines that are listed by address suffice; most: the file's max_workers, None where it is left out."""
+    provider = mapping(document.get("provider"))
+    addresses = [str(address) for address in entries(provider.get("worker_ips"))]
+    most = len(addresses) if most is None else most
+    least = document.get("min_workers", len(addresses))
+    if not _is_count(least) or not least <= most <= len(addresses):
+        yield error(
+            "min_workers",
+            "min_workers <= max_workers <= the number of worker_ips must hold; got "
+            f"{least!r}, {most} and {len(addresses)}",
+        )
+    if str(provider.get("head_ip")) in addresses or len(set(addresses)) < len(addresses):
+        told = ", ".join(addresses)
+        yield error("provider.worker_ips", f"must be different addresses, and none the head's; got {told}")
+
+
+def _workers_by_node_type(document: Mapping[str, object], most: int | None) -> Iterator[Complaint]:
+    """Whether the node types' limits agree; most: the file's max_workers, None where it is left out."""
+    limits: list[tuple[int, int | None]] = []
+    for name, node in _node_types(document).items():
+        where = f"available_node_types.{name}"
+        unless_told = 0 if name == document.get("head_node_type") else most
+        low, high = node.get("min_workers", 0), node.get("max_workers", unless_told)
+        if not _is_count(low) or not (high is None or _is_count(high)):
             yield error(
                 where, f"min_workers and max_workers must be whole numbers of at least 0; got {low!r} and {high!r}"
             )
             return
-        if high is not None and low > high:
-            yield error(where, f"min_workers must not exceed max_workers; got {low} and {high}")
-        if most is not None and high is not None and high > most:
-            yield warning(where, f"max_workers beyond the file's own {most} has no effect; got {high}")
-        together, possible = together + low, possible + (1 if high is None else high)
+        yield from _limits_of_one(where, low, high, most)
+        limits.append((low, high))
+    together = sum(low for low, _ in limits)
     if most is not None and together > most:
         yield error("max_workers", f"must be at least the sum of min_workers, {together}; got {most}")
-    if types and (possible == 0 or most == 0):
+    if limits and (most == 0 or all(high == 0 for _, high in limits)):
         yield error("max_workers", "at least one worker must be possible: the head has nothing to work with; got 0")
 
 
-def _commands(document: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(place, command) of every shell command that the file has run on a node."""
+def _limits_of_one(where: str, low: int, high: int | None, most: int | None) -> Iterator[Complaint]:
+    """Whether a node type's least and most workers agree with each other and with the file's max_workers."""
+    if high is None:
+        return
+    if low > high:
+        yield error(where, f"min_workers must not exceed max_workers; got {low} and {high}")
+    if most is not None and high > most:
+        yield warning(where, f"max_workers beyond the file's own {most} has no effect; got {high}")
+
+
+def _commands(document: Mapping[str, object]) -> Iterator[tuple[str, str]]:
+    """(dotted path, command) of every shell command that Ray runs on a node because the file says so."""
     for where, value in scalars(document):
         if re.fullmatch(r"(?:available_node_types\..*\.)?\w+_commands\[\d+\]", where):
             yield where, str(value)
 
 
-def _started(document: Mapping[str, Any]) -> Iterator[Finding]:
+def _started(document: Mapping[str, object]) -> Iterator[Complaint]:
     """Whether Ray is started with authentication, and with its ports where they belong."""
     commands = list(_commands(document))
     for key in COMMANDS:
@@ -252,8 +271,8 @@ def _started(document: Mapping[str, Any]) -> Iterator[Finding]:
         published = re.search(r"(?:^|\s)(?:-p|--publish)\b|^-p\d", str(value))
         if where.rpartition("[")[0].endswith("run_options") and published:
             yield error(where, f"a container must publish no port (it shares the node's network as it is); got {value}")
-    ended = any(CLIENT_ENDED.search(str(command)) for command in document.get(COMMANDS[0]) or [])
-    if document.get(COMMANDS[0]) and not ended:
+    on_head = entries(document.get(COMMANDS[0]))
+    if on_head and not any(CLIENT_ENDED.search(str(command)) for command in on_head):
         yield warning(
             COMMANDS[0],
             "Ray Client listens on the head's private address, port 10001, and cannot be told not to; end "
@@ -261,10 +280,17 @@ def _started(document: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _mounted(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
-    """Whether the token reaches the nodes unread by others, and whether what is sent is small and there."""
-    mounts = {str(target): str(source) for target, source in (document.get("file_mounts") or {}).items()}
-    commands = " ".join(str(command) for key in COMMANDS for command in document.get(key) or [])
+def _mounts(document: Mapping[str, object]) -> dict[str, str]:
+    """The path on this machine that is sent to each path on the nodes."""
+    return {str(target): str(source) for target, source in mapping(document.get("file_mounts")).items()}
+
+
+def _start_commands(document: Mapping[str, object]) -> str:
+    return " ".join(str(command) for key in COMMANDS for command in entries(document.get(key)))
+
+
+def _token(mounts: Mapping[str, str], commands: str) -> Iterator[Complaint]:
+    """Whether Ray's token reaches the nodes, and nobody else can read it."""
     tokens = [source for target, source in mounts.items() if target.endswith(TOKEN_FILE)]
     if not tokens and "RAY_AUTH_TOKEN" not in commands:
         yield error(
@@ -286,8 +312,12 @@ def _mounted(document: Mapping[str, Any], limit: float) -> Iterator[Finding]:
                 f"{source} must be readable for you alone, and is copied with its mode; got {mode}. "
                 f"Remedy: chmod 600 {source}",
             )
-    exclude = [str(pattern) for pattern in document.get("rsync_exclude") or []]
-    for target, written in mounts.items():
+
+
+def _sizes(document: Mapping[str, object], limit: float) -> Iterator[Complaint]:
+    """Whether what is sent to each node is there, and is below the limit in megabytes."""
+    exclude = [str(pattern) for pattern in entries(document.get("rsync_exclude"))]
+    for target, written in _mounts(document).items():
         source = _expanded(written)
         if target.endswith(TOKEN_FILE):
             continue
@@ -303,7 +333,7 @@ def _expanded(written: str) -> Path:
     return Path(written).expanduser()
 
 
-def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterator[Finding]:
+def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterator[Complaint]:
     sizes = sent(source, exclude) if source.is_dir() else {source.name: source.stat().st_size}
     total = sum(sizes.values()) / MEGABYTE
     if total > limit:
@@ -314,3 +344,33 @@ def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterat
             f"what is sent to each node must be below {limit:g} MB after rsync_exclude; {source.resolve()} has "
             f"{total:.0f} MB, of it {told}. Remedy: rsync_exclude, or --limit",
         )
+
+
+def _matches(pattern: str, path: str, folder: bool) -> bool:
+    """Whether one of rsync's patterns excludes a path that is relative to the folder that is sent."""
+    if pattern.endswith("/") and not folder:
+        return False
+    bare = pattern.rstrip("/")
+    if bare.endswith("/**"):  # rsync then sends the empty folder, which weighs nothing.
+        bare = bare.removesuffix("/**")
+    parts, wanted = path.split("/"), bare.lstrip("/").split("/")
+    if not bare.startswith("/"):  # A pattern without a leading slash matches the end of any path.
+        parts = parts[-len(wanted) :]
+    return len(parts) == len(wanted) and all(
+        fnmatchcase(part, each.replace("**", "*")) for part, each in zip(parts, wanted, strict=True)
+    )
+
+
+def sent(folder: Path, exclude: Sequence[str]) -> dict[str, int]:
+    """Bytes that rsync would send of each entry of a folder, by the entry's name; exclude: patterns as rsync reads them."""
+
+    def size(path: Path, relative: str) -> int:
+        """Bytes of a file, or of all that rsync sends of a folder; relative: its path from the folder that is sent."""
+        inside = path.is_dir() and not path.is_symlink()
+        if any(_matches(str(pattern), relative, inside) for pattern in exclude):
+            return 0
+        if not inside:
+            return path.lstat().st_size
+        return sum(size(each, f"{relative}/{each.name}") for each in path.iterdir())
+
+    return {each.name: size(each, each.name) for each in folder.iterdir()}

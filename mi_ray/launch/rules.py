@@ -1,12 +1,13 @@
-"""What every cluster file is held to, whatever starts it: no secret, nothing open to the world, no place left unfilled."""
+"""Rules for every kind of file that starts a cluster: no secret, nothing open to the world, no placeholder left.
+
+Also how such a file is read: what is wrong with it is a `Complaint`, and its parts are looked up without trusting its form.
+"""
 
 import ipaddress
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from mi_ray.parameters import unknown
 
@@ -14,7 +15,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 @dataclass(frozen=True)
-class Finding:
+class Complaint:
     """One thing that is wrong with a cluster file (error) or that a person should look at (warning)."""
 
     level: Literal["error", "warning"]
@@ -25,18 +26,28 @@ class Finding:
         return f"{self.level}: {self.where}: {self.text}"
 
 
-def error(where: str, text: str) -> Finding:
-    """A finding that makes the file unfit for use."""
-    return Finding("error", where, text)
+def error(where: str, text: str) -> Complaint:
+    """A complaint that makes the file unfit for use."""
+    return Complaint("error", where, text)
 
 
-def warning(where: str, text: str) -> Finding:
-    """A finding that a person should look at."""
-    return Finding("warning", where, text)
+def warning(where: str, text: str) -> Complaint:
+    """A complaint that leaves the file usable, but that a person should look at."""
+    return Complaint("warning", where, text)
 
 
-def scalars(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
-    """(dotted path, value) of everything in a parsed file that is no mapping and no list."""
+def mapping(value: object) -> Mapping[str, object]:
+    """The value where it is a mapping, and an empty mapping where it is anything else or was left out."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def entries(value: object) -> Sequence[object]:
+    """The value where it is a list, and an empty list where it is anything else or was left out."""
+    return value if isinstance(value, list) else []
+
+
+def scalars(node: object, where: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of everything in a parsed file that is neither a mapping nor a list."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             yield from scalars(value, f"{where}.{key}" if where else str(key))
@@ -47,8 +58,44 @@ def scalars(node: Any, where: str = "") -> Iterator[tuple[str, Any]]:
         yield where, node
 
 
-def unknown_keys(where: str, found: Iterable[Any], known: Sequence[str]) -> Iterator[Finding]:
-    """An error for each key that nobody reads, with the likely typo."""
+def found_at(node: object, path: str, where: str = "") -> Iterator[tuple[str, object]]:
+    """(dotted path, value) of each place in a parsed file that a path such as `nodes.*.config` leads to.
+
+    A * stands for every key of a mapping and for every entry of a list. A path that leads nowhere yields nothing.
+    """
+    step, _, rest = path.partition(".")
+    inner: dict[str, object] = {}
+    if isinstance(node, Mapping):
+        keys = list(node) if step == "*" else [step] if step in node else []
+        inner = {f"{where}.{key}" if where else str(key): node[key] for key in keys}
+    elif isinstance(node, list) and step == "*":
+        inner = {f"{where}[{index}]": value for index, value in enumerate(node)}
+    for place, value in inner.items():
+        if rest:
+            yield from found_at(value, rest, place)
+        else:
+            yield place, value
+
+
+Form = Literal["mapping", "list"]
+PYTHON_TYPE: dict[Form, type] = {"mapping": Mapping, "list": list}
+
+
+def misshapen(document: object, forms: Mapping[str, Form]) -> list[Complaint]:
+    """Errors for what stands at one of the paths and is not the mapping or the list that it must be.
+
+    A key whose value is left empty counts as left out; an empty entry of a mapping or a list does not.
+    """
+    return [
+        error(where, f"must be a {form}; got {value!r}")
+        for path, form in forms.items()
+        for where, value in found_at(document, path)
+        if not isinstance(value, PYTHON_TYPE[form]) and (value is not None or path.endswith("*"))
+    ]
+
+
+def unknown_keys(where: str, found: Iterable[object], known: Sequence[str]) -> Iterator[Complaint]:
+    """An error for each key that nobody reads, with the key that was probably meant."""
     for key in found:
         if key not in known:
             yield error(where, str(unknown("key", key, sorted(known))))
@@ -70,8 +117,8 @@ SECRETS = {
 TOKEN = re.compile(r"[0-9a-f]{64}")
 
 
-def secrets_in(text: str) -> Iterator[Finding]:
-    """An error for each line, comments too, that holds what looks like a secret. Only its first letters are repeated."""
+def secrets_in(text: str) -> Iterator[Complaint]:
+    """An error for each line that holds what looks like a secret, in a comment too; it repeats the first four letters only."""
     for number, line in enumerate(text.splitlines(), 1):
         for what, pattern in {**SECRETS, "a token of 64 hexadecimal digits": TOKEN}.items():
             found = pattern.search(line)
@@ -85,20 +132,25 @@ def secrets_in(text: str) -> Iterator[Finding]:
                 break
 
 
-WIDEST = 8  # bits of a network's prefix: no private network is wider than 10.0.0.0/8
-PUBLIC = 24  # and a network of public addresses is somebody's own from here on
+# The fewest bits that the prefix of an allowed network may have.
+PRIVATE_BITS = 8  # The widest private network is 10.0.0.0/8.
+PUBLIC_BITS = 24  # A network of 256 public addresses can still belong to one owner; IPv6 needs twice the bits.
 NETWORK = re.compile(r"[0-9A-Fa-f:.]*[.:][0-9A-Fa-f:.]*/\d{1,3}")
 
 
-def open_to_the_world(document: Any, *, below: str = "") -> Iterator[Finding]:
-    """An error for each network of addresses in the document that is wider than any private one."""
+def open_to_the_world(document: object, *, below: str = "") -> Iterator[Complaint]:
+    """An error for each network of addresses in the document that is wider than one owner's.
+
+    document: a parsed file or a part of one; below: the dotted path of that part.
+    """
     for where, value in scalars(document, below):
         for text in NETWORK.findall(value) if isinstance(value, str) else ():
             try:
                 network = ipaddress.ip_network(text, strict=False)
             except ValueError:
                 continue
-            least = WIDEST if network.is_private else PUBLIC if network.version == 4 else 2 * PUBLIC
+            public = PUBLIC_BITS if network.version == 4 else 2 * PUBLIC_BITS
+            least = PRIVATE_BITS if network.is_private else public
             if network.prefixlen < least:
                 yield error(
                     where,
@@ -116,8 +168,8 @@ UNFILLED = {
 }
 
 
-def unfilled(text: str) -> Iterator[Finding]:
-    """A warning for each line, comments aside, that still holds a value which only stands for yours."""
+def unfilled(text: str) -> Iterator[Complaint]:
+    """A warning for each line, comments left out, that still holds a placeholder from the shipped example."""
     for number, line in enumerate(text.splitlines(), 1):
         code = "" if line.lstrip().startswith("#") else line.partition(" #")[0]
         for what, pattern in UNFILLED.items():
@@ -127,7 +179,7 @@ def unfilled(text: str) -> Iterator[Finding]:
 
 
 def option(command: str, name: str) -> str | None:
-    """The value of --name=value or --name value in a command, the last one as Ray takes it; None when it is not there."""
+    """The value that a command gives to an option, as --name=value or --name value, or None; Ray obeys the last of several."""
     found = re.findall(rf"{re.escape(name)}(?:=|\s+)[\"']?([^\s\"';&|]+)", command)
     return found[-1] if found else None
 
@@ -136,10 +188,11 @@ STARTS = re.compile(r"\bray(?:[\"']?)\s+start\b")
 SERVES = re.compile(r"(?<!\[)\bray\.util\.client\.server\b")
 
 
-def ports_of(where: str, command: str, *, fenced: bool = False) -> Iterator[Finding]:
+def ports_of(where: str, command: str, *, fenced: bool = False) -> Iterator[Complaint]:
     """Errors for a command that puts the dashboard or Ray Client where other machines reach it.
 
-    fenced: the file itself keeps others away (a network policy), so that the dashboard may listen on all interfaces.
+    fenced: whether the file itself keeps others away, by a network policy, so that the dashboard may listen on all
+    interfaces.
     """
     host = option(command, "--dashboard-host")
     if host is not None and host not in LOOPBACK and not fenced:
@@ -158,8 +211,11 @@ def ports_of(where: str, command: str, *, fenced: bool = False) -> Iterator[Find
             )
 
 
-def authentication(where: str, command: str, *, before: str = "") -> Iterator[Finding]:
-    """An error for a `ray start` without token authentication; before: what the same shell ran earlier."""
+def authentication(where: str, command: str, *, before: str = "") -> Iterator[Complaint]:
+    """An error for a `ray start` that runs without Ray's token authentication.
+
+    before: the commands that the same shell ran earlier, which may have set or unset RAY_AUTH_MODE.
+    """
     said = re.findall(r"RAY_AUTH_MODE[\"']?[:=][ \t]*[\"']?(\w*)|unset\b[^;&|\n]*RAY_AUTH_MODE", f"{before}\n{command}")
     if said[-1:] != ["token"]:
         yield error(
@@ -167,33 +223,3 @@ def authentication(where: str, command: str, *, before: str = "") -> Iterator[Fi
             "`ray start` must run with RAY_AUTH_MODE=token, else whoever reaches its ports runs code as this "
             f"user; got {(said[-1] if said else '') or 'no RAY_AUTH_MODE'}",
         )
-
-
-def _matches(pattern: str, path: str, folder: bool) -> bool:
-    """Whether one of rsync's patterns excludes a path (relative to the folder that is sent)."""
-    if pattern.endswith("/") and not folder:
-        return False
-    bare = pattern.rstrip("/")
-    if bare.endswith("/**"):  # what is in the folder goes; here the folder itself may as well
-        bare = bare.removesuffix("/**")
-    parts, wanted = path.split("/"), bare.lstrip("/").split("/")
-    if not bare.startswith("/"):  # not anchored: it may match at the end of the path
-        parts = parts[-len(wanted) :]
-    return len(parts) == len(wanted) and all(
-        fnmatchcase(part, each.replace("**", "*")) for part, each in zip(parts, wanted, strict=True)
-    )
-
-
-def sent(folder: Path, exclude: Sequence[str]) -> dict[str, int]:
-    """Bytes of each entry of a folder that rsync would send, by its name, after the excluded ones are taken out."""
-
-    def size(path: Path, relative: str) -> int:
-        """Of a file, or of what is sent of a folder."""
-        inside = path.is_dir() and not path.is_symlink()
-        if any(_matches(str(pattern), relative, inside) for pattern in exclude):
-            return 0
-        if not inside:
-            return path.lstat().st_size
-        return sum(size(each, f"{relative}/{each.name}") for each in path.iterdir())
-
-    return {each.name: size(each, each.name) for each in folder.iterdir()}

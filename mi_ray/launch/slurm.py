@@ -1,38 +1,47 @@
-"""TODO."""
+"""What is wrong with a Slurm script that starts Ray: a job has limits, serves its user alone and leaves nothing running."""
 
 import re
 from collections.abc import Iterator
 
-from mi_ray.launch.rules import STARTS, Finding, authentication, error, ports_of, warning
+from mi_ray.launch.rules import STARTS, Complaint, authentication, error, ports_of, warning
+
+NEEDED = {"--time": "a job without a limit holds its nodes", "--nodes": "Ray needs to know its nodes"}
 
 
-def check_slurm(text: str) -> Iterator[Finding]:
+def check_slurm(text: str) -> Iterator[Complaint]:
     """What is wrong with a batch script that starts Ray."""
-    joined = re.sub(r"\\\n\s*", " ", text)
-    lines = [(n, line) for n, line in enumerate(joined.splitlines(), 1) if not line.lstrip().startswith("#")]
     asked = re.findall(r"^#SBATCH\s+(--[\w-]+)", text, re.MULTILINE)
-    for needed, why in (
-        ("--time", "a job without a limit holds its nodes"),
-        ("--nodes", "Ray needs to know its nodes"),
-    ):
+    for needed, why in NEEDED.items():
         if needed not in asked:
             yield error("#SBATCH", f"{needed} must be given: {why}; got {', '.join(asked) or 'nothing'}")
-    starts = [(number, line) for number, line in lines if STARTS.search(line)]
-    if not any("--head" in line for _, line in starts):
+    commands = _commands(text)
+    starts = {number: command for number, command in commands.items() if STARTS.search(command)}
+    if not any("--head" in command for command in starts.values()):
         yield error("script", "a line with `ray start --head` must start the head; got none")
-    for number, line in starts:
-        before = "\n".join(earlier for at, earlier in lines if at < number)
-        yield from authentication(f"line {number}", line, before=before)
-    for number, line in lines:
-        yield from ports_of(f"line {number}", line)
-        if re.search(r"\bray\s+stop\b", line):
-            yield warning(
-                f"line {number}",
-                "`ray stop` ends every Ray of this user on the node, other jobs' too; end the job's steps",
-            )
-        if re.search(r"^\s*chmod\b.*\b(?:777|666|o\+[rwx]|a\+[rwx])", line):
-            yield error(f"line {number}", "what the job writes must be for its user alone (umask 077)")
-    if not any(re.match(r"\s*trap\s+(?!-\s).*\bEXIT\b", line) for _, line in lines):
+    for number, command in starts.items():
+        before = "\n".join(earlier for at, earlier in commands.items() if at < number)
+        yield from authentication(f"line {number}", command, before=before)
+    for number, command in commands.items():
+        yield from _harm(f"line {number}", command)
+    if not any(re.match(r"\s*trap\s+(?!-\s).*\bEXIT\b", command) for command in commands.values()):
         yield error(
             "script", "`trap … EXIT` must end Ray's steps, else they hold the nodes until the time limit; got none"
         )
+
+
+def _commands(text: str) -> dict[int, str]:
+    """Each line of a script that is not a comment, by its number; lines that a backslash continues are one, by the first's."""
+    found = {}
+    for match in re.finditer(r"(?:.*\\\n)*.+", text):
+        if not match[0].lstrip().startswith("#"):
+            found[text.count("\n", 0, match.start()) + 1] = re.sub(r"\\\n\s*", " ", match[0])
+    return found
+
+
+def _harm(where: str, command: str) -> Iterator[Complaint]:
+    """Complaints about a command that opens a port or a file to others, or that ends what other jobs run."""
+    yield from ports_of(where, command)
+    if re.search(r"\bray\s+stop\b", command):
+        yield warning(where, "`ray stop` ends every Ray of this user on the node, other jobs' too; end the job's steps")
+    if re.search(r"^\s*chmod\b.*\b(?:777|666|o\+[rwx]|a\+[rwx])", command):
+        yield error(where, "what the job writes must be for its user alone (umask 077)")

@@ -13,9 +13,9 @@ import yaml
 from typer.testing import CliRunner
 
 from mi_ray.cli import app
-from mi_ray.launch import ray_up as cluster_file
 from mi_ray.launch.check import check_cluster_file
-from mi_ray.launch.rules import Finding, sent
+from mi_ray.launch.ray_up import NODE_TYPE, TOP, sent
+from mi_ray.launch.rules import Complaint
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ["cluster.yaml", "cluster/on_premise.yaml", "cluster/kuberay.yaml", "cluster/slurm.sh"]
@@ -36,7 +36,7 @@ def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def errors_of(path: Path, limit: float = 100.0) -> list[str]:
-    return [str(finding) for finding in check_cluster_file(path, limit)[1] if finding.level == "error"]
+    return [str(complaint) for complaint in check_cluster_file(path, limit)[1] if complaint.level == "error"]
 
 
 def changed(tmp_path: Path, change: Callable[[dict[str, Any]], object], name: str = "cluster.yaml") -> Path:
@@ -59,11 +59,11 @@ def replaced(tmp_path: Path, name: str, old: str, new: str) -> Path:
 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_file_has_no_error_and_warns_of_what_must_be_filled_in_alone(name: str) -> None:
-    _, findings = check_cluster_file(ROOT / name)
-    assert [finding for finding in findings if "a place marked <-" not in finding.text] == []
+    _, complaints = check_cluster_file(ROOT / name)
+    assert [complaint for complaint in complaints if "a place marked <-" not in complaint.text] == []
     marked = [n for n, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1) if "# <-" in line]
-    assert all(finding.level == "warning" for finding in findings)
-    assert {int(finding.where.removeprefix("line ")) for finding in findings} <= set(marked)
+    assert all(complaint.level == "warning" for complaint in complaints)
+    assert {int(complaint.where.removeprefix("line ")) for complaint in complaints} <= set(marked)
 
 
 @pytest.mark.parametrize("name", SHIPPED[:2])
@@ -79,10 +79,8 @@ def test_the_known_keys_are_those_of_rays_own_schema() -> None:
     import ray.autoscaler
 
     schema = json.loads((Path(ray.autoscaler.__file__).parent / "ray-schema.json").read_text(encoding="utf-8"))
-    assert set(cluster_file.TOP) == set(schema["properties"]) - {"no_restart"}  # which Ray says no user may set
-    assert set(cluster_file.NODE_TYPE) == set(
-        schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"]
-    )
+    assert set(TOP) == set(schema["properties"]) - {"no_restart"}  # which Ray says no user may set
+    assert set(NODE_TYPE) == set(schema["properties"]["available_node_types"]["patternProperties"][".*"]["properties"])
 
 
 def test_a_group_that_ray_makes_is_open_to_the_world_whatever_the_file_permits() -> None:
@@ -355,13 +353,13 @@ def test_a_token_that_others_can_read_is_refused_and_one_not_made_yet_is_told() 
     assert len(found) == 1
     assert f"got 0644. Remedy: chmod 600 {token}" in found[0]
     token.unlink()
-    _, findings = check_cluster_file(ROOT / "cluster.yaml")
-    assert [f for f in findings if f.level == "warning" and "must be there before `ray up`" in f.text]
+    _, complaints = check_cluster_file(ROOT / "cluster.yaml")
+    assert [f for f in complaints if f.level == "warning" and "must be there before `ray up`" in f.text]
 
 
 def test_a_head_that_leaves_ray_client_open_is_warned_of(tmp_path: Path) -> None:
-    _, findings = check_cluster_file(changed(tmp_path, lambda d: d[HEAD].pop()))
-    assert [f for f in findings if f.level == "warning" and "Ray Client listens" in f.text]
+    _, complaints = check_cluster_file(changed(tmp_path, lambda d: d[HEAD].pop()))
+    assert [f for f in complaints if f.level == "warning" and "Ray Client listens" in f.text]
 
 
 def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
@@ -486,6 +484,21 @@ KUBERNETES = {
     ),
     "the node's network": ("serviceAccountName: mi-ray", "hostNetwork: true", "hostNetwork must be left out"),
     "no name": ("name: sweep\n", "labels: {}\n", "metadata.name must be a name"),
+    "a list where the head's options belong": (
+        'rayStartParams: {num-cpus: "0", dashboard-host: 0.0.0.0}',
+        "rayStartParams: [0.0.0.0]",
+        "spec.rayClusterSpec.headGroupSpec.rayStartParams: must be a mapping; got ['0.0.0.0']",
+    ),
+    "a text where a container belongs": (
+        "containers:\n              - name",
+        "containers:\n              - ray\n              - name",
+        "workerGroupSpecs[0].template.spec.containers[0]: must be a mapping",
+    ),
+    "a policy whose rules are no list": (
+        "ingress:\n    - from: [{podSelector: {matchLabels: {app: mi-ray}}}]\n    - from: [{namespaceSelector:",
+        "ingress: {}\n  other:\n    - from: [{namespaceSelector:",
+        "spec.ingress: must be a list; got {}",
+    ),
     "a secret as a resource": ("kind: ServiceAccount", "kind: Secret", "make it with `kubectl create secret`"),
 }
 
@@ -514,9 +527,17 @@ def test_a_manifest_and_a_slurm_script_are_refused_with(what: str, tmp_path: Pat
     assert [line for line in found if message in line], found
 
 
+def test_a_complaint_about_a_slurm_script_names_the_line_where_its_command_begins(tmp_path: Path) -> None:
+    text = (ROOT / "cluster/slurm.sh").read_text(encoding="utf-8")
+    path = tmp_path / "slurm.sh"
+    path.write_text(f"{text}one \\\n  two \\\n  three\nray \\\n  stop\n", encoding="utf-8")
+    (found,) = [complaint for complaint in check_cluster_file(path)[1] if "`ray stop`" in complaint.text]
+    assert found.where == f"line {len(text.splitlines()) + 4}"
+
+
 def test_a_slurm_script_that_stops_every_ray_of_its_user_is_warned_of(tmp_path: Path) -> None:
-    _, findings = check_cluster_file(replaced(tmp_path, "cluster/slurm.sh", "trap - EXIT", "ray stop"))
-    assert [f for f in findings if "`ray stop` ends every Ray" in f.text]
+    _, complaints = check_cluster_file(replaced(tmp_path, "cluster/slurm.sh", "trap - EXIT", "ray stop"))
+    assert [f for f in complaints if "`ray stop` ends every Ray" in f.text]
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
@@ -563,5 +584,5 @@ def test_the_command_exits_with_0_for_warnings_1_for_errors_and_2_for_another_fi
     assert "is none of them" in said
 
 
-def test_a_finding_says_its_level_and_place() -> None:
-    assert str(Finding("error", "provider", "wrong")) == "error: provider: wrong"
+def test_a_complaint_says_its_level_and_place() -> None:
+    assert str(Complaint("error", "provider", "wrong")) == "error: provider: wrong"
