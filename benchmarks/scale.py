@@ -25,6 +25,7 @@ import pyarrow.dataset as ds
 
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import Rows, bring, compact
+from mi_ray.store.manifest import write_manifest
 from mi_ray.store.read import read_cells, read_records, write_cells
 from mi_ray.store.schemas import RECORDS
 
@@ -113,8 +114,7 @@ def write_study(store: Store, cells: int, count: int, accuracies: dict[int, floa
     write_cells(store, "scale", rows)
     keys: dict[str, list[str]] = {kind: [] for kind in ("classifiers", "adversarial", "outputs")}
     keys["records"] = [row["cell"] for row in rows]
-    manifest = {"name": "scale", "state": "complete", "cells": cells, "keys": keys, "provenance": {"written": "now"}}
-    store.write_json("studies/scale/manifest.json", manifest)
+    write_manifest(store, "scale", "complete", keys, {"cells": cells})
 
 
 def timed(what: str, call: Callable[[], Any]) -> Any:

@@ -8,7 +8,7 @@ import logging
 import pkgutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -24,7 +24,7 @@ from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.locks import locked
-from mi_ray.store.manifest import is_finished, is_sealed, seal, seal_again, unseal
+from mi_ray.store.manifest import is_finished, is_sealed, read_manifest, seal, seal_again, seal_figures, unseal
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -215,7 +215,7 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
 
 def _show_cost(store: Store, study: str, counted: dict[str, int]) -> None:
     """Passes of a study as planned for an empty store, and as counted in this run."""
-    planned = store.read_json(f"studies/{study}/manifest.json")["planned"]
+    planned = read_manifest(store, study)["planned"]
     shown = Table(title="Passes", title_justify="left", box=None, padding=(0, 2))
     for head in ("Work", "Forward planned", "Forward done now", "Backward planned", "Backward done now"):
         shown.add_column(head, justify="left" if head == "Work" else "right")
@@ -376,10 +376,8 @@ def figures(
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
     for loaded in _load(files, smoke, set_, seed):
         store = Store(out)
-        sealed = is_sealed(store, loaded.name)
         paths = _draw(store, loaded.name, loaded.figures)
-        if sealed:
-            seal_again(store, loaded.name, paths)
+        seal_figures(store, loaded, paths)
         for path in paths:
             console.print(f"{out}/{path}", highlight=False)
 
@@ -447,7 +445,7 @@ def status(
         raise typer.Exit(1)
 
 
-def _states(found: list[tuple[str, ...]]) -> Table:
+def _states(found: Sequence[tuple[str, ...]]) -> Table:
     shown = Table(box=None, padding=(0, 2))
     for head in ("Study", "State", "Cells", "Done", "Failed", "Missing", "Written"):
         shown.add_column(head, justify="left" if head in ("Study", "State", "Written") else "right")

@@ -506,7 +506,7 @@ class Runner:
             mark(self.store, self.study, plan, "running")
             self.attack(plan)
         if until != "sweep":
-            mark(self.store, self.study, plan, {"train": "trained", "attack": "attacked"}[until])
+            mark(self.store, self.study, plan, "trained" if until == "train" else "attacked")
             return
         plan = self.evaluate(plan)
         self.check(plan)

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 
 from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.manifest import KINDS, UNFINISHED, manifest_of
-from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, TRAINING, Kind
+from mi_ray.store.manifest import UNFINISHED, read_manifest
+from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KINDS, TRAINING, Kind
 
 BALL = 1e-6  # float32 rounding, as in attacks
 ROUNDING = 1e-9
@@ -193,7 +193,7 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
     problems: list[str] = []
     looked_at = 2 + store.exists(f"{folder}/examples.parquet")
     try:
-        manifest = manifest_of(store, name)
+        manifest = read_manifest(store, name)
         if manifest["state"] in UNFINISHED:
             return [], looked_at
         sealed = manifest.get("files", {})
@@ -235,7 +235,7 @@ def studies_of(store: Store, problems: Iterable[Problem]) -> list[str]:
             found.append(name)
             continue
         with contextlib.suppress(DamagedFileError):
-            keys = manifest_of(store, name)["keys"]
+            keys = read_manifest(store, name)["keys"]
             if INDEX_PATH in {problem.path for problem in texts} or damaged & {
                 f"{kind}/{key}" for kind, some in keys.items() for key in some
             }:

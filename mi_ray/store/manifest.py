@@ -1,14 +1,21 @@
-"""Whether a study is finished, from hashes alone: nothing heavy is imported, so the answer takes a second."""
+"""A study's manifest.json: the only code that writes one, and that says what is written there.
+
+A manifest says how far its study is, which results the study refers to, and where they came from (versions, machine,
+commit). The manifest of a complete study is also *sealed*: it holds hashes of the sweep, of the code, and of the names
+and sizes of the study's files. By them a later run recognises the finished study without importing torch, Ray or
+matplotlib and without reading its rows, so that the answer takes a second.
+"""
 
 import hashlib
+import importlib.metadata
 import importlib.util
 import platform
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 
@@ -16,30 +23,164 @@ from mi_ray.config import Sweep
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
-from mi_ray.store.schemas import Kind
+from mi_ray.store.schemas import KINDS
 
-MANIFEST = "manifest.json"
+State = Literal["running", "trained", "attacked", "incomplete", "complete"]
+UNFINISHED: tuple[State, ...] = ("running", "trained", "attacked")  # no cells.parquet of this plan exists yet
+Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
+
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
+PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
+SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
+
+
+def _path(study: str) -> str:
+    return f"studies/{study}/manifest.json"
+
+
+def read_manifest(store: Store, study: str) -> dict[str, Any]:
+    """A study's manifest. Raises DamagedFileError when it is absent or does not say what the study refers to."""
+    path = _path(study)
+    found = store.read_json(path) if store.exists(path) else None
+    if not isinstance(found, dict) or not isinstance(found.get("keys"), dict):
+        raise DamagedFileError(f"{path} must say what the study refers to; run the study again, or remove its folder")
+    return found
+
+
+def write_manifest(store: Store, study: str, state: State, keys: Keys, about: Mapping[str, object]) -> None:
+    """Write a study's manifest anew, with the provenance of this process; a seal that it had is gone.
+
+    state: how far the study is. keys: every folder of the store that it refers to, which `unreferenced` then leaves
+    alone. about: further values for readers, such as the planned passes, by name.
+    """
+    told = {"name": study, "state": state, "keys": keys, "provenance": provenance()}
+    store.write_json(_path(study), {**told, **about})
+
+
+def write_sweep(store: Store, sweep: Sweep) -> None:
+    """Write a study's study.yaml: its sweep with every default written out."""
+    import yaml
+
+    text = yaml.safe_dump(sweep.document(), sort_keys=False, allow_unicode=True)
+    store.write_bytes(f"studies/{sweep.name}/study.yaml", text.encode())
+
+
+def provenance() -> dict[str, object]:
+    """Versions, machine, and the commit of the program where it runs from a git checkout."""
+    git = ["git", "-C", str(PROGRAM)]
+    commit: str | None = None
+    dirty = False
+    try:
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
+        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+        dirty = bool(status.stdout.strip())
+    except (OSError, subprocess.CalledProcessError):
+        commit = None  # The program was installed from a wheel, or git is missing: the versions say what ran.
+    return {
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "python": sys.version.split()[0],
+        "machine": platform.machine(),
+        "processor": platform.processor() or platform.machine(),
+        "commit": commit,
+        "dirty": dirty,
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+def study_state(sweep: Sweep, out: str) -> Literal["finished", "figures", "open"]:
+    """What is left to do of a sweep in the store at `out`, judged by hashes alone.
+
+    "finished": its rows and its figures are there and nothing that they came from has changed, so there is nothing to
+    do. "figures": its rows are complete, but the figures must be drawn again and then sealed by `seal_figures`,
+    because the code of a figure or the list of figures has changed, one could not be drawn, or a file of one is lost.
+    "open": the full plan has to decide what is missing; this is also the answer where the store cannot be read.
+    """
+    try:
+        store = Store(out)
+        manifest = read_manifest(store, sweep.name)
+        same = manifest["state"] == "complete" and manifest["fingerprint"] == fingerprint(sweep)
+        if not same or manifest["inventory"] != inventory(store, sweep.name, manifest["keys"]):
+            return "open"
+        return "finished" if manifest.get("drawn") == _drawn(store, sweep) else "figures"
+    except (DamagedFileError, ValueError, OSError, KeyError, TypeError):
+        return "open"
+
+
+def is_finished(sweep: Sweep, out: str) -> bool:
+    """Whether nothing at all is left to do of a sweep; see `study_state`."""
+    return study_state(sweep, out) == "finished"
 
 
 def fingerprint(sweep: Sweep) -> str:
-    """See `plan.study_fingerprint`: over this program's sources and the sweep's plugins and factories, unimported."""
-    code = list(PROGRAM.rglob("*.py"))
-    for module in [*sweep.plugins, *(e.factory.partition(":")[0] for e in sweep.classifiers if e.factory)]:
-        try:
-            spec = importlib.util.find_spec(module)
-        except ImportError:
-            spec = None
-        if spec is not None and spec.origin is not None:
-            code.append(Path(spec.origin))
-    return study_fingerprint(sweep, code)
+    """A hash of everything that a study's rows came from, and so of no figure.
+
+    It covers the sweep without its list of figures, the data files, and the sources of this program without
+    mi_ray/figures, of the sweep's plugins and of the modules of its factories. A module is found without running it.
+    """
+    drawing = PROGRAM / "figures"
+    code = [path for path in PROGRAM.rglob("*.py") if not path.is_relative_to(drawing)]
+    modules = [*sweep.plugins, *(entry.factory.partition(":")[0] for entry in sweep.classifiers if entry.factory)]
+    return study_fingerprint(sweep, [*code, *(path for module in modules for path in _source(module))])
+
+
+def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
+    """`fingerprint` over given source files. Data files are looked at by size and time, which takes no reading."""
+    digest = hashlib.sha256(canonical(sweep.model_dump(mode="json", exclude={"figures"})).encode())
+    for path in sorted(code):
+        digest.update(path.name.encode() + path.read_bytes())
+    sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
+    # A dataset that has files and names no place for them is looked for in data/.
+    places = [place for _, written in sources for place in list(_texts(written)) or ["data"]]
+    places += [entry.weights for entry in sweep.classifiers if entry.weights]
+    for place in sorted(map(Path, places)):
+        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
+            if path.is_file():
+                digest.update(f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def figures_fingerprint(sweep: Sweep) -> str:
+    """A hash of everything that a study's figures came from beside its rows.
+
+    It covers the list of figures, mi_ray/figures with the statistics that it uses, and, for each figure of a person's
+    own, all Python files in the folder of its module, since a script may call what lies beside it.
+    """
+    digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
+    code = set((PROGRAM / "figures").rglob("*.py")) | set(PROGRAM.glob("statistics.py"))
+    for module in (name for name in sweep.figures if "." in name):
+        code.update(file for path in _source(module) for file in path.parent.glob("*.py"))
+    for path in sorted(code):
+        digest.update(path.name.encode() + path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source(module: str) -> list[Path]:
+    """The source file of a module that is not imported for it; empty where there is no such module."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ImportError:
+        return []
+    return [] if spec is None or spec.origin is None else [Path(spec.origin)]
+
+
+def _texts(value: object) -> Iterator[str]:
+    """All texts among the values of a nested mapping; places of data files are among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _texts(inner)
 
 
 def inventory(store: Store, study: str, keys: Mapping[str, Iterable[str]]) -> str:
-    """A hash of the names and sizes of all files of a study and that it refers to: it changes when one is lost or cut."""
+    """A hash of the names and sizes of a study's own files and of all files that it refers to, figures left out.
+
+    It changes when a file is lost or cut short. The manifest is left out too, since it holds this very hash.
+    """
     digest = hashlib.sha256()
-    own = f"studies/{study}"
-    digest.update(repr(sorted(item for item in store.files(own).items() if item[0] != f"{own}/{MANIFEST}")).encode())
+    own = store.files(f"studies/{study}")
+    apart = (_path(study), f"studies/{study}/figures/")
+    digest.update(repr(sorted(item for item in own.items() if not item[0].startswith(apart))).encode())
     for kind in sorted(keys):
         sizes = store.files(kind)
         wanted = set(keys[kind])
@@ -52,7 +193,7 @@ def inventory(store: Store, study: str, keys: Mapping[str, Iterable[str]]) -> st
 
 
 def _compacted(store: Store, wanted: set[str], sizes: Mapping[str, int]) -> Iterator[str]:
-    """Where the compacted ones of these cells are, and the sizes of the parts that hold them."""
+    """The places of those of these cells that are compacted, and the sizes of the parts that hold them."""
     store.refresh()
     places = store.compacted.places
     rows = [store.compacted.row(places[cell]) for cell in sorted(wanted & places.keys())]
@@ -61,135 +202,109 @@ def _compacted(store: Store, wanted: set[str], sizes: Mapping[str, int]) -> Iter
         yield f"{part}|{sizes.get(f'{PUBLISHED}/{part}')}\n"
 
 
-def seal(store: Store, sweep: Sweep) -> None:
-    """Write into the manifest of a complete study what `is_finished` looks for: the last thing that a run does."""
-    path = f"studies/{sweep.name}/{MANIFEST}"
-    manifest = store.read_json(path)
-    own = sorted(name for name in store.files(f"studies/{sweep.name}") if name != path)
+def _drawn(store: Store, sweep: Sweep) -> dict[str, str]:
+    """What a sealed manifest says of its study's figures: what they came from, and their names and sizes."""
+    files = sorted(store.files(f"studies/{sweep.name}/figures").items())
+    return {
+        "fingerprint": figures_fingerprint(sweep),
+        "inventory": hashlib.sha256(repr(files).encode()).hexdigest(),
+    }
+
+
+def seal(store: Store, sweep: Sweep, *, drawn: bool = True) -> None:
+    """Write into the manifest of a complete study what `study_state` looks for: the last thing that a run does.
+
+    drawn: whether all of its figures could be drawn; where not, the next run draws them again and does nothing else.
+    """
+    manifest = read_manifest(store, sweep.name)
+    own = sorted(name for name in store.files(f"studies/{sweep.name}") if name != _path(sweep.name))
     found = {
         "fingerprint": fingerprint(sweep),
         "inventory": inventory(store, sweep.name, manifest["keys"]),
         "files": {name: _hash_of(store, name) for name in own},
+        "drawn": _drawn(store, sweep) if drawn else None,
     }
-    store.write_json(path, {**manifest, **found})
+    store.write_json(_path(sweep.name), {**manifest, **found})
+
+
+def seal_figures(store: Store, sweep: Sweep, paths: Iterable[str], *, drawn: bool = True) -> None:
+    """Renew what a sealed study's manifest says of its figures, after these alone were drawn again.
+
+    paths: the files that were written. drawn: whether all figures of the sweep could be drawn. A study that is not
+    sealed stays as it is; one that is sealed for another sweep gets the hashes of its new files, and its own figures
+    are drawn by the next run.
+    """
+    if not is_sealed(store, sweep.name):
+        return
+    manifest = read_manifest(store, sweep.name)
+    changed = list(paths)
+    same = manifest["fingerprint"] == fingerprint(sweep)
+    if same and manifest.get("figures") != list(sweep.figures):
+        write_sweep(store, sweep)
+        manifest["figures"] = list(sweep.figures)
+        manifest["inventory"] = inventory(store, sweep.name, manifest["keys"])
+        changed.append(f"studies/{sweep.name}/study.yaml")
+    manifest["files"] = {**manifest.get("files", {}), **{name: _hash_of(store, name) for name in changed}}
+    manifest["drawn"] = _drawn(store, sweep) if same and drawn else None
+    store.write_json(_path(sweep.name), manifest)
 
 
 def is_sealed(store: Store, study: str) -> bool:
-    """Whether a study was complete and still has all the files that it had then, by name and size."""
+    """Whether a study was complete and still has all the files of its rows that it had then, by name and size."""
     try:
-        manifest = store.read_json(f"studies/{study}/{MANIFEST}")
+        manifest = read_manifest(store, study)
         return bool(manifest.get("inventory") == inventory(store, study, manifest["keys"]))
-    except (DamagedFileError, OSError, KeyError, TypeError, AttributeError):
+    except (DamagedFileError, OSError, TypeError):
         return False
 
 
-def seal_again(store: Store, study: str, drawn: Iterable[str] = ()) -> None:
-    """Renew a study's seal after its files were moved about with nothing lost, or some of its figures drawn again."""
-    path = f"studies/{study}/{MANIFEST}"
-    manifest = store.read_json(path)
-    files = {**manifest.get("files", {}), **{name: _hash_of(store, name) for name in drawn}}
-    store.write_json(path, {**manifest, "inventory": inventory(store, study, manifest["keys"]), "files": files})
+def seal_again(store: Store, study: str) -> None:
+    """Renew the seal of a study whose files were moved about with nothing lost, as a compaction does."""
+    manifest = read_manifest(store, study)
+    store.write_json(_path(study), {**manifest, "inventory": inventory(store, study, manifest["keys"])})
+
+
+def unseal(store: Store, study: str) -> bool:
+    """Let the next sweep look at everything of a study again; returns whether the study was sealed."""
+    try:
+        manifest = read_manifest(store, study)
+    except (DamagedFileError, FileNotFoundError):
+        return False  # A study without a manifest that can be read has no seal.
+    sealed = "inventory" in manifest
+    if sealed:
+        store.write_json(_path(study), {name: value for name, value in manifest.items() if name not in SEAL})
+    return sealed
 
 
 def _hash_of(store: Store, path: str) -> str:
     return hashlib.sha256(store.read_bytes(path)).hexdigest()
 
 
-def unseal(store: Store, study: str) -> bool:
-    """Let the next sweep look at everything of a study again; whether it was sealed."""
-    path = f"studies/{study}/{MANIFEST}"
-    try:
-        manifest = store.read_json(path)
-        if "inventory" not in manifest:
-            return False
-        store.write_json(path, {name: value for name, value in manifest.items() if name not in ("inventory", "files")})
-    except (DamagedFileError, FileNotFoundError, TypeError):
-        return False  # no manifest, no seal
-    return True
+class Overview(NamedTuple):
+    """One line of `mi-ray status`, all of it as text; only name and state are filled in for a damaged study."""
+
+    study: str
+    state: str
+    cells: str = ""
+    done: str = ""
+    failed: str = ""
+    missing: str = ""
+    written: str = ""
 
 
-def is_finished(sweep: Sweep, out: str) -> bool:
-    """Whether the store says that this very study is complete and still holds all its files."""
-    try:
-        store = Store(out)
-        manifest = store.read_json(f"studies/{sweep.name}/{MANIFEST}")
-        same = manifest["state"] == "complete" and manifest["fingerprint"] == fingerprint(sweep)
-        return bool(same and manifest["inventory"] == inventory(store, sweep.name, manifest["keys"]))
-    except (DamagedFileError, ValueError, OSError, KeyError, TypeError):
-        return False  # not sure: the full plan decides
+def study_states(store: Store) -> list[Overview]:
+    """How far each study of a store is.
 
-
-def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
-    """A hash of all that a finished study came from: sweep, overrides, data files, plugin and program sources.
-
-    Cheap (files of data are looked at by size and time), so that a finished study is recognised before anything heavy
-    is imported; when it differs, the full plan decides what is missing.
-    """
-    digest = hashlib.sha256(canonical(sweep.model_dump(mode="json")).encode())
-    for path in sorted(code):
-        digest.update(path.name.encode() + path.read_bytes())
-    sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
-    # A dataset with files is looked for in data/ by default.
-    folders = [place for _, written in sources for place in list(_texts(written)) or ["data"]]
-    written = folders + [e.weights for e in sweep.classifiers if e.weights]
-    for place in sorted(map(Path, written)):
-        for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
-            if path.is_file():
-                digest.update(f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}".encode())
-    return digest.hexdigest()
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
-
-
-def provenance() -> dict[str, Any]:
-    """Versions, machine, and the commit of the program where there is one."""
-    packages = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
-    versions = {name: importlib.metadata.version(name) for name in packages}
-    folder = str(Path(__file__).parent)
-    git = ["git", "-C", folder]
-    commit: str | None = None
-    dirty = False
-    try:
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
-        dirty = bool(status.stdout.strip())
-    except (OSError, subprocess.CalledProcessError):
-        commit = None  # installed from a wheel, or no git: the versions say what ran
-    return {
-        "versions": versions,
-        "python": sys.version.split()[0],
-        "machine": platform.machine(),
-        "processor": platform.processor() or platform.machine(),
-        "commit": commit,
-        "dirty": dirty,
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-KINDS: tuple[Kind, ...] = ("adversarial", "outputs", "records")
-
-UNFINISHED = ("running", "trained", "attacked")  # a study that has no cells.parquet of its own plan yet
-
-
-def study_states(store: Store) -> list[tuple[str, ...]]:
-    """(study, state, cells, done, failed, missing, written) for each study.
-
-    While a study runs, its state counts the pieces of its plan whose files are there. A study whose own files cannot
+    While a study runs, its state counts the pieces of its plan whose folders are there. A study whose own files cannot
     be read is "damaged".
     """
-    return [(name, *_state(store, name)) for name in store.folders("studies")]
+    return [_overview(store, name) for name in store.folders("studies")]
 
 
-def _state(store: Store, name: str) -> tuple[str, ...]:
+def _overview(store: Store, name: str) -> Overview:
     counts = dict.fromkeys(("done", "failed", "missing"), 0)
     try:
-        manifest = manifest_of(store, name)
+        manifest = read_manifest(store, name)
         state = str(manifest.get("state", "unknown"))
         if state in UNFINISHED:
             state += ": " + _pieces(store, manifest["keys"])
@@ -197,25 +312,17 @@ def _state(store: Store, name: str) -> tuple[str, ...]:
             states = store.read_column(f"studies/{name}/cells.parquet", "state")
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
     except DamagedFileError:
-        return "damaged", *[""] * 5
+        return Overview(name, "damaged")
     total = manifest.get("cells", sum(counts.values()))
     written = str(manifest.get("provenance", {}).get("written", ""))
-    return state, *(str(n) for n in (total, counts["done"], counts["failed"], counts["missing"])), written
+    done, failed, missing = (str(counts[each]) for each in ("done", "failed", "missing"))
+    return Overview(name, state, str(total), done, failed, missing, written)
 
 
-def manifest_of(store: Store, name: str) -> dict[str, Any]:
-    """A study's manifest. Raises DamagedFileError when it is absent or does not say what the study refers to."""
-    path = f"studies/{name}/manifest.json"
-    found = store.read_json(path) if store.exists(path) else None
-    if not isinstance(found, dict) or not isinstance(found.get("keys"), dict):
-        raise DamagedFileError(f"{path} must say what the study refers to; run the study again, or remove its folder")
-    return found
-
-
-def _pieces(store: Store, keys: dict[str, list[str]]) -> str:
+def _pieces(store: Store, keys: Keys) -> str:
     parts = []
     for kind in ("classifiers", "adversarial", "outputs"):
-        there = set(store.folders(kind))  # and not their files, which may be millions
+        there = set(store.folders(kind))  # Their files are not listed, since there may be millions of them.
         parts.append(f"{kind} {len(there & set(keys[kind]))}/{len(keys[kind])}")
     return ", ".join(parts)
 
@@ -228,13 +335,13 @@ def unreferenced(store: Store) -> list[tuple[str, int]]:
     """
     wanted: set[str] = set()
     for name in store.folders("studies"):
-        manifest = manifest_of(store, name)
+        manifest = read_manifest(store, name)
         if manifest.get("open") and manifest["state"] in UNFINISHED:
             raise ValueError(
                 f"every search must be finished before anything is collected; {name} is {manifest['state']}"
             )
         wanted |= {f"{kind}/{key}" for kind, found in manifest["keys"].items() for key in found}
-    wanted.add(PUBLISHED)  # a part holds the cells of many studies: it is not collected cell by cell
+    wanted.add(PUBLISHED)  # A part holds the cells of many studies, so that it is not collected cell by cell.
     loose: dict[str, int] = {}
     for kind in ("classifiers", *KINDS):
         for path, size in store.files(kind).items():

@@ -1,6 +1,6 @@
 """TODO."""
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ from mi_ray.store.files import DamagedFileError
 
 Array = npt.NDArray[Any]
 Kind = Literal["adversarial", "outputs", "records"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 _IDENTITY = [
     ("cell", pa.string()),

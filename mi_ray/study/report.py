@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
-from mi_ray.store.manifest import provenance
+from mi_ray.store.manifest import State, write_manifest, write_sweep
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import EXAMPLES, images_column
 from mi_ray.study.prepare import Study
@@ -26,20 +26,13 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
     }
 
 
-def mark(store: Store, study: Study, plan: Plan, state: str) -> None:
+def mark(store: Store, study: Study, plan: Plan, state: State) -> None:
     """Say in the store how far a study is, and what it consists of, for `mi-ray status` and `gc`.
 
     A search finds its settings as it goes: `open` says that the keys are not all known yet.
     """
-    manifest = {
-        "name": study.sweep.name,
-        "state": state,
-        "keys": keys_of(plan),
-        "cells": len(plan.cells),
-        "open": study.sweep.search is not None,
-        "provenance": provenance(),
-    }
-    store.write_json(f"studies/{study.sweep.name}/manifest.json", manifest)
+    about = {"cells": len(plan.cells), "open": study.sweep.search is not None}
+    write_manifest(store, study.sweep.name, state, keys_of(plan), about)
 
 
 def examples(study: Study) -> pa.Table:
@@ -52,21 +45,13 @@ def examples(study: Study) -> pa.Table:
 
 
 def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write study.yaml, cells.parquet and manifest.json; `quick.seal` ends a study once its figures are there too."""
-    import yaml
-
+    """Write study.yaml, cells.parquet and manifest.json; `manifest.seal` ends a study once its figures are there too."""
     name = study.sweep.name
-    text = yaml.safe_dump(study.sweep.document(), sort_keys=False, allow_unicode=True)
-    store.write_bytes(f"studies/{name}/study.yaml", text.encode())
+    write_sweep(store, study.sweep)
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
-    keys = keys_of(plan)
     complete = all(row["state"] == "done" for row in rows)
-    manifest = {
-        "name": name,
-        "state": "complete" if complete else "incomplete",
-        "keys": keys,
-        "provenance": provenance(),
+    told = {
         "planned": study.planner.cost(plan),
         "checked_points": plan.checked,
         "cells": len(rows),
@@ -81,4 +66,4 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
         "figures": list(study.sweep.figures),
         **about,
     }
-    store.write_json(f"studies/{name}/manifest.json", manifest)
+    write_manifest(store, name, "complete" if complete else "incomplete", keys_of(plan), told)

@@ -1,17 +1,31 @@
 """A finished study is recognised from hashes alone, and only while nothing that it came from or left has changed."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
-from helpers.sweeps import sweep
+from helpers.sweeps import document
 
 import mi_ray.store.manifest
 from mi_ray.config import Sweep
 from mi_ray.store.blocks import Store
-from mi_ray.store.manifest import fingerprint, inventory, is_finished
+from mi_ray.store.check import check_store
+from mi_ray.store.manifest import (
+    figures_fingerprint,
+    fingerprint,
+    inventory,
+    is_finished,
+    is_sealed,
+    seal,
+    seal_figures,
+    study_state,
+    unseal,
+)
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +42,12 @@ def store(original: Tiny, tmp_path: Path) -> Store:
     return Store(shutil.copytree(original.store.root, tmp_path / "store"))
 
 
+SAME = document(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+
+
 def same(**changes: Any) -> Sweep:
-    return sweep(**{**TINY, "defenses": DEFENSE_GRID[:1], **changes})
+    """The sweep that the study was made from, or one that differs from it."""
+    return Sweep.model_validate({**SAME, **changes})
 
 
 def test_a_finished_study_is_recognised(store: Store) -> None:
@@ -121,8 +139,103 @@ def test_an_inventory_is_of_names_and_sizes_of_the_named_keys(tmp_path: Path) ->
     assert inventory(store, "tiny", keys) == before
     store.write_bytes("studies/tiny/manifest.json", b"{}")  # it holds the hash itself
     assert inventory(store, "tiny", keys) == before
-    store.write_bytes("studies/tiny/figures/fig3b.png", b"1")
-    drawn = inventory(store, "tiny", keys)
-    assert drawn != before
+    store.write_bytes("studies/tiny/figures/fig3b.png", b"1")  # Figures have an inventory of their own.
+    assert inventory(store, "tiny", keys) == before
+    store.write_bytes("studies/tiny/cells.parquet", b"1")
+    summarised = inventory(store, "tiny", keys)
+    assert summarised != before
     store.write_bytes("outputs/a/f", b"12")
-    assert inventory(store, "tiny", keys) not in (before, drawn)
+    assert inventory(store, "tiny", keys) not in (before, summarised)
+
+
+PNG = "studies/tiny/figures/fig3b.png"
+
+
+@pytest.fixture
+def drawn(store: Store) -> Store:
+    """The finished study with a drawn figure."""
+    store.write_bytes(PNG, b"a picture")
+    seal(store, same())
+    return store
+
+
+def test_a_lost_figure_is_all_that_is_drawn_again(drawn: Store) -> None:
+    assert study_state(same(), drawn.root) == "finished"
+    drawn.remove(PNG)
+    assert study_state(same(), drawn.root) == "figures"
+    drawn.write_bytes(PNG, b"a picture")
+    seal_figures(drawn, same(), [PNG])
+    assert study_state(same(), drawn.root) == "finished"
+
+
+def test_a_changed_source_of_figures_leaves_the_rows_finished(
+    drawn: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program = shutil.copytree(mi_ray.store.manifest.PROGRAM, tmp_path / "program")
+    monkeypatch.setattr(mi_ray.store.manifest, "PROGRAM", program)
+    assert study_state(same(), drawn.root) == "finished"
+    with (program / "figures/fig3b.py").open("a") as source:
+        source.write("# changed\n")
+    assert study_state(same(), drawn.root) == "figures"
+    seal_figures(drawn, same(), [PNG])
+    assert study_state(same(), drawn.root) == "finished"
+    with (program / "statistics.py").open("a") as source:  # Rows and figures both use it.
+        source.write("# changed\n")
+    assert study_state(same(), drawn.root) == "open"
+
+
+def test_another_list_of_figures_is_drawn_and_told_and_nothing_else(drawn: Store) -> None:
+    more = same(figures=["fig3b", "table2"])
+    assert study_state(more, drawn.root) == "figures"
+    drawn.write_bytes(table := "studies/tiny/figures/table2.csv", b"a,b")
+    seal_figures(drawn, more, [table])
+    assert study_state(more, drawn.root) == "finished"
+    assert study_state(same(), drawn.root) == "figures"
+    assert yaml.safe_load(drawn.read_bytes("studies/tiny/study.yaml"))["figures"] == ["fig3b", "table2"]
+    assert check_store(drawn)[0] == []
+
+
+def test_a_figure_that_could_not_be_drawn_is_tried_again(drawn: Store) -> None:
+    seal(drawn, same(), drawn=False)
+    assert study_state(same(), drawn.root) == "figures"
+    seal_figures(drawn, same(), [PNG], drawn=False)
+    assert study_state(same(), drawn.root) == "figures"
+    seal_figures(drawn, same(), [PNG])
+    assert study_state(same(), drawn.root) == "finished"
+
+
+def test_figures_of_another_sweep_or_an_open_study_seal_nothing(drawn: Store) -> None:
+    seal_figures(drawn, same(seed=1), [PNG])
+    assert study_state(same(), drawn.root) == "figures"
+    assert study_state(same(seed=1), drawn.root) == "open"
+    assert unseal(drawn, "tiny")
+    assert not unseal(drawn, "tiny")
+    seal_figures(drawn, same(), [PNG])
+    assert not is_sealed(drawn, "tiny")
+    assert study_state(same(), drawn.root) == "open"
+
+
+def test_a_persons_own_figure_is_read_with_what_lies_beside_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.syspath_prepend(str(tmp_path))
+    folder = tmp_path / "figures_of_mine_xyz"
+    folder.mkdir()
+    for name in ("__init__.py", "figure.py", "beside.py"):
+        (folder / name).write_text("")
+    named = same(figures=["figures_of_mine_xyz.figure"])
+    found = {figures_fingerprint(named)}
+    for changed in ("figure.py", "beside.py"):
+        (folder / changed).write_text("raise RuntimeError('imported')\n")
+        found.add(figures_fingerprint(named))
+    assert len(found) == 3
+    assert fingerprint(named) == fingerprint(same())
+
+
+def test_the_answer_needs_neither_torch_nor_ray_nor_matplotlib(drawn: Store) -> None:
+    code = (
+        "import sys, mi_ray.config, mi_ray.store.manifest\n"
+        f"sweep = mi_ray.config.Sweep.model_validate({SAME!r})\n"
+        f"state = mi_ray.store.manifest.study_state(sweep, {drawn.root!r})\n"
+        "print(state, sorted({'torch', 'ray', 'matplotlib', 'pandas'} & set(sys.modules)))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "finished []"
