@@ -1,6 +1,9 @@
-"""TODO."""
+"""The Parquet files of a store, column by column: each column's name, type and meaning stand in one line here.
 
-from typing import Any, Literal, get_args
+The pyarrow schemas are made from these lines, and so are the tables in docs/results.md, which a test compares.
+"""
+
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -12,129 +15,193 @@ Array = npt.NDArray[Any]
 Kind = Literal["adversarial", "outputs", "records"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
-_IDENTITY = [
-    ("cell", pa.string()),
-    ("dataset", pa.string()),
-    ("classifier", pa.string()),
-    ("classifier_key", pa.string()),
-    ("attack", pa.string()),
-    ("attack_params", pa.string()),
-    ("goal", pa.string()),
-    ("norm", pa.string()),
-    ("epsilon", pa.float64()),
-    ("knowledge", pa.string()),
-    ("defense", pa.string()),
-    ("defense_params", pa.string()),
-    ("executions", pa.int32()),
-    ("draws", pa.int32()),
-]
 
-IDENTITY = [name for name, _ in _IDENTITY]
+class Column(NamedTuple):
+    """A column of a Parquet file. meaning: one sentence for whoever reads the file."""
 
-ADVERSARIAL = pa.schema(
-    [
-        ("point", pa.int32()),
-        ("label", pa.int32()),
-        ("attack_label", pa.int32()),
-        ("restart", pa.int32()),
-        ("steps", pa.int32()),
-        ("image", pa.list_(pa.float32())),
-        ("linf", pa.float32()),
-        ("loss", pa.float32()),
-        ("success", pa.float32()),
-        ("zero_gradients", pa.int32()),
-    ]
+    name: str
+    type: pa.DataType
+    meaning: str
+
+
+Columns = tuple[Column, ...]
+
+TEXT, BOOL, INT, LONG = pa.string(), pa.bool_(), pa.int32(), pa.int64()
+FLOAT, DOUBLE, FLOATS = pa.float32(), pa.float64(), pa.list_(pa.float32())
+
+# What is the same in all rows of one cell; the first columns of `records`, `cells.parquet` and the index.
+IDENTITY_COLUMNS: Columns = (
+    Column("cell", TEXT, "The cell's content key, a hash of all that decides its rows."),
+    Column("dataset", TEXT, "The name of the dataset whose test split is classified."),
+    Column("classifier", TEXT, "The name that the sweep gives to the classifier F."),
+    Column("classifier_key", TEXT, "The content key of F: the folder in `classifiers/` that holds its weights."),
+    Column("attack", TEXT, "The attack's name; `none` for clean images and `worst_case` for the worst of all attacks."),
+    Column("attack_params", TEXT, "The attack's parameters as JSON text."),
+    Column("goal", TEXT, "`untargeted` or `targeted`; `none` for clean images and `any` for a worst case."),
+    Column("norm", TEXT, "The norm that bounds the perturbation."),
+    Column(
+        "epsilon", DOUBLE, "The radius of the ball around the clean image, in units of pixels in [0, 1]; 0 if clean."
+    ),
+    Column(
+        "knowledge", TEXT, "`oblivious` (the attack saw F alone) or `adaptive` (it saw the defense); `none` if clean."
+    ),
+    Column("defense", TEXT, "The defense's name; `none` for F itself."),
+    Column("defense_params", TEXT, "The defense's parameters as JSON text."),
+    Column("executions", INT, "N of Alg. 1: how many executions a defended prediction averages."),
+    Column("draws", INT, "How many independent defended predictions, of N executions each, were made of a point."),
 )
 
-OUTPUTS = pa.schema(
-    [
-        ("point", pa.int32()),
-        ("draw", pa.int32()),
-        ("executions", pa.int32()),
-        ("probabilities", pa.list_(pa.float32())),
-    ]
+ADVERSARIAL_COLUMNS: Columns = (
+    Column("point", INT, "The index of the image in the test split."),
+    Column("label", INT, "The true label."),
+    Column("attack_label", INT, "The label that the attack left (untargeted) or sought (targeted)."),
+    Column("restart", INT, "The number of the restart, from 0."),
+    Column("steps", INT, "After how many steps (or queries, or tries) of the attack the image is as it is here."),
+    Column("image", FLOATS, "The adversarial image: channels, height, width; pixels in [0, 1]."),
+    Column("linf", FLOAT, "The largest absolute change of a pixel against the clean image."),
+    Column("loss", FLOAT, "What the attack climbs, on this image; null where `success` is."),
+    Column(
+        "success",
+        FLOAT,
+        "The share of the attack's own draws in which it reached its goal, told by F in fp32, which chooses among restarts; "
+        "null for a single restart on F itself, where nothing is chosen and `outputs` has F's answer.",
+    ),
+    Column("zero_gradients", INT, "At how many steps the whole gradient was zero; -1 for an attack without gradients."),
 )
 
-RECORDS = pa.schema(
-    [
-        *_IDENTITY,
-        ("correct_draws", pa.int32()),
-        ("point", pa.int32()),
-        ("selection", pa.bool_()),
-        ("label", pa.int32()),
-        ("attack_label", pa.int32()),
-        ("predicted_undefended", pa.int32()),
-        ("predicted", pa.int32()),
-        ("confidence_undefended", pa.float32()),
-        ("confidence", pa.float32()),
-        ("score", pa.float32()),
-        ("probabilities", pa.list_(pa.float32())),
-        ("linf", pa.float32()),
-        ("seed", pa.int64()),
-        ("device", pa.string()),
-        ("precision", pa.string()),
-    ]
+OUTPUTS_COLUMNS: Columns = (
+    Column("point", INT, "The index of the image in the test split."),
+    Column("draw", INT, "The number of the draw, from 0; F itself has one."),
+    Column("executions", INT, "N: how many executions are averaged."),
+    Column(
+        "probabilities", FLOATS, "The mean softmax output of the first N executions of this draw, a number a class."
+    ),
 )
 
-CELLS = pa.schema(
-    [
-        *_IDENTITY,
-        ("state", pa.string()),
-        ("cause", pa.string()),
-        ("points", pa.int32()),
-        ("accuracy", pa.float64()),
-        ("accuracy_low", pa.float64()),
-        ("accuracy_high", pa.float64()),
-        ("interval", pa.string()),
-        ("survival", pa.list_(pa.float64())),
-        ("auc", pa.float64()),
-        ("checks", pa.string()),
-        ("verdict", pa.string()),
-        ("clean_accuracy", pa.float64()),
-        ("selection_points", pa.int32()),
-        ("selection_accuracy", pa.float64()),
-        ("selected", pa.bool_()),
-        ("forward_passes", pa.int64()),
-        ("backward_passes", pa.int64()),
-        ("seconds", pa.float64()),
-        ("variants", pa.list_(pa.string())),
-        ("work", pa.string()),
-    ]
+RECORDS_COLUMNS: Columns = (
+    *IDENTITY_COLUMNS,
+    Column("correct_draws", INT, "In how many of the draws the predicted label was the true one."),
+    Column("point", INT, "The index of the image in the test split; (`cell`, `point`) is unique."),
+    Column("selection", BOOL, "Whether the point only serves to choose settings, so that no reported number uses it."),
+    Column("label", INT, "The true label."),
+    Column(
+        "attack_label", INT, "The label that the attack left (untargeted) or sought (targeted); the true one if clean."
+    ),
+    Column("predicted_undefended", INT, "The label that F itself predicts on the same image."),
+    Column("predicted", INT, "The label that the defense predicts in draw 0."),
+    Column("confidence_undefended", FLOAT, "The highest probability that F itself gives on the same image."),
+    Column("confidence", FLOAT, "The highest probability that the defense gives in draw 0."),
+    Column(
+        "score",
+        FLOAT,
+        "The drop F_ŷ(x) - F_D,ŷ(x) of the probability of F's own label ŷ in draw 0; the higher, the more adversarial.",
+    ),
+    Column("probabilities", FLOATS, "The defense's mean softmax output in draw 0, a number a class."),
+    Column("linf", FLOAT, "The largest absolute change of a pixel against the clean image; 0 if clean."),
+    Column("seed", LONG, "The sweep's seed."),
+    Column("device", TEXT, "The kind of device that computed the outputs."),
+    Column("precision", TEXT, "The arithmetic of the defense's executions: `fp32` or `bf16`."),
 )
 
-EXAMPLES = pa.schema([("point", pa.int32()), ("label", pa.int32()), ("image", pa.list_(pa.float32()))])
-
-TRAINING = pa.schema(
-    [
-        ("epoch", pa.int32()),
-        ("lr", pa.float64()),
-        ("loss", pa.float64()),
-        ("train_accuracy", pa.float64()),
-        ("test_accuracy", pa.float64()),
-        ("images", pa.int64()),
-        ("seconds", pa.float64()),
-    ]
+CELLS_COLUMNS: Columns = (
+    *IDENTITY_COLUMNS,
+    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (that was not done)."),
+    Column("cause", TEXT, "Why the cell is not done; null where it is."),
+    Column("points", INT, "How many points are reported: those that do not only serve to choose settings."),
+    Column("accuracy", DOUBLE, "The share of right predictions over the reported points and their draws."),
+    Column("accuracy_low", DOUBLE, "The lower end of the accuracy's 95 % interval."),
+    Column("accuracy_high", DOUBLE, "The upper end of the accuracy's 95 % interval."),
+    Column(
+        "interval",
+        TEXT,
+        "How the interval was computed: `wilson` where each point is right in all of its draws or in none, else "
+        "`bootstrap` over points.",
+    ),
+    Column(
+        "survival",
+        pa.list_(pa.float64()),
+        "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
+    ),
+    Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
+    Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
+    Column("verdict", TEXT, "What the checks say together: `passed`, `failed` or `not run` (docs/checks.md)."),
+    Column("clean_accuracy", DOUBLE, "The accuracy of the same setting on clean images."),
+    Column("selection_points", INT, "How many points only serve to choose settings."),
+    Column("selection_accuracy", DOUBLE, "The accuracy on the selection points; null without any."),
+    Column(
+        "selected",
+        BOOL,
+        "Whether no other setting of the study is at least as accurate on both clean and attacked images and better on "
+        "one of them, judged on the selection points where there are some.",
+    ),
+    Column("forward_passes", LONG, "Forward passes of the stored work that the cell stands on, which cells share."),
+    Column("backward_passes", LONG, "Backward passes of the same work."),
+    Column("seconds", DOUBLE, "Seconds that the same work took."),
+    Column(
+        "variants",
+        pa.list_(pa.string()),
+        "The variants of the study (sets of options) that ask for the cell; an empty text is the study itself.",
+    ),
+    Column(
+        "work",
+        TEXT,
+        "The results that the cell is derived from, as JSON text: keys in `adversarial/` and `outputs/`, the "
+        "`counterparts` where the study has them, and the `members` of a worst case.",
+    ),
 )
 
-# Where a compacted cell is: row group `group` of `part`, `rows` rows from `first` on.
-INDEX = pa.schema(
-    [
-        *_IDENTITY,
-        ("start", pa.int32()),
-        ("stop", pa.int32()),
-        ("facts", pa.string()),
-        ("part", pa.string()),
-        ("group", pa.int32()),
-        ("first", pa.int32()),
-        ("rows", pa.int32()),
-    ]
+EXAMPLES_COLUMNS: Columns = (
+    Column("point", INT, "The index of the image in the test split."),
+    Column("label", INT, "The true label."),
+    Column("image", FLOATS, "The clean image: channels, height, width; pixels in [0, 1]."),
 )
 
-SCHEMAS: dict[str, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
+TRAINING_COLUMNS: Columns = (
+    Column("epoch", INT, "The number of the epoch, from 0."),
+    Column("lr", DOUBLE, "The learning rate of the epoch."),
+    Column("loss", DOUBLE, "The mean loss over the epoch's batches."),
+    Column("train_accuracy", DOUBLE, "Clean accuracy on the first images of the train split, in evaluation mode."),
+    Column("test_accuracy", DOUBLE, "Clean accuracy on the first images of the test split, in evaluation mode."),
+    Column("images", LONG, "How many training images the epoch passed."),
+    Column("seconds", DOUBLE, "Seconds that the epoch took."),
+)
+
+INDEX_COLUMNS: Columns = (
+    *IDENTITY_COLUMNS,
+    Column("start", INT, "The first position in the study's list of points that the rows are of."),
+    Column("stop", INT, "The position after the last one."),
+    Column("facts", TEXT, "What the cell's blocks said of themselves, as JSON text: the weights that the rows are of."),
+    Column("part", TEXT, "The name of the part, a file in `records/compacted/`, that holds the rows."),
+    Column("group", INT, "The number of the row group in that part."),
+    Column("first", INT, "The position of the first of the rows in that row group."),
+    Column("rows", INT, "How many rows the cell has there."),
+)
+
+
+def _schema(columns: Columns) -> pa.Schema:
+    return pa.schema([(column.name, column.type) for column in columns])
+
+
+IDENTITY = [column.name for column in IDENTITY_COLUMNS]
+ADVERSARIAL = _schema(ADVERSARIAL_COLUMNS)
+OUTPUTS = _schema(OUTPUTS_COLUMNS)
+RECORDS = _schema(RECORDS_COLUMNS)
+CELLS = _schema(CELLS_COLUMNS)
+EXAMPLES = _schema(EXAMPLES_COLUMNS)
+TRAINING = _schema(TRAINING_COLUMNS)
+INDEX = _schema(INDEX_COLUMNS)
+
+SCHEMAS: dict[Kind, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
+
+
+def markdown(columns: Columns) -> str:
+    """The table of these columns as docs/results.md holds it."""
+    rows = [f"| `{column.name}` | {column.type} | {column.meaning} |" for column in columns]
+    return "\n".join(["| column | type | meaning |", "| --- | --- | --- |", *rows])
 
 
 def images_column(images: Array) -> pa.Array:
-    """[rows, …] as a column of float32 lists."""
+    """Arrays [rows, …] as a column with a list of float32 numbers a row."""
     flat = np.ascontiguousarray(images, np.float32).reshape(-1)
     size = int(np.prod(images.shape[1:]))
     offsets = pa.array(np.arange(len(images) + 1, dtype=np.int32) * size)
@@ -142,7 +209,10 @@ def images_column(images: Array) -> pa.Array:
 
 
 def list_column(column: pa.ChunkedArray, width: int) -> Array:
-    """A list<float> column with rows of one length as a float32 array [rows, width]."""
+    """A column of lists of numbers as a float32 array [rows, width].
+
+    Raises DamagedFileError when not every list has that length.
+    """
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
     if len(flat) != len(column) * width:
         raise DamagedFileError(f"every list must have {width} numbers; got {len(flat)} in {len(column)} rows")
