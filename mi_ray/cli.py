@@ -8,8 +8,7 @@ import logging
 import pkgutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -23,7 +22,7 @@ from mi_ray.events import written_to
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.locks import locked
+from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import is_finished, is_sealed, read_manifest, seal, seal_again, seal_figures, unseal
 
 app = typer.Typer(
@@ -133,9 +132,9 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, wat
         store = Store(out, create=True)
         from mi_ray.cluster import one_ray, run_study
 
-        with one_ray(), _beside_sweeps(store):
+        with one_ray(), lock_store(store, _told):
             for study in studies:
-                with _alone(store, study.sweep.name) as waited:
+                with lock_study(store, study.sweep.name, _told) as waited:
                     if waited and is_finished(study.sweep, out):
                         console.print(f"{study.sweep.name}: finished meanwhile, nothing to compute", highlight=False)
                         continue
@@ -144,39 +143,8 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, wat
     return failed
 
 
-@contextmanager
-def _beside_sweeps(store: Store, *, alone: bool = False) -> Iterator[None]:
-    """Keep the store from being compacted while a sweep writes to it; alone: keep all sweeps out."""
-    if not store.local:
-        what = (
-            "no sweep must write to it meanwhile"
-            if alone
-            else ("the same study started twice at once is computed twice, which wastes time and harms nothing")
-        )
-        console.print(f"note: {store.uri} cannot be locked: {what}", style="yellow", highlight=False)
-        yield
-        return
-
-    def waiting(who: str) -> None:
-        console.print(f"waiting for {who}, which works on {store.uri}", style="yellow", highlight=False)
-
-    with locked(Path(store.root) / ".sweeps.lock", waiting, shared=not alone) as held:
-        if not held:
-            console.print(f"note: the file system of {store.uri} has no locks", style="yellow", highlight=False)
-        yield
-
-
-@contextmanager
-def _alone(store: Store, study: str) -> Iterator[bool]:
-    """One run of a study at a time, where the storage can lock; yields whether another had to be waited for."""
-    told: list[str] = []
-
-    def waiting(who: str) -> None:
-        told.append(who)
-        console.print(f"{study}: waiting for {who}, which runs it in {store.uri}", style="yellow", highlight=False)
-
-    with locked(Path(store.root) / f".study-{study}.lock", waiting) if store.local else nullcontext():
-        yield bool(told)
+def _told(text: str) -> None:
+    console.print(text, style="yellow", highlight=False)
 
 
 def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
@@ -520,7 +488,7 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
     from mi_ray.store.compact import compact as bring
 
     opened = Store(store)
-    with _beside_sweeps(opened, alone=True):
+    with lock_store(opened, _told, alone=True):
         sealed = [study for study in opened.folders("studies") if is_sealed(opened, study)]
         with stage("compact", len(opened.folders("records")), "cells", console) as shown:
             done, left = bring(opened, shown.advance)
