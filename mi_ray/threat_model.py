@@ -11,18 +11,32 @@ Knowledge = Literal["oblivious", "adaptive"]
 
 
 def parse_number(name: str, value: object) -> float:
-    """Read a number that a person wrote: 0.03, "8/255" or "1e-2".
+    """Read a number that a person wrote: 0.03, "1e-2", or a quotient of two decimal numbers such as "0.5/255".
 
-    Raises ValueError for anything else, for a zero denominator, and for what is not finite.
+    Raises ValueError for anything else, for a denominator of zero, and for what is not finite.
     """
     if isinstance(value, (int, float, str)) and not isinstance(value, bool):
         try:
-            number = float(Fraction(value)) if isinstance(value, str) and "/" in value else float(value)
+            number = _quotient(value) if isinstance(value, str) and "/" in value else float(value)
         except (ValueError, ZeroDivisionError, OverflowError):
             number = float("nan")
         if isfinite(number):
             return number
     raise ValueError(f"{name} must be a finite number or a fraction such as 8/255; got {value!r}")
+
+
+def _quotient(text: str) -> float:
+    """The float nearest to a quotient of two decimal numbers. Raises ValueError where the text is none."""
+    numerator, denominator = (_exact(part) for part in text.split("/"))
+    return float(numerator / denominator)
+
+
+def _exact(text: str) -> Fraction:
+    """A decimal number without rounding. A float looks at it first: an exponent of a billion would take all memory."""
+    near = float(text)
+    if not isfinite(near):
+        raise ValueError(text)
+    return Fraction(text) if near else Fraction(0)
 
 
 @dataclass(frozen=True)

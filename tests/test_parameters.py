@@ -46,13 +46,31 @@ def axis(key: str, written: Any) -> Axis:
 
 
 @pytest.mark.parametrize(
-    ("written", "value"), [("8/255", 8 / 255), ("1e-2", 0.01), (3, 3.0), (0.25, 0.25), ("-1/4", -0.25)]
+    ("written", "value"),
+    [
+        ("8/255", 8 / 255),
+        ("1e-2", 0.01),
+        (3, 3.0),
+        (0.25, 0.25),
+        ("-1/4", -0.25),
+        ("0.5/255", 0.5 / 255),
+        ("1e-2/3", 0.01 / 3),
+        (" 2.5 / 0.5 ", 5.0),
+        ("0/3", 0.0),
+        ("1e-999999999/2", 0.0),
+        ("1/-4", -0.25),
+    ],
 )
 def test_numbers_are_read_as_people_write_them(written: Any, value: float) -> None:
     assert parse_number("x", written) == value
 
 
-@pytest.mark.parametrize("written", ["8/0", "eight", "", "nan", "inf", float("inf"), True, None, [1], "1/2/3", 10**400])
+NO_QUOTIENTS = ["nan/1", "1/nan", "inf/2", "1/inf", "1.5/0.0", "/2", "2/", "/", "1e999999999/2", "1e300/1e-300"]
+
+
+@pytest.mark.parametrize(
+    "written", ["8/0", "eight", "", "nan", "inf", float("inf"), True, None, [1], "1/2/3", 10**400, *NO_QUOTIENTS]
+)
 def test_what_is_no_finite_number_is_refused_with_the_value(written: Any) -> None:
     with pytest.raises(ValueError, match="x must be a finite number or a fraction such as 8/255") as error:
         parse_number("x", written)
