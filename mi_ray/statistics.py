@@ -22,7 +22,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy in [0, 1] with its 95 % interval, and how that was made: "wilson" or "bootstrap"."""
+    """An accuracy in [0, 1] with its 95 % interval, which contains it. interval: how it was made, "wilson" or "bootstrap"."""
 
     value: float
     low: float
@@ -32,7 +32,11 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % bootstrap interval over points. `defined`: the share of resamples in which it exists."""
+    """A number with its 95 % bootstrap interval over points, which contains it.
+
+    defined: the share of resamples in which the number exists. The ends are NaN where it exists in none of them, or
+    not on the points themselves.
+    """
 
     value: float
     low: float
@@ -40,10 +44,19 @@ class Estimate:
     defined: float = 1.0
 
 
-def _bounds(resampled: Floats) -> tuple[float, float]:
-    """The middle 95 % of resamples."""
+def _around(value: float, low: float, high: float) -> tuple[float, float]:
+    """The ends of an interval, moved out to the estimate where they miss it.
+
+    A formula may miss it by a rounding error (Wilson's lower end of 0 % is 2e-18 for some numbers of points), and the
+    percentiles of a biased number, such as a hypervolume, by more. An error bar cannot have a negative length.
+    """
+    return min(low, value), max(high, value)
+
+
+def _bounds(value: float, resampled: Floats) -> tuple[float, float]:
+    """The ends of the middle 95 % of resamples, moved out to the value where they miss it."""
     low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return float(low), float(high)
+    return _around(value, float(low), float(high))
 
 
 def _estimate(value: float, resampled: Floats) -> Estimate:
@@ -51,7 +64,7 @@ def _estimate(value: float, resampled: Floats) -> Estimate:
     exists = ~np.isnan(resampled)
     if np.isnan(value) or not exists.any():
         return Estimate(value, float("nan"), float("nan"), float(exists.mean()))
-    return Estimate(value, *_bounds(resampled[exists]), float(exists.mean()))
+    return Estimate(value, *_bounds(value, resampled[exists]), float(exists.mean()))
 
 
 def _resampled_means(values: npt.NDArray[Any], scale: float) -> Floats:
@@ -73,7 +86,7 @@ def _mean_over_points(values: npt.NDArray[Any], most: float) -> Accuracy:
     low, high = _wilson(mean, len(values))
     if np.isin(values, (0, most)).all():
         return Accuracy(mean, low, high, "wilson")
-    drawn = _bounds(_resampled_means(values, most))
+    drawn = _bounds(mean, _resampled_means(values, most))
     if min(mean, 1 - mean) * len(values) < FEW:  # so few that most resamples hold none, and the bootstrap collapses
         return Accuracy(mean, min(low, drawn[0]), max(high, drawn[1]), "wilson")
     return Accuracy(mean, *drawn, "bootstrap")
@@ -84,7 +97,7 @@ def _wilson(mean: float, points: int) -> tuple[float, float]:
     z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
     centre, weight = (mean + z * z / (2 * points)), 1 + z * z / points
     half = z * math.sqrt(mean * (1 - mean) / points + z * z / (4 * points * points))
-    return max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight)
+    return _around(mean, max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight))
 
 
 def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
@@ -95,6 +108,16 @@ def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
     fixed seed, and the wider of both where fewer than five points' worth are right or wrong. Raises ValueError without points.
     """
     return _mean_over_points(np.asarray(correct_draws), draws)
+
+
+def mean_interval(values: npt.ArrayLike) -> Estimate:
+    """The mean of values over points, [points], with its interval. Raises ValueError without points."""
+    found = np.asarray(values, float)
+    if found.ndim != 1 or not found.size:
+        raise ValueError(f"a mean needs values [points], at least one; got shape {list(found.shape)}")
+    return _estimate(
+        float(found.mean()), np.concatenate([times @ found / found.size for times in _resamples(found.size)])
+    )
 
 
 def survival_of_attempts(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> float:
@@ -233,15 +256,16 @@ def paired_test(
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
     deterministic = bool(np.isin(left, (0, draws)).all() and np.isin(right, (0, other)).all())
     agree = not differences.any()
+    mean = float(differences.mean() / unit)
     if deterministic:
         less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
-        low, high = _adjusted_wald(higher, lower, len(left))
+        low, high = _around(mean, *_adjusted_wald(higher, lower, len(left)))
     else:
         less, greater = _sign_flip_p(differences)
-        bootstrapped = _bounds(_resampled_means(differences, unit))
+        bootstrapped = _bounds(mean, _resampled_means(differences, unit))
         low, high = _adjusted_wald(0, 0, len(left)) if agree else bootstrapped
     return PairedTest(
-        difference=float(differences.mean() / unit),
+        difference=mean,
         low=low,
         high=high,
         p_value=min(1.0, 2 * min(less, greater)),

@@ -10,6 +10,8 @@ from scipy import stats
 
 from mi_ray.statistics import (
     FRONTIER_KEYS,
+    Accuracy,
+    Estimate,
     accuracy,
     at_matched_clean,
     at_matched_clean_interval,
@@ -22,6 +24,7 @@ from mi_ray.statistics import (
     holm,
     hypervolume,
     hypervolume_interval,
+    mean_interval,
     of_variant,
     paired_test,
     resampled_accuracies,
@@ -596,3 +599,110 @@ def test_random_cells_that_agree_on_every_point_do_not_prove_that_they_are_equal
     found = paired_test(counts, counts, 3)
     assert (found.difference, found.p_value) == (0.0, 1.0)
     assert found.low < 0 < found.high
+
+
+def _counts(kind: str, points: int, draws: int, rng: np.random.Generator) -> np.ndarray:
+    """Correct draws [points]: none, all, all points alike, one point that differs, or random ones."""
+    one = np.zeros(points, int)
+    one[0] = 1
+    return {
+        "never": np.zeros(points, int),
+        "always": np.full(points, draws),
+        "alike": np.full(points, draws // 2),
+        "one right": one * draws,
+        "one draw": one,
+        "one wrong": draws * (1 - one),
+        "deterministic": draws * rng.integers(0, 2, points),
+        "random": rng.integers(0, draws + 1, points),
+        "rare": rng.binomial(draws, 0.02, points),
+    }[kind]
+
+
+KINDS = ("never", "always", "alike", "one right", "one draw", "one wrong", "deterministic", "random", "rare")
+
+
+def _holds(value: float, low: float, high: float) -> None:
+    assert low <= value <= high, (value, low, high)
+
+
+def _within(found: Accuracy | Estimate) -> None:
+    """An estimate lies in its interval, which is missing only where the number exists in no resample."""
+    if isinstance(found, Estimate) and (found.defined == 0 or np.isnan(found.value)):
+        assert np.isnan([found.low, found.high]).all()
+    else:
+        _holds(found.value, found.low, found.high)
+
+
+SIZES = [(1, 1), (1, 3), (2, 1), (3, 3), (6, 2), (10, 1), (29, 3), (150, 1), (233, 6)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_interval_of_an_accuracy_contains_it(kind: str) -> None:
+    for points, draws in SIZES:
+        counts = _counts(kind, points, draws, np.random.default_rng(points))
+        _within(accuracy(counts, draws))
+        for attempts in range(1, draws + 1):
+            _within(survival_interval(counts, draws, attempts))
+        _within(mean_interval(counts / draws))
+        summary = cell_summary(counts, np.zeros(points, bool), draws)
+        assert 0 <= summary["accuracy_low"] <= summary["accuracy"] <= summary["accuracy_high"] <= 1
+
+
+def test_wilsons_interval_contains_no_and_every_point_whatever_their_number() -> None:
+    for points in range(1, 300):
+        for right in (0, 1):
+            _within(accuracy(np.full(points, right), 1))
+
+
+@pytest.mark.parametrize("right", ["never", "always", "one draw", "random"])
+@pytest.mark.parametrize("left", KINDS)
+def test_an_interval_of_a_difference_contains_it(left: str, right: str) -> None:
+    for points, draws in SIZES:
+        rng = np.random.default_rng(points)
+        counts = _counts(left, points, draws, rng), _counts(right, points, 2 * draws, rng)
+        found = paired_test(*counts, draws, 2 * draws)
+        assert -1 <= found.low <= found.difference <= found.high <= 1
+
+
+@pytest.mark.parametrize("adversarial", ["never", "one draw", "random", "always"])
+@pytest.mark.parametrize("clean", ["never", "one right", "random", "alike"])
+def test_an_interval_of_a_detector_contains_its_auc(clean: str, adversarial: str) -> None:
+    for points in (1, 2, 7, 60):
+        rng = np.random.default_rng(points)
+        scores = _counts(clean, points, 5, rng), _counts(adversarial, points, 5, rng)
+        _within(auc_interval(*scores))
+        _within(auc_interval(*(each + 1e-3 * rng.normal(size=points) for each in scores)))
+
+
+@pytest.mark.parametrize("adversarial", ["never", "always", "one draw", "random"])
+@pytest.mark.parametrize("clean", KINDS)
+def test_an_interval_of_a_curve_contains_its_number(clean: str, adversarial: str) -> None:
+    for points, size in ((1, 1), (1, 3), (3, 3), (40, 1), (40, 3)):
+        rng = np.random.default_rng(points)
+        names = [(name, "random", name)[:size] for name in (clean, adversarial)]
+        each, other = (np.stack([_counts(name, points, 3, rng) for name in side]) for side in names)
+        _within(hypervolume_interval(each, 3, other, 3))
+        _within(undominated_interval(each, 3, other, 3).number)
+        own = each.mean(axis=1) / 3
+        levels = [0.0, 1.0, 0.5, float(own[0]), float(own[-1] + own[0]) / 2]
+        below = [0.0, 0.02, 0.5]
+        found = at_matched_clean_interval(each, 3, other, 3, levels)
+        for estimate in [*found, *at_matched_clean_interval(each, 3, other, 3, below, below=(each[0], 3))]:
+            _within(estimate)
+
+
+def test_percentiles_that_miss_a_biased_number_are_moved_out_to_it() -> None:
+    counts = np.random.default_rng(0).integers(0, 2, (400, 30))  # of so many settings a resample's best is far better
+    found = hypervolume_interval(counts[:200], 1, counts[200:], 1)
+    assert found.low == found.value < found.high
+
+
+@pytest.mark.parametrize("values", [[0.0, 0.0], [1.0, 1.0], [0.1, 0.1, 0.1], [0.0, 1.0], [0.3, 0.30000000001, 0.7]])
+def test_an_interval_of_a_spread_contains_its_mean(values: list[float]) -> None:
+    found = spread(values)
+    _holds(found.mean, found.low, found.high)
+
+
+def test_a_mean_without_values_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"at least one; got shape \[0\]"):
+        mean_interval([])

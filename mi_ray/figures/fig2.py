@@ -28,6 +28,7 @@ from mi_ray.figures.common import (
     save_drawing,
     styled,
 )
+from mi_ray.statistics import mean_interval
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
 
@@ -36,7 +37,6 @@ DEFENSES = ("mi_pl", "mi_ol")
 CURVES = {"F_y": ("y", "F"), "F_pred": ("pred", "F"), "G_y": ("y", "G"), "G_pred": ("pred", "G")}
 SUBSETS = {"all": "points", "eq2": "points of Eq. 2"}
 TINTS = {"y": "#0072B2", "pred": "#D55E00"}
-RESAMPLES = 2000
 NEEDS = "Fig. 2 needs finished attacked cells of mi_pl or mi_ol with one λ, from a sweep with `counterparts: true`"
 
 
@@ -61,14 +61,6 @@ def changes(adversarial: Array, mixed: Array, clean: Array, mixed_clean: Array, 
     return pd.DataFrame({**found, "eq2": (clean.argmax(1) == y) & (predicted != y)})
 
 
-def mean_interval(values: npt.ArrayLike) -> tuple[float, float, float]:
-    """(mean, low, high): the mean over points with its 95 % percentile bootstrap interval, fixed seed."""
-    found = np.asarray(values, float)
-    chosen = np.random.default_rng(0).integers(0, len(found), (RESAMPLES, len(found)))
-    low, high = np.quantile(found[chosen].mean(1), [0.025, 0.975])
-    return float(found.mean()), float(low), float(high)
-
-
 def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int) -> pd.DataFrame:
     """One row per (classifier, defense, λ, subset of points, curve): the mean change with its interval, the condition.
 
@@ -79,7 +71,7 @@ def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int)
         for subset in SUBSETS:
             chosen = found if subset == "all" else found[found["eq2"]]
             for curve, (k, _) in CURVES.items() if len(chosen) else ():
-                value, low, high = mean_interval(chosen[curve])
+                mean = mean_interval(chosen[curve])
                 rows.append(
                     {
                         "classifier": classifier,
@@ -88,9 +80,9 @@ def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int)
                         "subset": subset,
                         "points": len(chosen),
                         "curve": curve,
-                        "value": value,
-                        "low": low,
-                        "high": high,
+                        "value": mean.value,
+                        "low": mean.low,
+                        "high": mean.high,
                         "condition": condition(defense, k, lam, classes),
                     }
                 )
