@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-long test-cluster chaos bench bench-quick lint smoke clean
+.PHONY: quickstart test test-long test-cluster chaos mutate bench bench-quick lint smoke clean
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -53,6 +53,10 @@ test-cluster: .venv/installed-cluster
 # Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
 chaos: .venv/installed-test
 	PYTHONPATH=tests $(BIN)/python tests/cluster/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+
+# One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
+mutate: .venv/installed-test
+	$(BIN)/python tests/mutation/mutate.py --number $(or $(N),60) --seed $(or $(SEED),0)
 
 # Speed as ratios, with other libraries and plain PyTorch in the same run: benchmarks/README.md
 bench: .venv/installed-bench
