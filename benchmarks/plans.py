@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.measure import Row
-from mi_ray.config import Sweep, load_sweep
+from mi_ray.config import Sweep
 from mi_ray.study.estimate import distinct_and_requested
 from mi_ray.study.prepare import prepare
+from mi_ray.sweep_files import load_sweep, parse_overrides
 
 SWEEPS = Path(__file__).parent.parent / "sweeps"
 ON_DIGITS = ("dataset=digits", "points.count=500")  # the ratio does not depend on the images
@@ -61,7 +62,7 @@ def _recognised() -> Row:
     """A finished study of 1,000 cells, seen by a fresh process: seconds, and whether torch was imported."""
     code = (
         "import sys; from pathlib import Path; "
-        "from mi_ray.config import load_sweep; from mi_ray.store.manifest import is_finished;"
+        "from mi_ray.sweep_files import load_sweep; from mi_ray.store.manifest import is_finished;"
         "done = is_finished(load_sweep(Path(sys.argv[1])), sys.argv[2]); print(done, 'torch' in sys.modules)"
     )
     with tempfile.TemporaryDirectory() as folder:
@@ -122,7 +123,7 @@ def rows(*, quick: bool) -> list[Row]:
     for file in sorted(SWEEPS.glob("*.yaml")):
         if file.stem not in ("quickstart", "cifar10_small"):
             some = ["points.selection=100"] if "selection:" in file.read_text() else []
-            paper[file.stem] = load_sweep(file, overrides=(*ON_DIGITS, *some))
+            paper[file.stem] = load_sweep(file, overrides=parse_overrides((*ON_DIGITS, *some)))
     table2 = {n: _oblivious(paper["table2"].model_copy(update={"draws": n})) for n in (1, 10)}
     oblivious = {name: kept for name, sweep in paper.items() if (kept := _oblivious(sweep)) is not None}
     compared: list[tuple[str, list[Sweep], float | None]] = [

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from mi_ray.config import Sweep, load_sweep
+from mi_ray.config import Sweep
 from mi_ray.events import written_to
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import is_finished, is_sealed, read_manifest, seal, seal_again, seal_figures, unseal
+from mi_ray.sweep_files import find_sweep, load_sweep, packaged_sweeps, parse_overrides, start_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +33,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sweep inference-time defenses against adversarial attacks on Ray.\n\n"
     "**How much adversarial accuracy does each defense buy, at what price in clean accuracy, and is that number "
-    "true?** Start with `mi-ray sweep sweeps/quickstart.yaml`; look first with `mi-ray plan`; read the rows with "
+    "true?** Start with `mi-ray sweep quickstart`; look first with `mi-ray plan`; read the rows with "
     '`mi_ray.read_records("results")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.',
 )
 cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: cluster.yaml and those in cluster/.")
@@ -42,8 +43,9 @@ errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
 MANY_CELLS = 10_000  # with records in files of their own: reading them takes seconds from here on
 
-Files = Annotated[list[Path], typer.Argument(help="Sweep files (YAML).", metavar="FILE…")]
-OneFile = Annotated[Path, typer.Argument(help="A sweep file (YAML).", metavar="FILE")]
+Files = Annotated[
+    list[str], typer.Argument(help="Sweep files (YAML), or names that `mi-ray sweeps` lists.", metavar="FILE…")
+]
 Out = Annotated[str, typer.Option("--out", help="The store: a folder, or a URI such as s3://bucket/results.")]
 Address = Annotated[
     str | None, typer.Option("--address", help="A Ray cluster: `auto` or host:port. Left out: a local Ray.")
@@ -66,11 +68,12 @@ Callback = Annotated[
 StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
 
 
-def _load(files: list[Path], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
-    sweeps = [load_sweep(path, smoke=smoke, overrides=overrides or (), seed=seed) for path in files]
-    for path, sweep in zip(files, sweeps, strict=True):
+def _load(files: list[str], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
+    changes = parse_overrides(overrides or ())
+    sweeps = [load_sweep(file, smoke=smoke, overrides=changes, seed=seed) for file in files]
+    for file, sweep in zip(files, sweeps, strict=True):
         if sweep.names_code:
-            _look_here(path.resolve().parent)
+            _look_here(find_sweep(file).resolve().parent)
     names = [sweep.name for sweep in sweeps]
     if len(set(names)) != len(names):
         raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
@@ -101,7 +104,7 @@ def _options(*values: Any) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def _run(files: list[Path], until: Any, options: dict[str, Any]) -> None:
+def _run(files: list[str], until: Any, options: dict[str, Any]) -> None:
     sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
     if options["callbacks"]:
         _look_here()
@@ -499,6 +502,30 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
     console.print(f"{done:,} cells compacted, {len(opened.compacted.places):,} in all", highlight=False)
     if left:
         raise typer.Exit(1)
+
+
+@app.command()
+def sweeps(verbose: Verbose = False) -> None:
+    """List the sweeps that come with the program, which `sweep` and `plan` take by their names."""
+    shown = Table(box=None, padding=(0, 2))
+    for head in ("Sweep", "What it makes"):
+        shown.add_column(head)
+    for name, line in packaged_sweeps().items():
+        shown.add_row(name, line)
+    console.print(shown)
+
+
+@app.command()
+def init(
+    folder: Annotated[str, typer.Argument(help="The folder; it is made if it is not there.", metavar="DIR")],
+    verbose: Verbose = False,
+) -> None:
+    """Copy a commented sweep, with a defense of one's own beside it, into a folder: where a study of yours begins."""
+    copies = start_folder(folder)
+    for file in copies:
+        console.print(f"{file}", highlight=False)
+    (sweep_file,) = (file for file in copies if file.suffix == ".yaml")
+    console.print(f"now: mi-ray sweep {sweep_file} --smoke", highlight=False)
 
 
 @app.command()

@@ -4,13 +4,10 @@ An unknown key is an error that lists the known ones. What needs the registries 
 defense) is validated by `plan`, before any work starts.
 """
 
-import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mi_ray.parameters import unknown
@@ -460,10 +457,10 @@ def _options(base: Options, changes: Mapping[str, Any]) -> Options:
     try:
         return Options.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
-        raise ValueError("options: " + _first_problem(error)) from error
+        raise ValueError("options: " + first_problem(error)) from error
 
 
-def _first_problem(error: ValidationError) -> str:
+def first_problem(error: ValidationError) -> str:
     """The most telling of pydantic's problems as one line: where, the rule, the value."""
     problem = error.errors(include_url=False)[0]
     where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
@@ -472,91 +469,3 @@ def _first_problem(error: ValidationError) -> str:
     if problem["type"] != "value_error" and problem["type"] != "missing":
         text += f"; got {shown!r}"
     return f"{where}: {text}" if where else text
-
-
-def _set_path(document: dict[str, Any], path: str, value: object) -> None:
-    """`classifiers.0.training.epochs` = value, in place; raises ValueError when a step leads nowhere."""
-    *parents, last = path.split(".")
-    node: Any = document
-    for depth, part in enumerate(parents):
-        where = ".".join(parents[: depth + 1])
-        if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
-                raise ValueError(f"--set {path}: {where} must be an index from 0 to {len(node) - 1}; got {part!r}")
-            node = node[int(part)]
-        elif isinstance(node, dict):
-            node = node.setdefault(part, {})
-        else:
-            raise ValueError(f"--set {path}: {where} is not a mapping or a list in the file; it is {node!r}")
-    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
-        node[int(last)] = value
-    elif isinstance(node, dict):
-        node[last] = value
-    else:
-        raise ValueError(f"--set {path}: there is nothing at {path} to set; found {node!r}")
-
-
-def read_document(path: Path) -> dict[str, Any]:
-    """The YAML mapping in a sweep file. Raises ValueError when there is none."""
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"a sweep file must be readable; {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(document, dict):
-        raise ValueError(
-            f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}"
-        )
-    return document
-
-
-def _refuse_far_downloads(path: Path, document: dict[str, Any], overridden: Sequence[str]) -> None:
-    """Raise ValueError where a file (no option of a person's) wants a download written outside the current folder."""
-    for key in {"dataset", "pool"}.difference(overridden):
-        named = document.get(key)
-        for name, values in named.items() if isinstance(named, dict) else ():
-            root = values.get("root", "") if isinstance(values, dict) and values.get("download") else ""
-            if Path(str(root)).is_absolute() or str(root).startswith("~") or ".." in Path(str(root)).parts:
-                raise ValueError(
-                    f"{path}: where a file asks for a download, {key}.{name}.root must be a folder below the current one; got "
-                    f"{root!r}. Another place is yours to name: --set {key}.{name}.root={root}"
-                )
-
-
-def load_sweep(path: Path, *, smoke: bool = False, overrides: Iterable[str] = (), seed: int | None = None) -> Sweep:
-    """Read, overlay and validate a sweep file.
-
-    smoke: lay the file's own `smoke:` mapping over it and name the study `<name>-smoke`. A mapping with fixed keys
-    (points, options, resources) is merged, all else replaced.
-    overrides: "key=value" with a dotted key and a YAML value. seed: replaces the file's.
-    Raises ValueError with the file, the place, the rule and the value.
-    """
-    document = read_document(path)
-    overlay = document.pop("smoke", None)
-    if smoke:
-        if not isinstance(overlay, dict):
-            raise ValueError(f"{path}: --smoke needs a `smoke:` mapping in the file; there is none")
-        for key, value in overlay.items():
-            merged = key in ("points", "options", "resources", "checks") and isinstance(document.get(key), dict)
-            merged = merged and isinstance(value, dict)
-            document[key] = {**document[key], **value} if merged else copy.deepcopy(value)
-        document["name"] = f"{document.get('name')}-smoke"
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key:
-            raise ValueError(f"--set must be key=value, as in --set points.count=100; got {override!r}")
-        try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise ValueError(
-                f"--set {key}: the value must be YAML; got {text!r}: {' '.join(str(error).split())}"
-            ) from error
-        _set_path(document, key, value)
-    if seed is not None:
-        document["seed"] = seed
-    _refuse_far_downloads(path, document, [override.partition(".")[0] for override in overrides])
-    try:
-        return Sweep.model_validate(document)
-    except ValidationError as error:
-        raise ValueError(f"{path}: {_first_problem(error)}") from error

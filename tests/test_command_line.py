@@ -24,11 +24,11 @@ from PIL import Image
 
 import mi_ray.cli
 import mi_ray.study.estimate
-from mi_ray.config import load_sweep
 from mi_ray.store.blocks import MARKER, Store
 from mi_ray.store.manifest import seal
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS
+from mi_ray.sweep_files import load_sweep
 
 QUICKSTART = Path(__file__).parent.parent / "sweeps" / "quickstart.yaml"
 Run = Callable[..., tuple[int, str, str]]
@@ -540,3 +540,23 @@ def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> No
     (tmp_path / "elsewhere/plugin_beside.py").write_text("")
     code, out, _ = run("plan", "elsewhere/sweep.yaml")
     assert (code, " distinct: " in out) == (0, True)
+
+
+def test_sweeps_lists_the_packaged_ones_and_plan_takes_their_names(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    code, out, _ = run("sweeps")
+    assert (code, "quickstart" in out, "The main job, small and real" in out) == (0, True, True)
+    code, out, _ = run("plan", "quickstart", "--smoke")
+    assert (code, out.startswith("quickstart-smoke (results)")) == (0, True)
+    assert_refused(run("plan", "quikstart"), "unknown packaged sweep 'quikstart' (did you mean 'quickstart'?)")
+
+
+def test_init_says_what_it_copied_and_how_to_go_on_and_overwrites_nothing(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("init", "mine")
+    assert (code, out.splitlines()) == (
+        0,
+        ["mine/my_defense.py", "mine/sweep.yaml", "now: mi-ray sweep mine/sweep.yaml --smoke"],
+    )
+    (tmp_path / "mine/my_defense.py").unlink()
+    assert_refused(run("init", "mine"), "nothing is overwritten", "mine/sweep.yaml")
+    assert not (tmp_path / "mine/my_defense.py").exists()

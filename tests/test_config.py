@@ -7,7 +7,8 @@ import pytest
 import yaml
 from helpers.sweeps import ONE_CLASSIFIER, classifier, document, sweep
 
-from mi_ray.config import PRESETS, Options, Sweep, TrainingOptions, load_sweep
+from mi_ray.config import PRESETS, Options, Sweep, TrainingOptions
+from mi_ray.sweep_files import load_sweep, parse_overrides
 
 
 def write(folder: Path, content: Any) -> Path:
@@ -20,7 +21,7 @@ def refusal(folder: Path, content: Any, *overrides: str, smoke: bool = False) ->
     """The message with which a file is refused."""
     path = write(folder, content)
     with pytest.raises(ValueError, match=r".") as error:
-        load_sweep(path, smoke=smoke, overrides=overrides)
+        load_sweep(path, smoke=smoke, overrides=parse_overrides(overrides))
     return str(error.value)
 
 
@@ -221,7 +222,7 @@ def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_pat
         "defenses.1={gaussian_noise: {sigma: 0.3}}",
         "name=other",
     ]
-    read = load_sweep(path, overrides=overrides, seed=9)
+    read = load_sweep(path, overrides=parse_overrides(overrides), seed=9)
     assert (read.points.count, read.classifiers[0].training.epochs) == (7, 2)
     assert read.draws_of(read.resolved_options()) == 5
     assert (read.executions, read.seed, read.name) == ((1, 2), 9, "other")
@@ -249,7 +250,7 @@ def test_a_bad_set_is_refused_with_what_is_wrong(tmp_path: Path, override: str, 
 
 def test_a_sweep_written_out_with_its_defaults_reads_back_as_the_same_sweep(tmp_path: Path) -> None:
     for file in sorted((Path(__file__).parents[1] / "sweeps").glob("*.yaml")):
-        sweep = load_sweep(file, overrides=["preset=as_published"])
+        sweep = load_sweep(file, overrides={"preset": "as_published"})
         written = tmp_path / "study.yaml"
         written.write_text(yaml.safe_dump(sweep.document(), sort_keys=False))
         again = load_sweep(written)

@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 from mi_ray.classifiers import read_weights
-from mi_ray.config import load_sweep, read_document
 from mi_ray.data import SOURCES
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
+from mi_ray.sweep_files import load_sweep, read_document
 
 ROOT = Path(__file__).parent.parent
 SOURCES_OF_CODE = [path for folder in ("mi_ray", "analysis", "tests") for path in sorted((ROOT / folder).rglob("*.py"))]
@@ -343,7 +343,7 @@ def test_a_file_may_not_have_a_download_written_elsewhere_but_a_person_may(key: 
     file = sweep_file(**{key: {"cifar10": {"root": root, "download": True}}})
     with pytest.raises(ValueError, match=rf"{key}.cifar10.root must be a folder below the current one"):
         load_sweep(file)
-    assert load_sweep(file, overrides=[f"{key}.cifar10.root={root}"])
+    assert load_sweep(file, overrides={f"{key}.cifar10.root": root})
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": root}}}))  # it only reads there
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": "data/a", "download": True}}}))
 

@@ -1,16 +1,24 @@
 """Every sweep file that comes with the program is read, and plans wherever its data is at hand."""
 
+import copy
+import sys
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from mi_ray.cli import _find_script
-from mi_ray.config import Sweep, load_sweep
+from mi_ray.config import Sweep
+from mi_ray.defenses import DEFENSES, predict
+from mi_ray.parameters import load_plugins
 from mi_ray.plan.planner import Facts, Planner
 from mi_ray.plan.work import Plan
 from mi_ray.study.prepare import METHODS, prepare
+from mi_ray.sweep_files import PACKAGED, find_sweep, load_sweep, packaged_sweeps, start_folder
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
 EMBEDDED = ("digits",)  # data that every installation has
@@ -25,6 +33,14 @@ CIFAR = Facts(
     device="cpu",
     sources={},
 )
+
+
+@pytest.fixture(autouse=True)
+def no_plugin_stays() -> Iterator[None]:
+    """The plugin that `init` copies is registered by one test, and must not be among the methods of another file's."""
+    yield
+    DEFENSES._classes.pop("brightness", None)
+    sys.modules.pop("my_defense", None)
 
 
 def names(path: Path) -> str:
@@ -82,3 +98,80 @@ def test_every_figure_that_a_sweep_file_names_is_there(path: Path) -> None:
 def test_a_sweep_file_opens_with_what_it_makes_and_the_command(path: Path) -> None:
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
     assert any(f"mi-ray sweep sweeps/{path.name}" in line for line in head)
+
+
+def test_the_packaged_sweeps_are_those_of_the_top_folder_with_their_first_lines() -> None:
+    assert list(packaged_sweeps()) == [path.stem for path in FILES]
+    for path in FILES:
+        assert path.read_text().startswith(f"# {packaged_sweeps()[path.stem]}\n")
+
+
+def test_a_bare_name_means_the_packaged_sweep_and_a_file_is_named_with_its_ending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "quickstart.yaml"
+    mine.write_text(yaml.safe_dump({**yaml.safe_load((PACKAGED / "fig4.yaml").read_text()), "name": "mine"}))
+    assert load_sweep("quickstart").name == "quickstart"
+    assert load_sweep("quickstart.yaml").name == "mine"
+    mine.rename(tmp_path / "quickstart")
+    assert load_sweep("quickstart").name == "mine"
+
+
+def test_an_unknown_name_is_refused_with_the_likely_one_or_the_file_that_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"unknown packaged sweep 'quikstart' \(did you mean 'quickstart'\?\)"):
+        find_sweep("quikstart")
+    (tmp_path / "mine.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"A file is named with its ending: mine\.yaml"):
+        find_sweep("mine")
+    with pytest.raises(ValueError, match=r"must be readable; nowhere\.yaml: No such file"):
+        load_sweep("nowhere.yaml")
+
+
+def test_no_packaged_sweep_names_code() -> None:
+    assert not any(load_sweep(name).names_code for name in packaged_sweeps())
+
+
+def test_a_sweep_is_read_from_a_mapping_which_stays_as_it_was() -> None:
+    written = yaml.safe_load((PACKAGED / "quickstart.yaml").read_text())
+    before = copy.deepcopy(written)
+    found = load_sweep(written, smoke=True, overrides={"points.count": 30, "classifiers.0.name": "f"}, seed=3)
+    assert (found.name, found.points.count, found.seed) == ("quickstart-smoke", 30, 3)
+    assert [entry.name for entry in found.classifiers] == ["f"]
+    assert written == before
+    with pytest.raises(ValueError, match=r"the sweep: unknown key 'sed'"):
+        load_sweep({**written, "sed": 1})
+
+
+def test_what_init_copies_is_ready_to_plan_and_nothing_is_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = start_folder(tmp_path / "deep/mine")
+    assert sorted(file.name for file in copies) == ["my_defense.py", "sweep.yaml"]
+    monkeypatch.syspath_prepend(tmp_path / "deep/mine")
+    for smoke in (True, False):
+        plan = planned(load_sweep(tmp_path / "deep/mine/sweep.yaml", smoke=smoke))
+        assert "brightness" in {cell.defense[0] for cell in plan.cells}
+    copies[0].write_text("mine")
+    copies[1].unlink()
+    with pytest.raises(ValueError, match=r"nothing is overwritten: .* must not hold .*my_defense\.py"):
+        start_folder(tmp_path / "deep/mine")
+    assert [file.read_text() for file in copies if file.exists()] == ["mine"]
+    assert len(list((tmp_path / "deep/mine").glob("*.yaml"))) == 0
+
+
+def test_the_defense_that_init_copies_shifts_brightness_and_does_nothing_at_its_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, linear: Any
+) -> None:
+    start_folder(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    load_plugins(["my_defense"])
+    x = torch.rand(4, 3, 8, 8)
+    f = linear(5)
+    plain = torch.softmax(f(x), 1)
+    cls = DEFENSES["brightness"]
+    torch.testing.assert_close(predict(f, cls.make(cls.identity()), x, executions=3), plain)
+    assert not torch.allclose(predict(f, cls.make({"amplitude": 0.5}), x, executions=3), plain)

@@ -18,13 +18,14 @@ import torch
 import mi_ray
 from helpers.studies import Tiny, compute, derived, put_classifier
 from mi_ray.cluster.search import optuna_search, search_cells, search_space
-from mi_ray.config import Sweep, load_sweep
+from mi_ray.config import Sweep
 from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
 from mi_ray.study.prepare import Study, prepare
 from mi_ray.study.report import mark, write_study
 from mi_ray.study.rows import mark_selected
 from mi_ray.study.workbench import Workbench
+from mi_ray.sweep_files import load_sweep
 
 FILE = Path(__file__).parent.parent / "golden.json"
 SWEEPS = Path(__file__).parents[2] / "sweeps"

@@ -1,0 +1,171 @@
+"""Sweep files: found by their path or by the name of a packaged one, read, overlaid, and validated as a `Sweep`."""
+
+import copy
+import shutil
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from mi_ray.config import Sweep, first_problem
+from mi_ray.parameters import unknown
+
+Source = str | Path | Mapping[str, object]  # a path, the name of a packaged sweep, or what a file would hold
+
+# In a checkout this is a link to the folder `sweeps` at its top; an installation holds the files themselves.
+PACKAGED = Path(__file__).parent / "sweeps"
+START = PACKAGED / "init"  # what `mi-ray init` copies
+MERGED = ("points", "options", "resources", "checks")  # what an overlay changes key by key; all else it replaces
+
+
+def packaged_sweeps() -> dict[str, str]:
+    """The name of each sweep that comes with the program, and the first line of its file, which says what it makes."""
+    files = sorted(PACKAGED.glob("*.yaml"))
+    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+
+
+def find_sweep(source: str | Path) -> Path:
+    """The file that a person means by a path or by the bare name of a packaged sweep.
+
+    A file comes first, and is named with its ending: `quickstart` is the packaged sweep even where a quickstart.yaml
+    lies in the current folder, so that the name means one thing everywhere.
+    Raises ValueError for a bare name that is neither a file nor a packaged sweep.
+    """
+    path, name = Path(source), str(source)
+    if path.is_file() or path.suffix or len(path.parts) != 1:
+        return path
+    known = packaged_sweeps()
+    if name not in known:
+        here = path.with_name(f"{name}.yaml")
+        problem = unknown("packaged sweep", name, list(known))
+        raise ValueError(f"{problem}. A file is named with its ending{f': {here}' if here.is_file() else ''}")
+    return PACKAGED / f"{name}.yaml"
+
+
+def start_folder(folder: str | Path) -> list[Path]:
+    """Copy a commented sweep, and a module with a defense of one's own beside it, into a folder; returns the files.
+
+    Raises ValueError, before anything is written, when one of them is there already.
+    """
+    sources = sorted(file for file in START.iterdir() if file.is_file())
+    copies = [Path(folder) / file.name for file in sources]
+    there = [str(file) for file in copies if file.exists() or file.is_symlink()]
+    if there:
+        raise ValueError(f"nothing is overwritten: {folder} must not hold {', '.join(there)}; name another folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, target in zip(sources, copies, strict=True):
+        shutil.copyfile(file, target)
+    return copies
+
+
+def parse_overrides(written: Iterable[str]) -> dict[str, object]:
+    """`key=value` texts as dotted keys with their YAML values. Raises ValueError for text of another form."""
+    found: dict[str, object] = {}
+    for override in written:
+        key, equals, text = override.partition("=")
+        if not equals or not key:
+            raise ValueError(f"--set must be key=value, as in --set points.count=100; got {override!r}")
+        try:
+            found[key] = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            told = " ".join(str(error).split())
+            raise ValueError(f"--set {key}: the value must be YAML; got {text!r}: {told}") from error
+    return found
+
+
+def load_sweep(
+    source: Source, *, smoke: bool = False, overrides: Mapping[str, object] | None = None, seed: int | None = None
+) -> Sweep:
+    """Read, overlay and validate a sweep.
+
+    source: see `Source`. smoke: lay the sweep's own `smoke` mapping over it, and name the study `<name>-smoke`.
+    overrides: values by dotted key, such as {"points.count": 100}. seed: replaces the sweep's.
+    Raises ValueError with the file, the place, the rule and the value.
+    """
+    changes = dict(overrides or {})
+    if isinstance(source, Mapping):
+        origin, document = "the sweep", copy.deepcopy(dict(source))
+    else:
+        file = find_sweep(source)
+        origin, document = str(file), read_document(file)
+    _overlay(origin, document, smoke)
+    for key, value in changes.items():
+        _set_path(document, key, value)
+    if seed is not None:
+        document["seed"] = seed
+    if not isinstance(source, Mapping):
+        _refuse_far_downloads(origin, document, {key.partition(".")[0] for key in changes})
+    try:
+        return Sweep.model_validate(document)
+    except ValidationError as error:
+        raise ValueError(f"{origin}: {first_problem(error)}") from error
+
+
+def read_document(path: Path) -> dict[str, object]:
+    """The YAML mapping in a sweep file. Raises ValueError when there is none."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"a sweep file must be readable; {path}: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise ValueError(
+            f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}"
+        )
+    return document
+
+
+def _overlay(origin: str, document: dict[str, object], smoke: bool) -> None:
+    """Take the `smoke` mapping out of a document, and lay it over the document where that is asked for."""
+    overlay = document.pop("smoke", None)
+    if not smoke:
+        return
+    if not isinstance(overlay, Mapping):
+        raise ValueError(f"{origin}: --smoke needs a `smoke:` mapping in the file; there is none")
+    for key, value in overlay.items():
+        below = document.get(key)
+        if key in MERGED and isinstance(below, Mapping) and isinstance(value, Mapping):
+            document[key] = {**below, **value}
+        else:
+            document[key] = copy.deepcopy(value)
+    document["name"] = f"{document.get('name')}-smoke"
+
+
+def _set_path(document: dict[str, object], path: str, value: object) -> None:
+    """Set the value at a dotted path such as `classifiers.0.training.epochs`, in place.
+
+    Raises ValueError when a step of the path leads nowhere.
+    """
+    *parents, last = path.split(".")
+    node: object = document
+    for depth, part in enumerate(parents):
+        where = ".".join(parents[: depth + 1])
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise ValueError(f"--set {path}: {where} must be an index from 0 to {len(node) - 1}; got {part!r}")
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            node = node.setdefault(part, {})
+        else:
+            raise ValueError(f"--set {path}: {where} is not a mapping or a list in the file; it is {node!r}")
+    if isinstance(node, list) and last.isdigit() and int(last) < len(node):
+        node[int(last)] = value
+    elif isinstance(node, dict):
+        node[last] = value
+    else:
+        raise ValueError(f"--set {path}: there is nothing at {path} to set; found {node!r}")
+
+
+def _refuse_far_downloads(origin: str, document: Mapping[str, object], overridden: Collection[str]) -> None:
+    """Raise ValueError where a file (no option of a person's) wants a download written outside the current folder."""
+    for key in {"dataset", "pool"}.difference(overridden):
+        named = document.get(key)
+        for name, values in named.items() if isinstance(named, Mapping) else ():
+            root = values.get("root", "") if isinstance(values, Mapping) and values.get("download") else ""
+            if Path(str(root)).is_absolute() or str(root).startswith("~") or ".." in Path(str(root)).parts:
+                raise ValueError(
+                    f"{origin}: where a file asks for a download, {key}.{name}.root must be a folder below the current "
+                    f"one; got {root!r}. Another place is yours to name: --set {key}.{name}.root={root}"
+                )
