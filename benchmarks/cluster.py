@@ -1,6 +1,7 @@
 """The comparisons that need Ray: training through Ray Train, a sweep through Ray Tune, two workers against one."""
 
 import contextlib
+import functools
 import json
 import shutil
 import subprocess
@@ -63,8 +64,9 @@ def _run(verb: str, folder: Path, study: dict[str, Any], store: str = "results")
     return time.perf_counter() - began, manifest
 
 
+@functools.cache
 def classifiers(folder: Path) -> tuple[str, str]:
-    """Folders of the two networks, trained on digits far enough that some points survive an attack."""
+    """Train the two networks on digits until some points survive an attack; their folders, in which a later run finds them."""
     study = _study("train", [_classifier("small", SMALL, 5), _classifier("large", LARGE, 2)])
     folder.mkdir(parents=True, exist_ok=True)
     _, manifest = _run("train", folder, study)
@@ -140,7 +142,10 @@ def _watched() -> Iterator[dict[str, int]]:
 
 
 def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
-    """200 settings as Ray Tune trials, one at a time and one a core, against the sum of their work; memory of a worker."""
+    """A grid of settings as Ray Tune trials, against the same work one after another in one process.
+
+    The trials run one at a time and then one a core. A last row has the peak memory of a worker.
+    """
     count, seconds = 40 if quick else 200, dict[int, float]()
     for at_once in (1, CORES):
         study = _study(

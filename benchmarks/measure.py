@@ -1,4 +1,4 @@
-"""How two sides are measured: processes that take turns, and the row that says what came out."""
+"""How two sides are measured: their processes take turns, and a row says what came out."""
 
 import importlib
 import multiprocessing
@@ -20,7 +20,7 @@ SPAWN = multiprocessing.get_context("spawn")
 def _serve(
     pipe: Connection, name: str, classifier: str, part: tuple[int, int], threads: int, more: dict[str, Any]
 ) -> None:
-    """What a side's process does: make the side, then run it as often as it is asked to."""
+    """Make a side in this process, and run it with each tuple of arguments that arrives, until None arrives."""
     module, _, kind = name.partition(":")
     side = getattr(importlib.import_module(module), kind)(classifier, part, threads, **more)
     pipe.send(_peak())
@@ -30,7 +30,10 @@ def _serve(
 
 
 def _peak() -> int:
-    """Bytes of the greatest resident memory of this process (getrusage's would be its parent's where that had more)."""
+    """Bytes of the greatest resident memory of this process.
+
+    They are read from /proc, since getrusage would report the parent's where the parent had more.
+    """
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 
@@ -76,9 +79,10 @@ class Runner:
 
 @dataclass
 class Row:
-    """One comparison. ratios: of each turn. ours, theirs: median absolute figures.
+    """One comparison: the ratio of each turn, and the median figures of both sides in the given unit.
 
-    target: least acceptable ratio; None where a number is only told.
+    target: the least acceptable ratio, or None where a number is only reported; most: whether it is the greatest instead;
+    check: what was compared to see that both sides did the same work; equal: whether they did.
     """
 
     name: str
@@ -90,7 +94,7 @@ class Row:
     unit: str
     check: str
     equal: bool
-    most: bool = False  # the ratio must be at most the target
+    most: bool = False
     notes: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,7 +107,7 @@ class Row:
 
 
 def measure(sides: dict[str, Runner], turns: list[tuple[Any, ...]]) -> dict[str, list[tuple[float, np.ndarray]]]:
-    """Each side once for each turn's arguments, the sides one after another; what they found, in order."""
+    """Run the sides one after another with the arguments of each turn; each side's (seconds, result) of all turns."""
     found: dict[str, list[tuple[float, np.ndarray]]] = {name: [] for name in sides}
     for arguments in turns:
         for name, side in sides.items():

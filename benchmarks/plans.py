@@ -1,4 +1,4 @@
-"""What plans promise: how many times fewer forward passes, whether a run keeps it, and how fast a finished one is seen."""
+"""How many times fewer passes a plan takes than cell by cell, and how fast a finished study is recognised."""
 
 import subprocess
 import sys
@@ -45,7 +45,7 @@ def grid() -> Sweep:
 
 
 def _planned(name: str, sweeps: list[Sweep], target: float | None) -> list[Row]:
-    """Forward passes, and as a number told beside it those of both ways."""
+    """One row for the forward passes, which have a target, and one for forward and backward passes together."""
     distinct, requested, cells = distinct_and_requested([prepare(sweep) for sweep in sweeps])
     told = f"{cells:,} cells; the plan's own count"
     ways = [
@@ -59,7 +59,7 @@ def _planned(name: str, sweeps: list[Sweep], target: float | None) -> list[Row]:
 
 
 def _recognised() -> Row:
-    """A finished study of 1,000 cells, seen by a fresh process: seconds, and whether torch was imported."""
+    """How many seconds a fresh process takes to see that a study of 1,000 cells is finished, without importing torch."""
     code = (
         "import sys; from pathlib import Path; "
         "from mi_ray.sweep_files import load_sweep; from mi_ray.store.manifest import is_finished;"
@@ -118,7 +118,7 @@ def _oblivious(sweep: Sweep) -> Sweep | None:
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """All plans."""
+    """The rows of every plan that is counted; quick: without the study that must be run first."""
     paper = {}
     for file in sorted(SWEEPS.glob("*.yaml")):
         if file.stem not in ("quickstart", "cifar10_small"):

@@ -1,7 +1,7 @@
-"""All comparisons: `python -m benchmarks.run [--quick] [--only NAME]` prints one table and writes benchmarks/latest.json.
+"""Every comparison of speed: `python -m benchmarks.run [--quick] [--only NAME]` prints tables and writes benchmarks/latest.json.
 
-Every side runs in processes of its own; the sides of a comparison take turns, so that whatever else the machine does
-meets both. A ratio is theirs over ours (how many times faster we are) of one turn; median, least and greatest are shown.
+Every side runs in processes of its own, and the sides of a comparison take turns, so that whatever else the machine does
+slows both. A ratio divides their time in one turn by ours: it says how many times faster we are.
 """
 
 import argparse
@@ -23,11 +23,14 @@ from benchmarks.sides import FAST, median
 
 EPSILONS = (2 / 255, 4 / 255, 8 / 255)
 PROCESSOR = torch.backends.cpu.get_cpu_capability()  # the widest instructions that torch uses here, as AVX512
-KEPT = Path("build/benchmarks")  # the trained networks, which a second run finds there
+KEPT = Path("build/benchmarks")  # where the trained networks stay for later runs
 
 
 def pgd(classifier: str, label: str, counts: dict[int, int], peers: list[str]) -> list[Row]:
-    """PGD from the clean image against the bare loop and the peer that is fastest in a short run. counts: steps -> points."""
+    """PGD from the clean image against the bare loop, and against that peer which is the fastest in a short run.
+
+    counts: how many points are attacked with each number of steps; peers: other libraries, as their sides are named.
+    """
     workers = {"workers": CORES, "threads": 1}
     sides = {"ours": Runner("OurPgd", classifier, **workers), "bare": Runner("BarePgd", classifier, **workers)}
     sides |= {peer: Runner(f"{peer}Pgd", classifier) for peer in peers}
@@ -117,13 +120,13 @@ def executions(classifier: str, count: int, turns: int) -> list[Row]:
 
 
 def _share(name: str, target: float, spent: list[float], passes: list[float]) -> Row:
-    """What something costs as a share of the forward passes that it feeds."""
+    """The time that something takes, as a share of the time of the forward passes that it feeds."""
     shares = [a / b for a, b in zip(spent, passes, strict=True)]
     return Row(name, "forward passes fed", target, shares, median(spent), median(passes), "s", "", True, True)
 
 
 def transforms(classifier: str, count: int, turns: int) -> list[Row]:
-    """Random rotation, pad and resize against torchvision on PIL images; and as a share of the passes that they feed."""
+    """Our batched transforms against torchvision's on PIL images, and as a share of the forward passes that they feed."""
     ours, theirs = (Runner(kind, classifier, threads=1) for kind in ("OurTransforms", "PilTransforms"))
     forward, draws = (Runner(kind, classifier, threads=1) for kind in ("OurForward", "OurDraws"))
     passes = [forward(count, 30)[0] for _ in range(turns + 1)][1:]
@@ -189,7 +192,7 @@ def eot(classifier: str, count: int, steps: int, turns: int) -> list[Row]:
 
 
 def show(rows: list[Row]) -> None:
-    """The table."""
+    """Print the rows of a group as a table."""
     from rich.console import Console
     from rich.table import Table
 
@@ -227,8 +230,18 @@ def show(rows: list[Row]) -> None:
     Console(width=220).print(table)
 
 
+def small() -> str:
+    """The folder of the network with 0.7 M parameters, which is trained when a group first asks for it."""
+    return cluster.classifiers(KEPT)[0]
+
+
+def large() -> str:
+    """The folder of the paper's ResNet-50, trained together with the small network."""
+    return cluster.classifiers(KEPT)[1]
+
+
 def main() -> None:
-    """Run, print, write."""
+    """Run the chosen groups, print their tables and write latest.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer points, without the large network and Ray Tune")
     parser.add_argument(
@@ -238,17 +251,16 @@ def main() -> None:
     quick, rows, began = options.quick, list[tuple[str, Row]](), time.perf_counter()
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
-        small, large = cluster.classifiers(KEPT)
         groups: dict[str, Callable[[], list[Row]]] = {
             "plan": lambda: plans.rows(quick=quick),
-            "pgd small": lambda: pgd(small, "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 100}, peers),
-            "pgd large": lambda: pgd(large, "paper's ResNet-50", {4: 200}, peers[::2]),
-            "executions": lambda: executions(small, 100, 1 if quick else 2),
-            "transforms": lambda: transforms(small, 100, 2 if quick else 3),
-            "eot": lambda: eot(small, 100, 1 if quick else 2, 1 if quick else 2),
-            "training": lambda: cluster.training(Path(folder), small, quick=quick),
-            "tune": lambda: cluster.tune(Path(folder), small, quick=quick),
-            "workers": lambda: cluster.workers(Path(folder), small, quick=quick),
+            "pgd small": lambda: pgd(small(), "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 100}, peers),
+            "pgd large": lambda: pgd(large(), "paper's ResNet-50", {4: 200}, peers[::2]),
+            "executions": lambda: executions(small(), 100, 1 if quick else 2),
+            "transforms": lambda: transforms(small(), 100, 2 if quick else 3),
+            "eot": lambda: eot(small(), 100, 1 if quick else 2, 1 if quick else 2),
+            "training": lambda: cluster.training(Path(folder), small(), quick=quick),
+            "tune": lambda: cluster.tune(Path(folder), small(), quick=quick),
+            "workers": lambda: cluster.workers(Path(folder), small(), quick=quick),
         }
         for name, group in groups.items():
             if options.only in name and not (quick and not options.only and name in ("pgd large", "tune")):

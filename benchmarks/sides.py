@@ -1,7 +1,7 @@
-"""What is compared: each side of a comparison as a function, run in processes of its own.
+"""The sides that are compared: each is one way to do a piece of work, ours or another library's.
 
-A side is a class: made once (weights loaded, nothing timed), then called with the arguments of one timed run. `part` says
-which share of the points a process takes where a side runs in several, as mi_ray does with one worker a core.
+A side is a class. It is made once, which loads the weights and is not timed, and then called with the arguments of each timed
+run. `part` is (own, of): this process takes the share `own`, from 0, of the points where a side runs in `of` processes.
 """
 
 import copy
@@ -39,9 +39,8 @@ class Side:
 
     def __init__(self, classifier: str, part: tuple[int, int], threads: int) -> None:
         torch.set_num_threads(threads)
-        self.f = load_classifier(classifier).requires_grad_(
-            False
-        )  # some libraries would else have weights' gradients too
+        # Without gradients of the weights, which some libraries would otherwise compute too.
+        self.f = load_classifier(classifier).requires_grad_(False)
         self.part = part
         data = Digits().load()
         self.x, self.y = to_unit(data.test_images), torch.from_numpy(data.test_labels)
@@ -62,7 +61,7 @@ class Side:
 
 
 class Ours(Side):
-    """mi_ray's engine as its workers use it."""
+    """mi_ray as one of its workers runs it: one thread, and the network folded for the faster precision."""
 
     def __init__(self, classifier: str, part: tuple[int, int], threads: int, precision: str = FAST) -> None:
         super().__init__(classifier, part, 1)
@@ -83,7 +82,7 @@ class OurPgd(Ours):
 
 
 class BarePgd(Ours):
-    """The limit: the loop itself on the folded, channels_last network in the faster precision, and nothing else."""
+    """What no PGD can beat: its loop alone, on the folded, channels_last network in the faster precision."""
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         out = []
@@ -99,7 +98,7 @@ class BarePgd(Ours):
 
 
 class TorchattacksPgd(Side):
-    """torchattacks.PGD."""
+    """PGD as torchattacks writes it."""
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         import torchattacks
@@ -109,7 +108,7 @@ class TorchattacksPgd(Side):
 
 
 class FoolboxPgd(Side):
-    """foolbox.attacks.LinfPGD."""
+    """PGD as foolbox writes it."""
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         import foolbox
@@ -121,7 +120,7 @@ class FoolboxPgd(Side):
 
 
 class AdvLibPgd(Side):
-    """adv_lib.attacks.pgd_linf: its logger needs visdom, which these attacks do not use."""
+    """adv_lib.attacks.pgd_linf, with an empty module for visdom, which its logger imports and this attack does not use."""
 
     def __call__(self, count: int, steps: int, epsilon: float) -> np.ndarray:
         sys.modules.setdefault("visdom", types.ModuleType("visdom"))
@@ -281,7 +280,7 @@ class FoolboxEot(Side):
 
 
 class Score(Side):
-    """Accuracy in fp32 of images that a side made: of F, and behind MI-OL with N = 30."""
+    """Which images of a side are classified correctly in fp32, by F or by F behind MI-OL with N = 30."""
 
     def __call__(self, images: np.ndarray, behind: bool) -> np.ndarray:
         x, y = torch.from_numpy(images), self.y[: len(images)]
