@@ -12,7 +12,7 @@ import pytest
 import mi_ray.store.files
 from mi_ray.cluster.callbacks import Watch
 from mi_ray.store.blocks import Store
-from mi_ray.store.files import remove_leftovers
+from mi_ray.store.files import remove_temporary_files
 
 PROGRAM = """
 import sys, time
@@ -91,7 +91,7 @@ def test_temporary_files_of_killed_processes_go_and_those_being_written_and_all_
         path.write_bytes(b"x")
     writing = threading.Timer(0.3, lambda: alive.write_bytes(b"xx"))
     writing.start()
-    assert remove_leftovers(store) == 1
+    assert remove_temporary_files(store) == 1
     writing.join()
     assert not dead.exists()
     assert all(path.exists() for path in (alive, *others))

@@ -25,7 +25,7 @@ from mi_ray.events import about, event
 from mi_ray.plan.work import Cell, ClassifierWork, OutputWork, Plan, Work, kind_of
 from mi_ray.progress import stage
 from mi_ray.store.blocks import Store
-from mi_ray.store.files import Files, remove_leftovers, scratch_of
+from mi_ray.store.files import Files, remove_temporary_files, scratch_of
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.precision import decision_path, decisions
 from mi_ray.study.prepare import Study
@@ -492,7 +492,7 @@ class Runner:
                 self._run(until)
             finally:
                 self.watch.close()
-            remove_leftovers(self.store)
+            remove_temporary_files(self.store)
             event("study done", failed=len(self.outcome.failures), seconds=round(sum(self.outcome.seconds.values()), 3))
         return self.outcome
 

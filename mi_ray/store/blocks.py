@@ -69,8 +69,8 @@ class Store(Files):
                     raise ValueError(f"{what} has format {written!r}; this version reads {FORMAT}")
             elif not create:
                 raise ValueError(f"{what} holds no {MARKER}")
-            elif self._listed("") - {".", ".."}:
-                raise ValueError(f"{what} holds something else: {', '.join(sorted(self._listed(''))[:3])}")
+            elif self.names("") - {".", ".."}:
+                raise ValueError(f"{what} holds something else: {', '.join(sorted(self.names(''))[:3])}")
             if create:
                 self.write_bytes(MARKER, json.dumps({"format": FORMAT, "made_by": "mi-ray"}).encode())
         except (OSError, pa.ArrowException) as error:

@@ -1,5 +1,5 @@
-"""Files in a folder or behind a URI: written whole or not at all, tried again when a fault may pass, locked where that is
-possible. Nothing here knows what the files mean."""
+"""Files in a folder or behind a URI, whatever they hold: each is written whole or not at all, and a request to an object
+store that fails is made again when the reason may pass."""
 
 import contextlib
 import errno
@@ -10,7 +10,7 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl, urlsplit
@@ -18,12 +18,11 @@ from urllib.parse import parse_qsl, urlsplit
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-TRIES = (
-    4  # of one request to an object store; pyarrow's S3 client makes about 30 in six seconds before it gives up once
-)
+# How often a request to an object store is made; in each try pyarrow's S3 client asks about 30 times within six seconds.
+TRIES = 4
 FIRST_WAIT = 0.5  # seconds before the second try; each further wait is twice as long
-SELF = "sha256"  # the key under which a JSON file keeps the hash of the rest of it
-# What no second try changes, as pyarrow's S3 client names it in its messages.
+SELF = "sha256"  # the key under which a JSON file keeps the hash of its other values
+# Errors that no second try changes, as pyarrow's S3 client names them in its messages.
 _PERMANENT = re.compile(
     "ACCESS_DENIED|NO_SUCH_BUCKET|NO_SUCH_KEY|INVALID_ACCESS_KEY|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|"
     "MISSING_AUTHENTICATION_TOKEN|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN|VALIDATION"
@@ -34,19 +33,23 @@ Result = TypeVar("Result")
 
 
 class DamagedFileError(ValueError):
-    """A stored file is not what its name says; it is never read as data."""
+    """A stored file is not what its name says, so that nothing in it may be used."""
 
 
 class StorageError(OSError):
-    """A storage did not do what it was asked to. lasting: asking again would not have helped."""
+    """A storage did not do what it was asked to do.
+
+    lasting: whether the reason is one that asking again cannot change, such as a refusal.
+    """
 
     lasting = False
 
 
 def again(what: str, request: Callable[[], Result]) -> Result:
-    """The result of a request to an object store, made again when it fails for a reason that may pass.
+    """The result of a request to an object store, which is made again when it fails for a reason that may pass.
 
-    Raises StorageError when it keeps failing, and FileNotFoundError as it is.
+    what: the request in words, for the error. Raises StorageError when the request keeps failing; a missing file is
+    the answer and no failure, so that FileNotFoundError is raised at once.
     """
     for attempt in range(TRIES):
         try:
@@ -59,15 +62,15 @@ def again(what: str, request: Callable[[], Result]) -> Result:
                 failed = StorageError(f"{what} failed{'' if lasting else f', tried {TRIES} times'}: {error}")
                 failed.lasting = lasting
                 raise failed from error
-        time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the workers' tries
+        time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the tries of many workers
     raise AssertionError("the last try returns or raises")
 
 
 def refuse_credentials(uri: str) -> None:
-    """Raise ValueError when a URI carries a password or a key: it is written to files and shown."""
+    """Raise ValueError when a URI carries a password or a key, because URIs are written to files and shown."""
     parts = urlsplit(uri)
     user, at, _ = parts.netloc.rpartition("@")
-    # Elsewhere a name without a password is a user's or a container's, which is no secret.
+    # In other schemes a name without a password is that of a user or a container, which is no secret.
     secret = at and (":" in user or (parts.scheme in ("s3", "gs", "gcs") and user != "anonymous"))
     named = [name for name, _ in parse_qsl(parts.query, keep_blank_values=True) if _NAMES_A_SECRET.search(name)]
     if secret or named:
@@ -79,15 +82,16 @@ def refuse_credentials(uri: str) -> None:
 
 
 def open_uri(uri: str) -> tuple[Any, str]:
-    """(file system, path) of a URI: pyarrow's own where it has one, else fsspec's.
+    """(file system, path) of a URI: a file system of pyarrow's where it has one, else of fsspec's.
 
-    Raises ValueError when neither knows it, or when it carries credentials, and StorageError when it does not answer.
+    Raises ValueError when neither library knows the URI or when it carries credentials, and StorageError when the
+    storage does not answer.
     """
     refuse_credentials(uri)
     uri = uri.removeprefix("fsspec+")
     scheme = uri.partition("://")[0]
     try:
-        # Small objects in one request each, instead of three of a multipart upload that a kill could leave open.
+        # A small object is then put in one request, and not in a multipart upload that a killed process leaves open.
         delayed = f"{uri}{'&' if '?' in uri else '?'}allow_delayed_open=true" if scheme == "s3" else uri
         found: tuple[Any, str] = again(f"opening {uri}", lambda: pafs.FileSystem.from_uri(delayed))
     except (pa.ArrowException, ValueError) as error:
@@ -101,13 +105,16 @@ def open_uri(uri: str) -> tuple[Any, str]:
 
 
 def _open_fsspec(uri: str, scheme: str) -> tuple[Any, str] | None:
-    """What fsspec makes of a URI; None when it does not know the protocol. Raises ValueError when it lacks a package."""
+    """(file system, path) of a URI by fsspec; None when it does not know the protocol.
+
+    Raises ValueError when the protocol needs a package that is not installed.
+    """
     try:
         import fsspec
-    except ImportError:  # it comes with Ray and torch, and is not needed for what pyarrow knows
+    except ImportError:  # It comes with Ray and torch, and what pyarrow knows needs no fsspec.
         return None
     if scheme not in fsspec.available_protocols() or scheme in ("s3", "gs", "file", "local"):
-        return None  # what pyarrow knows and refuses is wrong, and not another library's
+        return None  # pyarrow knows these, so that a URI which it refuses is wrong.
     try:
         filesystem, path = fsspec.core.url_to_fs(uri)
     except ImportError as error:
@@ -116,20 +123,20 @@ def _open_fsspec(uri: str, scheme: str) -> tuple[Any, str] | None:
 
 
 def beside(uri: str, suffix: str) -> str:
-    """The URI of a folder beside another: its path with a suffix, its query kept."""
+    """The URI of a folder beside another one: its path gets a suffix, its query stays."""
     path, question, query = uri.partition("?")
     return f"{path.rstrip('/')}{suffix}{question}{query}"
 
 
 def scratch_of(files: "Files") -> str:
-    """Where Ray may keep what it needs for a while: a folder beside the store, as pyarrow's `from_uri` takes it."""
+    """A folder beside a store for what Ray keeps while it runs, as a URI that pyarrow's `from_uri` accepts."""
     known = files.local or not isinstance(files.filesystem, pafs.PyFileSystem)
     return beside(files.address if known else f"fsspec+{files.uri}", "-scratch")
 
 
-def self_hash(value: dict[str, Any]) -> str:
-    """The hash of a JSON object as it will be read again, without the hash that it may carry."""
-    rest = {name: value for name, value in json.loads(json.dumps(value)).items() if name != SELF}
+def self_hash(value: Mapping[str, object]) -> str:
+    """The hash of a JSON object in the form in which it is read again, without the hash that it may carry."""
+    rest = {name: item for name, item in json.loads(json.dumps(dict(value))).items() if name != SELF}
     return hashlib.sha256(json.dumps(rest, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
@@ -151,16 +158,16 @@ class Files:
 
     @property
     def address(self) -> str:
-        """What another process opens it by, wherever its working directory is."""
+        """The place as another process can open it, whatever its working directory is."""
         return self.root if self.local else self.uri
 
     def _full(self, path: str) -> str:
-        if path.startswith("/") or ".." in path.split("/"):  # whatever a file or a study says
+        if path.startswith("/") or ".." in path.split("/"):  # Paths are also read from files, which may say anything.
             raise ValueError(f"a path in a store must lead into it; got {path!r}")
         return f"{self.root}/{path}" if path else self.root
 
     def _place(self, path: str) -> Path:
-        """Where a local file is to be, its folder made. Raises ValueError when a link in the store leads out of it."""
+        """The local path of a file, whose folder is made. Raises ValueError when a link in the store leads out of it."""
         target = Path(self._full(path))
         if not target.parent.resolve().is_relative_to(Path(self.root).resolve()):
             raise ValueError(
@@ -171,21 +178,22 @@ class Files:
         return target
 
     def _again(self, what: str, request: Callable[[], Result]) -> Result:
-        """Behind a URI `again`; a local folder's errors come as they are, at once."""
+        """`again` for what is behind a URI; in a local folder a request is made once and its error comes as it is."""
         return request() if self.local else again(f"{what} in {self.uri}", request)
 
-    def _infos(self, selector: Any) -> Any:
+    def _infos(self, selector: pafs.FileSelector | str) -> Any:
         return self._again("listing", lambda: self.filesystem.get_file_info(selector))
 
-    def _listed(self, path: str) -> set[str]:
+    def names(self, path: str) -> set[str]:
+        """The names of all files and folders in a folder."""
         return {i.base_name for i in self._infos(pafs.FileSelector(self._full(path), allow_not_found=True))}
 
     def exists(self, path: str) -> bool:
-        """Whether there is a file or folder."""
+        """Whether there is a file or a folder of this path."""
         return bool(self._infos(self._full(path)).type != pafs.FileType.NotFound)
 
     def files(self, path: str) -> dict[str, int]:
-        """Every file below a folder: path relative to the store -> bytes. Names with a leading dot are left out."""
+        """Path -> bytes of every file below a folder, without those whose names begin with a dot."""
         selector = pafs.FileSelector(self._full(path), recursive=True, allow_not_found=True)
         infos = [info for info in self._infos(selector) if info.type == pafs.FileType.File]
         return {
@@ -198,12 +206,12 @@ class Files:
         return sorted(info.base_name for info in infos if info.type == pafs.FileType.Directory)
 
     def age(self, path: str) -> float:
-        """Seconds since a file was written, by the storage's clock and ours; infinite where the storage keeps no time."""
+        """Seconds between the time that the storage keeps for a file and now; infinite where it keeps none."""
         written = self._infos(self._full(path)).mtime
         return float("inf") if written is None else time.time() - written.timestamp()
 
     def read_bytes(self, path: str) -> bytes:
-        """A file's content. Raises DamagedFileError where the disk cannot give it back."""
+        """A file's content. Raises DamagedFileError when the disk cannot read it back."""
 
         def read() -> bytes:
             with self.filesystem.open_input_stream(self._full(path)) as stream:
@@ -212,15 +220,15 @@ class Files:
         try:
             return self._again(f"reading {path}", read)
         except OSError as error:
-            if error.errno == errno.EIO:  # a bad sector: no second read brings it back
+            if error.errno == errno.EIO:  # A bad sector: reading it again does not help.
                 raise DamagedFileError(f"{path} must be readable: {error}") from error
             raise
 
     def read_parsed(self, path: str, parse: Callable[[bytes], Result], broken: tuple[type[Exception], ...]) -> Result:
-        """What `parse` makes of a file; raises what it raises (broken: where it cannot).
+        """What `parse` makes of a file's content. broken: the errors that `parse` raises when the content is damaged.
 
-        An object may be replaced between the request for its size and the one for its content, which then ends early. So
-        what cannot be parsed is read once more before it counts as damaged.
+        An object may be replaced between the request for its size and the request for its content, which then ends too
+        early. An object that cannot be parsed is therefore read once more before the error is raised.
         """
         content = self.read_bytes(path)
         try:
@@ -231,7 +239,7 @@ class Files:
             return parse(later)
 
     def write_bytes(self, path: str, content: bytes) -> None:
-        """Write a file whole or not at all: a temporary name and a rename, or one put on an object store."""
+        """Write a file whole or not at all: under a temporary name that is then changed, or in one put to an object store."""
         full = self._full(path)
         if not self.local:
             self._again(f"writing {path}", lambda: self._put(full, content))
@@ -253,7 +261,7 @@ class Files:
         target = f"{folder}/.{name}.{uuid.uuid4().hex[:8]}.tmp" if renames else full
         try:
             stream = self.filesystem.open_output_stream(target)
-        except FileNotFoundError:  # a file system with real folders; an object store has none
+        except FileNotFoundError:  # This file system has real folders, which an object store has not.
             self.filesystem.create_dir(folder, recursive=True)
             stream = self.filesystem.open_output_stream(target)
         with stream:
@@ -262,23 +270,26 @@ class Files:
             self.filesystem.move(target, full)
 
     def move(self, path: str, to: str) -> None:
-        """Give a file another name: a rename, or a copy that is whole before the first one goes. Nothing if it is done."""
+        """Give a file another name; where nothing renames, it is copied whole before the first one goes.
+
+        A file that is not there any more has been moved already.
+        """
         if not self.exists(path):
             return
         if self.local:
             Path(self._full(path)).replace(self._place(to))
             return
-        with contextlib.suppress(FileNotFoundError):  # somebody else has moved it
+        with contextlib.suppress(FileNotFoundError):  # Another process has moved it.
             self._again(f"copying {path}", lambda: self.filesystem.copy_file(self._full(path), self._full(to)))
             self.remove(path)
 
     def remove(self, path: str) -> None:
-        """Remove a file or a folder, if it is there."""
+        """Remove a file or a folder; nothing happens when there is none."""
 
         def removal() -> None:
-            """One try; what is gone by now is removed."""
+            """One try to remove it."""
             info = self.filesystem.get_file_info(self._full(path))
-            with contextlib.suppress(FileNotFoundError):  # gone by now
+            with contextlib.suppress(FileNotFoundError):  # Another process, or an earlier try, has removed it.
                 if info.type == pafs.FileType.Directory:
                     self.filesystem.delete_dir(info.path)
                 elif info.type == pafs.FileType.File:
@@ -287,7 +298,7 @@ class Files:
         self._again(f"removing {path}", removal)
 
     def read_json(self, path: str) -> Any:
-        """A JSON file; raises DamagedFileError when it is none, or an object other than it was written."""
+        """A JSON file's value. Raises DamagedFileError when it is no JSON, or an object other than the one written."""
         try:
             found = self.read_parsed(path, json.loads, (ValueError,))
         except ValueError as error:
@@ -296,13 +307,13 @@ class Files:
             raise DamagedFileError(f"{path} must have the {SELF} that it names: it was changed or damaged")
         return found
 
-    def write_json(self, path: str, value: Any) -> None:
-        """Write JSON atomically; an object gets a hash of itself."""
+    def write_json(self, path: str, value: object) -> None:
+        """Write a value as JSON, whole or not at all; an object gets a hash of itself, which `read_json` verifies."""
         told = {**value, SELF: self_hash(value)} if isinstance(value, dict) else value
         self.write_bytes(path, (json.dumps(told, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
-def _protocols(filesystem: Any) -> tuple[str, ...]:
+def _protocols(filesystem: pafs.FileSystem) -> tuple[str, ...]:
     """The names of a file system's protocol."""
     handler = getattr(filesystem, "handler", None)
     found = getattr(getattr(handler, "fs", None), "protocol", None) or filesystem.type_name
@@ -311,33 +322,35 @@ def _protocols(filesystem: Any) -> tuple[str, ...]:
 
 _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")
 
-WRITTEN_IN = 5.0  # seconds in which a file that is being written changes, or gets its name
+WRITTEN_IN = 5.0  # seconds within which a file that is being written grows, or gets its name
 
 
-def _temporaries(root: Path) -> dict[Path, tuple[int, int]]:
+def _temporary_files(root: Path) -> dict[Path, tuple[int, int]]:
+    """Path -> (bytes, time of the last change) of every file with a temporary name."""
     found = {}
     for path in root.rglob(".*.tmp"):
         try:
             about = path.stat()
-        except FileNotFoundError:  # it has its name now
+        except FileNotFoundError:  # It has its name now.
             continue
         if _TEMPORARY.match(path.name):
             found[path] = (about.st_size, about.st_mtime_ns)
     return found
 
 
-def remove_leftovers(store: Files) -> int:
-    """Remove the temporary files of a local store that stay as they are; returns how many.
+def remove_temporary_files(store: Files) -> int:
+    """Remove the temporary files that killed processes have left in a local folder; returns how many there were.
 
-    A live one of another run lasts for much less than `WRITTEN_IN`; were one removed, its block would be tried again.
+    A file counts as left when it does not change within `WRITTEN_IN`. One that another process is writing changes or is
+    renamed much sooner; were it removed all the same, that write would fail and its task would be tried again.
     """
     if not store.local:
-        return 0  # an object store has no temporary names
-    first = _temporaries(Path(store.root))
+        return 0  # An object store has no temporary names.
+    first = _temporary_files(Path(store.root))
     if not first:
         return 0
     time.sleep(WRITTEN_IN)
-    second = _temporaries(Path(store.root))
+    second = _temporary_files(Path(store.root))
     dead = [path for path, about in first.items() if second.get(path) == about]
     for path in dead:
         path.unlink(missing_ok=True)

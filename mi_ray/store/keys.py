@@ -1,4 +1,4 @@
-"""TODO."""
+"""Content keys: a result is named by a hash of everything that decides it, so that equal work has one name."""
 
 import hashlib
 import json
@@ -8,11 +8,14 @@ from typing import Any
 Values = Mapping[str, Any]
 
 
-def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces: equal values, equal text."""
+def canonical(value: object) -> str:
+    """JSON text with sorted keys and no spaces, so that equal values have equal texts."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
 def content_key(kind: str, facts: Values) -> str:
-    """The name of a result: 24 hexadecimal digits of the SHA-256 of what decides it."""
+    """The name of a result: the first 24 hexadecimal digits of the SHA-256 of its kind and of the facts that decide it.
+
+    kind: what the result is, so that two kinds never share a name. facts: JSON values by name.
+    """
     return hashlib.sha256(canonical({"kind": kind, **facts}).encode()).hexdigest()[:24]
