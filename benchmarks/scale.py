@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mi_ray.store.blocks import Store
-from mi_ray.store.compact import Rows, bring, compact
+from mi_ray.store.compact import Rows, compact, write_parts
 from mi_ray.store.manifest import write_manifest
 from mi_ray.store.read import read_cells, read_records, write_cells
 from mi_ray.store.schemas import RECORDS
@@ -184,7 +184,7 @@ def main() -> None:
         os.fsync = lambda descriptor: None  # a made-up store need not survive a power cut, and it takes 10 ms a file
         timed(f"writing {options.cells * options.blocks:,} files", write_files)
     else:
-        timed(f"writing {options.cells:,} cells compacted", lambda: bring(store, written()))
+        timed(f"writing {options.cells:,} cells compacted", lambda: write_parts(store, written()))
     write_study(store, options.cells, count, accuracies)
     if options.files:
         measure(store, options.cells, count)

@@ -1,7 +1,8 @@
-"""What a run leaves on disk: the store, its Parquet schemas, atomic writes, validated reads.
+"""The store and its blocks: Parquet files that hold the rows of a range of points, verified whenever they are read.
 
-A store is a folder or any pyarrow / fsspec URI. Blocks of points are named by their range in the study's list of
-points; ranges of one key never overlap, since what is there is subtracted before work is cut into blocks.
+A store is a folder or a URI. A block is named by its range in the study's list of points. The ranges of one key never
+overlap, since what is stored is subtracted before the rest is cut into blocks. Records may also lie in *parts*, large
+files that hold the rows of many cells (see `compact`); an index then says where each cell is.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -22,33 +23,54 @@ from mi_ray.store.files import DamagedFileError, Files, StorageError
 from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind
 
 FORMAT = 1
-MARKER = "mi-ray-store.json"
+MARKER = "mi-ray-store.json"  # the file by which a folder is known as a store
 
-
-WAITING = "compacted"  # parts that are written, until the files that they replace are gone
-PUBLISHED = "records/compacted"  # parts that are all there is of their cells: what an outside reader finds
+WAITING = "compacted"  # where parts are until the files that they replace are gone
+PUBLISHED = "records/compacted"  # where they are then, so that other readers of `records/` find them
 INDEX_PATH = f"{WAITING}/index.parquet"
 
-READERS = 8  # files that are read at once
+READERS = 8  # how many files are read at once
 _DIGEST = b"mi_ray_digest"
 Result = TypeVar("Result")
+
+# What a block says of itself in its Parquet metadata, by name: kind, key, start and stop, the weights that it is of,
+# device, seed, precision, forward_passes, backward_passes and seconds; an adversarial block also stops, epsilon and
+# keeps_box, a block of outputs executions and draws.
+BlockFacts = Mapping[str, Any]
 _BLOCK = re.compile(r"^points-(\d+)-(\d+)\.parquet$")
+
+
+class Place(NamedTuple):
+    """Where the rows of a compacted cell are: a row of the index without the cell's identity (see docs/results.md)."""
+
+    cell: str
+    start: int
+    stop: int
+    facts: str
+    part: str
+    group: int
+    first: int
+    rows: int
 
 
 @dataclass(frozen=True)
 class Block:
-    """A stored range of a study's points, [start, stop) in its list. place: of a compacted cell, its row in the index."""
+    """A stored range [start, stop) of a study's list of points.
+
+    path: the file that holds it. place: where in that file the rows are, for a compacted cell.
+    """
 
     start: int
     stop: int
     path: str
-    place: int | None = None
+    place: Place | None = None
 
 
 class Store(Files):
-    """A results folder or URI. Paths are relative to it, with forward slashes.
+    """A results folder or URI.
 
-    Raises ValueError when the place cannot be a store: it holds something else, or cannot be written.
+    create: whether a folder that is empty or not there becomes a store. Raises ValueError when the place cannot be a
+    store because it holds something else, or cannot be read or written.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
@@ -79,7 +101,7 @@ class Store(Files):
             raise ValueError(f"a store must be readable and writable; {self.uri}: {error}") from error
 
     def write_table(self, path: str, table: pa.Table) -> None:
-        """Write a Parquet file atomically, with page checksums and a digest of its rows and metadata."""
+        """Write a Parquet file, whole or not at all, with page checksums and a digest of its rows and metadata."""
         metadata = dict(table.schema.metadata or {})
         table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
         sink = pa.BufferOutputStream()
@@ -87,20 +109,21 @@ class Store(Files):
         self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def _parsed(self, path: str, parse: Callable[[pq.ParquetFile], Result], *, whole: bool = True) -> Result:
-        """What `parse` makes of a Parquet file; whole: read in one request, else by the parts that it asks for.
+        """What `parse` makes of a Parquet file.
 
-        Raises DamagedFileError for a file that is none or is not there, and OSError when the storage fails: a file that
-        could not be fetched is not a damaged one.
+        whole: whether the file is read in one request, and not in the pieces that `parse` asks for. Raises
+        DamagedFileError for a file that is not there or no Parquet file, and OSError when the storage fails, since a file
+        that could not be fetched need not be damaged.
         """
         if not whole:
             try:
                 with self.filesystem.open_input_file(self._full(path)) as file:
                     return parse(pq.ParquetFile(file, page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
-                return self._parsed(path, parse)  # the file or the storage: reading it whole tells which
+                return self._parsed(path, parse)  # Reading it whole tells a damaged file from a failing storage.
 
         def parsed(content: bytes) -> Result:
-            """Its own errors are not taken for the storage's."""
+            """`parse`, whose errors mean a damaged file and not a failing storage."""
             try:
                 return parse(pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
@@ -112,7 +135,7 @@ class Store(Files):
             raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table:
-        """A Parquet file with exactly that schema; raises DamagedFileError for anything else."""
+        """The rows of a Parquet file. Raises DamagedFileError when its schema or its digest is another one."""
 
         def parse(file: pq.ParquetFile) -> tuple[pa.Table, dict[bytes, bytes], bytes | None, bytes]:
             table = file.read()
@@ -127,62 +150,57 @@ class Store(Files):
         return table.replace_schema_metadata(metadata)
 
     def read_column(self, path: str, name: str) -> pa.ChunkedArray:
-        """One column of a Parquet file, verified by its pages' checksums alone: to look at, not to compute with."""
+        """One column of a Parquet file, to be shown; only its pages' checksums are verified, and not the file's digest."""
         return self._parsed(path, lambda file: file.read(columns=[name])[name], whole=False)
 
     @cached_property
     def compacted(self) -> "Compacted":
-        """The records that were compacted, as this object first found them; see `refresh`.
+        """Where the compacted records are, as the index said when this object first asked, or since `refresh`.
 
-        Raises DamagedFileError when their index is not whole.
+        Raises DamagedFileError when the index is damaged.
         """
         if not self.exists(INDEX_PATH):
             return Compacted(pa.Table.from_batches([], INDEX))  # `empty_table` would import pandas, which takes 0.3 s.
         return Compacted(self.read_table(INDEX_PATH, INDEX))
 
     def refresh(self) -> None:
-        """Look again at what is compacted: another process may have done it."""
+        """Read the index of compacted records again when it is next asked for, since other processes may change it."""
         self.__dict__.pop("compacted", None)
         self._group.cache_clear()
 
     def blocks(self, kind: Kind, key: str) -> list[Block]:
-        """The stored ranges of a key, in order. What is compacted counts, and not what is left of it in small files."""
+        """The stored ranges of a key, in order.
+
+        Of a compacted cell that is its range in the index; files of its own that still lie about are passed over.
+        """
         if kind == "records" and (place := self.compacted.places.get(key)) is not None:
-            return [self.compacted.block(place)]
+            return [Block(place.start, place.stop, f"{PUBLISHED}/{place.part}", place)]
         return blocks_among(self.files(f"{kind}/{key}"))
 
     def write_block(
-        self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, Any]
+        self, kind: Kind, key: str, start: int, stop: int, table: pa.Table, facts: Mapping[str, object]
     ) -> None:
-        """Write the rows of a range, with what they are of (facts) in the file's metadata."""
+        """Write the rows of a range, with what they came from and cost (facts) in the file's metadata."""
         about = {**facts, "kind": kind, "key": key, "start": start, "stop": stop}
         stamped = table.replace_schema_metadata({"mi_ray": json.dumps(about, sort_keys=True)})
         self.write_table(f"{kind}/{key}/points-{start:05d}-{stop:05d}.parquet", stamped)
 
     def read_block(self, kind: Kind, key: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
-        """The rows and facts of a stored range; raises DamagedFileError when it is not what its name says."""
+        """The rows of a stored range and its `BlockFacts`. Raises DamagedFileError when they are not what the name says."""
+        expected = {"kind": kind, "key": key, "start": block.start, "stop": block.stop}
         if block.place is not None:
-            row = self.compacted.row(block.place)
-            rows = self._group(row["part"], row["group"]).slice(row["first"], row["rows"])
-            return rows, {
-                **json.loads(row["facts"]),
-                "kind": kind,
-                "key": key,
-                "start": block.start,
-                "stop": block.stop,
-            }
+            return self.read_place(block.place), {**json.loads(block.place.facts), **expected}
         table = self.read_table(block.path, SCHEMAS[kind])
         try:
             facts = dict(json.loads((table.schema.metadata or {})[b"mi_ray"]))
         except (KeyError, ValueError, TypeError) as error:
             raise DamagedFileError(f"{block.path} must say what it is of: {error}") from error
-        expected = {"kind": kind, "key": key, "start": block.start, "stop": block.stop}
         if any(facts.get(name) != value for name, value in expected.items()):
             raise DamagedFileError(f"{block.path} must be of {expected}; it says {facts}")
         return table.replace_schema_metadata(None), facts
 
     def block_facts(self, block: Block) -> dict[str, Any]:
-        """What a stored block says of itself, read from the file's footer alone."""
+        """The `BlockFacts` of a block with a file of its own, for which only the file's footer is read."""
 
         def parse(file: pq.ParquetFile) -> dict[str, Any]:
             return dict(json.loads((file.schema_arrow.metadata or {})[b"mi_ray"]))
@@ -193,12 +211,16 @@ class Store(Files):
             raise DamagedFileError(f"{block.path} must be a whole block: {error}") from error
 
     def part_path(self, part: str) -> str:
-        """Where a part of the compacted records is: among the records, or beside them until what it replaces is gone."""
+        """The path of a part, which is beside the records until the files that it replaces are gone."""
         published = f"{PUBLISHED}/{part}"
         return published if self.exists(published) else f"{WAITING}/{part}"
 
+    def read_place(self, place: Place) -> pa.Table:
+        """The rows of a compacted cell. Raises DamagedFileError when their row group is damaged."""
+        return self.read_group(place.part, place.group).slice(place.first, place.rows)
+
     def read_group(self, part: str, group: int) -> pa.Table:
-        """A row group of a part. Raises DamagedFileError when it has not the digest that the index names."""
+        """The rows of a row group. Raises DamagedFileError when their digest is not the one that the index names."""
         return self._group(part, group)
 
     def _read_group(self, part: str, group: int) -> pa.Table:
@@ -211,38 +233,25 @@ class Store(Files):
 
 @dataclass(frozen=True, eq=False)
 class Compacted:
-    """Where the rows of each compacted cell are: a row of the index a cell."""
+    """The index of compacted records, with a row a cell that says where the cell's rows are."""
 
     index: pa.Table
 
     @cached_property
-    def places(self) -> dict[str, int]:
-        """Cell -> its row in the index."""
-        return {cell: place for place, cell in enumerate(self.index["cell"].to_pylist())}
-
-    @cached_property
-    def _columns(self) -> dict[str, list[Any]]:
-        names = ("cell", "start", "stop", "facts", "part", "group", "first", "rows")
-        return {name: self.index[name].to_pylist() for name in names}
+    def places(self) -> dict[str, Place]:
+        """Cell -> where its rows are, in the order of the index."""
+        columns = (self.index[name].to_pylist() for name in Place._fields)
+        return {place.cell: place for place in map(Place, *columns)}
 
     @cached_property
     def parts(self) -> dict[str, list[str]]:
-        """The digests of the row groups of each part that the index refers to."""
+        """Part -> the digests of its row groups, for each part that the index refers to."""
         metadata = self.index.schema.metadata or {}
         found: dict[str, list[str]] = json.loads(metadata.get(b"parts", b"{}"))
         return found
 
-    def row(self, place: int) -> dict[str, Any]:
-        """A row of the index, without the cell's identity."""
-        return {name: values[place] for name, values in self._columns.items()}
-
-    def block(self, place: int) -> Block:
-        """A compacted cell as a block; its path is where the part is to be read from outside."""
-        row = self.row(place)
-        return Block(row["start"], row["stop"], f"{PUBLISHED}/{row['part']}", place)
-
     def digest(self, part: str, group: int) -> str | None:
-        """The digest of a row group, as it was written."""
+        """The digest that a row group was written with; None when the index does not name one."""
         digests = self.parts.get(part, [])
         return digests[group] if group < len(digests) else None
 
@@ -253,7 +262,7 @@ def table_digest(table: pa.Table) -> str:
 
 
 def _digest(table: pa.Table, metadata: Mapping[bytes, bytes]) -> bytes:
-    """A hash of a table's values and metadata: page checksums do not cover a file's footer."""
+    """A hash of a table's values and metadata. Page checksums alone would not notice a changed footer."""
     digest = hashlib.blake2b(repr(sorted(metadata.items())).encode(), digest_size=16)
     for name in table.schema.names:
         digest.update(name.encode() + _content(table[name].combine_chunks()))
@@ -266,13 +275,13 @@ def _content(array: pa.Array) -> bytes:
     if array.null_count:
         return json.dumps(array.to_pylist()).encode()
     if pa.types.is_string(array.type):
-        encoded = array.dictionary_encode()  # most columns of text repeat one value
+        encoded = array.dictionary_encode()  # Most columns of text repeat one value.
         return json.dumps(encoded.dictionary.to_pylist()).encode() + _content(encoded.indices)
     return bytes(array.to_numpy(zero_copy_only=False).tobytes())
 
 
 def blocks_among(paths: Iterable[str]) -> list[Block]:
-    """The files among these that are blocks, in the order of their ranges; any other name is not ours to read."""
+    """Those of these files whose names are of blocks, in the order of their ranges."""
     found = []
     for path in paths:
         match = _BLOCK.match(path.rsplit("/", 1)[-1])
@@ -282,7 +291,10 @@ def blocks_among(paths: Iterable[str]) -> list[Block]:
 
 
 def missing_ranges(present: Iterable[tuple[int, int]], wanted: tuple[int, int], size: int) -> list[tuple[int, int]]:
-    """The parts of [start, stop) that no present range covers, cut into blocks of at most `size`."""
+    """The ranges within `wanted` that no present range covers, cut into blocks of at most `size` points.
+
+    All ranges are [start, stop).
+    """
     start, stop = wanted
     gaps: list[tuple[int, int]] = []
     at = start

@@ -1,9 +1,9 @@
-"""Records of many small files in few large ones, as safely as they were written.
+"""Compaction: the records of many small files are brought into few large ones, the parts.
 
-The parts are written whole beside the records, then the index that says where each cell is: from then on every reader of
-ours reads the parts. Then the small files go, then the parts take their place among the records. So an outside reader of
-`records/` finds a row at most once at any moment, and ours find each row exactly once; a kill at any point leaves a store
-that `finish` (each later compaction, and each sweep) brings to its end.
+Parts are written whole beside the records, then the index that says where each cell is. From then on our readers read
+the parts. Then the small files are removed, and then the parts are moved in among the records. So another reader of
+`records/` never finds a row twice, and our readers find each row exactly once at any moment. A process that is killed
+anywhere leaves a store that `finish`, which every compaction and every sweep begins with, brings to its end.
 """
 
 import contextlib
@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -26,15 +25,16 @@ from mi_ray.store.locks import locked
 from mi_ray.store.read import cells_table
 from mi_ray.store.schemas import IDENTITY, INDEX, RECORDS
 
-GROUP_ROWS = 20_000  # rows of a row group, about: what is read and verified for one cell
-PART_BYTES = 128 * 2**20  # a part is closed when it is larger
-ABANDONED = 24 * 3600.0  # seconds after which a part that no index names is nobody's, where the storage cannot lock
-OWN = ("kind", "key", "start", "stop")  # facts of a block that its place in the index says
+GROUP_ROWS = 20_000  # rows of a row group, about: so many are read and verified for one cell
+PART_BYTES = 128 * 2**20  # a part that has become larger is closed
+AHEAD = 1000  # cells that are read before the first of them is written; memory holds so many at a time
+ABANDONED = 24 * 3600.0  # seconds after which a part that no index names is removed, where the storage cannot lock
+OWN = ("kind", "key", "start", "stop")  # facts of a block that the index says in columns of their own
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of one cell: positions start to stop of a study's points."""
+    """The rows of one cell, of the positions start to stop of a study's points. facts: their `BlockFacts` as JSON."""
 
     cell: str
     start: int
@@ -43,44 +43,56 @@ class Rows:
     table: pa.Table
 
 
+class _OpenPart:
+    """A part that is being encoded in memory."""
+
+    def __init__(self) -> None:
+        self.name = f"part-{uuid.uuid4().hex[:16]}.parquet"
+        self.sink = pa.BufferOutputStream()
+        self.writer = pq.ParquetWriter(self.sink, RECORDS, compression="zstd", write_page_checksum=True)
+        self.digests: list[str] = []
+
+    def write(self, table: pa.Table) -> int:
+        """Add a row group; returns its number."""
+        self.writer.write_table(table, row_group_size=len(table))
+        self.digests.append(table_digest(table))
+        return len(self.digests) - 1
+
+
 @dataclass
 class _Parts:
-    """Parts as they are written, one row group after another, and their rows of the index."""
+    """Writes parts, one row group after another.
+
+    index: a row of the index for each cell that has been written. digests: part -> the digests of its row groups.
+    """
 
     store: Store
-    index: list[dict[str, Any]] = field(default_factory=list)
+    index: list[dict[str, object]] = field(default_factory=list)
     digests: dict[str, list[str]] = field(default_factory=dict)
     _rows: list[Rows] = field(default_factory=list)
     _count: int = 0
-    _name: str = ""
-    _sink: Any = None
-    _writer: Any = None
+    _part: _OpenPart | None = None
 
     def add(self, rows: Rows) -> None:
-        """Take a cell's rows; whole groups are encoded, whole parts are written."""
+        """Take a cell's rows. A row group that is full is encoded, and a part that is full is written."""
         self._rows.append(rows)
         self._count += len(rows.table)
         if self._count >= GROUP_ROWS:
-            self._close_group()
-            if self._sink.tell() >= PART_BYTES:
-                self._close_part()
+            part = self._close_group()
+            if part.sink.tell() >= PART_BYTES:
+                self._close_part(part)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the rows that have not filled a row group or a part."""
         if self._rows:
             self._close_group()
-        if self._writer is not None:
-            self._close_part()
+        if self._part is not None:
+            self._close_part(self._part)
 
-    def _close_group(self) -> None:
-        if self._writer is None:
-            self._name, self._sink = f"part-{uuid.uuid4().hex[:16]}.parquet", pa.BufferOutputStream()
-            self._writer = pq.ParquetWriter(self._sink, RECORDS, compression="zstd", write_page_checksum=True)
-            self.digests[self._name] = []
+    def _close_group(self) -> _OpenPart:
+        self._part = part = self._part or _OpenPart()
         table = pa.concat_tables([rows.table for rows in self._rows]).combine_chunks()
-        self._writer.write_table(table, row_group_size=len(table))
-        place = {"part": self._name, "group": len(self.digests[self._name])}
-        self.digests[self._name].append(table_digest(table))
+        place = {"part": part.name, "group": part.write(table)}
         first = 0
         for rows in self._rows:
             identity = {name: rows.table[name][0].as_py() for name in IDENTITY}
@@ -88,46 +100,49 @@ class _Parts:
             self.index.append({**identity, **place, **at, "facts": rows.facts})
             first += len(rows.table)
         self._rows, self._count = [], 0
+        return part
 
-    def _close_part(self) -> None:
-        self._writer.close()
-        self.store.write_bytes(f"{WAITING}/{self._name}", self._sink.getvalue().to_pybytes())
-        self._writer = self._sink = None
+    def _close_part(self, part: _OpenPart) -> None:
+        part.writer.close()
+        self.digests[part.name] = part.digests
+        self.store.write_bytes(f"{WAITING}/{part.name}", part.sink.getvalue().to_pybytes())
+        self._part = None
 
 
-def locked_index(store: Store) -> AbstractContextManager[Any]:
-    """One process at a time changes the index, where the storage can lock."""
+def lock_index(store: Store) -> AbstractContextManager[object]:
+    """Let one process at a time change the index, where the storage can lock."""
     return locked(Path(store.root) / WAITING / ".lock", lambda who: None) if store.local else nullcontext()
 
 
 def compact(store: Store, advance: Callable[[int], None] = lambda done: None) -> tuple[int, list[str]]:
-    """Bring all whole records that are in files of their own into parts; (cells compacted, why others were left).
+    """Bring all records that are in files of their own into parts: (cells compacted, why others were left as they are).
 
-    No sweep may write to the store meanwhile. Raises OSError when the storage fails; what it was doing is then finished,
-    or begun again, by the next call.
+    advance: told how many more cells have been looked at. No sweep may write to the store meanwhile. Raises OSError when
+    the storage fails; the next call finishes what this one has begun.
     """
     left = list[str]()
-    with locked_index(store):
+    with lock_index(store):
         finish(store)
-        order = [cell for cell in _in_order(store) if cell not in store.compacted.places]
-        with ThreadPoolExecutor(READERS) as pool:
-            return bring(store, _sound(_ahead(pool, lambda cell: _whole(store, cell), order), left, advance)), left
+        cells = [cell for cell in _in_order(store) if cell not in store.compacted.places]
+        return write_parts(store, _readable(store, cells, left, advance)), left
 
 
-def _sound(found: Iterable[Rows | str | None], left: list[str], advance: Callable[[int], None]) -> Iterator[Rows]:
-    """The rows among what was found; why a cell has none goes to `left`."""
-    for rows in found:
-        if isinstance(rows, Rows):
-            yield rows
-        elif rows:
-            left.append(rows)
-        advance(1)
+def _readable(store: Store, cells: Sequence[str], left: list[str], advance: Callable[[int], None]) -> Iterator[Rows]:
+    """The rows of those cells that can be compacted; why another one cannot is added to `left`."""
+    with ThreadPoolExecutor(READERS) as pool:
+        for first in range(0, len(cells), AHEAD):
+            for found in pool.map(lambda cell: _whole(store, cell), cells[first : first + AHEAD]):
+                if isinstance(found, Rows):
+                    yield found
+                elif found:
+                    left.append(found)
+                advance(1)
 
 
-def bring(store: Store, found: Iterable[Rows]) -> int:
-    """Write the rows of cells that are not compacted into parts, and make these what counts; how many cells that were."""
+def write_parts(store: Store, cells: Iterable[Rows]) -> int:
+    """Write the rows of cells that are not compacted into parts and name these in the index; returns how many cells."""
     parts = _Parts(store)
-    for rows in found:
+    for rows in cells:
         parts.add(rows)
     parts.close()
     if parts.index:
@@ -136,24 +151,18 @@ def bring(store: Store, found: Iterable[Rows]) -> int:
     return len(parts.index)
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[str], Any], items: Sequence[str]) -> Iterator[Any]:
-    """`pool.map` that runs a bounded stretch ahead, so that memory holds few results at a time."""
-    for first in range(0, len(items), 1000):
-        yield from pool.map(work, items[first : first + 1000])
-
-
 def _in_order(store: Store) -> list[str]:
-    """The cells that have files of their own: those of each study in its order, so that neighbours are read together."""
+    """The cells that have files of their own, study by study, so that what is read together lies together."""
     there = dict.fromkeys(path.split("/")[1] for path in store.files("records") if not path.startswith(f"{PUBLISHED}/"))
     order: dict[str, None] = {}
     for study in store.folders("studies"):
-        with contextlib.suppress(ValueError):  # `mi-ray check` names what is damaged; the order decides speed alone
+        with contextlib.suppress(ValueError):  # Damage is for `mi-ray check` to tell; the order decides speed alone.
             order |= {cell: None for cell in cells_table(store, study)["cell"].to_pylist() if cell in there}
     return list(order | there)
 
 
 def _whole(store: Store, cell: str) -> Rows | str | None:
-    """A cell's rows as one range; why not, where they are none; None where there is nothing."""
+    """A cell's rows; a sentence why they cannot be compacted; or None where the cell has no rows."""
     blocks = store.blocks("records", cell)
     try:
         read = [store.read_block("records", cell, block) for block in blocks]
@@ -168,8 +177,8 @@ def _whole(store: Store, cell: str) -> Rows | str | None:
     return Rows(cell, blocks[0].start, blocks[-1].stop, facts.pop(), pa.concat_tables([table for table, _ in read]))
 
 
-def _commit(store: Store, rows: Iterable[Mapping[str, Any]], parts: Mapping[str, list[str]]) -> None:
-    """Write the index: the moment from which on the parts are what counts."""
+def _commit(store: Store, rows: Iterable[Mapping[str, object]], parts: Mapping[str, list[str]]) -> None:
+    """Write the index. From this moment on our readers read the parts that it names."""
     index = pa.Table.from_pylist([dict(row) for row in rows], schema=INDEX)
     used = set(index["part"].to_pylist())
     told = json.dumps({name: digests for name, digests in parts.items() if name in used}, sort_keys=True)
@@ -178,24 +187,24 @@ def _commit(store: Store, rows: Iterable[Mapping[str, Any]], parts: Mapping[str,
 
 
 def finish(store: Store) -> None:
-    """Bring what an earlier compaction has begun to its end; nothing where there is nothing.
+    """Bring a compaction that was begun to its end; nothing happens where none was.
 
-    Raises DamagedFileError when the index is not whole (see `heal`).
+    Raises DamagedFileError when the index is damaged (see `remove_damaged_index`).
     """
     store.refresh()
     waiting, published = store.files(WAITING), store.files(PUBLISHED)
     if not waiting and not published:
         return
     parts = store.compacted.parts
-    leftover = [f"records/{cell}" for cell in store.folders("records") if cell in store.compacted.places]
-    leftover += [path for path in published if path.rpartition("/")[2] not in parts]
-    leftover += [
+    replaced = [f"records/{cell}" for cell in store.folders("records") if cell in store.compacted.places]
+    replaced += [path for path in published if path.rpartition("/")[2] not in parts]
+    replaced += [
         path
         for path in waiting
         if path != INDEX_PATH and path.rpartition("/")[2] not in parts and (store.local or store.age(path) > ABANDONED)
     ]
     with ThreadPoolExecutor(READERS) as pool:
-        list(pool.map(store.remove, leftover))
+        list(pool.map(store.remove, replaced))
     for path in waiting:
         name = path.rpartition("/")[2]
         if name in parts:
@@ -206,8 +215,8 @@ def finish(store: Store) -> None:
         store.refresh()
 
 
-def heal(store: Store) -> None:
-    """Remove all that is compacted where its index is damaged: rows that nobody can vouch for are derived again."""
+def remove_damaged_index(store: Store) -> None:
+    """Where the index is damaged, remove it with all parts: nothing verifies their rows, which are derived again."""
     try:
         store.refresh()
         _ = store.compacted
@@ -218,67 +227,63 @@ def heal(store: Store) -> None:
 
 
 def drop_stale(store: Store, weights: Mapping[str, Mapping[str, str]], count: int) -> None:
-    """Before a study derives its records: finish what is begun, and drop compacted cells that are not what it needs.
+    """Remove those compacted cells of a study that are of other weights or other points than it needs now.
 
-    weights: cell -> the weights that its records must be of. count: the points that they must hold.
+    What a compaction has begun is finished first. weights: cell -> the facts that its records must have. count: how many
+    points they must hold.
     """
     if not store.exists(WAITING) and not store.exists(PUBLISHED):
         return
-    with locked_index(store):
-        heal(store)
+    with lock_index(store):
+        remove_damaged_index(store)
         finish(store)
     places = store.compacted.places
     stale = []
-    for cell in (cell for cell in weights if cell in places):
-        row = store.compacted.row(places[cell])
-        told = json.loads(row["facts"]).get("weights")
-        if (row["start"], row["stop"]) != (0, count) or told != weights[cell].get("weights"):
-            stale.append(cell)
+    for place in (places[cell] for cell in weights if cell in places):
+        told = json.loads(place.facts).get("weights")
+        if (place.start, place.stop) != (0, count) or told != weights[place.cell].get("weights"):
+            stale.append(place.cell)
     _drop(store, stale)
 
 
 def drop_records(store: Store, cell: str) -> None:
-    """Remove a cell's records, wherever they are; of a damaged row group of a part all cells go."""
-    place = store.compacted.places.get(cell)
-    if place is None:
-        for block in store.blocks("records", cell):
-            store.remove(block.path)
+    """Remove a cell's records, wherever they are. Where its row group is damaged, that group's other cells go too."""
+    if cell in store.compacted.places:
+        _drop(store, [cell])
         return
-    _drop(store, [cell])
+    for block in store.blocks("records", cell):
+        store.remove(block.path)
 
 
 def _drop(store: Store, cells: Sequence[str]) -> None:
-    """Write the parts that hold these cells again without them, and without what is damaged in them."""
-    with locked_index(store):
+    """Write the parts that hold these cells again, without these cells and without damaged row groups."""
+    with lock_index(store):
         store.refresh()
-        gone = {cell for cell in cells if cell in store.compacted.places}
+        places = store.compacted.places
+        gone = {cell for cell in cells if cell in places}
         if not gone:
             return
-        rows = store.compacted.index.to_pylist()
-        touched = {row["part"] for row in rows if row["cell"] in gone}
-        kept = [row for row in rows if row["part"] not in touched]
+        touched = {places[cell].part for cell in gone}
         parts = _Parts(store)
-        for row in rows:
-            if row["part"] not in touched or row["cell"] in gone:
-                continue
-            try:
-                table = store.read_group(row["part"], row["group"]).slice(row["first"], row["rows"])
-            except DamagedFileError:
-                continue  # its cells are derived again, as every damaged block is
-            parts.add(Rows(row["cell"], row["start"], row["stop"], row["facts"], table))
+        for place in places.values():
+            if place.part in touched and place.cell not in gone:
+                with contextlib.suppress(DamagedFileError):  # Its cells are derived again, as every damaged block is.
+                    rows = store.read_place(place)
+                    parts.add(Rows(place.cell, place.start, place.stop, place.facts, rows))
         parts.close()
+        kept = [row for row in store.compacted.index.to_pylist() if row["part"] not in touched]
         _commit(store, [*kept, *parts.index], {**store.compacted.parts, **parts.digests})
         finish(store)
 
 
 def discard(store: Store, path: str) -> None:
-    """Remove a file or folder that `mi-ray check` found damaged; compacted rows where they are.
+    """Remove a file or folder that `mi-ray check` found damaged, or the rows of a compacted cell.
 
     Raises OSError when the storage fails.
     """
     kind, _, cell = path.partition("/")
     if path == INDEX_PATH:
-        heal(store)
+        remove_damaged_index(store)
     elif kind == "records" and cell in store.compacted.places:
         drop_records(store, cell)
     else:

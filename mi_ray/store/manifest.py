@@ -196,9 +196,9 @@ def _compacted(store: Store, wanted: set[str], sizes: Mapping[str, int]) -> Iter
     """The places of those of these cells that are compacted, and the sizes of the parts that hold them."""
     store.refresh()
     places = store.compacted.places
-    rows = [store.compacted.row(places[cell]) for cell in sorted(wanted & places.keys())]
-    yield from (f"{row}\n" for row in rows)
-    for part in sorted({row["part"] for row in rows}):
+    found = [places[cell] for cell in sorted(wanted & places.keys())]
+    yield from (f"{place}\n" for place in found)
+    for part in sorted({place.part for place in found}):
         yield f"{part}|{sizes.get(f'{PUBLISHED}/{part}')}\n"
 
 

@@ -1,27 +1,33 @@
-"""TODO."""
+"""What a person reads of a store: a study's cells and its records as pandas frames, filtered before they are loaded."""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias, cast
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from mi_ray.store.blocks import READERS, Block, Store, blocks_among
-from mi_ray.store.files import DamagedFileError as DamagedFileError
+from mi_ray.store.blocks import READERS, Block, Place, Store, blocks_among
+from mi_ray.store.files import DamagedFileError
 from mi_ray.store.schemas import CELLS, IDENTITY, RECORDS
 
-FEW = 1000  # cells that are looked up one by one, instead of listing all
+FEW = 1000  # so many cells are looked up one by one; for more of them all files are listed at once
+
+Condition = tuple[str, str, object]  # (column, operator, value), as pyarrow writes it
+# pyarrow's two forms of a filter: an expression, or conditions that must all hold (or a list of such lists, of which
+# one must hold).
+Filters: TypeAlias = pc.Expression | list[Condition] | list[list[Condition]] | None
 
 
 def _study_path(study: str, name: str) -> str:
     return f"studies/{study}/{name}"
 
 
-def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, Any]]) -> None:
+def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Write a study's cells.parquet."""
     store.write_table(
         _study_path(study, "cells.parquet"), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS)
@@ -29,9 +35,10 @@ def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, Any]]) -> 
 
 
 def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFrame:
-    """One row per cell of a study (of all studies when none is named): identity, state, accuracy and its interval.
+    """A frame with a row per cell of a study, or of all studies when none is named.
 
-    Raises ValueError for a study that is not in the store.
+    Its columns are those of `cells.parquet` (docs/results.md) and `study`. Raises ValueError when the store has no such
+    study.
     """
     opened = store if isinstance(store, Store) else Store(store)
     studies = opened.folders("studies") if study is None else [study]
@@ -52,11 +59,12 @@ def cells_table(store: Store, study: str) -> pa.Table:
     return store.read_table(path, CELLS)
 
 
-def read_records(store: str | Path | Store, study: str | None = None, filters: Any = None) -> pd.DataFrame:
-    """One row per (cell, point): a study's, or the whole store's.
+def read_records(store: str | Path | Store, study: str | None = None, filters: Filters = None) -> pd.DataFrame:
+    """A frame with a row per cell and point of a study, or of the whole store when no study is named.
 
-    filters: a pyarrow.dataset expression, or pyarrow's list of (column, operator, value).
-    Raises DamagedFileError for a file that is not what its name says; `mi-ray check` names all of them.
+    Its columns are those of `records` (docs/results.md). filters: a pyarrow.dataset expression, or pyarrow's list of
+    (column, operator, value); only cells that it may let through are read. Raises ValueError when the store has no such
+    study, and DamagedFileError for a file that is not what its name says (`mi-ray check` names all of them).
     """
     opened = store if isinstance(store, Store) else Store(store)
     opened.refresh()
@@ -67,16 +75,16 @@ def read_records(store: str | Path | Store, study: str | None = None, filters: A
         opened.refresh()
         if opened.compacted.index.equals(before, check_metadata=True):
             raise
-    return _read_records(opened, study, filters)  # the files were compacted while they were read
+    return _read_records(opened, study, filters)  # The files were compacted while they were read.
 
 
-def _read_records(store: Store, study: str | None, filters: Any) -> pd.DataFrame:
+def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataFrame:
     names: dict[str, str] | None = None
     known: pa.Table | None = None
     if study is not None:
         known = cells_table(store, study).select(IDENTITY)
         names = dict(zip(known["cell"].to_pylist(), known["classifier"].to_pylist(), strict=True))
-        known = known.drop_columns("classifier")  # another study may have named it otherwise when it wrote the rows
+        known = known.drop_columns("classifier")  # The study that wrote the rows may have named it otherwise.
     expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
     wanted = None if known is None else _matching(known, filters)
     tables = [
@@ -90,27 +98,30 @@ def _read_records(store: Store, study: str | None, filters: Any) -> pd.DataFrame
 
 
 def _stored_rows(store: Store, wanted: set[str] | None, compacted: set[str]) -> Iterator[pa.Table]:
-    """The rows of the wanted cells (None: of all), those of `compacted` where they are compacted."""
+    """The rows of the wanted cells, or of all when `wanted` is None.
+
+    compacted: those cells among the compacted ones that a filter may let through.
+    """
     places = store.compacted.places
-    groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    groups: dict[tuple[str, int], list[Place]] = {}
     for cell in compacted if wanted is None else compacted & wanted:
-        row = store.compacted.row(places[cell])
-        groups.setdefault((row["part"], row["group"]), []).append(row)
+        groups.setdefault((places[cell].part, places[cell].group), []).append(places[cell])
     small = [block for block in _small_blocks(store, wanted) if block[0] not in places]
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(lambda found: _rows_of(store, *found), sorted(groups.items()))
         yield from pool.map(lambda found: store.read_block("records", *found)[0], small)
 
 
-def _rows_of(store: Store, group: tuple[str, int], rows: list[dict[str, Any]]) -> pa.Table:
+def _rows_of(store: Store, group: tuple[str, int], places: Sequence[Place]) -> pa.Table:
+    """The rows at these places of one row group, (part, number)."""
     table = store.read_group(*group)
-    if sum(row["rows"] for row in rows) == len(table):
+    if sum(place.rows for place in places) == len(table):
         return table
-    return pa.concat_tables([table.slice(row["first"], row["rows"]) for row in sorted(rows, key=lambda r: r["first"])])
+    return pa.concat_tables([table.slice(place.first, place.rows) for place in sorted(places, key=lambda p: p.first)])
 
 
 def _small_blocks(store: Store, wanted: set[str] | None) -> Iterator[tuple[str, Block]]:
-    """(cell, block) of the records in files of their own, in order; a few cells are looked up one by one."""
+    """(cell, block) of the records that have files of their own, in order."""
     by_cell: dict[str, list[str]] = {}
     if wanted is not None and len(wanted) <= FEW:
         by_cell = {cell: list(store.files(f"records/{cell}")) for cell in wanted}
@@ -122,14 +133,15 @@ def _small_blocks(store: Store, wanted: set[str] | None) -> Iterator[tuple[str, 
             yield from ((cell, block) for block in blocks_among(by_cell[cell]))
 
 
-def _matching(cells: pa.Table, filters: Any) -> set[str]:
-    """The cells whose rows a filter may let through, judged by what all rows of a cell have in common."""
+def _matching(cells: pa.Table, filters: Filters) -> set[str]:
+    """The cells of which a filter may let rows through, judged by their identity alone."""
     if isinstance(filters, list):
-        anyof = [filters] if filters and isinstance(filters[0][0], str) else filters
+        alone = bool(filters) and isinstance(filters[0][0], str)
+        anyof = cast("list[list[Condition]]", [filters] if alone else filters)
         own = [[part for part in allof if part[0] in cells.schema.names] for allof in anyof]
         filters = pq.filters_to_expression(own) if own and all(own) else None
     if filters is not None:
-        # A filter that asks for more than that lets every cell through: its rows have to be looked at.
+        # A filter that asks for other columns too is an error here, and then all cells have to be read.
         with contextlib.suppress(pa.ArrowInvalid):
             known = cells.select([name for name in cells.schema.names if name in IDENTITY]).drop_null()
             refused = set(known["cell"].to_pylist()) - set(known.filter(filters)["cell"].to_pylist())
