@@ -75,6 +75,7 @@ STUDIES: dict[str, dict[str, Any]] = {
     "golden-search": SEARCH,
     "golden": {
         **BASE,
+        "classifiers": CLASSIFIERS[:1],
         "attacks": [
             {
                 "pgd": {"steps": [1, 3], "step_size": 0.02, "restarts": 2},
