@@ -9,6 +9,8 @@ Goal = Literal["untargeted", "targeted"]
 Norm = Literal["linf"]
 Knowledge = Literal["oblivious", "adaptive"]
 
+TOLERANCE = 1e-6  # how far float32 rounding of x + epsilon may leave the ball; more than that is a fault
+
 
 def parse_number(name: str, value: object) -> float:
     """Read a number that a person wrote: 0.03, "1e-2", or a quotient of two decimal numbers such as "0.5/255".

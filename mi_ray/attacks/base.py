@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from mi_ray.parameters import Parameterized, Registry
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import Knowledge, ThreatModel
-
-TOLERANCE = 1e-6  # float32 rounding of x + epsilon; anything beyond it is a bug
+from mi_ray.threat_model import TOLERANCE, Knowledge, ThreatModel
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,9 @@ from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
 from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KINDS, TRAINING, Kind
+from mi_ray.threat_model import TOLERANCE
 
-BALL = 1e-6  # float32 rounding, as in attacks
-ROUNDING = 1e-9
+SAME_ACCURACY = 1e-9  # how far the mean of many rows may be from itself when it is summed in another order
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterat
     elif facts["keeps_box"] and not ((pixels >= 0) & (pixels <= 1)).all():
         yield "pixels must be in [0, 1]"
     linf = float(table["linf"].to_numpy().max())
-    if not linf <= facts["epsilon"] + BALL:
+    if not linf <= facts["epsilon"] + TOLERANCE:
         yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {linf}"
 
 
@@ -257,5 +257,5 @@ def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
     rows = pa.concat_tables(tables)
     reported = rows.filter(pc.invert(rows["selection"]))["correct_draws"].to_numpy()
     accuracy = float(reported.mean()) / row["draws"] if len(reported) else float("nan")
-    if not abs(accuracy - row["accuracy"]) <= ROUNDING:
+    if not abs(accuracy - row["accuracy"]) <= SAME_ACCURACY:
         yield f"must have the accuracy of its records, {accuracy:.6f}; cells.parquet says {row['accuracy']:.6f}"

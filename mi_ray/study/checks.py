@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mi_ray.statistics import paired_test
+from mi_ray.threat_model import TOLERANCE
 
 State = Literal["passed", "failed", "not run"]
-ROUNDING = 1e-6  # of float32, at x + epsilon
 SIGNIFICANT = 0.05  # level of a paired one-sided test
 ONE_POINT = 0.01  # by how much an accuracy may move when the attack is made stronger; one test point where that is more
 MARGIN = 0.002  # by how much a weaker attack may be ahead
@@ -54,7 +54,7 @@ def _judged(holds: bool, why: str, **figures: float) -> Finding:
 
 def in_ball(linf: float, epsilon: float) -> Finding:
     """The largest |delta| is at most epsilon (+1e-6 of rounding)."""
-    return _judged(linf <= epsilon + ROUNDING, f"max |delta| is {linf:.6g}, epsilon {epsilon:.6g}", linf=linf)
+    return _judged(linf <= epsilon + TOLERANCE, f"max |delta| is {linf:.6g}, epsilon {epsilon:.6g}", linf=linf)
 
 
 def in_box(low: float, high: float) -> Finding:
@@ -79,7 +79,7 @@ def logits_not_probabilities(outputs: Counts) -> Finding:
     """
     log_q = np.log(np.clip(outputs.astype(float), 1e-45, None))
     recovered = log_q + (1 - log_q.sum(1, keepdims=True)) / outputs.shape[1]
-    share = float((recovered.min(1) >= -ROUNDING).mean())
+    share = float((recovered.min(1) >= -TOLERANCE).mean())
     return _judged(share < 1, f"{100 * share:.1f} % of the outputs could be probability vectors", share=share)
 
 
