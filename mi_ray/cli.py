@@ -111,7 +111,7 @@ def _run(files: list[str], until: Any, options: dict[str, Any]) -> None:
     began = time.perf_counter()
     watched = {"tensorboard": options["tensorboard"], "callbacks": tuple(options["callbacks"] or ())}
     try:
-        with ctrl_c(), written_to(options["log"]):
+        with ctrl_c(exits=True), written_to(options["log"]):
             failed = _run_all(sweeps, until, options["out"], options["address"], watched)
     except KeyboardInterrupt:
         errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")

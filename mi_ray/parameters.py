@@ -1,14 +1,16 @@
-"""Named, validated values: what a sweep may say of an attack, a defense, an objective, an architecture.
+"""Named, validated values: what a sweep may say of an attack, a defense, an objective, an architecture or a dataset.
 
-A method declares its parameters as dataclass fields with `number`, `integer`, `pair`, … . YAML keys, error
-messages, grid axes, the columns of `mi-ray list` and the content keys all come from those fields.
+A method declares its parameters as dataclass fields with `number`, `integer`, `pair` and the like. YAML keys, error
+messages, axes of a grid, the lines of `mi-ray list` and the content keys all come from those fields.
 """
 
 import difflib
-import importlib.metadata
+import importlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
@@ -19,7 +21,7 @@ Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio
 
 
 def unknown(noun: str, name: object, known: list[str]) -> ValueError:
-    """The one error for a name nobody knows: the rule, the value, what is allowed, and the likely typo."""
+    """The error for a name that nobody knows, which says what is known and which known name was probably meant."""
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return ValueError(f"unknown {noun} {name!r}{hint}; known: {', '.join(known) or 'none'}")
@@ -40,7 +42,7 @@ class Distribution:
 
 @dataclass(frozen=True)
 class Axis:
-    """The values of one hyperparameter in a sweep; `span` is set where any value between them has a meaning."""
+    """The values of one hyperparameter in a sweep; `span` is set where any value between them has a meaning too."""
 
     values: tuple[Any, ...]
     span: tuple[float, float] | None = None
@@ -144,26 +146,31 @@ class Parameter:
 
         `{linspace: [0.005, 0.05, 10]}` is ten values with both ends, `{arange: [0.2, 1.0, 0.05]}` includes its
         end when a step lands on it. Values are rounded to 12 digits, so that 0.1 + 0.2 is 0.3 in every key.
+        Raises ValueError for a value that is not allowed, for one that is named twice, and for an empty list.
         """
-        if isinstance(written, Mapping) and self.kind in ("number", "ratio") and len(written) == 1:
-            ((how, ends),) = written.items()
-            if how in ("linspace", "arange"):
-                values = _spaced(name, str(how), ends)
-                parsed = tuple(self.parse(name, value) for value in values)
-                if len(set(values)) != len(values):
-                    raise ValueError(f"{name} must not name a value twice; got {written!r}")
-                return Axis(parsed, (min(values), max(values)))
-        one_value = self.kind == "integers" or (
-            self.kind == "pair" and isinstance(written, (list, tuple)) and not any(isinstance(v, list) for v in written)
-        )
-        if isinstance(written, (list, tuple)) and not one_value:
-            if not written:
-                raise ValueError(f"{name} must have at least one value; got []")
-            values_ = tuple(self.parse(name, value) for value in written)
-            if len({json.dumps(plain(value)) for value in values_}) != len(values_):
-                raise ValueError(f"{name} must not name a value twice; got {written!r}")
-            return Axis(values_)
-        return Axis((self.parse(name, written),))
+        ends: list[float] = []  # of a range, whose values between them have a meaning too
+        if (
+            isinstance(written, Mapping)
+            and self.kind in ("number", "ratio")
+            and [*written] in (["linspace"], ["arange"])
+        ):
+            ((how, three),) = written.items()
+            ends = _spaced(name, str(how), three)
+            listed: Sequence[object] = ends
+        elif isinstance(written, (list, tuple)) and not self._one_value(written):
+            listed = written
+        else:
+            return Axis((self.parse(name, written),))
+        if not listed:
+            raise ValueError(f"{name} must have at least one value; got []")
+        values = tuple(self.parse(name, value) for value in listed)
+        if len({json.dumps(plain(value)) for value in values}) != len(values):
+            raise ValueError(f"{name} must not name a value twice; got {written!r}")
+        return Axis(values, (min(ends), max(ends)) if ends else None)
+
+    def _one_value(self, written: Sequence[object]) -> bool:
+        """Whether a list is one value of this kind, and not several values."""
+        return self.kind == "integers" or (self.kind == "pair" and not any(isinstance(part, list) for part in written))
 
 
 def _spaced(name: str, how: str, ends: object) -> list[float]:
@@ -186,56 +193,73 @@ def _spaced(name: str, how: str, ends: object) -> list[float]:
     return [round(float(value), 12) for value in values]
 
 
-def plain(value: Any) -> Any:
-    """A parameter's value as JSON and YAML hold it."""
+def plain(value: object) -> Any:
+    """A parameter's value in the form that JSON and YAML hold."""
     if isinstance(value, Distribution):
         return value.plain()
     return list(value) if isinstance(value, tuple) else value
 
 
-def _declare(kind: Kind, help_: str, default: Any, **rest: Any) -> Any:
-    parameter = Parameter(kind, help_, **rest)
+def _declare(parameter: Parameter, default: object) -> Any:
+    """A dataclass field; Any, since a checker must see the type that the class gives it."""
     return field(default=default, metadata={"parameter": parameter})
 
 
-def number(help_: str, default: Any = MISSING, **rule: Any) -> Any:
-    """A real number; text such as "2/255" is read as a fraction. rule: low, high, option of `Parameter`."""
-    return _declare("number", help_, default, **rule)
+def number(
+    help_: str,
+    default: object = MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    option: str | None = None,
+) -> Any:
+    """A real number in [low, high]; text such as "2/255" is read as a quotient."""
+    return _declare(Parameter("number", help_, low, high, option=option), default)
 
 
-def integer(help_: str, default: Any = MISSING, **rule: Any) -> Any:
-    """A whole number. rule: low, high, option of `Parameter`."""
-    return _declare("integer", help_, default, **rule)
+def integer(
+    help_: str,
+    default: object = MISSING,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    option: str | None = None,
+) -> Any:
+    """A whole number in [low, high]."""
+    return _declare(Parameter("integer", help_, low, high, option=option), default)
 
 
-def integers(help_: str, default: Any = MISSING, **rule: Any) -> Any:
-    """A whole number or a list of them, kept sorted; a list is one value, not an axis. rule: low, high."""
-    return _declare("integers", help_, default, **rule)
+def integers(help_: str, default: object = MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    """A whole number in [low, high] or a list of them, kept sorted; the list is one value and not an axis."""
+    return _declare(Parameter("integers", help_, low, high), default)
 
 
-def pair(help_: str, default: Any = MISSING, **rule: Any) -> Any:
-    """Two whole numbers [lo, hi]; an axis is a list of pairs. rule: low, high."""
-    return _declare("pair", help_, default, **rule)
+def pair(help_: str, default: object = MISSING, *, low: float | None = None, high: float | None = None) -> Any:
+    """Two whole numbers [lo, hi] within [low, high]; an axis is a list of pairs."""
+    return _declare(Parameter("pair", help_, low, high), default)
 
 
-def flag(help_: str, default: Any = MISSING, option: str | None = None) -> Any:
+def flag(help_: str, default: object = MISSING, option: str | None = None) -> Any:
     """True or false."""
-    return _declare("flag", help_, default, option=option)
+    return _declare(Parameter("flag", help_, option=option), default)
 
 
-def choice(help_: str, choices: tuple[str, ...], default: Any = MISSING, option: str | None = None) -> Any:
+def choice(help_: str, choices: tuple[str, ...], default: object = MISSING, option: str | None = None) -> Any:
     """One of a few words."""
-    return _declare("choice", help_, default, choices=choices, option=option)
+    return _declare(Parameter("choice", help_, choices=choices, option=option), default)
 
 
-def text(help_: str, default: Any = MISSING) -> Any:
-    """Any non-empty text, such as a path."""
-    return _declare("text", help_, default)
+def text(help_: str, default: object = MISSING) -> Any:
+    """Any text that is not empty, such as a path."""
+    return _declare(Parameter("text", help_), default)
 
 
-def ratio(help_: str, default: Any = MISSING) -> Any:
+def ratio(help_: str, default: object = MISSING) -> Any:
     """A mixup ratio in [0, 1], or a distribution of it (paper, App. B.1)."""
-    return _declare("ratio", help_, default, low=0.0, high=1.0)
+    return _declare(Parameter("ratio", help_, low=0.0, high=1.0), default)
+
+
+T = TypeVar("T", bound="Parameterized")
 
 
 @dataclass(frozen=True)
@@ -262,42 +286,41 @@ class Parameterized:
         return [key for key in cls.parameters() if default_of(cls, key) is MISSING]
 
     @classmethod
-    def make(cls, values: Any) -> "Parameterized":
-        """Build from what a person wrote: a mapping, or the value of the first parameter alone.
+    def make(cls: type[T], values: object) -> T:
+        """Build the method from what a person wrote: a mapping, or the value of the first parameter alone.
 
         Raises ValueError for an unknown, missing or bad parameter.
         """
-        values = cls.as_mapping(values)
-        known = list(cls.parameters())
-        for key in values:
-            if key not in known:
-                raise unknown(f"parameter of {cls.name}", key, known)
-        missing = [key for key in cls.required() if key not in values]
+        written = cls.as_mapping(values)
+        missing = [key for key in cls.required() if key not in written]
         if missing:
-            raise ValueError(f"{cls.name} needs {', '.join(missing)}; got {', '.join(values) or 'nothing'}")
-        return cls(**values)
+            raise ValueError(f"{cls.name} needs {', '.join(missing)}; got {', '.join(written) or 'nothing'}")
+        return cls(**written)
 
     @classmethod
-    def as_mapping(cls, written: Any) -> Mapping[str, Any]:
-        """`{npz: file}` is short for `{npz: {path: file}}`: a bare value is the first parameter's."""
-        if isinstance(written, Mapping):
-            return written
+    def as_mapping(cls, written: object) -> Mapping[str, object]:
+        """What a person wrote as values by parameter: `{npz: file}` is short for `{npz: {path: file}}`.
+
+        Raises ValueError for an unknown parameter, and for a value where there is no parameter.
+        """
         known = list(cls.parameters())
+        if isinstance(written, Mapping):
+            for key in written:
+                if key not in known:
+                    raise unknown(f"parameter of {cls.name}", key, known)
+            return written
         if not known:
             raise ValueError(f"{cls.name} has no parameters; got {written!r}")
         return {known[0]: written}
 
     def values(self) -> dict[str, Any]:
-        """Every parameter, defaults written out, as JSON holds it."""
+        """Every parameter with its value as JSON holds it, defaults written out."""
         return {key: plain(getattr(self, key)) for key in self.parameters()}
 
 
-def default_of(cls: type[Any], key: str) -> Any:
+def default_of(cls: type[Parameterized], key: str) -> Any:
     """A parameter's default; `dataclasses.MISSING` where a sweep must give it."""
     return next(f.default for f in fields(cls) if f.name == key)
-
-
-T = TypeVar("T", bound=Parameterized)
 
 
 class Registry(Generic[T]):
@@ -323,26 +346,22 @@ class Registry(Generic[T]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._classes)
 
-    def make(self, name: str, values: Any = None) -> T:
+    def make(self, name: str, values: object = None) -> T:
         """The method of that name with those parameters. Raises ValueError, naming what is known."""
-        return self[name].make({} if values is None else values)  # type: ignore[return-value]
+        return self[name].make({} if values is None else values)
 
 
-def expand(method: type[Parameterized], written: Any, option: Callable[[str], Any]) -> dict[str, Axis]:
-    """The axes that a sweep file's entry spans: every parameter of the method, in its order.
+def expand(method: type[Parameterized], written: object, option: Callable[[str], object]) -> dict[str, Axis]:
+    """The axes that a sweep file's entry spans, one for every parameter of the method, in the order of its class.
 
     written: what the file says. option: the study's value of a named option, for parameters left out.
     Raises ValueError for an unknown or missing parameter, or a value that is not allowed.
     """
-    method_parameters = method.parameters()
-    written = method.as_mapping(written)
-    for key in written:
-        if key not in method_parameters:
-            raise unknown(f"parameter of {method.name}", key, list(method_parameters))
+    asked = method.as_mapping(written)
     axes: dict[str, Axis] = {}
-    for key, parameter in method_parameters.items():
-        if key in written:
-            axes[key] = parameter.axis(f"{method.name}.{key}", written[key])
+    for key, parameter in method.parameters().items():
+        if key in asked:
+            axes[key] = parameter.axis(f"{method.name}.{key}", asked[key])
         elif parameter.option is not None:
             axes[key] = Axis((option(parameter.option),))
         elif default_of(method, key) is MISSING:
@@ -359,3 +378,14 @@ def load_plugins(plugins: Iterable[str]) -> None:
             importlib.import_module(plugin)
         except ImportError as error:
             raise ValueError(f"plugins must be importable modules; {plugin!r}: {error}") from error
+
+
+def look_in(*folders: Path) -> None:
+    """Let modules in these folders be imported, after all that is installed.
+
+    This is for what names a person's own code, and for nothing else: a file called torch.py that happens to lie in a
+    folder must not run because somebody sweeps there.
+    """
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)

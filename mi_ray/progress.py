@@ -1,12 +1,12 @@
 """Progress for people: a live bar on a terminal, a plain line every few seconds elsewhere; and their Ctrl-C.
 
 While a stage runs, a first Ctrl-C ends it at its next step, so that it never lands inside another library; elsewhere it
-raises KeyboardInterrupt where it is. A second one ends the process at once.
+raises KeyboardInterrupt where it is. A second one ends a command at once.
 """
 
 import os
 import signal
-import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from rich.progress import (
 from rich.text import Text
 
 PLAIN_EVERY = 5.0  # seconds between plain lines
+STDERR = 2  # the process's own, since what a notebook puts in the place of sys.stderr is no file
 
 
 def _rate(value: float) -> str:
@@ -38,31 +39,42 @@ class _Rate(ProgressColumn):
 
 
 class _CtrlC:
-    """How often Ctrl-C was pressed, and how many stages are open."""
+    """How often Ctrl-C was pressed, how many stages are open, and whether a second press ends the process."""
 
     presses = 0
     open = 0
+    exits = True
 
 
 def _pressed(signum: int, frame: object) -> None:
     _CtrlC.presses += 1
-    if _CtrlC.presses > 1:
-        os.write(sys.stderr.fileno(), b"\nstopped at once; what is finished is stored, and the same command goes on\n")
+    if _CtrlC.presses > 1 and _CtrlC.exits:
+        os.write(STDERR, b"\nstopped at once; what is finished is stored, and the same command goes on\n")
         os._exit(130)
-    if not _CtrlC.open:
+    if _CtrlC.presses > 1 or not _CtrlC.open:
         raise KeyboardInterrupt
-    os.write(sys.stderr.fileno(), b"\nstopping; running blocks are dropped (Ctrl-C again: at once)\n")
+    os.write(STDERR, b"\nstopping; running blocks are dropped (Ctrl-C again: at once)\n")
 
 
 @contextmanager
-def ctrl_c() -> Iterator[None]:
-    """Handle Ctrl-C as this module says while the block runs. For the main thread of a command."""
-    _CtrlC.presses = 0
-    before = signal.signal(signal.SIGINT, _pressed)
+def ctrl_c(*, exits: bool = False) -> Iterator[None]:
+    """Handle Ctrl-C as this module says while the block runs.
+
+    exits: a second press ends the process, as a command wants it; else it raises KeyboardInterrupt where it is, which
+    leaves a notebook alive. Python handles signals in its main thread alone, and the outermost block decides: elsewhere
+    and inside another such block nothing is changed.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is _pressed:
+        yield
+        return
+    _CtrlC.presses, _CtrlC.exits = 0, exits
+    signal.signal(signal.SIGINT, _pressed)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        _CtrlC.presses = 0
 
 
 def raise_if_stopped() -> None:

@@ -11,6 +11,7 @@ import pytest
 
 import mi_ray.store.files
 from mi_ray.cluster.callbacks import Watch
+from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import remove_temporary_files
 
@@ -28,7 +29,7 @@ def work(shown):
     time.sleep(60)
 
 try:
-    with ctrl_c():
+    with ctrl_c(exits=sys.argv[1] != "python"):
         if sys.argv[1] == "outside":
             print("working", flush=True)
             time.sleep(60)
@@ -73,6 +74,32 @@ def test_ctrl_c_twice_ends_the_process_at_once() -> None:
     assert (code, "stopped" in said) == (130, False)
     assert "stopped at once" in errors
     assert "the same command goes on" in errors
+
+
+def test_ctrl_c_twice_raises_where_it_is_when_python_called() -> None:
+    code, said, errors = pressed("python", 2)
+    assert (code, "after" in said, said.splitlines()[-1]) == (130, False, "stopped")
+    assert "stopped at once" not in errors
+
+
+def test_inside_another_block_and_beside_the_main_thread_ctrl_c_is_left_as_it_is() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def beside() -> None:
+        with ctrl_c():
+            seen.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=beside)
+    thread.start()
+    thread.join()
+    assert seen == [before]
+    with ctrl_c(exits=True):
+        handled = signal.getsignal(signal.SIGINT)
+        with ctrl_c():
+            assert signal.getsignal(signal.SIGINT) is handled
+        assert signal.getsignal(signal.SIGINT) is handled
+    assert (handled is before, signal.getsignal(signal.SIGINT)) == (False, before)
 
 
 def test_temporary_files_of_killed_processes_go_and_those_being_written_and_all_others_stay(
