@@ -34,8 +34,9 @@ LOOKS = {
     *("fontsize", "frameon", "height_ratios", "labelsize", "left", "linestyle", "linewidth", "loc", "lw", "marker"),
     *("markersize", "ms", "ncol", "ncols", "pad", "rotation", "s", "size", "width_ratios", "zorder"),
 }
-# What states an invariant, as an assertion does, and what decides how fast a result comes and not which.
-WITHOUT_RESULT = LOOKS | {"strict", "non_blocking", "use_threads", "pin_memory"}
+# What states an invariant, as an assertion does, what decides how fast a result comes and not which, and what is the
+# default on every machine with UTF-8.
+WITHOUT_RESULT = LOOKS | {"strict", "non_blocking", "use_threads", "pin_memory", "encoding"}
 TYPES = {"TypeVar", "ParamSpec", "NewType", "Literal", "Annotated"}
 
 

@@ -1,7 +1,6 @@
-"""The shipped cluster files hold what they promise, and `mi-ray cluster check` finds each thing that they must not become."""
+"""The shipped `ray up` files hold what they promise, and `mi-ray cluster check` finds each thing that they must not become."""
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -10,67 +9,61 @@ from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
+from helpers.cluster_files import RAY_UP, ROOT, changed, errors_of, text_of, warnings_of
 
-from mi_ray.cli import app
-from mi_ray.launch.check import check_cluster_file
 from mi_ray.launch.ray_up import NODE_TYPE, TOP, sent
-from mi_ray.launch.rules import Complaint
 
-ROOT = Path(__file__).parents[2]
-SHIPPED = ["cluster.yaml", "cluster/on_premise.yaml", "cluster/kuberay.yaml", "cluster/slurm.sh"]
-
-
-@pytest.fixture(autouse=True)
-def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A home with a token of mode 0600, and the project's folder as the current one."""
-    home = tmp_path / "home"
-    (home / ".ray").mkdir(parents=True)
-    (home / ".ray/auth_token").write_text("not a token")
-    (home / ".ray/auth_token").chmod(0o600)
-    monkeypatch.setenv("HOME", str(home))
-    project = tmp_path / "project"
-    project.mkdir()
-    (project / "code.py").write_bytes(b"x" * 1000)
-    monkeypatch.chdir(project)
+PIP = """
+import pathlib, sys
+with (pathlib.Path.home() / "asked").open("a") as file:
+    file.write(" ".join(sys.argv[1:]) + "\\n")
+if sys.argv[1] == "freeze":
+    print("torch==2.6")
+"""
 
 
-def errors_of(path: Path, limit: float = 100.0) -> list[str]:
-    return [str(complaint) for complaint in check_cluster_file(path, limit)[1] if complaint.level == "error"]
+@pytest.mark.skipif(shutil.which("make") is None or shutil.which("bash") is None, reason="asks make and bash")
+def test_the_set_up_commands_install_on_a_fresh_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Word for word, with a pip that fetches nothing and an environment that is made without one."""
+    home, python, pip = tmp_path / "home", tmp_path / "python", tmp_path / "modules/pip/__main__.py"
+    (home / "mi-ray").mkdir()
+    for file in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / file, home / "mi-ray")
+    pip.parent.mkdir(parents=True)
+    pip.write_text(PIP, encoding="utf-8")
+    python.write_text('#!/bin/sh\nexec python3 "$@" --without-pip\n', encoding="utf-8")
+    python.chmod(0o755)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "modules"))
+    monkeypatch.setenv("MAKEFLAGS", f"PYTHON={python}")
+    document, other = (yaml.safe_load(text_of(name)) for name in RAY_UP)
+    for key in ("setup_commands", "head_setup_commands"):
+        assert document[key] == other[key]
+
+    def set_up(commands: list[str]) -> None:
+        for command in commands:
+            done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+
+    set_up([*document["setup_commands"], *document["head_setup_commands"]] * 2)  # `ray up` runs them again
+    assert (home / ".mi_ray_env/bin/python").exists()
+    assert (home / "mi-ray/.venv/installed-cluster").exists()
+    assert (home / "mi-ray/constraints.txt").read_text() == "torch==2.6\n"
+    assert (home / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
+    asked = (home / "asked").read_text().splitlines()
+    assert sum("install" in line and "[cluster]" in line for line in asked) == 1
+    assert not any("constraint" in line for line in asked)
+    shutil.rmtree(home / ".mi_ray_env")  # A worker is set up after the head, and gets the head's versions.
+    set_up(document["setup_commands"])
+    own = (home / "asked").read_text().splitlines()[len(asked) :]
+    assert own
+    assert all("--constraint=constraints.txt" in line for line in own)
 
 
-def changed(tmp_path: Path, change: Callable[[dict[str, Any]], object], name: str = "cluster.yaml") -> Path:
-    """A copy of a shipped `ray up` file after a change."""
-    document = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
-    change(document)
-    path = tmp_path / "changed.yaml"
-    path.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
-    return path
-
-
-def replaced(tmp_path: Path, name: str, old: str, new: str) -> Path:
-    """A copy of a shipped file with one text in place of another, everywhere."""
-    text = (ROOT / name).read_text(encoding="utf-8")
-    assert old in text
-    path = tmp_path / Path(name).name
-    path.write_text(text.replace(old, new), encoding="utf-8")
-    return path
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_file_has_no_error_and_warns_of_what_must_be_filled_in_alone(name: str) -> None:
-    _, complaints = check_cluster_file(ROOT / name)
-    assert [complaint for complaint in complaints if "a place marked <-" not in complaint.text] == []
-    marked = [n for n, line in enumerate((ROOT / name).read_text(encoding="utf-8").splitlines(), 1) if "# <-" in line]
-    assert all(complaint.level == "warning" for complaint in complaints)
-    assert {int(complaint.where.removeprefix("line ")) for complaint in complaints} <= set(marked)
-
-
-@pytest.mark.parametrize("name", SHIPPED[:2])
+@pytest.mark.parametrize("name", RAY_UP)
 def test_a_shipped_file_passes_rays_own_validation(name: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    prepared = prepare_config(yaml.safe_load((ROOT / name).read_text(encoding="utf-8")))
+    prepared = prepare_config(yaml.safe_load(text_of(name)))
     validate_config(prepared)
     assert prepared["head_start_ray_commands"][1].endswith("--autoscaling-config=~/ray_bootstrap_config.yaml")
 
@@ -115,7 +108,7 @@ def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_
         ec2.authorize_security_group_ingress(GroupId=group, IpPermissions=[ssh])
         for name in ("mi-ray-head", "mi-ray-worker"):
             iam.create_instance_profile(InstanceProfileName=name)
-        document = yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))
+        document = yaml.safe_load(text_of("cluster.yaml"))
         for each in document["available_node_types"].values():
             each["node_config"]["SecurityGroupIds"] = [group]
         config = bootstrap_aws(prepare_config(document))
@@ -134,27 +127,6 @@ def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_
         assert iam.list_roles()["Roles"] == []
 
 
-@pytest.mark.skipif(shutil.which("make") is None or shutil.which("bash") is None, reason="asks make and bash")
-@pytest.mark.parametrize("name", SHIPPED[:2])
-def test_the_set_up_commands_install_on_a_fresh_node(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Word for word, but for what pip would fetch: the environment is made where the commands want it."""
-    home = tmp_path / "home"
-    (home / "mi-ray").mkdir()
-    for file in ("Makefile", "pyproject.toml"):
-        shutil.copy(ROOT / file, home / "mi-ray")
-    monkeypatch.setenv("MAKEFLAGS", "PIP=true")
-    document = yaml.safe_load((ROOT / name).read_text(encoding="utf-8"))
-    for command in [*document["setup_commands"], *document["head_setup_commands"]] * 2:  # `ray up` runs them again
-        done = subprocess.run(["bash", "-c", command], cwd=home, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, (command, done.stdout, done.stderr)
-    assert (home / ".mi_ray_env/bin/python").exists()
-    assert (home / "mi-ray/.venv/installed-cluster").exists()
-    assert (home / "mi-ray/constraints.txt").exists()
-    assert (home / ".bashrc").read_text().count("RAY_AUTH_MODE=token") == 1
-
-
 def node(document: dict[str, Any], name: str = "gpu") -> dict[str, Any]:
     return document["available_node_types"][name]["node_config"]
 
@@ -170,7 +142,7 @@ def in_command(key: str, old: str, new: str) -> Callable[[dict[str, Any]], objec
     return change
 
 
-RAY_UP = {
+REFUSED = {
     "a provider key with a typo": (
         lambda d: d["provider"].update(use_internal_ip=True),
         "unknown key 'use_internal_ip' (did you mean 'use_internal_ips'?)",
@@ -295,9 +267,9 @@ RAY_UP = {
 }
 
 
-@pytest.mark.parametrize("what", RAY_UP)
+@pytest.mark.parametrize("what", REFUSED)
 def test_a_ray_up_file_is_refused_with(what: str, tmp_path: Path) -> None:
-    change, message = RAY_UP[what]
+    change, message = REFUSED[what]
     found = errors_of(changed(tmp_path, change))
     assert [line for line in found if message in line], found
 
@@ -319,28 +291,6 @@ def test_an_on_premise_file_is_refused_with(what: str, tmp_path: Path) -> None:
     assert [line for line in found if message in line], found
 
 
-SECRETS = {
-    "an AWS access key": "AKIA" + "ABCDEFGHIJKLMNOP",
-    "an AWS secret key": "aws_secret_access_key: " + "wJalrXUtnFEMIK7MDENGbPxRfiCYzzzzzzzzzzzz",
-    "a private key": "-----BEGIN OPENSSH PRIVATE" + " KEY-----",
-    "a token of GitHub's": "ghp_" + "a1B2" * 9,
-    "a token of Hugging Face's": "hf_" + "abcDEF" * 6,
-    "Ray's token in a command": "export RAY_AUTH_TOKEN=" + "0123abcd" * 4,
-    "64 hexadecimal digits": "0123456789abcdef" * 4,
-    "Redis' password": "ray start --redis-password=" + "hunter2hunter2",
-}
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-@pytest.mark.parametrize("what", SECRETS)
-def test_a_secret_is_found_also_in_a_comment_and_is_not_repeated(what: str, name: str, tmp_path: Path) -> None:
-    path = tmp_path / Path(name).name
-    path.write_text(f"{(ROOT / name).read_text(encoding='utf-8')}\n# {SECRETS[what]}\n", encoding="utf-8")
-    found = [line for line in errors_of(path) if "must hold no secret" in line]
-    assert len(found) == 1
-    assert SECRETS[what].split()[-1].split("=")[-1] not in found[0]
-
-
 def test_a_token_taken_from_the_environment_is_no_secret(tmp_path: Path) -> None:
     change = in_command(WORKER, "export ", "export RAY_AUTH_TOKEN=$(cat ~/.ray/auth_token) ")
     assert errors_of(changed(tmp_path, change)) == []
@@ -353,13 +303,12 @@ def test_a_token_that_others_can_read_is_refused_and_one_not_made_yet_is_told() 
     assert len(found) == 1
     assert f"got 0644. Remedy: chmod 600 {token}" in found[0]
     token.unlink()
-    _, complaints = check_cluster_file(ROOT / "cluster.yaml")
-    assert [f for f in complaints if f.level == "warning" and "must be there before `ray up`" in f.text]
+    assert [line for line in warnings_of(ROOT / "cluster.yaml") if "must be there before `ray up`" in line]
 
 
 def test_a_head_that_leaves_ray_client_open_is_warned_of(tmp_path: Path) -> None:
-    _, complaints = check_cluster_file(changed(tmp_path, lambda d: d[HEAD].pop()))
-    assert [f for f in complaints if f.level == "warning" and "Ray Client listens" in f.text]
+    path = changed(tmp_path, lambda d: d[HEAD].pop())
+    assert [line for line in warnings_of(path) if "Ray Client listens" in line]
 
 
 def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
@@ -407,7 +356,7 @@ def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_bytes(b"x" * size)
     for exclude in (
-        yaml.safe_load((ROOT / "cluster.yaml").read_text(encoding="utf-8"))["rsync_exclude"],
+        yaml.safe_load(text_of("cluster.yaml"))["rsync_exclude"],
         ["data/", "*.pem", "deep/data/e"],
         ["data/**", "/sub"],
         [],
@@ -417,172 +366,3 @@ def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
         expected = sum(int(line.split()[0]) for line in listed if not line.endswith("/"))
         assert sum(sent(source, exclude).values()) == expected, exclude
-
-
-KUBERNETES = {
-    "no authentication": (
-        "authOptions: {mode: token, secretName: mi-ray-token}",
-        "authOptions: {mode: disabled}",
-        "must be token; got disabled",
-    ),
-    "a token in the file": (
-        "env: [{name: HOME, value: /tmp}]",
-        "env: [{name: RAY_AUTH_TOKEN, value: abc}]",
-        "must come from a Secret",
-    ),
-    "a service that leaves the cluster": ("serviceType: ClusterIP", "serviceType: LoadBalancer", "must be ClusterIP"),
-    "a container that may be root": ("runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot must be true"),
-    "a container that may gain rights": (
-        "allowPrivilegeEscalation: false",
-        "privileged: true",
-        "nothing of privileged",
-    ),
-    "no limits": ('limits: {cpu: "2", memory: 8Gi}', "claims: []", "must have requests and limits"),
-    "pods that no policy selects": (
-        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
-        "podSelector: {matchLabels: {app: other}}\n  policyTypes",
-        "a NetworkPolicy in the file must select",
-    ),
-    "a policy for the way out alone": (
-        "policyTypes: [Ingress, Egress]",
-        "policyTypes: [Egress]",
-        "a NetworkPolicy in the file must select",
-    ),
-    "a policy open to the world": (
-        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
-        "- from: [{ipBlock: {cidr: 0.0.0.0/0}}]",
-        "nothing may be open to the world",
-    ),
-    "a policy with a rule for everybody": (
-        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
-        "- {}",
-        "must name who is let in",
-    ),
-    "a policy for the pods of every namespace": (
-        "- from: [{podSelector: {matchLabels: {app: mi-ray}}}]",
-        "- from: [{namespaceSelector: {}}]",
-        "got {'namespaceSelector': {}}",
-    ),
-    "a policy that selects by expressions": (
-        "podSelector: {matchLabels: {app: mi-ray}}\n  policyTypes",
-        "podSelector: {matchExpressions: [{key: app, operator: In, values: [other]}]}\n  policyTypes",
-        "a NetworkPolicy in the file must select",
-    ),
-    "a policy of another namespace": (
-        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: mi-ray",
-        "kind: NetworkPolicy\nmetadata:\n  name: mi-ray\n  namespace: other",
-        "a NetworkPolicy in the file must select",
-    ),
-    "a key with a typo": ("workerGroupSpecs:", "workerGroupSpec:", "did you mean 'workerGroupSpecs'?"),
-    "a job's key with a typo": ("backoffLimit:", "backOffLimit:", "did you mean 'backoffLimit'?"),
-    "a group's key with a typo": ("maxReplicas:", "maxReplica:", "did you mean 'maxReplicas'?"),
-    "fewer replicas at most than at least": ("minReplicas: 0", "minReplicas: 9", "must hold; got 9 and 8"),
-    "a folder of the node": (
-        "{name: tmp, emptyDir: {sizeLimit: 20Gi}}",
-        "{name: tmp, hostPath: {path: /}}",
-        "got hostPath /",
-    ),
-    "the node's network": ("serviceAccountName: mi-ray", "hostNetwork: true", "hostNetwork must be left out"),
-    "no name": ("name: sweep\n", "labels: {}\n", "metadata.name must be a name"),
-    "a list where the head's options belong": (
-        'rayStartParams: {num-cpus: "0", dashboard-host: 0.0.0.0}',
-        "rayStartParams: [0.0.0.0]",
-        "spec.rayClusterSpec.headGroupSpec.rayStartParams: must be a mapping; got ['0.0.0.0']",
-    ),
-    "a text where a container belongs": (
-        "containers:\n              - name",
-        "containers:\n              - ray\n              - name",
-        "workerGroupSpecs[0].template.spec.containers[0]: must be a mapping",
-    ),
-    "a policy whose rules are no list": (
-        "ingress:\n    - from: [{podSelector: {matchLabels: {app: mi-ray}}}]\n    - from: [{namespaceSelector:",
-        "ingress: {}\n  other:\n    - from: [{namespaceSelector:",
-        "spec.ingress: must be a list; got {}",
-    ),
-    "a secret as a resource": ("kind: ServiceAccount", "kind: Secret", "make it with `kubectl create secret`"),
-}
-
-
-SLURM = {
-    "no authentication": ("RAY_AUTH_MODE=token", "OTHER=token", "got no RAY_AUTH_MODE"),
-    "a dashboard on all interfaces": (
-        "--dashboard-host=127.0.0.1",
-        "--dashboard-host=0.0.0.0",
-        "--dashboard-host must be 127.0.0.1",
-    ),
-    "no time limit": ("#SBATCH --time=24:00:00\n", "", "--time must be given"),
-    "nothing that ends Ray": ("trap finish EXIT", ": finish EXIT", "`trap … EXIT` must end Ray's steps"),
-    "no head": ("ray start --head", "ray start", "must start the head"),
-}
-
-
-OTHERS = {f"kuberay.yaml: {what}": ("cluster/kuberay.yaml", *change) for what, change in KUBERNETES.items()}
-OTHERS |= {f"slurm.sh: {what}": ("cluster/slurm.sh", *change) for what, change in SLURM.items()}
-
-
-@pytest.mark.parametrize("what", OTHERS)
-def test_a_manifest_and_a_slurm_script_are_refused_with(what: str, tmp_path: Path) -> None:
-    file, old, new, message = OTHERS[what]
-    found = errors_of(replaced(tmp_path, file, old, new))
-    assert [line for line in found if message in line], found
-
-
-def test_a_complaint_about_a_slurm_script_names_the_line_where_its_command_begins(tmp_path: Path) -> None:
-    text = (ROOT / "cluster/slurm.sh").read_text(encoding="utf-8")
-    path = tmp_path / "slurm.sh"
-    path.write_text(f"{text}one \\\n  two \\\n  three\nray \\\n  stop\n", encoding="utf-8")
-    (found,) = [complaint for complaint in check_cluster_file(path)[1] if "`ray stop`" in complaint.text]
-    assert found.where == f"line {len(text.splitlines()) + 4}"
-
-
-def test_a_slurm_script_that_stops_every_ray_of_its_user_is_warned_of(tmp_path: Path) -> None:
-    _, complaints = check_cluster_file(replaced(tmp_path, "cluster/slurm.sh", "trap - EXIT", "ray stop"))
-    assert [f for f in complaints if "`ray stop` ends every Ray" in f.text]
-
-
-@pytest.mark.skipif(shutil.which("bash") is None, reason="asks bash")
-@pytest.mark.parametrize("name", ["cluster/slurm.sh", "tests/cluster/two_hosts.sh", "tests/cluster/slurm_alone.sh"])
-def test_a_script_is_one_that_bash_can_read(name: str) -> None:
-    assert subprocess.run(["bash", "-n", str(ROOT / name)], capture_output=True, check=False).stderr == b""
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("name: study\nclassifiers: []\n", "is none of them"),
-        ("[1, 2", "must be YAML"),
-        ("- a\n- b\n", "must hold YAML mappings"),
-        ("cluster_name: a\nprovider: &loop {again: *loop}\n", "must be YAML that ends"),
-        ("", "must hold YAML mappings"),
-        ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
-    ],
-)
-def test_what_is_no_cluster_file_is_refused_without_being_run(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "file.yaml"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=re.escape(message)):
-        check_cluster_file(path)
-    assert not Path("pwned").exists()
-
-
-def run(*arguments: str) -> tuple[int, str]:
-    result = CliRunner().invoke(app, ["cluster", "check", *arguments])
-    if isinstance(result.exception, ValueError):  # `main` makes it one message and exit code 2
-        return 2, str(result.exception)
-    return result.exit_code, result.output
-
-
-def test_the_command_exits_with_0_for_warnings_1_for_errors_and_2_for_another_file(tmp_path: Path) -> None:
-    code, said = run(str(ROOT / "cluster.yaml"))
-    assert code == 0
-    assert "0 errors, 4 warnings" in " ".join(said.split())
-    code, said = run(str(changed(tmp_path, lambda d: d.pop("cluster_name"))))
-    assert code == 1
-    assert "cluster_name: must be a name" in said
-    code, said = run(str(ROOT / "sweeps/quickstart.yaml"))
-    assert code == 2
-    assert "is none of them" in said
-
-
-def test_a_complaint_says_its_level_and_place() -> None:
-    assert str(Complaint("error", "provider", "wrong")) == "error: provider: wrong"
