@@ -1,24 +1,20 @@
 """The command line: parses, calls, prints; nothing else. Heavy imports wait until a verb needs them."""
 
 import contextlib
-import importlib
-import importlib.util
-import json
 import logging
-import pkgutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 
 from mi_ray.config import Sweep
 from mi_ray.events import written_to
+from mi_ray.figures.draw import Drawn, draw, find_figure
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -78,7 +74,7 @@ def _load(files: list[str], smoke: bool, overrides: list[str] | None, seed: int 
     if len(set(names)) != len(names):
         raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
     for figure in {name for sweep in sweeps for name in sweep.figures}:
-        _find_script(figure)
+        find_figure(figure)
     return sweeps
 
 
@@ -128,7 +124,7 @@ def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, wat
         if sweep not in todo:
             console.print(f"{sweep.name}: finished already, nothing to compute", highlight=False)
             if until == "sweep":
-                _show_frontier(Store(out), sweep.name)
+                _show_study(Store(out), sweep.name)
                 console.print(f"  {out}/studies/{sweep.name}/figures/", highlight=False)
     if todo:
         studies = [_prepare(sweep) for sweep in todo]
@@ -151,20 +147,17 @@ def _told(text: str) -> None:
 
 
 def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
-    """Draw the figures and print what came out; True when a cell is not there."""
+    """Draw the figures and print what came out; True when a cell or a figure is not there."""
     sweep = study.sweep
     bad = [row for row in outcome.cells if row["state"] != "done"]
     spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
-    paths = []
+    drawn = Drawn((), {})
     if len(bad) < len(outcome.cells):
-        try:
-            paths = _draw(store, sweep.name, sweep.figures)
-        except ValueError as error:  # a figure may need cells that failed; they are what must be told
-            errors.print(f"not every figure could be drawn: {error}", style="red", markup=False)
-        _show_frontier(store, sweep.name)
+        drawn = _draw(store, sweep)
+        _show_study(store, sweep.name)
     if not bad:
-        seal(store, sweep)
-    _show_cost(store, sweep.name, outcome.counted)
+        seal(store, sweep, drawn=not drawn.failures)
+    _show_passes(store, sweep.name, outcome.counted)
     if len(store.folders("records")) > MANY_CELLS:
         console.print(
             f"note: `mi-ray compact {out}` brings the records of so many cells into few files", highlight=False
@@ -172,7 +165,7 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
     console.print(
         f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells ({spent})", highlight=False
     )
-    for path in paths:
+    for path in drawn.paths:
         console.print(f"  {out}/{path}", highlight=False)
     for row in bad[:20]:
         what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
@@ -181,104 +174,34 @@ def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
         errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
     if bad:
         errors.print("the same command tries what is not done again, and nothing else", style="yellow")
-    return bool(bad)
+    return bool(bad or drawn.failures)
 
 
-def _show_cost(store: Store, study: str, counted: dict[str, int]) -> None:
-    """Passes of a study as planned for an empty store, and as counted in this run."""
-    planned = read_manifest(store, study)["planned"]
-    shown = Table(title="Passes", title_justify="left", box=None, padding=(0, 2))
-    for head in ("Work", "Forward planned", "Forward done now", "Backward planned", "Backward done now"):
-        shown.add_column(head, justify="left" if head == "Work" else "right")
-    for what in ("training", "attack", "evaluation", "checks"):
-        pairs = [(found.get(f"{what}_{way}", 0)) for way in ("forward", "backward") for found in (planned, counted)]
-        shown.add_row(what, *(f"{value:,}" for value in pairs))
-    console.print(shown)
-    distinct = planned["attack_forward"] + planned["evaluation_forward"]
-    console.print(
-        f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
-        f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
-        "happened: what was stored is not among them, and a trajectory that a check shares is counted with the "
-        "checks",
-        highlight=False,
-    )
+def _draw(store: Store, sweep: Sweep) -> Drawn:
+    """Draw the figures of a study, and say which could not be drawn and why."""
+    drawn = draw(store, sweep.name, sweep.figures)
+    for name, cause in drawn.failures.items():
+        errors.print(f"figure {name} could not be drawn: {cause}", style="red", markup=False)
+    return drawn
 
 
-def _draw(store: Store, study: str, figures: tuple[str, ...]) -> list[str]:
-    return [path for name in figures for path in importlib.import_module(_find_script(name)).make(store, study)]
+def _show(parts: Iterable[RenderableType]) -> None:
+    for part in parts:
+        console.print(part)
 
 
-def _find_script(name: str) -> str:
-    """The module of a figure: one of ours, or a person's own by its dotted name. Raises ValueError if there is none."""
-    module = name if "." in name else f"mi_ray.figures.{name}"
-    try:
-        found = importlib.util.find_spec(module)
-    except ImportError:
-        found = None
-    known = {m.name for m in pkgutil.iter_modules(importlib.import_module("mi_ray.figures").__path__)} - {"common"}
-    ours = "." not in name
-    if (
-        found is None
-        or (ours and name not in known)
-        or (not ours and not hasattr(importlib.import_module(module), "make"))
-    ):
-        raise ValueError(
-            f"figures must be figures of mi_ray ({', '.join(sorted(known))}) or importable modules with "
-            f"make(store, study); got {name!r}"
-        )
-    return module
-
-
-def _show_frontier(store: Store, study: str) -> None:
-    """The undominated settings of a study against its first attack and, where there are several, at their worst."""
-    from mi_ray.figures.common import attack_label, label, parameters
-    from mi_ray.statistics import frontier
+def _show_study(store: Store, study: str) -> None:
+    """What a study found: its frontiers and what its checks say."""
+    from mi_ray.figures.terminal import study_summary
     from mi_ray.store.read import read_cells
 
-    cells = read_cells(store, study)
-    table = frontier(cells)
-    best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
-    best.loc[best["attack"] == "worst_case", "knowledge"] = ""  # settings without an adaptive attack among the others
-    threat = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
-    tested = table[table["attack"] != "worst_case"]
-    first = {classifier: tuple(rows.iloc[0][threat]) for classifier, rows in tested.groupby("classifier")}
-    for name, rows in best.groupby(threat, sort=False):
-        if name[1] != "worst_case" and first[name[0]] != name:
-            continue
-        title = f"Frontier of {name[0]}: {attack_label(rows.iloc[0])}"
-        shown = Table(title=title, title_justify="left", box=None, padding=(0, 2))
-        for head in ("Defense", "Parameters", "N", "Clean %", "Adversarial %"):
-            shown.add_column(head, justify="left" if head in ("Defense", "Parameters") else "right")
-        for _, row in rows.iterrows():
-            shown.add_row(
-                label(row["defense"]),
-                parameters(row["defense_params"]),
-                str(row["executions"]),
-                _percent(row, "clean"),
-                _percent(row, "adversarial"),
-                style=None if row["undominated"] else "dim",
-            )
-        console.print(shown)
-    _show_verdicts(cells)
+    _show(study_summary(read_cells(store, study)))
 
 
-def _show_verdicts(cells: Any) -> None:
-    """How many attacked cells can be trusted, and which checks the others failed."""
-    attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
-    counts = attacked["verdict"].value_counts()
-    said = ", ".join(f"{counts[state]} {state}" for state in ("passed", "failed", "not run") if state in counts)
-    console.print(f"checks of {len(attacked)} attacked cells: {said} (docs/checks.md)", highlight=False)
-    failed: dict[str, int] = {}
-    for text in attacked["checks"]:
-        for name, found in json.loads(text).items():
-            failed[name] = failed.get(name, 0) + (found["state"] == "failed")
-    worst = [f"{name} in {count}" for name, count in sorted(failed.items(), key=lambda item: -item[1]) if count]
-    if worst:
-        console.print(f"  failed: {', '.join(worst)}", highlight=False)
+def _show_passes(store: Store, study: str, counted: dict[str, int]) -> None:
+    from mi_ray.figures.terminal import passes_summary
 
-
-def _percent(row: Any, name: str) -> str:
-    return f"{100 * row[name]:.1f} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]"
+    _show(passes_summary(read_manifest(store, study)["planned"], counted))
 
 
 @app.command()
@@ -345,12 +268,16 @@ def figures(
     verbose: Verbose = False,
 ) -> None:
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
+    failed = False
     for loaded in _load(files, smoke, set_, seed):
         store = Store(out)
-        paths = _draw(store, loaded.name, loaded.figures)
-        seal_figures(store, loaded, paths)
-        for path in paths:
+        drawn = _draw(store, loaded)
+        seal_figures(store, loaded, drawn.paths, drawn=not drawn.failures)
+        failed |= bool(drawn.failures)
+        for path in drawn.paths:
             console.print(f"{out}/{path}", highlight=False)
+    if failed:
+        raise typer.Exit(1)
 
 
 def _occupied(out: str) -> bool:
@@ -370,17 +297,13 @@ def plan(
 ) -> None:
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
     sweeps = _load(files, smoke, set_, seed)
+    from mi_ray.figures.terminal import plan_table
     from mi_ray.study.estimate import estimate, together
 
     studies = [_prepare(loaded) for loaded in sweeps]
     for study in studies:
         found = estimate(study, Store(out) if _occupied(out) else None)
-        shown = Table(title=f"{study.sweep.name} ({out})", title_justify="left", box=None, padding=(0, 2))
-        for head in ("Work", "Pieces", "Stored", "Forward", "Backward", "Forward left", "Backward left"):
-            shown.add_column(head, justify="left" if head == "Work" else "right")
-        for row in found.rows:
-            shown.add_row(row.name, *(f"{value:,}" for value in (row.pieces, row.stored, *row.planned, *row.left)))
-        console.print(shown)
+        console.print(plan_table(f"{study.sweep.name} ({out})", found.rows))
         for line in found.lines:
             console.print(line, highlight=False)
     if len(studies) > 1:
@@ -398,31 +321,23 @@ def status(
 
     With --watch it ends when every study has ended (exit code 1 where one is not complete), or on Ctrl-C.
     """
+    from mi_ray.figures.terminal import states_table
     from mi_ray.store.manifest import study_states
 
     opened = Store(store)
     if not watch:
-        console.print(_states(study_states(opened)))
+        console.print(states_table(study_states(opened)))
         return
     ended = False
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while not ended:
             found = study_states(opened)
-            live.update(_states(found), refresh=True)
+            live.update(states_table(found), refresh=True)
             ended = bool(found) and all(state[1] in ("complete", "incomplete") for state in found)
             if not ended:
                 time.sleep(every)
     if ended and any(state[1] != "complete" for state in found):
         raise typer.Exit(1)
-
-
-def _states(found: Sequence[tuple[str, ...]]) -> Table:
-    shown = Table(box=None, padding=(0, 2))
-    for head in ("Study", "State", "Cells", "Done", "Failed", "Missing", "Written"):
-        shown.add_column(head, justify="left" if head in ("Study", "State", "Written") else "right")
-    for state in found:
-        shown.add_row(*state)
-    return shown
 
 
 @app.command()

@@ -11,9 +11,9 @@ import pytest
 import torch
 import yaml
 
-from mi_ray.cli import _find_script
 from mi_ray.config import Sweep
 from mi_ray.defenses import DEFENSES, predict
+from mi_ray.figures.draw import find_figure
 from mi_ray.parameters import load_plugins
 from mi_ray.plan.planner import Facts, Planner
 from mi_ray.plan.work import Plan
@@ -91,7 +91,7 @@ def test_a_smoke_variant_plans_on_embedded_data_and_is_smaller(path: Path) -> No
 
 @pytest.mark.parametrize("path", FILES, ids=names)
 def test_every_figure_that_a_sweep_file_names_is_there(path: Path) -> None:
-    assert [_find_script(name) for name in load_sweep(path).figures]
+    assert [find_figure(name) for name in load_sweep(path).figures]
 
 
 @pytest.mark.parametrize("path", FILES, ids=names)

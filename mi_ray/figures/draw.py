@@ -1,0 +1,81 @@
+"""Finds figures by name and draws them, each apart from the others, so that one that fails takes none with it.
+
+A figure is a module with `make(store, study)`, which writes files into the study's folder and returns their paths
+within the store: one of this folder, named by its file, or a person's own, named `package.module`.
+"""
+
+import importlib
+import importlib.util
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from mi_ray.store.blocks import Store
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """What came of a study's figures: the files that were written, and why each figure failed that did."""
+
+    paths: tuple[str, ...]
+    failures: Mapping[str, str]
+
+
+def known_figures() -> list[str]:
+    """The names of the figures and tables that mi_ray has itself."""
+    files = sorted(Path(__file__).parent.glob("*.py"))
+    return [file.stem for file in files if re.search(r"^def make\(", file.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+def find_figure(name: str) -> str:
+    """The module of a figure: one of ours, or a person's own by its dotted name, which is imported to be sure of it.
+
+    Raises ValueError where there is none, where it has no `make`, and where it cannot be imported.
+    """
+    if name in known_figures():
+        return f"mi_ray.figures.{name}"
+    try:
+        if "." in name and importlib.util.find_spec(name) and hasattr(importlib.import_module(name), "make"):
+            return name
+    except Exception as error:
+        raise ValueError(f"figures must be importable modules; {name!r} is not: {_cause(error)}") from error
+    raise ValueError(
+        f"figures must be figures of mi_ray ({', '.join(known_figures())}) or importable modules with "
+        f"make(store, study); got {name!r}"
+    )
+
+
+def draw(store: Store, study: str, names: Iterable[str]) -> Drawn:
+    """Draw figures of a study into its folder; whatever one of them raises, the others are drawn.
+
+    names: as a sweep lists its figures. A Ctrl-C ends all of it. Raises ValueError for a study that is not in the store.
+    """
+    from mi_ray.store.read import read_cells
+
+    read_cells(store, study)
+    paths: list[str] = []
+    failures: dict[str, str] = {}
+    for name in names:
+        try:
+            make: Callable[[Store, str], Iterable[str]] = importlib.import_module(find_figure(name)).make
+            paths += _checked(make(store, study))
+        except (Exception, SystemExit) as error:
+            logger.debug("figure %s", name, exc_info=True)
+            failures[name] = _cause(error)
+    return Drawn(tuple(paths), failures)
+
+
+def _checked(paths: Iterable[str]) -> list[str]:
+    """What a person's own `make` returned, if it is what it has to be."""
+    found = [] if isinstance(paths, str) else list(paths)
+    if isinstance(paths, str) or not all(isinstance(path, str) for path in found):
+        raise TypeError(f"make(store, study) must return a list of the paths that it wrote; got {paths!r}")
+    return found
+
+
+def _cause(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"

@@ -1,0 +1,146 @@
+"""The command line's tables: facts of a study as frames and numbers, and their drawing in a terminal.
+
+Each drawing is a rich renderable, or several, which whoever has a console prints.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import pandas as pd
+from rich.console import RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mi_ray.figures.common import attack_label, label, parameters, percent
+from mi_ray.statistics import frontier
+
+THREAT = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
+STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
+
+
+def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
+    """The undominated settings and no defense, by clean accuracy: a frame for each classifier and attack that is shown.
+
+    cells: rows of cells.parquet of one study. Of each classifier the study's first attack is shown and, where it has
+    several, the worst case of all. Frames are rows of `mi_ray.statistics.frontier`.
+    """
+    table = frontier(cells)
+    best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
+    # A worst case is one attack, also for settings that have no adaptive attack among those it is the worst of.
+    best.loc[best["attack"] == "worst_case", "knowledge"] = ""
+    tested = table[table["attack"] != "worst_case"]
+    first = {tuple(rows.iloc[0][THREAT]) for _, rows in tested.groupby("classifier")}
+    groups = best.groupby(THREAT, sort=False)
+    return [rows for threat, rows in groups if threat in first or rows["attack"].iloc[0] == "worst_case"]
+
+
+def frontier_tables(cells: pd.DataFrame) -> Iterator[Table]:
+    """`frontier_facts` as tables; settings that are shown for comparison and are dominated are dim."""
+    for rows in frontier_facts(cells):
+        first = rows.iloc[0]
+        title = f"Frontier of {first['classifier']}: {attack_label(first)}"
+        shown = _table(title, "Defense", "Parameters", right=("N", "Clean %", "Adversarial %"))
+        for _, row in rows.iterrows():
+            accuracies = [
+                percent(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("clean", "adversarial")
+            ]
+            setting = label(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
+            shown.add_row(*map(Text, (*setting, *accuracies)), style=None if row["undominated"] else "dim")
+        yield shown
+
+
+def verdict_facts(cells: pd.DataFrame) -> tuple[dict[str, int], dict[str, int]]:
+    """(attacked cells by verdict, failed cells by check, the most frequent first) of rows of cells.parquet."""
+    attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
+    counts = attacked["verdict"].value_counts()
+    failed = Counter(
+        name for text in attacked["checks"] for name, said in json.loads(text).items() if said["state"] == "failed"
+    )
+    verdicts = {state: int(counts[state]) for state in ("passed", "failed", "not run") if state in counts}
+    return verdicts, dict(failed.most_common())
+
+
+def verdict_lines(cells: pd.DataFrame) -> Iterator[Text]:
+    """How many attacked cells can be trusted, and which checks the others failed."""
+    verdicts, failed = verdict_facts(cells)
+    said = ", ".join(f"{count} {state}" for state, count in verdicts.items())
+    yield Text(f"checks of {sum(verdicts.values())} attacked cells: {said} (docs/checks.md)")
+    if failed:
+        yield Text(f"  failed: {', '.join(f'{name} in {count}' for name, count in failed.items())}")
+
+
+def study_summary(cells: pd.DataFrame) -> Iterator[RenderableType]:
+    """What a study found, for its end: its frontiers, and what its checks say."""
+    yield from frontier_tables(cells)
+    yield from verdict_lines(cells)
+
+
+def passes_summary(planned: Mapping[str, int], counted: Mapping[str, int]) -> Iterator[RenderableType]:
+    """Passes of a study as planned for an empty store (its manifest's `planned`), and as counted in this run."""
+    heads = ("Forward planned", "Forward done now", "Backward planned", "Backward done now")
+    shown = _table("Passes", "Work", right=heads)
+    for what in STAGES:
+        pairs = [found.get(f"{what}_{way}", 0) for way in ("forward", "backward") for found in (planned, counted)]
+        shown.add_row(what, *(f"{value:,}" for value in pairs))
+    yield shown
+    distinct = planned["attack_forward"] + planned["evaluation_forward"]
+    yield Text(
+        f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
+        f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
+        "happened: what was stored is not among them, and a trajectory that a check shares is counted with the checks"
+    )
+
+
+class PlannedWork(Protocol):
+    """A kind of work of a plan: pieces, how many are whole in the store, (forward, backward) passes in all and left."""
+
+    @property
+    def name(self) -> str:
+        """What the work is."""
+
+    @property
+    def pieces(self) -> int:
+        """How many there are."""
+
+    @property
+    def stored(self) -> int:
+        """How many are whole in the store."""
+
+    @property
+    def planned(self) -> tuple[int, int]:
+        """Forward and backward passes of all."""
+
+    @property
+    def left(self) -> tuple[int, int]:
+        """Forward and backward passes still to do."""
+
+
+def plan_table(title: str, works: Iterable[PlannedWork]) -> Table:
+    """What a study is planned to cost, a row for each kind of work."""
+    shown = _table(title, "Work", right=("Pieces", "Stored", "Forward", "Backward", "Forward left", "Backward left"))
+    for work in works:
+        numbers = (work.pieces, work.stored, *work.planned, *work.left)
+        shown.add_row(Text(work.name), *(f"{value:,}" for value in numbers))
+    return shown
+
+
+def states_table(states: Iterable[Sequence[str]]) -> Table:
+    """How far each study of a store is. states: as `mi_ray.store.manifest.study_states` gives them."""
+    shown = _table(None, "Study", "State", right=("Cells", "Done", "Failed", "Missing"))
+    shown.add_column("Written")
+    for state in states:
+        shown.add_row(*map(Text, state))
+    return shown
+
+
+def _table(title: str | None, *left: str, right: Sequence[str]) -> Table:
+    """An empty table: its title, its columns of words on the left, its columns of numbers on the right."""
+    named = None if title is None else Text(title, style="table.title")
+    shown = Table(title=named, title_justify="left", box=None, padding=(0, 2))
+    for head in left:
+        shown.add_column(head)
+    for head in right:
+        shown.add_column(head, justify="right")
+    return shown

@@ -1,0 +1,106 @@
+"""The command line's tables: what they are made of, and how they read in a terminal."""
+
+import io
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import pandas as pd
+import pytest
+from helpers.frames import cell, failed
+from rich.console import Console, RenderableType
+
+from mi_ray.figures.terminal import (
+    frontier_facts,
+    passes_summary,
+    plan_table,
+    states_table,
+    study_summary,
+    verdict_facts,
+)
+
+
+def printed(*parts: RenderableType) -> list[str]:
+    """The lines that a wide terminal without colours shows."""
+    console = Console(file=io.StringIO(), width=160)
+    for part in parts:
+        console.print(part)
+    written = console.file
+    assert isinstance(written, io.StringIO)
+    return [" ".join(line.split()) for line in written.getvalue().splitlines()]
+
+
+@pytest.fixture
+def cells() -> pd.DataFrame:
+    worst = {"goal": "any", "attack_params": "{}"}
+    rows = []
+    for defense, lam, clean, attacked in (("none", None, 0.9, 0.0), ("mi_ol", 0.5, 0.8, 0.4), ("mi_ol", 0.6, 0.7, 0.3)):
+        params = {} if lam is None else {"lam": lam}
+        adaptive = "none" if lam is None else "adaptive"
+        rows += [
+            cell("mixup", defense, params, "none", clean, checks="{}", verdict="not run"),
+            cell("mixup", defense, params, "pgd", attacked, checks=failed("in_box", "so") if lam else "{}"),
+            cell("mixup", defense, params, "square", attacked, checks="{}", verdict="failed"),
+            cell("mixup", defense, params, "worst_case", attacked / 2, knowledge=adaptive, checks="{}", **worst),
+        ]
+    return pd.DataFrame(rows)
+
+
+def test_the_first_attack_and_the_worst_case_are_shown_with_no_defense_for_comparison(cells: pd.DataFrame) -> None:
+    first, worst = frontier_facts(cells)
+    assert set(first["attack"]) == {"pgd"}
+    assert set(worst["attack"]) == {"worst_case"}
+    assert first[["defense_params", "undominated"]].to_numpy().tolist() == [['{"lam": 0.5}', True], ["{}", True]]
+    assert worst["adversarial"].tolist() == [0.2, 0.0]
+
+
+def test_a_dominated_classifier_without_a_defense_is_shown_all_the_same(cells: pd.DataFrame) -> None:
+    cells.loc[(cells["defense"] == "mi_ol") & (cells["attack"] == "none"), ["accuracy", "selection_accuracy"]] = 0.95
+    first = frontier_facts(cells)[0]
+    assert first[["defense", "undominated"]].to_numpy().tolist() == [["none", False], ["mi_ol", True]]
+
+
+def test_a_summary_has_a_table_for_each_frontier_and_says_what_the_checks_say(cells: pd.DataFrame) -> None:
+    lines = printed(*study_summary(cells))
+    assert "Frontier of mixup: PGD-10, untargeted, ε = 8/255" in lines
+    assert "Defense Parameters N Clean % Adversarial %" in lines
+    assert "MI-OL lam=0.5 10 80.0 [75.0, 85.0] 40.0 [35.0, 45.0]" in lines
+    assert "Frontier of mixup: Worst case, ε = 8/255" in lines
+    assert lines[-2] == "checks of 9 attacked cells: 6 passed, 3 failed (docs/checks.md)"
+    assert lines[-1] == "failed: in_box in 2"
+
+
+def test_cells_that_are_not_done_are_not_judged(cells: pd.DataFrame) -> None:
+    assert verdict_facts(cells) == ({"passed": 6, "failed": 3}, {"in_box": 2})
+    missing = cells.assign(state=["missing" if attack == "pgd" else "done" for attack in cells["attack"]])
+    assert verdict_facts(missing) == ({"passed": 3, "failed": 3}, {})
+
+
+def test_passes_are_set_beside_those_of_this_run_and_of_cell_by_cell() -> None:
+    planned = {"attack_forward": 1000, "attack_backward": 900, "evaluation_forward": 500, "naive_forward": 6000}
+    lines = printed(*passes_summary(planned, {"attack_forward": 1200}))
+    assert "attack 1,000 1,200 900 0" in lines
+    assert "checks 0 0 0 0" in lines
+    text = " ".join(lines)
+    assert "cell by cell: 6,000 forward passes, 4.0 times the distinct ones" in text
+
+
+class Work(NamedTuple):
+    name: str
+    pieces: int
+    stored: int
+    planned: tuple[int, int]
+    left: tuple[int, int]
+
+
+def test_a_plan_and_the_states_of_a_store_are_tables_of_what_is_given() -> None:
+    works: Iterable[Work] = [Work("attack", 2, 1, (3000, 2000), (1500, 1000))]
+    assert printed(plan_table("[quick] (results)", works)) == [
+        "[quick] (results)",
+        "Work Pieces Stored Forward Backward Forward left Backward left",
+        "attack 2 1 3,000 2,000 1,500 1,000",
+    ]
+    assert printed(states_table([("quick", "complete", "4", "4", "0", "0", "2025"), ("bad", "damaged")])) == [
+        "Study State Cells Done Failed Missing Written",
+        "quick complete 4 4 0 0 2025",
+        "bad damaged",
+    ]
