@@ -422,12 +422,9 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
 @app.command()
 def sweeps(verbose: Verbose = False) -> None:
     """List the sweeps that come with the program, which `sweep` and `plan` take by their names."""
-    shown = Table(box=None, padding=(0, 2))
-    for head in ("Sweep", "What it makes"):
-        shown.add_column(head)
-    for name, line in packaged_sweeps().items():
-        shown.add_row(name, line)
-    console.print(shown)
+    from mi_ray.figures.terminal import sweeps_table
+
+    console.print(sweeps_table(packaged_sweeps()))
 
 
 @app.command()

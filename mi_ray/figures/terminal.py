@@ -135,7 +135,15 @@ def states_table(states: Iterable[Sequence[str]]) -> Table:
     return shown
 
 
-def _table(title: str | None, *left: str, right: Sequence[str]) -> Table:
+def sweeps_table(sweeps: Mapping[str, str]) -> Table:
+    """Sweeps by name, each with what it makes in a line."""
+    shown = _table(None, "Sweep", "What it makes")
+    for name, line in sweeps.items():
+        shown.add_row(Text(name), Text(line))
+    return shown
+
+
+def _table(title: str | None, *left: str, right: Sequence[str] = ()) -> Table:
     """An empty table: its title, its columns of words on the left, its columns of numbers on the right."""
     named = None if title is None else Text(title, style="table.title")
     shown = Table(title=named, title_justify="left", box=None, padding=(0, 2))
