@@ -1,28 +1,36 @@
-"""A sweep file (YAML) as frozen, validated values; the presets and what each of their options means.
+"""A sweep as frozen, validated values: every key of a sweep file with its meaning, and the presets.
 
-An unknown key is an error that lists the known ones. What needs the registries (the parameters of an attack or a
-defense) is validated by `plan`, before any work starts.
+An unknown key is an error that lists the known ones. The parameters of attacks, defenses, objectives, architectures and
+datasets belong to their own classes, and are checked when the study is planned, before any work starts.
+docs/sweep-file.md and the table of presets in docs/methods.md hold the same sentences as the fields here.
 """
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mi_ray.parameters import unknown
 from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
 
-Named = tuple[str, Any]  # a method as a file names it: (name, what is written under the name)
+
+class Named(NamedTuple):
+    """A method as a file names it."""
+
+    name: str
+    written: Any  # what stands under the name: parameters by name, or the value of the first parameter
 
 
 def named(written: object) -> Named:
-    """`name`, `{name: value}` or `{name: {parameter: value}}` as (name, value); raises ValueError for others."""
+    """`name`, `{name: value}` or `{name: {parameter: value}}` as a value. Raises ValueError for anything else."""
+    if isinstance(written, Named):
+        return written
     if isinstance(written, str):
-        return written, {}
+        return Named(written, {})
     if isinstance(written, Mapping) and len(written) == 1:
         ((name, value),) = written.items()
-        return str(name), {} if value is None else value
+        return Named(str(name), {} if value is None else value)
     raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {written!r}")
 
 
@@ -46,19 +54,19 @@ def _named_if_any(written: object) -> Named | None:
     return None if written is None else named(written)
 
 
-# A module by its dotted name: what is imported is found on Python's path, never by a path that the file names.
+# A module by its dotted name: what is imported is found on Python's path, and never by a path that a file names.
 Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
-NUMBERS = (int, float, int | None, float | None)  # pydantic would take true for 1
+NUMBERS = (int, float, int | None, float | None)  # Pydantic alone would take `true` for 1 here.
 
 
 class Strict(BaseModel):
-    """Frozen; an unknown key is refused with the list of the known ones."""
+    """A mapping of a sweep file: frozen, and an unknown key is refused with the list of the known ones."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _known_keys(cls, data: object) -> object:
         if isinstance(data, Mapping):
             for key in data:
                 if key not in cls.model_fields:
@@ -69,32 +77,72 @@ class Strict(BaseModel):
 
 
 class Options(Strict):
-    """Every choice on which the paper's text, its released code and good practice differ (docs/methods.md).
+    """Every choice on which the paper's text, its released code and good practice differ.
 
     A preset is one setting of all of them; `options:` in a sweep file overrides single ones.
     """
 
-    attack_labels: Literal["true", "predicted"] = "true"
-    pool_split: Literal["train", "test"] = "train"
-    pool_augmented: bool = False
-    pool_limit_mi_pl: int | None = Field(None, ge=1)
-    executions: int = Field(30, ge=1)
-    executions_mi_pl: int | None = Field(None, ge=1)
-    executions_mi_combined: int | None = Field(None, ge=1)
-    combined_executions_pl: int | None = Field(None, ge=1)
-    combined_accept: Literal["undefended", "pl_average"] = "undefended"
-    combined_statistic: Literal["predicted_class", "maximum"] = "predicted_class"
-    eight_bit: bool = False
-    rotation_interpolation: Literal["bilinear", "nearest"] = "bilinear"
-    adaptive_attack: Literal["eot_pgd", "averaged"] = "eot_pgd"
-    draws: int = Field(3, ge=1)
+    attack_labels: Literal["true", "predicted"] = Field(
+        "true",
+        description="The labels that an untargeted attack moves images away from: the true ones, or the classifier's own "
+        "predictions, so that an image that it gets wrong is pushed back to right.",
+    )
+    pool_split: Literal["train", "test"] = Field(
+        "train",
+        description="The split that the sample pool of mixup inference is of: the train split less exact copies of test "
+        "images, or the test split, which holds the image under attack.",
+    )
+    pool_augmented: bool = Field(
+        False, description="Whether the pool's images are flipped and cropped at random, as in training."
+    )
+    pool_limit_mi_pl: int | None = Field(
+        None, ge=1, description="The number of images that MI-PL draws from; all of the pool when left out."
+    )
+    executions: int = Field(
+        30, ge=1, description="N of Alg. 1: the random executions whose softmax outputs are averaged."
+    )
+    executions_mi_pl: int | None = Field(None, ge=1, description="N of MI-PL, where it has one of its own.")
+    executions_mi_combined: int | None = Field(
+        None, ge=1, description="N of MI-Combined's MI-OL, where it has one of its own."
+    )
+    combined_executions_pl: int | None = Field(
+        None, ge=1, description="N of MI-Combined's MI-PL, where it has one of its own."
+    )
+    combined_accept: Literal["undefended", "pl_average"] = Field(
+        "undefended",
+        description="What MI-Combined answers on an input that its detector accepts: F(x), as the text says, or the "
+        "average of MI-PL.",
+    )
+    combined_statistic: Literal["predicted_class", "maximum"] = Field(
+        "predicted_class",
+        description="What MI-Combined compares with its threshold: F_ŷ(x) - F_MI-PL,ŷ(x), or max F(x) - max F_MI-PL(x), "
+        "which may be of two different classes.",
+    )
+    eight_bit: bool = Field(
+        False,
+        description="Whether rotation, pad and resize pass through 8-bit images with truncation, where 63 of 256 grey "
+        "levels fall by one.",
+    )
+    rotation_interpolation: Literal["bilinear", "nearest"] = Field(
+        "bilinear", description="How a rotated image is interpolated."
+    )
+    adaptive_attack: Literal["eot_pgd", "averaged"] = Field(
+        "eot_pgd", description="The attack that a sweep means by the name `adaptive`."
+    )
+    draws: int = Field(3, ge=1, description="Independent draws of N executions for each point.")
 
 
 class TrainingOptions(Strict):
     """What a preset changes in training; `training_preset` switches it alone."""
 
-    inner_labels: Literal["true", "predicted"] = "true"
-    first_epoch_at_lower_rate: Literal["drop", "drop_minus_one"] = "drop"
+    inner_labels: Literal["true", "predicted"] = Field(
+        "true", description="The labels that the attack inside adversarial training moves images away from."
+    )
+    first_epoch_at_lower_rate: Literal["drop", "drop_minus_one"] = Field(
+        "drop",
+        description="The first epoch at a lower learning rate, counted from 0: the one that `lr_drops` names (100 and 150 "
+        "of 200), or the one before it (99 and 149).",
+    )
 
 
 Preset = Literal["honest", "as_published"]
@@ -119,16 +167,24 @@ PRESETS: dict[str, tuple[Options, TrainingOptions, Literal["drawn", "first"]]] =
         TrainingOptions(inner_labels="predicted", first_epoch_at_lower_rate="drop_minus_one"),
         "first",
     ),
-}
+}  # for each preset its options, its options of training, and the order of the points
 
 
 class Points(Strict):
-    """The evaluated test points. Of `count`, the first `selection` serve only to choose settings by their result;
-    every reported accuracy is of the others."""
+    """The images of the test split that are attacked and defended."""
 
-    count: int = Field(1000, ge=1)
-    selection: int = Field(0, ge=0)
-    order: Literal["drawn", "first"] | None = None
+    count: int = Field(1000, ge=1, description="The number of images, at most the size of the test split.")
+    selection: int = Field(
+        0,
+        ge=0,
+        description="How many of them, the first, serve only to choose settings by their result; every reported accuracy "
+        "is of the others.",
+    )
+    order: Literal["drawn", "first"] | None = Field(
+        None,
+        description="Whether the images are drawn from the test split by the seed or are its first ones; the preset "
+        "decides when left out.",
+    )
 
     @model_validator(mode="after")
     def _some_are_reported(self) -> "Points":
@@ -141,35 +197,53 @@ class Points(Strict):
 
 
 class Training(Strict):
-    """How a classifier is trained (METHODS: momentum SGD). `batch_size` is global, over all workers."""
+    """How a classifier is trained: by stochastic gradient descent with momentum (paper, Sec. 4.1)."""
 
-    epochs: int = Field(200, ge=1)
-    batch_size: int = Field(64, ge=1)
-    lr: float = Field(0.01, gt=0)
-    momentum: float = Field(0.9, ge=0, lt=1)
-    weight_decay: float = Field(0.0, ge=0)
-    lr_drops: tuple[Annotated[int, Field(ge=1)], ...] | None = None
-    warmup: int = Field(0, ge=0)
-    flip: bool = True
-    crop_padding: int = Field(4, ge=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    channels_last: bool = True
+    epochs: int = Field(200, ge=1, description="Passes over the train split.")
+    batch_size: int = Field(64, ge=1, description="Images of a step, over all workers together.")
+    lr: float = Field(0.01, gt=0, description="The learning rate at the beginning.")
+    momentum: float = Field(0.9, ge=0, lt=1, description="The momentum of SGD.")
+    weight_decay: float = Field(0.0, ge=0, description="The weight of the L2 penalty.")
+    lr_drops: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
+        None,
+        description="The epochs at which the rate falls tenfold; when left out, one half and three quarters of `epochs`.",
+    )
+    warmup: int = Field(0, ge=0, description="Epochs over which the rate rises to `lr`, a step at a time.")
+    flip: bool = Field(True, description="Whether images are flipped horizontally, each with probability 1/2.")
+    crop_padding: int = Field(
+        4, ge=0, description="Pixels of zero padding from which a crop of the image's own size is drawn; 0 is no crop."
+    )
+    precision: Literal["fp32", "bf16"] = Field("fp32", description="The arithmetic of the forward and backward passes.")
+    channels_last: bool = Field(True, description="Whether images and weights lie in memory with the channels last.")
 
 
 class ClassifierEntry(Strict):
-    """A classifier to train (architecture, objective), or a user's own (factory, weights)."""
+    """A classifier to train, by its `architecture` and `objective`, or one of your own, by its `factory` and `weights`."""
 
-    name: str = Field(min_length=1)
-    architecture: NamedField | None = None
-    objective: NamedField = ("erm", {})
-    training: Training = Training()
-    workers: int = Field(1, ge=1)
-    seed: int | None = Field(None, ge=0, lt=2**63)
-    factory: str | None = Field(None, pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$")
-    arguments: dict[str, Any] = {}
-    weights: str | None = None
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    name: str = Field(min_length=1, description="The name under which results know it, different from all others.")
+    architecture: NamedField | None = Field(None, description="The network to train; `mi-ray list` names all.")
+    objective: NamedField = Field(Named("erm", {}), description="What training minimises; `mi-ray list` names all.")
+    training: Training = Field(Training(), description="How it is trained.")
+    workers: int = Field(1, ge=1, description="Processes that train it together, each on its share of every batch.")
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="The seed of its initial weights and of its training; the sweep's when left out.",
+    )
+    factory: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        description="A function of yours that builds the network, as `package.module:function`. Its code runs.",
+    )
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the factory.")
+    weights: str | None = Field(
+        None, description="The file with the network's weights, .safetensors or of `torch.save`, read as tensors alone."
+    )
+    mean: tuple[float, ...] = Field(
+        (0.5, 0.5, 0.5), description="What is subtracted from each channel of an image in [0, 1], before the network."
+    )
+    std: tuple[float, ...] = Field((0.5, 0.5, 0.5), description="What each channel is then divided by.")
 
     @model_validator(mode="after")
     def _trained_or_own(self) -> "ClassifierEntry":
@@ -190,8 +264,8 @@ class ClassifierEntry(Strict):
         return self
 
 
-def _one_method(data: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
-    """What is written under the keys, each as a list, and the one other key as the method."""
+def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, object]:
+    """What is written under the known keys, and the one other key as the method. Raises ValueError for none or two."""
     if not isinstance(data, Mapping):
         raise ValueError(f"{what}; got {data!r}")
     known = {key: data[key] for key in keys if key in data}
@@ -202,67 +276,84 @@ def _one_method(data: Any, keys: Iterable[str], what: str) -> dict[str, Any]:
 
 
 Names = Annotated[tuple[str, ...] | None, BeforeValidator(_listed_if_any)]
-ADAPTIVE = "adaptive"  # as an attack's name: whichever attack the option `adaptive_attack` names
+ADAPTIVE = "adaptive"  # as an attack's name it means the attack that the option `adaptive_attack` names
 
 
 class AttackEntry(Strict):
-    """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`.
+    """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`."""
 
-    knowledge: oblivious attacks are handed F, adaptive ones F behind each defense setting. classifiers, defenses: the
-    only ones that are attacked; left out, all (adaptive attacks never attack `none`).
-    """
-
-    method: Named
+    method: Named = Field(
+        description="The attack with its parameters, under its own name; `mi-ray list` names all. `adaptive` means the one "
+        "that the option `adaptive_attack` names."
+    )
     epsilon: Annotated[
         tuple[Annotated[float, BeforeValidator(_epsilon)], ...], BeforeValidator(_listed), Field(min_length=1)
-    ]
-    goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = ("untargeted",)
-    knowledge: Knowledge = "oblivious"
-    classifiers: Names = None
-    defenses: Names = None
+    ] = Field(description="The radius of the ball around each image in the max norm, in [0, 1] pixels, or several.")
+    goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
+        ("untargeted",),
+        description="Whether any wrong label is a success or one drawn target is, `untargeted`, `targeted` or both.",
+    )
+    knowledge: Knowledge = Field(
+        "oblivious",
+        description="What is attacked: the classifier F alone, or F behind each defense setting.",
+    )
+    classifiers: Names = Field(None, description="The only classifiers that are attacked; all when left out.")
+    defenses: Names = Field(
+        None, description="The only defenses that an adaptive attack goes through; all but `none` when left out."
+    )
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _known_keys(cls, data: object) -> object:
         rule = "an attack is one method with its threat model, such as {pgd: {steps: 10}, epsilon: 8/255, goal: untargeted}"
         return _one_method(data, ("epsilon", "goal", "knowledge", "classifiers", "defenses"), rule)
 
     @model_validator(mode="after")
     def _defenses_are_for_adaptive_attacks(self) -> "AttackEntry":
-        if self.knowledge == "oblivious" and (self.defenses is not None or self.method[0] == ADAPTIVE):
+        if self.knowledge == "oblivious" and (self.defenses is not None or self.method.name == ADAPTIVE):
             raise ValueError(
-                f"an oblivious attack knows no defense: {self.method[0]} needs `knowledge: adaptive`, or no `defenses`"
+                f"an oblivious attack knows no defense: {self.method.name} needs `knowledge: adaptive`, or no `defenses`"
             )
         return self
 
     def document(self) -> dict[str, Any]:
-        """As a file would say it."""
-        return {**self.model_dump(mode="json", exclude={"method"}), **dict([self.method])}
+        """The entry as a file would say it."""
+        return _entry_document(self, self.method)
+
+
+def _entry_document(entry: Strict, method: Named) -> dict[str, Any]:
+    return {**entry.model_dump(mode="json", exclude={"method"}), **dict([method])}
 
 
 class DefenseEntry(Strict):
     """A defense with its axes: `none`, `{mi_ol: {lam: 0.5}}` or `{mi_ol: {lam: 0.5}, classifiers: [mixup]}`."""
 
-    method: Named
-    classifiers: Names = None
+    method: Named = Field(
+        description="The defense under its own name, with a value or several of each parameter: a list, "
+        "`{linspace: [first, last, count]}` or `{arange: [first, last, step]}`. All combinations are settings."
+    )
+    classifiers: Names = Field(None, description="The only classifiers that it defends; all when left out.")
 
     @model_validator(mode="before")
     @classmethod
-    def _known_keys(cls, data: Any) -> Any:
+    def _known_keys(cls, data: object) -> object:
         rule = "a defense must be a name, or one name with its parameters ({name: {…}}, and perhaps classifiers: […])"
         return _one_method({data: {}} if isinstance(data, str) else data, ("classifiers",), rule)
 
     def document(self) -> dict[str, Any]:
-        """As a file would say it."""
-        return {**self.model_dump(mode="json", exclude={"method"}), **dict([self.method])}
+        """The entry as a file would say it."""
+        return _entry_document(self, self.method)
 
 
 class Checks(Strict):
-    """How much is spent on the checks that judge an attack (docs/checks.md): `cheap` ones read stored rows alone;
-    `subset` also runs stronger and control attacks on the first `points` points, `full` on all."""
+    """How much is spent on the checks that judge an attack (docs/checks.md)."""
 
-    level: Literal["cheap", "subset", "full"] = "subset"
-    points: int = Field(100, ge=1)
+    level: Literal["cheap", "subset", "full"] = Field(
+        "subset",
+        description="`cheap` reads stored rows alone; `subset` also runs stronger attacks and control attacks on the first "
+        "`points` points, `full` on all.",
+    )
+    points: int = Field(100, ge=1, description="The number of points of `subset`.")
 
 
 def _checks(written: object) -> object:
@@ -273,11 +364,13 @@ EACH_OPTION = "each_option"
 
 
 class OptunaSearch(Strict):
-    """Multi-objective search for the frontier: `trials` settings a classifier, told to the sampler in fixed rounds."""
+    """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points."""
 
-    sampler: Literal["tpe", "nsgaii"] = "nsgaii"
-    trials: int = Field(64, ge=1)
-    round: int = Field(8, ge=1)
+    sampler: Literal["tpe", "nsgaii"] = Field("nsgaii", description="Optuna's sampler, which proposes the settings.")
+    trials: int = Field(64, ge=1, description="Settings that are tried on each classifier.")
+    round: int = Field(
+        8, ge=1, description="Settings that are proposed together, before the sampler is told their results."
+    )
 
 
 UNITS = {"B": 1, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
@@ -296,33 +389,40 @@ def _bytes(written: object) -> object:
 
 
 class BlockResources(Strict):
-    """What one block of points (an attack task or a defense trial) asks of Ray.
+    """What one block of points, in an attack or in a trial of a defense setting, asks of Ray."""
 
-    time_limit: seconds after which a running block is taken to hang: it is stopped and tried again, then reported.
-    memory_budget: bytes that its canonical batches in flight may take, `auto` by what is free: how many there are,
-    never their shape.
-    """
-
-    points: int = Field(200, ge=1)
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
-    time_limit: float | None = Field(None, gt=0)
-    memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(None, ge=1)
+    points: int = Field(200, ge=1, description="Points of a block.")
+    cpus: float = Field(1, gt=0, description="CPUs that a block reserves.")
+    gpus: float = Field(0, ge=0, description="GPUs that a block reserves; a fraction shares one.")
+    time_limit: float | None = Field(
+        None,
+        gt=0,
+        description="Seconds after which a running block is taken to hang, is stopped and tried again; no limit when left "
+        "out.",
+    )
+    memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(
+        None,
+        ge=1,
+        description="Bytes, also as in `2 GiB`, that a block's batches in flight may take; `auto` goes by what is free. It "
+        "decides how many batches there are at once, and never their shape.",
+    )
 
 
 class TrainResources(Strict):
     """What one training worker asks of Ray."""
 
-    cpus: float = Field(1, gt=0)
-    gpus: float = Field(0, ge=0)
+    cpus: float = Field(1, gt=0, description="CPUs that a worker reserves.")
+    gpus: float = Field(0, ge=0, description="GPUs that a worker reserves.")
 
 
 class Resources(Strict):
-    """How work is spread: no value here changes a result, but for whether blocks and training ask for GPUs."""
+    """How work is spread. No value changes a result, except that blocks and trainings run on GPUs where they ask for some."""
 
-    block: BlockResources = BlockResources()
-    train: TrainResources = TrainResources()
-    trials_at_once: int | None = Field(None, ge=1)
+    block: BlockResources = Field(BlockResources(), description="What a block of points asks of Ray.")
+    train: TrainResources = Field(TrainResources(), description="What a training worker asks of Ray.")
+    trials_at_once: int | None = Field(
+        None, ge=1, description="Defense settings that run at the same time; as many as fit when left out."
+    )
 
 
 def _search(written: object) -> object:
@@ -335,32 +435,73 @@ def _search(written: object) -> object:
 
 
 class Sweep(Strict):
-    """One study: classifiers x attacks x defenses with their grids, on one dataset."""
+    """One study: classifiers, attacks and defenses with their grids, on one dataset."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][\w.-]*$", max_length=100)  # a folder's name: never a path
-    preset: Preset = "honest"
-    training_preset: Preset | None = None
-    options: dict[str, Any] = {}
-    seed: int = Field(0, ge=0, lt=2**63)
-    dataset: NamedField = ("digits", {})
-    pool: Annotated[Named | None, BeforeValidator(_named_if_any)] = None
-    points: Points = Points()
-    classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1)
-    attacks: tuple[AttackEntry, ...] = Field(min_length=1)
-    defenses: tuple[DefenseEntry, ...] = Field(min_length=1)
-    executions: Annotated[Counts | None, BeforeValidator(_listed_if_any)] = None
-    draws: int | None = Field(None, ge=1)
-    search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = None
-    checks: Annotated[Checks, BeforeValidator(_checks)] = Checks()
-    variants: Literal["each_option"] | dict[str, dict[str, Any]] = {}
-    counterparts: bool = False
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
-    compile: Literal["default", "reduce-overhead"] | None = None
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    batch: int = Field(50, ge=1)
-    resources: Resources = Resources()
-    plugins: tuple[Module, ...] = ()
-    figures: tuple[Module, ...] = ("fig3b", "frontier_table")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][\w.-]*$",  # It names a folder, and must never be a path.
+        max_length=100,
+        description="The study's name, and its folder in the store.",
+    )
+    preset: Preset = Field(
+        "honest", description="The setting of all options (docs/methods.md) that the file itself leaves out."
+    )
+    training_preset: Preset | None = Field(
+        None, description="The preset of the options of training alone; the same one when left out."
+    )
+    options: dict[str, Any] = Field({}, description="Single options (docs/methods.md) that differ from the preset.")
+    seed: int = Field(0, ge=0, lt=2**63, description="The seed of everything random.")
+    dataset: NamedField = Field(
+        Named("digits", {}), description="The images and labels; `mi-ray list` names all kinds of datasets."
+    )
+    pool: Annotated[Named | None, BeforeValidator(_named_if_any)] = Field(
+        None,
+        description="Another dataset whose images are mixed in by mixup inference; the dataset itself when left out.",
+    )
+    points: Points = Field(Points(), description="The images that are attacked and defended.")
+    classifiers: tuple[ClassifierEntry, ...] = Field(min_length=1, description="The classifiers.")
+    attacks: tuple[AttackEntry, ...] = Field(min_length=1, description="The attacks.")
+    defenses: tuple[DefenseEntry, ...] = Field(min_length=1, description="The defenses.")
+    executions: Annotated[Counts | None, BeforeValidator(_listed_if_any)] = Field(
+        None, description="N of Alg. 1 or a list of several, read off one run; the options decide when left out."
+    )
+    draws: int | None = Field(
+        None, ge=1, description="Independent draws of N executions for each point; the option when left out."
+    )
+    search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = Field(
+        None, description="`grid` evaluates every setting, `{optuna: {…}}` searches among them for the frontier."
+    )
+    checks: Annotated[Checks, BeforeValidator(_checks)] = Field(
+        Checks(), description="What is spent on judging the attacks: `cheap`, `subset` or `full`, or a mapping."
+    )
+    variants: Literal["each_option"] | dict[str, dict[str, Any]] = Field(
+        {},
+        description="Other options under which the cells are evaluated too, by a name for each; `each_option` switches "
+        "each option that `as_published` changes.",
+    )
+    counterparts: bool = Field(
+        False, description="Whether clean mixtures are evaluated too, as Fig. 2 needs them: one more pass an execution."
+    )
+    precision: Literal["fp32", "bf16", "auto"] = Field(
+        "fp32",
+        description="The arithmetic of attacks and evaluation; `auto` takes bf16 where a paired check shows no difference.",
+    )
+    compile: Literal["default", "reduce-overhead"] | None = Field(
+        None, description="The mode of `torch.compile`, worth its time on a GPU alone; not compiled when left out."
+    )
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="The kind of device that blocks run on; `auto` is cuda where blocks ask for GPUs."
+    )
+    batch: int = Field(
+        50, ge=1, description="Points of a canonical batch, the unit of all arithmetic, which is a part of every key."
+    )
+    resources: Resources = Field(Resources(), description="How work is spread over the machines.")
+    plugins: tuple[Module, ...] = Field(
+        (),
+        description="Modules of yours, by dotted name, that register attacks, defenses and the like. Their code runs.",
+    )
+    figures: tuple[Module, ...] = Field(
+        ("fig3b", "frontier_table"), description="The figures and tables to draw, or modules of yours with `make`."
+    )
 
     @model_validator(mode="after")
     def _coherent(self) -> "Sweep":
@@ -371,7 +512,7 @@ class Sweep(Strict):
             raise ValueError(
                 "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
             )
-        real = [entry for entry in self.defenses if entry.method[0] != "none"]
+        real = [entry for entry in self.defenses if entry.method.name != "none"]
         bare = [name for name in names if not any(e.classifiers is None or name in e.classifiers for e in real)]
         if self.search is not None and bare:
             raise ValueError(f"search: optuna needs a defense to search on each classifier; {bare[0]} has only `none`")
@@ -381,7 +522,7 @@ class Sweep(Strict):
         for name in (name for some in asked for name in some or ()):
             if name not in names:
                 raise unknown("classifier", name, names)
-        attackable = list(dict.fromkeys(entry.method[0] for entry in real))
+        attackable = list(dict.fromkeys(entry.method.name for entry in real))
         for name in (name for entry in self.attacks for name in entry.defenses or ()):
             if name not in attackable:
                 raise unknown("defense to attack", name, attackable)
@@ -391,7 +532,7 @@ class Sweep(Strict):
         return self
 
     def document(self) -> dict[str, Any]:
-        """The sweep as a file would say it, every default and option written out; `load_sweep` reads it back."""
+        """The sweep as a file would say it, with every default and option written out; `load_sweep` reads it back."""
         found = self.model_dump(mode="json")
         found["dataset"] = dict([self.dataset])
         found["options"] = self.resolved_options().model_dump()
@@ -453,7 +594,7 @@ class Sweep(Strict):
         return self.draws or options.draws
 
 
-def _options(base: Options, changes: Mapping[str, Any]) -> Options:
+def _options(base: Options, changes: Mapping[str, object]) -> Options:
     try:
         return Options.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
