@@ -351,10 +351,10 @@ def check(
     A study with a problem counts as unfinished from then on, so that the next `mi-ray sweep` of it looks at everything
     and computes what is damaged.
     """
-    from mi_ray.store.check import find_problems, studies_of
+    from mi_ray.store.check import check_store, studies_of
 
     opened = Store(store)
-    problems, counted = find_problems(opened)
+    problems, counted = check_store(opened)
     for problem in problems:
         errors.print(problem.text, style="red", markup=False)
     for study in studies_of(opened, problems):

@@ -6,7 +6,7 @@ import sysconfig
 from collections.abc import Callable, Iterator
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
@@ -14,6 +14,9 @@ import torch
 from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from helpers.studies import Tiny
 
 _beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484
 
@@ -154,6 +157,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for file in hostile:
         file.unlink()
     return folder
+
+
+@pytest.fixture(scope="session")
+def original(tmp_path_factory: pytest.TempPathFactory) -> "Tiny":
+    """A finished study of one defense, made once without Ray; tests that change its store work on a copy."""
+    from helpers.studies import ONE_GRID, finish, tiny
+
+    one = tiny(tmp_path_factory.mktemp("original"), **ONE_GRID)
+    finish(one)
+    return one
 
 
 @pytest.fixture

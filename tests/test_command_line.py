@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+from helpers.studies import DEFENSE_GRID, TINY, Tiny
 from helpers.sweeps import classifier, document
 from PIL import Image
 
@@ -241,14 +241,6 @@ def test_a_classifier_of_ones_own_that_does_not_fit_is_refused(
     entry = {"name": "mine", "factory": f"nets_{name}:build", "weights": "net.pt", **changes}
     assert_refused(run("sweep", save(tmp_path, classifiers=[entry])), *words)
     assert not (tmp_path / "results").exists()
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study; read only."""
-    one = tiny(tmp_path_factory.mktemp("line"), defenses=DEFENSE_GRID[:1])
-    finish(one)
-    return one
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""Looking at a store from outside: how far its studies are, whether its files are sound, what nothing refers to."""
+"""`mi-ray check`: every file of a store is read and held against what it must be, and damage is named.
+
+Nothing is changed here; a problem says what would have to be removed for a sweep to compute it again.
+"""
 
 import contextlib
 import hashlib
@@ -11,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, Store
+from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFacts, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
 from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KINDS, TRAINING, Kind
@@ -22,20 +25,18 @@ SAME_ACCURACY = 1e-9  # how far the mean of many rows may be from itself when it
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong in a store. path: what has to be removed for a sweep to make it again; empty where that is nothing."""
+    """Something that is wrong in a store.
+
+    text: the rule and what was found. path: the file, folder or compacted cell that has to be removed for a sweep to
+    compute it again; empty where nothing has to be.
+    """
 
     text: str
     path: str = ""
 
 
-def check_store(store: Store) -> tuple[list[str], int]:
-    """(problems, files checked): every file of a store, read whole and held against what it must be."""
-    problems, files = find_problems(store)
-    return [problem.text for problem in problems], files
-
-
-def find_problems(store: Store) -> tuple[list[Problem], int]:
-    """`check_store`, with what would have to be removed."""
+def check_store(store: Store) -> tuple[list[Problem], int]:
+    """Read every file of a store whole: (the problems that were found, how many files were read)."""
     store.refresh()
     problems: list[Problem] = []
     files = 0
@@ -59,7 +60,7 @@ def find_problems(store: Store) -> tuple[list[Problem], int]:
 
 
 def _keys(store: Store, kind: Kind, problems: list[Problem]) -> Iterator[tuple[str, list[Block]]]:
-    """The keys of a kind with their blocks, compacted cells in the order in which they lie; notes what is left over."""
+    """(key, blocks) of a kind, compacted cells in the order of the index. A compaction that was not finished is a problem."""
     keys = [key for key in store.folders(kind) if f"{kind}/{key}" != PUBLISHED]
     if kind == "records":
         try:
@@ -82,6 +83,7 @@ def _keys(store: Store, kind: Kind, problems: list[Problem]) -> Iterator[tuple[s
 
 
 def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[Problem]:
+    """Points of a key that two blocks hold."""
     for left, right in itertools.pairwise(blocks):
         if right.start < left.stop:
             yield Problem(
@@ -92,15 +94,16 @@ def _overlaps(kind: str, key: str, blocks: list[Block]) -> Iterator[Problem]:
 
 
 def _weights(store: Store) -> set[str]:
-    """The SHA-256 of the weights of every classifier in the store, as its description names it."""
+    """The SHA-256 of the weights of each classifier, as its classifier.json says it."""
     found = set()
     for key in store.folders("classifiers"):
-        with contextlib.suppress(DamagedFileError, FileNotFoundError, KeyError, TypeError):  # reported by `_classifier`
+        with contextlib.suppress(DamagedFileError, FileNotFoundError, KeyError, TypeError):  # `_classifier` tells.
             found.add(store.read_json(f"classifiers/{key}/classifier.json")["weights_sha256"])
     return found
 
 
 def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str]) -> Iterator[str]:
+    """What is wrong with a block. weights: those of all classifiers in the store."""
     try:
         table, facts = store.read_block(kind, key, block)
         if len(table) == 0:
@@ -116,6 +119,7 @@ def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str]
 
 
 def _probabilities(table: pa.Table) -> Iterator[str]:
+    """What is wrong with a column of probabilities."""
     column = table["probabilities"].combine_chunks()
     lengths = pc.list_value_length(column)
     if len(table) and pc.min(lengths).as_py() != pc.max(lengths).as_py():
@@ -126,7 +130,8 @@ def _probabilities(table: pa.Table) -> Iterator[str]:
         yield "probabilities must be at least 0 and sum to 1"
 
 
-def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+def _adversarial(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:
+    """What is wrong with a block of adversarial images: its number of rows, the box, the ball."""
     expected = (block.stop - block.start) * len(facts["stops"])
     if len(table) % expected:
         yield f"must have a multiple of {expected} rows (points x stops); it has {len(table)}"
@@ -140,14 +145,16 @@ def _adversarial(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterat
         yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {linf}"
 
 
-def _outputs(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+def _outputs(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:
+    """What is wrong with a block of outputs: its number of rows, the probabilities."""
     expected = (block.stop - block.start) * len(facts["executions"]) * len(facts["draws"])
     if len(table) != expected:
         yield f"must have {expected} rows (points x executions x draws); it has {len(table)}"
     yield from _probabilities(table)
 
 
-def _records(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[str]:
+def _records(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:
+    """What is wrong with the records of a cell: points, identity, and columns that follow from others."""
     if len(table) != block.stop - block.start:
         yield f"must have {block.stop - block.start} rows; it has {len(table)}"
     if pc.count_distinct(table["point"]).as_py() != len(table):
@@ -167,7 +174,7 @@ def _records(table: pa.Table, facts: dict[str, Any], block: Block) -> Iterator[s
     predicted = table["predicted"].to_numpy()
     if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted).any():
         yield "predicted must be the class with the highest probability"
-    right = predicted == table["label"].to_numpy()  # of draw 0, one of those that correct_draws counts
+    right = predicted == table["label"].to_numpy()  # In draw 0, which is one of those that correct_draws counts.
     if ((correct == 0) & right).any() or ((correct == draws) & ~right).any():
         yield "correct_draws must agree with label and predicted"
 
@@ -176,6 +183,7 @@ _CONTENT = {"adversarial": _adversarial, "outputs": _outputs, "records": _record
 
 
 def _classifier(store: Store, key: str) -> Iterator[str]:
+    """What is wrong with the three files of a classifier."""
     folder = f"classifiers/{key}"
     try:
         about = store.read_json(f"{folder}/classifier.json")
@@ -188,7 +196,7 @@ def _classifier(store: Store, key: str) -> Iterator[str]:
 
 
 def _study(store: Store, name: str) -> tuple[list[str], int]:
-    """(what is wrong with a study's own files, how many were looked at)."""
+    """(what is wrong with a study's own files, how many were read)."""
     folder = f"studies/{name}"
     problems: list[str] = []
     looked_at = 2 + store.exists(f"{folder}/examples.parquet")
@@ -207,7 +215,7 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
             problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
         if len(set(cells["cell"].to_pylist())) != len(cells):
             problems.append(f"{folder}/cells.parquet must name each cell once")
-        if not problems:  # else what the tables say is told already
+        if not problems:  # A damaged table has been told already.
             problems += _changed(store, sealed)
     except (DamagedFileError, FileNotFoundError, KeyError) as error:
         problems.append(f"{folder} must hold manifest.json and cells.parquet: {error}")
@@ -215,7 +223,7 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
 
 
 def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:
-    """The files of a sealed study that are not as they were sealed."""
+    """What is wrong with a sealed study's files, given as path -> SHA-256."""
     for path, digest in sealed.items():
         try:
             if hashlib.sha256(store.read_bytes(path)).hexdigest() != digest:
@@ -225,26 +233,25 @@ def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:
 
 
 def studies_of(store: Store, problems: Iterable[Problem]) -> list[str]:
-    """The studies that what is damaged belongs to, so far as their manifests can be read."""
+    """The studies that these problems concern, so far as their manifests can be read."""
+    told = list(problems)
+    paths = {problem.path for problem in told if problem.path}
+    damaged = {"/".join(path.split("/")[:2]) for path in paths}
     found = []
-    texts = list(problems)
-    damaged = {"/".join(problem.path.split("/")[:2]) for problem in texts if problem.path}
     for name in store.folders("studies"):
-        own = f"studies/{name}"
-        if any(problem.text.startswith((f"{own}/", f"{own}:", f"{own} ")) for problem in texts):
-            found.append(name)
-            continue
+        own = (f"studies/{name}/", f"studies/{name}:", f"studies/{name} ")
+        concerned = any(problem.text.startswith(own) for problem in told)
         with contextlib.suppress(DamagedFileError):
             keys = read_manifest(store, name)["keys"]
-            if INDEX_PATH in {problem.path for problem in texts} or damaged & {
-                f"{kind}/{key}" for kind, some in keys.items() for key in some
-            }:
-                found.append(name)
+            referred = {f"{kind}/{key}" for kind, some in keys.items() for key in some}
+            concerned = concerned or INDEX_PATH in paths or bool(damaged & referred)
+        if concerned:
+            found.append(name)
     return found
 
 
-def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
-    """A finished row of cells.parquet against the records that it summarises."""
+def _cell(store: Store, row: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with a finished row of cells.parquet, held against the records that it summarises."""
     blocks = store.blocks("records", row["cell"])
     stored, expected = sum(block.stop - block.start for block in blocks), row["points"] + row["selection_points"]
     if stored != expected:
@@ -253,7 +260,7 @@ def _cell(store: Store, row: dict[str, Any]) -> Iterator[str]:
     try:
         tables = [store.read_block("records", row["cell"], block)[0] for block in blocks]
     except DamagedFileError:
-        return  # reported with its file
+        return  # `_checked` tells.
     rows = pa.concat_tables(tables)
     reported = rows.filter(pc.invert(rows["selection"]))["correct_draws"].to_numpy()
     accuracy = float(reported.mean()) / row["draws"] if len(reported) else float("nan")

@@ -31,6 +31,7 @@ Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
+NO_ROWS = ("figures", "sweeps")  # folders of the program that no row comes from; sweeps has templates of plugins
 SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
 
 
@@ -114,11 +115,11 @@ def is_finished(sweep: Sweep, out: str) -> bool:
 def fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's rows came from, and so of no figure.
 
-    It covers the sweep without its list of figures, the data files, and the sources of this program without
-    mi_ray/figures, of the sweep's plugins and of the modules of its factories. A module is found without running it.
+    It covers the sweep without its list of figures, the data files, and the sources of this program (without the
+    folders in `NO_ROWS`), of the sweep's plugins and of the modules of its factories. A module is found without being
+    run.
     """
-    drawing = PROGRAM / "figures"
-    code = [path for path in PROGRAM.rglob("*.py") if not path.is_relative_to(drawing)]
+    code = [path for path in PROGRAM.rglob("*.py") if path.relative_to(PROGRAM).parts[0] not in NO_ROWS]
     modules = [*sweep.plugins, *(entry.factory.partition(":")[0] for entry in sweep.classifiers if entry.factory)]
     return study_fingerprint(sweep, [*code, *(path for module in modules for path in _source(module))])
 

@@ -13,6 +13,7 @@ from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
 from mi_ray.plan.work import Cell, OutputWork, Plan, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import Store
+from mi_ray.store.check import check_store
 from mi_ray.store.manifest import seal
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.prepare import Study, prepare
@@ -34,6 +35,8 @@ TINY: dict[str, Any] = {
     "draws": 2,
     "checks": "cheap",
 }
+
+ONE_GRID: dict[str, Any] = {"defenses": DEFENSE_GRID[:1]}  # what the study of the fixture `original` has of them
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,11 @@ def tiny(folder: Path | str, *, weights: int | bytes = 0, **changes: Any) -> Tin
         w.key: (w.description, put_classifier(store, w.key, w.description, weights)) for w in study.planner.classifiers
     }
     return Tiny(study, study.plan(), store, Workbench(study.data(store.address, made)))
+
+
+def problems_in(store: Store) -> list[str]:
+    """What `mi-ray check` says of a store."""
+    return [problem.text for problem in check_store(store)[0]]
 
 
 Stages = Iterator[tuple[Any, Iterable[Work]]]

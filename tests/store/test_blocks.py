@@ -92,7 +92,7 @@ def test_blocks_are_listed_in_the_order_of_their_ranges(store: Store) -> None:
     assert store.blocks("outputs", "no such key") == []
 
 
-@pytest.mark.parametrize(("kind", "every"), [("outputs", 1), ("records", 11)])
+@pytest.mark.parametrize(("kind", "every"), [("outputs", 3), ("records", 11)])
 def test_no_flipped_bit_in_a_block_is_read_as_other_data(store: Store, kind: Any, every: int) -> None:
     path = one_block(store, kind)
     rows, facts = read_one(store, kind)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers.studies import DEFENSE_GRID, Tiny, finish, tiny
+from helpers.studies import Tiny, problems_in
 
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
@@ -16,14 +16,6 @@ from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS, SCHEMAS
 from mi_ray.study.report import mark
 from mi_ray.study.workbench import Workbench
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study; read only."""
-    one = tiny(tmp_path_factory.mktemp("original"), defenses=DEFENSE_GRID[:1])
-    finish(one)
-    return one
 
 
 @pytest.fixture
@@ -79,7 +71,7 @@ def test_a_damaged_block_is_named_once(store: Store, original: Tiny, kind: Any, 
     content = bytearray(file.read_bytes())
     content[len(content) // 3] ^= 4
     file.write_bytes({"truncate": content[: len(content) // 2], "flip": content, "empty": b""}[damage])
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert len(problems) == 1
     assert problems[0].startswith(path)
 
@@ -87,7 +79,7 @@ def test_a_damaged_block_is_named_once(store: Store, original: Tiny, kind: Any, 
 def test_a_range_that_is_stored_twice_is_found(store: Store, original: Tiny) -> None:
     data = original.study.data(store.root, original.bench.data.classifiers)
     Workbench(data).outputs(original.work(), 0, 40)
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert any("points 0 to 20 must be stored once" in problem for problem in problems)
 
 
@@ -115,16 +107,16 @@ def test_rows_that_cannot_be_are_found(
     store: Store, original: Tiny, kind: Any, column: str, change: Any, words: str
 ) -> None:
     path = rewritten(store, original, kind, with_column(column, change))
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert any(problem.startswith(path) and words in problem for problem in problems), problems
 
 
 def test_images_may_leave_the_box_only_where_the_attack_says_so(store: Store, original: Tiny) -> None:
     outside = with_column("image", first(lambda v: [1.05, *v[1:]]))
     path = rewritten(store, original, "adversarial", outside, keeps_box=False)
-    assert check_store(store)[0] == []
+    assert problems_in(store) == []
     rewritten(store, original, "adversarial", outside, keeps_box=True)
-    assert check_store(store)[0] == [f"{path}: pixels must be in [0, 1]"]
+    assert problems_in(store) == [f"{path}: pixels must be in [0, 1]"]
 
 
 @pytest.mark.parametrize("kind", ["adversarial", "outputs", "records"])
@@ -134,7 +126,7 @@ def test_a_block_with_too_few_or_no_rows_is_found(store: Store, original: Tiny, 
         (lambda table: SCHEMAS[kind].empty_table(), "it has none"),
     ):
         path = rewritten(store, original, kind, rows)
-        problems, _ = check_store(store)
+        problems = problems_in(store)
         assert any(problem.startswith(path) and words in problem for problem in problems), problems
 
 
@@ -144,14 +136,14 @@ def test_a_block_that_does_not_say_what_it_covers_is_found(store: Store, origina
     rows, facts = store.read_block("outputs", key, block)
     del facts["executions"]
     store.write_block("outputs", key, block.start, block.stop, rows, facts)
-    assert check_store(store)[0] == [f"{block.path}: must say of itself what mi-ray writes; it lacks 'executions'"]
+    assert problems_in(store) == [f"{block.path}: must say of itself what mi-ray writes; it lacks 'executions'"]
 
 
 def test_a_record_that_disagrees_with_its_cells_accuracy_is_found(store: Store, original: Tiny) -> None:
     cells = store.read_table("studies/tiny/cells.parquet", CELLS).to_pylist()
     cells[0]["accuracy"] += 0.01
     write_cells(store, "tiny", cells)
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert len(problems) == 1
     assert f"cell {cells[0]['cell']} must have the accuracy of its records" in problems[0]
 
@@ -161,7 +153,7 @@ def test_swapped_weights_are_found(store: Store, original: Tiny) -> None:
     content = bytearray(store.read_bytes(f"classifiers/{key}/model.safetensors"))
     content[-1] ^= 1
     store.write_bytes(f"classifiers/{key}/model.safetensors", bytes(content))
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert len(problems) == 1
     assert f"classifiers/{key}/model.safetensors must have the SHA-256" in problems[0]
 
@@ -169,7 +161,7 @@ def test_swapped_weights_are_found(store: Store, original: Tiny) -> None:
 def test_blocks_of_weights_that_are_not_in_the_store_are_found(store: Store, original: Tiny) -> None:
     for kind in ("adversarial", "outputs"):
         path = rewritten(store, original, kind, lambda rows: rows, weights="0" * 64)
-        problems, _ = check_store(store)
+        problems = problems_in(store)
         assert f"{path}: must be of the weights of a classifier in the store; it is of {'0' * 64}" in problems
     assert len(problems) == 2
 
@@ -178,7 +170,7 @@ def test_blocks_of_weights_that_are_not_in_the_store_are_found(store: Store, ori
 def test_a_classifier_that_lacks_a_file_is_found(store: Store, original: Tiny, name: str) -> None:
     folder = f"classifiers/{original.plan.classifiers[0].key}"
     store.remove(f"{folder}/{name}")
-    assert any(p.startswith(f"{folder} must hold classifier.json") and name in p for p in check_store(store)[0])
+    assert any(p.startswith(f"{folder} must hold classifier.json") and name in p for p in problems_in(store))
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "cells.parquet"])
@@ -189,7 +181,7 @@ def test_a_study_without_its_manifest_or_cells_is_found(store: Store, name: str,
     store.remove(path)
     if damage == "truncate":
         store.write_bytes(path, content[: len(content) // 2])
-    problems, _ = check_store(store)
+    problems = problems_in(store)
     assert len(problems) == 1
     assert problems[0].startswith("studies/tiny must hold manifest.json and cells.parquet")
 
@@ -197,25 +189,25 @@ def test_a_study_without_its_manifest_or_cells_is_found(store: Store, name: str,
 def test_damaged_examples_are_found(store: Store) -> None:
     path = "studies/tiny/examples.parquet"
     store.write_bytes(path, store.read_bytes(path)[:-9])
-    assert any(path in problem for problem in check_store(store)[0])
+    assert any(path in problem for problem in problems_in(store))
 
 
 def test_a_finished_cell_without_its_records_is_found(store: Store, original: Tiny) -> None:
     key = key_of(original, "records")
     store.remove(f"records/{key}")
-    assert check_store(store)[0] == [f"studies/tiny: cell {key} must have 60 rows in records; it has 0"]
+    assert problems_in(store) == [f"studies/tiny: cell {key} must have 60 rows in records; it has 0"]
 
 
 def test_a_cell_that_is_listed_twice_is_found(store: Store) -> None:
     cells = store.read_table("studies/tiny/cells.parquet", CELLS).to_pylist()
     write_cells(store, "tiny", [*cells, cells[0]])
-    assert check_store(store)[0] == ["studies/tiny/cells.parquet must name each cell once"]
+    assert problems_in(store) == ["studies/tiny/cells.parquet must name each cell once"]
 
 
 def test_a_study_that_is_running_has_no_problem_yet(store: Store, original: Tiny) -> None:
     store.remove("studies/tiny/cells.parquet")
     mark(store, original.study, original.plan, "running")
-    assert check_store(store)[0] == []
+    assert problems_in(store) == []
 
 
 def test_nothing_that_a_study_refers_to_is_unreferenced(original: Tiny) -> None:

@@ -18,16 +18,15 @@ import pytest
 import yaml
 from helpers.commands import TINY as STUDY
 from helpers.commands import assert_same_rows, rows, run
-from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+from helpers.studies import ONE_GRID, TINY, Tiny, finish, problems_in, tiny
 from helpers.sweeps import document
 
 import mi_ray.cli
 from mi_ray.classifiers import load_classifier
 from mi_ray.store.blocks import Store
-from mi_ray.store.check import check_store, find_problems
 from mi_ray.store.compact import compact
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.locks import holder, locked
+from mi_ray.store.locks import LOCK_EVERY, holder, locked
 from mi_ray.store.manifest import is_finished, study_states
 from mi_ray.store.read import read_cells, read_records
 
@@ -71,14 +70,6 @@ PLACES = {
 
 
 @pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study; read only."""
-    one = tiny(tmp_path_factory.mktemp("original"), defenses=DEFENSE_GRID[:1])
-    finish(one)
-    return one
-
-
-@pytest.fixture(scope="module")
 def damaged(original: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Store:
     """A copy of which one file at a time is damaged, and put back."""
     return Store(shutil.copytree(original.store.root, tmp_path_factory.mktemp("damaged") / "store"))
@@ -93,7 +84,7 @@ def test_a_damaged_file_is_named_by_check_and_never_read_as_data(
     whole = path.read_bytes()
     path.write_bytes(DAMAGES[damage](whole))
     try:
-        problems, _ = check_store(damaged)
+        problems = problems_in(damaged)
         assert any(path.name in problem for problem in problems), problems
         if kind in ("weights", "description"):
             with pytest.raises(ValueError, match=r"classifier.json|must be a safetensors file"):
@@ -108,7 +99,7 @@ def test_a_damaged_file_is_named_by_check_and_never_read_as_data(
             assert study_states(damaged)[0][1] == "damaged"
     finally:
         path.write_bytes(whole)
-    assert check_store(damaged)[0] == []
+    assert problems_in(damaged) == []
 
 
 def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
@@ -123,7 +114,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 def own_sweep() -> Any:
     from helpers.sweeps import sweep
 
-    return sweep(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+    return sweep(**{**TINY, **ONE_GRID})
 
 
 @pytest.mark.parametrize("kind", [*PLACES])
@@ -150,7 +141,7 @@ def test_check_repair_removes_what_no_digest_tells_from_sound(
     store.write_block("outputs", key, block.start, block.stop, wrong, facts)
     assert call(monkeypatch, "check", store.root, "--repair") == 1
     assert not store.exists(block.path)
-    one = tiny(Path(store.root), defenses=DEFENSE_GRID[:1])
+    one = tiny(Path(store.root), **ONE_GRID)
     finish(one)
     assert call(monkeypatch, "check", store.root) == 0
 
@@ -169,13 +160,13 @@ def test_one_sweep_mends_a_study_of_which_nearly_every_file_is_damaged(undisturb
             path.write_bytes(list(DAMAGES.values())[(number + turn) % len(DAMAGES)](path.read_bytes()))
             hit.append(path)
     assert len(hit) > 40
-    problems, _ = find_problems(Store(results))
+    problems = problems_in(Store(results))
     told = [path for path in hit if path.parent.name not in ("tiny", "figures") or path.name == "manifest.json"]
     assert all(any(path.name in problem.text for problem in problems) for path in told)  # the study's own: see above
     done = run(tmp_path, STUDY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_rows(rows(tmp_path), rows(undisturbed))
-    assert check_store(Store(results))[0] == []
+    assert problems_in(Store(results)) == []
     assert {path.name for path in results.rglob("*.*")} == {
         path.name for path in (undisturbed / "results").rglob("*.*")
     }
@@ -198,7 +189,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_stops_a_study_with_its_cause_and_no_temporary_file_and_room_lets_it_go_on(
     small_disk: Path, original: Tiny, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    one = tiny(small_disk / "results", defenses=DEFENSE_GRID[:1])
+    one = tiny(small_disk / "results", **ONE_GRID)
     free = os.statvfs(small_disk)
     filler = small_disk / "filler"
     filler.write_bytes(b"x" * (free.f_bavail * free.f_frsize - 150_000))
@@ -220,7 +211,7 @@ def test_a_full_disk_stops_a_study_with_its_cause_and_no_temporary_file_and_room
     subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
     finish(one)
     assert len(read_records(one.store, "tiny")) == len(read_records(original.store, "tiny"))
-    assert check_store(one.store)[0] == []
+    assert problems_in(one.store) == []
 
 
 HOLD = """
@@ -278,49 +269,61 @@ def test_a_shared_lock_lets_others_share_and_keeps_who_wants_it_alone_waiting(tm
     closed(alone)
 
 
+def meanwhile(monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None], seconds: float) -> None:
+    """Let something happen while the program waits for that many seconds, in place of the first wait."""
+    slept, done = time.sleep, list[bool]()
+
+    def sleep(wanted: float) -> None:
+        if wanted == seconds and not done:
+            done.append(True)
+            happens()
+        else:
+            slept(wanted)
+
+    monkeypatch.setattr(time, "sleep", sleep)
+
+
 def test_a_second_sweep_of_a_study_waits_says_for_whom_and_then_finds_it_finished(
-    original: Tiny, tmp_path: Path
-) -> None:
-    results = Path(shutil.copytree(original.store.root, tmp_path / "results"))
-    manifest = results / "studies/tiny/manifest.json"
-    sealed = manifest.read_bytes()
-    store = Store(results)
-    store.write_json(
-        "studies/tiny/manifest.json", {**store.read_json("studies/tiny/manifest.json"), "state": "running"}
-    )
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, "defenses": DEFENSE_GRID[:1]})))
-    first = hold(results / ".study-tiny.lock")
-    program = [sys.executable, "-m", "mi_ray.cli", "sweep", "sweep.yaml", "--out", "results"]
-    second = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert second.stdout is not None
-    said = second.stdout.readline()
-    assert said.startswith(f"tiny: waiting for process {first.pid} on ")
-    assert "results" in said
-    manifest.write_bytes(sealed)  # the first one ends its work
-    closed(first)
-    rest, _ = second.communicate(timeout=120)
-    assert "tiny: finished meanwhile, nothing to compute" in rest
-    assert second.returncode == 0
-    assert not list(results.glob(".*"))
-
-
-def test_status_watches_until_every_study_has_ended_and_says_whether_all_are_complete(
-    original: Tiny, tmp_path: Path
+    original: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = Path(shutil.copytree(original.store.root, tmp_path / "results"))
     store, path = Store(results), "studies/tiny/manifest.json"
+    sealed = store.read_json(path)
+    store.write_json(path, {**sealed, "state": "running"})
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, **ONE_GRID})))
+    first = hold(results / ".study-tiny.lock")
+
+    def first_one_ends() -> None:
+        store.write_json(path, sealed)
+        closed(first)
+
+    meanwhile(monkeypatch, first_one_ends, LOCK_EVERY)
+    code = call(monkeypatch, "sweep", str(tmp_path / "sweep.yaml"), "--out", str(results))
+    said = capsys.readouterr().out
+    assert said.startswith(f"tiny: waiting for process {first.pid} on ")
+    assert str(results) in said.splitlines()[0]
+    assert "tiny: finished meanwhile, nothing to compute" in said
+    assert code == 0
+    assert not list(results.glob(".*"))
+
+
+@pytest.mark.parametrize(("ending", "code"), [("complete", 0), ("incomplete", 1)])
+def test_status_watches_until_every_study_has_ended_and_says_whether_all_are_complete(
+    original: Tiny,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    ending: str,
+    code: int,
+) -> None:
+    store = Store(shutil.copytree(original.store.root, tmp_path / "results"))
+    path = "studies/tiny/manifest.json"
     manifest = store.read_json(path)
     store.write_json(path, {**manifest, "state": "running"})
-    program = [sys.executable, "-m", "mi_ray.cli", "status", "results", "--watch", "--every", "0.1"]
-    for ending, code in (("complete", 0), ("incomplete", 1)):
-        store.write_json(path, {**manifest, "state": "running"})
-        watching = subprocess.Popen(program, cwd=tmp_path, stdout=subprocess.PIPE, text=True)
-        time.sleep(3)
-        assert watching.poll() is None
-        store.write_json(path, {**manifest, "state": ending})
-        said, _ = watching.communicate(timeout=60)
-        assert watching.returncode == code
-        assert re.search(rf"tiny\s+{ending}\s+{len(original.plan.cells)}\s", said), said
+    meanwhile(monkeypatch, lambda: store.write_json(path, {**manifest, "state": ending}), 0.125)
+    assert call(monkeypatch, "status", store.root, "--watch", "--every", "0.125") == code
+    said = capsys.readouterr().out
+    assert re.search(rf"tiny\s+{ending}\s+{len(original.plan.cells)}\s", said), said
 
 
 def test_compacted_records_that_check_repairs_are_dropped_with_their_row_group_alone(
@@ -333,7 +336,7 @@ def test_compacted_records_that_check_repairs_are_dropped_with_their_row_group_a
     content[len(content) // 2] ^= 1
     part.write_bytes(content)
     assert call(monkeypatch, "check", store.root, "--repair") == 1
-    one = tiny(Path(store.root), defenses=DEFENSE_GRID[:1])
+    one = tiny(Path(store.root), **ONE_GRID)
     finish(one)
     assert call(monkeypatch, "check", store.root) == 0
     assert len(read_records(store.root, "tiny")) == len(read_records(original.store, "tiny"))

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import yaml
-from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+from helpers.studies import ONE_GRID, TINY, Tiny, problems_in
 from helpers.sweeps import document
 
 import mi_ray.store.manifest
 from mi_ray.config import Sweep
 from mi_ray.store.blocks import Store
-from mi_ray.store.check import check_store
 from mi_ray.store.manifest import (
     figures_fingerprint,
     fingerprint,
@@ -28,21 +27,13 @@ from mi_ray.store.manifest import (
 )
 
 
-@pytest.fixture(scope="module")
-def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """A finished study; read only."""
-    one = tiny(tmp_path_factory.mktemp("quick"), defenses=DEFENSE_GRID[:1])
-    finish(one)
-    return one
-
-
 @pytest.fixture
 def store(original: Tiny, tmp_path: Path) -> Store:
     """A copy that a test may damage."""
     return Store(shutil.copytree(original.store.root, tmp_path / "store"))
 
 
-SAME = document(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+SAME = document(**{**TINY, **ONE_GRID})
 
 
 def same(**changes: Any) -> Sweep:
@@ -192,7 +183,7 @@ def test_another_list_of_figures_is_drawn_and_told_and_nothing_else(drawn: Store
     assert study_state(more, drawn.root) == "finished"
     assert study_state(same(), drawn.root) == "figures"
     assert yaml.safe_load(drawn.read_bytes("studies/tiny/study.yaml"))["figures"] == ["fig3b", "table2"]
-    assert check_store(drawn)[0] == []
+    assert problems_in(drawn) == []
 
 
 def test_a_figure_that_could_not_be_drawn_is_tried_again(drawn: Store) -> None:

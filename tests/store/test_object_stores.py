@@ -17,19 +17,17 @@ import pytest
 from helpers.commands import TINY as STUDY
 from helpers.commands import assert_same_rows, command, sorted_rows
 from helpers.commands import rows as rows_of
-from helpers.studies import DEFENSE_GRID, TINY, Tiny, finish, tiny
+from helpers.studies import ONE_GRID, TINY, Tiny, finish, problems_in, tiny
 
 import mi_ray.cli
 import mi_ray.store.files
 from mi_ray.store.blocks import PUBLISHED, Store
-from mi_ray.store.check import check_store
 from mi_ray.store.compact import compact
 from mi_ray.store.files import DamagedFileError, Files, StorageError, beside, refuse_credentials, scratch_of
 from mi_ray.store.manifest import study_states, unreferenced
 from mi_ray.store.read import read_records
 from mi_ray.store.schemas import TRAINING
 
-GRID: dict[str, Any] = {"defenses": DEFENSE_GRID[:1]}
 SECRET = "wJalrXUtnFEMIK7MDENG"
 
 
@@ -97,20 +95,12 @@ def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     found.faults()
 
 
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    """The same study in a folder."""
-    one = tiny(tmp_path_factory.mktemp("local"), **GRID)
-    finish(one)
-    return one
-
-
 def rows(place: Any) -> list[tuple[Any, ...]]:
     return sorted_rows(read_records(place, "tiny"))
 
 
-def test_a_study_under_passing_faults_has_the_rows_of_a_local_one_and_every_file_once(s3: S3, local: Tiny) -> None:
-    one = tiny(s3.uri, **GRID)
+def test_a_study_under_passing_faults_has_the_rows_of_a_local_one_and_every_file_once(s3: S3, original: Tiny) -> None:
+    one = tiny(s3.uri, **ONE_GRID)
     s3.faults(share=0.05, seed=1)
     finish(one)
     found = rows(s3.uri)
@@ -118,11 +108,11 @@ def test_a_study_under_passing_faults_has_the_rows_of_a_local_one_and_every_file
     s3.faults()
     assert set(failed) == {"500", "503", "reset", "lost reply"}
     assert sum(failed.values()) > 20
-    assert found == rows(local.store)
-    expected = {f"deep/results/{path}" for path in local.store.files("")}
+    assert found == rows(original.store)
+    expected = {f"deep/results/{path}" for path in original.store.files("")}
     assert s3.objects() == expected
     assert s3.unfinished_uploads() == []
-    assert check_store(Store(s3.uri))[0] == []
+    assert problems_in(Store(s3.uri)) == []
 
 
 def test_a_server_that_does_not_answer_is_asked_again(s3: S3) -> None:
@@ -167,8 +157,8 @@ def test_a_request_is_made_again_until_it_is_answered_or_asking_is_of_no_use(mon
     assert len(calls) == 1
 
 
-def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, local: Tiny, run: Any) -> None:
-    one = tiny(s3.uri, **GRID)
+def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, original: Tiny, run: Any) -> None:
+    one = tiny(s3.uri, **ONE_GRID)
     work = one.plan.attacks[0]
     one.bench.compute(work, 0, 20)
     before = s3.objects()
@@ -183,7 +173,7 @@ def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, local: Tiny, r
     s3.faults()
     assert s3.objects() == before  # what could not be read was not taken for damaged
     finish(one)
-    assert rows(s3.uri) == rows(local.store)
+    assert rows(s3.uri) == rows(original.store)
     assert run("check", s3.uri)[0] == 0
 
 
@@ -191,8 +181,8 @@ def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, run: Any, t
     import yaml
     from helpers.sweeps import document
 
-    finish(tiny(s3.uri, **GRID))
-    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, **GRID})))
+    finish(tiny(s3.uri, **ONE_GRID))
+    (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, **ONE_GRID})))
     before = rows(s3.uri)
     assert "complete" in run("status", s3.uri)[1]
     assert "complete" in run("status", s3.uri, "--watch")[1]
@@ -211,20 +201,20 @@ def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, run: Any, t
     assert (code, "finished already" in out) == (0, True)
 
 
-def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, local: Tiny, run: Any) -> None:
-    finish(tiny(s3.uri, **GRID))
+def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, original: Tiny, run: Any) -> None:
+    finish(tiny(s3.uri, **ONE_GRID))
     store = Store(s3.uri)
     s3.faults(share=0.1, seed=2)
     compact(store)
     assert sum(s3.failed().values()) > 3
     s3.faults()
-    assert rows(s3.uri) == rows(local.store)
+    assert rows(s3.uri) == rows(original.store)
     assert {path.rpartition("/")[0] for path in store.files("records")} == {PUBLISHED}
-    assert check_store(Store(s3.uri))[0] == []
+    assert problems_in(Store(s3.uri)) == []
 
 
-def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s3: S3, local: Tiny) -> None:
-    both = [tiny(s3.uri, **GRID) for _ in range(2)]
+def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s3: S3, original: Tiny) -> None:
+    both = [tiny(s3.uri, **ONE_GRID) for _ in range(2)]
     errors: list[BaseException] = []
 
     def work(one: Tiny) -> None:
@@ -239,9 +229,9 @@ def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s
     for thread in threads:
         thread.join()
     assert errors == []
-    assert rows(s3.uri) == rows(local.store)
-    assert check_store(Store(s3.uri))[0] == []
-    assert s3.objects() == {f"deep/results/{path}" for path in local.store.files("")}
+    assert rows(s3.uri) == rows(original.store)
+    assert problems_in(Store(s3.uri)) == []
+    assert s3.objects() == {f"deep/results/{path}" for path in original.store.files("")}
     assert unreferenced(Store(s3.uri)) == []
 
 
@@ -267,7 +257,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_read_again_and_a_damaged
 
 
 def test_no_file_and_no_message_holds_the_credentials(s3: S3, run: Any) -> None:
-    finish(tiny(s3.uri, **GRID))
+    finish(tiny(s3.uri, **ONE_GRID))
     said = [text for verb in ("status", "check", "gc") for text in run(verb, s3.uri)[1:]]
     s3.faults(share=1.0, kinds=["403"])
     said += run("status", s3.uri)[1:]
@@ -335,14 +325,14 @@ def test_the_scratch_folder_lies_beside_the_store_and_keeps_its_query(s3: S3, tm
     assert scratch_of(Files("memory://a/b")) == "fsspec+memory://a/b-scratch"
 
 
-def test_what_pyarrow_does_not_know_goes_through_fsspec(local: Tiny) -> None:
+def test_what_pyarrow_does_not_know_goes_through_fsspec(original: Tiny) -> None:
     uri = f"memory://{uuid.uuid4().hex}/results"
-    finish(tiny(uri, **GRID))
-    assert rows(uri) == rows(local.store)
-    assert check_store(Store(uri))[0] == []
+    finish(tiny(uri, **ONE_GRID))
+    assert rows(uri) == rows(original.store)
+    assert problems_in(Store(uri)) == []
     assert [state[:2] for state in study_states(Store(uri))] == [("tiny", "complete")]
     compact(Store(uri))
-    assert rows(uri) == rows(local.store)
+    assert rows(uri) == rows(original.store)
     with pytest.raises(ValueError, match="must be behind a protocol that is installed"):
         Store("dropbox://x/y")
 
