@@ -91,11 +91,15 @@ def likely(root: Path, mutation: Mutation) -> tuple[str, ...]:
 
 
 def stages(root: Path, mutation: Mutation, *, only_likely: bool) -> list[Stage]:
-    """The runs of tests that a mutation must pass to survive, those first that are likely to catch it soon."""
+    """The runs of tests that a mutation must pass to survive, those first that are likely to catch it soon.
+
+    only_likely: leave out what takes long and rarely catches what the others miss, tests on Ray of modules without Ray too.
+    """
     first = likely(root, mutation)
     rest = tuple(test for test in imports_of_tests(root) if test not in first)
     found = [Stage("likely tests without Ray", first, ("-m", "not long and not ray"))]
-    found += [Stage("likely tests on Ray", first, ("-m", "not long and ray"))]
+    if not only_likely or mutation.folder == "mi_ray/cluster":
+        found += [Stage("likely tests on Ray", first, ("-m", "not long and ray"))]
     if not only_likely:
         found += [Stage("all other tests", rest, ("-m", "not long", *SIDE_BY_SIDE))]
     return [stage for stage in found if stage.files]
@@ -109,6 +113,8 @@ class Copy:
 
     def __init__(self, root: Path, archive: bytes, seconds: float) -> None:
         self.root, self.seconds = root, seconds
+        self._process: subprocess.Popen[str] | None = None
+        self._ended = False
         with tarfile.open(fileobj=BytesIO(archive)) as packed:
             packed.extractall(root, filter="data")
 
@@ -139,11 +145,13 @@ class Copy:
 
     def _pytest(self, *arguments: str) -> list[str]:
         """Run pytest in the copy on the copy's own program; the names of the tests that failed."""
+        if self._ended:
+            raise InterruptedError("no further tests: the run was ended")
         failed = self.root / LAST_FAILED
         failed.unlink(missing_ok=True)
         environment = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONHASHSEED": "0"}
         command = [sys.executable, "-m", "pytest", "-q", "-W", "default::pytest.PytestCacheWarning", *arguments]
-        process = subprocess.Popen(
+        process = self._process = subprocess.Popen(
             command,
             cwd=self.root,
             env=environment,
@@ -158,11 +166,19 @@ class Copy:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
             return [f"no end within {self.seconds:g} s"]
+        if self._ended:
+            raise InterruptedError("the tests were ended, so they say nothing")
         if process.returncode in (0, 5):  # 5: the stage has no test, as a folder without tests on Ray.
             return []
         if failed.exists():
             return list(json.loads(failed.read_text(encoding="utf-8")))
         return [f"pytest exits with {process.returncode}: {' '.join(said.split())[-300:]}"]
+
+    def end(self) -> None:
+        """End the tests that run now, whose result counts for nothing then."""
+        self._ended = True
+        if self._process is not None and self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGTERM)
 
 
 class Results:
@@ -212,26 +228,33 @@ def run(
 ) -> list[Result]:
     """Try every mutation on the last commit of a project, some at once, each in a copy of its own; keep each result."""
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
-    with tempfile.TemporaryDirectory(prefix="mutation-") as folder:
-        copies: queue.SimpleQueue[Copy] = queue.SimpleQueue()
-        for number in range(jobs):
-            copies.put(Copy(Path(folder, str(number)), archive, seconds))
+    with tempfile.TemporaryDirectory(prefix="mutation-", ignore_cleanup_errors=True) as folder:
+        every = [Copy(Path(folder, str(number)), archive, seconds) for number in range(jobs)]
+        idle: queue.SimpleQueue[Copy] = queue.SimpleQueue()
+        for copy in every:
+            idle.put(copy)
 
         def decide(mutation: Mutation) -> Result:
             result = results.of(mutation)
             wanted = stages(root, mutation, only_likely=only_likely)
             if result.caught or all(stage.name in result.passed for stage in wanted):
                 return result
-            copy = copies.get()
+            copy = idle.get()
             try:
                 results.keep(try_one(copy, result, wanted))
             finally:
-                copies.put(copy)
+                idle.put(copy)
             print(f"{'caught' if result.caught else 'SURVIVED':8}  {mutation.name}", file=sys.stderr, flush=True)
             return result
 
         with ThreadPoolExecutor(jobs) as pool:
-            return list(pool.map(decide, mutations))
+            try:
+                return list(pool.map(decide, mutations))
+            except BaseException:  # Ctrl-C too: nothing shall go on running.
+                pool.shutdown(wait=False, cancel_futures=True)
+                for copy in every:
+                    copy.end()
+                raise
 
 
 def table(results: Sequence[Result], texts: Mapping[str, str]) -> str:
@@ -303,4 +326,5 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # So that what runs is ended and the copies are removed.
     sys.exit(main())
