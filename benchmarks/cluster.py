@@ -19,7 +19,7 @@ from benchmarks.measure import CORES, Row, Runner
 from benchmarks.sides import FAST
 from mi_ray.config import Sweep
 from mi_ray.data import Digits
-from mi_ray.plan.work import OutputWork, kind_of
+from mi_ray.plan.work import OutputWork
 from mi_ray.store.blocks import Store
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.prepare import prepare
@@ -216,8 +216,8 @@ def _same_rows(first: Store, second: Store, works: list[OutputWork]) -> int:
     for work in works:
         tables = []
         for store in (first, second):
-            (block,) = store.blocks(kind_of(work), work.key)
-            tables.append(store.read_block(kind_of(work), work.key, block)[0])
+            (block,) = store.blocks(work.kind, work.key)
+            tables.append(store.read_block(work.kind, work.key, block)[0])
         same += tables[0].equals(tables[1])
     return same
 

@@ -7,30 +7,23 @@ docs/sweep-file.md and the table of presets in docs/methods.md hold the same sen
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from mi_ray.parameters import unknown
+from mi_ray.parameters import Method, unknown
 from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
 
 
-class Named(NamedTuple):
-    """A method as a file names it."""
-
-    name: str
-    written: Any  # what stands under the name: parameters by name, or the value of the first parameter
-
-
-def named(written: object) -> Named:
-    """`name`, `{name: value}` or `{name: {parameter: value}}` as a value. Raises ValueError for anything else."""
-    if isinstance(written, Named):
+def read_method(written: object) -> Method:
+    """The method that `name`, `{name: value}` or `{name: {parameter: value}}` names. Raises ValueError for anything else."""
+    if isinstance(written, Method):
         return written
     if isinstance(written, str):
-        return Named(written, {})
+        return Method(written, {})
     if isinstance(written, Mapping) and len(written) == 1:
         ((name, value),) = written.items()
-        return Named(str(name), {} if value is None else value)
+        return Method(str(name), {} if value is None else value)
     raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {written!r}")
 
 
@@ -47,11 +40,11 @@ def _epsilon(written: object) -> float:
 
 
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
-NamedField = Annotated[Named, BeforeValidator(named)]
+MethodField = Annotated[Method, BeforeValidator(read_method)]
 
 
-def _named_if_any(written: object) -> Named | None:
-    return None if written is None else named(written)
+def _method_if_any(written: object) -> Method | None:
+    return None if written is None else read_method(written)
 
 
 # A module by its dotted name: what is imported is found on Python's path, and never by a path that a file names.
@@ -221,8 +214,8 @@ class ClassifierEntry(Strict):
     """A classifier to train, by its `architecture` and `objective`, or one of your own, by its `factory` and `weights`."""
 
     name: str = Field(min_length=1, description="The name under which results know it, different from all others.")
-    architecture: NamedField | None = Field(None, description="The network to train; `mi-ray list` names all.")
-    objective: NamedField = Field(Named("erm", {}), description="What training minimises; `mi-ray list` names all.")
+    architecture: MethodField | None = Field(None, description="The network to train; `mi-ray list` names all.")
+    objective: MethodField = Field(Method("erm", {}), description="What training minimises; `mi-ray list` names all.")
     training: Training = Field(Training(), description="How it is trained.")
     workers: int = Field(1, ge=1, description="Processes that train it together, each on its share of every batch.")
     seed: int | None = Field(
@@ -272,7 +265,7 @@ def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, objec
     rest = {key: value for key, value in data.items() if key not in known}
     if len(rest) != 1:
         raise ValueError(f"{what}; got the methods {list(rest) or 'none'}")
-    return {"method": named(rest), **known}
+    return {"method": read_method(rest), **known}
 
 
 Names = Annotated[tuple[str, ...] | None, BeforeValidator(_listed_if_any)]
@@ -282,7 +275,7 @@ ADAPTIVE = "adaptive"  # as an attack's name it means the attack that the option
 class AttackEntry(Strict):
     """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`."""
 
-    method: Named = Field(
+    method: Method = Field(
         description="The attack with its parameters, under its own name; `mi-ray list` names all. `adaptive` means the one "
         "that the option `adaptive_attack` names."
     )
@@ -321,14 +314,14 @@ class AttackEntry(Strict):
         return _entry_document(self, self.method)
 
 
-def _entry_document(entry: Strict, method: Named) -> dict[str, Any]:
+def _entry_document(entry: Strict, method: Method) -> dict[str, Any]:
     return {**entry.model_dump(mode="json", exclude={"method"}), **dict([method])}
 
 
 class DefenseEntry(Strict):
     """A defense with its axes: `none`, `{mi_ol: {lam: 0.5}}` or `{mi_ol: {lam: 0.5}, classifiers: [mixup]}`."""
 
-    method: Named = Field(
+    method: Method = Field(
         description="The defense under its own name, with a value or several of each parameter: a list, "
         "`{linspace: [first, last, count]}` or `{arange: [first, last, step]}`. All combinations are settings."
     )
@@ -428,7 +421,7 @@ class Resources(Strict):
 def _search(written: object) -> object:
     if written == "grid":
         return None
-    name, value = named(written)
+    name, value = read_method(written)
     if name != "optuna":
         raise unknown("search", name, ["grid", "optuna"])
     return value
@@ -450,10 +443,10 @@ class Sweep(Strict):
     )
     options: dict[str, Any] = Field({}, description="Single options (docs/methods.md) that differ from the preset.")
     seed: int = Field(0, ge=0, lt=2**63, description="The seed of everything random.")
-    dataset: NamedField = Field(
-        Named("digits", {}), description="The images and labels; `mi-ray list` names all kinds of datasets."
+    dataset: MethodField = Field(
+        Method("digits", {}), description="The images and labels; `mi-ray list` names all kinds of datasets."
     )
-    pool: Annotated[Named | None, BeforeValidator(_named_if_any)] = Field(
+    pool: Annotated[Method | None, BeforeValidator(_method_if_any)] = Field(
         None,
         description="Another dataset whose images are mixed in by mixup inference; the dataset itself when left out.",
     )

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,17 @@ def unknown(noun: str, name: object, known: list[str]) -> ValueError:
     close = difflib.get_close_matches(str(name), known, n=1)
     hint = f" (did you mean {close[0]!r}?)" if close else ""
     return ValueError(f"unknown {noun} {name!r}{hint}; known: {', '.join(known) or 'none'}")
+
+
+class Method(NamedTuple):
+    """A method by its registered name, with its parameters: a defense, an attack, an objective, a dataset.
+
+    values: in a sweep file what is written under the name; in a plan every parameter, defaults written out. JSON and
+    content keys hold it as the list [name, values].
+    """
+
+    name: str
+    values: Any
 
 
 @dataclass(frozen=True)

@@ -81,10 +81,10 @@ def test_counted_passes_of_every_attack_and_output_are_the_planned_ones(defense:
     assert len(plan.attacks) >= 11
     for work in plan.attacks:
         done = bench.compute(work, 0, 10)
-        assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.passes(work)), work
+        assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.costs.of(work)), work
     for output in (*(w for w in plan.outputs if not w.component), *(w for w in plan.outputs if w.component)):
         done = bench.compute(output, 0, 10)
-        assert (done.forward, done.backward) == (10 * output.passes(5), 0)
+        assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.costs.of(output))
 
 
 def test_passes_are_counted_from_several_threads_and_taken_once() -> None:
@@ -543,7 +543,7 @@ def test_one_restart_on_f_is_not_scored_since_the_study_has_fs_output_on_its_ima
     asked = {}
     for work in study.plan().attacks:
         done = bench.compute(work, 0, 20)
-        assert (done.forward, done.backward) == tuple(20 * passes for passes in study.planner.passes(work))
+        assert (done.forward, done.backward) == tuple(20 * passes for passes in study.planner.costs.of(work))
         (block,) = bench.store.blocks("adversarial", work.key)
         table, _ = bench.store.read_block("adversarial", work.key, block)
         asked[work.method, work.defense is None] = {table[name].null_count for name in ("loss", "success")}

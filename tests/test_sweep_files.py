@@ -55,7 +55,7 @@ def planned_whole(path: Path) -> Plan:
 
 def planned(sweep: Sweep) -> Plan:
     """The plan of a sweep: of its own data where that is embedded, else of CIFAR-10's sizes."""
-    planner = prepare(sweep).planner if sweep.dataset[0] in EMBEDDED else Planner(sweep, METHODS, CIFAR)
+    planner = prepare(sweep).planner if sweep.dataset.name in EMBEDDED else Planner(sweep, METHODS, CIFAR)
     return planner.plan(planner.settings() if sweep.search is None else planner.settings()[:1])
 
 
@@ -85,7 +85,7 @@ def test_a_sweep_file_plans_cells_with_and_without_an_attack(path: Path) -> None
 def test_a_smoke_variant_plans_on_embedded_data_and_is_smaller(path: Path) -> None:
     whole, smoke = load_sweep(path), load_sweep(path, smoke=True)
     assert smoke.name == f"{path.stem}-smoke"
-    assert smoke.dataset[0] in EMBEDDED
+    assert smoke.dataset.name in EMBEDDED
     assert len(planned(smoke).cells) * smoke.points.count < len(planned_whole(path).cells) * whole.points.count
 
 
@@ -154,7 +154,7 @@ def test_what_init_copies_is_ready_to_plan_and_nothing_is_overwritten(
     monkeypatch.syspath_prepend(tmp_path / "deep/mine")
     for smoke in (True, False):
         plan = planned(load_sweep(tmp_path / "deep/mine/sweep.yaml", smoke=smoke))
-        assert "brightness" in {cell.defense[0] for cell in plan.cells}
+        assert "brightness" in {cell.defense.name for cell in plan.cells}
     copies[0].write_text("mine")
     copies[1].unlink()
     with pytest.raises(ValueError, match=r"nothing is overwritten: .* must not hold .*my_defense\.py"):

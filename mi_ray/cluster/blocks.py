@@ -17,7 +17,7 @@ from mi_ray.cluster.retries import Attempts, Fault, fault_of, given_up
 from mi_ray.config import BlockResources
 from mi_ray.events import event
 from mi_ray.parameters import load_plugins
-from mi_ray.plan.work import AttackWork, Work, kind_of
+from mi_ray.plan.work import Work
 from mi_ray.progress import Stage
 from mi_ray.study.precision import decide
 from mi_ray.study.workbench import Engine, Workbench
@@ -118,7 +118,7 @@ class RayCluster:
         """See `Cluster`. The task's name is what Ray's dashboard and `ps` show."""
         work, start, stop = item
         again = f" attempt {turn[1]}" if turn[1] > 1 else ""
-        options = {**self._options, "name": f"{self._study}: {named(work)} {start}-{stop}{again}"}
+        options = {**self._options, "name": f"{self._study}: {work.title} {start}-{stop}{again}"}
         if alone:
             options |= whole_node(self._options["num_gpus"])
         task = compute_block.options(**options).remote(*self._given, item, self._board, turn)
@@ -168,11 +168,6 @@ def whole_node(gpus: float) -> dict[str, Any]:
         "num_gpus": have.get("GPU", 0) if gpus else 0,
         "scheduling_strategy": here,
     }
-
-
-def named(work: Work) -> str:
-    """What a piece of work is called."""
-    return f"attack {work.method}" if isinstance(work, AttackWork) else f"outputs of {(work.component or 'F')[0]}"
 
 
 @dataclass
@@ -272,9 +267,9 @@ class Blocks:
         work, start, stop = self.items[position]
         event(
             what,
-            kind=kind_of(work),
+            kind=work.kind,
             key=work.key,
-            name=named(work),
+            name=work.title,
             points=[start, stop],
             attempt=self.attempts[position].tried,
             alone=self.attempts[position].alone or None,

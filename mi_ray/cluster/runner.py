@@ -22,7 +22,7 @@ from mi_ray.cluster.retries import Attempts, fault_of, given_up, innermost
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.train_loop import finished, fit, take_own
 from mi_ray.events import about, event
-from mi_ray.plan.work import Cell, ClassifierWork, OutputWork, Plan, Work, kind_of
+from mi_ray.plan.work import Cell, ClassifierWork, OutputWork, Plan, Work
 from mi_ray.progress import stage
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import Files, remove_temporary_files, scratch_of
@@ -317,7 +317,7 @@ class Runner:
         """Compute what is missing of these works on the first `limit` points (all when left out), as Ray tasks."""
         size = self.sweep.resources.block
         ready = [work for work in works if self.possible(work)]
-        todo = [item for work in ready for item in self.bench.missing(kind_of(work), work, size.points, limit)]
+        todo = [item for work in ready for item in self.bench.missing(work.kind, work, size.points, limit)]
         if not todo:
             return
         with self.outcome.timed(name):
@@ -329,7 +329,7 @@ class Runner:
         for position, error in ran.failures.items():
             work = todo[position][0]
             component = work.component if isinstance(work, OutputWork) and name == LOST else None
-            what = f"{component[0]} {dict(component[1])}" if component else name
+            what = f"{component.name} {dict(component.values)}" if component else name
             self.fail(work.key, f"{what} on {self.name_of(work.classifier)}", error)
         self.count(counted, ran.forward, ran.backward)
 
@@ -345,12 +345,7 @@ class Runner:
 
     def possible(self, work: Work) -> bool:
         """Whether what the work stands on has not failed."""
-        needs = {work.classifier, work.key}
-        if isinstance(work, OutputWork) and work.inputs.attack is not None:
-            needs.add(work.inputs.attack.key)
-        if isinstance(work, OutputWork) and work.undefended is not None:
-            needs.add(work.undefended.key)
-        return not needs & self.outcome.failures.keys()
+        return not work.stands_on() & self.outcome.failures.keys()
 
     def evaluate(self, plan: Plan) -> Plan:
         """Run what is missing of the defenses' outputs as Tune trials; returns the plan with the cells of a search."""
@@ -438,7 +433,7 @@ class Runner:
                     starved |= {work.key for work in self._lost[-1].works}
             elif problem is not None:
                 trial = resolve(config)
-                self.fail(trial.works[0].key, f"{trial.defense[0]} {dict(trial.defense[1])}", problem)
+                self.fail(trial.works[0].key, f"{trial.defense.name} {dict(trial.defense.values)}", problem)
                 self.outcome.failures |= dict.fromkeys(
                     (work.key for work in trial.works), self.outcome.failures[trial.works[0].key]
                 )

@@ -13,7 +13,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mi_ray.cluster.trials import OBJECTIVES, Trial
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES
-from mi_ray.parameters import Axis, plain
+from mi_ray.parameters import Axis, Method, plain
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Cell, ClassifierWork, merged, merged_attacks
 
@@ -85,8 +85,8 @@ class Space:
             elif len(axis.values) > 1:
                 trial.suggest_categorical(f"{entry}.{key}", list(range(len(axis.values))))
 
-    def setting(self, config: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-        """(defense, parameters) of a proposed configuration."""
+    def setting(self, config: Mapping[str, Any]) -> Method:
+        """The defense of a proposed configuration."""
         entry = config["defense"]
         name, axes = self.axes[int(entry.split(":")[0])]
         values = {}
@@ -95,7 +95,7 @@ class Space:
                 values[key] = round(float(config[f"{entry}.{key}"]), 6)
             else:
                 values[key] = axis.values[int(config.get(f"{entry}.{key}", 0))]
-        return name, {key: plain(value) for key, value in values.items() if value is not None}
+        return Method(name, {key: plain(value) for key, value in values.items() if value is not None})
 
 
 def search_space(planner: Planner, classifier: ClassifierWork) -> Space:
@@ -111,7 +111,7 @@ def search_space(planner: Planner, classifier: ClassifierWork) -> Space:
     return Space(found)
 
 
-def search_cells(planner: Planner, classifier: str, setting: tuple[str, Mapping[str, Any]]) -> list[Cell]:
+def search_cells(planner: Planner, classifier: str, setting: Method) -> list[Cell]:
     """The cells of one proposed setting on one classifier."""
     work = next(work for work in planner.classifiers if work.key == classifier)
     return list(planner.cells(work, planner.checked(DEFENSES.make(*setting))))

@@ -18,8 +18,8 @@ from ray.tune.search import Searcher
 from mi_ray.cluster.blocks import where, workbench
 from mi_ray.defenses import DEFENSES, Defense
 from mi_ray.events import event
-from mi_ray.parameters import load_plugins
-from mi_ray.plan.work import AttackWork, OutputWork, Work, kind_of
+from mi_ray.parameters import Method, load_plugins
+from mi_ray.plan.work import OutputWork, Work
 from mi_ray.progress import Stage
 from mi_ray.study.workbench import Done, Engine, Workbench
 
@@ -38,7 +38,7 @@ class Trial:
     """
 
     classifier: str
-    defense: tuple[str, Mapping[str, Any]]
+    defense: Method
     works: tuple[Work, ...]
 
 
@@ -84,8 +84,8 @@ class TrialNames:
     def __call__(self, running: Any) -> str:
         """The name."""
         trial = self.resolve(running.config)
-        values = " ".join(f"{key}={value}" for key, value in trial.defense[1].items())
-        said = f"{self.names.get(trial.classifier, trial.classifier)} {trial.defense[0]} {values}".strip()
+        values = " ".join(f"{key}={value}" for key, value in trial.defense.values.items())
+        said = f"{self.names.get(trial.classifier, trial.classifier)} {trial.defense.name} {values}".strip()
         return re.sub(r"[^\w.=+-]+", "_", f"{said} {running.trial_id}")
 
 
@@ -93,17 +93,10 @@ TOGETHER = 30.0  # seconds that an actor waits for the others of its run
 EVALUATED = 2  # the last phase of a trial
 
 
-def _phase(work: Work) -> int:
-    """When it is done: attacks first, then F's outputs on their images, then the defense's."""
-    if isinstance(work, AttackWork):
-        return 0
-    return EVALUATED if work.component is not None else 1
-
-
 def phases(lost: Sequence[Trial]) -> list[list[Work]]:
     """The works of trials in the order in which they can be done: each group stands on those before it."""
     works = {work.key: work for trial in lost for work in trial.works}
-    return [[work for work in works.values() if _phase(work) == phase] for phase in range(EVALUATED + 1)]
+    return [[work for work in works.values() if work.phase == phase] for phase in range(EVALUATED + 1)]
 
 
 class SettingTrainable(tune.Trainable):
@@ -132,12 +125,10 @@ class SettingTrainable(tune.Trainable):
 
     def _start(self, config: dict[str, Any]) -> None:
         self._trial = self._job.resolve(config)
-        todo = [
-            item for work in self._trial.works for item in self._bench.missing(kind_of(work), work, self._job.block)
-        ]
+        todo = [item for work in self._trial.works for item in self._bench.missing(work.kind, work, self._job.block)]
         ranges: dict[tuple[int, int, int], list[Any]] = {}
         for work, start, stop in todo:
-            ranges.setdefault((_phase(work), start, stop), []).append(work)
+            ranges.setdefault((work.phase, start, stop), []).append(work)
         self._todo = sorted(ranges.items(), key=lambda item: item[0])
 
     def step(self) -> dict[str, Any]:
@@ -165,7 +156,7 @@ class SettingTrainable(tune.Trainable):
         claims, piece = self._job.claims[0], f"{work.key} {start}"
         ray.get(claims.take.remote(piece, self.trial_id))
         try:
-            missing = self._bench.missing(kind_of(work), work, self._job.block)
+            missing = self._bench.missing(work.kind, work, self._job.block)
             return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
         finally:
             ray.get(claims.release.remote(piece, self.trial_id))
@@ -187,8 +178,8 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
     found: dict[str, float] = {OBJECTIVES[0]: float("nan"), OBJECTIVES[1]: 1.0}
     by_inputs: dict[str, list[OutputWork]] = {}
     for work in (w for w in trial.works if isinstance(w, OutputWork) and w.component is not None):
-        if work.undefended is not None and work.undefended.inputs != work.inputs:
-            continue  # a counterpart, which scores nothing
+        if work.is_counterpart:
+            continue
         by_inputs.setdefault(work.inputs.name, []).append(work)
     for name, works in by_inputs.items():
         probabilities = joined(bench, defense, works, part)

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mi_ray.config import ADAPTIVE, AttackEntry, ClassifierEntry, Options, Sweep
-from mi_ray.parameters import Axis, Registry, expand
+from mi_ray.parameters import Axis, Method, Registry, expand
 from mi_ray.plan.controls import OF_A_TRAJECTORY, Attacked, Control, controls
+from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import (
     WORST_CASE,
     AttackWork,
@@ -70,6 +71,7 @@ class Planner:
     def __init__(self, sweep: Sweep, methods: Methods, facts: Facts, options: Options | None = None) -> None:
         self.sweep, self.methods, self.facts = sweep, methods, facts
         self.options = sweep.resolved_options() if options is None else options
+        self.costs = Costs(methods.attacks, methods.chunk)
         if sweep.points.count > facts.test_count:
             raise ValueError(
                 f"points.count must not exceed the test split of {facts.dataset}, {facts.test_count}; "
@@ -113,8 +115,8 @@ class Planner:
         assert entry.architecture is not None
         architecture = self.methods.architectures.make(*entry.architecture)
         training = self.sweep.training_options()
-        method = self.methods.objectives[entry.objective[0]]
-        axes = expand(method, entry.objective[1], lambda name: getattr(training, name))
+        method = self.methods.objectives[entry.objective.name]
+        axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
         if any(len(axis.values) > 1 for axis in axes.values()):
             raise ValueError(
                 f"an objective takes one value a parameter; {method.name} got a list: add a classifier instead"
@@ -144,7 +146,9 @@ class Planner:
         images = entry.training.epochs * self.images_an_epoch(entry)
         forward, backward = (images * passes for passes in objective.cost())
         key = content_key("train", facts)
-        return ClassifierWork(key, entry, description, (objective.name, objective.values()), seed, (forward, backward))
+        return ClassifierWork(
+            key, entry, description, Method(objective.name, objective.values()), seed, (forward, backward)
+        )
 
     def precision_of(self, classifier: str) -> Literal["fp32", "bf16"]:
         """Of a classifier's gradients and executions; where `auto` has not decided yet, what it is expected to decide."""
@@ -181,7 +185,7 @@ class Planner:
 
     def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
         """The attacks of an entry: on the classifier alone, or on it behind a defense."""
-        method, written = self._method(entry), entry.method[1]
+        method, written = self._method(entry), entry.method.values
         if method.needs_defense and entry.knowledge == "oblivious":
             raise ValueError(f"{method.name} attacks a defense: it needs `knowledge: adaptive`; got oblivious")
         axes = expand(method, written, lambda option: getattr(self.options, option))
@@ -193,7 +197,7 @@ class Planner:
                 yield self._attack_work(attack, threat, classifier, defense)
 
     def _method(self, entry: AttackEntry) -> Any:
-        name = entry.method[0]
+        name = entry.method.name
         return self.methods.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
 
     def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
@@ -234,11 +238,9 @@ class Planner:
         parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
             pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
-            behind = {"defense": (defense.name, defense.values()), "pools": pools, "executions": n}
-            chunk = self.methods.chunk
-            parts = tuple(
-                -(-defense.executions_of(at, n) // chunk) * chunk for at, _ in enumerate(defense.components())
-            )
+            behind = {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}
+            each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
+            parts = tuple(whole_chunks(executions, self.methods.chunk) for executions in each)
             sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
             versions = [part.version for part in (defense, *defense.components())]
             facts |= {**behind, "defense_versions": versions, "defense_sources": sources, "chunk": self.methods.chunk}
@@ -256,7 +258,7 @@ class Planner:
             parts=parts,
             by_accuracy=attack.by_accuracy,
         )
-        return replace(work, cost=self.passes(work, work.stops))
+        return replace(work, cost=self.costs.of(work))
 
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
@@ -337,9 +339,9 @@ class Planner:
         }
         if judged_by is not None:
             facts["judged_by"] = self._inputs(judged_by)
-        named = (component.name, component.values())
+        method = Method(component.name, component.values())
         undefended = self._undefended(classifier, judged_by or inputs)
-        return OutputWork(content_key("outputs", facts), classifier.key, inputs, named, undefended, (n,), draws, pool)
+        return OutputWork(content_key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
 
     def cells(self, classifier: ClassifierWork, defense: Any) -> list[Cell]:
         """A defense setting's cells on one classifier: each set of inputs, each requested N, and the worst cases."""
@@ -381,7 +383,7 @@ class Planner:
             identity,
             classifier.key,
             inputs,
-            (defense.name, defense.values()),
+            Method(defense.name, defense.values()),
             undefended,
             tuple(parts),
             tuple(counterparts),
@@ -466,7 +468,7 @@ class Planner:
         return replace(plan, checks=tuple(self._checks(plan)), checked=checked)
 
     def _costed(self, works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
-        return tuple(replace(work, cost=self.passes(work, work.stops)) for work in merged_attacks(works))
+        return tuple(replace(work, cost=self.costs.of(work)) for work in merged_attacks(works))
 
     def _checks(self, plan: Plan) -> Iterator[Check]:
         """The controls of each attack, judged on the cell that the attack was made for, at the largest N.
@@ -479,7 +481,7 @@ class Planner:
             if cell.inputs.attack is not None and not cell.members:
                 by_inputs.setdefault((cell.inputs.attack.key, cell.inputs.stop), []).append(cell)
         for (key, stop), cells in by_inputs.items():
-            judged = max(cells, key=lambda cell: (cell.defense[0] == "none", cell.identity["executions"]))
+            judged = max(cells, key=lambda cell: (cell.defense.name == "none", cell.identity["executions"]))
             attack = judged.inputs.attack
             assert attack is not None
             if not attack.by_accuracy:
@@ -513,51 +515,8 @@ class Planner:
         return self._attack_work(made, threat, classifier, behind)
 
     def cost(self, plan: Plan) -> dict[str, int]:
-        """Passes: training, attack, evaluation and checks as planned, and evaluation and attack cell by cell ("naive").
-
-        Work of a check that the study needs anyway is counted with the study.
-        """
-        points, chunk = self.stored_points, self.methods.chunk
-        naive_forward = naive_backward = 0
-        for cell in plan.cells:
-            if cell.members:
-                continue
-            forward = 1 + sum(work.draws * n for work, n in cell.components)
-            if cell.inputs.attack is not None:
-                alone = self.passes(cell.inputs.attack, (cell.inputs.stop,))
-                forward, naive_backward = forward + alone[0], naive_backward + alone[1] * points
-            naive_forward += forward * points
-        own = {work.key: work.cost for work in plan.attacks}
-        extra = [
-            [more - had for more, had in zip(self.passes(w, w.stops), own.get(w.key, (0, 0)), strict=True)]
-            for w in plan.check_attacks()
-        ]
-        known = {work.key for work in plan.outputs}
-        outputs = sum(work.passes(chunk) for work in plan.check_outputs() if work.key not in known)
-        return {
-            "training_forward": sum(work.cost[0] for work in plan.classifiers),
-            "training_backward": sum(work.cost[1] for work in plan.classifiers),
-            "attack_forward": points * sum(work.cost[0] for work in plan.attacks),
-            "attack_backward": points * sum(work.cost[1] for work in plan.attacks),
-            "evaluation_forward": points * sum(work.passes(chunk) for work in plan.outputs),
-            "checks_forward": plan.checked * (sum(forward for forward, _ in extra) + outputs),
-            "checks_backward": plan.checked * sum(backward for _, backward in extra),
-            "naive_forward": naive_forward,
-            "naive_backward": naive_backward,
-        }
-
-    def forward_passes(self, work: AttackWork | OutputWork) -> int:
-        """Forward passes of F for one point."""
-        return self.passes(work)[0] if isinstance(work, AttackWork) else work.passes(self.methods.chunk)
-
-    def passes(self, work: AttackWork, stops: tuple[int, ...] = ()) -> tuple[int, int]:
-        """(forward, backward) passes of F for one point of the attack, run for these stops (its own when left out)."""
-        method = self.methods.attacks[work.method]
-        values = dict(work.values)
-        if method.stop_parameter is not None:
-            values[method.stop_parameter] = list(stops or work.stops)
-        forward, backward = method.make(values).cost(work.parts)
-        return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
+        """Passes of a plan of this study; see `Costs.of_plan`."""
+        return self.costs.of_plan(plan, self.stored_points)
 
 
 def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:

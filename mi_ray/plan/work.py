@@ -3,15 +3,18 @@
 A key is the hash of everything that decides a result and of nothing else. No torch, no ray.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from mi_ray.config import ClassifierEntry
+from mi_ray.parameters import Method
 from mi_ray.store.keys import Values
 from mi_ray.store.schemas import Kind
 from mi_ray.threat_model import ThreatModel
 
+Passes = tuple[int, int]  # forward and backward passes of F
 WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
 
 
@@ -22,33 +25,85 @@ class ClassifierWork:
     key: str
     entry: ClassifierEntry
     description: Values
-    objective: tuple[str, Values] | None
+    objective: Method | None
     seed: int
-    cost: tuple[int, int]
+    cost: Passes
 
 
 @dataclass(frozen=True)
-class AttackWork:
+class Work(ABC):
+    """A piece of work that is computed and stored block by block: an attack, or a classifier's outputs.
+
+    kind: the folder of the store that its blocks are in. phase: when it is done among the works of one defense setting;
+    what it stands on has a smaller one.
+    """
+
+    kind: ClassVar[Kind]
+    key: str
+    classifier: str
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What a person calls it, in Ray's dashboard and in events."""
+
+    @property
+    @abstractmethod
+    def phase(self) -> int:
+        """0: attacks. 1: F's own outputs. 2: a defense's outputs, which take the predictions of F from those."""
+
+    @abstractmethod
+    def covers(self) -> dict[str, list[int]]:
+        """What rows a block of it must hold for each point, by the column that tells them apart."""
+
+    @abstractmethod
+    def widened(self, facts: Mapping[str, Any]) -> "Work":
+        """The work with what a stored block of it has (facts) beside what is asked for, so that nothing stored is lost."""
+
+    def stands_on(self) -> set[str]:
+        """The keys of everything that must be there before it can be computed, its own among them."""
+        return {self.key, self.classifier}
+
+
+@dataclass(frozen=True)
+class AttackWork(Work):
     """One attack on one classifier under one threat model, all requested stops. cost: passes for one point.
 
     labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
     is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of
-    each component in one call.
+    each component in one call. by_accuracy: whether lost accuracy is what it is judged by.
     """
 
-    key: str
-    classifier: str
+    kind: ClassVar[Kind] = "adversarial"
     method: str
     values: Values
     threat: ThreatModel
     stops: tuple[int, ...]
-    cost: tuple[int, int]
+    cost: Passes
     labels: Literal["true", "predicted"] = "true"
-    defense: tuple[str, Values] | None = None
+    defense: Method | None = None
     pools: Values = field(default_factory=dict)
     executions: int = 1
     parts: tuple[int, ...] = ()
     by_accuracy: bool = True
+
+    @property
+    def title(self) -> str:
+        """See `Work.title`."""
+        return f"attack {self.method}"
+
+    @property
+    def phase(self) -> int:
+        """See `Work.phase`."""
+        return 0
+
+    def covers(self) -> dict[str, list[int]]:
+        """Every stop."""
+        return {"stops": list(self.stops)}
+
+    def widened(self, facts: Mapping[str, Any]) -> "AttackWork":
+        """See `Work.widened`."""
+        return replace(self, stops=tuple(sorted({*self.stops, *facts["stops"]})))
 
 
 @dataclass(frozen=True)
@@ -65,25 +120,49 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class OutputWork:
+class OutputWork(Work):
     """A classifier's outputs on a set of images: F itself (component None), or a component's mean softmax.
 
     undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
     images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
     """
 
-    key: str
-    classifier: str
+    kind: ClassVar[Kind] = "outputs"
     inputs: Inputs
-    component: tuple[str, Values] | None = None
+    component: Method | None = None
     undefended: "OutputWork | None" = None
     executions: tuple[int, ...] = (1,)
     draws: int = 1
     pool: str | None = None
 
-    def passes(self, chunk: int) -> int:
-        """Forward passes for one point."""
-        return 1 if self.component is None else self.draws * -(-max(self.executions) // chunk) * chunk
+    @property
+    def title(self) -> str:
+        """See `Work.title`."""
+        return f"outputs of {self.component.name if self.component else 'F'}"
+
+    @property
+    def phase(self) -> int:
+        """See `Work.phase`."""
+        return 1 if self.component is None else 2
+
+    @property
+    def is_counterpart(self) -> bool:
+        """Whether it is of other images than those that ŷ is taken from; it is drawn in Fig. 2 and scores nothing."""
+        return self.undefended is not None and self.undefended.inputs != self.inputs
+
+    def covers(self) -> dict[str, list[int]]:
+        """Every number of executions, of every draw."""
+        return {"executions": list(self.executions), "draws": list(range(self.draws))}
+
+    def widened(self, facts: Mapping[str, Any]) -> "OutputWork":
+        """See `Work.widened`."""
+        executions = tuple(sorted({*self.executions, *facts["executions"]}))
+        return replace(self, executions=executions, draws=max(self.draws, len(facts["draws"])))
+
+    def stands_on(self) -> set[str]:
+        """Its images and F's own outputs too."""
+        attack = set() if self.inputs.attack is None else {self.inputs.attack.key}
+        return super().stands_on() | attack | (set() if self.undefended is None else {self.undefended.key})
 
 
 @dataclass(frozen=True)
@@ -99,7 +178,7 @@ class Cell:
     identity: Values
     classifier: str
     inputs: Inputs
-    defense: tuple[str, Values]
+    defense: Method
     undefended: OutputWork
     components: tuple[tuple[OutputWork, int], ...]
     counterparts: tuple[OutputWork, ...] = ()
@@ -193,26 +272,3 @@ def merged_attacks(works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
             known = replace(work, stops=known.stops)
         found[work.key] = replace(known, stops=tuple(sorted({*known.stops, *work.stops})))
     return tuple(found.values())
-
-
-Work = AttackWork | OutputWork
-
-
-def kind_of(work: Work) -> Kind:
-    """The folder of the store that a piece of work writes to."""
-    return "adversarial" if isinstance(work, AttackWork) else "outputs"
-
-
-def covers(work: Work) -> dict[str, list[int]]:
-    """What rows a block of the work must hold, beside its points."""
-    if isinstance(work, AttackWork):
-        return {"stops": list(work.stops)}
-    return {"executions": list(work.executions), "draws": list(range(work.draws))}
-
-
-def widened(work: Work, facts: Mapping[str, Any]) -> Work:
-    """The work with what a stored block has beside what is asked for."""
-    if isinstance(work, AttackWork):
-        return replace(work, stops=tuple(sorted({*work.stops, *facts["stops"]})))
-    executions = tuple(sorted({*work.executions, *facts["executions"]}))
-    return replace(work, executions=executions, draws=max(work.draws, len(facts["draws"])))

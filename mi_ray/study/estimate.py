@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,19 +10,10 @@ import torch
 import torch.nn.functional as F
 
 from mi_ray.classifiers import Precision, build_classifier, prepared
+from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
-from mi_ray.plan.work import (
-    AttackWork,
-    ClassifierWork,
-    OutputWork,
-    Plan,
-    Work,
-    covers,
-    kind_of,
-    merged,
-    merged_attacks,
-)
-from mi_ray.store.blocks import Store
+from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
+from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.study.precision import decisions, has_bf16
 from mi_ray.study.prepare import Study
@@ -32,124 +23,94 @@ EMULATED = (
     "bf16: this machine's processor has no bfloat16 arithmetic and emulates it, many times slower than fp32. Set fp32 for "
     "trainings; precision: auto takes it by itself"
 )
-Pair = tuple[int, int]  # forward and backward passes
 
 
 @dataclass(frozen=True)
-class Row:
+class CostRow:
     """A kind of work: its pieces, how many are whole in the store, and passes in all and still to do."""
 
     name: str
     pieces: int
     stored: int
-    planned: Pair
-    left: Pair
+    planned: Passes
+    left: Passes
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """rows: each kind of work. lines: what follows from them."""
+class StudyCost:
+    """What a study costs. rows: each kind of work. lines: what follows from them, in words."""
 
-    rows: list[Row]
+    rows: list[CostRow]
     lines: list[str]
 
 
 @dataclass(frozen=True)
 class _Scope:
-    """A planner with the store, as far as there is one, and the works of one stage on its first `points`."""
+    """Where the works of one stage are looked for: the store, as far as there is one, on their first `points`."""
 
-    planner: Planner
+    costs: Costs
     store: Store | None
     points: int
 
-    def cost(self, work: Work, stops: tuple[int, ...] = ()) -> Pair:
-        """Passes for one point."""
-        if isinstance(work, OutputWork):
-            return work.passes(self.planner.methods.chunk), 0
-        return self.planner.passes(work, stops or work.stops)
-
-    def left(self, work: Work) -> Pair:
+    def left(self, work: Work) -> Passes:
         """Passes still to do: of the points without a block, and of blocks that lack some of what is asked for."""
-        whole, todo, missing = self.cost(work), [0, 0], self.points
-        for block in [] if self.store is None else self.store.blocks(kind_of(work), work.key):
+        found, missing = [], self.points
+        for block in [] if self.store is None else self.store.blocks(work.kind, work.key):
             count = min(block.stop, self.points) - min(block.start, self.points)
             missing -= count
-            for way, passes in enumerate(self._lacking(work, block, whole)):
-                todo[way] += passes * count
-        return todo[0] + whole[0] * missing, todo[1] + whole[1] * missing
+            found.append(times(self._lacking(work, block), count))
+        return total([*found, times(self.costs.of(work), missing)])
 
-    def _lacking(self, work: Work, block: Any, whole: Pair) -> Pair:
-        """What a stored block's points still cost each."""
+    def _lacking(self, work: Work, block: Block) -> Passes:
+        """What each point of a stored block still costs; everything where the block is damaged."""
         assert self.store is not None
         try:
-            have = self.store.block_facts(block)
+            return self.costs.lacking(work, self.store.block_facts(block))
         except DamagedFileError:
-            return whole
-        if all(set(values) <= set(have.get(name, ())) for name, values in covers(work).items()):
-            return 0, 0
-        if isinstance(work, AttackWork) and self.planner.methods.attacks[work.method].goes_on:
-            lacking = tuple(at for at in work.stops if at not in have["stops"])
-            before = max((at for at in have["stops"] if at < min(lacking)), default=0)
-            return self._beyond(work, lacking, before)
-        return whole
+            return self.costs.of(work)
 
-    def _beyond(self, work: AttackWork, stops: tuple[int, ...], before: int) -> Pair:
-        """Passes to these stops from where a trajectory was scored already."""
-        whole = self.cost(work, stops)
-        if not before:
-            return whole
-        begun, last, both = (self.cost(work, at) for at in ((before,), (stops[-1],), (before, stops[-1])))
-        scoring = (both[0] - last[0], both[1] - last[1])
-        guessed = work.labels == "predicted"  # the label that is left is asked for again
-        return whole[0] - begun[0] + scoring[0] + guessed, whole[1] - begun[1] + scoring[1]
+    def row(self, name: str, works: Sequence[Work], planned: Passes) -> CostRow:
+        """The row of these works."""
+        left = [self.left(work) for work in works]
+        stored = sum(passes == (0, 0) for passes in left)
+        return CostRow(name, len(works), stored if self.store else 0, planned, total(left))
 
 
-def _row(name: str, scope: _Scope, works: Sequence[Work], planned: Pair) -> Row:
-    left = [scope.left(work) for work in works]
-    stored = sum(passes == (0, 0) for passes in left)
-    return Row(name, len(works), stored if scope.store else 0, planned, _sum(left))
-
-
-def _sum(pairs: Iterable[Pair]) -> Pair:
-    listed = list(pairs)
-    return sum(forward for forward, _ in listed), sum(backward for _, backward in listed)
-
-
-def _training(works: Sequence[ClassifierWork], store: Store | None) -> Row:
+def _training(works: Sequence[ClassifierWork], store: Store | None) -> CostRow:
     have = [store is not None and store.exists(f"classifiers/{work.key}/classifier.json") for work in works]
-    left = _sum(work.cost for work, there in zip(works, have, strict=True) if not there)
-    return Row("train", len(works), sum(have), _sum(work.cost for work in works), left)
+    left = total(work.cost for work, there in zip(works, have, strict=True) if not there)
+    return CostRow("train", len(works), sum(have), total(work.cost for work in works), left)
 
 
-def rows_of(study: Study, plan: Plan, store: Store | None) -> list[Row]:
+def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
     """Each kind of work of a plan, with what is stored of it."""
     planner = study.planner
     cost = planner.cost(plan)
-    whole = _Scope(planner, store, planner.stored_points)
+    whole = _Scope(planner.costs, store, planner.stored_points)
     pair = {
         name: (cost[f"{name}_forward"], cost.get(f"{name}_backward", 0)) for name in ("attack", "evaluation", "checks")
     }
     return [
         _training(plan.classifiers, store),
-        _row("attack", whole, plan.attacks, pair["attack"]),
-        _row("evaluate", whole, plan.outputs, pair["evaluation"]),
-        _checks(plan, _Scope(planner, store, plan.checked), pair["checks"]),
+        whole.row("attack", plan.attacks, pair["attack"]),
+        whole.row("evaluate", plan.outputs, pair["evaluation"]),
+        _checks(plan, _Scope(planner.costs, store, plan.checked), pair["checks"]),
     ]
 
 
-def _checks(plan: Plan, scope: _Scope, planned: Pair) -> Row:
+def _checks(plan: Plan, scope: _Scope, planned: Passes) -> CostRow:
     """What the checks need beside the study. Of work that both need, the check's part is what it asks for beyond it."""
     studied: dict[str, Work] = {work.key: work for work in plan.attacks}
     studied |= {work.key: work for work in plan.outputs}
     checks: list[Work] = list(plan.check_attacks())
     checks += plan.check_outputs()
-    row = _row("checks", scope, [work for work in checks if work.key not in studied], planned)
+    row = scope.row("checks", [work for work in checks if work.key not in studied], planned)
     shared = [(scope.left(work), scope.left(studied[work.key])) for work in checks if work.key in studied]
-    beyond = _sum((more[0] - had[0], more[1] - had[1]) for more, had in shared)
-    return replace(row, left=_sum([row.left, beyond]))
+    beyond = total((more[0] - had[0], more[1] - had[1]) for more, had in shared)
+    return replace(row, left=total([row.left, beyond]))
 
 
-def _fewer(distinct: Pair, requested: Pair) -> str:
+def _fewer(distinct: Passes, requested: Passes) -> str:
     """How many times fewer forward passes are done than requested, and passes of both ways."""
     forward, both = (requested[0] / max(distinct[0], 1)), sum(requested) / max(sum(distinct), 1)
     return f"{forward:.1f} times fewer, {both:.1f} with backward passes"
@@ -165,7 +126,7 @@ def requested_line(plan: Plan, cost: Mapping[str, int], points: int) -> str:
     )
 
 
-def estimate(study: Study, store: Store | None) -> Estimate:
+def estimate(study: Study, store: Store | None) -> StudyCost:
     """The cost of a study. A search's trials are named, not counted: what they need is known once they are proposed."""
     decided = decisions(store, study)
     emulated = study.planner.facts.device == "cpu" and not has_bf16(torch.device("cpu"))
@@ -185,10 +146,10 @@ def estimate(study: Study, store: Store | None) -> Estimate:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines.append(_time_line(study, plan, rows))
-    return Estimate(rows, lines)
+    return StudyCost(rows, lines)
 
 
-def distinct_and_requested(studies: Sequence[Study]) -> tuple[Pair, Pair, int]:
+def distinct_and_requested(studies: Sequence[Study]) -> tuple[Passes, Passes, int]:
     """(distinct passes of several studies in one store, those requested cell by cell, cells)."""
     plans = [study.plan() for study in studies]
     points: dict[str, int] = {}
@@ -201,11 +162,11 @@ def distinct_and_requested(studies: Sequence[Study]) -> tuple[Pair, Pair, int]:
             owner[work.key] = study.planner
     works: list[Work] = list(merged_attacks(work for plan in plans for work in plan.attacks))
     works += merged(work for plan in plans for work in plan.outputs)
-    each = [(_Scope(owner[work.key], None, 0).cost(work), points[work.key]) for work in works]
+    each = [times(owner[work.key].costs.of(work), points[work.key]) for work in works]
     costs = [study.planner.cost(plan) for study, plan in zip(studies, plans, strict=True)]
     return (
-        _sum((forward * count, backward * count) for (forward, backward), count in each),
-        _sum((cost["naive_forward"], cost["naive_backward"]) for cost in costs),
+        total(each),
+        total((cost["naive_forward"], cost["naive_backward"]) for cost in costs),
         sum(len(plan.cells) for plan in plans),
     )
 
@@ -271,14 +232,14 @@ def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, f
     return [found[kind] for kind in alike]
 
 
-def _time_line(study: Study, plan: Plan, rows: Sequence[Row]) -> str:
+def _time_line(study: Study, plan: Plan, rows: Sequence[CostRow]) -> str:
     measured = _measured(study, plan.classifiers)
     mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
     training, *others = rows
     seconds = sum(
         work.cost[1] / each["train"] for work, each in zip(plan.classifiers, measured, strict=True) if work.cost[1]
     ) * (training.left[1] / training.planned[1] if training.planned[1] else 0)
-    forward, backward = _sum(row.left for row in others)
+    forward, backward = total(row.left for row in others)
     seconds += backward / mean["gradient"] + (forward - backward) / mean["forward"]
     cores = os.cpu_count() or 1
     done = "" if any(row.stored for row in rows) else " (nothing is stored yet)"

@@ -33,7 +33,7 @@ class Verdicts:
         found = {"in_ball": checks.in_ball(linf, float(cell.identity["epsilon"]))}
         if cell.inputs.attack is not None and not cell.members:
             found |= self._attack_findings(cell.inputs)
-        if cell.inputs.attack is None and cell.defense[0] == "none":
+        if cell.inputs.attack is None and cell.defense.name == "none":
             outputs = np.array(rows["probabilities"].to_pylist())
             self._of_classifier[cell.classifier] = {
                 "logits_not_probabilities": checks.logits_not_probabilities(outputs),

@@ -23,7 +23,7 @@ from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
-from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work, covers, widened
+from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
@@ -132,12 +132,12 @@ class Workbench:
                 continue
             stop = block.stop
             if block.start < limit and not all(
-                set(values) <= set(facts[name]) for name, values in covers(work).items()
+                set(values) <= set(facts[name]) for name, values in work.covers().items()
             ):
                 if stop > total:
                     self._cut(kind, work.key, block, total)
                     stop = total
-                again.append((widened(work, facts), block.start, stop))
+                again.append((work.widened(facts), block.start, stop))
             whole.append((block.start, stop))
         size = max(1, size // self.data.batch) * self.data.batch
         gaps = missing_ranges(whole, (0, limit), size)
@@ -336,7 +336,7 @@ class Workbench:
         self._spent = (0, 0)
         if isinstance(work, AttackWork):
             self.attack(work, start, stop)
-        else:
+        elif isinstance(work, OutputWork):
             self.outputs(work, start, stop)
         return Done(stop - start, *self._spent)
 
@@ -395,7 +395,7 @@ class Workbench:
         self._spent = self.passes.take()
         cost = zip(COST, (*self._spent, time.perf_counter() - began), strict=True)
         facts = {
-            **covers(work),
+            **work.covers(),
             "weights": self.weights(work.classifier),
             "device": self.data.device,
             **{name: round(spent + before.get(name, 0), 3) for name, spent in cost},

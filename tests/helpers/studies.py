@@ -50,7 +50,7 @@ class Tiny:
 
     def work(self, component: str | None = "gaussian_noise", *, attacked: bool = False, stop: int = 3) -> OutputWork:
         """The planned outputs of a component (None: of F itself) on the clean points or on an attack's."""
-        named = [w for w in self.plan.outputs if (w.component[0] if w.component else None) == component]
+        named = [w for w in self.plan.outputs if (w.component.name if w.component else None) == component]
         return next(w for w in named if bool(w.inputs.attack) == attacked and w.inputs.stop in (0, stop))
 
     def pool(self) -> SamplePool:
@@ -59,7 +59,7 @@ class Tiny:
 
     def cell(self, defense: str, *, attacked: bool, executions: int = 3) -> Cell:
         """A planned cell; the last of its kind (stop 3, the highest threshold), and no worst case."""
-        plain = [c for c in self.plan.cells if c.defense[0] == defense and not c.members]
+        plain = [c for c in self.plan.cells if c.defense.name == defense and not c.members]
         named = [c for c in plain if bool(c.inputs.attack) == attacked]
         return next(c for c in reversed(named) if defense == "none" or c.identity["executions"] == executions)
 

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 from helpers.sweeps import classifier, sweep
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.config import Options, TrainingOptions
 from mi_ray.parameters import Axis
+from mi_ray.plan.cost import Costs
 from mi_ray.plan.planner import Facts, Planner, product
 from mi_ray.plan.work import Cell, Check, Plan, united
 from mi_ray.store.keys import canonical, content_key
@@ -59,8 +61,8 @@ def keys(plan: Plan) -> Keys:
         found[f"own {place}"] = {work.key for work in at if work.component is None}
         found[f"outputs {place}"] = {work.key for work in at if work.component is not None}
         cells = [cell for cell in plan.cells if (cell.inputs.attack is None) == (place == "clean")]
-        found[f"none {place}"] = {cell.key for cell in cells if cell.defense[0] == "none"}
-        found[f"cells {place}"] = {cell.key for cell in cells if cell.defense[0] != "none"}
+        found[f"none {place}"] = {cell.key for cell in cells if cell.defense.name == "none"}
+        found[f"cells {place}"] = {cell.key for cell in cells if cell.defense.name != "none"}
     return found
 
 
@@ -187,7 +189,7 @@ def test_the_size_of_a_chunk_of_executions_is_part_of_the_outputs_keys() -> None
 def by_defense(plan: Plan) -> Mapping[str, set[str]]:
     found: dict[str, set[str]] = {}
     for cell in plan.cells:
-        found.setdefault(cell.defense[0], set()).add(cell.key)
+        found.setdefault(cell.defense.name, set()).add(cell.key)
     return found
 
 
@@ -305,7 +307,7 @@ def test_every_training_option_changes_what_a_classifier_is_trained_with(option:
     honest, published = planner(), planner(training_preset="as_published")
     settings = [
         {
-            "inner_labels": made.classifiers[0].objective[1]["inner_labels"],  # type: ignore[index]
+            "inner_labels": made.classifiers[0].objective.values["inner_labels"],  # type: ignore[index]
             "first_epoch_at_lower_rate": made.training_of(made.classifiers[0])["lr_drops"],
         }
         for made in (honest, published)
@@ -360,13 +362,13 @@ def test_numbers_of_executions_and_draws_are_asked_of_one_piece_of_work() -> Non
     plan = planned(defenses=[{"mi_ol": 0.5}], executions=[1, 5, 30], draws=2)
     component = [work for work in plan.outputs if work.component]
     assert [(work.executions, work.draws) for work in component] == [((1, 5, 30), 2)] * 2
-    assert [work.passes(5) for work in component] == [60, 60]
-    assert [work.passes(5) for work in plan.outputs if not work.component] == [1, 1]
+    assert [Costs(ATTACKS, 5).of(work) for work in component] == [(60, 0), (60, 0)]
+    assert [Costs(ATTACKS, 5).of(work) for work in plan.outputs if not work.component] == [(1, 0), (1, 0)]
 
 
 def test_the_detectors_own_number_of_executions_is_read_beside_the_fallbacks() -> None:
     plan = planned(defenses=[EVERY_DEFENSE[-1]], preset="as_published")
-    assert {work.component[0]: work.executions for work in plan.outputs if work.component} == {
+    assert {work.component.name: work.executions for work in plan.outputs if work.component} == {
         "mi_pl": (5,),
         "mi_ol": (15,),
     }
@@ -456,7 +458,7 @@ def test_training_is_counted_in_passes_over_whole_batches() -> None:
 
 
 def test_cells_carry_every_identity_column_as_canonical_text() -> None:
-    cell = next(c for c in planned().cells if c.defense[0] == "mi_combined" and c.inputs.attack)
+    cell = next(c for c in planned().cells if c.defense.name == "mi_combined" and c.inputs.attack)
     assert cell.identity["cell"] == cell.key
     assert cell.identity["attack_params"] == (
         '{"labels":"true","random_start":true,"restarts":1,"step_size":0.00784313725490196,"steps":2}'
@@ -646,8 +648,8 @@ def test_an_oblivious_attacks_key_depends_on_no_defense_pool_or_number_of_execut
 def test_adaptive_cells_are_of_the_setting_that_was_attacked_and_never_of_none() -> None:
     plan = planned(attacks=[*BOTH[:1], ON_MI_OL["attacks"][0]], checks="cheap")
     adaptive = [cell for cell in plan.cells if cell.identity["knowledge"] == "adaptive" and not cell.members]
-    settings = {(cell.defense[0], canonical(cell.defense[1])) for cell in plan.cells} - {("none", "{}")}
-    assert {(cell.defense[0], canonical(cell.defense[1])) for cell in adaptive} == settings
+    settings = {(cell.defense.name, canonical(cell.defense.values)) for cell in plan.cells} - {("none", "{}")}
+    assert {(cell.defense.name, canonical(cell.defense.values)) for cell in adaptive} == settings
     for cell in adaptive:
         assert cell.inputs.attack
         assert cell.inputs.attack.defense == cell.defense
@@ -658,7 +660,7 @@ def test_adaptive_cells_are_of_the_setting_that_was_attacked_and_never_of_none()
 
 def test_an_adaptive_attack_may_be_kept_to_some_defenses() -> None:
     plan = planned(attacks=[{**AVERAGED, "defenses": ["mi_pl", "mi_combined"]}], checks="cheap")
-    assert {work.defense[0] for work in plan.attacks if work.defense} == {"mi_pl", "mi_combined"}
+    assert {work.defense.name for work in plan.attacks if work.defense} == {"mi_pl", "mi_combined"}
     assert len(plan.attacks) == 2 * (1 + 3)  # N_A 1 and 5, mi_pl and three thresholds
 
 
@@ -683,7 +685,7 @@ TWO: dict[str, Any] = {
 def asked(plan: Plan) -> set[tuple[str, str, str]]:
     """(classifier, attack, defense with its parameters) of every cell but worst cases."""
     return {
-        (cell.identity["classifier"], cell.identity["attack"], cell.defense[0] + canonical(cell.defense[1]))
+        (cell.identity["classifier"], cell.identity["attack"], cell.defense.name + canonical(cell.defense.values))
         for cell in plan.cells
         if not cell.members
     }
@@ -730,7 +732,7 @@ def test_the_worst_case_is_over_all_attacks_of_one_epsilon_setting_and_number_of
     ]
     plan = planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], executions=[3, 5], checks="cheap")
     by_key = {cell.key: cell for cell in plan.cells}
-    found = {(c.defense[0], c.identity["epsilon"], c.identity["executions"]): c for c in worst(plan)}
+    found = {(c.defense.name, c.identity["epsilon"], c.identity["executions"]): c for c in worst(plan)}
     assert found.keys() == {
         ("none", 0.05, 1),
         ("none", 0.1, 1),
@@ -743,7 +745,7 @@ def test_the_worst_case_is_over_all_attacks_of_one_epsilon_setting_and_number_of
     }
     for (defense, epsilon, n), cell in found.items():
         members = [by_key[key] for key in cell.members]
-        assert {(m.defense[0], m.identity["epsilon"], m.identity["executions"]) for m in members} == {
+        assert {(m.defense.name, m.identity["epsilon"], m.identity["executions"]) for m in members} == {
             (defense, epsilon, n)
         }
         assert cell.identity["goal"] == "any"
@@ -771,7 +773,7 @@ def test_counterparts_are_clean_mixtures_with_the_samples_of_the_adversarial_inp
     plain, with_them = planned(**few), planned(**few, counterparts=True)
     assert [cell.key for cell in plain.cells] == [cell.key for cell in with_them.cells]
     for cell in with_them.cells:
-        mixes = cell.inputs.attack is not None and cell.defense[0] in ("mi_ol", "mi_combined")
+        mixes = cell.inputs.attack is not None and cell.defense.name in ("mi_ol", "mi_combined")
         assert len(cell.counterparts) == (len(cell.components) if mixes else 0)
         for (work, n), counterpart in zip(cell.components, cell.counterparts, strict=False):
             assert (counterpart.component, counterpart.executions) == (work.component, (n,))
@@ -866,7 +868,7 @@ def test_a_doubled_control_doubles_that_alone() -> None:
 def test_defenses_under_an_oblivious_attack_share_the_verdict_of_f() -> None:
     plan = planned(defenses=[{"mi_ol": 0.5}, {"gaussian_noise": 0.1}], executions=[1, 5])
     attacked = {cell.key for cell in plan.cells if cell.inputs.attack}
-    assert {check.judged.defense[0] for check in plan.checks} == {"none"}
+    assert {check.judged.defense.name for check in plan.checks} == {"none"}
     assert all(set(check.cells) == attacked for check in plan.checks)
     assert len(attacked) == 1 + 2 * 2
 
@@ -875,7 +877,7 @@ def test_an_adaptive_attack_is_judged_on_its_own_defense_at_the_largest_number_o
     plan = planned(**{**ON_MI_OL, "checks": "subset", "defenses": [{"mi_ol": [0.5, 0.6]}]}, executions=[1, 5])
     for check in plan.checks:
         judged = [cell for cell in plan.cells if cell.key in check.cells]
-        assert {canonical(cell.defense[1]) for cell in judged} == {canonical(check.judged.defense[1])}
+        assert {canonical(cell.defense.values) for cell in judged} == {canonical(check.judged.defense.values)}
         assert {cell.identity["executions"] for cell in judged} == {1, 5}
         assert check.judged.identity["executions"] == check.control.identity["executions"] == 5
         assert all(not cell.members for cell in judged)
@@ -932,7 +934,7 @@ def test_cost_of_checks_is_what_they_need_beyond_the_study() -> None:
     forward += 2 * 4  # epsilon 0 and twice epsilon
     forward += 100  # epsilon 0.5
     others = ("black_box_not_stronger", "random_noise_not_stronger")
-    forward += sum(made.passes(controls[name])[0] for name in others)  # type: ignore[arg-type]
+    forward += sum(made.costs.of(controls[name])[0] for name in others)  # type: ignore[arg-type]
     outputs = 7  # F once on the images of each control: 8 steps is one, 4 are the study's own
     assert cost["checks_forward"] == 20 * (forward + outputs)
     assert cost["checks_backward"] == 20 * ((8 - 4) + 2 * 4 + 2 * 4 + 100)
@@ -1003,7 +1005,7 @@ def test_a_cell_of_several_variants_is_there_once_and_names_them_all(each_option
         found = [work.key for work in getattr(plan, kind)]
         assert len(found) == len(set(found))
         assert set(found) == {work.key for own in apart.values() for work in getattr(own, kind)}
-    bare = [cell for cell in plan.cells if cell.defense[0] == "none" and cell.inputs.attack is None]
+    bare = [cell for cell in plan.cells if cell.defense.name == "none" and cell.inputs.attack is None]
     assert [cell.variants for cell in bare] == [tuple(apart)]
 
 
@@ -1073,7 +1075,7 @@ def test_executions_left_to_the_study_are_written_out() -> None:
 def test_the_papers_attack_is_made_on_mixtures_alone() -> None:
     attack = [{"averaged": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive"}]
     defenses = [{"mi_ol": {"lam": 0.5}}, {"gaussian_noise": {"sigma": 0.1}}]
-    attacked = {work.defense[0] for work in planned(attacks=attack, defenses=defenses).attacks if work.defense}
+    attacked = {work.defense.name for work in planned(attacks=attack, defenses=defenses).attacks if work.defense}
     assert attacked == {"mi_ol"}
 
 

@@ -344,7 +344,7 @@ def test_a_control_is_judged_as_random_where_the_defense_draws_and_nowhere_else(
     """By the defense, not by the counts: with one draw they look the same."""
     seen: dict[str, set[bool]] = {}
     for check in judged.plan.checks:
-        defense = check.judged.defense[0]
+        defense = check.judged.defense.name
 
         def noted(name: str, found: Any, classes: int, defense: str = defense) -> Finding:
             seen.setdefault(defense, set()).add(found.random)
