@@ -1,10 +1,14 @@
 """mi_ray: distributed sweeps of inference-time defenses against adversarial attacks.
 
-The Python interface; each name is imported when it is first used, so that reading records needs no torch.
+This is the Python interface. Each name is imported when it is first used, so that reading records needs no torch.
 """
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mi_ray.attacks import Attack
+    from mi_ray.defenses import Defense
 
 _WHERE = {
     "Classifier": "mi_ray.classifiers",
@@ -17,6 +21,10 @@ _WHERE = {
     "DefendedClassifier": "mi_ray.defenses",
     "predict": "mi_ray.defenses",
     "Attack": "mi_ray.attacks",
+    "run_sweep": "mi_ray.run",
+    "run_sweeps": "mi_ray.run",
+    "plan_sweep": "mi_ray.run",
+    "StudyResult": "mi_ray.run",
     "read_records": "mi_ray.store.read",
     "read_cells": "mi_ray.store.read",
 }
@@ -24,15 +32,21 @@ __all__ = list(_WHERE)
 __all__ += ["make_attack", "make_defense"]
 
 
-def make_defense(name: str, **parameters: Any) -> Any:
-    """A registered defense. Raises ValueError for an unknown name, or an unknown, missing or bad parameter."""
+def make_defense(name: str, **parameters: object) -> "Defense":
+    """A registered defense with these parameters.
+
+    Raises ValueError for an unknown name, and for an unknown, missing or bad parameter.
+    """
     from mi_ray.defenses import DEFENSES
 
     return DEFENSES.make(name, parameters)
 
 
-def make_attack(name: str, **parameters: Any) -> Any:
-    """A registered attack. Raises ValueError for an unknown name, or an unknown, missing or bad parameter."""
+def make_attack(name: str, **parameters: object) -> "Attack":
+    """A registered attack with these parameters.
+
+    Raises ValueError for an unknown name, and for an unknown, missing or bad parameter.
+    """
     from mi_ray.attacks import ATTACKS
 
     return ATTACKS.make(name, parameters)
@@ -41,7 +55,7 @@ def make_attack(name: str, **parameters: Any) -> Any:
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
-    raise AttributeError(f"mi_ray has no {name!r}; it has {', '.join(_WHERE)}")
+    raise AttributeError(f"mi_ray has no {name!r}; it has {', '.join(__all__)}")
 
 
 def __dir__() -> list[str]:

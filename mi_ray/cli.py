@@ -6,21 +6,19 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
-from mi_ray.config import Sweep
-from mi_ray.events import written_to
-from mi_ray.figures.draw import Drawn, draw, find_figure
 from mi_ray.progress import ctrl_c
+from mi_ray.run import StudyResult, Until, draw_figures, load_sweeps, plan_sweeps, run_sweeps
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.locks import lock_store, lock_study
-from mi_ray.store.manifest import is_finished, is_sealed, read_manifest, seal, seal_again, seal_figures, unseal
-from mi_ray.sweep_files import find_sweep, load_sweep, packaged_sweeps, parse_overrides, start_folder
+from mi_ray.store.locks import lock_store
+from mi_ray.store.manifest import is_sealed, seal_again, unseal
+from mi_ray.sweep_files import packaged_sweeps, parse_overrides, start_folder
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +35,7 @@ app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
-MANY_CELLS = 10_000  # with records in files of their own: reading them takes seconds from here on
+SHOWN = 20  # failures of a study that are printed; all of them are in its cells.parquet
 
 Files = Annotated[
     list[str], typer.Argument(help="Sweep files (YAML), or names that `mi-ray sweeps` lists.", metavar="FILE…")
@@ -64,125 +62,49 @@ Callback = Annotated[
 StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
 
 
-def _load(files: list[str], smoke: bool, overrides: list[str] | None, seed: int | None) -> list[Sweep]:
-    changes = parse_overrides(overrides or ())
-    sweeps = [load_sweep(file, smoke=smoke, overrides=changes, seed=seed) for file in files]
-    for file, sweep in zip(files, sweeps, strict=True):
-        if sweep.names_code:
-            _look_here(find_sweep(file).resolve().parent)
-    names = [sweep.name for sweep in sweeps]
-    if len(set(names)) != len(names):
-        raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
-    for figure in {name for sweep in sweeps for name in sweep.figures}:
-        find_figure(figure)
-    return sweeps
-
-
-def _look_here(*folders: Path) -> None:
-    """Let modules in these folders and in the current one be imported, after all that is installed.
-
-    Only where a file or an option names a person's own code: else a `torch.py` that lies in a folder would be run.
-    """
-    for folder in map(str, (Path.cwd(), *folders)):
-        if folder not in sys.path:
-            sys.path.append(folder)
-
-
-def _prepare(sweep: Sweep) -> Any:
-    from mi_ray.study.prepare import prepare
-
-    return prepare(sweep)
-
-
-def _options(*values: Any) -> dict[str, Any]:
-    """The options that every verb which computes takes, by name."""
-    names = ("out", "address", "smoke", "overrides", "seed", "log", "tensorboard", "callbacks")
-    return dict(zip(names, values, strict=True))
-
-
-def _run(files: list[str], until: Any, options: dict[str, Any]) -> None:
-    sweeps = _load(files, options["smoke"], options["overrides"], options["seed"])
-    if options["callbacks"]:
-        _look_here()
+def _run(
+    until: Until,
+    files: list[str],
+    out: str,
+    address: str | None,
+    smoke: bool,
+    set_: list[str] | None,
+    seed: int | None,
+    log: str | None,
+    tensorboard: str | None,
+    callbacks: list[str] | None,
+) -> None:
     began = time.perf_counter()
-    watched = {"tensorboard": options["tensorboard"], "callbacks": tuple(options["callbacks"] or ())}
     try:
-        with ctrl_c(exits=True), written_to(options["log"]):
-            failed = _run_all(sweeps, until, options["out"], options["address"], watched)
+        with ctrl_c(exits=True):
+            results = run_sweeps(
+                files,
+                out,
+                smoke=smoke,
+                set=parse_overrides(set_ or ()),
+                seed=seed,
+                address=address,
+                until=until,
+                progress=console,
+                log=log,
+                tensorboard=tensorboard,
+                callbacks=callbacks or (),
+                ended=_show_result,
+            )
     except KeyboardInterrupt:
         errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
         raise typer.Exit(130) from None
-    console.print(f"{time.perf_counter() - began:.1f} s in all", highlight=False)
-    if failed:
+    _say(f"{time.perf_counter() - began:.1f} s in all")
+    if not all(result.complete for result in results):
         raise typer.Exit(1)
 
 
-def _run_all(sweeps: list[Sweep], until: Any, out: str, address: str | None, watched: dict[str, Any]) -> bool:
-    """Run the studies that are not finished, in order; True when something failed."""
-    failed, todo = False, [sweep for sweep in sweeps if not is_finished(sweep, out)]
-    for sweep in sweeps:
-        if sweep not in todo:
-            console.print(f"{sweep.name}: finished already, nothing to compute", highlight=False)
-            if until == "sweep":
-                _show_study(Store(out), sweep.name)
-                console.print(f"  {out}/studies/{sweep.name}/figures/", highlight=False)
-    if todo:
-        studies = [_prepare(sweep) for sweep in todo]
-        store = Store(out, create=True)
-        from mi_ray.cluster import one_ray, run_study
-
-        with one_ray(), lock_store(store, _told):
-            for study in studies:
-                with lock_study(store, study.sweep.name, _told) as waited:
-                    if waited and is_finished(study.sweep, out):
-                        console.print(f"{study.sweep.name}: finished meanwhile, nothing to compute", highlight=False)
-                        continue
-                    outcome = run_study(study, store, address, console, until, watched)
-                    failed |= _report(store, out, study, outcome) if until == "sweep" else bool(outcome.failures)
-    return failed
+def _say(text: str) -> None:
+    console.print(text, highlight=False, markup=False)
 
 
-def _told(text: str) -> None:
-    console.print(text, style="yellow", highlight=False)
-
-
-def _report(store: Store, out: str, study: Any, outcome: Any) -> bool:
-    """Draw the figures and print what came out; True when a cell or a figure is not there."""
-    sweep = study.sweep
-    bad = [row for row in outcome.cells if row["state"] != "done"]
-    spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in outcome.seconds.items())
-    drawn = Drawn((), {})
-    if len(bad) < len(outcome.cells):
-        drawn = _draw(store, sweep)
-        _show_study(store, sweep.name)
-    if not bad:
-        seal(store, sweep, drawn=not drawn.failures)
-    _show_passes(store, sweep.name, outcome.counted)
-    if len(store.folders("records")) > MANY_CELLS:
-        console.print(
-            f"note: `mi-ray compact {out}` brings the records of so many cells into few files", highlight=False
-        )
-    console.print(
-        f"{sweep.name}: {len(outcome.cells) - len(bad)} of {len(outcome.cells)} cells ({spent})", highlight=False
-    )
-    for path in drawn.paths:
-        console.print(f"  {out}/{path}", highlight=False)
-    for row in bad[:20]:
-        what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
-        errors.print(f"{row['state']}: {what}: {row['cause']}", style="red", markup=False)
-    if len(bad) > 20:
-        errors.print(f"… and {len(bad) - 20} more cells; see cells.parquet", style="red")
-    if bad:
-        errors.print("the same command tries what is not done again, and nothing else", style="yellow")
-    return bool(bad or drawn.failures)
-
-
-def _draw(store: Store, sweep: Sweep) -> Drawn:
-    """Draw the figures of a study, and say which could not be drawn and why."""
-    drawn = draw(store, sweep.name, sweep.figures)
-    for name, cause in drawn.failures.items():
-        errors.print(f"figure {name} could not be drawn: {cause}", style="red", markup=False)
-    return drawn
+def _tell(text: str) -> None:
+    console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _show(parts: Iterable[RenderableType]) -> None:
@@ -190,18 +112,34 @@ def _show(parts: Iterable[RenderableType]) -> None:
         console.print(part)
 
 
-def _show_study(store: Store, study: str) -> None:
-    """What a study found: its frontiers and what its checks say."""
-    from mi_ray.figures.terminal import study_summary
-    from mi_ray.store.read import read_cells
+def _show_result(result: StudyResult) -> None:
+    """What a run left of a study: its frontiers and verdicts, its cost, its files, and what failed."""
+    if result.did != "computed":
+        what = "nothing to compute" if result.did == "nothing" else "its figures alone were drawn again"
+        _say(f"{result.name}: finished already, {what}")
+    if result.until == "sweep":
+        _show_study(result)
+    for what, cause in list(result.failures.items())[:SHOWN]:
+        errors.print(f"failed: {what}: {cause}", style="red", markup=False)
+    if len(result.failures) > SHOWN:
+        errors.print(f"… and {len(result.failures) - SHOWN} more failures; see cells.parquet", style="red")
+    if result.failures:
+        errors.print("the same command tries what is not done again, and nothing else", style="yellow")
 
-    _show(study_summary(read_cells(store, study)))
 
+def _show_study(result: StudyResult) -> None:
+    from mi_ray.figures.terminal import passes_summary, study_summary
 
-def _show_passes(store: Store, study: str, counted: dict[str, int]) -> None:
-    from mi_ray.figures.terminal import passes_summary
-
-    _show(passes_summary(read_manifest(store, study)["planned"], counted))
+    cells = result.cells
+    done = int((cells["state"] == "done").sum())
+    if done:
+        _show(study_summary(cells))
+    if result.did == "computed":
+        _show(passes_summary(result.planned, result.counted))
+        spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())
+        _say(f"{result.name}: {done} of {len(cells)} cells ({spent})")
+    for path in result.figures:
+        _say(f"  {path}")
 
 
 @app.command()
@@ -221,7 +159,7 @@ def sweep(
 
     Safe to stop at any time: the same command goes on where it was, and ends with the same rows.
     """
-    _run(files, "sweep", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
+    _run("sweep", files, out, address, smoke, set_, seed, log, tensorboard, callback)
 
 
 @app.command()
@@ -238,7 +176,7 @@ def train(
     verbose: Verbose = False,
 ) -> None:
     """Train the classifiers of each study that are not in the store yet (Ray Train)."""
-    _run(files, "train", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
+    _run("train", files, out, address, smoke, set_, seed, log, tensorboard, callback)
 
 
 @app.command()
@@ -255,7 +193,7 @@ def attack(
     verbose: Verbose = False,
 ) -> None:
     """Craft the adversarial examples of each study that are not in the store yet, and train what they need."""
-    _run(files, "attack", _options(out, address, smoke, set_, seed, log, tensorboard, callback))
+    _run("attack", files, out, address, smoke, set_, seed, log, tensorboard, callback)
 
 
 @app.command()
@@ -269,21 +207,15 @@ def figures(
 ) -> None:
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
     failed = False
-    for loaded in _load(files, smoke, set_, seed):
-        store = Store(out)
-        drawn = _draw(store, loaded)
-        seal_figures(store, loaded, drawn.paths, drawn=not drawn.failures)
-        failed |= bool(drawn.failures)
+    for loaded in load_sweeps(files, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed):
+        drawn = draw_figures(loaded, out)
         for path in drawn.paths:
-            console.print(f"{out}/{path}", highlight=False)
+            _say(f"{out}/{path}")
+        for name, cause in drawn.failures.items():
+            errors.print(f"failed: figure {name}: {cause}", style="red", markup=False)
+            failed = True
     if failed:
         raise typer.Exit(1)
-
-
-def _occupied(out: str) -> bool:
-    """Whether there is something where the store is to be."""
-    place = Path(out)
-    return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
 @app.command()
@@ -296,18 +228,15 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
-    sweeps = _load(files, smoke, set_, seed)
+    plans, together = plan_sweeps(files, out, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed)
     from mi_ray.figures.terminal import plan_table
-    from mi_ray.study.estimate import estimate, together
 
-    studies = [_prepare(loaded) for loaded in sweeps]
-    for study in studies:
-        found = estimate(study, Store(out) if _occupied(out) else None)
-        console.print(plan_table(f"{study.sweep.name} ({out})", found.rows))
+    for found in plans:
+        console.print(plan_table(f"{found.study} ({out})", found.rows))
         for line in found.lines:
             console.print(line, highlight=False)
-    if len(studies) > 1:
-        console.print(together(studies), highlight=False)
+    if len(plans) > 1:
+        console.print(together, highlight=False)
 
 
 @app.command()
@@ -406,7 +335,7 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
     from mi_ray.store.compact import compact as bring
 
     opened = Store(store)
-    with lock_store(opened, _told, alone=True):
+    with lock_store(opened, _tell, alone=True):
         sealed = [study for study in opened.folders("studies") if is_sealed(opened, study)]
         with stage("compact", len(opened.folders("records")), "cells", console) as shown:
             done, left = bring(opened, shown.advance)
@@ -469,11 +398,11 @@ def list_(
 ) -> None:
     """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
     from mi_ray.data import SOURCES
-    from mi_ray.parameters import default_of, load_plugins, plain
+    from mi_ray.parameters import default_of, load_plugins, look_in, plain
     from mi_ray.study.prepare import METHODS
 
     if plugin:
-        _look_here()
+        look_in(Path.cwd())
     load_plugins(plugin or ())
     for registry in (SOURCES, METHODS.architectures, METHODS.objectives, METHODS.attacks, METHODS.defenses):
         console.print(f"\n[bold]{registry.noun}[/]")

@@ -24,6 +24,7 @@ from PIL import Image
 
 import mi_ray.cli
 import mi_ray.study.estimate
+import mi_ray.study.prepare
 from mi_ray.store.blocks import MARKER, Store
 from mi_ray.store.manifest import seal
 from mi_ray.store.read import write_cells
@@ -475,7 +476,7 @@ def test_an_interrupt_ends_with_130_and_says_how_to_go_on(
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(mi_ray.cli, "_prepare", interrupted)
+    monkeypatch.setattr(mi_ray.study.prepare, "prepare", interrupted)
     code, _, err = run("sweep", save(tmp_path))
     assert code == 130
     assert "the same command goes on" in err
@@ -486,7 +487,7 @@ def test_a_full_disk_is_one_message_and_exit_code_1(run: Run, tmp_path: Path, mo
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(mi_ray.cli, "_prepare", full)
+    monkeypatch.setattr(mi_ray.study.prepare, "prepare", full)
     code, _, err = run("sweep", save(tmp_path))
     assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "No space left on device" in err

@@ -38,8 +38,15 @@ class CostRow:
 
 @dataclass(frozen=True)
 class StudyCost:
-    """What a study costs. rows: each kind of work. lines: what follows from them, in words."""
+    """What a study would compute and what that costs.
 
+    study: its name. cells, points: how many cells it has, and on how many points each is reported. rows: each kind of
+    distinct work. lines: what follows from them, in words.
+    """
+
+    study: str
+    cells: int
+    points: int
     rows: list[CostRow]
     lines: list[str]
 
@@ -146,7 +153,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines.append(_time_line(study, plan, rows))
-    return StudyCost(rows, lines)
+    return StudyCost(study.sweep.name, len(plan.cells), study.sweep.points.count, rows, lines)
 
 
 def distinct_and_requested(studies: Sequence[Study]) -> tuple[Passes, Passes, int]:

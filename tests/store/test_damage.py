@@ -302,7 +302,7 @@ def test_a_second_sweep_of_a_study_waits_says_for_whom_and_then_finds_it_finishe
     said = capsys.readouterr().out
     assert said.startswith(f"tiny: waiting for process {first.pid} on ")
     assert str(results) in said.splitlines()[0]
-    assert "tiny: finished meanwhile, nothing to compute" in said
+    assert "tiny: finished already, nothing to compute" in said
     assert code == 0
     assert not list(results.glob(".*"))
 

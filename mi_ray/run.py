@@ -1,0 +1,304 @@
+"""A sweep from its file to its figures, called from Python; the command line calls the same functions."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from rich.console import Console
+
+from mi_ray.config import Sweep
+from mi_ray.events import written_to
+from mi_ray.figures.draw import Drawn, draw, find_figure
+from mi_ray.parameters import look_in
+from mi_ray.progress import ctrl_c
+from mi_ray.store.blocks import Store
+from mi_ray.store.locks import lock_store, lock_study
+from mi_ray.store.manifest import read_manifest, seal, seal_figures, study_state
+from mi_ray.sweep_files import Source, find_sweep, load_sweep
+
+if TYPE_CHECKING:  # What takes seconds to import is imported by the functions that need it.
+    import pandas as pd
+
+    from mi_ray.cluster.runner import Outcome
+    from mi_ray.study.estimate import StudyCost
+    from mi_ray.study.prepare import Study
+
+Until = Literal["train", "attack", "sweep"]
+Did = Literal["computed", "drew", "nothing"]
+MANY_CELLS = 10_000  # with records in files of their own: reading them takes seconds from here on
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a run left of one study, and what it spent on it.
+
+    name: the study's name; that of a smoke run ends in "-smoke". out: its store. until: the stage that was asked for.
+    did: "computed"; "drew", where only its figures had to be drawn again; "nothing", where it was finished already.
+    figures: the files of its figures and tables. failures: the cause by what failed: trainings, attacks, cells, figures.
+    seconds: by stage. planned, counted: passes as planned for an empty store and as made in this run, by stage and
+    direction.
+    """
+
+    name: str
+    out: str
+    until: Until
+    did: Did
+    figures: Sequence[str]
+    failures: Mapping[str, str]
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    planned: Mapping[str, int] = field(default_factory=dict)
+    counted: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """Whether all that was asked for is there: every cell and figure, or every result up to an earlier stage."""
+        return not self.failures
+
+    @property
+    def cells(self) -> "pd.DataFrame":
+        """One row per cell, as in cells.parquet. Raises ValueError where no run has come as far as the cells."""
+        from mi_ray.store.read import read_cells
+
+        return read_cells(self.out, self.name)
+
+    def records(self, filters: object = None) -> "pd.DataFrame":
+        """One row per cell and point. filters: as `mi_ray.read_records` takes them."""
+        from mi_ray.store.read import read_records
+
+        return read_records(self.out, self.name, filters)
+
+
+def run_sweep(
+    source: Source,
+    out: str | Path = "results",
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+    address: str | None = None,
+    until: Until = "sweep",
+    progress: bool | Console = True,
+    log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    callbacks: Sequence[str] = (),
+) -> StudyResult:
+    """Do all that is missing of a study, and draw its figures: what `mi-ray sweep` does.
+
+    source: a sweep file, the name of a packaged sweep such as "quickstart", or what a file would hold, as a mapping.
+    out: the store, a folder or a URI. smoke: run the sweep's own small variant. set: values by dotted key, such as
+    {"points.count": 100}. seed: replaces the sweep's. address: a Ray cluster, "auto" or host:port; a local Ray when left
+    out. until: "train" and "attack" end after that stage. progress: False is silent, a console is written to. log: a
+    file for events, as JSON lines. tensorboard: a folder for curves. callbacks: Ray Tune callbacks, each as
+    "package.module:factory".
+
+    Work that fails is in the result's `failures`, and the same call tries it again. Raises ValueError for a bad sweep or
+    option before any work. A run that ends early, by an exception or a Ctrl-C, is continued by the same call.
+    """
+    (result,) = run_sweeps(
+        [source],
+        out,
+        smoke=smoke,
+        set=set,
+        seed=seed,
+        address=address,
+        until=until,
+        progress=progress,
+        log=log,
+        tensorboard=tensorboard,
+        callbacks=callbacks,
+    )
+    return result
+
+
+def run_sweeps(
+    sources: Sequence[Source],
+    out: str | Path = "results",
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+    address: str | None = None,
+    until: Until = "sweep",
+    progress: bool | Console = True,
+    log: str | Path | None = None,
+    tensorboard: str | Path | None = None,
+    callbacks: Sequence[str] = (),
+    ended: Callable[[StudyResult], None] | None = None,
+) -> list[StudyResult]:
+    """Run several studies, one after another, on one Ray and in one store; `run_sweep` says what the arguments mean.
+
+    Every sweep is read and planned before the first one is run. ended: is handed each study's result at its end.
+    """
+    sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
+    if callbacks:
+        look_in(Path.cwd())
+    console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True)
+    watched = {"tensorboard": None if tensorboard is None else str(tensorboard), "callbacks": tuple(callbacks)}
+    runs = _Runs(str(out), address, until, console, watched)
+    results = []
+    with ctrl_c(), written_to(log):
+        for result in runs.each(sweeps):
+            results.append(result)
+            if ended is not None:
+                ended(result)
+    return results
+
+
+def plan_sweep(
+    source: Source,
+    out: str | Path = "results",
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+) -> "StudyCost":
+    """What a study would compute, what of it is stored, and what the rest costs: what `mi-ray plan` shows.
+
+    The arguments are those of `run_sweep`. Nothing is written. Raises ValueError for a bad sweep or option.
+    """
+    return plan_sweeps([source], out, smoke=smoke, set=set, seed=seed)[0][0]
+
+
+def plan_sweeps(
+    sources: Sequence[Source],
+    out: str | Path = "results",
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+) -> tuple[list["StudyCost"], str]:
+    """The plan of each of several studies, and one line on what they cost together in one store."""
+    sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
+    from mi_ray.study.estimate import estimate, together
+    from mi_ray.study.prepare import prepare
+
+    store = Store(out) if _occupied(str(out)) else None
+    studies = [prepare(sweep) for sweep in sweeps]
+    return [estimate(study, store) for study in studies], together(studies)
+
+
+def draw_figures(sweep: Sweep, out: str | Path = "results") -> Drawn:
+    """Draw a stored study's figures and tables again: what `mi-ray figures` does. Nothing else is computed."""
+    store = Store(out)
+    drawn = draw(store, sweep.name, sweep.figures)
+    seal_figures(store, sweep, drawn.paths, drawn=not drawn.failures)
+    return drawn
+
+
+def load_sweeps(
+    sources: Sequence[Source],
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+) -> list[Sweep]:
+    """Read the sweeps of one command, and let the code that they name be found beside their files.
+
+    Raises ValueError for a bad sweep, for two of one name, and for a figure that nobody knows.
+    """
+    sweeps = [load_sweep(source, smoke=smoke, overrides=set, seed=seed) for source in sources]
+    names = [sweep.name for sweep in sweeps]
+    if len({*names}) != len(names):
+        raise ValueError(f"the studies of one command must have different names; got {', '.join(names)}")
+    for source, sweep in zip(sources, sweeps, strict=True):
+        if sweep.names_code:
+            beside = [] if isinstance(source, Mapping) else [find_sweep(source).resolve().parent]
+            look_in(Path.cwd(), *beside)
+    for figure in {name for sweep in sweeps for name in sweep.figures}:
+        find_figure(figure)
+    return sweeps
+
+
+def _occupied(out: str) -> bool:
+    """Whether there is something in the place where the store is to be."""
+    place = Path(out)
+    return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Where and how the studies of one call run."""
+
+    out: str
+    address: str | None
+    until: Until
+    console: Console
+    watched: Mapping[str, object]
+
+    def each(self, sweeps: Sequence[Sweep]) -> Iterator[StudyResult]:
+        """Run the studies that have something left to do; the results of finished ones come first."""
+        states = {sweep.name: study_state(sweep, self.out) for sweep in sweeps}
+        left = []
+        for sweep in sweeps:
+            if states[sweep.name] == "finished":
+                yield self._finished(sweep)
+            elif states[sweep.name] == "figures" and self.until == "sweep":
+                drawn = draw_figures(sweep, self.out)
+                yield self._result(sweep, "drew", drawn.paths, _undrawn(drawn))
+            else:
+                left.append(sweep)
+        if left:
+            yield from self._computed(left)
+
+    def _computed(self, sweeps: Sequence[Sweep]) -> Iterator[StudyResult]:
+        """Prepare all of the studies, so that a mistake in any of them is told before there is any work; run each."""
+        from mi_ray.cluster import one_ray
+        from mi_ray.study.prepare import prepare
+
+        studies = [prepare(sweep) for sweep in sweeps]
+        store = Store(self.out, create=True)
+        with one_ray(), lock_store(store, self._tell):
+            for study in studies:
+                with lock_study(store, study.sweep.name, self._tell) as waited:
+                    # Another run, which was waited for, may have finished it.
+                    finished = waited and study_state(study.sweep, self.out) == "finished"
+                    result = self._finished(study.sweep) if finished else self._run(store, study)
+                yield result
+
+    def _run(self, store: Store, study: "Study") -> StudyResult:
+        from mi_ray.cluster import run_study
+
+        sweep = study.sweep
+        outcome: Outcome = run_study(study, store, self.address, self.console, self.until, self.watched)
+        if self.until != "sweep":
+            return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
+        drawn, done = Drawn((), {}), [row["state"] == "done" for row in outcome.cells]
+        if any(done):
+            drawn = draw(store, sweep.name, sweep.figures)
+        if all(done):
+            seal(store, sweep, drawn=not drawn.failures)
+        if len(store.folders("records")) > MANY_CELLS:
+            self._tell(f"note: `mi-ray compact {self.out}` brings the records of so many cells into few files")
+        failures = {**_failures(outcome), **_undrawn(drawn)}
+        planned = read_manifest(store, sweep.name)["planned"]
+        spent = {"seconds": outcome.seconds, "planned": planned, "counted": outcome.counted}
+        return self._result(sweep, "computed", drawn.paths, failures, **spent)
+
+    def _finished(self, sweep: Sweep) -> StudyResult:
+        drawn = sorted(Store(self.out).files(f"studies/{sweep.name}/figures"))
+        return self._result(sweep, "nothing", drawn, {})
+
+    def _result(
+        self, sweep: Sweep, did: Did, paths: Sequence[str], failures: Mapping[str, str], **spent: Mapping[str, Any]
+    ) -> StudyResult:
+        files = tuple(f"{self.out}/{path}" for path in paths)
+        return StudyResult(sweep.name, self.out, self.until, did, files, failures, **spent)
+
+    def _tell(self, text: str) -> None:
+        self.console.print(text, style="yellow", highlight=False)
+
+
+def _failures(outcome: "Outcome") -> dict[str, str]:
+    """The cause by what failed: the trainings, then the cells, or the works of a run that did not come to cells."""
+    told = [text for text in outcome.failures.values() if not outcome.cells or text.startswith("training ")]
+    found = dict(text.split(": ", 1) for text in told)  # The runner notes "training NAME: CAUSE".
+    for row in outcome.cells:
+        if row["state"] != "done":
+            what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
+            found[what] = row["cause"] or f"the cell is {row['state']}"
+    return found
+
+
+def _undrawn(drawn: Drawn) -> dict[str, str]:
+    return {f"figure {name}": cause for name, cause in drawn.failures.items()}

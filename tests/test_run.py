@@ -1,0 +1,183 @@
+"""A sweep run from Python: what the result says, what is drawn, what fails and what is left alone. No Ray is started."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.studies import DEFENSE_GRID, TINY, Tiny, derived, finish, tiny
+from helpers.sweeps import document
+
+import mi_ray
+import mi_ray.cluster
+from mi_ray.run import run_sweeps
+from mi_ray.store.blocks import Store
+from mi_ray.store.manifest import study_state
+from mi_ray.study.prepare import Study
+from mi_ray.sweep_files import load_sweep
+
+SWEEP = document(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+FIGURE = """
+def make(store, study):
+    path = f'studies/{study}/figures/own.txt'
+    store.write_bytes(path, b'x')
+    return [path]
+"""
+FAILURES = dict[str, str]()  # what the run in the place of Ray notes as failed
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    """A finished study; read only. None of its figures are drawn."""
+    one = tiny(tmp_path_factory.mktemp("run"), defenses=DEFENSE_GRID[:1])
+    finish(one)
+    return one
+
+
+@pytest.fixture
+def out(original: Tiny, tmp_path: Path) -> str:
+    """A copy of the finished study's store."""
+    return str(shutil.copytree(original.store.root, tmp_path / "results"))
+
+
+@pytest.fixture
+def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """In the place of Ray: a run that finds everything in the store. Returns (study, stage) of each that was started."""
+    runs = list[tuple[str, str]]()
+
+    def run_study(study: Study, store: Store, address: Any, console: Any, until: str, watched: Any) -> Any:
+        runs.append((study.sweep.name, until))
+        console.print("progress")
+        one = tiny(store.root, defenses=DEFENSE_GRID[:1])
+        rows = derived(one) if until == "sweep" else []
+        if rows:
+            finish(one)
+        return SimpleNamespace(cells=rows, failures=dict(FAILURES), seconds={"attack": 1.0}, counted={"x": 1})
+
+    monkeypatch.setattr(mi_ray.cluster, "run_study", run_study)
+    FAILURES.clear()
+    return runs
+
+
+def test_a_finished_study_is_handed_back_with_its_rows(out: str, computed: Any, original: Tiny, capsys: Any) -> None:
+    result = mi_ray.run_sweep(SWEEP, out, progress=False)
+    assert (result.name, result.out, result.did, result.complete) == ("tiny", out, "nothing", True)
+    assert (dict(result.failures), computed) == ({}, [])
+    assert len(result.cells) == len(original.plan.cells)
+    assert len(result.records()) == 60 * len(original.plan.cells)
+    assert set(result.records([("defense", "==", "none")])["defense"]) == {"none"}
+    assert capsys.readouterr() == ("", "")
+
+
+def test_what_is_missing_is_computed_its_figures_are_drawn_and_the_study_is_sealed(
+    out: str, computed: Any, capsys: Any
+) -> None:
+    result = mi_ray.run_sweep(SWEEP, out, set={"seed": 1}, progress=False)
+    assert computed == [("tiny", "sweep")]
+    assert (result.did, result.complete, result.seconds, result.counted) == (
+        "computed",
+        True,
+        {"attack": 1.0},
+        {"x": 1},
+    )
+    assert {Path(path).suffix for path in result.figures} >= {".png", ".pdf", ".md"}
+    assert all(Path(path).is_file() for path in result.figures)
+    assert result.planned["attack_forward"] > 0
+    assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "finished"
+    assert capsys.readouterr() == ("", "")
+
+
+def test_progress_is_printed_unless_it_is_silenced(out: str, computed: Any, capsys: Any) -> None:
+    mi_ray.run_sweep(SWEEP, out, seed=1, until="train")
+    assert capsys.readouterr().out == "progress\n"
+
+
+def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
+    out: str, computed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    (tmp_path / "own_figures").mkdir()
+    (tmp_path / "own_figures/good.py").write_text(FIGURE)
+    (tmp_path / "own_figures/bad.py").write_text("def make(store, study):\n    raise ZeroDivisionError('no bars')\n")
+    changed = {"figures": ["own_figures.bad", "own_figures.good"]}
+    result = mi_ray.run_sweep(SWEEP, out, set=changed)
+    assert (result.did, result.complete, computed) == ("drew", False, [])
+    assert dict(result.failures) == {"figure own_figures.bad": "ZeroDivisionError: no bars"}
+    assert result.figures == (f"{out}/studies/tiny/figures/own.txt",)
+    (tmp_path / "own_figures/bad.py").write_text(FIGURE)
+    sys.modules.pop("own_figures.bad")
+    again = mi_ray.run_sweep(SWEEP, out, set=changed)
+    assert (again.did, again.complete, computed) == ("drew", True, [])
+    assert mi_ray.run_sweep(SWEEP, out, set=changed).did == "nothing"
+
+
+def test_cells_and_trainings_that_failed_are_in_the_result_with_their_causes(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FAILURES["key"] = "training f: out of memory: 3 GiB"
+    fake = mi_ray.cluster.run_study
+
+    def some_fail(*arguments: Any) -> Any:
+        outcome = fake(*arguments)
+        outcome.cells[0] |= {"state": "failed", "cause": "a cause"}
+        outcome.cells[1] |= {"state": "missing", "cause": None}
+        return outcome
+
+    monkeypatch.setattr(mi_ray.cluster, "run_study", some_fail)
+    result = mi_ray.run_sweep(SWEEP, out, seed=1)
+    assert not result.complete
+    assert result.failures["training f"] == "out of memory: 3 GiB"
+    assert {"a cause", "the cell is missing"} <= set(result.failures.values())
+    assert study_state(load_sweep(SWEEP, seed=1), out) == "open"
+
+
+def test_an_earlier_stage_tells_what_failed_in_it(out: str, computed: Any) -> None:
+    FAILURES["key"] = "attack on f: a cause"
+    result = mi_ray.run_sweep(SWEEP, out, seed=1, until="attack")
+    assert (dict(result.failures), result.complete, result.figures) == ({"attack on f": "a cause"}, False, ())
+
+
+def test_several_studies_are_read_before_any_is_run_and_told_as_they_end(out: str, computed: Any) -> None:
+    other = {**SWEEP, "name": "other"}
+    with pytest.raises(ValueError, match="unknown attack 'fgsm_x'"):
+        run_sweeps([SWEEP, {**other, "attacks": [{"fgsm_x": {}, "epsilon": 0.1}]}], out, seed=1)
+    with pytest.raises(ValueError, match="must have different names; got tiny, tiny"):
+        run_sweeps([SWEEP, SWEEP], out)
+    assert computed == []
+    ended = list[str]()
+    results = run_sweeps([other, SWEEP], out, until="train", progress=False, ended=lambda one: ended.append(one.name))
+    assert ended == [one.name for one in results] == ["tiny", "other"]  # the finished one comes first
+    assert computed == [("other", "train")]
+
+
+def test_a_plan_says_what_there_is_and_what_is_stored(
+    out: str, original: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mi_ray.study.estimate
+
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    plan = mi_ray.plan_sweep(SWEEP, out)
+    assert (plan.study, plan.cells, plan.points) == ("tiny", len(original.plan.cells), 60)
+    assert {row.name: (row.pieces, row.stored) for row in plan.rows}["train"] == (1, 1)
+    assert any("of one core" in line for line in plan.lines)
+    empty = mi_ray.plan_sweep(SWEEP, Path(out).parent / "nowhere", set={"points.count": 30, "points.selection": 0})
+    assert (empty.points, sum(row.stored for row in empty.rows)) == (30, 0)
+    assert not (Path(out).parent / "nowhere").exists()
+
+
+def test_a_finished_study_is_recognised_without_anything_heavy(out: str, computed: Any, tmp_path: Path) -> None:
+    code = (
+        "import json, sys, mi_ray\n"
+        "result = mi_ray.run_sweep(json.loads(sys.argv[1]), sys.argv[2])\n"
+        "print(result.did, [name for name in ('torch', 'ray', 'pandas', 'matplotlib', 'scipy') if name in sys.modules])\n"
+    )
+    mi_ray.run_sweep(SWEEP, out)  # draws its figures
+    done = subprocess.run(
+        [sys.executable, "-c", code, json.dumps(SWEEP), out], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout == "nothing []\n"
