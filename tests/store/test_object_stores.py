@@ -8,16 +8,19 @@ import threading
 import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import boto3
 import pyarrow as pa
 import pytest
+import yaml
 from helpers.commands import TINY as STUDY
 from helpers.commands import assert_same_rows, command, sorted_rows
 from helpers.commands import rows as rows_of
 from helpers.studies import ONE_GRID, TINY, Tiny, finish, problems_in, tiny
+from helpers.sweeps import document
 
 import mi_ray.cli
 import mi_ray.store.files
@@ -55,6 +58,15 @@ class S3:
         """Every object of the bucket that is no folder's mark."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket)
         return {found["Key"] for page in pages for found in page.get("Contents", []) if not found["Key"].endswith("/")}
+
+    def put(self, store: Store) -> None:
+        """Copy a local store into the place of ours."""
+
+        def copied(path: str) -> None:
+            self.client.put_object(Bucket=self.bucket, Key=f"deep/results/{path}", Body=store.read_bytes(path))
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(copied, store.files("")))
 
     def unfinished_uploads(self) -> list[Any]:
         """Uploads in parts that were begun and neither completed nor given up."""
@@ -158,8 +170,10 @@ def test_a_request_is_made_again_until_it_is_answered_or_asking_is_of_no_use(mon
 
 
 def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, original: Tiny, run: Any) -> None:
+    s3.put(original.store)
     one = tiny(s3.uri, **ONE_GRID)
     work = one.plan.attacks[0]
+    one.store.remove(f"adversarial/{work.key}")
     one.bench.compute(work, 0, 20)
     before = s3.objects()
     s3.faults(share=1.0, kinds=["403"], path="adversarial")
@@ -177,11 +191,8 @@ def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, original: Tiny
     assert run("check", s3.uri)[0] == 0
 
 
-def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, run: Any, tmp_path: Path) -> None:
-    import yaml
-    from helpers.sweeps import document
-
-    finish(tiny(s3.uri, **ONE_GRID))
+def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, original: Tiny, run: Any, tmp_path: Path) -> None:
+    s3.put(original.store)
     (tmp_path / "sweep.yaml").write_text(yaml.safe_dump(document(**{**TINY, **ONE_GRID})))
     before = rows(s3.uri)
     assert "complete" in run("status", s3.uri)[1]
@@ -202,7 +213,7 @@ def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, run: Any, t
 
 
 def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, original: Tiny, run: Any) -> None:
-    finish(tiny(s3.uri, **ONE_GRID))
+    s3.put(original.store)
     store = Store(s3.uri)
     s3.faults(share=0.1, seed=2)
     compact(store)
@@ -257,7 +268,7 @@ def test_an_object_that_is_replaced_while_it_is_read_is_read_again_and_a_damaged
 
 
 def test_no_file_and_no_message_holds_the_credentials(s3: S3, run: Any) -> None:
-    finish(tiny(s3.uri, **ONE_GRID))
+    finish(tiny(s3.uri, **ONE_GRID, points={"count": 20}, executions=1, draws=1))
     said = [text for verb in ("status", "check", "gc") for text in run(verb, s3.uri)[1:]]
     s3.faults(share=1.0, kinds=["403"])
     said += run("status", s3.uri)[1:]
