@@ -7,8 +7,10 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from helpers.frames import cell, failed
+from matplotlib.figure import Figure
 
 from mi_ray.figures import fig3b, frontier_table
+from mi_ray.figures.common import cross_out
 from mi_ray.store.schemas import CELLS
 
 
@@ -111,3 +113,10 @@ def test_further_attacks_are_named_as_not_shown(cells: pd.DataFrame) -> None:
     more = cells[cells["attack"] == "pgd"].assign(goal="targeted", cell=lambda frame: frame["cell"] + "t")
     _, note = fig3b.describe(fig3b.facts(pd.concat([cells, more], ignore_index=True)))
     assert "1 further attacks of the study are not shown" in note
+
+
+def test_a_point_whose_cell_failed_a_check_is_crossed_out_and_no_other() -> None:
+    axes = Figure().subplots()
+    cross_out(axes, [1.0, 2.0], [3.0, 4.0], pd.DataFrame({"verdict": ["passed", "failed"]}))
+    (crosses,) = axes.collections
+    assert crosses.get_offsets().tolist() == [[2.0, 4.0]]
