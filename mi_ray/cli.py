@@ -251,16 +251,16 @@ def status(
     With --watch it ends when every study has ended (exit code 1 where one is not complete), or on Ctrl-C.
     """
     from mi_ray.figures.terminal import states_table
-    from mi_ray.store.manifest import study_states
+    from mi_ray.store.manifest import overviews
 
     opened = Store(store)
     if not watch:
-        console.print(states_table(study_states(opened)))
+        console.print(states_table(overviews(opened)))
         return
     ended = False
     with contextlib.suppress(KeyboardInterrupt), Live(console=console, auto_refresh=False) as live:
         while not ended:
-            found = study_states(opened)
+            found = overviews(opened)
             live.update(states_table(found), refresh=True)
             ended = bool(found) and all(state[1] in ("complete", "incomplete") for state in found)
             if not ended:

@@ -127,7 +127,7 @@ def plan_table(title: str, works: Iterable[PlannedWork]) -> Table:
 
 
 def states_table(states: Iterable[Sequence[str]]) -> Table:
-    """How far each study of a store is. states: as `mi_ray.store.manifest.study_states` gives them."""
+    """How far each study of a store is. states: as `mi_ray.store.manifest.overviews` gives them."""
     shown = _table(None, "Study", "State", right=("Cells", "Done", "Failed", "Missing"))
     shown.add_column("Written")
     for state in states:

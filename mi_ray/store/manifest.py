@@ -107,11 +107,6 @@ def study_state(sweep: Sweep, out: str) -> Literal["finished", "figures", "open"
         return "open"
 
 
-def is_finished(sweep: Sweep, out: str) -> bool:
-    """Whether nothing at all is left to do of a sweep; see `study_state`."""
-    return study_state(sweep, out) == "finished"
-
-
 def fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's rows came from, and so of no figure.
 
@@ -293,7 +288,7 @@ class Overview(NamedTuple):
     written: str = ""
 
 
-def study_states(store: Store) -> list[Overview]:
+def overviews(store: Store) -> list[Overview]:
     """How far each study of a store is.
 
     While a study runs, its state counts the pieces of its plan whose folders are there. A study whose own files cannot

@@ -11,7 +11,7 @@ from helpers.studies import Tiny, problems_in
 
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
-from mi_ray.store.manifest import study_states, unreferenced
+from mi_ray.store.manifest import overviews, unreferenced
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS, SCHEMAS
 from mi_ray.study.report import mark
@@ -242,18 +242,18 @@ def test_nothing_is_collected_while_a_studys_manifest_cannot_be_read(store: Stor
         store.write_bytes("studies/tiny/manifest.json", content)
     with pytest.raises(ValueError, match=r"studies/tiny/manifest.json must"):
         unreferenced(store)
-    assert [state[:2] for state in study_states(store)] == [("tiny", "damaged")]
+    assert [state[:2] for state in overviews(store)] == [("tiny", "damaged")]
 
 
 def test_states_count_cells_and_pieces(store: Store, original: Tiny) -> None:
     cells = len(original.plan.cells)
-    ((name, state, *counts, written),) = study_states(store)
+    ((name, state, *counts, written),) = overviews(store)
     assert (name, state, counts) == ("tiny", "complete", [str(cells), str(cells), "0", "0"])
     assert written.startswith("20")
     mark(store, original.study, original.plan, "running")
     store.remove(f"outputs/{key_of(original, 'outputs')}")
     outputs = len(original.plan.outputs)
-    ((_, state, *_),) = study_states(store)
+    ((_, state, *_),) = overviews(store)
     assert state == f"running: classifiers 1/1, adversarial 1/1, outputs {outputs - 1}/{outputs}"
 
 
@@ -262,9 +262,9 @@ def test_states_of_failed_and_missing_cells(store: Store) -> None:
     for row, state in zip(cells, ("failed", "missing", "missing"), strict=False):
         row["state"] = state
     write_cells(store, "tiny", cells)
-    ((_, _, total, done, failed, missing, _),) = study_states(store)
+    ((_, _, total, done, failed, missing, _),) = overviews(store)
     assert (int(total), int(done), failed, missing) == (len(cells), len(cells) - 3, "1", "2")
-    assert study_states(Store(Path(store.root) / "new", create=True)) == []
+    assert overviews(Store(Path(store.root) / "new", create=True)) == []
 
 
 def test_nothing_is_collected_while_a_search_is_not_finished(store: Store, original: Tiny) -> None:

@@ -18,7 +18,7 @@ from mi_ray.store.check import check_store
 from mi_ray.store.compact import compact, discard, drop_records
 from mi_ray.store.compact import finish as finish_compaction
 from mi_ray.store.files import DamagedFileError, Files
-from mi_ray.store.manifest import is_finished, is_sealed, seal_again, unreferenced
+from mi_ray.store.manifest import is_sealed, seal_again, study_state, unreferenced
 from mi_ray.store.read import read_records
 from mi_ray.store.schemas import RECORDS
 
@@ -309,13 +309,13 @@ def test_a_compacted_study_stays_sealed_and_a_lost_part_breaks_the_seal(store: S
     from helpers.sweeps import sweep
 
     own = sweep(**{**TINY, **ONE_GRID})
-    assert is_finished(own, store.root)
+    assert study_state(own, store.root) == "finished"
     compact(store)
-    assert not is_finished(own, store.root)
+    assert study_state(own, store.root) == "open"
     seal_again(store, "tiny")
-    assert is_finished(own, store.root)
+    assert study_state(own, store.root) == "finished"
     store.remove(next(iter(store.files(PUBLISHED))))
-    assert not is_finished(own, store.root)
+    assert study_state(own, store.root) == "open"
 
 
 def test_rows_are_found_when_the_files_are_compacted_while_they_are_read(

@@ -18,7 +18,6 @@ from mi_ray.store.manifest import (
     figures_fingerprint,
     fingerprint,
     inventory,
-    is_finished,
     is_sealed,
     seal,
     seal_figures,
@@ -42,7 +41,7 @@ def same(**changes: Any) -> Sweep:
 
 
 def test_a_finished_study_is_recognised(store: Store) -> None:
-    assert is_finished(same(), store.root)
+    assert study_state(same(), store.root) == "finished"
 
 
 @pytest.mark.parametrize(
@@ -56,7 +55,7 @@ def test_a_finished_study_is_recognised(store: Store) -> None:
     ],
 )
 def test_another_sweep_is_not_taken_for_it(store: Store, changes: dict[str, Any]) -> None:
-    assert not is_finished(same(**changes), store.root)
+    assert study_state(same(**changes), store.root) == "open"
 
 
 @pytest.mark.parametrize("kind", ["classifiers", "adversarial", "outputs", "records"])
@@ -64,16 +63,16 @@ def test_a_lost_or_shortened_file_is_noticed(store: Store, kind: str) -> None:
     path = Path(store.root) / next(iter(store.files(kind)))
     content = path.read_bytes()
     path.write_bytes(content[:-1])
-    assert not is_finished(same(), store.root)
+    assert study_state(same(), store.root) == "open"
     path.write_bytes(content)
-    assert is_finished(same(), store.root)
+    assert study_state(same(), store.root) == "finished"
     path.unlink()
-    assert not is_finished(same(), store.root)
+    assert study_state(same(), store.root) == "open"
 
 
 def test_results_of_other_studies_do_not_matter(store: Store) -> None:
     store.write_bytes("outputs/foreign/points-00000-00020.parquet", b"x")
-    assert is_finished(same(), store.root)
+    assert study_state(same(), store.root) == "finished"
 
 
 def test_what_is_incomplete_running_or_unreadable_is_not_finished(store: Store, tmp_path: Path) -> None:
@@ -88,10 +87,10 @@ def test_what_is_incomplete_running_or_unreadable_is_not_finished(store: Store, 
         [],
     ):
         store.write_json(path, changed)
-        assert not is_finished(same(), store.root)
+        assert study_state(same(), store.root) == "open"
     store.write_bytes(path, b"{")
-    assert not is_finished(same(), store.root)
-    assert not is_finished(same(), str(tmp_path / "nowhere"))
+    assert study_state(same(), store.root) == "open"
+    assert study_state(same(), str(tmp_path / "nowhere")) == "open"
     assert not (tmp_path / "nowhere").exists()
 
 

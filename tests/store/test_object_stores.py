@@ -27,7 +27,7 @@ import mi_ray.store.files
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.compact import compact
 from mi_ray.store.files import DamagedFileError, Files, StorageError, beside, refuse_credentials, scratch_of
-from mi_ray.store.manifest import study_states, unreferenced
+from mi_ray.store.manifest import overviews, unreferenced
 from mi_ray.store.read import read_records
 from mi_ray.store.schemas import TRAINING
 
@@ -341,7 +341,7 @@ def test_what_pyarrow_does_not_know_goes_through_fsspec(original: Tiny) -> None:
     finish(tiny(uri, **ONE_GRID))
     assert rows(uri) == rows(original.store)
     assert problems_in(Store(uri)) == []
-    assert [state[:2] for state in study_states(Store(uri))] == [("tiny", "complete")]
+    assert [state[:2] for state in overviews(Store(uri))] == [("tiny", "complete")]
     compact(Store(uri))
     assert rows(uri) == rows(original.store)
     with pytest.raises(ValueError, match="must be behind a protocol that is installed"):
