@@ -1,4 +1,7 @@
-"""What a person reads of a store: a study's cells and its records as pandas frames, filtered before they are loaded."""
+"""What a person reads of a store: a study's cells and its records as pandas frames, filtered before they are loaded.
+
+`write_cells` stands beside `read_cells`, so that one file knows where cells.parquet is.
+"""
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,15 +26,13 @@ Condition = tuple[str, str, object]  # (column, operator, value), as pyarrow wri
 Filters: TypeAlias = pc.Expression | list[Condition] | list[list[Condition]] | None
 
 
-def _study_path(study: str, name: str) -> str:
-    return f"studies/{study}/{name}"
+def _cells_path(study: str) -> str:
+    return f"studies/{study}/cells.parquet"
 
 
 def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Write a study's cells.parquet."""
-    store.write_table(
-        _study_path(study, "cells.parquet"), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS)
-    )
+    store.write_table(_cells_path(study), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
 
 
 def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFrame:
@@ -44,7 +45,7 @@ def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFr
     studies = opened.folders("studies") if study is None else [study]
     frames = []
     for name in studies:
-        path = _study_path(name, "cells.parquet")
+        path = _cells_path(name)
         if study is not None or opened.exists(path):
             frames.append(cells_table(opened, name).to_pandas().assign(study=name))
     return pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
@@ -52,7 +53,7 @@ def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFr
 
 def cells_table(store: Store, study: str) -> pa.Table:
     """A study's cells.parquet. Raises ValueError when there is none, and DamagedFileError when it is damaged."""
-    path = _study_path(study, "cells.parquet")
+    path = _cells_path(study)
     if not store.exists(path):
         known = ", ".join(store.folders("studies")) or "none"
         raise ValueError(f"study {study!r} must be in {store.uri}; known: {known}")

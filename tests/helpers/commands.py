@@ -1,4 +1,4 @@
-"""TODO."""
+"""A tiny study as the real command line runs it, and how rows of two runs are compared."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""TODO."""
+"""Rows of cells.parquet made by hand, for tests of what is drawn and said of them."""
 
 import json
 from typing import Any

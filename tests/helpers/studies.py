@@ -1,4 +1,4 @@
-"""TODO."""
+"""A small study made without Ray: its classifier is untrained, its blocks are computed in this very process."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""TODO."""
+"""The smallest whole sweep, with parts of it replaced."""
 
 import copy
 from typing import Any
