@@ -133,8 +133,8 @@ class TrainingOptions(Strict):
     )
     first_epoch_at_lower_rate: Literal["drop", "drop_minus_one"] = Field(
         "drop",
-        description="The first epoch at a lower learning rate, counted from 0: the one that `lr_drops` names (100 and 150 "
-        "of 200), or the one before it (99 and 149).",
+        description="The first epochs at a lower learning rate, counted from 0, where `lr_drops` leaves them out: one half "
+        "and three quarters of all (100 and 150 of 200), or the ones before them (99 and 149).",
     )
 
 
@@ -201,7 +201,9 @@ class Training(Strict):
         None,
         description="The epochs at which the rate falls tenfold; when left out, one half and three quarters of `epochs`.",
     )
-    warmup: int = Field(0, ge=0, description="Epochs over which the rate rises to `lr`, a step at a time.")
+    warmup: int = Field(
+        0, ge=0, description="Epochs before the first one at `lr`; the rate rises over them, an epoch at a time."
+    )
     flip: bool = Field(True, description="Whether images are flipped horizontally, each with probability 1/2.")
     crop_padding: int = Field(
         4, ge=0, description="Pixels of zero padding from which a crop of the image's own size is drawn; 0 is no crop."
@@ -222,6 +224,7 @@ class ClassifierEntry(Strict):
         None,
         ge=0,
         lt=2**63,
+        title="a whole number below 2^63",
         description="The seed of its initial weights and of its training; the sweep's when left out.",
     )
     factory: str | None = Field(
@@ -281,10 +284,14 @@ class AttackEntry(Strict):
     )
     epsilon: Annotated[
         tuple[Annotated[float, BeforeValidator(_epsilon)], ...], BeforeValidator(_listed), Field(min_length=1)
-    ] = Field(description="The radius of the ball around each image in the max norm, in [0, 1] pixels, or several.")
+    ] = Field(
+        title="a number, or a list",
+        description="The radius of the ball around each image in the max norm, in [0, 1] pixels.",
+    )
     goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
         ("untargeted",),
-        description="Whether any wrong label is a success or one drawn target is, `untargeted`, `targeted` or both.",
+        title="`untargeted`, `targeted`, or both",
+        description="Whether any wrong label is a success, or one target that is drawn for each point.",
     )
     knowledge: Knowledge = Field(
         "oblivious",
@@ -396,7 +403,8 @@ class BlockResources(Strict):
     memory_budget: Annotated[int | None, BeforeValidator(_bytes)] = Field(
         None,
         ge=1,
-        description="Bytes, also as in `2 GiB`, that a block's batches in flight may take; `auto` goes by what is free. It "
+        title="`auto`, bytes, or text such as `2 GiB`",
+        description="Bytes that a block's batches in flight may take; by what is free when left out. It "
         "decides how many batches there are at once, and never their shape.",
     )
 
@@ -442,7 +450,9 @@ class Sweep(Strict):
         None, description="The preset of the options of training alone; the same one when left out."
     )
     options: dict[str, Any] = Field({}, description="Single options (docs/methods.md) that differ from the preset.")
-    seed: int = Field(0, ge=0, lt=2**63, description="The seed of everything random.")
+    seed: int = Field(
+        0, ge=0, lt=2**63, title="a whole number below 2^63", description="The seed of everything random."
+    )
     dataset: MethodField = Field(
         Method("digits", {}), description="The images and labels; `mi-ray list` names all kinds of datasets."
     )
@@ -455,16 +465,22 @@ class Sweep(Strict):
     attacks: tuple[AttackEntry, ...] = Field(min_length=1, description="The attacks.")
     defenses: tuple[DefenseEntry, ...] = Field(min_length=1, description="The defenses.")
     executions: Annotated[Counts | None, BeforeValidator(_listed_if_any)] = Field(
-        None, description="N of Alg. 1 or a list of several, read off one run; the options decide when left out."
+        None,
+        title="a whole number, or a list",
+        description="N of Alg. 1; a list is read off one run. The options decide when left out.",
     )
     draws: int | None = Field(
         None, ge=1, description="Independent draws of N executions for each point; the option when left out."
     )
     search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = Field(
-        None, description="`grid` evaluates every setting, `{optuna: {…}}` searches among them for the frontier."
+        None,
+        title="`grid`, or `optuna` with a mapping",
+        description="Whether every setting is evaluated, as when left out, or Optuna searches among them for the frontier.",
     )
     checks: Annotated[Checks, BeforeValidator(_checks)] = Field(
-        Checks(), description="What is spent on judging the attacks: `cheap`, `subset` or `full`, or a mapping."
+        Checks(),
+        title="`cheap`, `subset`, `full`, or a mapping",
+        description="What is spent on judging the attacks; `subset` when left out.",
     )
     variants: Literal["each_option"] | dict[str, dict[str, Any]] = Field(
         {},

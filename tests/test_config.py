@@ -5,9 +5,11 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers.documents import SECTIONS, documents, keys_table, presets_table
 from helpers.sweeps import ONE_CLASSIFIER, classifier, document, sweep
 
-from mi_ray.config import PRESETS, Options, Sweep, TrainingOptions
+import mi_ray.config
+from mi_ray.config import PRESETS, Options, Points, Strict, Sweep, TrainingOptions
 from mi_ray.sweep_files import load_sweep, parse_overrides
 
 
@@ -412,3 +414,36 @@ def test_each_option_of_the_published_preset_itself_leaves_nothing_to_switch() -
 def test_named_variants_change_the_studys_own_options() -> None:
     found = sweep(options={"eight_bit": True}, variants={"v": {"draws": 1}}).resolved_variants()
     assert found == {"": Options(eight_bit=True), "v": Options(eight_bit=True, draws=1)}
+
+
+MODELS = (*SECTIONS.values(), Options, TrainingOptions)
+
+
+def test_every_mapping_of_a_sweep_file_has_a_section_and_every_key_a_sentence() -> None:
+    assert {
+        model for model in vars(mi_ray.config).values() if isinstance(model, type) and issubclass(model, Strict)
+    } == {
+        Strict,
+        *MODELS,
+    }
+    for model in MODELS:
+        for name, field in model.model_fields.items():
+            told = str(field.description)
+            assert told.endswith(".") and told.lstrip("`")[0].isalpha(), f"{model.__name__}.{name}: {told}"
+
+
+def test_the_documents_hold_the_tables_that_the_fields_say() -> None:
+    for path, text in documents():
+        assert path.read_text(encoding="utf-8") == text, (
+            f"PYTHONPATH=tests python -m helpers.documents writes {path.name}"
+        )
+
+
+def test_a_documented_key_has_its_values_its_default_and_its_meaning() -> None:
+    table = keys_table(Points).splitlines()
+    assert (
+        "| `count` | a whole number at least 1 | `1000` | The number of images, at most the size of the test split. |"
+        in table
+    )
+    assert table[-1].startswith("| `order` | `drawn`, `first` |  | Whether ")
+    assert "| `draws` | `3` | `1` | Independent draws of N executions for each point. |" in presets_table()
