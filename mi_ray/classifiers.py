@@ -1,4 +1,4 @@
-"""Classifiers F: architectures, normalisation inside, reading and writing, and a fast form for evaluation."""
+"""Classifiers F that normalise their own input: their architectures, how they are stored, and a fast form for evaluation."""
 
 import copy
 import hashlib
@@ -25,7 +25,8 @@ from mi_ray.parameters import Parameterized, Registry, integer
 from mi_ray.store.files import Files
 
 Precision = Literal["fp32", "bf16"]
-CompileMode = Literal["default", "reduce-overhead"]  # torch.compile's: kernels fused; and CUDA graphs besides
+# Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
+CompileMode = Literal["default", "reduce-overhead"]
 
 
 class Classifier(nn.Module):
@@ -51,7 +52,7 @@ class Classifier(nn.Module):
         self.description: dict[str, Any] = dict(description or {})
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.autocast: torch.dtype | None = None  # set by `prepared`
+        self.autocast: torch.dtype | None = None  # The type to which `prepared` has each pass cast.
         self.passes = Passes()
         self.exact: Sequence[Classifier] = ()  # this one in fp32, where it is in less; not a part, so no module of it
         self.compiled = False
@@ -101,7 +102,7 @@ class Architecture(Parameterized):
 
     @abstractmethod
     def build(self, classes: int) -> nn.Module:
-        """A freshly initialised network for 3-channel images, from torch's global generator."""
+        """A network for images of 3 channels, with initial weights that torch's global generator draws."""
 
 
 ARCHITECTURES: Registry[Architecture] = Registry("architecture")
@@ -220,7 +221,10 @@ class CnnSmall(Architecture):
 
 
 def load_factory(factory: str) -> Any:
-    """The callable that `package.module:function` names. Runs the user's own code; raises ValueError if absent."""
+    """The callable that `package.module:function` names; importing it runs the user's own code.
+
+    Raises ValueError when there is no such module or callable.
+    """
     module_name, _, function = factory.partition(":")
     try:
         return getattr(importlib.import_module(module_name), function)
@@ -229,7 +233,10 @@ def load_factory(factory: str) -> Any:
 
 
 def build_classifier(description: Mapping[str, Any]) -> Classifier:
-    """A classifier from its description: {architecture or factory, arguments, classes, mean, std}; fresh weights."""
+    """A classifier with initial weights, built from the description that `save_classifier` writes.
+
+    description: architecture or factory, arguments, classes, mean and std.
+    """
     d = description
     if d.get("factory"):
         network = load_factory(d["factory"])(**d["arguments"])
@@ -333,7 +340,10 @@ def prepared(
 
 
 def _compile(fast: Classifier, mode: CompileMode) -> None:
-    """Compile in place. Each shape of each classifier is compiled: a silent return to eager mode would change rows."""
+    """Compile a classifier in place, anew for each shape of its input.
+
+    Past its limits torch.compile goes back to eager mode without a word, which would change rows, so the limits are raised.
+    """
     import torch._dynamo
 
     torch._dynamo.config.recompile_limit = 256
@@ -344,7 +354,7 @@ def _compile(fast: Classifier, mode: CompileMode) -> None:
 
 
 def _specialise(fast: Classifier, device: torch.device, precision: Precision) -> None:
-    """Fold, channels_last and bfloat16, in place."""
+    """Fold the batch norms, and bring the weights into channels_last and the precision, in place."""
     for module in list(fast.modules()):
         if type(module) is nn.Sequential:
             _fold(module)

@@ -52,7 +52,7 @@ class Dataset:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of everything in both splits: the data's part of every content key."""
+        """SHA-256 of all images and labels of both splits, by which content keys tell datasets apart."""
         digest = hashlib.sha256(f"{self.classes}".encode())
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(f"{array.shape}{array.dtype}".encode())
@@ -75,7 +75,7 @@ def flip_and_crop(
 ) -> Shaped[Tensor, "*S C H W"]:
     """Training augmentation, batched: a crop of the zero-padded image and a horizontal flip with probability 1/2.
 
-    u: unit uniforms, three an image (row, column, flip). One gather; no image is looped over.
+    u: three unit uniforms an image, for its row, its column and its flip.
     """
     height, width = images.shape[-2:]
     shift = (u[..., :2] * (2 * padding + 1)).long() - padding

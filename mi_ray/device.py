@@ -22,7 +22,7 @@ class Passes:
         self._backward: list[int] = []
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
-        """A copy of a classifier counts its own."""
+        """A copy of a classifier counts its own passes from zero."""
         return Passes()
 
     def watch(self, images: Tensor) -> Callable[[Tensor], Tensor]:
@@ -47,8 +47,8 @@ class Passes:
 def keep_memory() -> None:
     """Let this process keep the memory that it frees, in place of giving it back to the system at once.
 
-    An activation is some megabytes: glibc maps such a block anew each time, and the system clears every page of it
-    again. Does nothing where the C library is another.
+    An activation takes some megabytes. glibc asks the system for such a block each time, and the system then clears every
+    page of it. With another C library than glibc this function does nothing.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -60,7 +60,7 @@ def keep_memory() -> None:
 
 
 def on_device(values: Any, device: torch.device) -> Tensor:
-    """A tensor or array on the device. To a GPU by pinned memory, so that nothing waits for what the GPU still does."""
+    """A tensor or array on the device; it reaches a GPU through pinned memory, without waiting until the GPU is idle."""
     tensor = torch.as_tensor(values)
     if device.type != "cuda":
         return tensor.to(device)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 _LOG = logging.getLogger("mi_ray.events")
-_LOG.propagate = False  # a console is for people
+_LOG.propagate = False  # These lines are for machines, and would else reach the console through the root logger.
 _LOG.addHandler(logging.NullHandler())
 _ABOUT: dict[str, Any] = {}
 
@@ -22,7 +22,7 @@ class JsonLines(logging.Formatter):
     """A record of `event` as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line; values that are no JSON are written as text."""
+        """The line of a record; a value that JSON cannot hold is written as text."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         facts = getattr(record, "facts", {})
         line = {"time": f"{at}.{int(record.msecs):03d}Z", "event": record.getMessage(), **facts}

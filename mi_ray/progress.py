@@ -39,7 +39,7 @@ class _Rate(ProgressColumn):
 
 
 class _CtrlC:
-    """How often Ctrl-C was pressed, how many stages are open, and whether a second press ends the process."""
+    """What the process knows of Ctrl-C: how often it was pressed, how many stages are open, and what a second press does."""
 
     presses = 0
     open = 0
@@ -103,7 +103,7 @@ class Stage:
             self._bar.start()
 
     def advance(self, count: int) -> None:
-        """Count units as done and show it."""
+        """Count some more units as done, and show how many are."""
         self.done += count
         raise_if_stopped()
         if self._bar is not None:
@@ -129,7 +129,7 @@ class Stage:
 
 @contextmanager
 def stage(name: str, total: int, unit: str, console: Console) -> Iterator[Stage]:
-    """A stage that is closed whatever happens."""
+    """Open a stage for a block of code, and close it also when the block fails."""
     running = Stage(name, total, unit, console)
     _CtrlC.open += 1
     try:

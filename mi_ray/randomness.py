@@ -1,4 +1,4 @@
-"""Keyed randomness: what happens to a point depends on who asks and on the point alone.
+"""Keyed randomness: the random numbers of a point depend on the point and on what they are for, and on nothing else.
 
 Every number comes from a stream keyed by (seed, purpose, family, draw, restart, step, chunk, call, point), never by
 the worker, the block or the order. Draws are unit uniforms and normals; a hyperparameter scales them afterwards, so
@@ -19,9 +19,9 @@ _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: maps neighbouring points to fa
 
 @dataclass(frozen=True)
 class Key:
-    """Who draws: the study's seed, the purpose ("evaluate", "attack", …), the method's family, and which time.
+    """What random numbers are for: the study's seed, a purpose ("evaluate", "attack", …), a family of methods, and a time.
 
-    draw: which independent repetition of N executions; restart, step: where an attack stands.
+    draw: which of the independent repetitions of N executions it is; restart, step: where in its run an attack is.
     """
 
     seed: int
@@ -32,7 +32,7 @@ class Key:
     step: int = 0
 
     def at(self, **changes: int | str) -> "Key":
-        """The same key with some parts changed."""
+        """A key that differs from this one in the given parts."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
 

@@ -81,7 +81,7 @@ class SamplePool:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the pool's content and manner: its part of content keys."""
+        """SHA-256 of the pool's images, labels and options, by which content keys tell pools apart."""
         digest = hashlib.sha256(f"{self.augmented}{self.foreign}{self.classes}{list(self.images.shape)}".encode())
         digest.update(self.images.cpu().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().tobytes())
@@ -128,7 +128,7 @@ class SamplePool:
 
 
 def without(images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.NDArray[Any]) -> tuple[Any, Any, int]:
-    """(images, labels, number left out): the split less exact copies of evaluated points. All uint8 NHWC."""
+    """Leave out of a split every exact copy of an evaluated point: (images, labels, number left out); uint8 NHWC."""
     taken = set(image_hashes(_as_uint8(evaluated)))
     keep = np.array([image not in taken for image in image_hashes(_as_uint8(images))])
     return images[keep], labels[keep], int((~keep).sum())
