@@ -3,8 +3,8 @@
 python analysis/epsilon_curve.py STORE STUDY
 """
 
-from mi_ray.figures.common import script
 from mi_ray.figures.epsilon_curve import make
+from mi_ray.figures.script import script
 
 if __name__ == "__main__":
     script(make)

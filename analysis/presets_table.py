@@ -3,8 +3,8 @@
 python analysis/presets_table.py STORE STUDY
 """
 
-from mi_ray.figures.common import script
 from mi_ray.figures.presets_table import make
+from mi_ray.figures.script import script
 
 if __name__ == "__main__":
     script(make)

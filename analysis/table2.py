@@ -3,7 +3,7 @@
 python analysis/table2.py STORE STUDY
 """
 
-from mi_ray.figures.common import script
+from mi_ray.figures.script import script
 from mi_ray.figures.table2 import make
 
 if __name__ == "__main__":

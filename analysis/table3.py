@@ -3,7 +3,7 @@
 python analysis/table3.py STORE STUDY
 """
 
-from mi_ray.figures.common import script
+from mi_ray.figures.script import script
 from mi_ray.figures.table3 import make
 
 if __name__ == "__main__":

@@ -128,12 +128,13 @@ def _show_result(result: StudyResult) -> None:
 
 
 def _show_study(result: StudyResult) -> None:
+    from mi_ray.figures.reading import read_study
     from mi_ray.figures.terminal import passes_summary, study_summary
 
-    cells = result.cells
+    cells, names = read_study(Store(result.out), result.name)
     done = int((cells["state"] == "done").sum())
     if done:
-        _show(study_summary(cells))
+        _show(study_summary(cells, names))
     if result.did == "computed":
         _show(passes_summary(result.planned, result.counted))
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in result.seconds.items())

@@ -10,7 +10,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -18,19 +17,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.common import (
-    attack_label,
-    checks_note,
-    finished,
-    framed,
-    label,
-    records_of,
-    save_drawing,
-    styled,
-)
+from mi_ray.figures.names import Names
+from mi_ray.figures.panels import Style, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import mean_interval
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 Array = npt.NDArray[np.float64]
 DEFENSES = ("mi_pl", "mi_ol")
@@ -70,8 +62,8 @@ def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int)
     for (classifier, defense, lam), found in settings.items():
         for subset in SUBSETS:
             chosen = found if subset == "all" else found[found["eq2"]]
-            for curve, (k, _) in CURVES.items() if len(chosen) else ():
-                mean = mean_interval(chosen[curve])
+            for name, (k, _) in CURVES.items() if len(chosen) else ():
+                mean = mean_interval(chosen[name])
                 rows.append(
                     {
                         "classifier": classifier,
@@ -79,7 +71,7 @@ def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int)
                         "lam": lam,
                         "subset": subset,
                         "points": len(chosen),
-                        "curve": curve,
+                        "curve": name,
                         "value": mean.value,
                         "low": mean.low,
                         "high": mean.high,
@@ -108,12 +100,14 @@ def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int, draw
     )
 
 
-def settings_of(store: Store, study: str) -> tuple[dict[tuple[str, str, float], pd.DataFrame], pd.DataFrame, int]:
-    """(what `facts` takes, the cells, the number of classes) of the reported points of a study's first attack.
+def settings_of(
+    store: Store, cells: pd.DataFrame
+) -> tuple[dict[tuple[str, str, float], pd.DataFrame], pd.DataFrame, int]:
+    """(what `facts` takes, the cells, the number of classes) of the reported points under a study's first attack.
 
-    Raises ValueError when the study has no such cells, or no counterparts.
+    cells: rows of cells.parquet of the study. Raises ValueError when the study has no such cells, or no counterparts.
     """
-    own = finished(read_cells(store, study), NEEDS)
+    own = finished(cells, NEEDS)
     clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
     attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne("worst_case")]
     attacked = attacked[attacked["executions"] == attacked["executions"].max()]
@@ -139,31 +133,23 @@ def settings_of(store: Store, study: str) -> tuple[dict[tuple[str, str, float], 
 
 def _panel(axes: Axes, rows: pd.DataFrame) -> None:
     axes.axhline(0, color="#888888", lw=0.8)
-    for curve, (k, what) in CURVES.items():
-        line = rows[rows["curve"] == curve]
-        style: dict[str, Any] = (
-            {"ls": "-", "marker": "o"} if what == "F" else {"ls": "-", "marker": "^", "mfc": "white"}
-        )
-        axes.fill_between(line["lam"], line["low"], line["high"], color=TINTS[k], alpha=0.15, lw=0)
-        axes.plot(line["lam"], line["value"], color=TINTS[k], ms=4, lw=1.3, **style)
+    for name, (k, what) in CURVES.items():
+        line = rows[rows["curve"] == name]
+        curve(axes, line["lam"], line, ("value", "low", "high"), _style(k, what))
         if what == "G":
-            axes.plot(line["lam"], line["condition"], color=TINTS[k], ls="--", lw=1.1)
+            alone: Style = {"marker": "_", "ms": 14} if len(line) == 1 else {}  # a line needs two points
+            axes.plot(line["lam"], line["condition"], color=TINTS[k], ls="--", lw=1.1, **alone)
+
+
+def _style(k: str, what: str) -> Style:
+    filled = TINTS[k] if what == "F" else "white"
+    return {"color": TINTS[k], "marker": "o" if what == "F" else "^", "mfc": filled, "ms": 4, "lw": 1.3}
 
 
 def _handles() -> list[Line2D]:
-    names = {"y": "y", "pred": r"\hat{y}"}
+    labels = {"y": "y", "pred": r"\hat{y}"}
     handles = [
-        Line2D(
-            [],
-            [],
-            color=TINTS[k],
-            lw=1.3,
-            ms=4,
-            marker="o" if what == "F" else "^",
-            mfc=TINTS[k] if what == "F" else "white",
-            label=rf"$\Delta {what}_{{{names[k]}}}$",
-        )
-        for k, what in CURVES.values()
+        Line2D([], [], label=rf"$\Delta {what}_{{{labels[k]}}}$", **_style(k, what)) for k, what in CURVES.values()
     ]
     return [
         *handles,
@@ -172,18 +158,18 @@ def _handles() -> list[Line2D]:
     ]
 
 
-def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`: a row of panels for each classifier and subset of points, a column for each defense."""
     defenses = [name for name in DEFENSES if name in set(table["defense"])]
     rows = list(table[["classifier", "subset"]].drop_duplicates().itertuples(index=False, name=None))
-    size = (1.0 + 2.9 * len(defenses), 1.3 + 2.3 * len(rows))
-    figure, panels = plt.subplots(len(rows), len(defenses), figsize=size, squeeze=False, sharex=True, sharey=True)
+    figure = Figure(figsize=(1.0 + 2.9 * len(defenses), 1.3 + 2.3 * len(rows)))
+    panels = figure.subplots(len(rows), len(defenses), squeeze=False, sharex=True, sharey=True)
     for line, (classifier, subset) in zip(panels, rows, strict=True):
         group = table[(table["classifier"] == classifier) & (table["subset"] == subset)]
         for axes, defense in zip(line, defenses, strict=True):
             _panel(axes, group[group["defense"] == defense])
             axes.set_title(
-                f"{classifier} + {label(defense)}, {group['points'].iloc[0]} {SUBSETS[subset]}", fontsize=8.5
+                f"{classifier} + {names.defense(defense)}, {group['points'].iloc[0]} {SUBSETS[subset]}", fontsize=8.5
             )
         line[0].set_ylabel("change of probability")
     for axes in panels[-1]:
@@ -192,17 +178,17 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
     return figure
 
 
-def describe(cells: pd.DataFrame) -> tuple[str, str]:
+def describe(cells: pd.DataFrame, names: Names) -> tuple[str, str]:
     """(title, note): the threat, how the bands are made, and what the checks say."""
     note = "bands: 95 % over points; Eq. 2: clean image classified right, adversarial one wrong"
-    title = f"{cells['dataset'].iloc[0]}: {attack_label(cells.iloc[0])}"
-    return title, "\n".join(part for part in (note, checks_note(cells)) if part)
+    return f"{cells['dataset'].iloc[0]}: {names.threat(cells.iloc[0])}", lines(note, checks_note(cells))
 
 
 def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 2 of a study into its folder, as PNG and PDF, with its numbers as CSV."""
-    found, cells, classes = settings_of(store, study)
+    cells, names = read_study(store, study)
+    found, shown, classes = settings_of(store, cells)
     table = facts(found, classes)
     with styled():
-        figure = draw(table, *describe(cells))
+        figure = draw(table, names, *describe(shown, names))
         return save_drawing(store, study, "fig2", figure, table)

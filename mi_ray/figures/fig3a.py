@@ -10,29 +10,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.common import (
-    attack_labels,
-    checks_note,
-    colour,
-    cross_out,
-    finished,
-    framed,
-    label,
-    parameters,
-    records_of,
-    save_drawing,
-    styled,
-)
+from mi_ray.figures.names import Look, Names, parameters
+from mi_ray.figures.panels import Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import auc_interval, detection_auc, roc
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 DEFENSES = ("mi_pl", "mi_ol")
 BASELINE = "confidence"
@@ -106,16 +95,16 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
     return table.assign(chosen=first.reindex(table.index, fill_value=False))
 
 
-def detectors_of(store: Store, study: str) -> tuple[list[Detector], pd.DataFrame]:
+def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[Detector], pd.DataFrame]:
     """(every detector of a study against each of its attacks, the attacked cells). Raises ValueError without any."""
-    own = finished(read_cells(store, study), NEEDS)
+    own = finished(cells, NEEDS)
     own = own[own["defense"].isin(DEFENSES) & (own["attack"] != "worst_case")]
     if len(own):
         own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")]
     clean = {tuple(row[SETTING]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
     attacked = own[own["attack"] != "none"]
     found, based = [], set()
-    for name, (_, row) in zip(attack_labels(attacked), attacked.iterrows(), strict=True):
+    for name, (_, row) in zip(names.threats(attacked), attacked.iterrows(), strict=True):
         if tuple(row[SETTING]) not in clean:
             continue
         pairs = records_of(store, clean[tuple(row[SETTING])]), records_of(store, row["cell"])
@@ -134,63 +123,53 @@ def detectors_of(store: Store, study: str) -> tuple[list[Detector], pd.DataFrame
     return found, attacked
 
 
-def _name(defense: str) -> str:
-    return "1 - max F(x)" if defense == BASELINE else label(defense)
+def _look(names: Names, defense: str) -> Look:
+    return Look("1 - max F(x)", "#000000", "o") if defense == BASELINE else names.look(defense)
 
 
-def _tint(defense: str) -> str:
-    return "#000000" if defense == BASELINE else colour(defense, [defense])
-
-
-def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str], pd.DataFrame]) -> None:
+def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str], pd.DataFrame], names: Names) -> None:
     axes.plot([0, 1], [0, 1], color="#888888", lw=0.8)
     for defense, rows in table[table["chosen"]].groupby("defense", sort=False):
+        look = _look(names, str(defense))
         for _, row in rows.iterrows():
             points = scores[str(defense), row["parameters"]]
             points = points[~points["selection"] & (points["eq2"] | (row["subset"] == "all"))]
-            curve = roc(points["clean"], points["adversarial"])
+            rates = roc(points["clean"], points["adversarial"])
             whole = row["subset"] == "all"
-            name = f"{_name(str(defense))} {row['parameters']}".strip()
+            name = f"{look.label} {row['parameters']}".strip()
             said = f"{name}: {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]" if whole else None
-            axes.plot(
-                curve.fpr,
-                curve.tpr,
-                color=_tint(str(defense)),
-                lw=1.5 if whole else 1.0,
-                ls="-" if whole else ":",
-                label=said,
-            )
+            width, dashes = (1.5, "-") if whole else (1.0, ":")
+            axes.plot(rates.fpr, rates.tpr, color=look.colour, lw=width, ls=dashes, label=said)
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # curves may run anywhere inside
     axes.legend(**where, fontsize=7, title="AUC of all points [95 %]", title_fontsize=7)
 
 
-def _auc_panel(axes: Axes, table: pd.DataFrame) -> None:
+def _auc_panel(axes: Axes, table: pd.DataFrame, names: Names) -> None:
     axes.axhline(0.5, color="#888888", lw=0.8)
     for defense, rows in table[table["lam"].notna()].groupby("defense", sort=False):
         for subset, line in rows.sort_values("lam").groupby("subset"):
             whole = subset == "all"
-            style: dict[str, Any] = {"marker": "o", "ls": "-"} if whole else {"marker": "o", "ls": ":", "mfc": "white"}
-            axes.plot(line["lam"], line["auc"], color=_tint(str(defense)), ms=4, lw=1.3, **style)
-            axes.fill_between(
-                line["lam"], line["auc_low"], line["auc_high"], color=_tint(str(defense)), alpha=0.12, lw=0
-            )
+            style: Style = {"ls": "-"} if whole else {"ls": ":", "mfc": "white"}
+            style |= {"color": names.look(str(defense)).colour, "marker": "o", "ms": 4, "lw": 1.3}
+            curve(axes, line["lam"], line, ("auc", "auc_low", "auc_high"), style)
             cross_out(axes, line["lam"], line["auc"], line)
     base = table[(table["defense"] == BASELINE) & (table["subset"] == "all") & table["chosen"]]
     for _, row in base.iterrows():
-        axes.axhline(row["auc"], color=_tint(BASELINE), ls="--", lw=1.1)
+        axes.axhline(row["auc"], color="#000000", ls="--", lw=1.1)
     axes.set(xlabel="λ", ylabel="AUC", ylim=(min(0.38, np.nanmin(table["auc_low"]) - 0.02), 1.02))
 
 
-def draw(table: pd.DataFrame, detectors: list[Detector], title: str, note: str) -> Figure:
+def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
     """A row for each classifier and attack: ROC curves of the chosen settings, and AUC against λ."""
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure, panels = plt.subplots(len(groups), 2, figsize=(7.4, 0.6 + 3.6 * len(groups)), squeeze=False)
+    figure = Figure(figsize=(7.4, 0.6 + 3.6 * len(groups)))
+    panels = figure.subplots(len(groups), 2, squeeze=False)
     for line, (classifier, attack) in zip(panels, groups, strict=True):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
-        _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine})
-        _auc_panel(line[1], rows)
+        _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
+        _auc_panel(line[1], rows, names)
         line[0].set_title(classifier, fontsize=9)
         line[1].set_title(attack, fontsize=9)
     handles = [
@@ -209,12 +188,14 @@ def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     by = f"{chosen} other points" if chosen else "the points shown, so optimistic"
     note = f"λ of the ROC curves chosen on {by}; Eq. 2: clean image right, adversarial one wrong"
     title = f"{cells['dataset'].iloc[0]}: detection, {int(first['points'])} clean points and as many adversarial"
-    return title, "\n".join(part for part in (note, checks_note(cells)) if part)
+    return title, lines(note, checks_note(cells))
 
 
 def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 3(a) of a study into its folder, as PNG and PDF, with its numbers as CSV."""
-    detectors, cells = detectors_of(store, study)
+    cells, names = read_study(store, study)
+    detectors, attacked = detectors_of(store, cells, names)
     table = facts(detectors)
     with styled():
-        return save_drawing(store, study, "fig3a", draw(table, detectors, *describe(table, cells)), table)
+        figure = draw(table, detectors, names, *describe(table, attacked))
+        return save_drawing(store, study, "fig3a", figure, table)

@@ -1,37 +1,31 @@
 """Fig. 3(b): adversarial against clean accuracy, a panel for each classifier, a curve for each defense."""
 
 import json
-from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.common import (
-    MARKERS,
-    attack_label,
-    checks_note,
-    colour,
-    cross_out,
-    defense_handle,
-    framed,
-    save_figure,
-    styled,
-)
+from mi_ray.figures.names import Names
+from mi_ray.figures.panels import Estimated, Style, bars, cross_out, defense_handles, framed, lines, save_figure, styled
+from mi_ray.figures.reading import read_study
+from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import frontier, undominated
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
+CLEAN: Estimated = ("clean", "clean_low", "clean_high")
+ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
 
 
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """The frontier table of a study's first attack, each defense at its largest N, in the order of its curves.
 
     `curve`: whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that
-    axis; of one with several axes, the settings that no other of them dominates. `shown`: see `SHOWN`.
+    axis; of one with several axes, the settings that no other of them dominates. `shown`: whether it is drawn, which
+    settings that give up more clean accuracy than `SHOWN` are not; all are in a study without an undefended cell.
+    `others`: how many further attacks the study has. Raises ValueError for a study without attacked cells.
     """
     table = frontier(cells)
     if table.empty:
@@ -43,9 +37,9 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     table = table[table["executions"] == most]
     parts = [_curve(group) for _, group in table.groupby(["classifier", "defense"], sort=False)]
     ordered = pd.concat(parts, ignore_index=True)
-    bare = ordered[ordered["defense"] == "none"].set_index("classifier")["clean"]
-    ordered["shown"] = ordered["clean"] >= ordered["classifier"].map(bare) - SHOWN
-    return ordered.assign(others=others)
+    bare = ordered[ordered["defense"] == "none"].groupby("classifier")["clean"].max()
+    least = ordered["classifier"].map(bare).astype(float).fillna(0.0) - SHOWN
+    return ordered.assign(shown=ordered["clean"] >= least, others=others)
 
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:
@@ -58,82 +52,73 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
     return group.assign(curve=best).sort_values(["clean", "adversarial"], ascending=[True, False])
 
 
-def _order(value: Any) -> float:
+def _order(value: object) -> float:
     """A number that sorts an axis: a number itself, a pair by its middle."""
-    return (
-        sum(value) / len(value) if isinstance(value, list) else float(value) if isinstance(value, (int, float)) else 0.0
-    )
+    if isinstance(value, list):
+        return float(sum(value) / len(value))
+    return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _panel(axes: Axes, panel: pd.DataFrame, defenses: list[str]) -> None:
-    for defense in defenses:
-        rows = panel[panel["defense"] == defense]
-        tint, marker = colour(defense, defenses), MARKERS.get(defense, "s")
-        axes.scatter(100 * rows["clean"], 100 * rows["adversarial"], s=10, color=tint, marker=marker, alpha=0.4, lw=0)
-        curve, bare = rows[rows["curve"]], defense == "none"
-        order = 6 if bare else 4 if defense.startswith("mi_") else 3
-        bars = axes.errorbar(
-            100 * curve["clean"],
-            100 * curve["adversarial"],
-            xerr=_error(curve, "clean"),
-            yerr=_error(curve, "adversarial"),
-            color=tint,
-            marker=marker,
+def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
+    for defense, rows in panel.groupby("defense", sort=False):
+        look, on_line, bare = names.look(str(defense)), rows[rows["curve"]], defense == "none"
+        x, y = 100 * rows["clean"], 100 * rows["adversarial"]
+        axes.scatter(x, y, s=10, color=look.colour, marker=look.marker, alpha=0.4, lw=0)
+        drawn = axes.errorbar(
+            x[rows["curve"]],
+            y[rows["curve"]],
+            xerr=bars(on_line, CLEAN, 100),
+            yerr=bars(on_line, ADVERSARIAL, 100),
+            color=look.colour,
+            marker=look.marker,
             ms=11 if bare else 5,
             lw=1.4,
             elinewidth=0.7,
-            capsize=0,
-            zorder=order,
+            zorder=6 if bare else 4,
+            clip_on=False,
         )
-        for line in bars[2]:
+        for line in drawn[2]:
             line.set_alpha(0.4)
     best = panel[panel["undominated"]]
-    axes.scatter(
-        100 * best["clean"], 100 * best["adversarial"], s=95, facecolors="none", edgecolors="black", lw=1.0, zorder=7
-    )
+    ring: Style = {"s": 95, "facecolors": "none", "edgecolors": "black", "lw": 1.0, "zorder": 7, "clip_on": False}
+    axes.scatter(100 * best["clean"], 100 * best["adversarial"], **ring)
     cross_out(axes, 100 * panel["clean"], 100 * panel["adversarial"], panel)
 
 
-def _error(rows: pd.DataFrame, name: str) -> list[Any]:
-    return [100 * (rows[name] - rows[f"{name}_low"]), 100 * (rows[f"{name}_high"] - rows[name])]
-
-
-def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`."""
     shown = table[table["shown"]]
     classifiers, defenses = list(dict.fromkeys(shown["classifier"])), list(dict.fromkeys(shown["defense"]))
-    figure, panels = plt.subplots(1, len(classifiers), figsize=(1.2 + 3.9 * len(classifiers), 5.0), squeeze=False)
-    for axes, classifier in zip(panels[0], classifiers, strict=True):
-        _panel(axes, shown[shown["classifier"] == classifier], defenses)
+    figure = Figure(figsize=(1.2 + 3.9 * len(classifiers), 5.0))
+    panels = figure.subplots(1, len(classifiers), squeeze=False)[0]
+    for axes, classifier in zip(panels, classifiers, strict=True):
+        _panel(axes, shown[shown["classifier"] == classifier], names)
         axes.set_title(classifier, fontsize=10)
         axes.set_xlabel("Clean accuracy (%)")
-    panels[0][0].set_ylabel("Adversarial accuracy (%)")
-    handles = [defense_handle(name, defenses) for name in defenses]
+    panels[0].set_ylabel("Adversarial accuracy (%)")
+    handles = defense_handles(names, defenses)
     handles.append(Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="black", label="Undominated"))
     columns = min(len(handles), 2 + 2 * len(classifiers)) if len(classifiers) > 1 else 2
     framed(figure, title, note, handles, min(columns, 5))
     return figure
 
 
-def describe(table: pd.DataFrame) -> tuple[str, str]:
+def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """(title, note): what is drawn, on how many points, how the rings were chosen, and what is left out."""
     row = table.iloc[0]
     chosen, hidden = int(row["selection_points"]), int((~table["shown"]).sum())
-    note = f"{int(row['points'])} points, 95 % intervals over points; rings: undominated on "
-    note += f"{chosen} other points" if chosen else "the points shown, so optimistic"
+    picked = f"{chosen} other points" if chosen else "the points shown, so optimistic"
+    note = [f"{int(row['points'])} points, 95 % intervals over points", f"rings: undominated on {picked}"]
     if row["others"]:
-        note += f"; {int(row['others'])} further attacks of the study are not shown"
+        note.append(f"{int(row['others'])} further attacks of the study are not shown")
     if hidden:
-        note += f"; {hidden} settings that give up over {100 * SHOWN:.0f} points of clean accuracy are not shown"
-    note = "\n".join(part for part in (note, checks_note(table[table["shown"]])) if part)
-    return f"{row['dataset']}: {attack_label(row)}", note
+        note.append(f"{hidden} settings that give up over {100 * SHOWN:.0f} points of clean accuracy are not shown")
+    return f"{row['dataset']}: {names.threat(row)}", lines("; ".join(note), checks_note(table[table["shown"]]))
 
 
 def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 3(b) of a study into its folder, as PNG and PDF."""
-    table = facts(read_cells(store, study))
+    cells, names = read_study(store, study)
+    table = facts(cells)
     with styled():
-        figure = draw(table, *describe(table))
-        paths = save_figure(store, study, "fig3b", figure)
-        plt.close(figure)
-    return paths
+        return save_figure(store, study, "fig3b", draw(table, names, *describe(table, names)))

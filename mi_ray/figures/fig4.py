@@ -5,34 +5,23 @@ oblivious PGD with as many steps on the undefended classifier (dashed, as in the
 """
 
 import json
-from typing import Any
 
-import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.common import (
-    SPARE_COLOURS,
-    attack_names,
-    checks_note,
-    cross_out,
-    each_once,
-    epsilon_text,
-    finished,
-    framed,
-    label,
-    parameters,
-    save_drawing,
-    styled,
-)
+from mi_ray.figures.names import Names, epsilon_text, parameters
+from mi_ray.figures.panels import ACCURACY, BAND, Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.reading import check_each_once, finished, read_study
+from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 NEEDS = "Fig. 4 needs finished cells of an adaptive attack with `eot`"
-TINTS = {"averaged": "#0072B2", "eot_pgd": "#D55E00", "apgd": "#CC79A7", "square": "#009E73"}
-MARKS = {"averaged": "s", "eot_pgd": "o", "apgd": "v", "square": "D"}
+# Curves take these in their order, of Okabe and Ito's palette, which can be told apart with any colour vision.
+TINTS = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#E69F00")
+MARKERS = "soDv^P"
+LINE_TINTS = ("black", "#8C564B", "#17BECF", "#7F7F7F")
 LINES = {
     "undefended": ("--", "{} on the undefended classifier"),
     "oblivious": (":", "oblivious {} on the defended one"),
@@ -41,7 +30,7 @@ AXES = ("steps", "queries", "eot")  # panels and samples tell these apart
 THREAT = ["classifier", "goal", "epsilon"]
 
 
-def facts(cells: pd.DataFrame) -> pd.DataFrame:
+def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     """One row per adaptive cell, by `samples` (N_A), and one per line beside it; the study's largest N alone.
 
     what: the attack's name, or a key of `LINES`; name: what the legend calls it, with what tells it from another attack
@@ -53,7 +42,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(
         steps=[found.get("steps") or found.get("queries") for found in params],
         samples=[found.get("eot") for found in params],
-        name=attack_names(own, AXES),
+        name=names.attacks(own, AXES),
     )
     adaptive = own[(own["knowledge"] == "adaptive") & own["samples"].notna()]
     if adaptive.empty:
@@ -68,93 +57,66 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     rows.append(pgd.merge(wanted, on=setting).assign(what="oblivious"))
     bare = pgd[pgd["defense"] == "none"].drop(columns=["defense", "defense_params", "executions"])
     rows.append(bare.merge(wanted, on=[*THREAT, "steps"]).assign(what="undefended"))
-    names = [
-        *setting,
-        "what",
-        "name",
-        "samples",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "verdict",
-        "checks",
-        "points",
-        "attack",
-        "attack_params",
-        "knowledge",
-        "state",
-        "dataset",
-    ]
+    told = ["what", "name", "samples", *ACCURACY, "verdict", "checks", "points"]
+    kept = [*setting, *told, "attack", "attack_params", "knowledge", "state", "dataset"]
     order = ["defense", "defense_params", "goal", "epsilon", "steps", "what", "name", "samples"]
-    table = pd.concat([part[names] for part in rows]).sort_values(order, kind="stable")
+    table = pd.concat([part[kept] for part in rows]).sort_values(order, kind="stable")
     said = {what: text for what, (_, text) in LINES.items()}
     table["name"] = [said.get(what, "{}").format(name) for what, name in zip(table["what"], table["name"], strict=True)]
-    each_once(table, [*setting, "what", "name", "samples"])
+    check_each_once(table, [*setting, "what", "name", "samples"])
     known = list(dict.fromkeys(adaptive["classifier"]))
-    return table.sort_values("classifier", key=lambda names: names.map(known.index), kind="stable", ignore_index=True)
+    return table.sort_values("classifier", key=lambda column: column.map(known.index), kind="stable", ignore_index=True)
 
 
-def _styles(table: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """How each name is drawn, curves first; a further one of the same attack takes a spare colour."""
+def _styles(table: pd.DataFrame) -> dict[str, Style]:
+    """How each name is drawn, the curves first."""
     pairs = table[["what", "name"]].drop_duplicates()
-    pairs = pairs.sort_values("what", key=lambda whats: whats.isin(LINES), kind="stable")
-    found: dict[str, dict[str, Any]] = {}
-    for what, names in pairs.groupby("what", sort=False)["name"]:
-        first = "black" if what in LINES else TINTS.get(str(what), "#56B4E9")
-        style = (
-            {"ls": LINES[str(what)][0], "lw": 1.1}
-            if what in LINES
-            else {"marker": MARKS.get(str(what), "o"), "lw": 1.3}
-        )
-        tints = [first, *SPARE_COLOURS]
-        found |= {name: {"color": tints[at % len(tints)], "ms": 4.5, **style} for at, name in enumerate(names)}
-    return found
+    curves = pairs.loc[~pairs["what"].isin(LINES), "name"]
+    styles: dict[str, Style] = {}
+    for at, name in enumerate(curves):
+        styles[name] = {
+            "color": TINTS[at % len(TINTS)],
+            "marker": MARKERS[at % len(MARKERS)],
+            "ms": 4.5,
+            "lw": 1.3,
+        }
+    for what, (dashes, _) in LINES.items():
+        for at, name in enumerate(pairs.loc[pairs["what"] == what, "name"]):
+            styles[name] = {"color": LINE_TINTS[at % len(LINE_TINTS)], "ls": dashes, "lw": 1.1}
+    return styles
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, styles: dict[str, dict[str, Any]]) -> None:
-    for name, line in rows.groupby("name", sort=False):
+def _panel(axes: Axes, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
+    for name, group in rows.groupby("name", sort=False):
         style = styles[str(name)]
-        if line["what"].iloc[0] in LINES:
-            for _, row in line.iterrows():
+        if group["what"].iloc[0] in LINES:
+            for _, row in group.iterrows():
                 axes.axhline(100 * row["accuracy"], **style)
-                axes.axhspan(
-                    100 * row["accuracy_low"], 100 * row["accuracy_high"], color=style["color"], alpha=0.06, lw=0
-                )
+                low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
+                axes.axhspan(low, high, color=str(style["color"]), alpha=BAND / 2, lw=0)
             continue
-        x, y = line["samples"], 100 * line["accuracy"]
-        axes.fill_between(
-            x, 100 * line["accuracy_low"], 100 * line["accuracy_high"], color=style["color"], alpha=0.15, lw=0
-        )
-        axes.plot(x, y, **style)
-        cross_out(axes, x, y, line)
+        curve(axes, group["samples"], group, ACCURACY, style, 100)
+        cross_out(axes, group["samples"], 100 * group["accuracy"], group)
 
 
-def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`: a column for each defended classifier, a row for each number of steps."""
-    columns = list(
-        table[["classifier", "defense", "defense_params", "goal", "epsilon"]]
-        .drop_duplicates()
-        .itertuples(index=False, name=None)
-    )
+    columns = table[[*THREAT, "defense", "defense_params"]].drop_duplicates()
     lengths = sorted(table["steps"].unique())
-    size = (1.0 + 3.0 * len(columns), 1.5 + 2.0 * len(lengths))
-    grid: dict[str, Any] = {"figsize": size, "squeeze": False, "sharex": True, "sharey": "col"}
-    figure, panels = plt.subplots(len(lengths), len(columns), **grid)
+    figure = Figure(figsize=(1.0 + 3.0 * len(columns), 1.5 + 2.0 * len(lengths)))
+    panels = figure.subplots(len(lengths), len(columns), squeeze=False, sharex=True, sharey="col")
     styles = _styles(table)
     for line, steps in zip(panels, lengths, strict=True):
-        for axes, (classifier, defense, params, goal, epsilon) in zip(line, columns, strict=True):
-            own = (
-                (table["classifier"] == classifier)
-                & (table["defense"] == defense)
-                & (table["defense_params"] == params)
-            )
-            own &= (table["goal"] == goal) & (table["epsilon"] == epsilon) & (table["steps"] == steps)
+        for axes, (_, column) in zip(line, columns.iterrows(), strict=True):
+            own = (table[list(column.index)] == column).all(axis=1) & (table["steps"] == steps)
             _panel(axes, table[own], styles)
-            axes.set_title(f"{classifier} + {label(defense)} ({parameters(params)}), {steps:.0f} steps", fontsize=8)
+            defended = f"{column['classifier']} + {names.defense(column['defense'])}"
+            axes.set_title(f"{defended} ({parameters(column['defense_params'])}), {steps:.0f} steps", fontsize=8)
         line[0].set_ylabel("Accuracy (%)")
     for axes in panels[-1]:
         axes.set_xlabel("samples in each step, $N_A$")
-    framed(figure, title, note, [Line2D([], [], label=name, **style) for name, style in styles.items()], 2)
+    handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
+    framed(figure, title, note, handles, 2)
     return figure
 
 
@@ -163,12 +125,14 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
     row = table.iloc[0]
     radii = ", ".join(epsilon_text(epsilon) for epsilon in sorted(set(table["epsilon"])))
     note = f"{int(row['points'])} points; bands: 95 % over points"
-    note = "\n".join(part for part in (note, checks_note(table[~table["what"].isin(LINES)])) if part)
+    note = lines(note, checks_note(table[~table["what"].isin(LINES)]))
     return f"{row['dataset']}: adaptive attacks, ε = {radii}", note
 
 
 def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 4 of a study into its folder, as PNG and PDF, with its numbers as CSV."""
-    table = facts(read_cells(store, study))
+    cells, names = read_study(store, study)
+    table = facts(cells, names)
     with styled():
-        return save_drawing(store, study, "fig4", draw(table, *describe(table)), table.drop(columns="checks"))
+        figure = draw(table, names, *describe(table))
+        return save_drawing(store, study, "fig4", figure, table.drop(columns="checks"))

@@ -5,26 +5,17 @@ import textwrap
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mi_ray.figures.common import (
-    attack_labels,
-    checks_note,
-    finished,
-    label,
-    mark,
-    parameters,
-    records_of,
-    save_figure,
-    styled,
-)
+from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.panels import save_figure, styled
+from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.verdict_marks import checks_note, mark
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 from mi_ray.store.schemas import EXAMPLES
 
 SHOWN, MOST = 9, 4  # images in a row; cells in the figure
@@ -70,12 +61,12 @@ def best_images(rows: pd.DataFrame, stop: int, points: list[int]) -> Array:
     return np.stack([image(best[point]) for point in points])
 
 
-def facts(store: Store, study: str) -> tuple[list[Strip], pd.DataFrame]:
+def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[list[Strip], pd.DataFrame]:
     """(a strip for each cell shown, those cells): the first `MOST` adaptive cells, or where there are none oblivious ones.
 
-    Raises ValueError for a study without attacked cells.
+    cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
     """
-    own = finished(read_cells(store, study), NEEDS)
+    own = finished(cells, NEEDS)
     attacked = own[~own["attack"].isin(["none", "worst_case"])]
     chosen = attacked[attacked["knowledge"] == "adaptive"]
     chosen = attacked[attacked["defense"] != "none"] if chosen.empty else chosen
@@ -85,12 +76,17 @@ def facts(store: Store, study: str) -> tuple[list[Strip], pd.DataFrame]:
     examples = store.read_table(f"studies/{study}/examples.parquet", EXAMPLES).to_pandas().head(SHOWN)
     clean = own[own["attack"] == "none"].set_index(SETTING)["cell"]
     shown = chosen.head(MOST)
-    named = zip(attack_labels(shown), shown.iterrows(), strict=True)
-    return [_strip(store, row, name, clean[tuple(row[SETTING])], examples) for name, (_, row) in named], shown
+    threats = zip(names.threats(shown), shown.iterrows(), strict=True)
+    strips = []
+    for threat, (_, row) in threats:
+        defended = f"{row['classifier']} + {names.defense(row['defense'])} ({parameters(row['defense_params'])})"
+        title = f"{defended}: {threat} {mark(row)}"
+        strips.append(_strip(store, row, title, clean[tuple(row[SETTING])], examples))
+    return strips, shown
 
 
-def _strip(store: Store, row: "pd.Series[Any]", name: str, clean: str, examples: pd.DataFrame) -> Strip:
-    """The strip of an attacked cell; name: its attack's; clean: the cell of the same setting without an attack."""
+def _strip(store: Store, row: Row, title: str, clean: str, examples: pd.DataFrame) -> Strip:
+    """The strip of an attacked cell. clean: the cell of the same setting without an attack."""
     points, work = examples["point"].tolist(), json.loads(row["work"])
     key = work["adversarial"]
     rows = pd.concat(
@@ -104,10 +100,9 @@ def _strip(store: Store, row: "pd.Series[Any]", name: str, clean: str, examples:
         "f": after["predicted_undefended"],
         "defense": after["predicted"],
     }
-    title = f"{row['classifier']} + {label(row['defense'])} ({parameters(row['defense_params'])}): "
     pictures = np.stack([image(flat) for flat in examples["image"]])
     found = best_images(rows, work["stop"], points)
-    return Strip(f"{title}{name} {mark(row)}", pictures, found, pd.DataFrame(answers))
+    return Strip(title, pictures, found, pd.DataFrame(answers))
 
 
 def _show(axes: Axes, picture: Array, said: list[tuple[str, bool]]) -> None:
@@ -142,7 +137,7 @@ def draw(strips: list[Strip], note: str) -> Figure:
     """Three rows of images for each strip: clean, adversarial, and the difference amplified to the full grey range."""
     count = len(strips[0].clean)
     size = (0.9 + 0.78 * count, 0.4 + 3.5 * len(strips))
-    figure = plt.figure(figsize=size)
+    figure = Figure(figsize=size)
     parts: Any = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
     for part, strip in zip(parts, strips, strict=True):
         delta = strip.adversarial - strip.clean
@@ -160,10 +155,9 @@ def draw(strips: list[Strip], note: str) -> Figure:
 
 def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 5 of a study into its folder, as PNG and PDF."""
-    strips, cells = facts(store, study)
+    cells, names = read_study(store, study)
+    strips, shown = facts(store, study, cells, names)
     note = "F: the classifier alone, D: behind the defense; wrong answers are coloured"
     with styled():
-        figure = draw(strips, "; ".join(part for part in (note, checks_note(cells)) if part))
-        paths = save_figure(store, study, "fig5", figure)
-        plt.close(figure)
-    return paths
+        figure = draw(strips, "; ".join(part for part in (note, checks_note(shown)) if part))
+        return save_figure(store, study, "fig5", figure)

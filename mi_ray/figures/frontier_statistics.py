@@ -11,18 +11,12 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.figures.common import (
-    attack_labels,
-    checks_footnote,
-    finished,
-    label,
-    mark,
-    parameters,
-    percent,
-    save_text,
-)
-from mi_ray.figures.frontier_table import markdown
+from mi_ray.figures.names import Names, parameters
 from mi_ray.figures.paired_tests import picked_on
+from mi_ray.figures.reading import finished, read_study
+from mi_ray.figures.saving import save_texts
+from mi_ray.figures.tables import markdown, percent
+from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.statistics import (
     Estimate,
     at_matched_clean_interval,
@@ -35,7 +29,7 @@ from mi_ray.statistics import (
     undominated_interval,
 )
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells, read_records
+from mi_ray.store.read import read_records
 
 LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense, at which curves are compared
 SURE, UNSURE = 0.95, " †"  # how a number is marked that does not exist in so many of the resamples
@@ -141,20 +135,20 @@ def over_seeds(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _names(table: pd.DataFrame) -> dict[str, list[str]]:
+def _first_columns(table: pd.DataFrame, names: Names) -> dict[str, list[str]]:
     return {
         "Classifier": table["classifier"].tolist(),
-        "Attack": attack_labels(table),
-        "Defense": [label(name) for name in table["defense"]],
+        "Attack": names.threats(table),
+        "Defense": [names.defense(name) for name in table["defense"]],
     }
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
     """`facts` as text: areas and accuracies in per cent with the interval in brackets."""
     columns = {"hypervolume": "Hypervolume (%)", **{f"at_{x:g}": f"At -{100 * x:g} clean" for x in LOSSES}}
     settings = zip(table["undominated"], table["undominated_expected"], table["settings"], strict=True)
     text = {
-        **_names(table),
+        **_first_columns(table, names),
         "Undominated": [f"{count} (expected {expected:.1f}) of {size}" for count, expected, size in settings],
     }
     for name, title in columns.items():
@@ -167,12 +161,12 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(text)
 
 
-def shown_seeds(seeds: pd.DataFrame) -> pd.DataFrame:
+def shown_seeds(seeds: pd.DataFrame, names: Names) -> pd.DataFrame:
     """`over_seeds` as text: per cent."""
     settings = zip(seeds["defense_params"], seeds["executions"], strict=True)
     numbers = zip(seeds["mean"], seeds["low"], seeds["high"], strict=True)
     text = {
-        **_names(seeds),
+        **_first_columns(seeds, names),
         "Setting": [", ".join(filter(None, [parameters(p), f"N={n}"])) if p else "its curve" for p, n in settings],
         "Number": seeds["quantity"].tolist(),
         "Trainings": seeds["number"].astype(str).tolist(),
@@ -183,7 +177,7 @@ def shown_seeds(seeds: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(text)
 
 
-def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
+def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
     """How the tables were made, in words."""
     picked = "selection points" if table["picked_on_selection"].all() else "the same points (optimistic)"
     return (
@@ -193,19 +187,19 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
         "undefended clean accuracy, linear between settings of the defense's own curve; – where it does not reach there, "
         f"† where it does not in over {100 * (1 - SURE):.0f} % of resamples, which its interval leaves out. "
         f"The settings of a curve are picked on {picked}. "
-        f"Checks, the worst of a curve's settings: {checks_footnote(finished(cells, NEEDS))}"
+        f"Checks, the worst of a curve's settings: {checks_footnote(finished(cells, NEEDS), names)}"
     )
 
 
 def make(store: Store, study: str) -> list[str]:
     """Write the statistics of a study's frontiers as Markdown and CSV, and their spread over training seeds if any."""
-    cells = read_cells(store, study)
+    cells, names = read_study(store, study)
     table = facts(cells, read_records(store, study))
     seeds = over_seeds(cells, table)
-    text, files = markdown(shown(table), footnote(cells, table)), {"frontier_statistics.csv": table.to_csv(index=False)}
+    text = markdown(shown(table, names), footnote(cells, table, names))
+    files = {"frontier_statistics.csv": table.to_csv(index=False)}
     if len(seeds):
         note = "Over trainings that differ in their seed: mean with its 95 % t-interval, standard deviation (n - 1)."
-        text += f"\n{markdown(shown_seeds(seeds), note)}"
+        text += f"\n{markdown(shown_seeds(seeds, names), note)}"
         files["frontier_statistics_seeds.csv"] = seeds.to_csv(index=False)
-    files = {"frontier_statistics.md": text, **files}
-    return [save_text(store, study, name, content) for name, content in files.items()]
+    return save_texts(store, study, {"frontier_statistics.md": text, **files})

@@ -9,24 +9,18 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.figures.common import (
-    attack_labels,
-    checks_footnote,
-    each_once,
-    label,
-    mark,
-    parameters,
-    percent,
-    save_text,
-)
+from mi_ray.figures.names import Names, parameters
+from mi_ray.figures.reading import check_each_once, read_study
+from mi_ray.figures.saving import save_table
+from mi_ray.figures.tables import percent
+from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.statistics import frontier, of_variant
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 CLEAN_BUDGET = 0.10  # the most clean accuracy a shown setting may give up against no defense
 
 
-def facts(cells: pd.DataFrame) -> pd.DataFrame:
+def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     """Rows of the table: classifier, defense, parameters, executions, then accuracies with bounds, by column.
 
     Raises ValueError for a study without attacked cells, and where two cells would have one entry.
@@ -34,8 +28,8 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     table = frontier(cells)
     if table.empty:
         raise ValueError("the table needs finished cells with and without an attack; this study has none")
-    table["column"] = attack_labels(table)
-    each_once(table, ["classifier", "defense", "defense_params", "executions", "column"])
+    table["column"] = names.threats(table)
+    check_each_once(table, ["classifier", "defense", "defense_params", "executions", "column"])
     on = "_selection" if table["clean_selection"].notna().all() else ""
     rows = []
     for (classifier, defense), group in table.groupby(["classifier", "defense"], sort=False):
@@ -74,14 +68,15 @@ def _accuracies(chosen: pd.DataFrame) -> dict[str, Any]:
     return found
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
     """`facts` as text: per cent with the interval in brackets, and the mark of the checks' verdict."""
     columns = [name for name in table.columns if f"{name} low" in table.columns]
     text = pd.DataFrame(
         {
             "Classifier": table["classifier"],
             "Defense": [
-                label(d) + ("" if ok else " †") for d, ok in zip(table["defense"], table["within_budget"], strict=True)
+                names.defense(d) + ("" if ok else " †")
+                for d, ok in zip(table["defense"], table["within_budget"], strict=True)
             ],
             "Parameters": table["parameters"],
             "N": table["executions"].astype(str),
@@ -94,7 +89,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     return text
 
 
-def footnote(cells: pd.DataFrame) -> str:
+def footnote(cells: pd.DataFrame, names: Names) -> str:
     """How the table was made, in words."""
     row = cells[cells["state"] == "done"].iloc[0]
     picked = (
@@ -106,44 +101,12 @@ def footnote(cells: pd.DataFrame) -> str:
         f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. Of each defense: the "
         f"setting with the highest adversarial accuracy among those within {100 * CLEAN_BUDGET:.0f} points of the undefended "
         f"clean accuracy, picked on {picked}. †: none is within, the one with the highest clean accuracy is shown. "
-        + checks_footnote(of_variant(cells))
+        + checks_footnote(of_variant(cells), names)
     )
-
-
-def markdown(text: pd.DataFrame, note: str) -> str:
-    """A pipe table."""
-    lines = ["| " + " | ".join(text.columns) + " |", "|" + " --- |" * len(text.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
-    return "\n".join(lines) + f"\n\n{note}\n"
-
-
-def latex(text: pd.DataFrame, note: str) -> str:
-    """A booktabs table; \\checkmark is of amssymb."""
-
-    def escape(value: str) -> str:
-        plain = value.replace("%", r"\%").replace("_", r"\_").replace("ε", r"$\epsilon$")
-        plain = plain.replace("✓", r"\checkmark").replace("✗", r"$\times$").replace("≤", r"$\le$").replace("–", "--")
-        return plain.replace("†", r"$^\dagger$")
-
-    head = " & ".join(map(escape, text.columns)) + r" \\"
-    body = [" & ".join(map(escape, row)) + r" \\" for row in text.itertuples(index=False)]
-    columns = "lll" + "r" * (len(text.columns) - 3)
-    lines = [
-        rf"\begin{{tabular}}{{{columns}}}",
-        r"\toprule",
-        head,
-        r"\midrule",
-        *body,
-        r"\bottomrule",
-        r"\end{tabular}",
-    ]
-    return "\n".join([f"% {note}", *lines]) + "\n"
 
 
 def make(store: Store, study: str) -> list[str]:
     """Write the table of a study as Markdown, CSV and LaTeX."""
-    cells = read_cells(store, study)
-    table = facts(cells)
-    text, note = shown(table), footnote(cells)
-    files = {"md": markdown(text, note), "csv": table.to_csv(index=False), "tex": latex(text, note)}
-    return [save_text(store, study, f"frontier_table.{kind}", content) for kind, content in files.items()]
+    cells, names = read_study(store, study)
+    table = facts(cells, names)
+    return save_table(store, study, "frontier_table", table, shown(table, names), footnote(cells, names))

@@ -11,11 +11,15 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.figures.common import attack_labels, checks_footnote, finished, label, mark, parameters, save_text
-from mi_ray.figures.frontier_table import CLEAN_BUDGET, markdown
+from mi_ray.figures.frontier_table import CLEAN_BUDGET
+from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.reading import finished, read_study
+from mi_ray.figures.saving import save_texts
+from mi_ray.figures.tables import markdown, points
+from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.statistics import by_threat, counts_of, frontier, holm, paired_test
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells, read_records
+from mi_ray.store.read import read_records
 
 MANY = 40  # from so many settings of a classifier under an attack on, only the picks are held against no defense
 NEEDS = "paired tests need finished cells of two settings under one attack"
@@ -57,7 +61,7 @@ def picked_on(table: pd.DataFrame) -> str:
 
 
 def _pick(settings: pd.DataFrame) -> Any:
-    """The index of the setting to show of one defense under one attack; see the top of this file."""
+    """The label of the row of the setting to show of one defense under one attack; see the top of this file."""
     on = picked_on(settings)
     if settings["affordable"].any():
         return settings.loc[settings["affordable"], f"adversarial{on}"].idxmax()
@@ -77,7 +81,7 @@ def _pairs(group: pd.DataFrame) -> "Iterator[tuple[pd.Series[Any], pd.Series[Any
             yield group.loc[picks["mi_ol"]], group.loc[at]
 
 
-def _identity(left: "pd.Series[Any]", right: "pd.Series[Any]") -> dict[str, Any]:
+def _identity(left: Row, right: Row) -> dict[str, object]:
     """What a row compares, and how far apart the two are in clean accuracy."""
     shared = ["classifier", "attack", "attack_params", "goal", "epsilon", "knowledge"]
     sides = {
@@ -88,19 +92,16 @@ def _identity(left: "pd.Series[Any]", right: "pd.Series[Any]") -> dict[str, Any]
     return {**{name: left[name] for name in shared}, **sides, "clean_difference": float(left["clean"] - right["clean"])}
 
 
-def shown(table: pd.DataFrame) -> pd.DataFrame:
+def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
     """`facts` as text: differences in points of accuracy."""
     return pd.DataFrame(
         {
             "Classifier": table["classifier"],
-            "Attack": attack_labels(table),
-            "Setting": [_setting(row, "left") for _, row in table.iterrows()],
-            "Against": [_setting(row, "right") for _, row in table.iterrows()],
+            "Attack": names.threats(table),
+            "Setting": [_setting(row, "left", names) for _, row in table.iterrows()],
+            "Against": [_setting(row, "right", names) for _, row in table.iterrows()],
             "Clean": [f"{100 * value:+.1f}" for value in table["clean_difference"]],
-            "Difference": [
-                "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * row[["difference", "low", "high"]]))
-                for _, row in table.iterrows()
-            ],
+            "Difference": list(map(points, table["difference"], table["low"], table["high"])),
             "Better, worse on": [
                 f"{100 * up:.1f} %, {100 * down:.1f} %"
                 for up, down in zip(table["left_higher"], table["left_lower"], strict=True)
@@ -116,13 +117,13 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _setting(row: "pd.Series[Any]", side: str) -> str:
+def _setting(row: Row, side: str, names: Names) -> str:
     inside = [parameters(row[f"{side}_defense_params"]), f"N={row[f'{side}_executions']}"]
-    name = label(row[f"{side}_defense"])
+    name = names.defense(row[f"{side}_defense"])
     return name if row[f"{side}_defense"] == "none" else f"{name} ({', '.join(text for text in inside if text)})"
 
 
-def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
+def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
     """How the table was made, in words."""
     return (
         f"{int(table['points'].max())} reported points. Differences in accuracy, in points, with 95 % intervals over points; "
@@ -130,13 +131,13 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame) -> str:
         "McNemar where both cells are deterministic, else an exact sign-flip test of the points' survival; (Holm): "
         f"corrected over the {len(table)} rows. Settings held against baselines are picked under each attack within "
         f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, on selection points where the study has some. "
-        f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS))}"
+        f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS), names)}"
     )
 
 
 def make(store: Store, study: str) -> list[str]:
     """Write the paired tests of a study as Markdown and CSV."""
-    cells = read_cells(store, study)
+    cells, names = read_study(store, study)
     table = facts(cells, read_records(store, study))
-    files = {"md": markdown(shown(table), footnote(cells, table)), "csv": table.to_csv(index=False)}
-    return [save_text(store, study, f"paired_tests.{kind}", content) for kind, content in files.items()]
+    text = markdown(shown(table, names), footnote(cells, table, names))
+    return save_texts(store, study, {"paired_tests.md": text, "paired_tests.csv": table.to_csv(index=False)})

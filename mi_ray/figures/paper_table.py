@@ -6,28 +6,18 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
-from mi_ray.figures.common import (
-    LABELS,
-    attack_names,
-    checks_footnote,
-    each_once,
-    finished,
-    label,
-    mark,
-    parameters,
-    percent,
-    save_text,
-    with_threat,
-)
-from mi_ray.figures.frontier_table import latex, markdown
+from mi_ray.figures.names import Names, Row, parameters, with_threat
+from mi_ray.figures.panels import ACCURACY
+from mi_ray.figures.reading import check_each_once, finished, read_study
+from mi_ray.figures.saving import save_table
+from mi_ray.figures.tables import percent
+from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
-CLASSIFIERS = {"mixup": "Mixup", "interpolated_at": "Interpolated AT", "erm": "ERM", "at": "AT"}
+NEEDS = "the table needs finished cells"
 GOALS = ("none", "untargeted", "targeted", "any")
 # The columns of the paper's Tables 2 and 3: clean, then (goal, steps) of oblivious PGD.
 PUBLISHED = ("Clean", *((goal, steps) for goal in ("untargeted", "targeted") for steps in (10, 50, 200)))
@@ -41,9 +31,9 @@ class Paper:
     source: str
     values: Mapping[tuple[str, str], Sequence[str]]
 
-    def value(self, row: "pd.Series[Any]") -> str:
+    def value(self, row: Row) -> str:
         """What the paper reports of a cell; empty where it reports nothing."""
-        column: Any = "Clean"
+        column: object = "Clean"
         if row["attack"] != "none":
             steps = json.loads(row["attack_params"]).get("steps")
             column = (row["goal"], steps) if (row["attack"], row["knowledge"]) == ("pgd", "oblivious") else None
@@ -61,41 +51,26 @@ def published(text: str) -> dict[tuple[str, str], list[str]]:
     return {(row[0], row[1]): [value.replace("<=", "≤ ") for value in row[2:]] for row in rows}
 
 
-def facts(cells: pd.DataFrame, paper: Paper = NO_PAPER) -> pd.DataFrame:
+def facts(cells: pd.DataFrame, names: Names, paper: Paper = NO_PAPER) -> pd.DataFrame:
     """One row per (setting, column) in the order of the table: accuracy with its interval, verdict, the paper's value.
 
     Columns are the clean inputs, oblivious PGD untargeted and targeted by its number of steps, then the study's other
-    attacks and the worst case of all. Raises ValueError for a study without finished cells.
+    attacks and the worst case of all. Rows are in the order of the study. Raises ValueError for a study without finished cells.
     """
-    own = finished(cells, "the table needs finished cells").copy()
+    own = finished(cells, NEEDS).copy()
     one_radius = len(set(own.loc[own["attack"] != "none", "epsilon"])) == 1
-    named = zip(attack_names(own), own.iterrows(), strict=True)
+    named = zip(names.attacks(own), own.iterrows(), strict=True)
     own["column"] = [_column(name, row, one_radius) for name, (_, row) in named]
     own["paper"] = [paper.value(row) for _, row in own.iterrows()]
     own["mark"] = [mark(row) for _, row in own.iterrows()]
-    own["method"] = [_method(row) for _, row in own.iterrows()]
+    own["method"] = [_method(row, names) for _, row in own.iterrows()]
     own["parameters"] = own["defense_params"].map(parameters)
     own["column"] = pd.Categorical(own["column"], _columns(own), ordered=True)
-    own["classifier_place"] = _place(own["classifier"], list(dict.fromkeys(own["classifier"])))
-    own["defense_place"] = _place(own["defense"], list(LABELS))
-    names = [
-        "method",
-        "classifier",
-        "defense",
-        "parameters",
-        "executions",
-        "column",
-        "accuracy",
-        "accuracy_low",
-        "accuracy_high",
-        "verdict",
-        "mark",
-        "paper",
-        "points",
-        "dataset",
-    ]
-    order = ["classifier_place", "defense_place", "defense", "defense_params", "executions", "column"]
-    return own.sort_values(order)[names].reset_index(drop=True)
+    own["classifier_place"], own["defense_place"] = (_place(own[name]) for name in ("classifier", "defense"))
+    setting = ["method", "classifier", "defense", "parameters", "executions"]
+    kept = [*setting, "column", *ACCURACY, "verdict", "mark", "paper", "points", "dataset"]
+    order = ["classifier_place", "defense_place", "defense_params", "executions", "column"]
+    return own.sort_values(order)[kept].reset_index(drop=True)
 
 
 def _columns(own: pd.DataFrame) -> list[str]:
@@ -104,28 +79,29 @@ def _columns(own: pd.DataFrame) -> list[str]:
         {
             "last": own["attack"] == "worst_case",
             "other": ~own["attack"].isin(["none", "pgd"]),
-            "attack": _place(own["attack"], list(dict.fromkeys(own["attack"]))),
+            "attack": _place(own["attack"]),
             "epsilon": own["epsilon"],
-            "goal": _place(own["goal"], list(GOALS)),
+            "goal": own["goal"].map(GOALS.index),
             "steps": [json.loads(text).get("steps") or 0 for text in own["attack_params"]],
         }
     )
     return list(dict.fromkeys(own.loc[order.sort_values(list(order)).index, "column"]))
 
 
-def _column(name: str, row: "pd.Series[Any]", one_radius: bool) -> str:
+def _column(name: str, row: Row, one_radius: bool) -> str:
     if row["attack"] in ("none", "worst_case") and (one_radius or row["attack"] == "none"):
         return name
     return f"{name}, {row['goal']}" if one_radius else with_threat(name, row)
 
 
-def _method(row: "pd.Series[Any]") -> str:
-    classifier = CLASSIFIERS.get(row["classifier"], row["classifier"])
-    return classifier if row["defense"] == "none" else f"{classifier} + {label(row['defense'])}"
+def _method(row: Row, names: Names) -> str:
+    classifier = str(row["classifier"])
+    return classifier if row["defense"] == "none" else f"{classifier} + {names.defense(row['defense'])}"
 
 
-def _place(values: "pd.Series[Any]", known: list[str]) -> "pd.Series[int]":
-    return values.map(lambda value: known.index(value) if value in known else len(known))
+def _place(values: "pd.Series[str]") -> "pd.Series[int]":
+    """Of each value its place in the order in which the values come first."""
+    return values.map(list(dict.fromkeys(values)).index)
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -140,29 +116,27 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
     ]
     setting = ["method", "parameters", "executions"]
     told = table.assign(text=text, column=table["column"].astype(str))
-    each_once(told, [*setting, "column"])
+    check_each_once(told, [*setting, "column"])
     wide = told.pivot_table("text", setting, "column", aggfunc="first", sort=False).fillna("").reset_index()
     wide = wide[[*setting, *(name for name in table["column"].cat.categories if name in wide)]].astype(str)
     return wide.rename(columns={"method": "Method", "parameters": "Parameters", "executions": "N"})
 
 
-def footnote(cells: pd.DataFrame, table: pd.DataFrame, paper: Paper) -> str:
+def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names, paper: Paper) -> str:
     """How the table was made, in words."""
     said = f"{table['dataset'].iloc[0]}, {int(table['points'].iloc[0])} points; accuracy in % on the true label, with its 95 % "
     said += "interval over points. Worst case: each point under the attack of the study that does most harm to it. "
     if paper.values:
         said += f"In brackets: {paper.source}, with its released code's choices; of another network or other data only "
         said += "the order and the gaps compare. "
-    return said + checks_footnote(finished(cells, "the table needs finished cells"))
+    return said + checks_footnote(finished(cells, NEEDS), names)
 
 
 def write(paper: Paper, store: Store, study: str) -> list[str]:
     """Write the table of a study beside the paper's as Markdown, CSV (a row an entry) and LaTeX."""
-    cells = read_cells(store, study)
-    table = facts(cells, paper)
-    text, note = shown(table), footnote(cells, table, paper)
-    files = {"md": markdown(text, note), "csv": table.to_csv(index=False), "tex": latex(text, note)}
-    return [save_text(store, study, f"{paper.name}.{kind}", content) for kind, content in files.items()]
+    cells, names = read_study(store, study)
+    table = facts(cells, names, paper)
+    return save_table(store, study, paper.name, table, shown(table), footnote(cells, table, names, paper))
 
 
 def make(store: Store, study: str) -> list[str]:

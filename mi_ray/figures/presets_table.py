@@ -9,35 +9,20 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mi_ray.figures.common import (
-    MARKERS,
-    attack_labels,
-    checks_footnote,
-    checks_note,
-    colour,
-    cross_out,
-    defense_handle,
-    each_once,
-    framed,
-    label,
-    mark,
-    parameters,
-    records_of,
-    save_figure,
-    save_text,
-    styled,
-)
-from mi_ray.figures.frontier_table import markdown
+from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.panels import Style, bars, cross_out, defense_handles, framed, lines, save_figure, styled
+from mi_ray.figures.reading import check_each_once, read_study, records_of
+from mi_ray.figures.saving import save_texts
+from mi_ray.figures.tables import markdown, percent, points
+from mi_ray.figures.verdict_marks import checks_footnote, checks_note, mark
 from mi_ray.statistics import holm, paired_test
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import read_cells
 
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
@@ -84,11 +69,11 @@ def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] |
     for name in ("executions", "defense_params"):
         same = found[found[name] == row[name]]
         found = same if len(same) else found
-    each_once(found, MATCHED)
+    check_each_once(found, MATCHED)
     return found.iloc[0] if len(found) else None
 
 
-def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
+def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd.DataFrame:
     """One row per (variant, classifier, threat, defense setting): accuracy, and its change against the study itself.
 
     counts: cell -> correct draws of its reported points, points in the same order. `same`: it is the very cell of the
@@ -97,7 +82,7 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
     """
     table = by_variant(cells)
     itself = table[table["variant"] == ""]
-    threats = dict(zip(itself["cell"], _threats(itself), strict=True))
+    threats = dict(zip(itself["cell"], _threats(itself, names), strict=True))
     rows = []
     for _, row in table[table["state"] == "done"].iterrows():
         ours = counterpart(row, table)
@@ -135,7 +120,7 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
     found = pd.DataFrame(rows)
     if found.empty or set(found["variant"]) == {ITSELF}:
         raise ValueError(f"{NEEDS}; this study has none")
-    each_once(found, ["variant", "classifier", "threat", "defense", "setting"])
+    check_each_once(found, ["variant", "classifier", "threat", "defense", "setting"])
     compared = ~found["same"]
     found.loc[compared, "p_holm"] = holm(found.loc[compared, "p_value"])
     order = [ITSELF, *sorted(set(found["variant"]) - {ITSELF, "as_published"})]
@@ -143,17 +128,19 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts]) -> pd.DataFrame:
     return found.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
 
 
-def _threats(itself: pd.DataFrame) -> list[str]:
-    named = zip(itself["attack"], attack_labels(itself), strict=True)
-    return [
-        "clean" if attack == "none" else f"adaptive: {name}" if attack in SWITCHED else name for attack, name in named
-    ]
+def _threats(itself: pd.DataFrame, names: Names) -> list[str]:
+    named = zip(itself["attack"], names.threats(itself), strict=True)
+    return ["clean" if attack == "none" else _threat(attack, name) for attack, name in named]
 
 
-def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
+def _threat(attack: str, name: str) -> str:
+    return f"adaptive: {name.removeprefix('adaptive ')}" if attack in SWITCHED else name
+
+
+def shown(table: pd.DataFrame, names: Names) -> dict[str, pd.DataFrame]:
     """`facts` as text: for each classifier and threat a table, a row a variant and a column a defense setting."""
     text = [_entry(row) for _, row in table.iterrows()]
-    columns = [" ".join([label(row["defense"]), row["setting"]]).strip() for _, row in table.iterrows()]
+    columns = [" ".join([names.defense(row["defense"]), row["setting"]]).strip() for _, row in table.iterrows()]
     table = table.assign(text=text, column=columns)
     found = {}
     for (classifier, threat), rows in table.groupby(["classifier", "threat"], sort=False):
@@ -163,84 +150,77 @@ def shown(table: pd.DataFrame) -> dict[str, pd.DataFrame]:
     return found
 
 
-def _entry(row: "pd.Series[Any]") -> str:
-    accuracy = f"{100 * row['accuracy']:.1f}"
+def _entry(row: Row) -> str:
     if row["variant"] == ITSELF:
-        return f"{accuracy} [{100 * row['accuracy_low']:.1f}, {100 * row['accuracy_high']:.1f}] {row['mark']}"
+        return f"{percent(row['accuracy'], row['accuracy_low'], row['accuracy_high'])} {row['mark']}"
     if row["same"]:
         return "="
+    change, interval = points(row["change"], row["change_low"], row["change_high"]).split(" ", 1)
     star = "*" if row["p_holm"] < SIGNIFICANT else ""
-    change = f"{100 * row['change']:+.1f}{star} [{100 * row['change_low']:+.1f}, {100 * row['change_high']:+.1f}]"
-    return f"{accuracy} ({change}) {row['mark']}"
+    return f"{100 * row['accuracy']:.1f} ({change}{star} {interval}) {row['mark']}"
 
 
-def document(table: pd.DataFrame, cells: pd.DataFrame) -> str:
+def document(table: pd.DataFrame, cells: pd.DataFrame, names: Names) -> str:
     """All tables of `shown` as Markdown, and how to read them."""
     row = table.iloc[0]
     note = f"{row['dataset']}, {int(row['points'])} points, the same in every row. Accuracy in %; in round brackets its change "
     note += f"against the {ITSELF}, in points, with its paired 95 % interval. *: p < {SIGNIFICANT} after Holm's correction over "
-    note += "all changes here. =: the variant changes nothing there. " + checks_footnote(cells)
-    parts = [f"## {title}\n\n{markdown(text.astype(str), '')}".rstrip() for title, text in shown(table).items()]
+    note += "all changes here. =: the variant changes nothing there. " + checks_footnote(cells, names)
+    parts = [f"## {title}\n\n{markdown(text.astype(str), '')}".rstrip() for title, text in shown(table, names).items()]
     return "\n\n".join([*parts, note]) + "\n"
 
 
-def _panel(axes: Axes, rows: pd.DataFrame, variants: list[str], defenses: list[str]) -> None:
+def _panel(axes: Axes, rows: pd.DataFrame, variants: list[str], defenses: list[str], names: Names) -> None:
     axes.axvline(0, color="#888888", lw=0.8)
     for at, defense in enumerate(defenses):
         mine = rows[(rows["defense"] == defense) & ~rows["same"]]
         y = np.array([variants.index(name) for name in mine["variant"]]) + 0.7 * ((at + 0.5) / len(defenses) - 0.5)
-        error = [100 * (mine["change"] - mine["change_low"]), 100 * (mine["change_high"] - mine["change"])]
-        axes.errorbar(
-            100 * mine["change"],
-            y,
-            xerr=error,
-            ls="none",
-            color=colour(defense, defenses),
-            marker=MARKERS.get(defense, "s"),
-            ms=4,
-            elinewidth=0.8,
-        )
+        look, error = names.look(defense), bars(mine, ("change", "change_low", "change_high"), 100)
+        style: Style = {"color": look.colour, "marker": look.marker, "ls": "none", "ms": 4, "elinewidth": 0.8}
+        axes.errorbar(100 * mine["change"], y, xerr=error, **style)
         cross_out(axes, 100 * mine["change"], y, mine)
-    for line in range(len(variants) - 1):
-        axes.axhline(line + 0.5, color="#DDDDDD", lw=0.6)
+    for place in range(len(variants) - 1):
+        axes.axhline(place + 0.5, color="#DDDDDD", lw=0.6)
     axes.grid(visible=False, axis="y")
     axes.set(yticks=range(len(variants)), yticklabels=variants, ylim=(len(variants) - 0.5, -0.5))
 
 
-def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
+def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """Changes of accuracy with their intervals: a row of panels for each classifier, a column for each threat."""
     changed = table[table["variant"] != ITSELF]
     variants, classifiers = list(dict.fromkeys(changed["variant"])), list(dict.fromkeys(table["classifier"]))
     threats, defenses = list(dict.fromkeys(table["threat"])), list(dict.fromkeys(table["defense"]))
     size = (1.9 + 2.3 * len(threats), 1.3 + (0.5 + 0.34 * len(variants)) * len(classifiers))
-    grid: dict[str, Any] = {"figsize": size, "squeeze": False, "sharey": True, "sharex": "col"}
-    figure, panels = plt.subplots(len(classifiers), len(threats), **grid)
+    figure = Figure(figsize=size)
+    panels = figure.subplots(len(classifiers), len(threats), squeeze=False, sharey=True, sharex="col")
     for line, classifier in zip(panels, classifiers, strict=True):
         for axes, threat in zip(line, threats, strict=True):
-            _panel(
-                axes, changed[(changed["classifier"] == classifier) & (changed["threat"] == threat)], variants, defenses
-            )
+            rows = changed[(changed["classifier"] == classifier) & (changed["threat"] == threat)]
+            _panel(axes, rows, variants, defenses, names)
             axes.set_title(f"{classifier}\n{textwrap.fill(threat, 30)}", fontsize=7.5)
             axes.tick_params(labelsize=7.5)
     for axes in panels[-1]:
         axes.set_xlabel("change of accuracy (points)", fontsize=8)
-    framed(figure, title, note, [defense_handle(name, defenses) for name in defenses], min(4, len(defenses)))
+    framed(figure, title, note, defense_handles(names, defenses), min(4, len(defenses)))
     return figure
+
+
+def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
+    """(title, note): the data, how many points, and what the checks say."""
+    note = f"{int(table['points'].iloc[0])} points, the same for all; bars: paired 95 % over points"
+    title = f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}"
+    return title, lines(note, checks_note(cells[cells["state"] == "done"]))
 
 
 def make(store: Store, study: str) -> list[str]:
     """Write the table of a study's variants as Markdown and CSV, and draw the changes as PNG and PDF."""
-    cells = read_cells(store, study)
+    cells, names = read_study(store, study)
     counts = {}
     for cell in cells.loc[cells["state"] == "done", "cell"]:
         rows = records_of(store, cell)
         counts[cell] = rows[~rows["selection"]].sort_values("point")["correct_draws"].to_numpy(np.int64)
-    table = facts(cells, counts)
-    note = f"{int(table['points'].iloc[0])} points, the same for all; bars: paired 95 % over points"
-    note = "\n".join(part for part in (note, checks_note(cells[cells["state"] == "done"])) if part)
+    table = facts(cells, counts, names)
     with styled():
-        figure = draw(table, f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}", note)
-        paths = save_figure(store, study, "presets", figure)
-        plt.close(figure)
-    files = {"md": document(table, cells), "csv": table.to_csv(index=False)}
-    return [*paths, *(save_text(store, study, f"presets_table.{kind}", content) for kind, content in files.items())]
+        paths = save_figure(store, study, "presets", draw(table, names, *describe(table, cells)))
+    files = {"presets_table.md": document(table, cells, names), "presets_table.csv": table.to_csv(index=False)}
+    return [*paths, *save_texts(store, study, files)]

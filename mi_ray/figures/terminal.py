@@ -13,7 +13,8 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mi_ray.figures.common import attack_label, label, parameters, percent
+from mi_ray.figures.names import Names, parameters
+from mi_ray.figures.tables import percent
 from mi_ray.statistics import frontier
 
 THREAT = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
@@ -36,17 +37,17 @@ def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
     return [rows for threat, rows in groups if threat in first or rows["attack"].iloc[0] == "worst_case"]
 
 
-def frontier_tables(cells: pd.DataFrame) -> Iterator[Table]:
+def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
     """`frontier_facts` as tables; settings that are shown for comparison and are dominated are dim."""
     for rows in frontier_facts(cells):
         first = rows.iloc[0]
-        title = f"Frontier of {first['classifier']}: {attack_label(first)}"
+        title = f"Frontier of {first['classifier']}: {names.threat(first)}"
         shown = _table(title, "Defense", "Parameters", right=("N", "Clean %", "Adversarial %"))
         for _, row in rows.iterrows():
             accuracies = [
                 percent(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("clean", "adversarial")
             ]
-            setting = label(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
+            setting = names.defense(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
             shown.add_row(*map(Text, (*setting, *accuracies)), style=None if row["undominated"] else "dim")
         yield shown
 
@@ -71,9 +72,9 @@ def verdict_lines(cells: pd.DataFrame) -> Iterator[Text]:
         yield Text(f"  failed: {', '.join(f'{name} in {count}' for name, count in failed.items())}")
 
 
-def study_summary(cells: pd.DataFrame) -> Iterator[RenderableType]:
+def study_summary(cells: pd.DataFrame, names: Names) -> Iterator[RenderableType]:
     """What a study found, for its end: its frontiers, and what its checks say."""
-    yield from frontier_tables(cells)
+    yield from frontier_tables(cells, names)
     yield from verdict_lines(cells)
 
 

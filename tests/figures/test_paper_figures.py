@@ -9,9 +9,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers.frames import cell, failed
+from helpers.frames import NAMES, cell, failed
 
-from mi_ray.figures import common, epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
+from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
+from mi_ray.figures.names import Names
+from mi_ray.figures.reading import read_study
+from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES, OUTPUTS, RECORDS
@@ -38,7 +41,7 @@ def frame(*rows: dict[str, Any]) -> pd.DataFrame:
 
 
 def test_marks_follow_the_verdict() -> None:
-    assert [common.mark({"verdict": state}) for state in ("passed", "failed", "not run", None)] == ["✓", "✗", "–", "–"]
+    assert [mark({"verdict": state}) for state in ("passed", "failed", "not run", None)] == ["✓", "✗", "–", "–"]
 
 
 def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
@@ -46,7 +49,7 @@ def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
         cell("a", "mi_ol", {"lam": lam}, "pgd", 0.3, verdict="failed", checks=failed("large_epsilon", f"left {lam}"))
         for lam in (0.5, 0.6)
     ]
-    note = common.checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad))
+    note = checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad), NAMES)
     assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL, PGD-10" in note
     assert "left 0.5" in note
     assert "left 0.6" not in note
@@ -59,7 +62,7 @@ def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
         (cell("a", "none", {}, "pgd", 0.1), "PGD-10, untargeted, ε = 8/255"),
         (cell("a", "mi_ol", {}, "pgd", 0.1, knowledge="adaptive"), "adaptive PGD-10, untargeted, ε = 8/255"),
         (cell("a", "mi_ol", {}, "eot_pgd", 0.1, **adaptive(50, 30)), "EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"),
-        (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (N_A 5), untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (EOT 5), untargeted, ε = 8/255"),
         (
             cell("a", "none", {}, "worst_case", 0.1, goal="any", attack_params="{}", epsilon=0.04),
             "Worst case, ε = 0.04",
@@ -75,12 +78,12 @@ def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
     ],
 )
 def test_attacks_are_named_as_the_field_names_them(row: dict[str, Any], name: str) -> None:
-    assert common.attack_label(row) == name
+    assert NAMES.threat(row) == name
 
 
 def test_a_study_without_finished_cells_is_told_so() -> None:
     with pytest.raises(ValueError, match=r"finished cells; this study has none"):
-        paper_table.facts(frame(cell("a", "none", {}, "none", 0.0, state="failed")))
+        paper_table.facts(frame(cell("a", "none", {}, "none", 0.0, state="failed")), NAMES)
 
 
 def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[str, Any]:
@@ -99,58 +102,58 @@ def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[st
 
 def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> None:
     rows = [eot_pgd(0.3), eot_pgd(0.2, branch="fallback"), eot_pgd(0.2, branch="fallback", step_size=2 / 255)]
-    assert common.attack_names(frame(*rows)) == [
+    assert NAMES.attacks(frame(*rows)) == [
         "EOT-PGD-50 (EOT 30, branch whole, step size 1/255)",
         "EOT-PGD-50 (EOT 30, branch fallback, step size 1/255)",
         "EOT-PGD-50 (EOT 30, branch fallback, step size 2/255)",
     ]
-    assert common.attack_labels(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
+    assert NAMES.threats(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
 
 
 def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
     fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
-    assert set(common.attack_names(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
-    names = common.attack_names(frame(*fits, eot_pgd(0.2, branch="fallback")))
+    assert set(NAMES.attacks(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
+    names = NAMES.attacks(frame(*fits, eot_pgd(0.2, branch="fallback")))
     assert names == [f"EOT-PGD-50 (EOT 30, branch {branch})" for branch in ("whole", "whole", "fallback")]
 
 
 def test_lengths_and_samples_are_axes_of_fig4_and_not_named() -> None:
     rows = [eot_pgd(0.3), eot_pgd(0.4, steps=10, eot=1, step_size=2 / 255)]
-    assert common.attack_names(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
+    assert NAMES.attacks(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
 
 
 def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
-    assert common.attack_name(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
-    assert common.attack_name(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
+    assert NAMES.attack(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
+    assert NAMES.attack(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
 
 
 def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
     oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
-    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in common.checks_footnote(
-        oblivious
+    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in checks_footnote(
+        oblivious, NAMES
     )
-    assert common.checks_note(oblivious) == common.OBLIVIOUS
+    assert checks_note(oblivious) == OBLIVIOUS
     for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
-        assert "saw F alone" not in common.checks_footnote(told)
-        assert common.checks_note(told) == ""
+        assert "saw F alone" not in checks_footnote(told, NAMES)
+        assert checks_note(told) == ""
 
 
 def test_two_cells_of_one_entry_are_refused_everywhere() -> None:
     clean, twice = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9), [eot_pgd(0.3), eot_pgd(0.3)]
     with pytest.raises(ValueError, match=r"a place each .* column EOT-PGD-50"):
-        paper_table.shown(paper_table.facts(frame(clean, *twice)))
+        paper_table.shown(paper_table.facts(frame(clean, *twice), NAMES))
     for facts in (fig4.facts, epsilon_curve.facts):
         with pytest.raises(ValueError, match="a place each"):
-            facts(frame(clean, *twice))
+            facts(frame(clean, *twice), NAMES)
 
 
 def test_two_branches_of_one_attack_are_both_in_table_and_curves() -> None:
     clean = cell("mixup", "mi_ol", {"lam": 0.5}, "none", 0.9)
     cells = frame(clean, eot_pgd(0.3), eot_pgd(0.2, branch="fallback"))
-    text = paper_table.shown(paper_table.facts(cells)).iloc[0]
+    text = paper_table.shown(paper_table.facts(cells, NAMES)).iloc[0]
     assert text["EOT-PGD-50 (EOT 30, branch whole), untargeted"].startswith("30.0")
     assert text["EOT-PGD-50 (EOT 30, branch fallback), untargeted"].startswith("20.0")
-    assert set(epsilon_curve.facts(cells)["curve"]) == {
+    assert set(epsilon_curve.facts(cells, NAMES)["curve"]) == {
         f"EOT-PGD-50 (EOT 30, branch {branch}), untargeted" for branch in ("whole", "fallback")
     }
 
@@ -183,7 +186,7 @@ def a_table() -> pd.DataFrame:
 
 
 def test_the_table_has_the_papers_columns_in_order_then_other_attacks_and_the_worst_case() -> None:
-    text = paper_table.shown(paper_table.facts(a_table(), table2.PAPER))
+    text = paper_table.shown(paper_table.facts(a_table(), NAMES, table2.PAPER))
     assert list(text.columns) == [
         "Method",
         "Parameters",
@@ -193,27 +196,27 @@ def test_the_table_has_the_papers_columns_in_order_then_other_attacks_and_the_wo
         "PGD-200, untargeted",
         "PGD-10, targeted",
         "PGD-200, targeted",
-        "EOT-PGD-50, untargeted",
+        "adaptive EOT-PGD-50, untargeted",
         "Worst case",
     ]
-    assert list(text["Method"]) == ["Mixup", "Mixup + MI-OL"]
+    assert list(text["Method"]) == ["mixup + MI-OL", "mixup"]
 
 
 def test_an_entry_shows_our_interval_the_mark_and_the_papers_value() -> None:
-    text = paper_table.shown(paper_table.facts(a_table(), table2.PAPER)).set_index("Method")
-    assert text.loc["Mixup + MI-OL", "PGD-200, targeted"] == "30.0 [25.0, 35.0] ✓ (50.8)"
-    assert text.loc["Mixup", "PGD-10, targeted"] == "30.0 [25.0, 35.0] ✓ (≤ 1)"
-    assert text.loc["Mixup + MI-OL", "Clean"] == "84.0 [79.0, 89.0] ✓ (83.9)"
-    assert text.loc["Mixup + MI-OL", "EOT-PGD-50, untargeted"] == "25.0 [20.0, 30.0] ✗"
-    assert text.loc["Mixup", "EOT-PGD-50, untargeted"] == ""
+    text = paper_table.shown(paper_table.facts(a_table(), NAMES, table2.PAPER)).set_index("Method")
+    assert text.loc["mixup + MI-OL", "PGD-200, targeted"] == "30.0 [25.0, 35.0] ✓ (50.8)"
+    assert text.loc["mixup", "PGD-10, targeted"] == "30.0 [25.0, 35.0] ✓ (≤ 1)"
+    assert text.loc["mixup + MI-OL", "Clean"] == "84.0 [79.0, 89.0] ✓ (83.9)"
+    assert text.loc["mixup + MI-OL", "adaptive EOT-PGD-50, untargeted"] == "25.0 [20.0, 30.0] ✗"
+    assert text.loc["mixup", "adaptive EOT-PGD-50, untargeted"] == ""
 
 
 def test_the_papers_values_are_labelled_as_the_papers_and_of_its_own_data() -> None:
     cells = a_table()
-    note = paper_table.footnote(cells, paper_table.facts(cells, table3.PAPER), table3.PAPER)
+    note = paper_table.footnote(cells, paper_table.facts(cells, NAMES, table3.PAPER), NAMES, table3.PAPER)
     assert "In brackets: the paper's Table 3 (CIFAR-100, ResNet-50)" in note
     assert note.startswith("digits, 200 points")
-    assert "paper" not in paper_table.footnote(cells, paper_table.facts(cells), paper_table.NO_PAPER)
+    assert "paper" not in paper_table.footnote(cells, paper_table.facts(cells, NAMES), NAMES, paper_table.NO_PAPER)
 
 
 def test_an_adaptive_pgd_is_not_put_beside_the_papers_oblivious_one() -> None:
@@ -398,7 +401,7 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
                 confidence_undefended=rng.random(30),
             )
     stored_cell(store, rows)
-    detectors, cells = fig3a.detectors_of(store, "s")
+    detectors, cells = fig3a.detectors_of(store, *read_study(store, "s"))
     assert [found.defense for found in detectors] == ["mi_pl", fig3a.BASELINE, "mi_ol"]
     assert len(cells) == 2
     assert len(fig3a.make(store, "s")) == 3
@@ -421,13 +424,13 @@ def some_adaptive() -> pd.DataFrame:
 
 
 def test_fig4_orders_samples_and_sets_both_oblivious_lines_beside_them() -> None:
-    table = fig4.facts(some_adaptive())
+    table = fig4.facts(some_adaptive(), NAMES)
     curve = table[(table["what"] == "eot_pgd") & (table["steps"] == 10)]
     assert list(curve["samples"]) == [1, 5, 30]
     lines = table[table["steps"] == 50].set_index("what")["accuracy"]
     assert lines["undefended"] == 0.1
     assert lines["oblivious"] == 0.5
-    figure = fig4.draw(table, "title", "note")
+    figure = fig4.draw(table, NAMES, "title", "note")
     assert len(figure.axes) == 2
     assert figure.axes[0].get_title() == "mixup + MI-OL (lam=0.5), 10 steps"
 
@@ -440,8 +443,8 @@ def test_fig4_draws_two_branches_and_two_oblivious_steps_as_lines_of_their_own()
         for step in (1, 2)
     ]
     curves = [eot_pgd(0.3 - eot / 100, branch=branch, eot=eot) for branch in ("whole", "fallback") for eot in (1, 5)]
-    table = fig4.facts(frame(*curves, *oblivious))
-    figure = fig4.draw(table, "title", "note")
+    table = fig4.facts(frame(*curves, *oblivious), NAMES)
+    figure = fig4.draw(table, NAMES, "title", "note")
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == [
         "EOT-PGD (branch fallback)",
@@ -455,7 +458,7 @@ def test_fig4_draws_two_branches_and_two_oblivious_steps_as_lines_of_their_own()
 def test_fig4_without_an_adaptive_attack_is_refused() -> None:
     cells = some_adaptive()
     with pytest.raises(ValueError, match="adaptive attack with `eot`"):
-        fig4.facts(cells[cells["knowledge"] != "adaptive"])
+        fig4.facts(cells[cells["knowledge"] != "adaptive"], NAMES)
 
 
 # Fig. 5
@@ -514,7 +517,7 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     for row, wrong in ((before, 0), (after, 1)):
         write_records(store, row["cell"], label=[1, 2], predicted=[1, 2 + wrong], predicted_undefended=[1 + wrong, 2])
     stored_cell(store, [before, after])
-    (strip,), _ = fig5.facts(store, "s")
+    (strip,), _ = fig5.facts(store, "s", *read_study(store, "s"))
     assert strip.adversarial == pytest.approx(0.6)
     assert strip.answers.iloc[0].to_dict() == {"label": 1, "clean_f": 1, "clean_defense": 1, "f": 2, "defense": 1}
     assert fig5.make(store, "s") == ["studies/s/figures/fig5.png", "studies/s/figures/fig5.pdf"]
@@ -544,7 +547,7 @@ def variants() -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
 
 
 def test_a_variant_is_held_against_the_same_setting_of_the_study_whatever_its_options_are_called() -> None:
-    table = presets_table.facts(*variants()).set_index(["variant", "attack"])
+    table = presets_table.facts(*variants(), NAMES).set_index(["variant", "attack"])
     assert table.loc[("as_published", "none"), "change"] == pytest.approx(-0.3)
     assert table.loc[("adaptive_attack", "averaged"), "change"] == pytest.approx(0.4)
     assert table.loc[("adaptive_attack", "averaged"), "threat"] == "adaptive: EOT-PGD-50, untargeted, ε = 8/255"
@@ -553,16 +556,16 @@ def test_a_variant_is_held_against_the_same_setting_of_the_study_whatever_its_op
 
 
 def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
-    table = presets_table.facts(*variants())
-    texts = presets_table.shown(table)
+    table = presets_table.facts(*variants(), NAMES)
+    texts = presets_table.shown(table, NAMES)
     text = texts["mixup, clean"].set_index("Options")["Random rotation degrees=20"]
     assert text["adaptive_attack"] == "="
     assert text["study itself"] == "90.0 [85.0, 95.0] ✓"
     assert text["as_published"].startswith("60.0 (-30.0 [")
     (adaptive_text,) = [value for name, value in texts.items() if "adaptive" in name]
     assert list(adaptive_text["Options"]) == ["study itself", "adaptive_attack"]
-    assert "Holm" in presets_table.document(table, variants()[0])
-    assert len(presets_table.draw(table, "title", "note").axes) == 2
+    assert "Holm" in presets_table.document(table, variants()[0], NAMES)
+    assert len(presets_table.draw(table, NAMES, "title", "note").axes) == 2
 
 
 def adaptive_variants(**states: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -604,27 +607,27 @@ def test_variants_are_paired_by_what_the_attacks_share_also_where_a_cell_is_miss
 
 
 def test_threats_of_presets_are_named_apart() -> None:
-    table = presets_table.facts(*adaptive_variants())
+    table = presets_table.facts(*adaptive_variants(), NAMES)
     assert {threat.split(",")[0] + threat.split(",")[1] for threat in table["threat"]} == {
         "adaptive: EOT-PGD-10 (EOT 30) untargeted",
         "adaptive: EOT-PGD-50 (EOT 30 branch whole)",
         "adaptive: EOT-PGD-50 (EOT 30 branch fallback)",
     }
-    assert len(presets_table.shown(table)) == 3
+    assert len(presets_table.shown(table, NAMES)) == 3
 
 
 def test_two_settings_that_a_preset_table_cannot_tell_apart_are_refused() -> None:
     cells, counts = variants()
     other = cells.iloc[[0]].assign(cell="other", defense_params=json.dumps({"degrees": 20.0, "interpolation": "cubic"}))
     with pytest.raises(ValueError, match="a place each"):
-        presets_table.facts(pd.concat([cells, other], ignore_index=True), {**counts, "other": counts["clean"]})
+        presets_table.facts(pd.concat([cells, other], ignore_index=True), {**counts, "other": counts["clean"]}, NAMES)
 
 
 def test_presets_without_variants_are_refused() -> None:
     cells, counts = variants()
     cells["variants"] = [[""]] * len(cells)
     with pytest.raises(ValueError, match="variants: each_option"):
-        presets_table.facts(cells, counts)
+        presets_table.facts(cells, counts, NAMES)
 
 
 # Accuracy against epsilon
@@ -645,14 +648,14 @@ def radii() -> pd.DataFrame:
 
 
 def test_a_curve_starts_at_the_clean_cell_and_joins_radii_whatever_their_step() -> None:
-    table = epsilon_curve.facts(radii())
+    table = epsilon_curve.facts(radii(), NAMES)
     curve = table[(table["curve"] == "PGD-50, untargeted") & (table["defense"] == "none")]
     assert list((255 * curve["epsilon"]).round(6)) == [0, 2, 8]
     assert list(curve["accuracy"]) == pytest.approx([0.9, 0.9 - 40 / 255, 0.9 - 160 / 255])
 
 
 def test_the_only_attack_on_a_setting_is_its_worst_case() -> None:
-    table = epsilon_curve.facts(radii())
+    table = epsilon_curve.facts(radii(), NAMES)
     worst = table[table["curve"] == epsilon_curve.WORST].set_index(["defense", "attack"])["accuracy"]
     assert worst["none", "pgd"].tolist() == pytest.approx([0.9 - 40 / 255, 0.9 - 160 / 255])
     assert worst["mi_ol", "worst_case"].tolist() == [0.05, 0.05]
@@ -668,11 +671,11 @@ def crosses(axes: Any) -> int:
 def test_failed_cells_are_crossed_in_the_figure_and_named_under_it() -> None:
     cells = radii()
     cells.loc[cells["attack"] == "eot_pgd", ["verdict", "checks"]] = ["failed", failed("more_eot", "doubled")]
-    table = epsilon_curve.facts(cells)
+    table = epsilon_curve.facts(cells, NAMES)
     title, note = epsilon_curve.describe(table)
     assert title == "digits: accuracy against ε"
     assert "attacked cells: more_eot (2)" in note
-    figure = epsilon_curve.draw(table, title, note)
+    figure = epsilon_curve.draw(table, NAMES, title, note)
     assert [crosses(axes) for axes in figure.axes] == [0, 2, 0]
 
 
@@ -684,3 +687,26 @@ def test_tables_are_written_under_their_names(
 ) -> None:
     write_cells(store, "s", a_table().to_dict("records"))
     assert make(store, "s") == [f"studies/s/figures/{files}.{kind}" for kind in ("md", "csv", "tex")]
+
+
+# Names
+
+
+def test_a_study_without_what_a_manifest_says_of_methods_is_drawn_with_names_and_spare_colours(store: Store) -> None:
+    rows = [cell("mixup", name, {}, attack, 0.5) for name in ("none", "mine", "other") for attack in ("none", "pgd")]
+    write_cells(store, "s", rows)
+    _, names = read_study(store, "s")
+    assert [names.defense(name) for name in ("none", "mine")] == ["none", "mine"]
+    assert len({names.look(name).colour for name in ("none", "mine", "other")}) == 3
+    assert names.threat(rows[1]) == "pgd-10, untargeted, ε = 8/255"
+    assert names.threat(rows[0]) == "Clean, ε = 0"
+    assert len(epsilon_curve.make(store, "s")) == 3
+
+
+def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours_in_the_studys_order() -> None:
+    names = Names.of(APPEARANCE, ["mine", "mi_ol", "other"])
+    assert names.look("mi_ol").label == "MI-OL"
+    assert names.look("mi_ol").colour == APPEARANCE["defenses"]["mi_ol"]["colour"]
+    assert names.look("mine").marker == names.look("other").marker
+    assert names.look("mine").colour != names.look("other").colour
+    assert Names.of(APPEARANCE, ["other", "mine"]).look("other").colour == names.look("mine").colour

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
+from helpers.frames import APPEARANCE, NAMES
 
 from mi_ray.figures import frontier_statistics, paired_tests
 from mi_ray.statistics import (
@@ -83,6 +84,7 @@ def add_study(store: Store, name: str, cells: Iterable[dict[str, Any]], counts: 
         summary = cell_summary(right, np.arange(len(right)) < SELECTION, DRAWS)
         rows.append({**dict.fromkeys(CELLS.names), **cell, **summary, "state": "done", "selected": False})
     write_cells(store, name, rows)
+    store.write_json(f"studies/{name}/manifest.json", {"keys": {}, "appearance": APPEARANCE})
 
 
 def drawn(seed: int, chance: float, deterministic: bool) -> np.ndarray:
@@ -154,11 +156,11 @@ def test_a_cell_that_failed_a_check_is_marked(rows: Any) -> None:
     failed = (cells["defense_params"] == '{"lam": 0.7}') & (cells["attack"] == "pgd")
     judged = cells.assign(verdict=np.where(failed, "failed", "passed"))
     table = paired_tests.facts(judged, records)
-    marks = dict(zip(table["left_defense_params"], paired_tests.shown(table)["Checks"], strict=True))
+    marks = dict(zip(table["left_defense_params"], paired_tests.shown(table, NAMES)["Checks"], strict=True))
     assert marks['{"lam": 0.7}'] == "✗ ✓"
     assert marks['{"lam": 0.9}'] == "✓ ✓"
     curves = frontier_statistics.facts(judged, records)
-    assert dict(zip(curves["defense"], frontier_statistics.shown(curves)["Checks"], strict=True)) == {
+    assert dict(zip(curves["defense"], frontier_statistics.shown(curves, NAMES)["Checks"], strict=True)) == {
         "none": "✓",
         "gaussian_noise": "✓",
         "mi_ol": "✗",
@@ -300,7 +302,7 @@ def test_without_an_undefended_cell_there_is_no_matched_accuracy(rows: Any) -> N
     cells, records = rows
     table = frontier_statistics.facts(cells[cells["defense"] != "none"], records)
     assert "at_0.02" not in table
-    assert list(frontier_statistics.shown(table).columns) == [
+    assert list(frontier_statistics.shown(table, NAMES).columns) == [
         "Classifier",
         "Attack",
         "Defense",
@@ -312,7 +314,7 @@ def test_without_an_undefended_cell_there_is_no_matched_accuracy(rows: Any) -> N
 
 def test_numbers_that_many_resamples_do_not_have_are_marked(rows: Any) -> None:
     table = frontier_statistics.facts(*rows)
-    text = frontier_statistics.shown(table)
+    text = frontier_statistics.shown(table, NAMES)
     for loss in frontier_statistics.LOSSES:
         marked = text[f"At -{100 * loss:g} clean"].str.endswith("†")
         exists = table[f"at_{loss:g}"].notna()

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 import pytest
-from helpers.frames import cell, failed
+from helpers.frames import NAMES, cell, failed
 from rich.console import Console, RenderableType
 
 from mi_ray.figures.terminal import (
@@ -60,7 +60,7 @@ def test_a_dominated_classifier_without_a_defense_is_shown_all_the_same(cells: p
 
 
 def test_a_summary_has_a_table_for_each_frontier_and_says_what_the_checks_say(cells: pd.DataFrame) -> None:
-    lines = printed(*study_summary(cells))
+    lines = printed(*study_summary(cells, NAMES))
     assert "Frontier of mixup: PGD-10, untargeted, ε = 8/255" in lines
     assert "Defense Parameters N Clean % Adversarial %" in lines
     assert "MI-OL lam=0.5 10 80.0 [75.0, 85.0] 40.0 [35.0, 45.0]" in lines

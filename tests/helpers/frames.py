@@ -1,14 +1,34 @@
-"""Rows of cells.parquet made by hand, for tests of what is drawn and said of them."""
+"""Rows of cells.parquet made by hand, and what a manifest says of their methods, for tests of what is drawn of them."""
 
 import json
 from typing import Any
 
+from mi_ray.figures.names import Appearance, Names
 from mi_ray.store.schemas import CELLS
+
+APPEARANCE: Appearance = {
+    "defenses": {
+        "none": {"label": "No defense", "colour": "#000000", "marker": "*"},
+        "gaussian_noise": {"label": "Gaussian noise", "colour": "#56B4E9", "marker": "o"},
+        "random_rotation": {"label": "Random rotation", "colour": "#009E73", "marker": "^"},
+        "mi_pl": {"label": "MI-PL", "colour": "#CC79A7", "marker": "P"},
+        "mi_ol": {"label": "MI-OL", "colour": "#D55E00", "marker": "X"},
+    },
+    "attacks": {
+        "pgd": "PGD",
+        "eot_pgd": "EOT-PGD",
+        "averaged": "Averaged PGD",
+        "apgd": "APGD",
+        "square": "Square",
+    },
+}
+NAMES = Names.of(APPEARANCE, [])
 
 
 def cell(
     classifier: str, defense: str, params: dict[str, Any], attack: str, accuracy: float, **changes: Any
 ) -> dict[str, Any]:
+    """A row of one finished cell. changes: columns that are to differ from the usual ones."""
     row: dict[str, Any] = dict.fromkeys(CELLS.names)
     attacked = attack != "none"
     row |= {

@@ -1,0 +1,144 @@
+"""How a study's methods are called and drawn, and how attacks, parameters and radii are written.
+
+A defense carries its label, colour and marker, and an attack its label, in its own class. A study copies them into its
+manifest, from where they are read here, so that no list of methods stands in this folder.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias, TypedDict
+
+import pandas as pd
+
+Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"  # of cells.parquet or of a table that was made of it
+
+SPARE_COLOURS = ("#8C564B", "#17BECF", "#7F7F7F", "#BCBD22")
+SPARE_MARKER = "s"
+NOT_ATTACKS = {"none": "Clean", "worst_case": "Worst case"}  # what stands in the column `attack` and is no method
+LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
+USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
+
+
+class LookText(TypedDict):
+    """How a manifest writes the look of a defense."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+class Appearance(TypedDict, total=False):
+    """What a manifest says under `appearance`: the looks of defenses, and the labels of attacks, by name."""
+
+    defenses: Mapping[str, LookText]
+    attacks: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Look:
+    """A defense in a legend: its label, its colour (as matplotlib takes it) and its marker (the same)."""
+
+    label: str
+    colour: str
+    marker: str
+
+
+@dataclass(frozen=True)
+class Names:
+    """The looks of a study's defenses and the labels of its attacks, by name; what has none is called by its name."""
+
+    looks: Mapping[str, Look] = field(default_factory=dict)
+    attack_labels: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, appearance: Appearance, defenses: Iterable[str]) -> "Names":
+        """What a manifest says, and a spare colour for each of the study's defenses of which it says nothing."""
+        known = appearance.get("defenses", {})
+        looks = {name: Look(**known[name]) for name in known}
+        for at, name in enumerate(name for name in dict.fromkeys(defenses) if name not in looks):
+            looks[name] = Look(name, SPARE_COLOURS[at % len(SPARE_COLOURS)], SPARE_MARKER)
+        return cls(looks, appearance.get("attacks", {}))
+
+    def look(self, defense: str) -> Look:
+        """How a defense is drawn."""
+        return self.looks.get(defense) or Look(defense, SPARE_COLOURS[0], SPARE_MARKER)
+
+    def defense(self, name: str) -> str:
+        """A defense's name as a legend writes it."""
+        return self.look(name).label
+
+    def attack(self, row: Row, extra: Sequence[str] = (), without: Sequence[str] = ()) -> str:
+        """An attack without its threat model: PGD-10, EOT-PGD-50 (EOT 30), APGD-100 (dlr), Worst case.
+
+        extra: parameters to name too, with their values. without: parameters not to name.
+        """
+        params = {key: value for key, value in json.loads(row["attack_params"]).items() if key not in without}
+        name = NOT_ATTACKS.get(row["attack"]) or self.attack_labels.get(row["attack"], str(row["attack"]))
+        length = next((params[key] for key in LENGTHS if params.get(key) is not None), None)
+        name += "" if length is None else f"-{length}"
+        notes = [] if params.get("eot") is None else [f"EOT {params['eot']}"]
+        if params.get("loss") not in USUAL_LOSSES:
+            notes.append(str(params["loss"]).replace("_", " "))
+        notes += [f"{key} {_value(params[key])}".replace("_", " ") for key in extra if key in params]
+        # That an attack averages over executions (EOT) says already that it knew the defense.
+        said = row["attack"] in NOT_ATTACKS or json.loads(row["attack_params"]).get("eot") is not None
+        known = "adaptive " if row["knowledge"] == "adaptive" and not said else ""
+        return known + name + (f" ({', '.join(notes)})" if notes else "")
+
+    def attacks(self, cells: pd.DataFrame, axes: Sequence[str] = ()) -> list[str]:
+        """`attack` of each row, and with it every parameter that tells attacks of one name and goal apart.
+
+        Only attacks at the same ε and at the same values of the axes, which are not named, are told apart: a step may
+        fit ε, say, and still be of one attack.
+        """
+        rows, params = [row for _, row in cells.iterrows()], cells["attack_params"].map(json.loads)
+        names = [self.attack(row, without=axes) for row in rows]
+        keys = [(name, str(row["goal"])) for name, row in zip(names, rows, strict=True)]
+        alike: dict[tuple[tuple[str, str], str, float], list[dict[str, object]]] = {}
+        for key, row, found in zip(keys, rows, params, strict=True):
+            alike.setdefault((key, self.attack(row), row["epsilon"]), []).append(found)
+        telling: dict[tuple[str, str], dict[str, None]] = {}
+        for (key, *_), group in alike.items():
+            known = dict.fromkeys(name for found in group for name in found)
+            differ = (name for name in known if len({json.dumps(found.get(name)) for found in group}) > 1)
+            telling.setdefault(key, {}).update(dict.fromkeys(differ))
+        return [self.attack(row, tuple(telling[key]), axes) for key, row in zip(keys, rows, strict=True)]
+
+    def threat(self, row: Row) -> str:
+        """One attack as a title writes it: PGD-10, untargeted, ε = 0.05. Of several, `threats` tells them apart."""
+        return with_threat(self.attack(row), row)
+
+    def threats(self, cells: pd.DataFrame) -> list[str]:
+        """The attack of each row as columns write it: `attacks` with their threat models."""
+        return [with_threat(name, row) for name, (_, row) in zip(self.attacks(cells), cells.iterrows(), strict=True)]
+
+
+def with_threat(name: str, row: Row) -> str:
+    """An attack's name with its threat model: PGD-10, untargeted, ε = 0.05."""
+    goal = "" if row["goal"] in ("any", "none") else f", {row['goal']}"
+    return f"{name}{goal}, ε = {epsilon_text(row['epsilon'])}"
+
+
+def epsilon_text(epsilon: float) -> str:
+    """ε as the field writes it: 8/255 where it is a whole number of grey levels, else a decimal."""
+    levels = epsilon * 255
+    return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
+
+
+def _value(value: object) -> str:
+    return epsilon_text(value) if isinstance(value, float) else str(value)
+
+
+def parameters(defense_params: str, without: frozenset[str] = frozenset()) -> str:
+    """A defense's parameters as a table writes them: its numbers and ranges, which a sweep varies.
+
+    defense_params: as cells.parquet holds them. Flags and words, which options choose, are left out.
+    """
+    values = json.loads(defense_params)
+    shown = [
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in values.items()
+        if key not in without and not isinstance(value, bool) and value is not None and not isinstance(value, str)
+    ]
+    return ", ".join(item for item in shown if item != "fill=0")

@@ -1,0 +1,119 @@
+"""What drawn figures share: their style, curves with intervals, crosses over failed cells, the frame around
+them, and their files."""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, TypeAlias
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mi_ray.figures.names import Names
+from mi_ray.figures.saving import save_texts
+from mi_ray.store.blocks import Store
+
+STYLE: Any = {  # typed by matplotlib as a mapping of its own literals
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "figure.constrained_layout.use": True,
+}
+Style: TypeAlias = dict[str, Any]  # keyword arguments of matplotlib's `plot`
+Estimated = tuple[str, str, str]  # the columns of a value, and of the lower and upper end of its interval
+ACCURACY: Estimated = ("accuracy", "accuracy_low", "accuracy_high")
+BAND = 0.13  # how opaque the bands of intervals are
+
+
+def styled() -> AbstractContextManager[None]:
+    """The context in which figures are drawn, which leaves the settings of whoever calls as they were."""
+    return mpl.rc_context(STYLE)
+
+
+def curve(
+    axes: Axes, x: npt.ArrayLike, rows: pd.DataFrame, columns: Estimated, style: Style, scale: float = 1.0
+) -> None:
+    """A line through values, in the order of the rows, with the band of their intervals.
+
+    A single point has a bar in place of the band, which would have no width.
+    """
+    at = np.asarray(x)
+    values, low, high = (scale * rows[name].to_numpy(float) for name in columns)
+    if len(at) == 1:
+        axes.errorbar(at, values, bars(rows, columns, scale), color=str(style["color"]), lw=0.9, alpha=0.6, fmt="none")
+    else:
+        axes.fill_between(at, low, high, color=str(style["color"]), alpha=BAND, lw=0)
+    axes.plot(at, values, **style)
+
+
+def bars(rows: pd.DataFrame, columns: Estimated, scale: float = 1.0) -> npt.NDArray[np.float64]:
+    """The lengths of error bars below and above values, [2, rows].
+
+    A bar's length is at least 0: in a store of an older version an end may miss its value by a rounding error.
+    """
+    value, low, high = (rows[name].to_numpy(float) for name in columns)
+    return scale * np.maximum([value - low, high - value], 0.0)
+
+
+def show_percent(axes: Axes) -> None:
+    """The whole range of accuracies on the y axis, with room for the marks of 0 % and 100 %."""
+    axes.set_ylim(-3, 103)
+    axes.set_yticks(range(0, 101, 20))
+
+
+def cross_out(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, rows: pd.DataFrame) -> None:
+    """Cross the points at x, y whose cells failed a check."""
+    failed = (rows["verdict"] == "failed").to_numpy()
+    axes.scatter(np.asarray(x)[failed], np.asarray(y)[failed], s=26, marker="x", color="black", lw=0.9, zorder=9)
+
+
+def defense_handles(names: Names, defenses: Sequence[str]) -> list[Line2D]:
+    """The entries of defenses in a legend."""
+    looks = {name: names.look(name) for name in defenses}
+    return [
+        Line2D([], [], color=look.colour, marker=look.marker, ms=9 if name == "none" else 5, lw=1.4, label=look.label)
+        for name, look in looks.items()
+    ]
+
+
+def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int) -> None:
+    """A title above the panels; below them the legend and, in small print, what one must know to read the figure."""
+    figure.suptitle(title, fontsize=9.5)
+    wide = int(18 * figure.get_figwidth())
+    small = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
+    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, title=small)
+    legend.get_title().set(fontsize=6.5, color="#444444", multialignment="center")
+
+
+def lines(*texts: str) -> str:
+    """Those of the texts that say something, a line each."""
+    return "\n".join(text for text in texts if text)
+
+
+def save_figure(store: Store, study: str, name: str, figure: Figure) -> list[str]:
+    """Write a figure as PNG and PDF; returns the paths within the store."""
+    paths = []
+    for kind in ("png", "pdf"):
+        buffer = io.BytesIO()
+        # A date in the file would make equal figures differ.
+        figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
+        paths.append(f"studies/{study}/figures/{name}.{kind}")
+        store.write_bytes(paths[-1], buffer.getvalue())
+    return paths
+
+
+def save_drawing(store: Store, study: str, name: str, figure: Figure, facts: pd.DataFrame) -> list[str]:
+    """Write a figure and, as CSV, what it shows; returns the paths within the store."""
+    texts = save_texts(store, study, {f"{name}.csv": facts.to_csv(index=False)})
+    return [*save_figure(store, study, name, figure), *texts]

@@ -1,0 +1,37 @@
+"""How tables are written: numbers as text, and frames of text as Markdown and LaTeX."""
+
+import pandas as pd
+
+MISSING = "–"
+
+
+def percent(value: float, low: float, high: float) -> str:
+    """An accuracy in [0, 1] as tables write it: per cent, its interval in brackets; a dash where there is none."""
+    return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]" if value == value else MISSING
+
+
+def points(value: float, low: float, high: float) -> str:
+    """A difference of accuracies, in points, with its sign; its interval in brackets."""
+    return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+
+
+def markdown(text: pd.DataFrame, note: str) -> str:
+    """A pipe table with a note below it."""
+    lines = ["| " + " | ".join(text.columns) + " |", "|" + " --- |" * len(text.columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
+    return "\n".join(lines) + f"\n\n{note}\n"
+
+
+def latex(text: pd.DataFrame, note: str) -> str:
+    """A booktabs table, with the note as a comment above it; \\checkmark is of amssymb."""
+    head = " & ".join(map(_escape, text.columns)) + r" \\"
+    body = [" & ".join(map(_escape, row)) + r" \\" for row in text.itertuples(index=False)]
+    columns = "lll" + "r" * (len(text.columns) - 3)
+    start = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head, r"\midrule"]
+    return "\n".join([f"% {note}", *start, *body, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _escape(value: str) -> str:
+    plain = value.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("ε", r"$\epsilon$")
+    plain = plain.replace("✓", r"\checkmark").replace("✗", r"$\times$").replace("≤", r"$\le$").replace("–", "--")
+    return plain.replace("†", r"$^\dagger$")

@@ -1,0 +1,59 @@
+"""How tables and figures show what the checks of a cell said: marks, and the notes that explain them."""
+
+import json
+
+import pandas as pd
+
+from mi_ray.figures.names import Names, Row
+
+MARKS = {"passed": "✓", "failed": "✗"}
+NOT_JUDGED = "–"
+OBLIVIOUS = "attacks without a defense in them (PGD) are oblivious: they saw F alone, and so did their controls"
+EXPLAINED = (
+    "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), "
+    f"{NOT_JUDGED} no control was run."
+)
+
+
+def mark(row: Row) -> str:
+    """A cell's verdict: ✓ its checks passed, ✗ one failed, – no control was run (docs/checks.md)."""
+    return MARKS.get(str(row.get("verdict")), NOT_JUDGED)
+
+
+def failed_checks(row: Row) -> dict[str, str]:
+    """The checks that a cell failed: name -> why."""
+    text = row.get("checks")
+    found = json.loads(text) if isinstance(text, str) else {}
+    return {name: said["why"] for name, said in found.items() if said["state"] == "failed"}
+
+
+def checks_footnote(cells: pd.DataFrame, names: Names) -> str:
+    """What the marks in a table mean, and which checks its cells failed: how many cells, and what the first one says."""
+    attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
+    told: dict[str, list[str]] = {}
+    for threat, (_, row) in zip(names.threats(attacked), attacked.iterrows(), strict=True):
+        for name, why in failed_checks(row).items():
+            where = f"{row['classifier']}, {names.defense(row['defense'])}, {threat}"
+            told.setdefault(name, []).append(f"{where}: {why}")
+    parts = [EXPLAINED]
+    if _some_oblivious(attacked):
+        parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
+    failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
+    if failed:
+        parts.append(f"Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}.")
+    return " ".join([*parts, "docs/checks.md says what each check means."])
+
+
+def checks_note(cells: pd.DataFrame) -> str:
+    """What a figure says of crossed cells and of oblivious attacks, in a few words; nothing where there are none."""
+    attacked = cells[cells["attack"] != "none"]
+    failed = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
+    counted = ", ".join(f"{name} ({failed.count(name)})" for name in dict.fromkeys(failed))
+    crossed = f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
+    return "; ".join(text for text in (OBLIVIOUS if _some_oblivious(attacked) else "", crossed) if text)
+
+
+def _some_oblivious(attacked: pd.DataFrame) -> bool:
+    """Whether some defended cells are under an attack that knew no defense."""
+    alone = (attacked["knowledge"] == "oblivious") & (attacked["defense"] != "none")
+    return bool((alone & (attacked["attack"] != "worst_case")).any())
