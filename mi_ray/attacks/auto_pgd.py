@@ -138,6 +138,7 @@ class Apgd(Attack):
     """
 
     name: ClassVar[str] = "apgd"
+    display_name: ClassVar[str] = "APGD"
     loss: Literal["ce", "dlr", "targeted_dlr"] = choice(
         "ce: cross-entropy; dlr: difference-of-logits ratio; targeted_dlr: that ratio towards each of `targets` classes",
         ("ce", "dlr", "targeted_dlr"),

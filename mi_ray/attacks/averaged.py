@@ -46,6 +46,7 @@ class Averaged(StepAttack):
     """
 
     name: ClassVar[str] = "averaged"
+    display_name: ClassVar[str] = "Averaged PGD"
     needs_defense: ClassVar[bool] = True
     needs_pool: ClassVar[bool] = True  # Sec. 4.4 and App. B.2 define it for mixtures alone; a sweep runs it on no other
     eot: int | None = integer("N_A, the copies of each image; the study's N where left out", None, low=1)

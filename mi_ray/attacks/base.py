@@ -72,6 +72,7 @@ class Attack(Parameterized):
     A subclass writes `run` and `stops`; the final methods check what goes in and what comes out.
     """
 
+    display_name: ClassVar[str] = ""  # what figures call it; its name where this is empty (`label` is a parameter)
     version: ClassVar[int] = 2  # 1: success, which chooses among restarts, was that of gradients' precision
     stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
     needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier

@@ -168,6 +168,7 @@ class EotPgd(StepAttack):
     """
 
     name: ClassVar[str] = "eot_pgd"
+    display_name: ClassVar[str] = "EOT-PGD"
     goes_on: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
     step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=0.0, high=1.0)

@@ -197,6 +197,7 @@ class Pgd(StepAttack):
     """PGD in the max norm: uniform random start, sign steps on the cross-entropy, last iterate (Eq. 18)."""
 
     name: ClassVar[str] = "pgd"
+    display_name: ClassVar[str] = "PGD"
     goes_on: ClassVar[bool] = True
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:

@@ -58,6 +58,7 @@ class Square(Attack):
     """
 
     name: ClassVar[str] = "square"
+    display_name: ClassVar[str] = "Square"
     stop_parameter: ClassVar[str | None] = "queries"
     queries: tuple[int, ...] = integers("calls of the model; a list is read off one run", (1000,), low=1, high=100_000)
     p_init: float = number("share of the pixels that the first squares cover", 0.8, low=0.0, high=1.0)

@@ -26,7 +26,13 @@ class Defense(Parameterized):
     """F and an input -> a probability vector. Subclass `RandomTransform`, unless the defense joins several.
 
     `components` are the random transformations that it averages; `join` makes its answer of F(x) and their averages.
+    label, colour and marker are how figures name and draw it, the latter two as matplotlib takes them. They decide no
+    result; a defense without them is called by its name and drawn in a colour that is free.
     """
+
+    label: ClassVar[str] = ""
+    colour: ClassVar[str] = ""
+    marker: ClassVar[str] = ""
 
     @abstractmethod
     def components(self) -> tuple["RandomTransform", ...]:
@@ -42,6 +48,12 @@ class Defense(Parameterized):
     @abstractmethod
     def identity(cls) -> dict[str, Any]:
         """Parameters at which the defended classifier is F itself."""
+
+    @classmethod
+    def look(cls) -> dict[str, str]:
+        """How figures name and draw the defense, as a study's manifest holds it; what the class leaves open is absent."""
+        told = {"label": cls.label or cls.name, "colour": cls.colour, "marker": cls.marker}
+        return {key: value for key, value in told.items() if value}
 
     def soft_join(
         self, undefended: Float[Tensor, "*S B L"], averages: Sequence[Float[Tensor, "*S B L"]], temperature: float

@@ -35,6 +35,9 @@ class RandomRotation(RandomTransform):
     """Rotation about the centre by an angle ~ U(-d, d), same size (paper, Sec. 4.3)."""
 
     name: ClassVar[str] = "random_rotation"
+    label: ClassVar[str] = "Random rotation"
+    colour: ClassVar[str] = "#009E73"
+    marker: ClassVar[str] = "^"
     degrees: float = number("largest angle d, in degrees", low=0.0, high=180.0)
     interpolation: Literal["bilinear", "nearest"] = choice(
         "how a pixel between pixels is read",
@@ -133,6 +136,9 @@ class RandomPad(_Crop):
     """A random crop of random side, zero-padded back at a random place (after Xie et al., 2018)."""
 
     name: ClassVar[str] = "random_pad"
+    label: ClassVar[str] = "Crop and pad (Xie et al.)"
+    colour: ClassVar[str] = "#A6A61B"
+    marker: ClassVar[str] = "v"
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
         """Crop and pad as two selection matrices; every kept pixel keeps its value bit for bit."""
@@ -153,6 +159,9 @@ class RandomResize(_Crop):
     """A random crop of random side, resized bilinearly back (after Guo et al., 2018)."""
 
     name: ClassVar[str] = "random_resize"
+    label: ClassVar[str] = "Crop and resize (Guo et al.)"
+    colour: ClassVar[str] = "#0072B2"
+    marker: ClassVar[str] = "D"
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
         """Crop and resize as two interpolation matrices; with `eight_bit` the result is an 8-bit image too."""

@@ -52,6 +52,9 @@ class MiPl(_MixupInference):
     """Mixup inference with the predicted label: x_s from p_s(x | ŷ) (Sec. 3.2.1)."""
 
     name: ClassVar[str] = "mi_pl"
+    label: ClassVar[str] = "MI-PL"
+    colour: ClassVar[str] = "#CC79A7"
+    marker: ClassVar[str] = "P"
     sampled: ClassVar[Literal["predicted", "other"]] = "predicted"
 
 
@@ -62,6 +65,9 @@ class MiOl(_MixupInference):
     """Mixup inference with other labels: x_s from p_s(x | y_s), y_s uniform on the labels other than ŷ (Sec. 3.2.2)."""
 
     name: ClassVar[str] = "mi_ol"
+    label: ClassVar[str] = "MI-OL"
+    colour: ClassVar[str] = "#D55E00"
+    marker: ClassVar[str] = "X"
     sampled: ClassVar[Literal["predicted", "other"]] = "other"
 
 
@@ -77,6 +83,9 @@ class MiCombined(Defense):
     """
 
     name: ClassVar[str] = "mi_combined"
+    label: ClassVar[str] = "MI-Combined"
+    colour: ClassVar[str] = "#E69F00"
+    marker: ClassVar[str] = "h"
     lam_pl: float | Distribution = ratio("mixup ratio of the detector MI-PL")
     lam_ol: float | Distribution = ratio("mixup ratio of the fallback MI-OL")
     threshold: float = number("gap at or above which an input counts as adversarial", low=-1.0, high=1.0)

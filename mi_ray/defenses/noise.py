@@ -18,6 +18,9 @@ class GaussianNoise(RandomTransform):
     """x + N(0, σ²), not clipped (Tables 4 and 5, whose σ are on a [-1, 1] scale: half of them here)."""
 
     name: ClassVar[str] = "gaussian_noise"
+    label: ClassVar[str] = "Gaussian noise"
+    colour: ClassVar[str] = "#56B4E9"
+    marker: ClassVar[str] = "o"
     sigma: float = number("standard deviation σ, in [0, 1] pixels (the paper's 0.04 is 0.02 here)", low=0.0)
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
@@ -37,6 +40,9 @@ class UniformNoise(RandomTransform):
     """x + U(-a, a), not clipped (in the paper's released code only)."""
 
     name: ClassVar[str] = "uniform_noise"
+    label: ClassVar[str] = "Uniform noise"
+    colour: ClassVar[str] = "#999999"
+    marker: ClassVar[str] = "s"
     amplitude: float = number("half-width a, in [0, 1] pixels", low=0.0)
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:

@@ -16,6 +16,9 @@ class Undefended(Defense):
     """F(x) as it is; deterministic, one pass."""
 
     name: ClassVar[str] = "none"
+    label: ClassVar[str] = "No defense"
+    colour: ClassVar[str] = "#000000"
+    marker: ClassVar[str] = "*"
 
     def components(self) -> tuple[RandomTransform, ...]:
         """Nothing is executed."""

@@ -4,6 +4,7 @@ A defense carries its label, colour and marker, and an attack its label, in its 
 manifest, from where they are read here, so that no list of methods stands in this folder.
 """
 
+import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,8 +21,8 @@ LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
 
 
-class LookText(TypedDict):
-    """How a manifest writes the look of a defense."""
+class LookText(TypedDict, total=False):
+    """How a manifest writes the look of a defense, whose class may leave some of it open."""
 
     label: str
     colour: str
@@ -53,11 +54,14 @@ class Names:
 
     @classmethod
     def of(cls, appearance: Appearance, defenses: Iterable[str]) -> "Names":
-        """What a manifest says, and a spare colour for each of the study's defenses of which it says nothing."""
+        """What a manifest says, and where it says nothing of one of the study's defenses its name and a spare colour."""
         known = appearance.get("defenses", {})
-        looks = {name: Look(**known[name]) for name in known}
-        for at, name in enumerate(name for name in dict.fromkeys(defenses) if name not in looks):
-            looks[name] = Look(name, SPARE_COLOURS[at % len(SPARE_COLOURS)], SPARE_MARKER)
+        spare = itertools.cycle(SPARE_COLOURS)
+        looks = {}
+        for name in dict.fromkeys([*defenses, *known]):
+            told = known.get(name, {})
+            colour = told.get("colour") or next(spare)
+            looks[name] = Look(told.get("label", name), colour, told.get("marker", SPARE_MARKER))
         return cls(looks, appearance.get("attacks", {}))
 
     def look(self, defense: str) -> Look:

@@ -11,7 +11,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import State, write_manifest, write_sweep
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import EXAMPLES, images_column
-from mi_ray.study.prepare import Study
+from mi_ray.study.prepare import METHODS, Study
 
 SHOWN = 16  # clean images that a study keeps for its figures
 
@@ -26,12 +26,19 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
     }
 
 
+def appearance() -> dict[str, dict[str, object]]:
+    """How figures, which import no torch, name and draw the registered methods: looks of defenses, labels of attacks."""
+    looks: dict[str, object] = {name: METHODS.defenses[name].look() for name in METHODS.defenses}
+    labels: dict[str, object] = {name: METHODS.attacks[name].display_name or name for name in METHODS.attacks}
+    return {"defenses": looks, "attacks": labels}
+
+
 def mark(store: Store, study: Study, plan: Plan, state: State) -> None:
     """Say in the store how far a study is, and what it consists of, for `mi-ray status` and `gc`.
 
     A search finds its settings as it goes: `open` says that the keys are not all known yet.
     """
-    about = {"cells": len(plan.cells), "open": study.sweep.search is not None}
+    about = {"cells": len(plan.cells), "open": study.sweep.search is not None, "appearance": appearance()}
     write_manifest(store, study.sweep.name, state, keys_of(plan), about)
 
 
@@ -64,6 +71,7 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
         "seed": study.sweep.seed,
         "device": study.planner.facts.device,
         "figures": list(study.sweep.figures),
+        "appearance": appearance(),
         **about,
     }
     write_manifest(store, name, "complete" if complete else "incomplete", keys_of(plan), told)

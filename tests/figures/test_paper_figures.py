@@ -9,10 +9,10 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers.frames import NAMES, cell, failed
+from helpers.frames import APPEARANCE, NAMES, cell, failed
 
 from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
-from mi_ray.figures.names import Names
+from mi_ray.figures.names import Appearance, Names
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
 from mi_ray.store.blocks import Store
@@ -704,6 +704,9 @@ def test_a_study_without_what_a_manifest_says_of_methods_is_drawn_with_names_and
 
 
 def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours_in_the_studys_order() -> None:
+    partly: Appearance = {"defenses": {**APPEARANCE["defenses"], "other": {"label": "My other"}}}
+    assert Names.of(partly, ["mine", "other"]).look("other").label == "My other"
+    assert len({Names.of(partly, ["mine", "other"]).look(name).colour for name in ("mine", "other")}) == 2
     names = Names.of(APPEARANCE, ["mine", "mi_ol", "other"])
     assert names.look("mi_ol").label == "MI-OL"
     assert names.look("mi_ol").colour == APPEARANCE["defenses"]["mi_ol"]["colour"]
