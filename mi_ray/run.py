@@ -231,9 +231,10 @@ class _Runs:
         states = {sweep.name: study_state(sweep, self.out) for sweep in sweeps}
         left = []
         for sweep in sweeps:
-            if states[sweep.name] == "finished":
+            state = states[sweep.name]
+            if state == "finished" or (state == "figures" and self.until != "sweep"):
                 yield self._finished(sweep)
-            elif states[sweep.name] == "figures" and self.until == "sweep":
+            elif state == "figures":
                 drawn = draw_figures(sweep, self.out)
                 yield self._result(sweep, "drew", drawn.paths, _undrawn(drawn))
             else:

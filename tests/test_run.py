@@ -105,6 +105,7 @@ def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
     (tmp_path / "own_figures/good.py").write_text(FIGURE)
     (tmp_path / "own_figures/bad.py").write_text("def make(store, study):\n    raise ZeroDivisionError('no bars')\n")
     changed = {"figures": ["own_figures.bad", "own_figures.good"]}
+    assert mi_ray.run_sweep(SWEEP, out, set=changed, until="train").did == "nothing"  # Its rows are there.
     result = mi_ray.run_sweep(SWEEP, out, set=changed)
     assert (result.did, result.complete, computed) == ("drew", False, [])
     assert dict(result.failures) == {"figure own_figures.bad": "ZeroDivisionError: no bars"}
