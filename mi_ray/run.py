@@ -20,7 +20,7 @@ from mi_ray.sweep_files import Source, find_sweep, load_sweep
 if TYPE_CHECKING:  # What takes seconds to import is imported by the functions that need it.
     import pandas as pd
 
-    from mi_ray.cluster.runner import Outcome
+    from mi_ray.cluster.session import Outcome
     from mi_ray.study.estimate import StudyCost
     from mi_ray.study.prepare import Study
 
@@ -134,8 +134,8 @@ def run_sweeps(
     if callbacks:
         look_in(Path.cwd())
     console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True)
-    watched = {"tensorboard": None if tensorboard is None else str(tensorboard), "callbacks": tuple(callbacks)}
-    runs = _Runs(str(out), address, until, console, watched)
+    curves = None if tensorboard is None else str(tensorboard)
+    runs = _Runs(str(out), address, until, console, curves, tuple(callbacks))
     results = []
     with ctrl_c(), written_to(log):
         for result in runs.each(sweeps):
@@ -224,7 +224,8 @@ class _Runs:
     address: str | None
     until: Until
     console: Console
-    watched: Mapping[str, object]
+    tensorboard: str | None
+    callbacks: Sequence[str]
 
     def each(self, sweeps: Sequence[Sweep]) -> Iterator[StudyResult]:
         """Run the studies that have something left to do; the results of finished ones come first."""
@@ -261,7 +262,8 @@ class _Runs:
         from mi_ray.cluster import run_study
 
         sweep = study.sweep
-        outcome: Outcome = run_study(study, store, self.address, self.console, self.until, self.watched)
+        where = (self.address, self.console)
+        outcome = run_study(study, store, *where, self.until, self.tensorboard, self.callbacks)
         if self.until != "sweep":
             return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
         drawn, done = Drawn((), {}), [row["state"] == "done" for row in outcome.cells]

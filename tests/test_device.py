@@ -446,48 +446,48 @@ def test_studies_in_one_store_cost_what_they_share_once_and_the_longest_of_their
     assert told.endswith("1.4 times fewer, 1.4 with backward passes")
 
 
-def test_a_piece_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:
-    from mi_ray.cluster.actors import Claims
+def test_a_block_is_one_trials_at_a_time_and_is_free_again_when_its_holder_ends_or_dies() -> None:
+    from mi_ray.cluster.actors import BlockLocks
 
     async def at_once(taking: Any) -> None:
         await asyncio.wait_for(taking, 5)
 
     async def story() -> None:
-        claims = Claims.__ray_metadata__.modified_class()
+        locks = BlockLocks.__ray_metadata__.modified_class()
 
-        async def waits(piece: str, trial: str) -> asyncio.Task[None]:
-            taking = asyncio.create_task(claims.take(piece, trial))
+        async def waits(block: str, trial: str) -> asyncio.Task[None]:
+            taking = asyncio.create_task(locks.acquire(block, trial))
             await asyncio.sleep(0.05)
             assert not taking.done()
             return taking
 
-        await at_once(claims.take("a", "first"))
-        await at_once(claims.take("b", "second"))  # another piece is free
+        await at_once(locks.acquire("a", "first"))
+        await at_once(locks.acquire("b", "second"))  # another block is free
         waiting = await waits("a", "second")
-        await claims.release("a", "first")
+        await locks.release("a", "first")
         await at_once(waiting)
-        await claims.release("a", "first")  # twice: what the second one holds stays its own
-        await claims.ended("first")  # so it does when who held it before ends
+        await locks.release("a", "first")  # twice: what the second one holds stays its own
+        await locks.ended("first")  # so it does when who held it before ends
         last = await waits("a", "third")
-        await claims.ended("second")  # it dies with both pieces
+        await locks.ended("second")  # it dies with both blocks
         await at_once(last)
-        await at_once(claims.take("b", "third"))
+        await at_once(locks.acquire("b", "third"))
         dies, again = await waits("b", "fourth"), await waits("a", "fourth")
-        await claims.ended("fourth")  # it dies while it waits
-        await claims.release("b", "third")
+        await locks.ended("fourth")  # it dies while it waits
+        await locks.release("b", "third")
         await at_once(dies)
-        await at_once(claims.take("b", "fourth"))  # begun again
-        await claims.ended("third")
+        await at_once(locks.acquire("b", "fourth"))  # begun again
+        await locks.ended("third")
         await at_once(again)
-        await at_once(claims.take("a", "fifth"))
+        await at_once(locks.acquire("a", "fifth"))
 
     asyncio.run(story())
 
 
-def test_claims_are_told_of_every_trial_that_has_ended_or_whose_actor_has_died() -> None:
-    from mi_ray.cluster.trials import _Advance
+def test_locks_are_told_of_every_trial_that_has_ended_or_whose_actor_has_died() -> None:
+    from mi_ray.cluster.tuning import TrialProgress
 
-    class Claims:
+    class Locks:
         def __init__(self) -> None:
             self.told: list[str] = []
             self.ended = SimpleNamespace(remote=self.told.append)
@@ -498,12 +498,12 @@ def test_claims_are_told_of_every_trial_that_has_ended_or_whose_actor_has_died()
         def __init__(self, trial_id: str) -> None:
             self.trial_id = trial_id
 
-    claims = Claims()
-    advance = _Advance(None, SimpleNamespace(claims=[claims]), None)
-    advance.on_trial_complete(0, [], Trial("done"))
-    advance.on_trial_recover(0, [], Trial("begun again"))
-    advance.on_trial_error(0, [], Trial("given up"))
-    assert claims.told == ["done", "begun again", "given up"]
+    locks = Locks()
+    progress = TrialProgress(None, SimpleNamespace(locks=[locks]), None)
+    progress.on_trial_complete(0, [], Trial("done"))
+    progress.on_trial_recover(0, [], Trial("begun again"))
+    progress.on_trial_error(0, [], Trial("given up"))
+    assert locks.told == ["done", "begun again", "given up"]
 
 
 def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import mi_ray.store.files
-from mi_ray.cluster.callbacks import Watch
+from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import remove_temporary_files
@@ -127,4 +127,4 @@ def test_temporary_files_of_killed_processes_go_and_those_being_written_and_all_
 @pytest.mark.parametrize("written", ["", "os", "os:", ":path", "no.such.module:x", "os:nothing", "os:name"])
 def test_a_callback_that_is_none_is_refused_with_what_it_must_be(written: str) -> None:
     with pytest.raises(ValueError, match=r"--callback must be package\.module:factory"):
-        Watch(callbacks=[written])
+        Callbacks(factories=[written])

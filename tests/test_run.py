@@ -49,7 +49,7 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
     """In the place of Ray: a run that finds everything in the store. Returns (study, stage) of each that was started."""
     runs = list[tuple[str, str]]()
 
-    def run_study(study: Study, store: Store, address: Any, console: Any, until: str, watched: Any) -> Any:
+    def run_study(study: Study, store: Store, address: Any, console: Any, until: str, *callbacks: Any) -> Any:
         runs.append((study.sweep.name, until))
         console.print("progress")
         one = tiny(store.root, defenses=DEFENSE_GRID[:1])

@@ -2,33 +2,42 @@
 from end to end."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # Ray reads its environment when it is first imported, so nothing here may import it too early.
+    from rich.console import Console
+
+    from mi_ray.cluster.session import Outcome
+    from mi_ray.store.blocks import Store
+    from mi_ray.study.prepare import Study
 
 
 def run_study(
-    study: Any,
-    store: Any,
+    study: "Study",
+    store: "Store",
     address: str | None,
-    console: Any,
+    console: "Console",
     until: Literal["train", "attack", "sweep"] = "sweep",
-    watched: Mapping[str, Any] | None = None,
-) -> Any:
-    """Do all that is missing of a study (see `cluster.study.Runner`), on a cluster or on a local Ray (address None).
+    tensorboard: str | None = None,
+    callbacks: Sequence[str] = (),
+) -> "Outcome":
+    """Do all that is missing of a study, on a cluster or on a local Ray (address None).
 
-    Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`). It
-    reads its environment when it is first imported, so that is set up here, before anything imports it.
-    watched: see `cluster.watch.Watch`.
+    Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`).
+    until: the stage to stop after. tensorboard, callbacks: see `cluster.callbacks.Callbacks`. Raises ValueError for an
+    address or a callback that cannot be.
     """
     from mi_ray.cluster.connect import check_address, prepare_environment
 
     check_address(address)
     prepare_environment(local=address is None)
-    from mi_ray.cluster.callbacks import Watch
-    from mi_ray.cluster.runner import Runner
+    from mi_ray.cluster.callbacks import Callbacks
+    from mi_ray.cluster.runner import run
+    from mi_ray.cluster.session import Session
 
-    return Runner(study, store, address, console, Watch(**(watched or {}))).run(until)
+    return run(Session(study, store, address, console, Callbacks(tensorboard, callbacks)), until)
 
 
 @contextmanager

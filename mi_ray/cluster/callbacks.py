@@ -1,17 +1,24 @@
-"""What a person watches a run with: TensorBoard, and any other of Ray Tune's callbacks. Nothing here decides a result."""
+"""What a person follows a run with: TensorBoard, and any other of Ray Tune's callbacks. No result depends on it."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray import tune
+from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
+
+if TYPE_CHECKING:  # Importing it takes a second, which only runs that draw curves should pay.
+    from tensorboardX import SummaryWriter
 
 
 def load_callback(written: str) -> Callable[[], tune.Callback]:
-    """`package.module:factory` -> the factory, which runs a person's own code. Raises ValueError when there is none."""
+    """The factory that `package.module:factory` names; the import runs a person's own code.
+
+    Raises ValueError when there is no such factory.
+    """
     module, colon, name = written.partition(":")
     try:
         factory = getattr(importlib.import_module(module), name) if colon and module else None
@@ -25,18 +32,18 @@ def load_callback(written: str) -> Callable[[], tune.Callback]:
 
 
 class Curves(TBXLoggerCallback):
-    """Tune's TensorBoard callback, with one folder a setting below a folder that stays."""
+    """Tune's TensorBoard callback, with one folder for each setting below a folder that stays."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self._folder = folder
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune writes its callbacks down in order to restore a run, which we never do: nothing to keep."""
+    def __getstate__(self) -> dict[str, object]:
+        """Keep nothing: Tune writes its callbacks down in order to restore a run, which we never do."""
         return {}
 
-    def log_trial_start(self, trial: Any) -> None:
-        """Begin the setting's curves: in a folder of its name without Tune's number, so that a later run goes on in it."""
+    def log_trial_start(self, trial: TuneTrial) -> None:
+        """Begin the setting's curves in a folder named without Tune's number, so that a later run adds to it."""
         if trial in self._trial_writer:
             self._trial_writer[trial].close()
         name = str(trial).removesuffix(f"_{trial.trial_id}")
@@ -45,28 +52,29 @@ class Curves(TBXLoggerCallback):
 
 
 @dataclass
-class Watch:
-    """A run's watchers. tensorboard: a folder. callbacks: `package.module:factory` of Tune callbacks.
+class Callbacks:
+    """What is told of a run while it goes on.
 
-    Raises ValueError when a callback cannot be imported.
+    tensorboard: a folder for curves, None for none. factories: Tune callbacks, each as "package.module:factory". Raises
+    ValueError when one cannot be imported.
     """
 
     tensorboard: str | None = None
-    callbacks: Sequence[str] = ()
-    _writers: dict[str, Any] = field(default_factory=dict)
+    factories: Sequence[str] = ()
+    _writers: dict[str, "SummaryWriter"] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._factories = [load_callback(written) for written in self.callbacks]
-        # Tune changes the working directory.
+        self._loaded = [load_callback(written) for written in self.factories]
+        # Tune changes the working directory, so a relative folder would be looked for elsewhere later.
         self._folder = None if self.tensorboard is None else Path(self.tensorboard).resolve()
 
     def tune(self, study: str) -> list[tune.Callback]:
-        """Tune's callbacks for one run of trials."""
+        """Tune's callbacks for one run of a study's trials."""
         own = [] if self._folder is None else [Curves(self._folder / study / "settings")]
-        return [*own, *(factory() for factory in self._factories)]
+        return [*own, *(factory() for factory in self._loaded)]
 
-    def epoch(self, study: str, classifier: str, row: Mapping[str, Any]) -> None:
-        """Draw a training's epoch."""
+    def epoch(self, study: str, classifier: str, row: Mapping[str, float]) -> None:
+        """Add an epoch of a training to its curves."""
         if self._folder is None:
             return
         from tensorboardX import SummaryWriter

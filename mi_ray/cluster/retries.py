@@ -1,7 +1,8 @@
 """What is done about work that failed: how often it is tried again, when it is tried alone, and what is said at last.
 
-A machine that vanishes is nobody's fault, and its work runs again. What fails by itself is tried again only where that
-can help. Nothing is ever computed in another shape: an attempt differs from another in where and when it runs alone.
+A machine that vanishes is nobody's fault, so its work runs again. Work that fails by itself is tried again only where
+that can help. Nothing is ever computed in another shape: one attempt differs from the next only in when and where it
+runs, and in whether it has a node for itself.
 """
 
 from collections import Counter
@@ -36,7 +37,7 @@ _NO_MEMORY = "can't allocate memory"
 
 
 class GivenUpError(RuntimeError):
-    """Work that was tried as often as it may be; says why, and what a person can do."""
+    """Work was tried as often as it may be; the message says why, and what a person can do."""
 
 
 def innermost(error: BaseException) -> BaseException:
@@ -57,8 +58,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
 def fault_of(error: BaseException) -> Fault:
     """What kind of failure an error of Ray, or of the work that ran on it, is."""
     for found in causes(error):
+        # The three are Ray's memory monitor and Python, torch on a GPU, and torch on a CPU.
         if isinstance(found, MemoryError) or type(found).__name__ == "OutOfMemoryError" or _NO_MEMORY in str(found):
-            return "out of memory"  # Ray's, torch's on a GPU, torch's on a CPU
+            return "out of memory"
         if isinstance(found, exceptions.NodeDiedError) or getattr(found, "preempted", False):
             return "node lost"
         if isinstance(found, _LOST):
@@ -69,7 +71,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 @dataclass
-class Attempts:
+class Retries:
     """How often one piece of work was tried, and how each attempt ended."""
 
     tried: int = 0
@@ -81,7 +83,7 @@ class Attempts:
         return self.faults["out of memory"] > 0
 
     def failed(self, fault: Fault) -> bool:
-        """Count a failed attempt; returns whether the work is to be tried again."""
+        """Count an attempt that failed; returns whether the work is to be tried again."""
         self.faults[fault] += 1
         return self.faults[fault] <= ENDURED[fault]
 
@@ -95,9 +97,10 @@ BLOCK_REMEDY = (
 def given_up(
     fault: Fault, error: BaseException, times: int, limit: float | None = None, memory: str = BLOCK_REMEDY
 ) -> Exception:
-    """What is reported of work that is not tried again: the error itself where it is the work's own.
+    """What is reported of work that is not tried again: the error itself, where the work has raised it.
 
-    memory: what is said of work that ran out of it.
+    times: how many attempts ended so. limit: the time limit of a block in seconds, where there is one. memory: what is
+    said of work that ran out of memory.
     """
     inner = innermost(error)
     if fault in ("error", "storage"):

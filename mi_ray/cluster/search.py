@@ -1,38 +1,39 @@
-"""TODO."""
+"""Searching for defense settings with Optuna: the space of a sweep's defenses, and settings proposed in fixed rounds."""
 
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from mi_ray.cluster.trials import OBJECTIVES, Trial
+from mi_ray.cluster.trials import OBJECTIVES, Config, Trial
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES
 from mi_ray.parameters import Axis, Method, plain
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Cell, ClassifierWork, merged, merged_attacks
 
+if TYPE_CHECKING:  # The actors of a search's trials import this module, and propose nothing.
+    import optuna
+
 
 class RoundsSearch(Searcher):
     """Optuna in fixed rounds, told in the order in which it asked, so that the same seed proposes the same settings.
 
-    Wraps Ray's OptunaSearch: a round's results are kept until all of it is there.
+    It wraps Ray's `OptunaSearch`, and keeps the results of a round until all of them are there.
     """
 
-    def __init__(self, inner: "OptunaSearch", settings: SearchSettings) -> None:
+    def __init__(self, inner: Searcher, settings: SearchSettings) -> None:
         super().__init__(metric=list(OBJECTIVES), mode=["max", "max"])
         self._inner, self._settings = inner, settings
         self._round: list[str] = []
-        self._results: dict[str, tuple[dict[str, Any] | None, bool]] = {}
+        self._results: dict[str, tuple[Mapping[str, object] | None, bool]] = {}
         self._asked = 0
 
-    def set_search_properties(self, metric: Any, mode: Any, config: dict[str, Any], **spec: Any) -> bool:
-        """The space and the objectives are the inner search's own."""
+    def set_search_properties(self, metric: object, mode: object, config: Mapping[str, object], **spec: object) -> bool:
+        """Refuse what Tune would set: the space and the objectives are the inner search's own."""
         return False
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
@@ -46,10 +47,10 @@ class RoundsSearch(Searcher):
         self._asked += 1
         return found
 
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Blocks in between tell the sampler nothing."""
+    def on_trial_result(self, trial_id: str, result: Mapping[str, object]) -> None:
+        """Do nothing: a sampler is told of whole trials, and not of the blocks in between."""
 
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, object] | None = None, error: bool = False) -> None:
         """Keep the result; when the round is complete, tell all of it in order."""
         self._results[trial_id] = (result, error)
         if len(self._results) == len(self._round) and (
@@ -61,16 +62,19 @@ class RoundsSearch(Searcher):
             self._round, self._results = [], {}
 
     def save(self, checkpoint_path: str) -> None:
-        """Nothing to save: a rerun proposes the same settings, whose results are in the store."""
+        """Save nothing: a rerun proposes the same settings, whose results are in the store."""
         Path(checkpoint_path).touch()
 
     def restore(self, checkpoint_path: str) -> None:
-        """Nothing to restore; see `save`."""
+        """Restore nothing: see `save`."""
 
 
 @dataclass(frozen=True)
 class Space:
-    """A conditional search space, define by run: the defense first, then the axes that it owns."""
+    """A conditional search space: the defense is chosen first, then values on the axes that this defense owns.
+
+    axes: (defense, its axes) for each entry of the sweep.
+    """
 
     axes: tuple[tuple[str, Mapping[str, Axis]], ...]
 
@@ -85,9 +89,9 @@ class Space:
             elif len(axis.values) > 1:
                 trial.suggest_categorical(f"{entry}.{key}", list(range(len(axis.values))))
 
-    def setting(self, config: Mapping[str, Any]) -> Method:
+    def setting(self, config: Config) -> Method:
         """The defense of a proposed configuration."""
-        entry = config["defense"]
+        entry = str(config["defense"])
         name, axes = self.axes[int(entry.split(":")[0])]
         values = {}
         for key, axis in axes.items():
@@ -119,14 +123,14 @@ def search_cells(planner: Planner, classifier: str, setting: Method) -> list[Cel
 
 @dataclass(frozen=True)
 class ResolveSearch:
-    """A proposed configuration -> its trial."""
+    """Finds the trial of a configuration that Optuna proposes: what `Job.resolve` is for."""
 
     planner: Planner
     space: Space
     classifier: str
 
-    def __call__(self, config: Mapping[str, Any]) -> Trial:
-        """See `Job.resolve`."""
+    def __call__(self, config: Config) -> Trial:
+        """The trial, with the adaptive attacks on its setting and F's outputs on their images among its work."""
         setting = self.space.setting(config)
         cells = search_cells(self.planner, self.classifier, setting)
         known = {work.key for work in self.planner.attacks}
@@ -141,12 +145,12 @@ class ResolveSearch:
 
 
 def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSampler":
-    """The Optuna sampler that a sweep names."""
+    """The Optuna sampler that a sweep names, seeded."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     if settings.sampler == "tpe":
-        with warnings.catch_warnings():  # `group` is experimental, and is what a conditional space needs
+        with warnings.catch_warnings():  # `group` is experimental, and a conditional space needs it.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
     return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))

@@ -6,14 +6,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -22,17 +24,52 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.data import flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.parameters import load_plugins
+from mi_ray.parameters import Method, load_plugins
 from mi_ray.store.blocks import Store
 from mi_ray.store.schemas import TRAINING
 
-MEASURED = 1000  # images of each split on which an epoch's accuracy is measured
-LOOKED_AT = 10  # steps between looks at whether the loss is still finite; a look waits for the device
-PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # what the workers that are left say of one that died
+MEASURED = 1000  # Images of each split on which an epoch's accuracy is measured.
+LOOKED_AT = 10  # Steps between two looks at whether the loss is still finite; a look waits for the device.
+PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # What the workers that are left say of one that died.
 
 
 class DivergedError(ValueError):
     """The loss or the weights are no longer finite; raised by all workers at the same step."""
+
+
+class TrainingValues(TypedDict):
+    """The settings of a training, as `config.Training` has them, with the epochs of `lr_drops` written out."""
+
+    epochs: int
+    batch_size: int
+    lr: float
+    momentum: float
+    weight_decay: float
+    lr_drops: Sequence[int]
+    warmup: int
+    flip: bool
+    crop_padding: int
+    precision: str
+    channels_last: bool
+
+
+class TrainingConfig(TypedDict):
+    """What every worker of a training is handed.
+
+    key: of the classifier. data: uint8 images [N, H, W, C] and labels of both splits. progress: the `ProgressActor`.
+    store: where the classifier goes, with what `about` says of it.
+    """
+
+    key: str
+    description: Mapping[str, object]
+    objective: Method
+    seed: int
+    training: TrainingValues
+    data: ray.ObjectRef
+    progress: ActorHandle
+    plugins: Sequence[str]
+    store: str
+    about: Mapping[str, object]
 
 
 def finished(store: Store, key: str) -> bool:
@@ -52,8 +89,8 @@ def write_classifier(
     store: Store,
     key: str,
     classifier: Classifier,
-    about: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    about: Mapping[str, object],
+    rows: Sequence[Mapping[str, object]],
 ) -> None:
     """Put a classifier into the store; the description comes last, so that it is there only when all is."""
     content, folder = weights_bytes(classifier), f"classifiers/{key}"
@@ -65,7 +102,7 @@ def write_classifier(
     )
 
 
-def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Generator) -> Tensor:
+def augmented(images: Tensor, training: TrainingValues, rng: np.random.Generator) -> Tensor:
     """A batch of uint8 images [B, C, H, W] with the training's flip and crop, as float32 in [0, 1]."""
     if training["flip"] or training["crop_padding"]:
         u = on_device(rng.random((len(images), 3), dtype=np.float32), images.device)
@@ -73,7 +110,7 @@ def augmented(images: Tensor, training: Mapping[str, Any], rng: np.random.Genera
     return images.float().div(255)
 
 
-def learning_rate(training: Mapping[str, Any], epoch: int) -> float:
+def learning_rate(training: TrainingValues, epoch: int) -> float:
     """The rate in a 0-based epoch: a linear warm-up, if any, then x 0.1 at each of `lr_drops`."""
     if epoch < training["warmup"]:
         return float(training["lr"] * (epoch + 1) / (training["warmup"] + 1))
@@ -90,7 +127,7 @@ def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int
 class _Run:
     """One worker's state of one training: model, optimizer, epoch, rows; saved and restored without pickles."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: TrainingConfig) -> None:
         self.config, self.training = config, config["training"]
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
@@ -199,7 +236,7 @@ class _Run:
         if self.rank == 0 and (time.monotonic() - self._shown > 1 or step == steps):
             self._shown = time.monotonic()
             done = (self.epoch * steps + step) * self.training["batch_size"]
-            self.config["board"].report.remote(self.config["key"], done)
+            self.config["progress"].report.remote(self.config["key"], done)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
         """Clean accuracy on the first images of a split, in eval mode."""
@@ -210,13 +247,15 @@ class _Run:
         return right / min(len(labels), MEASURED)
 
 
-def _resident(images: Any, labels: Any, device: torch.device) -> tuple[Tensor, Tensor]:
+def _resident(
+    images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], device: torch.device
+) -> tuple[Tensor, Tensor]:
     """A split on the device as uint8 [N, C, H, W] and int64 [N]."""
     pixels = torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).contiguous()
     return pixels.to(device), torch.from_numpy(np.array(labels)).to(device)
 
 
-def train_loop(config: dict[str, Any]) -> None:
+def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
     load_plugins(config["plugins"])
     data = ray.get(config["data"])
@@ -230,14 +269,14 @@ def train_loop(config: dict[str, Any]) -> None:
         except DivergedError as error:
             # No second try ends otherwise, and an error would be tried again: the training ends, and says why.
             if run.rank == 0:
-                ray.get(config["board"].stopped.remote(config["key"], str(error)))
+                ray.get(config["progress"].stopped.remote(config["key"], str(error)))
             return
         if run.rank == 0:
             row |= {"train_accuracy": run.accuracy(*train), "test_accuracy": run.accuracy(*test)}
         run.epoch += 1
         run.rows.append(row)
         if run.rank == 0:
-            config["board"].tell.remote("epoch", {"key": config["key"], **row, "epoch": run.epoch})
+            config["progress"].tell.remote("epoch", {"key": config["key"], **row, "epoch": run.epoch})
         with tempfile.TemporaryDirectory() as folder:
             checkpoint = None
             if run.rank == 0:
@@ -263,7 +302,7 @@ def _cause(error: Exception) -> Exception:
 
 
 @ray.remote(num_cpus=0, max_retries=0)
-def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch: str) -> None:
+def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float, scratch: str) -> None:
     """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed.
 
     Raises DivergedError for a training that diverged, and what ended it for one that failed otherwise.
@@ -287,12 +326,14 @@ def fit(config: dict[str, Any], workers: int, cpus: float, gpus: float, scratch:
         if cause is error:
             raise
         raise cause from None
-    why = ray.get(config["board"].why.remote(config["key"]))
+    why = ray.get(config["progress"].why.remote(config["key"]))
     if why is not None:
         raise DivergedError(why)
 
 
-def take_own(store: Store, key: str, description: Mapping[str, Any], state: Mapping[str, Tensor], origin: str) -> None:
+def take_own(
+    store: Store, key: str, description: Mapping[str, object], state: Mapping[str, Tensor], origin: str
+) -> None:
     """Put a user's own classifier into the store. Raises ValueError when the weights are of another architecture."""
     classifier = set_weights(build_classifier(description), state, origin)
     write_classifier(store, key, classifier, {"weights_from": Path(origin).name}, [])

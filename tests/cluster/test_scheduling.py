@@ -17,11 +17,12 @@ from helpers.studies import Tiny, stages, tiny
 from ray import exceptions
 from rich.console import Console
 
-from mi_ray.cluster.actors import Board
-from mi_ray.cluster.blocks import Item, run_blocks
+from mi_ray.cluster.actors import ProgressActor
+from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
-from mi_ray.cluster.runner import Runner
 from mi_ray.cluster.trials import Job, SettingTrainable
+from mi_ray.cluster.tuning import Request, begin_together
+from mi_ray.cluster.worker import Item
 from mi_ray.events import about, event, written_to
 from mi_ray.progress import Stage
 
@@ -201,15 +202,15 @@ def test_given_up_work_says_that_the_same_command_goes_on(some: list[Item]) -> N
 
 def test_actors_of_a_run_wait_for_one_another_and_no_longer_once_one_is_late() -> None:
     async def begin() -> None:
-        board = Board.__ray_metadata__.modified_class()
-        first = asyncio.create_task(board.await_all("grid", 2, 60.0))
+        actor = ProgressActor.__ray_metadata__.modified_class()
+        first = asyncio.create_task(actor.await_all("grid", 2, 60.0))
         await asyncio.sleep(0.01)
         assert not first.done()
-        await board.await_all("other grid", 1, 60.0)
+        await actor.await_all("other grid", 1, 60.0)
         assert not first.done()
-        await asyncio.gather(first, board.await_all("grid", 2, 60.0))
-        await board.await_all("late", 3, 0.01)
-        await board.await_all("late", 3, 60.0)
+        await asyncio.gather(first, actor.await_all("grid", 2, 60.0))
+        await actor.await_all("late", 3, 0.01)
+        await actor.await_all("late", 3, 60.0)
 
     asyncio.run(asyncio.wait_for(begin(), 20))
 
@@ -219,11 +220,11 @@ def test_an_actor_is_ready_once_those_that_begin_with_it_are(
     monkeypatch: pytest.MonkeyPatch, together: int, waits: list[tuple[str, int]]
 ) -> None:
     waited: list[tuple[str, int]] = []
-    board = SimpleNamespace(await_all=SimpleNamespace(remote=lambda run, count, seconds: waited.append((run, count))))
+    actor = SimpleNamespace(await_all=SimpleNamespace(remote=lambda run, count, seconds: waited.append((run, count))))
     monkeypatch.setattr("mi_ray.cluster.trials.workbench", lambda *given: None)
     monkeypatch.setattr("mi_ray.cluster.trials.ray.get", lambda reference, timeout: reference)
     monkeypatch.setattr(SettingTrainable, "_start", lambda self, config: None)
-    job: Any = Job([None], [], None, 50, (0, 1), lambda config: None, board=[board], together=together, run="sweep")  # type: ignore[arg-type, return-value]
+    job: Any = Job([None], [], None, 50, (0, 1), lambda config: None, progress=[actor], together=together, run="sweep")  # type: ignore[arg-type, return-value]
     SettingTrainable.setup(SettingTrainable.__new__(SettingTrainable), {}, job)
     assert waited == waits
 
@@ -246,15 +247,16 @@ def test_as_many_trials_begin_together_as_fit_on_the_nodes_and_are_asked_for(
     monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, at_once: int, trials: int, asked: str, together: int
 ) -> None:
     nodes = [{"Alive": True, "Resources": node} for node in NODES] + [{"Alive": False, "Resources": {"CPU": 64.0}}]
-    monkeypatch.setattr("mi_ray.cluster.runner.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("mi_ray.cluster.tuning.ray.nodes", lambda: nodes)
     monkeypatch.setenv("TUNE_MAX_PENDING_TRIALS_PG", asked)
     block = SimpleNamespace(cpus=cpus, gpus=gpus)
     sweep = SimpleNamespace(search=None, resources=SimpleNamespace(block=block))
-    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
-    assert Runner._together(runner, SimpleNamespace(trials=range(trials)), at_once) == together
+    session: Any = SimpleNamespace(sweep=sweep, address="auto")
+    request: Any = SimpleNamespace(resolve=SimpleNamespace(trials=range(trials)))
+    assert begin_together(session, request, at_once) == together
 
 
 def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
     sweep = SimpleNamespace(search=SimpleNamespace(trials=9, round=3))
-    runner: Any = SimpleNamespace(sweep=sweep, address="auto")
-    assert Runner._together(runner, None, 8) == 1
+    session: Any = SimpleNamespace(sweep=sweep, address="auto")
+    assert begin_together(session, Request("search", lambda config: None, 100), 8) == 1  # type: ignore[arg-type, return-value]

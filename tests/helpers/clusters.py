@@ -27,7 +27,7 @@ KINDS = {
     "trial": ("SettingTrainable.train",),
     "training worker": ("RayTrainWorker",),
     "training": (": train ", "TrainController"),
-    "board": ("Board",),
+    "progress": ("ProgressActor",),
 }
 
 

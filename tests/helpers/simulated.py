@@ -15,7 +15,7 @@ from typing import Any
 
 from ray import exceptions
 
-from mi_ray.cluster.blocks import Item
+from mi_ray.cluster.worker import Item
 
 
 @dataclass

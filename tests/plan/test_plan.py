@@ -520,7 +520,7 @@ def test_what_a_reader_needs_imports_neither_torch_nor_ray(module: str) -> None:
 
 def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None:
     unneeded = {"scipy.stats", "scipy.signal", "scipy.special", "sklearn", "matplotlib", "optuna"}
-    code = f"import sys, mi_ray.cluster.blocks, mi_ray.cluster.trials; print(sorted({unneeded} & set(sys.modules)))"
+    code = f"import sys, mi_ray.cluster.worker, mi_ray.cluster.search; print(sorted({unneeded} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
 

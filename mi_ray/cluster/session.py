@@ -1,0 +1,149 @@
+"""One run's Ray, progress, failures and counts: what every stage of a study is handed."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from rich.console import Console
+
+from mi_ray.cluster.actors import start_progress
+from mi_ray.cluster.callbacks import Callbacks
+from mi_ray.cluster.connect import connect
+from mi_ray.cluster.retries import innermost
+from mi_ray.plan.work import Cell, Work
+from mi_ray.store.blocks import Store
+from mi_ray.store.files import scratch_of
+from mi_ray.study.prepare import Study
+from mi_ray.study.workbench import Workbench
+
+MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue.
+TUNE = "sweep"  # The key under which a failure of Ray Tune itself is noted, which takes all cells with it.
+
+
+@dataclass
+class Outcome:
+    """What a run did: seconds by stage, passes as counted by stage and direction, causes of failure by key of the work.
+
+    cells: the rows of cells.parquet, where the run has come as far as the cells.
+    """
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    counted: dict[str, int] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+    cells: list[dict[str, Any]] = field(default_factory=list)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's duration to a stage."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+
+    def count(self, stage: str, forward: int, backward: int) -> None:
+        """Add passes to a stage that were counted as they were made."""
+        for direction, passes in (("forward", forward), ("backward", backward)):
+            what = f"{stage}_{direction}"
+            self.counted[what] = self.counted.get(what, 0) + passes
+
+
+class Session:
+    """One run of one study against one store. Ray is started when something has to be computed, and not before."""
+
+    def __init__(
+        self, study: Study, store: Store, address: str | None, console: Console, callbacks: Callbacks | None = None
+    ) -> None:
+        self.store, self.address, self.console = store, address, console
+        self.callbacks = callbacks or Callbacks()
+        self.outcome = Outcome()
+        self.scratch = scratch_of(store)
+        self._progress: ActorHandle | None = None
+        self.take_up(study)
+
+    def take_up(self, study: Study) -> None:
+        """Go on with the study as it is now known: its keys may depend on what `precision: auto` has decided."""
+        self.study, self.sweep, self.planner = study, study.sweep, study.planner
+        self._data: ray.ObjectRef | None = None
+        self._bench: Workbench | None = None
+
+    @property
+    def bench(self) -> Workbench:
+        """The driver's own workbench. It is made once all classifiers that can be had are in the store."""
+        if self._bench is None:
+            done = [work for work in self.planner.classifiers if work.key not in self.outcome.failures]
+            classifiers = {
+                work.key: (work.description, self.store.read_bytes(f"classifiers/{work.key}/model.safetensors"))
+                for work in done
+            }
+            self._bench = Workbench(self.study.data(self.store.address, classifiers))
+        return self._bench
+
+    @property
+    def progress(self) -> ActorHandle:
+        """The actor that running work tells how far it is."""
+        if self._progress is None:
+            self._progress = start_progress()
+        return self._progress
+
+    def data(self) -> ray.ObjectRef:
+        """The study's data in Ray's object store, where it is put once for all workers."""
+        if self._data is None:
+            self._data = ray.put(self.bench.data)
+        return self._data
+
+    def connect(self, cpus: float) -> None:
+        """Start or join Ray, unless that is done already.
+
+        cpus: what one piece of work needs at once. Raises ValueError when this machine does not have it.
+        """
+        with self.outcome.timed("ray"):
+            connect(self.address)
+        have = ray.cluster_resources()
+        resources = self.sweep.resources
+        gpus = max(resources.block.gpus, max(e.workers for e in self.sweep.classifiers) * resources.train.gpus)
+        for what, needed in (("CPU", cpus), ("GPU", gpus)):
+            if self.address is None and needed > have.get(what, 0):
+                raise ValueError(
+                    f"one piece of work asks for {needed:g} {what}s at once, this machine has {have.get(what, 0):g}; lower "
+                    "resources.block, resources.train or classifiers.N.workers, or give --address of a cluster"
+                )
+        if self.store.local and len(ray.nodes()) > 1:
+            self.tell(f"note: the store {self.store.uri} must be a folder that all nodes share", "yellow")
+
+    def cpus(self) -> float:
+        """How many CPUs may be asked for at once: this machine's, or more than any cluster that grows on demand has."""
+        return float(ray.cluster_resources().get("CPU", 0)) if self.address is None else MANY
+
+    def tell(self, text: str, style: str | None = None) -> None:
+        """Print a line for people."""
+        self.console.print(text, style=style, highlight=False, markup=False)
+
+    def fail(self, key: str, what: str, error: Exception) -> None:
+        """Note why something failed, which is the last line of the innermost cause, and print it unless it is known."""
+        inner = innermost(error)
+        lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
+        cause = f"{what}: {lines[-1].strip()}"
+        # Of many blocks that fail alike, one line tells enough.
+        if key not in self.outcome.failures and cause not in self.outcome.failures.values():
+            self.tell(f"failed: {cause}", "red")
+        self.outcome.failures[key] = cause
+
+    def name_of(self, classifier: str) -> str:
+        """The name that the sweep gives to the classifier of a key."""
+        return next(work.entry.name for work in self.planner.classifiers if work.key == classifier)
+
+    def possible(self, work: Work) -> bool:
+        """Whether nothing that the work stands on has failed."""
+        return not work.stands_on() & self.outcome.failures.keys()
+
+    def cause_of(self, cell: Cell) -> str | None:
+        """Why a cell is not there, where something that it stands on has failed."""
+        needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
+        if cell.inputs.attack is not None:
+            needs.append(cell.inputs.attack.key)
+        return next((self.outcome.failures[key] for key in [*needs, TUNE] if key in self.outcome.failures), None)

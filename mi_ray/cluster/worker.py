@@ -1,0 +1,82 @@
+"""What a worker process does for a study: keep a workbench on its data, and compute blocks with it.
+
+Trials import this module and the driver's modules do not stand behind it, so that a worker starts quickly.
+"""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+
+import ray
+import torch
+from ray.actor import ActorHandle
+
+from mi_ray.config import BlockResources
+from mi_ray.parameters import load_plugins
+from mi_ray.plan.work import Work
+from mi_ray.study.precision import decide
+from mi_ray.study.results import StudyData
+from mi_ray.study.workbench import Engine, Workbench
+
+Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
+Boxed = list[ray.ObjectRef]  # A reference in a list, which Ray hands on without fetching what is behind it.
+
+
+def engine_of(block: BlockResources) -> Engine:
+    """What a worker of that size may use of its machine."""
+    share = min(1.0, block.gpus) if block.gpus else min(1.0, block.cpus / (os.cpu_count() or 1))
+    return Engine(max(1, int(block.cpus)), share, block.memory_budget)
+
+
+@lru_cache(maxsize=1)
+def _cached(data_id: str, engine: Engine, fetch: Callable[[], StudyData]) -> Workbench:
+    return Workbench(fetch(), engine)
+
+
+class _Fetch:
+    """Fetches the study's data when the cache does not have it; equal to any other, so that the id alone counts."""
+
+    def __init__(self, reference: ray.ObjectRef) -> None:
+        self.reference = reference
+
+    def __call__(self) -> StudyData:
+        found: StudyData = ray.get(self.reference)
+        return found
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Fetch)
+
+    def __hash__(self) -> int:
+        return 0
+
+
+def workbench(data: Boxed, engine: Engine) -> Workbench:
+    """This process's workbench for the study whose data is behind the reference; it is unpacked once a process."""
+    torch.set_num_threads(1)  # Threads work side by side on whole batches: see `batches.side_by_side`.
+    return _cached(data[0].hex(), engine, _Fetch(data[0]))
+
+
+def where() -> dict[str, object]:
+    """Which node and process this is, for events."""
+    return {"node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
+
+
+@ray.remote(max_retries=0)
+def compute_block(
+    data: Boxed, plugins: Sequence[str], engine: Engine, item: Item, progress: ActorHandle, turn: tuple[int, int]
+) -> Mapping[str, object]:
+    """Compute and store one block; returns what was done, the seconds, and where it ran. turn: which attempt this is."""
+    began = time.perf_counter()
+    progress.tell.remote("block", {"turn": turn, **where()})
+    load_plugins(plugins)
+    done = workbench(data, engine).compute(*item)
+    return {**asdict(done), "seconds": round(time.perf_counter() - began, 3), **where()}
+
+
+@ray.remote
+def decide_precision(data: Boxed, plugins: Sequence[str], engine: Engine, key: str) -> Mapping[str, object]:
+    """What `precision: auto` decides for a classifier: see `study.precision.decide`."""
+    load_plugins(plugins)
+    return decide(workbench(data, engine), key)
