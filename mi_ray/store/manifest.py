@@ -25,8 +25,9 @@ from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import KINDS
 
-State = Literal["running", "trained", "attacked", "incomplete", "complete"]
-UNFINISHED: tuple[State, ...] = ("running", "trained", "attacked")  # no cells.parquet of this plan exists yet
+# "checking" is the state of a study whose cells and figures are there while its checks still run.
+State = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
+UNFINISHED: tuple[State, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
