@@ -61,7 +61,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
 def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
     for (defense, _, _), line in panel.groupby(["defense", "defense_params", "executions"], sort=False):
         look = names.look(str(defense))
-        style: Style = {"color": look.colour, "marker": look.marker, "ms": 7 if defense == "none" else 4, "lw": 1.3}
+        style: Style = {"color": look.colour, "marker": look.marker, "ms": 9 if defense == "none" else 4, "lw": 1.3}
         curve(axes, 255 * line["epsilon"], line, ACCURACY, style, 100)
         cross_out(axes, 255 * line["epsilon"], 100 * line["accuracy"], line)
 

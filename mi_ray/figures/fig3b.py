@@ -74,7 +74,7 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
             ms=11 if bare else 5,
             lw=1.4,
             elinewidth=0.7,
-            zorder=6 if bare else 4,
+            zorder=3 if bare else 4,  # a defense at the same place is seen within the large star
             clip_on=False,
         )
         for line in drawn[2]:
@@ -110,9 +110,9 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     picked = f"{chosen} other points" if chosen else "the points shown, so optimistic"
     note = [f"{int(row['points'])} points, 95 % intervals over points", f"rings: undominated on {picked}"]
     if row["others"]:
-        note.append(f"{int(row['others'])} further attacks of the study are not shown")
+        note.append(f"further attacks of the study, not shown: {int(row['others'])}")
     if hidden:
-        note.append(f"{hidden} settings that give up over {100 * SHOWN:.0f} points of clean accuracy are not shown")
+        note.append(f"settings that give up over {100 * SHOWN:.0f} points of clean accuracy, not shown: {hidden}")
     return f"{row['dataset']}: {names.threat(row)}", lines("; ".join(note), checks_note(table[table["shown"]]))
 
 

@@ -115,6 +115,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         line[0].set_ylabel("Accuracy (%)")
     for axes in panels[-1]:
         axes.set_xlabel("samples in each step, $N_A$")
+        axes.set_xticks(sorted(set(table["samples"].dropna())))
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     framed(figure, title, note, handles, 2)
     return figure

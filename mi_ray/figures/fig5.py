@@ -141,7 +141,8 @@ def draw(strips: list[Strip], note: str) -> Figure:
     parts: Any = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
     for part, strip in zip(parts, strips, strict=True):
         delta = strip.adversarial - strip.clean
-        gain = 0.5 / max(float(np.abs(delta).max()), 1e-6)
+        largest = float(np.abs(delta).max())
+        gain = 0.5 / largest if largest else 1.0
         rows = {"clean": strip.clean, "adversarial": strip.adversarial, f"difference\nx {gain:.0f}": 0.5 + gain * delta}
         panels = part.subplots(3, count, squeeze=False)
         for line, (name, pictures) in zip(panels, rows.items(), strict=True):

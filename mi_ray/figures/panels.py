@@ -2,6 +2,7 @@
 them, and their files."""
 
 import io
+import re
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -88,11 +89,17 @@ def defense_handles(names: Names, defenses: Sequence[str]) -> list[Line2D]:
 
 
 def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int) -> None:
-    """A title above the panels; below them the legend and, in small print, what one must know to read the figure."""
+    """A title above the panels; below them the legend and, in small print, what one must know to read the figure.
+
+    columns: the most that the legend may have; it has fewer where they would be wider than the figure.
+    """
     figure.suptitle(title, fontsize=9.5)
     wide = int(18 * figure.get_figwidth())
     small = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, fontsize=8, title=small)
+    letters = max(len(re.sub(r"\$[^$]*\$", "ΔG", str(handle.get_label()))) for handle in handles)
+    fitting = int(figure.get_figwidth() / (0.55 + 0.065 * letters))  # inches: a handle, and a letter at 8 points
+    fit: Style = {"loc": "outside lower center", "ncols": max(1, min(columns, fitting))}
+    legend = figure.legend(handles=handles, fontsize=8, title=small, **fit)
     legend.get_title().set(fontsize=6.5, color="#444444", multialignment="center")
 
 

@@ -189,7 +189,10 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """Changes of accuracy with their intervals: a row of panels for each classifier, a column for each threat."""
     changed = table[table["variant"] != ITSELF]
     variants, classifiers = list(dict.fromkeys(changed["variant"])), list(dict.fromkeys(table["classifier"]))
-    threats, defenses = list(dict.fromkeys(table["threat"])), list(dict.fromkeys(table["defense"]))
+    # A threat under which no variant changes anything has nothing to show, unless none has.
+    moved = changed[~changed["same"]]
+    threats = list(dict.fromkeys((changed if moved.empty else moved)["threat"]))
+    defenses = list(dict.fromkeys(table["defense"]))
     size = (1.9 + 2.3 * len(threats), 1.3 + (0.5 + 0.34 * len(variants)) * len(classifiers))
     figure = Figure(figsize=size)
     panels = figure.subplots(len(classifiers), len(threats), squeeze=False, sharey=True, sharex="col")

@@ -92,7 +92,7 @@ def test_a_curve_follows_its_axis_and_far_settings_are_counted_not_drawn(cells: 
     title, note = fig3b.describe(table, NAMES)
     assert title == "digits: PGD-10, untargeted, ε = 8/255"
     assert "undominated on 100 other points" in note
-    assert "1 settings that give up over 30 points" in note
+    assert "settings that give up over 30 points of clean accuracy, not shown: 1" in note
 
 
 def test_the_figure_has_a_panel_for_each_classifier_and_rings_the_undominated(cells: pd.DataFrame) -> None:
@@ -110,7 +110,7 @@ def test_the_figure_has_a_panel_for_each_classifier_and_rings_the_undominated(ce
 def test_further_attacks_are_named_as_not_shown(cells: pd.DataFrame) -> None:
     more = cells[cells["attack"] == "pgd"].assign(goal="targeted", cell=lambda frame: frame["cell"] + "t")
     _, note = fig3b.describe(fig3b.facts(pd.concat([cells, more], ignore_index=True)), NAMES)
-    assert "1 further attacks of the study are not shown" in note
+    assert "further attacks of the study, not shown: 1" in note
 
 
 def test_a_point_whose_cell_failed_a_check_is_crossed_out_and_no_other() -> None:

@@ -1,0 +1,38 @@
+"""A study of real images may have cells at exactly 0 % and 100 %, and then every figure of it must be there."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers.extreme import write_extreme_study
+
+from mi_ray.figures.draw import draw, known_figures
+from mi_ray.figures.panels import STYLE
+from mi_ray.store.blocks import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.parametrize(("clean", "attacked", "points"), [(False, False, 1), (True, False, 3), (True, True, 2)])
+def test_every_figure_of_a_study_at_0_or_100_percent_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, attacked: bool, points: int
+) -> None:
+    monkeypatch.setitem(STYLE, "savefig.dpi", 30)  # quicker, and nobody looks
+    store = Store(tmp_path / "results", create=True)
+    write_extreme_study(store, clean=clean, attacked=attacked, points=points)
+    drawn = draw(store, "s", known_figures())
+    assert drawn.failures == {}
+    assert {Path(path).suffix for path in drawn.paths} == {".png", ".pdf", ".csv", ".md", ".tex"}
+    assert all(store.read_bytes(path) for path in drawn.paths)
+
+
+def test_a_script_draws_its_table_from_any_folder_and_prints_the_paths(tmp_path: Path) -> None:
+    write_extreme_study(Store(tmp_path / "results", create=True), clean=True, attacked=False)
+    command = [sys.executable, str(ROOT / "analysis/paper_table.py"), "results", "s"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    found = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path, env=environment)
+    paths = found.stdout.splitlines()
+    assert paths == [f"results/studies/s/figures/paper_table.{kind}" for kind in ("md", "csv", "tex")]
+    assert all((tmp_path / path).is_file() for path in paths)
