@@ -1,4 +1,4 @@
-"""What rows say: accuracies, paired tests, detection and frontiers, with intervals. Pure functions of counts and frames.
+"""What rows say: accuracies, paired tests, detection and frontiers, with intervals, as functions of counts and frames.
 
 The sampling unit is the point: every bootstrap resamples points, with a fixed seed, so that equal rows give equal
 intervals. Counts are correct draws of a point out of `draws`; a deterministic cell has 0 or `draws` everywhere.
@@ -7,7 +7,7 @@ intervals. Counts are correct draws of a point out of `draws`; a deterministic c
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,7 @@ CONFIDENCE = 0.95
 RESAMPLES = 2000
 FEW = 5  # points' worth of right or wrong answers below which a bootstrap of their mean cannot be trusted
 Floats = npt.NDArray[np.float64]
+Numbers = npt.NDArray[np.float64 | np.int64]
 
 
 @dataclass(frozen=True)
@@ -67,19 +68,18 @@ def _estimate(value: float, resampled: Floats) -> Estimate:
     return Estimate(value, *_bounds(value, resampled[exists]), float(exists.mean()))
 
 
-def _resampled_means(values: npt.NDArray[Any], scale: float) -> Floats:
-    """Means of values / scale over resampled points, [RESAMPLES].
+def _resampled_means(values: Numbers, scale: float) -> Floats:
+    """The means of values / scale over resampled points, [RESAMPLES].
 
-    Resampled points only matter through how often each value occurs: one multinomial a resample.
+    Only how often each value occurs among the resampled points matters, so that one multinomial draw makes a resample.
     """
     found, times = np.unique(values, return_counts=True)
     resampled = np.random.default_rng(0).multinomial(len(values), times / len(values), RESAMPLES)
-    means: Floats = resampled @ found / (len(values) * scale)
-    return means
+    return np.asarray(resampled @ found / (len(values) * scale), np.float64)
 
 
-def _mean_over_points(values: npt.NDArray[Any], most: float) -> Accuracy:
-    """The mean of values / most over points, each from 0 to 1, with its interval; see `accuracy`."""
+def _mean_over_points(values: Numbers, most: float) -> Accuracy:
+    """The mean over points of values / most, each of which is from 0 to 1, with the interval that `accuracy` describes."""
     if values.size == 0:
         raise ValueError("an accuracy needs at least one point; got none")
     mean = float(values.mean() / most)
@@ -138,7 +138,7 @@ def survival_interval(correct_draws: npt.ArrayLike, draws: int, attempts: int) -
 
 
 def _subsets(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> tuple[Floats, float]:
-    """(of each point, how many sets of `attempts` draws are all right; how many sets there are)."""
+    """For each point, in how many sets of `attempts` draws all are right; and how many such sets there are."""
     if not 1 <= attempts <= draws:
         raise ValueError(f"attempts must be from 1 to draws={draws}; got {attempts}")
     from scipy.special import comb
@@ -189,7 +189,7 @@ def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike)
     return _estimate(detection_auc(low, high), np.concatenate(found))
 
 
-def _check_paired(left: npt.NDArray[Any], right: npt.NDArray[Any]) -> None:
+def _check_paired(left: Numbers, right: Numbers) -> None:
     if left.ndim != 1 or left.shape != right.shape or not left.size:
         raise ValueError(
             "both sides must have the same points, [points] and at least one; "
@@ -279,7 +279,7 @@ def paired_test(
     )
 
 
-def _binomial_p(higher: int, different: int, side: Any) -> float:
+def _binomial_p(higher: int, different: int, side: Literal["less", "greater"]) -> float:
     return float(scipy.stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
 
 
@@ -291,12 +291,12 @@ def _adjusted_wald(higher: int, lower: int, points: int) -> tuple[float, float]:
 
 
 def _sign_flip_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """(p of a sum this low, p of a sum this high) when each whole difference is as likely to have the other sign."""
+    """The p-values of a sum this low and of one this high, where each difference is as likely to have the other sign."""
     sizes = np.abs(differences[differences != 0])
     if not sizes.size:
         return 1.0, 1.0
     unit = np.gcd.reduce(sizes)
-    chance = np.ones(1)  # of each sum of the sizes whose sign is positive
+    chance = np.ones(1)  # the probability of each sum that the sizes with a positive sign can have
     for size, times in zip(*np.unique(sizes // unit, return_counts=True), strict=True):
         chance = _with_flips(chance, int(size), int(times))
     at = int(differences[differences > 0].sum() // unit)
@@ -324,7 +324,11 @@ def holm(p_values: npt.ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class Spread:
-    """Values of several training seeds: mean, standard deviation (n - 1), extremes, a 95 % t-interval of the mean."""
+    """How values of several training seeds spread.
+
+    number: how many there are. mean, with the ends low and high of its 95 % t-interval, which contains it. deviation:
+    the standard deviation (n - 1). least, most: the extremes.
+    """
 
     number: int
     mean: float
@@ -359,9 +363,8 @@ def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray
     found, new = np.ones(x.shape, bool), np.ones(x.shape, bool)
     found[..., 1:] = y[..., 1:] > highest[..., :-1]
     new[..., 1:] = (np.diff(x, axis=-1) != 0) | (np.diff(y, axis=-1) != 0)
-    first = np.maximum.accumulate(
-        np.where(new, np.arange(x.shape[-1]), 0), axis=-1
-    )  # settings that tie in both go together
+    # Settings that tie in both accuracies go together.
+    first = np.maximum.accumulate(np.where(new, np.arange(x.shape[-1]), 0), axis=-1)
     keep = np.empty(x.shape, bool)
     np.put_along_axis(keep, order, np.take_along_axis(found, first, -1), -1)
     return keep
@@ -373,7 +376,7 @@ def hypervolume(clean: npt.ArrayLike, adversarial: npt.ArrayLike, reference: tup
 
 
 def _area(clean: Floats, adversarial: Floats, reference: tuple[float, float]) -> Floats:
-    """`hypervolume` along the last axis: steps down in clean accuracy, as tall as the best setting up to there."""
+    """`hypervolume` along the last axis, summed in steps down in clean accuracy, each as tall as the best setting so far."""
     order = np.argsort(-clean, axis=-1)
     x = np.maximum(np.take_along_axis(clean, order, -1) - reference[0], 0)
     y = np.maximum(np.take_along_axis(adversarial, order, -1) - reference[1], 0)
@@ -392,7 +395,10 @@ def at_matched_clean(clean: npt.ArrayLike, adversarial: npt.ArrayLike, level: fl
 
 
 def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], level: Floats) -> Floats:
-    """y [...] at a level [...] of x on the curve of the settings to keep, all [..., settings]; NaN outside it."""
+    """The value y [...] at a level [...] of x on the curve of the settings to keep; NaN outside the curve.
+
+    x, y, keep: [..., settings].
+    """
     at, slack = level[..., None], 1e-9  # a level computed as 0.9 - 0.1 is at a setting with 0.8
     below = np.where(keep & (x <= at + slack), x, -np.inf)
     above = np.where(keep & (x >= at - slack), x, np.inf)
@@ -404,7 +410,7 @@ def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], level: Floats) -> 
 
 
 def resampled_accuracies(counts: npt.ArrayLike, draws: npt.ArrayLike) -> Floats:
-    """Accuracies of settings on resampled points, [resamples, settings]: in each resample all on the same points.
+    """Accuracies of settings on resampled points, [resamples, settings]; a resample has the same points for all settings.
 
     counts: [settings, points] correct draws; draws: how many there were, one number or one a setting. Raises
     ValueError for another form.
@@ -424,7 +430,7 @@ def _both(
     adversarial_counts: npt.ArrayLike,
     adversarial_draws: npt.ArrayLike,
 ) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """((clean, adversarial) [settings], the same on resampled points [resamples, settings])."""
+    """Clean and adversarial accuracies [settings], and both again on resampled points [resamples, settings]."""
     clean, adversarial = np.asarray(clean_counts), np.asarray(adversarial_counts)
     if clean.shape != adversarial.shape or clean.ndim != 2:
         raise ValueError(
@@ -471,7 +477,8 @@ def undominated_interval(
 ) -> Undominated:
     """How sure it is which settings are undominated. Arguments and errors as for `hypervolume_interval`.
 
-    A share near one: undominated whatever points had been drawn; near one half: a tie that the points decide.
+    A share near one says that a setting is undominated whatever points had been drawn, and a share near one half that
+    it ties with another and the points decide.
     """
     own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
     keep, each = undominated(*own), undominated(*resampled)
@@ -576,7 +583,10 @@ def frontier(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
 
 
 def cell_summary(counts: npt.ArrayLike, selection: npt.ArrayLike, draws: int) -> dict[str, Any]:
-    """The columns of cells.parquet that come from a cell's rows. counts: correct draws; selection: a flag a row."""
+    """The columns of cells.parquet that come from a cell's rows.
+
+    counts: [points] correct draws, of `draws`. selection: [points] whether a point only serves to pick settings.
+    """
     right, chosen = np.asarray(counts), np.asarray(selection, bool)
     reported = accuracy(right[~chosen], draws)
     return {

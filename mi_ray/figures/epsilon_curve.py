@@ -86,7 +86,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 
 def describe(table: pd.DataFrame) -> tuple[str, str]:
-    """(title, note): the data, the number of points, and what the checks say."""
+    """The title, and the note that says how many points there are and what the checks say."""
     note = f"{int(table['points'].iloc[0])} points; bands: 95 % over points; ε = 0: clean inputs"
     shown = table[(table["curve"] != WORST) | (table["attack"] == "worst_case")]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))

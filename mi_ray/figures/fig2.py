@@ -33,16 +33,20 @@ NEEDS = "Fig. 2 needs finished attacked cells of mi_pl or mi_ol with one λ, fro
 
 
 def condition(defense: str, k: str, lam: float, classes: int) -> float:
-    """What ΔG_k has to pass for Eq. 10 under ideal linearity: above it for k = "y", below it for "pred" (Eq. 12, 15)."""
+    """The value that ΔG_k has to pass for Eq. 10 under ideal linearity (Eq. 12, 15).
+
+    It has to be above it for k = "y", the true label, and below it for k = "pred", the predicted one.
+    """
     if defense == "mi_pl":
         return (1 - lam) if k == "y" else -(1 - lam)
     return (1 - lam) * (classes - 2) / (classes - 1) if k == "y" else 0.0
 
 
 def changes(adversarial: Array, mixed: Array, clean: Array, mixed_clean: Array, labels: npt.ArrayLike) -> pd.DataFrame:
-    """ΔF and ΔG of each point, columns as in `CURVES`, and `eq2`. All outputs [points, classes]; labels [points].
+    """ΔF and ΔG of each point, with columns as in `CURVES`, and whether the point is one of Eq. 2 (`eq2`).
 
-    adversarial, clean: F on x and x_0. mixed, mixed_clean: its mean over executions on x̃ and x̃_0.
+    adversarial, clean: F on x and x_0, [points, classes]. mixed, mixed_clean: the mean of F over executions on x̃ and
+    x̃_0, [points, classes]. labels: [points].
     """
     y, at = np.asarray(labels), np.arange(len(adversarial))
     predicted = adversarial.argmax(1)
@@ -54,7 +58,7 @@ def changes(adversarial: Array, mixed: Array, clean: Array, mixed_clean: Array, 
 
 
 def facts(settings: Mapping[tuple[str, str, float], pd.DataFrame], classes: int) -> pd.DataFrame:
-    """One row per (classifier, defense, λ, subset of points, curve): the mean change with its interval, the condition.
+    """One row per (classifier, defense, λ, subset of points, curve): the mean change, its interval, and its condition.
 
     settings: (classifier, defense, λ) -> `changes` of its points. A subset without points has no rows.
     """
@@ -103,9 +107,10 @@ def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int, draw
 def settings_of(
     store: Store, cells: pd.DataFrame
 ) -> tuple[dict[tuple[str, str, float], pd.DataFrame], pd.DataFrame, int]:
-    """(what `facts` takes, the cells, the number of classes) of the reported points under a study's first attack.
+    """What `facts` takes, the cells that it came from and the number of classes, under a study's first attack.
 
-    cells: rows of cells.parquet of the study. Raises ValueError when the study has no such cells, or no counterparts.
+    cells: rows of cells.parquet of the study, whose reported points are read. Raises ValueError when the study has no
+    such cells, or no counterparts.
     """
     own = finished(cells, NEEDS)
     clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
@@ -179,7 +184,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 
 def describe(cells: pd.DataFrame, names: Names) -> tuple[str, str]:
-    """(title, note): the threat, how the bands are made, and what the checks say."""
+    """The title, which names the threat, and the note on how the bands are made and what the checks say."""
     note = "bands: 95 % over points; Eq. 2: clean image classified right, adversarial one wrong"
     return f"{cells['dataset'].iloc[0]}: {names.threat(cells.iloc[0])}", lines(note, checks_note(cells))
 

@@ -8,7 +8,6 @@ on the adversarial one. λ is chosen by its AUC on the selection points, where t
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -46,7 +45,10 @@ class Detector:
 
 
 def pair(clean: pd.DataFrame, adversarial: pd.DataFrame, score: str) -> pd.DataFrame:
-    """The scores of the same points, from the records of a clean cell and of an attacked one. score: "score" or `BASELINE`."""
+    """The scores of the same points, from the records of a clean cell and of an attacked one.
+
+    score: "score", the drop of F's own prediction, or `BASELINE`. Returns the columns of `Detector.scores`.
+    """
     both = clean.merge(adversarial, on="point", suffixes=("_clean", "_adversarial"), validate="one_to_one")
     found = {
         side: both[f"score_{side}"] if score == "score" else 1 - both[f"confidence_undefended_{side}"]
@@ -96,7 +98,7 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
 
 
 def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[Detector], pd.DataFrame]:
-    """(every detector of a study against each of its attacks, the attacked cells). Raises ValueError without any."""
+    """Every detector of a study against each of its attacks, and the attacked cells. Raises ValueError without any."""
     own = finished(cells, NEEDS)
     own = own[own["defense"].isin(DEFENSES) & (own["attack"] != "worst_case")]
     if len(own):
@@ -141,7 +143,8 @@ def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str],
             width, dashes = (1.5, "-") if whole else (1.0, ":")
             axes.plot(rates.fpr, rates.tpr, color=look.colour, lw=width, ls=dashes, label=said)
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
-    where: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}  # curves may run anywhere inside
+    # Curves may run anywhere inside, so that the legend stands below.
+    where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
     axes.legend(**where, fontsize=7, title="AUC of all points [95 %]", title_fontsize=7)
 
 
@@ -182,7 +185,7 @@ def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: st
 
 
 def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
-    """(title, note): how many points, how λ was chosen, and what the checks say."""
+    """The title, and the note that says how λ was chosen and what the checks say."""
     first = table[table["subset"] == "all"].iloc[0]
     chosen = int(first["selection_points"])
     by = f"{chosen} other points" if chosen else "the points shown, so optimistic"

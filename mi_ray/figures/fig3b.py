@@ -53,7 +53,7 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
 
 
 def _order(value: object) -> float:
-    """A number that sorts an axis: a number itself, a pair by its middle."""
+    """A number by which an axis is sorted: of a pair, such as a range, its middle."""
     if isinstance(value, list):
         return float(sum(value) / len(value))
     return float(value) if isinstance(value, (int, float)) else 0.0
@@ -104,7 +104,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
-    """(title, note): what is drawn, on how many points, how the rings were chosen, and what is left out."""
+    """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
     row = table.iloc[0]
     chosen, hidden = int(row["selection_points"]), int((~table["shown"]).sum())
     picked = f"{chosen} other points" if chosen else "the points shown, so optimistic"

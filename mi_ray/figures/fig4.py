@@ -31,7 +31,7 @@ THREAT = ["classifier", "goal", "epsilon"]
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """One row per adaptive cell, by `samples` (N_A), and one per line beside it; the study's largest N alone.
+    """One row per adaptive cell, in the order of `samples` (N_A), and one per line beside it, at the study's largest N.
 
     what: the attack's name, or a key of `LINES`; name: what the legend calls it, with what tells it from another attack
     of the same name. A line is there for each number of steps that has an adaptive attack. Raises ValueError for a
@@ -122,7 +122,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 
 def describe(table: pd.DataFrame) -> tuple[str, str]:
-    """(title, note): the threat, the number of points, and what the checks say."""
+    """The title, which names ε, and the note that says how many points there are and what the checks say."""
     row = table.iloc[0]
     radii = ", ".join(epsilon_text(epsilon) for epsilon in sorted(set(table["epsilon"])))
     note = f"{int(row['points'])} points; bands: 95 % over points"

@@ -18,7 +18,8 @@ from mi_ray.figures.verdict_marks import checks_note, mark
 from mi_ray.store.blocks import Store
 from mi_ray.store.schemas import EXAMPLES
 
-SHOWN, MOST = 9, 4  # images in a row; cells in the figure
+SHOWN = 9  # images in a row
+MOST = 4  # cells in the figure
 SETTING = ["classifier", "defense", "defense_params", "executions"]
 NEEDS = "Fig. 5 needs finished attacked cells"
 Array = npt.NDArray[np.float32]
@@ -47,7 +48,9 @@ def image(flat: npt.ArrayLike) -> Array:
 
 
 def best_images(rows: pd.DataFrame, stop: int, points: list[int]) -> Array:
-    """Of each point the image of the restart that is scored at a stop: the highest success, then loss, then the first.
+    """Of each point the image of the restart that is scored at a stop, [points, H, W, C].
+
+    That is the restart of the highest success; of equals that of the highest loss; of equals the first.
 
     rows: of adversarial blocks. Raises ValueError where a point has none.
     """
@@ -62,7 +65,7 @@ def best_images(rows: pd.DataFrame, stop: int, points: list[int]) -> Array:
 
 
 def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[list[Strip], pd.DataFrame]:
-    """(a strip for each cell shown, those cells): the first `MOST` adaptive cells, or where there are none oblivious ones.
+    """A strip for each cell that is shown, and those cells: the first `MOST` adaptive ones, else defended, else any.
 
     cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
     """
@@ -106,7 +109,7 @@ def _strip(store: Store, row: Row, title: str, clean: str, examples: pd.DataFram
 
 
 def _show(axes: Axes, picture: Array, said: list[tuple[str, bool]]) -> None:
-    """An image with the labels under it, wrong ones in vermillion."""
+    """Draw an image with the labels under it, the wrong ones coloured."""
     axes.imshow(np.clip(picture, 0, 1), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.grid(visible=False)

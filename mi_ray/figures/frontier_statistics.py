@@ -32,13 +32,14 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_records
 
 LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense, at which curves are compared
-SURE, UNSURE = 0.95, " †"  # how a number is marked that does not exist in so many of the resamples
+SURE = 0.95  # the share of resamples in which a number must exist not to be marked
+UNSURE = " †"  # the mark of one that exists in fewer
 NEEDS = "frontiers need finished cells with and without an attack"
 THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
 
 
 def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """One row a (classifier, attack, defense): see the top of this file.
+    """One row per (classifier, attack, defense): the numbers that the top of this file explains.
 
     cells: rows of cells.parquet of one study; records: its rows, one a cell and point. `settings`: how many the defense
     has; `on_curve`: how many its curve is made of; `undominated`: how many of its settings are undominated among those
@@ -93,7 +94,7 @@ def _defenses(group: pd.DataFrame, records: pd.DataFrame, bare: tuple[str, int] 
 
 
 def _verdict(curve: pd.DataFrame) -> str:
-    """That of the worst of a curve's cells."""
+    """The verdict of the worst of a curve's cells."""
     found = set(curve["verdict"]) if "verdict" in curve else set()
     return "failed" if "failed" in found else "passed" if found == {"passed"} else "not run"
 
@@ -108,7 +109,7 @@ def _columns(name: str, estimate: Estimate) -> dict[str, float]:
 
 
 def over_seeds(cells: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """How numbers spread over trainings that differ in their seed: one row a number, none where there is one training.
+    """How numbers spread over trainings that differ in their seed, a row for each; none where there is one training.
 
     cells: rows of cells.parquet; table: `facts` of them. Of each setting its clean and adversarial accuracy, of each
     defense its hypervolume and what it has at matched clean accuracy; a training without the number is left out.
@@ -162,7 +163,7 @@ def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
 
 
 def shown_seeds(seeds: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """`over_seeds` as text: per cent."""
+    """`over_seeds` as text, in per cent."""
     settings = zip(seeds["defense_params"], seeds["executions"], strict=True)
     numbers = zip(seeds["mean"], seeds["low"], seeds["high"], strict=True)
     text = {

@@ -26,7 +26,7 @@ NEEDS = "paired tests need finished cells of two settings under one attack"
 
 
 def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
-    """One row a comparison: both settings, the difference of their accuracies with its interval, p-values.
+    """One row per comparison: both settings, the difference of their accuracies with its interval, and p-values.
 
     cells: rows of cells.parquet of one study; records: its rows, one a cell and point. Differences are left minus
     right: above zero, the left setting is more accurate. Raises ValueError for a study without two settings to compare,
@@ -61,7 +61,7 @@ def picked_on(table: pd.DataFrame) -> str:
 
 
 def _pick(settings: pd.DataFrame) -> Any:
-    """The label of the row of the setting to show of one defense under one attack; see the top of this file."""
+    """The label of the row of the setting that is picked of one defense under one attack, as the top of this file says."""
     on = picked_on(settings)
     if settings["affordable"].any():
         return settings.loc[settings["affordable"], f"adversarial{on}"].idxmax()
@@ -69,7 +69,7 @@ def _pick(settings: pd.DataFrame) -> Any:
 
 
 def _pairs(group: pd.DataFrame) -> "Iterator[tuple[pd.Series[Any], pd.Series[Any]]]":
-    """(left, right) of each comparison on one classifier under one attack."""
+    """The left and the right setting of each comparison on one classifier under one attack."""
     defended = group[group["defense"] != "none"]
     picks = {str(defense): _pick(settings) for defense, settings in defended.groupby("defense", sort=False)}
     shown = defended.index if len(defended) < MANY else list(picks.values())

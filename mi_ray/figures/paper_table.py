@@ -74,7 +74,7 @@ def facts(cells: pd.DataFrame, names: Names, paper: Paper = NO_PAPER) -> pd.Data
 
 
 def _columns(own: pd.DataFrame) -> list[str]:
-    """The columns in order, each once; see `facts`."""
+    """The columns of the table, each once, in the order that `facts` describes."""
     order = pd.DataFrame(
         {
             "last": own["attack"] == "worst_case",

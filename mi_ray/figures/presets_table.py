@@ -209,7 +209,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 
 def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
-    """(title, note): the data, how many points, and what the checks say."""
+    """The title, and the note that says how many points there are and what the checks say."""
     note = f"{int(table['points'].iloc[0])} points, the same for all; bars: paired 95 % over points"
     title = f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}"
     return title, lines(note, checks_note(cells[cells["state"] == "done"]))

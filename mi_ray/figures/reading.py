@@ -13,7 +13,7 @@ from mi_ray.store.read import read_cells
 
 
 def read_study(store: Store, study: str) -> tuple[pd.DataFrame, Names]:
-    """(rows of cells.parquet, how the study's methods are called and drawn). Raises ValueError for an unknown study."""
+    """The rows of a study's cells.parquet, and how its methods are called and drawn. Raises ValueError for an unknown study."""
     cells = read_cells(store, study)
     try:
         appearance = read_manifest(store, study).get("appearance", {})
@@ -35,7 +35,7 @@ def finished(cells: pd.DataFrame, needs: str) -> pd.DataFrame:
 
 
 def records_of(store: Store, cell: str) -> pd.DataFrame:
-    """The rows of one cell, a row a point, selection points too. Raises ValueError when the store has none."""
+    """The records of one cell, a row for each point, selection points too. Raises ValueError when the store has none."""
     tables = [store.read_block("records", cell, block)[0].to_pandas() for block in store.blocks("records", cell)]
     if not tables:
         raise ValueError(f"records/{cell} must be in the store, to draw what single points say")

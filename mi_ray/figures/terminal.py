@@ -53,13 +53,17 @@ def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
 
 
 def verdict_facts(cells: pd.DataFrame) -> tuple[dict[str, int], dict[str, int]]:
-    """(attacked cells by verdict, failed cells by check, the most frequent first) of rows of cells.parquet."""
+    """How many attacked cells have each verdict, and how many failed each check, the most frequent first.
+
+    cells: rows of cells.parquet of one study.
+    """
     attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
     counts = attacked["verdict"].value_counts()
     failed = Counter(
         name for text in attacked["checks"] for name, said in json.loads(text).items() if said["state"] == "failed"
     )
-    verdicts = {state: int(counts[state]) for state in ("passed", "failed", "not run") if state in counts}
+    order = [*(state for state in ("passed", "failed") if state in counts), *counts.index]
+    verdicts = {str(state): int(counts[state]) for state in dict.fromkeys(order)}
     return verdicts, dict(failed.most_common())
 
 
@@ -95,7 +99,7 @@ def passes_summary(planned: Mapping[str, int], counted: Mapping[str, int]) -> It
 
 
 class PlannedWork(Protocol):
-    """A kind of work of a plan: pieces, how many are whole in the store, (forward, backward) passes in all and left."""
+    """A kind of work of a plan, and what there is to do of it."""
 
     @property
     def name(self) -> str:
@@ -103,15 +107,15 @@ class PlannedWork(Protocol):
 
     @property
     def pieces(self) -> int:
-        """How many there are."""
+        """How many pieces of it there are."""
 
     @property
     def stored(self) -> int:
-        """How many are whole in the store."""
+        """How many of the pieces are whole in the store."""
 
     @property
     def planned(self) -> tuple[int, int]:
-        """Forward and backward passes of all."""
+        """Forward and backward passes of all pieces."""
 
     @property
     def left(self) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def mark(row: Row) -> str:
 
 
 def failed_checks(row: Row) -> dict[str, str]:
-    """The checks that a cell failed: name -> why."""
+    """The checks that a cell failed, by name, each with why."""
     text = row.get("checks")
     found = json.loads(text) if isinstance(text, str) else {}
     return {name: said["why"] for name, said in found.items() if said["state"] == "failed"}

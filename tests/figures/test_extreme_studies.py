@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[2]
 def test_every_figure_of_a_study_at_0_or_100_percent_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, attacked: bool, points: int
 ) -> None:
-    monkeypatch.setitem(STYLE, "savefig.dpi", 30)  # quicker, and nobody looks
+    for setting, value in {"savefig.dpi": 30, "pdf.fonttype": 3}.items():  # quicker, and nobody looks
+        monkeypatch.setitem(STYLE, setting, value)
     store = Store(tmp_path / "results", create=True)
     write_extreme_study(store, clean=clean, attacked=attacked, points=points)
     drawn = draw(store, "s", known_figures())
