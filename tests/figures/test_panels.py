@@ -1,0 +1,87 @@
+"""What drawn figures share: bars and bands of intervals, legends that fit, and settings that stay as they were."""
+
+import matplotlib as mpl
+import pandas as pd
+import pytest
+from helpers.frames import NAMES
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from mi_ray.figures.panels import ACCURACY, bars, curve, defense_handles, framed, lines, show_percent, styled
+from mi_ray.figures.tables import latex, percent, points
+
+
+def estimated(*rows: tuple[float, float, float]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(ACCURACY))
+
+
+def test_bars_reach_from_the_value_to_the_ends_of_its_interval() -> None:
+    found = bars(estimated((0.5, 0.4, 0.7), (0.2, 0.2, 0.5)), ACCURACY, 100)
+    assert found == pytest.approx(pd.DataFrame([[10, 0], [20, 30]]).to_numpy())
+
+
+def test_an_end_that_a_store_of_an_older_version_has_beyond_its_value_makes_no_negative_bar() -> None:
+    assert bars(estimated((0.0, 1.7e-18, 0.1), (1.0, 0.9, 1 - 1e-16)), ACCURACY).min() == 0
+
+
+def test_a_curve_has_a_band_and_a_single_point_a_bar() -> None:
+    style = {"color": "black", "marker": "o"}
+    several, alone = (Figure().subplots() for _ in range(2))
+    rows = estimated((0.5, 0.4, 0.7), (0.2, 0.1, 0.5))
+    curve(several, [1, 2], rows, ACCURACY, style, 100)
+    assert several.get_lines()[0].get_ydata().tolist() == [50, 20]
+    assert several.collections[0].get_datalim(several.transData).intervaly == pytest.approx([10, 70])
+    curve(alone, [1], rows.head(1), ACCURACY, style, 100)
+    assert alone.get_lines()[-1].get_ydata().tolist() == [50]
+    (segment,) = alone.collections[0].get_segments()
+    assert segment[:, 1] == pytest.approx([40, 70])
+
+
+def test_an_axis_of_accuracies_has_room_for_marks_at_both_ends() -> None:
+    axes = Figure().subplots()
+    show_percent(axes)
+    low, high = axes.get_ylim()
+    assert low < 0
+    assert high > 100
+    assert axes.get_yticks().tolist() == [0, 20, 40, 60, 80, 100]
+
+
+def test_a_legend_has_fewer_columns_where_its_figure_is_narrow() -> None:
+    handles = [Line2D([], [], label=f"a label of many letters, number {at}") for at in range(3)]
+    columns = {}
+    for width in (2, 6, 30):
+        figure = Figure(figsize=(width, 3))
+        framed(figure, "title", "first\nsecond", handles, 3)
+        columns[width] = figure.legends[0]._ncols
+        assert figure.get_suptitle() == "title"
+    assert columns == {2: 1, 6: 2, 30: 3}
+
+
+def test_legends_show_defenses_as_the_study_does() -> None:
+    bare, other = defense_handles(NAMES, ["none", "mi_ol"])
+    assert (other.get_label(), other.get_color(), other.get_marker()) == ("MI-OL", "#D55E00", "X")
+    assert bare.get_markersize() > other.get_markersize()
+
+
+def test_drawing_leaves_the_settings_of_matplotlib_as_they_were() -> None:
+    before, backend = dict(mpl.rcParams), mpl.get_backend()
+    with styled():
+        assert mpl.rcParams["pdf.fonttype"] == 42
+    assert dict(mpl.rcParams) == before
+    assert mpl.get_backend() == backend
+
+
+def test_notes_leave_out_what_says_nothing() -> None:
+    assert lines("a", "", "b") == "a\nb"
+
+
+def test_numbers_are_written_in_per_cent_with_their_intervals() -> None:
+    assert percent(0.0, 0.0, 0.036) == "0.0 [0.0, 3.6]"
+    assert percent(float("nan"), 0.1, 0.2) == "–"
+    assert points(-0.012, -0.03, 0.004) == "-1.2 [-3.0, +0.4]"
+
+
+def test_latex_escapes_what_it_would_take_for_its_own() -> None:
+    text = latex(pd.DataFrame({"A": ["crop & pad"], "B": ["a_b"], "C": ["5 %"], "D": ["≤ 1 ✗"]}), "note")
+    assert r"crop \& pad & a\_b & 5 \% & $\le$ 1 $\times$ \\" in text
+    assert r"\begin{tabular}{lllr}" in text
