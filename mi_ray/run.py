@@ -262,14 +262,18 @@ class _Runs:
         from mi_ray.cluster import run_study
 
         sweep = study.sweep
+        drawn = Drawn((), {})
+
+        def draw_again(store: Store, name: str) -> None:
+            """Draw the figures of the cells as they are: before the checks, which they show as not run, and after them."""
+            nonlocal drawn
+            drawn = draw(store, name, sweep.figures)
+
         where = (self.address, self.console)
-        outcome = run_study(study, store, *where, self.until, self.tensorboard, self.callbacks)
+        outcome = run_study(study, store, *where, self.until, self.tensorboard, self.callbacks, draw_again)
         if self.until != "sweep":
             return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
-        drawn, done = Drawn((), {}), [row["state"] == "done" for row in outcome.cells]
-        if any(done):
-            drawn = draw(store, sweep.name, sweep.figures)
-        if all(done):
+        if all(row["state"] == "done" for row in outcome.cells):
             seal(store, sweep, drawn=not drawn.failures)
         if len(store.folders("records")) > MANY_CELLS:
             self._tell(f"note: `mi-ray compact {self.out}` brings the records of so many cells into few files")

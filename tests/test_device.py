@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_ray import make_attack, make_defense
+from mi_ray.attacks import ATTACKS
 from mi_ray.attacks.base import Begun, logits_loss
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
@@ -390,11 +391,13 @@ def _left(study: Study, bench: Workbench) -> tuple[int, int]:
 def _finish(study: Study, bench: Workbench) -> None:
     """Do all that is missing in a run's order; at each stage what is left falls by what was counted."""
     plan = study.plan()
-    works: list[tuple[Any, Any, int | None]] = [
-        ("adversarial", plan.check_attacks(), plan.checked or None),
-        ("adversarial", plan.attacks, None),
-    ]
-    for outputs, limit in ((plan.outputs, None), (plan.check_outputs(), plan.checked or None)):
+    checked, at_once = plan.checked or None, plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
+    works: list[tuple[Any, Any, int | None]] = []
+    for first, attacks, outputs, limit in (
+        (at_once, plan.attacks, plan.outputs, None),
+        ((), plan.check_attacks(), plan.check_outputs(), checked),
+    ):
+        works += [("adversarial", first, checked), ("adversarial", attacks, limit)]
         works += [("outputs", [w for w in outputs if (w.component is None) == of_f], limit) for of_f in (True, False)]
     for kind, some, limit in works:
         before, done = _left(study, bench), []

@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.cluster import precision
 from mi_ray.cluster.blocks import compute_missing
 from mi_ray.cluster.session import Outcome, Session
@@ -46,14 +47,20 @@ def _stages(session: Session, until: Until) -> None:
         mark(session.store, session.study, plan, "attacked")
         return
     plan = evaluate_defenses(session, plan)
-    check(session, plan)
+    if plan.checks:
+        write_cells(session, plan, checking=True)
+        check(session, plan)
     write_cells(session, plan)
 
 
 def attack(session: Session, plan: Plan) -> None:
-    """Craft the checks' adversarial examples, then the study's (which read their stops off the same trajectories),
-    and pass all of them through F."""
-    compute_missing(session, "checks: attacks", "checks", plan.check_attacks(), plan.checked)
+    """Craft the study's adversarial examples, and pass them through F.
+
+    A few trajectories are computed for their checks as well (see `Plan.attacks_at_once`); all else of the checks waits,
+    so that the first frontier is there early.
+    """
+    at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
+    compute_missing(session, "attacks that checks share", "checks", at_once, plan.checked)
     compute_missing(session, "attack", "attack", plan.attacks)
     of_f = [work for work in plan.outputs if work.component is None]
     compute_missing(session, "outputs of F", "evaluation", of_f)
@@ -68,8 +75,11 @@ def check(session: Session, plan: Plan) -> None:
         compute_missing(session, "checks: outputs", "checks", some, plan.checked)
 
 
-def write_cells(session: Session, plan: Plan) -> None:
-    """Derive the rows of every cell, and write what the study says about them."""
+def write_cells(session: Session, plan: Plan, *, checking: bool = False) -> None:
+    """Derive the rows of every cell, write what the study says about them, and have the figures drawn.
+
+    checking: whether the checks are still to be run; the verdicts of cells that need them are then "not run".
+    """
     points, outcome = session.sweep.points, session.outcome
     with outcome.timed("records"), stage("records", len(plan.cells), "cells", session.console) as shown:
         reported = (points.selection, points.count)
@@ -79,4 +89,12 @@ def write_cells(session: Session, plan: Plan) -> None:
         event("cell", **{name: row[name] for name in TOLD if row.get(name, "") != ""})
     outcome.cells = rows
     done = {"counted_passes": outcome.counted, "seconds": outcome.seconds}
-    write_study(session.store, session.study, plan, rows, {"last_run": done, "failures": outcome.failures})
+    facts = {"last_run": done, "failures": outcome.failures}
+    write_study(session.store, session.study, plan, rows, facts, checking=checking)
+    name = session.sweep.name
+    if any(row["state"] == "done" for row in rows):
+        session.cells_written(session.store, name)
+    if checking:
+        session.tell(
+            f"{name}: the cells and their first frontier are in {session.store.uri}/studies/{name}; checks follow"
+        )

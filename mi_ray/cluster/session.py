@@ -1,7 +1,7 @@
 """One run's Ray, progress, failures and counts: what every stage of a study is handed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from mi_ray.study.workbench import Workbench
 
 MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue.
 TUNE = "sweep"  # The key under which a failure of Ray Tune itself is noted, which takes all cells with it.
+CellsWritten = Callable[[Store, str], None]  # Called with the store and the study's name.
 
 
 @dataclass
@@ -56,9 +57,16 @@ class Session:
     """One run of one study against one store. Ray is started when something has to be computed, and not before."""
 
     def __init__(
-        self, study: Study, store: Store, address: str | None, console: Console, callbacks: Callbacks | None = None
+        self,
+        study: Study,
+        store: Store,
+        address: str | None,
+        console: Console,
+        callbacks: Callbacks | None = None,
+        cells_written: CellsWritten = lambda store, study: None,
     ) -> None:
         self.store, self.address, self.console = store, address, console
+        self.cells_written = cells_written
         self.callbacks = callbacks or Callbacks()
         self.outcome = Outcome()
         self.scratch = scratch_of(store)

@@ -94,7 +94,7 @@ def passes_summary(planned: Mapping[str, int], counted: Mapping[str, int]) -> It
     yield Text(
         f"attack and evaluation cell by cell: {planned['naive_forward']:,} forward passes, "
         f"{planned['naive_forward'] / max(distinct, 1):.1f} times the distinct ones; done now are counted as they "
-        "happened: what was stored is not among them, and a trajectory that a check shares is counted with the checks"
+        "happened: what was stored is not among them"
     )
 
 

@@ -71,8 +71,7 @@ class Costs:
             return whole
         begun, last, both = (self.of(work, at) for at in ((before,), (stops[-1],), (before, stops[-1])))
         scoring = (both[0] - last[0], both[1] - last[1])
-        guessed = work.labels == "predicted"  # the label that is left is asked for again
-        return whole[0] - begun[0] + scoring[0] + guessed, whole[1] - begun[1] + scoring[1]
+        return whole[0] - begun[0] + scoring[0], whole[1] - begun[1] + scoring[1]
 
     def cell_by_cell(self, cells: Iterable[Cell]) -> Passes:
         """What these cells would cost for one point if each were computed alone, from nothing ("naive")."""

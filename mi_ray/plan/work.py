@@ -4,7 +4,7 @@ A key is the hash of everything that decides a result and of nothing else. No to
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal
 
@@ -226,6 +226,24 @@ class Plan:
         own = [check.control.inputs.attack for check in self.checks if check.control.inputs.attack]
         keys = {work.key for work in own}
         return merged_attacks([*(work for work in self.attacks if work.key in keys), *own])
+
+    def attacks_at_once(self, goes_on: Callable[[str], bool]) -> tuple[AttackWork, ...]:
+        """The study's attacks that are run for stops of their checks as well, on the checked points, so that no step is
+        done twice.
+
+        A check may read further stops off a trajectory of the study. To those beyond the study's last one it goes on
+        later, from the stored images; what cannot wait are stops before that one, and all of a method that cannot go
+        on. goes_on: whether the method of that name can.
+        """
+        theirs = {work.key: work for work in self.check_attacks()}
+        found = []
+        for own in self.attacks:
+            stops = theirs[own.key].stops if own.key in theirs else own.stops
+            if goes_on(own.method):
+                stops = tuple(stop for stop in stops if stop <= max(own.stops))
+            if set(stops) != set(own.stops):
+                found.append(replace(theirs[own.key], stops=stops))
+        return tuple(found)
 
     def check_outputs(self) -> tuple[OutputWork, ...]:
         """The checks' own outputs."""

@@ -51,13 +51,24 @@ def examples(study: Study) -> pa.Table:
     return pa.table([*columns, images_column(images)], schema=EXAMPLES)
 
 
-def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any]], about: Mapping[str, Any]) -> None:
-    """Write study.yaml, cells.parquet and manifest.json; `manifest.seal` ends a study once its figures are there too."""
+def write_study(
+    store: Store,
+    study: Study,
+    plan: Plan,
+    rows: list[dict[str, Any]],
+    about: Mapping[str, Any],
+    *,
+    checking: bool = False,
+) -> None:
+    """Write study.yaml, cells.parquet and manifest.json; `manifest.seal` ends a study once its figures are there too.
+
+    checking: whether the study's checks are still to be run, so that it counts as running.
+    """
     name = study.sweep.name
     write_sweep(store, study.sweep)
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
-    complete = all(row["state"] == "done" for row in rows)
+    state: State = "complete" if all(row["state"] == "done" for row in rows) else "incomplete"
     told = {
         "planned": study.planner.cost(plan),
         "checked_points": plan.checked,
@@ -74,4 +85,4 @@ def write_study(store: Store, study: Study, plan: Plan, rows: list[dict[str, Any
         "appearance": appearance(),
         **about,
     }
-    write_manifest(store, name, "complete" if complete else "incomplete", keys_of(plan), told)
+    write_manifest(store, name, "checking" if checking else state, keys_of(plan), told)

@@ -118,7 +118,7 @@ class Workbench:
 
         A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
         asked for is computed again over its own range with both what it has and what is asked, so that no study loses
-        what it has stored; where it reaches beyond this study's points, it is cut there first.
+        what it has stored; where it reaches beyond the points that are wanted, it is cut there first.
         """
         total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
         whole: list[tuple[int, int]] = []
@@ -134,9 +134,9 @@ class Workbench:
             if block.start < limit and not all(
                 set(values) <= set(facts[name]) for name, values in work.covers().items()
             ):
-                if stop > total:
-                    self._cut(kind, work.key, block, total)
-                    stop = total
+                if stop > limit:
+                    self._cut(kind, work.key, block, limit)
+                    stop = limit
                 again.append((work.widened(facts), block.start, stop))
             whole.append((block.start, stop))
         size = max(1, size // self.data.batch) * self.data.batch
@@ -238,15 +238,17 @@ class Workbench:
         begun = self._begun(stored, max((at for at in have if at < min(attack.stops())), default=0))
         x, points = self.clean(start, stop), list(self.data.points[start:stop])
         y = on_device(np.array(self.data.labels[start:stop]), self.device)
+        # The labels that F predicted when the trajectories began are stored with them, and need no pass.
+        guessed = begun is not None and work.labels == "predicted" and work.threat.goal == "untargeted"
         found, labels = attack_outputs(
             self.attacked(work),
             attack,
             x,
-            y,
+            self._labels_of(stored, len(points)) if guessed else y,
             self.data.classes,
             points,
             work.threat,
-            work.labels,
+            "true" if guessed else work.labels,
             self.data.seed,
             self.data.batch,
             self._lanes(work.classifier),
@@ -281,6 +283,10 @@ class Workbench:
             return ADVERSARIAL.empty_table(), {}
         table, facts = self.store.read_block("adversarial", work.key, wanted[0])
         return (table, facts) if set(facts["stops"]) < set(work.stops) else (ADVERSARIAL.empty_table(), {})
+
+    def _labels_of(self, stored: pa.Table, count: int) -> Tensor:
+        """int64 [count]: the labels that stored trajectories work on, which are the same for all restarts and stops."""
+        return on_device(stored["attack_label"].to_numpy()[:count].astype(np.int64), self.device)
 
     def _begun(self, stored: pa.Table, steps: int) -> Begun | None:
         """Where the stored trajectories stand after that many steps; None at their beginning."""

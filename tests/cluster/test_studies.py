@@ -262,12 +262,19 @@ def test_checks_run_on_their_points_alone_and_judge_every_cell(several: Several)
 
 def test_passes_of_a_study_with_checks_are_the_planned_ones(several: Several) -> None:
     manifest = Store(several.folder / "results").read_json("studies/checked/manifest.json")
-    planned = {name: n for name, n in manifest["planned"].items() if name.endswith("_forward") and "naive" not in name}
     done = counted(several.folder, "checked")
-    # A trajectory that a check goes on along is done once, and counted with the checks.
-    assert sum(done.values()) == sum(planned.values()) - planned["training_forward"]
-    assert done["evaluation_forward"] == planned["evaluation_forward"]
-    assert done["checks_forward"] >= planned["checks_forward"]
+    assert done == {name: manifest["planned"][name] for name in done}
+    assert done.keys() == {"attack_forward", "evaluation_forward", "checks_forward"}
+
+
+def test_the_cells_and_their_figures_are_there_before_the_checks(several: Several) -> None:
+    lines = several.done.stdout.splitlines()
+    told = next(at for at, line in enumerate(lines) if line.startswith("checked: the cells and their first frontier"))
+    stages = [line.split(":")[0] for line in lines[:told]]
+    assert "attack" in stages
+    later = [line for line in lines[told:] if line.startswith("checks: ")]
+    assert any(line.startswith("checks: attacks") for line in later)
+    assert not any(line.startswith("checks: ") for line in lines[:told])
 
 
 def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) -> None:

@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from helpers.sweeps import classifier, sweep
+from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
 from mi_ray.plan.work import Cell, OutputWork, Plan, Work
 from mi_ray.sample_pool import SamplePool
@@ -126,11 +127,15 @@ def _do(one: Tiny, works: Stages, size: int, limit: int | None = None, *, backwa
 
 
 def compute(one: Tiny, size: int = 20, *, backwards: bool = False) -> int:
-    """Do all that is missing, the checks' attacks first as a run does; returns the number of blocks."""
+    """Do all that is missing in the order of a run; returns the number of blocks."""
     plan = one.plan
-    done = _do(one, iter([("adversarial", plan.check_attacks())]), size, plan.checked) if plan.checks else 0
+    at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
+    done = _do(one, iter([("adversarial", at_once)]), size, plan.checked) if at_once else 0
     done += _do(one, stages(plan), size, backwards=backwards)
-    return done + (_do(one, _evaluated(plan.check_outputs()), size, plan.checked) if plan.checks else 0)
+    if plan.checks:
+        done += _do(one, iter([("adversarial", plan.check_attacks())]), size, plan.checked)
+        done += _do(one, _evaluated(plan.check_outputs()), size, plan.checked)
+    return done
 
 
 def derived(

@@ -21,6 +21,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.batches import component_outputs
+from mi_ray.study.report import keys_of
 from mi_ray.study.rows import derive
 from mi_ray.study.workbench import Workbench
 from mi_ray.threat_model import ThreatModel
@@ -523,3 +524,28 @@ def test_checks_asked_for_later_widen_the_first_blocks_and_lose_nothing(quick_co
         mine = pa.compute.is_in(after["steps"], pa.array(work.stops, pa.int32()))
         assert after.filter(mine).equals(before[work.key])
     assert compute(plain) == compute(checked) == 0
+
+
+def test_no_step_is_done_twice_where_checks_read_further_stops_off_the_studys_trajectories(
+    quick_controls: None, tmp_path: Path
+) -> None:
+    attacks = [
+        {"pgd": {"steps": [2, 5], "step_size": 0.05}, "epsilon": 0.1},  # the checks read 4 and 10
+        {"square": {"queries": [2, 3]}, "epsilon": 0.1},  # it cannot go on, so that 4 and 6 are read at once
+    ]
+    one = tiny(
+        tmp_path, attacks=attacks, defenses=["none"], checks={"points": 20}, options={"attack_labels": "predicted"}
+    )
+    at_once = one.plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
+    assert [(work.method, work.stops) for work in at_once] == [("pgd", (2, 4, 5)), ("square", (2, 3, 4, 6))]
+    compute(one)
+    planned = one.study.planner.cost(one.plan)
+    for way in ("forward", "backward"):
+        stages = ("attack", "evaluation", "checks")
+        blocks = [
+            one.store.block_facts(block)[f"{way}_passes"]
+            for kind in ("adversarial", "outputs")
+            for key in keys_of(one.plan)[kind]
+            for block in one.store.blocks(kind, key)
+        ]
+        assert sum(blocks) == sum(planned.get(f"{stage}_{way}", 0) for stage in stages)
