@@ -9,133 +9,20 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from helpers.frames import APPEARANCE, NAMES, cell, failed
+from helpers.frames import NAMES, adaptive, cell, eot_pgd, failed, frame, pgd
 
 from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
-from mi_ray.figures.names import Appearance, Names
 from mi_ray.figures.reading import read_study
-from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES, OUTPUTS, RECORDS
 
-ATTACKED: dict[str, Any] = {"goal": "untargeted", "epsilon": 8 / 255}
-
-
-def pgd(steps: int, **changes: Any) -> dict[str, Any]:
-    """The changes of a row that make it a PGD cell at so many steps."""
-    return {"attack_params": json.dumps({"steps": steps}), **ATTACKED, **changes}
-
-
-def adaptive(steps: int, eot: int | None = None) -> dict[str, Any]:
-    """The same of an adaptive attack."""
-    params = json.dumps({"steps": steps, "eot": eot})
-    return {"attack_params": params, "knowledge": "adaptive", **ATTACKED}
-
-
-def frame(*rows: dict[str, Any]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows))
-
-
-# Marks and names
-
-
-def test_marks_follow_the_verdict() -> None:
-    assert [mark({"verdict": state}) for state in ("passed", "failed", "not run", None)] == ["✓", "✗", "–", "–"]
-
-
-def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
-    bad = [
-        cell("a", "mi_ol", {"lam": lam}, "pgd", 0.3, verdict="failed", checks=failed("large_epsilon", f"left {lam}"))
-        for lam in (0.5, 0.6)
-    ]
-    note = checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad), NAMES)
-    assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL, PGD-10" in note
-    assert "left 0.5" in note
-    assert "left 0.6" not in note
-    assert "in_ball" not in note
-
-
-@pytest.mark.parametrize(
-    ("row", "name"),
-    [
-        (cell("a", "none", {}, "pgd", 0.1), "PGD-10, untargeted, ε = 8/255"),
-        (cell("a", "mi_ol", {}, "pgd", 0.1, knowledge="adaptive"), "adaptive PGD-10, untargeted, ε = 8/255"),
-        (cell("a", "mi_ol", {}, "eot_pgd", 0.1, **adaptive(50, 30)), "EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"),
-        (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (EOT 5), untargeted, ε = 8/255"),
-        (
-            cell("a", "none", {}, "worst_case", 0.1, goal="any", attack_params="{}", epsilon=0.04),
-            "Worst case, ε = 0.04",
-        ),
-        (
-            cell("a", "none", {}, "square", 0.1, attack_params=json.dumps({"queries": 500})),
-            "Square-500, untargeted, ε = 8/255",
-        ),
-        (
-            cell("a", "none", {}, "apgd", 0.1, attack_params='{"steps": 9, "loss": "dlr"}'),
-            "APGD-9 (dlr), untargeted, ε = 8/255",
-        ),
-    ],
-)
-def test_attacks_are_named_as_the_field_names_them(row: dict[str, Any], name: str) -> None:
-    assert NAMES.threat(row) == name
+# Every table and figure
 
 
 def test_a_study_without_finished_cells_is_told_so() -> None:
     with pytest.raises(ValueError, match=r"finished cells; this study has none"):
         paper_table.facts(frame(cell("a", "none", {}, "none", 0.0, state="failed")), NAMES)
-
-
-def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[str, Any]:
-    """An EOT-PGD cell on MI-OL with these parameters beside the usual ones."""
-    usual = {
-        "branch": "whole",
-        "eot": 30,
-        "labels": "true",
-        "loss": "cross_entropy_of_mean",
-        "step_size": 1 / 255,
-        "steps": 50,
-    }
-    told = {"attack_params": json.dumps({**usual, **params}), "knowledge": "adaptive", "epsilon": epsilon}
-    return cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", accuracy, **told)
-
-
-def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> None:
-    rows = [eot_pgd(0.3), eot_pgd(0.2, branch="fallback"), eot_pgd(0.2, branch="fallback", step_size=2 / 255)]
-    assert NAMES.attacks(frame(*rows)) == [
-        "EOT-PGD-50 (EOT 30, branch whole, step size 1/255)",
-        "EOT-PGD-50 (EOT 30, branch fallback, step size 1/255)",
-        "EOT-PGD-50 (EOT 30, branch fallback, step size 2/255)",
-    ]
-    assert NAMES.threats(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
-
-
-def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
-    fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
-    assert set(NAMES.attacks(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
-    names = NAMES.attacks(frame(*fits, eot_pgd(0.2, branch="fallback")))
-    assert names == [f"EOT-PGD-50 (EOT 30, branch {branch})" for branch in ("whole", "whole", "fallback")]
-
-
-def test_lengths_and_samples_are_axes_of_fig4_and_not_named() -> None:
-    rows = [eot_pgd(0.3), eot_pgd(0.4, steps=10, eot=1, step_size=2 / 255)]
-    assert NAMES.attacks(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
-
-
-def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
-    assert NAMES.attack(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
-    assert NAMES.attack(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
-
-
-def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
-    oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
-    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in checks_footnote(
-        oblivious, NAMES
-    )
-    assert checks_note(oblivious) == OBLIVIOUS
-    for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
-        assert "saw F alone" not in checks_footnote(told, NAMES)
-        assert checks_note(told) == ""
 
 
 def test_two_cells_of_one_entry_are_refused_everywhere() -> None:
@@ -689,9 +576,6 @@ def test_tables_are_written_under_their_names(
     assert make(store, "s") == [f"studies/s/figures/{files}.{kind}" for kind in ("md", "csv", "tex")]
 
 
-# Names
-
-
 def test_a_study_without_what_a_manifest_says_of_methods_is_drawn_with_names_and_spare_colours(store: Store) -> None:
     rows = [cell("mixup", name, {}, attack, 0.5) for name in ("none", "mine", "other") for attack in ("none", "pgd")]
     write_cells(store, "s", rows)
@@ -701,15 +585,3 @@ def test_a_study_without_what_a_manifest_says_of_methods_is_drawn_with_names_and
     assert names.threat(rows[1]) == "pgd-10, untargeted, ε = 8/255"
     assert names.threat(rows[0]) == "Clean, ε = 0"
     assert len(epsilon_curve.make(store, "s")) == 3
-
-
-def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours_in_the_studys_order() -> None:
-    partly: Appearance = {"defenses": {**APPEARANCE["defenses"], "other": {"label": "My other"}}}
-    assert Names.of(partly, ["mine", "other"]).look("other").label == "My other"
-    assert len({Names.of(partly, ["mine", "other"]).look(name).colour for name in ("mine", "other")}) == 2
-    names = Names.of(APPEARANCE, ["mine", "mi_ol", "other"])
-    assert names.look("mi_ol").label == "MI-OL"
-    assert names.look("mi_ol").colour == APPEARANCE["defenses"]["mi_ol"]["colour"]
-    assert names.look("mine").marker == names.look("other").marker
-    assert names.look("mine").colour != names.look("other").colour
-    assert Names.of(APPEARANCE, ["other", "mine"]).look("other").colour == names.look("mine").colour

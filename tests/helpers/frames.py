@@ -3,6 +3,8 @@
 import json
 from typing import Any
 
+import pandas as pd
+
 from mi_ray.figures.names import Appearance, Names
 from mi_ray.store.schemas import CELLS
 
@@ -63,3 +65,35 @@ def cell(
 def failed(name: str, why: str) -> str:
     """The checks of a cell that failed one of two."""
     return json.dumps({name: {"state": "failed", "why": why}, "in_ball": {"state": "passed", "why": "it is"}})
+
+
+ATTACKED: dict[str, Any] = {"goal": "untargeted", "epsilon": 8 / 255}
+
+
+def pgd(steps: int, **changes: Any) -> dict[str, Any]:
+    """The changes of a row that make it a PGD cell at so many steps."""
+    return {"attack_params": json.dumps({"steps": steps}), **ATTACKED, **changes}
+
+
+def adaptive(steps: int, eot: int | None = None) -> dict[str, Any]:
+    """The same of an adaptive attack."""
+    params = json.dumps({"steps": steps, "eot": eot})
+    return {"attack_params": params, "knowledge": "adaptive", **ATTACKED}
+
+
+def frame(*rows: dict[str, Any]) -> pd.DataFrame:
+    return pd.DataFrame(list(rows))
+
+
+def eot_pgd(accuracy: float, epsilon: float = 8 / 255, **params: Any) -> dict[str, Any]:
+    """An EOT-PGD cell on MI-OL with these parameters beside the usual ones."""
+    usual = {
+        "branch": "whole",
+        "eot": 30,
+        "labels": "true",
+        "loss": "cross_entropy_of_mean",
+        "step_size": 1 / 255,
+        "steps": 50,
+    }
+    told = {"attack_params": json.dumps({**usual, **params}), "knowledge": "adaptive", "epsilon": epsilon}
+    return cell("mixup", "mi_ol", {"lam": 0.5}, "eot_pgd", accuracy, **told)

@@ -1,0 +1,102 @@
+"""How attacks and defenses are named and drawn, and how tables say what checks found."""
+
+import json
+from typing import Any
+
+import pytest
+from helpers.frames import APPEARANCE, NAMES, adaptive, cell, eot_pgd, failed, frame
+
+from mi_ray.figures import fig4
+from mi_ray.figures.names import Appearance, Names
+from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
+
+
+def test_marks_follow_the_verdict() -> None:
+    assert [mark({"verdict": state}) for state in ("passed", "failed", "not run", None)] == ["✓", "✗", "–", "–"]
+
+
+def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
+    bad = [
+        cell("a", "mi_ol", {"lam": lam}, "pgd", 0.3, verdict="failed", checks=failed("large_epsilon", f"left {lam}"))
+        for lam in (0.5, 0.6)
+    ]
+    note = checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad), NAMES)
+    assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL, PGD-10" in note
+    assert "left 0.5" in note
+    assert "left 0.6" not in note
+    assert "in_ball" not in note
+
+
+@pytest.mark.parametrize(
+    ("row", "name"),
+    [
+        (cell("a", "none", {}, "pgd", 0.1), "PGD-10, untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "pgd", 0.1, knowledge="adaptive"), "adaptive PGD-10, untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "eot_pgd", 0.1, **adaptive(50, 30)), "EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"),
+        (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (EOT 5), untargeted, ε = 8/255"),
+        (
+            cell("a", "none", {}, "worst_case", 0.1, goal="any", attack_params="{}", epsilon=0.04),
+            "Worst case, ε = 0.04",
+        ),
+        (
+            cell("a", "none", {}, "square", 0.1, attack_params=json.dumps({"queries": 500})),
+            "Square-500, untargeted, ε = 8/255",
+        ),
+        (
+            cell("a", "none", {}, "apgd", 0.1, attack_params='{"steps": 9, "loss": "dlr"}'),
+            "APGD-9 (dlr), untargeted, ε = 8/255",
+        ),
+    ],
+)
+def test_attacks_are_named_as_the_field_names_them(row: dict[str, Any], name: str) -> None:
+    assert NAMES.threat(row) == name
+
+
+def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.2, branch="fallback"), eot_pgd(0.2, branch="fallback", step_size=2 / 255)]
+    assert NAMES.attacks(frame(*rows)) == [
+        "EOT-PGD-50 (EOT 30, branch whole, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, branch fallback, step size 2/255)",
+    ]
+    assert NAMES.threats(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
+
+
+def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
+    fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
+    assert set(NAMES.attacks(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}
+    names = NAMES.attacks(frame(*fits, eot_pgd(0.2, branch="fallback")))
+    assert names == [f"EOT-PGD-50 (EOT 30, branch {branch})" for branch in ("whole", "whole", "fallback")]
+
+
+def test_lengths_and_samples_are_axes_of_fig4_and_not_named() -> None:
+    rows = [eot_pgd(0.3), eot_pgd(0.4, steps=10, eot=1, step_size=2 / 255)]
+    assert NAMES.attacks(frame(*rows), fig4.AXES) == ["EOT-PGD", "EOT-PGD"]
+
+
+def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
+    assert NAMES.attack(eot_pgd(0.3)) == "EOT-PGD-50 (EOT 30)"
+    assert NAMES.attack(eot_pgd(0.3, loss="mean_cross_entropy")) == "EOT-PGD-50 (EOT 30, mean cross entropy)"
+
+
+def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
+    oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
+    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in checks_footnote(
+        oblivious, NAMES
+    )
+    assert checks_note(oblivious) == OBLIVIOUS
+    for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
+        assert "saw F alone" not in checks_footnote(told, NAMES)
+        assert checks_note(told) == ""
+
+
+def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours_in_the_studys_order() -> None:
+    partly: Appearance = {"defenses": {**APPEARANCE["defenses"], "other": {"label": "My other"}}}
+    assert Names.of(partly, ["mine", "other"]).look("other").label == "My other"
+    assert len({Names.of(partly, ["mine", "other"]).look(name).colour for name in ("mine", "other")}) == 2
+    names = Names.of(APPEARANCE, ["mine", "mi_ol", "other"])
+    assert names.look("mi_ol").label == "MI-OL"
+    assert names.look("mi_ol").colour == APPEARANCE["defenses"]["mi_ol"]["colour"]
+    assert names.look("mine").marker == names.look("other").marker
+    assert names.look("mine").colour != names.look("other").colour
+    assert Names.of(APPEARANCE, ["other", "mine"]).look("other").colour == names.look("mine").colour
