@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from mi_ray.config import BlockResources
 from mi_ray.parameters import load_plugins
 from mi_ray.plan.work import Work
-from mi_ray.study.precision import decide
+from mi_ray.study.precision import Comparison, compare, has_bf16
 from mi_ray.study.results import StudyData
 from mi_ray.study.workbench import Engine, Workbench
 
@@ -76,7 +76,10 @@ def compute_block(
 
 
 @ray.remote
-def decide_precision(data: Boxed, plugins: Sequence[str], engine: Engine, key: str) -> Mapping[str, object]:
-    """What `precision: auto` decides for a classifier: see `study.precision.decide`."""
+def compare_precisions(
+    data: Boxed, plugins: Sequence[str], engine: Engine, key: str, epsilon: float
+) -> list[Comparison] | None:
+    """One piece of what `precision: auto` looks at for a classifier; None where the device has no bfloat16."""
     load_plugins(plugins)
-    return decide(workbench(data, engine), key)
+    bench = workbench(data, engine)
+    return compare(bench, key, epsilon) if has_bf16(bench.device) else None

@@ -1,6 +1,6 @@
 """`precision: auto`: bfloat16 for a classifier where a block of points shows that nobody can tell the difference."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,9 @@ EPSILONS = (
 MOST = 0.01  # largest difference in accuracy that is accepted, and then only one that chance explains
 LEVEL = 0.05  # p-value of the paired test below which chance does not explain it
 STEPS, EXECUTIONS, SIGMA = 10, 10, 0.05
+PIECES = (*EPSILONS, 0.0)  # The comparisons at one epsilon are made together, those at different ones anywhere.
+GRADIENTS, ANSWERS = f"gradients of PGD-{STEPS}", f"{EXECUTIONS} executions behind Gaussian noise"
+Comparison = dict[str, Any]  # What was compared, the accuracies, the paired test and its outcome, as JSON holds them.
 BOTH: tuple[Precision, Precision] = ("fp32", "bf16")
 
 
@@ -44,7 +47,7 @@ def _right(probabilities: Tensor, labels: npt.NDArray[Any]) -> npt.NDArray[np.in
     return (probabilities.argmax(-1).cpu().numpy() == labels).astype(np.int64)
 
 
-def _compared(what: str, epsilon: float, right: Mapping[str, npt.NDArray[np.int64]]) -> dict[str, Any]:
+def _compared(what: str, epsilon: float, right: Mapping[Precision, npt.NDArray[np.int64]]) -> Comparison:
     """One comparison of the check: accuracies, the points on which they differ, and whether it is passed."""
     test = paired_test(right["bf16"], right["fp32"], 1)
     passed = abs(test.difference) <= MOST and test.p_value >= LEVEL
@@ -60,63 +63,89 @@ def _compared(what: str, epsilon: float, right: Mapping[str, npt.NDArray[np.int6
     }
 
 
-def comparisons(bench: Workbench, key: str) -> Iterator[dict[str, Any]]:
-    """PGD with gradients of both precisions, scored in fp32; and the executions of a random defense in both.
+def checked_points(bench: Workbench) -> int:
+    """How many of the study's points the comparisons are made on: the first ones."""
+    return min(CHECKED, len(bench.data.points))
 
-    Yields one dictionary a comparison. On the first points of the study, at several epsilons.
+
+def compare(bench: Workbench, key: str, epsilon: float) -> list[Comparison]:
+    """Compare both precisions of a classifier at one of `PIECES`; all pieces together are what `decide` looks at.
+
+    PGD follows gradients of either precision, and its images are scored in fp32; then the executions of a random
+    defense are computed in either precision, on what fp32 has made. At epsilon 0 there is nothing to attack.
     """
-    data = bench.data
-    count = min(CHECKED, len(data.points))
+    data, count = bench.data, checked_points(bench)
     points, labels = list(data.points[:count]), np.asarray(data.labels[:count])
     x, y = bench.clean(0, count), torch.from_numpy(labels).to(bench.device)
-    attack = ATTACKS.make("pgd", {"steps": [STEPS], "step_size": EPSILONS[1] / 4})
     noise = DEFENSES.make("gaussian_noise", {"sigma": SIGMA})
     assert isinstance(noise, RandomTransform)
-    scored: dict[float, Tensor] = {0.0: x}
-    for epsilon in EPSILONS:
-        right: dict[str, npt.NDArray[np.int64]] = {}
-        for precision in BOTH:
-            found, _ = attack_outputs(
-                bench.classifier(key, precision),
-                attack,
-                x,
-                y,
-                data.classes,
-                points,
-                ThreatModel(epsilon),
-                "true",
-                data.seed,
-                data.batch,
-            )
-            images = found.images[0, 0]
-            right[precision] = _right(undefended_outputs(bench.classifier(key, "fp32"), images, data.batch), labels)
-            if precision == "fp32":
-                scored[epsilon] = images
-        yield _compared(f"gradients of PGD-{STEPS}", epsilon, right)
-    for epsilon, images in scored.items():
-        right = {}
-        for precision in BOTH:
-            answered = component_outputs(
-                bench.classifier(key, precision), noise, images, y, points, None, [EXECUTIONS], 1, data.seed, data.batch
-            )
-            right[precision] = _right(answered[0, 0], labels)
-        yield _compared(f"{EXECUTIONS} executions behind Gaussian noise", epsilon, right)
+    found, images = list[Comparison](), x
+    if epsilon > 0:
+        made = {precision: _attacked(bench, key, precision, epsilon, count) for precision in BOTH}
+        exact = bench.classifier(key, "fp32")
+        right = {name: _right(undefended_outputs(exact, each, data.batch), labels) for name, each in made.items()}
+        found.append(_compared(GRADIENTS, epsilon, right))
+        images = made["fp32"]
+    right = {}
+    for precision in BOTH:
+        network = bench.classifier(key, precision)
+        answered = component_outputs(network, noise, images, y, points, None, [EXECUTIONS], 1, data.seed, data.batch)
+        right[precision] = _right(answered[0, 0], labels)
+    return [*found, _compared(ANSWERS, epsilon, right)]
+
+
+def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, count: int) -> Tensor:
+    """float32 [count, C, H, W]: what PGD makes of the first points with gradients of that precision."""
+    data, labels = bench.data, np.asarray(bench.data.labels[:count])
+    attack = ATTACKS.make("pgd", {"steps": [STEPS], "step_size": EPSILONS[1] / 4})
+    found, _ = attack_outputs(
+        bench.classifier(key, precision),
+        attack,
+        bench.clean(0, count),
+        torch.from_numpy(labels).to(bench.device),
+        data.classes,
+        list(data.points[:count]),
+        ThreatModel(epsilon),
+        "true",
+        data.seed,
+        data.batch,
+    )
+    return found.images[0, 0]
+
+
+def comparisons(bench: Workbench, key: str) -> list[Comparison]:
+    """All comparisons of a classifier: those of gradients first, each kind by epsilon."""
+    return in_order(each for epsilon in PIECES for each in compare(bench, key, epsilon))
+
+
+def in_order(found: Iterable[Comparison]) -> list[Comparison]:
+    """Comparisons in the order in which they are stored, whatever the order in which they were made."""
+    return sorted(found, key=lambda each: (each["what"] != GRADIENTS, each["epsilon"]))
 
 
 def decide(bench: Workbench, key: str) -> dict[str, Any]:
     """The decision for a classifier, with everything that it rests on."""
+    found = comparisons(bench, key) if has_bf16(bench.device) else None
+    return decision(bench.data.device, checked_points(bench), found)
+
+
+def decision(device: str, points: int, found: Iterable[Comparison] | None) -> dict[str, Any]:
+    """The decision that follows from all comparisons of a classifier; None where the device has no bfloat16.
+
+    device: the kind of device. points: how many the comparisons were made on.
+    """
     about = {
         "version": VERSION,
-        "device": bench.data.device,
+        "device": device,
         "rule": f"bf16 where no accuracy differs by more than {MOST:g} "
         f"and no exact McNemar test has p < {LEVEL:g}; fp32 elsewhere",
     }
-    if not has_bf16(bench.device):
+    if found is None:
         return {**about, "decision": "fp32", "reason": "this device has no bfloat16 arithmetic", "comparisons": []}
-    found = list(comparisons(bench, key))
-    bad = [each for each in found if not each["passed"]]
-    reason = f"{len(bad)} of {len(found)} comparisons on {min(CHECKED, len(bench.data.points))} points failed"
-    return {**about, "decision": "fp32" if bad else "bf16", "reason": reason, "comparisons": found}
+    listed = in_order(found)
+    bad = [each for each in listed if not each["passed"]]
+    reason = f"{len(bad)} of {len(listed)} comparisons on {points} points failed"
+    return {**about, "decision": "fp32" if bad else "bf16", "reason": reason, "comparisons": listed}
 
 
 def decision_path(study: Study, key: str) -> str:
