@@ -12,7 +12,6 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.base import project
-from mi_ray.attacks.pgd import signed_steps
 from mi_ray.classifiers import Classifier, prepared
 from mi_ray.device import on_device
 from mi_ray.parameters import Parameterized, Registry, choice, integer, number
@@ -164,16 +163,13 @@ class _InnerAttack(Objective):
     steps: int = integer("steps of the inner attack", 10, low=1)
 
     def ascended(self, frozen: Classifier, x: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
-        """PGD from a start in the ball: ascends a loss of the logits of a frozen classifier."""
-
-        def gradient(iterate: Tensor, step: int) -> Tensor:
-            iterate = iterate.detach().requires_grad_(True)
-            return torch.autograd.grad(loss(frozen(iterate)), iterate)[0]
-
-        found = project(start, x, self.epsilon)
-        for iterate in signed_steps(gradient, x, found, self.epsilon, self.step_size, self.steps):
-            found = iterate
-        return found.detach()
+        """PGD (Eq. 18) from a start in the ball: ascends a loss of the logits of a frozen classifier."""
+        perturbed = project(start, x, self.epsilon)
+        for _ in range(self.steps):
+            perturbed = perturbed.detach().requires_grad_(True)
+            gradient = torch.autograd.grad(loss(frozen(perturbed)), perturbed)[0]
+            perturbed = project(perturbed.detach() + self.step_size * gradient.sign(), x, self.epsilon)
+        return perturbed.detach()
 
 
 @dataclass(frozen=True)

@@ -67,3 +67,8 @@ class ThreatModel:
             if getattr(self, name) not in get_args(allowed):
                 choices = ", ".join(get_args(allowed))
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+
+    @property
+    def leaves_label(self) -> bool:
+        """Whether the goal is to leave a label, whatever comes in its place; else one given label is to be reached."""
+        return self.goal == "untargeted"

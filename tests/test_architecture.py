@@ -262,3 +262,20 @@ def test_no_block_of_six_lines_stands_twice() -> None:
     interface = "def f(\n" + "".join(f"    parameter_number_{n}: dict[str, int],\n" for n in range(6)) + "):\n    pass"
     assert repeated({"a": interface, "b": interface}) == []
     assert repeated({module: path.read_text(encoding="utf-8") for module, path in FILES.items()}) == []
+
+
+def test_few_arguments_are_of_any_type() -> None:
+    arguments = [
+        each
+        for name, function in functions()
+        if name.startswith("mi_ray")
+        for each in (*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs)
+        if each.annotation is not None
+    ]
+    loose = [each for each in arguments if re.search(r"\bAny\b", ast.unparse(each.annotation or each))]
+    assert len(loose) < 0.05 * len(arguments), f"{len(loose)} of {len(arguments)}"
+
+
+def test_every_module_and_folder_says_what_it_is_for() -> None:
+    short = {module for module, tree in TREES.items() if len(ast.get_docstring(tree) or "") < 20}
+    assert short == set()

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from mi_ray import make_attack, make_defense
 from mi_ray.attacks import ATTACKS
-from mi_ray.attacks.base import Begun, logits_loss
+from mi_ray.attacks.base import Begun
+from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
@@ -530,7 +531,7 @@ def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are
         answers = [
             [torch.cat([f(part) for part in images[0].split(10)]) for images in found.images] for f in (fine, coarse)
         ]
-    losses = [torch.stack([logits_loss(each, labels, work.threat) for each in of]) for of in answers]
+    losses = [torch.stack([criterion(work.threat).loss(each, labels) for each in of]) for of in answers]
     assert torch.equal(found.loss[:, 0], losses[0])
     assert not torch.equal(found.loss[:, 0], losses[1])
     assert torch.equal(found.success[:, 0], torch.stack([(each.argmax(1) != labels).float() for each in answers[0]]))

@@ -1,48 +1,23 @@
 """Auto-PGD: PGD with momentum and a step size that adapts to its progress (Croce and Hein, 2020; AutoAttack)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, final
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, logits_loss, project, score, succeeded
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, project, score
+from mi_ray.attacks.criterion import SMALL, criterion, ranked
 from mi_ray.attacks.eot_pgd import TEMPERATURE, attacked, gradient_cost, mean_gradient, of_label
-from mi_ray.attacks.pgd import counted, random_start
+from mi_ray.attacks.pgd import all_zero
 from mi_ray.parameters import choice, flag, integer, number
-from mi_ray.randomness import Key
 from mi_ray.threat_model import ThreatModel
 
 MOMENTUM = 0.75  # α of Croce and Hein, Eq. 1
 FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # lengths between checkpoints, as shares of all steps
-SMALL = 1e-12
-
-
-def ranked(logits: Float[Tensor, "*S B L"], count: int) -> Float[Tensor, "*S B count"]:
-    """The largest entries, in order. Raises ValueError where there are fewer classes."""
-    if logits.shape[-1] < count:
-        raise ValueError(
-            f"the difference-of-logits ratio needs at least {count} classes; got {logits.shape[-1]}. Use loss: ce"
-        )
-    return logits.topk(count, dim=-1).values
-
-
-def dlr(logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel) -> Float[Tensor, "*S B"]:
-    """The difference-of-logits ratio, to maximise; it does not change with a shift or a positive scale of the logits.
-
-    -(z_y - max_{i≠y} z_i) / (z_(1) - z_(3)); towards a target t, (z_t - max_{i≠t} z_i) / (z_(1) - (z_(3) + z_(4)) / 2).
-    Raises ValueError below three classes, with a target below four.
-    """
-    own = F.one_hot(labels, logits.shape[-1]).bool()
-    by = logits.masked_fill(~own, -torch.inf).amax(-1) - logits.masked_fill(own, -torch.inf).amax(-1)
-    top = ranked(logits, 4 if threat.goal == "targeted" else 3)
-    if threat.goal == "targeted":
-        return by / (top[..., 0] - top[..., 2:].mean(-1) + SMALL)
-    return -by / (top[..., 0] - top[..., 2] + SMALL)
 
 
 def towards(
@@ -157,9 +132,9 @@ class Apgd(Attack):
 
     def check(self, threat: ThreatModel, classes: int) -> None:
         """The ratio needs three classes, with a target four; targeted_dlr chooses its own targets."""
-        if self.loss == "targeted_dlr" and threat.goal == "targeted":
+        if self.loss == "targeted_dlr" and not threat.leaves_label:
             raise ValueError("apgd with loss: targeted_dlr chooses its own targets; for a targeted goal use loss: dlr")
-        least = 2 if self.loss == "ce" else 4 if self.loss == "targeted_dlr" or threat.goal == "targeted" else 3
+        least = {"ce": 2, "dlr": criterion(threat).dlr_classes, "targeted_dlr": 4}[self.loss]
         if classes < least:
             raise ValueError(f"apgd with loss: {self.loss} needs at least {least} classes; got {classes}. Use loss: ce")
         if self.loss == "targeted_dlr" and self.targets >= classes:
@@ -179,54 +154,34 @@ class Apgd(Attack):
         forward, backward = ((self.steps + 1) * each for each in gradient_cost(parts))
         return self._runs() * (forward + draws * passes) + choosing, self._runs() * backward
 
-    def _losses(
-        self, model: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
-    ) -> list[Callable[[Tensor], Tensor]]:
+    def _losses(self, model: nn.Module, batch: Batch) -> list[Callable[[Tensor], Tensor]]:
         """A loss of log-probabilities for each target; of one for all."""
         if self.loss != "targeted_dlr":
-            plain = logits_loss if self.loss == "ce" else dlr
-            return [partial(plain, labels=labels, threat=threat)]
-        with torch.no_grad(), bound(model, key.at(step=0), points):
-            answer = ranked_others(model(x), labels, self.targets)
-        return [partial(towards, labels=labels, targets=targets) for targets in answer]
+            plain = batch.criterion.loss if self.loss == "ce" else batch.criterion.dlr
+            return [partial(plain, labels=batch.labels)]
+        with torch.no_grad(), batch.bound(model, step=0):
+            answer = ranked_others(model(batch.x), batch.labels, self.targets)
+        return [partial(towards, labels=batch.labels, targets=targets) for targets in answer]
 
-    def _one_run(
-        self,
-        aim: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-        loss_of: Callable[[Tensor], Tensor],
-    ) -> tuple[Tensor, Tensor]:
+    def _one_run(self, aim: nn.Module, batch: Batch, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """(images, at how many evaluations a point's whole gradient was zero)."""
-        zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        zero = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
 
         def evaluate(iterate: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-            with bound(aim, key.at(step=step), points):
+            """Gradient, loss and whether the goal is reached, at an image."""
+            with batch.bound(aim, step=step):
                 gradient, loss, answer = mean_gradient(aim, iterate, loss_of)
-            return counted(gradient, zero), loss, succeeded(answer, labels, threat)
+            zero.add_(all_zero(gradient))
+            return gradient, loss, batch.criterion.reached(answer, batch.labels)
 
-        start = random_start(x, threat.epsilon, key, points) if self.random_start else x
-        return search(evaluate, x, start, threat.epsilon, self.steps, self.rho), zero
+        start = batch.random_start() if self.random_start else batch.x
+        return search(evaluate, batch.x, start, batch.epsilon, self.steps, self.rho), zero
 
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """See `Attack.run`. Raises ValueError where the loss needs more classes."""
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Every restart, for each target. Raises ValueError where the loss needs more classes."""
         aim = attacked(model, "whole", self.temperature)
-        losses = self._losses(model, x, labels, threat, key, points)
-        runs = [
-            self._one_run(aim, x, labels, threat, key.at(restart=run), points, losses[run % len(losses)])
-            for run in range(self._runs())
-        ]
+        losses = self._losses(model, batch)
+        runs = [self._one_run(aim, batch.at(restart=run), losses[run % len(losses)]) for run in range(self._runs())]
         images, zero = (torch.stack(column) for column in zip(*runs, strict=True))
-        loss, success = score(model, images, labels, threat, key, points, self.scoring_draws)
+        loss, success = score(model, images, batch, self.scoring_draws)
         return Adversarial(images[:, None], loss[:, None], success[:, None], self.stops(), zero[:, None])

@@ -1,6 +1,6 @@
 """The paper's own adaptive attack: PGD on mixed copies, their mean perturbation added to the image (App. B.2)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Begun, bound, project, score
-from mi_ray.attacks.pgd import StepAttack, counted
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, project, score
+from mi_ray.attacks.pgd import StepAttack, all_zero
 from mi_ray.parameters import choice, flag, integer
-from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import ThreatModel
+from mi_ray.randomness import Draws
 
 TOGETHER = 5  # copies of each image that pass F together
 
@@ -79,10 +78,10 @@ class Averaged(StepAttack):
         forward = 1 + guesses + max(self.steps) * n + len(self.steps) * self.scoring_draws * passes
         return self.restarts * forward, self.restarts * max(self.steps) * n
 
-    def _labels(self, classifier: nn.Module, copies: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
-        """[N, B]: the label that each copy leaves, or reaches."""
-        if threat.goal == "targeted" or self.label == "given":
-            return labels.expand(copies.shape[:2])
+    def _labels(self, classifier: nn.Module, copies: Float[Tensor, "N B C H W"], batch: Batch) -> Int64[Tensor, "N B"]:
+        """The label that each copy leaves, or reaches."""
+        if not batch.threat.leaves_label or self.label == "given":
+            return batch.labels.expand(copies.shape[:2])
         with torch.no_grad():
             return torch.stack([classifier(copy).argmax(1) for copy in copies])
 
@@ -95,40 +94,38 @@ class Averaged(StepAttack):
         # ∇F = F ∇log F; dividing by the largest F of a point leaves the sign and keeps F from underflowing
         return ((log_p - log_p.amax(0)).exp()[..., None, None, None] * gradients).sum(0)
 
+    def _started(self, copies: Float[Tensor, "N B C H W"], batch: Batch) -> Float[Tensor, "N*B C H W"]:
+        """Where each copy begins: uniform in its own ball, or at the copy itself."""
+        centre = copies.flatten(0, 1)
+        if not self.random_start:
+            return centre
+        unit = Draws(batch.key, batch.points, len(copies), 0, copies.device).uniform_images(copies.shape[2:])
+        return project(centre + batch.epsilon * (2 * unit.flatten(0, 1) - 1), centre, batch.epsilon)
+
     def path(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-        zero: Tensor,
-        begun: Begun | None = None,
-    ) -> Iterator[Tensor]:
-        """See `StepAttack.path`. Raises ValueError for a model that no defense stands before."""
+        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """Every copy moves in its own ball; what is yielded is x and the copies' mean perturbation.
+
+        Raises ValueError for a model that no defense stands before.
+        """
         defended: Any = model
         if not hasattr(model, "copies"):
             raise ValueError("averaged attacks the copies that a defense makes; got a model without a defense")
-        with torch.no_grad(), bound(model, key.at(step=0), points):
-            copies: Tensor = defended.copies(x).clamp(0, 1)  # mixtures are in the box; noise may leave it
-        left = self._labels(defended.classifier, copies, labels, threat)
-        centre, shape = copies.flatten(0, 1), copies.shape
-        moved = centre
-        if self.random_start:
-            unit = Draws(key, points, len(copies), 0, x.device).uniform_images(x.shape[1:])
-            moved = project(centre + threat.epsilon * (2 * unit.flatten(0, 1) - 1), centre, threat.epsilon)
-        ascending = 1 if threat.goal == "targeted" else -1
+        with torch.no_grad(), batch.bound(model, step=0):
+            copies: Tensor = defended.copies(batch.x).clamp(0, 1)  # mixtures are in the box; noise may leave it
+        left = self._labels(defended.classifier, copies, batch)
+        centre, shape, moved = copies.flatten(0, 1), copies.shape, self._started(copies, batch)
         for _ in range(max(self.steps)):
             gradients, log_p = copy_gradients(defended.classifier, moved.view(shape), left)
-            counted(gradients.transpose(0, 1).flatten(1, 2), zero)
-            step = ascending * self.step_size * self._direction(gradients, log_p).sign()
-            moved = project((moved.view(shape) + step).flatten(0, 1), centre, threat.epsilon)
-            found = x + (moved - centre).view(shape).mean(0)
+            zero += all_zero(gradients.transpose(0, 1).flatten(1, 2))
+            step = batch.criterion.sign * self.step_size * self._direction(gradients, log_p).sign()
+            moved = project((moved.view(shape) + step).flatten(0, 1), centre, batch.epsilon)
+            found = batch.x + (moved - centre).view(shape).mean(0)
             yield found.clamp(0, 1) if self.clip else found
 
     def measure(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
         """By the defense's answers and the labels handed in, whatever the copies left."""
-        return score(model, images, labels, threat, key, points, self.scoring_draws)
+        return score(model, images, batch, self.scoring_draws)

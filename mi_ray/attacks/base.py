@@ -1,20 +1,74 @@
-"""What an attack is: clean images, labels and a threat model -> images inside the ball and the pixel box."""
+"""What an attack is: a batch of clean images with labels and a threat model -> images inside the ball and the pixel box."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, final
+from typing import ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.parameters import Parameterized, Registry
 from mi_ray.randomness import Draws, Key
 from mi_ray.threat_model import TOLERANCE, Knowledge, ThreatModel
+
+
+@runtime_checkable
+class Bindable(Protocol):
+    """A model with randomness, such as F behind a defense, whose draws can be keyed."""
+
+    def bind(self, key: Key, points: Sequence[int]) -> AbstractContextManager[None]:
+        """The context in which draws depend on the key and the points alone."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What an attack is handed, beside the model.
+
+    x: clean images in [0, 1]. labels: the label of each image that is to be left, or reached, as the threat model's goal
+    says (see `attack_labels`). key: who draws. points: the images' indices in their dataset. All randomness comes from
+    (key, points), so that a point meets the same numbers in whatever batch it is.
+    """
+
+    x: Float[Tensor, "B C H W"]
+    labels: Int64[Tensor, "B"]
+    threat: ThreatModel
+    key: Key
+    points: Sequence[int]
+
+    @property
+    def criterion(self) -> Criterion:
+        """What the goal means: the loss to ascend, and when it is reached."""
+        return criterion(self.threat)
+
+    @property
+    def epsilon(self) -> float:
+        """The radius of the ball."""
+        return self.threat.epsilon
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def at(self, **place: int) -> "Batch":
+        """The same batch at another place of its randomness: restart, step or draw."""
+        return replace(self, key=self.key.at(**place))
+
+    def bound(self, model: nn.Module, **place: int) -> AbstractContextManager[None]:
+        """The context in which a random model draws for these points at that place; nothing for any other model."""
+        return model.bind(self.key.at(**place), self.points) if isinstance(model, Bindable) else nullcontext()
+
+    def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The nearest images in the ball around the clean ones and in the pixel box."""
+        return project(x, self.x, self.epsilon)
+
+    def random_start(self) -> Float[Tensor, "B C H W"]:
+        """A point uniform in the ball around each image, projected into the pixel box."""
+        unit = Draws(self.key, self.points, 1, 0, self.x.device).uniform_images(self.x.shape[1:])[0]
+        return self.projected(self.x + self.epsilon * (2 * unit - 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,6 +111,10 @@ class Begun:
     def of(self, part: slice) -> "Begun":
         """That of some of the points."""
         return Begun(self.steps, self.images[:, part], self.zero_gradients[:, part])
+
+    def restart(self, number: int) -> "Begun":
+        """That of one restart."""
+        return Begun(self.steps, self.images[number, None], self.zero_gradients[number, None])
 
 
 def best_restart(success: np.ndarray, loss: np.ndarray) -> np.ndarray:
@@ -111,27 +169,10 @@ class Attack(Parameterized):
         """
 
     @abstractmethod
-    def run(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "B C H W"],
-        labels: Int64[Tensor, "B"],
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """labels: the label to leave (untargeted) or to reach (targeted). Randomness: from (key, points) alone."""
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Every restart at every stop. All randomness must come from the batch's key and points."""
 
-    def go_on(
-        self,
-        begun: Begun,
-        model: nn.Module,
-        x: Float[Tensor, "B C H W"],
-        labels: Int64[Tensor, "B"],
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
+    def go_on(self, begun: Begun, model: nn.Module, batch: Batch) -> Adversarial:
         """What `run` returns, its stops all beyond `begun`, without the steps before: where `goes_on` says so."""
         raise ValueError(f"{self.name} must begin at the beginning: its images alone do not say where it stands")
 
@@ -158,11 +199,8 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         if len(points) != len(x):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
-        key = Key(seed, "attack", self.name)
-        if begun is None:
-            found = self.run(model, x, labels, threat, key, points)
-        else:
-            found = self.go_on(begun, model, x, labels, threat, key, points)
+        batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points)
+        found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
         assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"
@@ -202,45 +240,8 @@ ATTACKS: Registry[Attack] = Registry("attack")
 def attack_labels(
     y: Int64[Tensor, "B"], classes: int, threat: ThreatModel, seed: int, points: Sequence[int]
 ) -> Int64[Tensor, "B"]:
-    """The label that an attack works on: y itself, or a target uniform over the labels other than y.
-
-    The target is drawn once per point, for all attacks, step counts and epsilons of a study.
-    """
-    if threat.goal == "untargeted":
-        return y
-    u = Draws(Key(seed, "target"), points, 1, 0, y.device).uniform(1)[0, :, 0].double()
-    other = (u * (classes - 1)).long()
-    return other + (other >= y).long()
-
-
-def adversarial_loss(
-    model: nn.Module, x: Float[Tensor, "B C H W"], labels: Int64[Tensor, "B"], threat: ThreatModel
-) -> Float[Tensor, "B"]:
-    """What to maximise at x: the cross-entropy of the labels, negated when they are targets."""
-    return logits_loss(model(x).float(), labels, threat)
-
-
-def logits_loss(
-    logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel
-) -> Float[Tensor, "*S B"]:
-    """The cross-entropy of the labels under logits or log-probabilities, negated when the labels are targets."""
-    repeated = labels.expand(logits.shape[:-1])
-    loss = F.cross_entropy(logits.flatten(0, -2), repeated.flatten(), reduction="none").view(repeated.shape)
-    return -loss if threat.goal == "targeted" else loss
-
-
-def succeeded(
-    logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"], threat: ThreatModel
-) -> Float[Tensor, "*S B"]:
-    """1 where the prediction has left the label, or reached it when it is a target; else 0."""
-    hit = logits.argmax(-1) == labels
-    return (hit if threat.goal == "targeted" else ~hit).float()
-
-
-def bound(model: nn.Module, key: Key, points: Sequence[int]) -> Any:
-    """The context in which a model with randomness draws by (key, points); nothing for any other model."""
-    bind: Any = getattr(model, "bind", None)
-    return nullcontext() if bind is None else bind(key, points)
+    """The label that an attack works on, as the threat model's goal says: y itself, or a target."""
+    return criterion(threat).labels(y, classes, seed, points)
 
 
 def scorer(model: nn.Module) -> nn.Module:
@@ -250,41 +251,29 @@ def scorer(model: nn.Module) -> nn.Module:
 
 
 def score(
-    model: nn.Module,
-    images: Float[Tensor, "S B C H W"],
-    labels: Int64[Tensor, "B"],
-    threat: ThreatModel,
-    key: Key,
-    points: Sequence[int],
-    draws: int,
+    model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch, draws: int
 ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
     """(loss, success) of the model's answers, averaged over that many independent draws; one, where it is not random.
 
     Every restart and stop meets the same draws, which no step has used: a choice between them is paired, and is not
     made on what an attack was fitted to.
     """
-    model, draws = scorer(model), draws if hasattr(model, "bind") else 1
+    model = scorer(model)
+    draws = draws if isinstance(model, Bindable) else 1
     losses, successes = torch.zeros(2, *images.shape[:2], device=images.device)
     for draw in range(1, draws + 1):
-        with torch.no_grad(), bound(model, key.at(restart=0, step=0, draw=draw), points):
+        with torch.no_grad(), batch.bound(model, restart=0, step=0, draw=draw):
             answers = torch.stack([model(at_stop).float() for at_stop in images])
-        losses += logits_loss(answers, labels, threat) / draws
-        successes += succeeded(answers, labels, threat) / draws
+        losses += batch.criterion.loss(answers, batch.labels) / draws
+        successes += batch.criterion.reached(answers, batch.labels) / draws
     return losses, successes
 
 
 def without_gradients(
-    model: nn.Module,
-    images: Float[Tensor, "S B C H W"],
-    labels: Int64[Tensor, "B"],
-    threat: ThreatModel,
-    key: Key,
-    points: Sequence[int],
-    stops: tuple[int, ...],
-    draws: int,
+    model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch, stops: tuple[int, ...], draws: int
 ) -> Adversarial:
     """The one run of an attack that asked for no gradient, scored."""
-    loss, success = score(model, images, labels, threat, key, points, draws)
+    loss, success = score(model, images, batch, draws)
     unused = torch.full((1, *loss.shape), -1, device=images.device)
     return Adversarial(images[None], loss[None], success[None], stops, unused)
 

@@ -1,6 +1,6 @@
 """PGD through a random defense: expectation over transformation (Athalye et al., 2018; Tramèr et al., 2020)."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
@@ -10,10 +10,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, Begun, bound, logits_loss, score, succeeded
-from mi_ray.attacks.pgd import StepAttack, counted
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
+from mi_ray.attacks.criterion import Criterion
+from mi_ray.attacks.pgd import StepAttack, all_zero
 from mi_ray.parameters import choice, integer, integers, number
-from mi_ray.randomness import Key
 from mi_ray.threat_model import ThreatModel
 
 TEMPERATURE = 0.05  # of a decision made smooth, on the scale of the gap that it compares with a threshold
@@ -121,7 +121,7 @@ def evasion_loss(
     undefended: Float[Tensor, "*S B L"],
     averaged: Float[Tensor, "*S B L"],
     labels: Int64[Tensor, "B"],
-    threat: ThreatModel,
+    wanted: Criterion,
     weight: float,
 ) -> Float[Tensor, "*S B"]:
     """CE(F(x), y) - weight (F_ŷ(x) - F_MI,ŷ(x)); the cross-entropy negated where a target is sought.
@@ -130,14 +130,14 @@ def evasion_loss(
     """
     predicted = undefended.detach().argmax(-1, keepdim=True)
     gap = (undefended.exp().gather(-1, predicted) - averaged.gather(-1, predicted))[..., 0]
-    return logits_loss(undefended, labels, threat) - weight * gap
+    return wanted.loss(undefended, labels) - weight * gap
 
 
 def evasion_gradient(
     detector: nn.Module,
     x: Float[Tensor, "B C H W"],
     labels: Int64[Tensor, "B"],
-    threat: ThreatModel,
+    wanted: Criterion,
     weight: float,
 ) -> Float[Tensor, "B C H W"]:
     """The gradient of `evasion_loss`, in the memory of one chunk: the loss is linear in every execution."""
@@ -145,7 +145,7 @@ def evasion_gradient(
     classifier: Any = detector.classifier
     with torch.enable_grad():
         undefended = F.log_softmax(classifier(leaf).float(), dim=1)
-        alone = evasion_loss(undefended, torch.zeros_like(undefended), labels, threat, weight)
+        alone = evasion_loss(undefended, torch.zeros_like(undefended), labels, wanted, weight)
         gradient = torch.autograd.grad(alone.sum(), leaf)[0]
     predicted = undefended.detach().argmax(1)
     return gradient + weight * mean_gradient(detector, x, lambda found: of_label(found, predicted).exp())[0]
@@ -155,7 +155,7 @@ def evasion_gradient(
 @ATTACKS.register
 @dataclass(frozen=True)
 class EotPgd(StepAttack):
-    """PGD on x through the whole defense (METHODS: the strongest adaptive attack): fresh draws at each step.
+    """PGD on x through the whole defense, with fresh draws at each step: the adaptive attack to trust first.
 
     The gradient reaches x through every execution (for mixup inference through λx); ŷ is detached. `loss`:
     mean_cross_entropy is the mean over executions of CE(F(x̃_i), y); cross_entropy_of_mean is CE of the defense's
@@ -225,45 +225,39 @@ class EotPgd(StepAttack):
             raise ValueError("eot_pgd with loss: evade evades a detector; got a model that no defense stands before")
         return attacked(model, "detector" if self.loss == "evade" else self.branch, self.temperature)
 
-    def _ascent(self, aim: nn.Module, x: Tensor, labels: Tensor, threat: ThreatModel) -> Tensor:
+    def _gradient(self, aim: nn.Module, x: Float[Tensor, "B C H W"], batch: Batch) -> Float[Tensor, "B C H W"]:
+        """Of what is ascended, summed over the executions chunk by chunk."""
         if self.loss == "evade":
-            return evasion_gradient(aim, x, labels, threat, self.evade_weight)
+            return evasion_gradient(aim, x, batch.labels, batch.criterion, self.evade_weight)
         if self.loss == "mean_cross_entropy":
-            return mean_gradient(aim, x, lambda found: logits_loss(found, labels, threat))[0]
-        towards = log_mean_gradient(aim, x, labels)[0]
-        return towards if threat.goal == "targeted" else -towards
+            return mean_gradient(aim, x, lambda found: batch.criterion.loss(found, batch.labels))[0]
+        return batch.criterion.sign * log_mean_gradient(aim, x, batch.labels)[0]
 
     def path(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-        zero: Tensor,
-        begun: Begun | None = None,
-    ) -> Iterator[Tensor]:
-        """See `StepAttack.path`."""
+        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """PGD's steps (Eq. 18), each along the gradient of a fresh set of executions."""
         aim = self._aim(model)
-
-        def gradient(iterate: Tensor, step: int) -> Tensor:
-            with bound(aim, key.at(step=1 if self.draws == "fixed" else step + 1), points):
-                return counted(self._ascent(aim, iterate, labels, threat), zero)
-
-        return self.stepped(gradient, x, threat.epsilon, key, points, begun)
+        x, steps = self.start(batch, begun)
+        for step in steps:
+            with batch.bound(aim, step=1 if self.draws == "fixed" else step + 1):
+                gradient = self._gradient(aim, x, batch)
+            zero += all_zero(gradient)
+            x = batch.projected(x + self.step_size * gradient.sign())
+            yield x
 
     def measure(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
         """Success by the hard decision of the whole defense and the loss of its answer; of `evade` by F's and its loss."""
         if self.loss != "evade":
-            return score(model, images, labels, threat, key, points, self.scoring_draws)
+            return score(model, images, batch, self.scoring_draws)
         detector: Any = self._aim(model)
         loss, success = (torch.zeros(images.shape[:2], device=images.device) for _ in range(2))
         for draw in range(1, self.scoring_draws + 1):
-            with torch.no_grad(), bound(detector, key.at(restart=0, step=0, draw=draw), points):
+            with torch.no_grad(), batch.bound(detector, restart=0, step=0, draw=draw):
                 for at, (undefended, (runs,)) in enumerate(map(detector.parts, images)):
-                    loss[at] += evasion_loss(undefended, runs.exp().mean(0), labels, threat, self.evade_weight)
-                    success[at] = succeeded(undefended, labels, threat)
+                    averaged = runs.exp().mean(0)
+                    loss[at] += evasion_loss(undefended, averaged, batch.labels, batch.criterion, self.evade_weight)
+                    success[at] = batch.criterion.reached(undefended, batch.labels)
         return loss / self.scoring_draws, success

@@ -1,7 +1,7 @@
-"""Projected gradient descent (Madry et al., 2018; paper, Eq. 18), and what every attack by sign steps shares."""
+"""Projected gradient descent (Madry et al., 2018; paper, Eq. 18), and what all attacks with steps of one length share."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -9,59 +9,21 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import (
-    ATTACKS,
-    Adversarial,
-    Attack,
-    Begun,
-    adversarial_loss,
-    bound,
-    logits_loss,
-    project,
-    scorer,
-    succeeded,
-)
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Begun, scorer
 from mi_ray.parameters import flag, integer, integers, number
-from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import ThreatModel
 
 
-def signed_steps(
-    gradient: Callable[[Tensor, int], Tensor],
-    centre: Float[Tensor, "B C H W"],
-    start: Float[Tensor, "B C H W"],
-    epsilon: float,
-    step_size: float,
-    steps: int,
-    done: int = 0,
-) -> Iterator[Float[Tensor, "B C H W"]]:
-    """Eq. 18: each iterate of x <- project(x + step_size * sign(gradient(x, step))), float32, until `steps` are done.
-
-    done: how many lead to `start`.
-    """
-    x = start
-    for step in range(done, steps):
-        x = project(x + step_size * gradient(x, step).sign(), centre, epsilon)
-        yield x
-
-
-def random_start(
-    x: Float[Tensor, "B C H W"], epsilon: float, key: Key, points: Sequence[int]
-) -> Float[Tensor, "B C H W"]:
-    """A point uniform in the ball around each image, projected into the pixel box; keyed by (key, point)."""
-    unit = Draws(key, points, 1, 0, x.device).uniform_images(x.shape[1:])[0]
-    return project(x + epsilon * (2 * unit - 1), x, epsilon)
-
-
-def counted(gradient: Float[Tensor, "B C H W"], zero: Int64[Tensor, "B"]) -> Float[Tensor, "B C H W"]:
-    """The gradient; adds 1 to `zero`, in place, for each point whose whole gradient is zero."""
-    zero += (gradient == 0).flatten(1).all(1)
-    return gradient
+def all_zero(gradient: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
+    """1 for each point whose whole gradient is zero: a step along it goes nowhere, and masked gradients look like this."""
+    return (gradient == 0).flatten(1).all(1).long()
 
 
 @dataclass(frozen=True)
 class StepAttack(Attack):
-    """Sign steps of a fixed length: one trajectory serves every number of steps; every restart is kept."""
+    """Steps of a fixed length: one trajectory serves every number of steps, and every restart is kept.
+
+    A subclass writes the trajectory (`path`) and how its images are compared (`measure`).
+    """
 
     stop_parameter: ClassVar[str | None] = "steps"
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (10,), low=1, high=100_000)
@@ -71,30 +33,17 @@ class StepAttack(Attack):
 
     @abstractmethod
     def path(
-        self,
-        model: nn.Module,
-        x: Float[Tensor, "B C H W"],
-        labels: Int64[Tensor, "B"],
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-        zero: Int64[Tensor, "B"],
-        begun: Begun | None = None,
+        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
     ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """The images after each step of the restart that the key names; `zero` counts zero gradients in place.
+        """The images after each step of the restart that the batch's key names.
 
-        begun: where this restart stands; None at its beginning, and always for an attack that cannot go on.
+        zero: counts, in place, at how many steps a point's whole gradient was zero. begun: where this restart stands;
+        None at its beginning, and always for an attack that cannot go on.
         """
 
     @abstractmethod
     def measure(
-        self,
-        model: nn.Module,
-        images: Float[Tensor, "S B C H W"],
-        labels: Int64[Tensor, "B"],
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
     ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
         """(loss, success) of the images at the stops, as `Adversarial` holds them; asked where `scores` says so."""
 
@@ -112,82 +61,53 @@ class StepAttack(Attack):
         return self.steps
 
     @final
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """See `Attack.run`."""
-        return self._followed(None, model, x, labels, threat, key, points)
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Every restart from its beginning."""
+        return self._all_restarts(model, batch, None)
 
     @final
-    def go_on(
-        self,
-        begun: Begun,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """See `Attack.go_on`. Raises ValueError for an attack that cannot, and for a stop that lies behind."""
+    def go_on(self, begun: Begun, model: nn.Module, batch: Batch) -> Adversarial:
+        """Every restart from where it stands.
+
+        Raises ValueError for an attack that cannot go on, for another number of restarts, and for a stop that lies
+        behind.
+        """
         if not self.goes_on or min(self.steps) <= begun.steps or len(begun.images) != self.restarts:
             raise ValueError(
                 f"{self.name} goes on to stops beyond {begun.steps} steps with its {self.restarts} restarts, if at all; "
                 f"got stops {list(self.steps)} and {len(begun.images)} restarts"
             )
-        return self._followed(begun, model, x, labels, threat, key, points)
+        return self._all_restarts(model, batch, begun)
 
-    def _followed(
-        self,
-        begun: Begun | None,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        images, losses, successes, zeros = [], [], [], []
-        for restart in range(self.restarts):
-            at, own = key.at(restart=restart), None
-            zero = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-            if begun is not None:
-                own = Begun(begun.steps, begun.images[restart, None], begun.zero_gradients[restart, None])
-                zero += own.zero_gradients[0]
-            path = self.path(model, x, labels, threat, at, points, zero, own)
-            numbered = enumerate(path, start=1 + (begun.steps if begun else 0))
-            kept = [(iterate, zero.clone()) for step, iterate in numbered if step in self.steps]
-            images.append(torch.stack([iterate for iterate, _ in kept]))
-            zeros.append(torch.stack([count for _, count in kept]))
-            loss = success = torch.full(images[-1].shape[:2], torch.nan, device=x.device)
-            defense: Any = getattr(model, "defense", None)
-            if self.scores(defense and defense.components()):
-                loss, success = self.measure(model, images[-1], labels, threat, at, points)
-            losses.append(loss)
-            successes.append(success)
-        stacked = torch.stack(images), torch.stack(losses), torch.stack(successes)
-        return Adversarial(*stacked, self.steps, torch.stack(zeros))
+    def _all_restarts(self, model: nn.Module, batch: Batch, begun: Begun | None) -> Adversarial:
+        found = [
+            self._one_restart(model, batch.at(restart=restart), begun and begun.restart(restart))
+            for restart in range(self.restarts)
+        ]
+        images, loss, success, zero = (torch.stack(column) for column in zip(*found, strict=True))
+        return Adversarial(images, loss, success, self.steps, zero)
 
-    def stepped(
-        self,
-        gradient: Callable[[Tensor, int], Tensor],
-        x: Float[Tensor, "B C H W"],
-        epsilon: float,
-        key: Key,
-        points: Sequence[int],
-        begun: Begun | None = None,
-    ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """Sign steps within the ball around x, from the start that the key draws or from where they stand."""
+    def _one_restart(
+        self, model: nn.Module, batch: Batch, begun: Begun | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(images, loss, success, zero gradients so far) at each stop."""
+        zero = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
         if begun is not None:
-            return signed_steps(gradient, x, begun.images[0], epsilon, self.step_size, max(self.steps), begun.steps)
-        start = random_start(x, epsilon, key, points) if self.random_start else x
-        return signed_steps(gradient, x, start, epsilon, self.step_size, max(self.steps))
+            zero += begun.zero_gradients[0]
+        numbered = enumerate(self.path(model, batch, zero, begun), start=1 + (begun.steps if begun else 0))
+        kept = [(iterate, zero.clone()) for step, iterate in numbered if step in self.steps]
+        images, zeros = (torch.stack(column) for column in zip(*kept, strict=True))
+        loss = success = torch.full(images.shape[:2], torch.nan, device=images.device)
+        defense: Any = getattr(model, "defense", None)
+        if self.scores(defense and defense.components()):
+            loss, success = self.measure(model, images, batch)
+        return images, loss, success, zeros
+
+    def start(self, batch: Batch, begun: Begun | None) -> tuple[Float[Tensor, "B C H W"], range]:
+        """(where a trajectory is, the steps that are left): at its start, or where it stands."""
+        if begun is not None:
+            return begun.images[0], range(begun.steps, max(self.steps))
+        return batch.random_start() if self.random_start else batch.x, range(max(self.steps))
 
 
 @final
@@ -210,30 +130,23 @@ class Pgd(StepAttack):
         return self.restarts * (steps + scored) * passes, self.restarts * steps * backward
 
     def path(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-        zero: Tensor,
-        begun: Begun | None = None,
-    ) -> Iterator[Tensor]:
-        """See `StepAttack.path`."""
-
-        def gradient(iterate: Tensor, step: int) -> Tensor:
-            iterate = iterate.detach().requires_grad_(True)
-            with torch.enable_grad(), bound(model, key.at(step=step + 1), points):
-                loss = adversarial_loss(model, iterate, labels, threat).sum()
-            return counted(torch.autograd.grad(loss, iterate)[0], zero)
-
-        return self.stepped(gradient, x, threat.epsilon, key, points, begun)
+        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
+    ) -> Iterator[Float[Tensor, "B C H W"]]:
+        """x <- project(x + step_size * sign(gradient of the loss at x)), in float32, for every step."""
+        x, steps = self.start(batch, begun)
+        for step in steps:
+            x = x.detach().requires_grad_(True)
+            with torch.enable_grad(), batch.bound(model, step=step + 1):
+                loss = batch.criterion.loss(model(x).float(), batch.labels)
+            gradient = torch.autograd.grad(loss.sum(), x)[0]
+            zero += all_zero(gradient)
+            x = batch.projected(x.detach() + self.step_size * gradient.sign())
+            yield x
 
     def measure(
-        self, model: nn.Module, images: Tensor, labels: Tensor, threat: ThreatModel, key: Key, points: Sequence[int]
-    ) -> tuple[Tensor, Tensor]:
-        """One draw, where the model is random."""
-        with torch.no_grad(), bound(model, key.at(step=0), points):
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
+        """By one draw, where the model is random."""
+        with torch.no_grad(), batch.bound(model, step=0):
             logits = torch.stack([scorer(model)(iterate).float() for iterate in images])
-        return logits_loss(logits, labels, threat), succeeded(logits, labels, threat)
+        return batch.criterion.loss(logits, batch.labels), batch.criterion.reached(logits, batch.labels)

@@ -1,26 +1,15 @@
 """Blind noise in the ball: what an attack that uses its model must beat."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import (
-    ATTACKS,
-    Adversarial,
-    Attack,
-    bound,
-    logits_loss,
-    project,
-    scorer,
-    succeeded,
-    without_gradients,
-)
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, scorer, without_gradients
 from mi_ray.parameters import choice, integer, integers
-from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import ThreatModel
+from mi_ray.randomness import Draws
 
 
 @final
@@ -54,32 +43,23 @@ class RandomNoise(Attack):
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.tries) + len(self.tries) * draws) * passes, 0
 
-    def _noise(self, x: Tensor, key: Key, points: Sequence[int]) -> Tensor:
-        unit = 2 * Draws(key, points, 1, 0, x.device).uniform_images(x.shape[1:])[0] - 1
+    def _noise(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        """Points of the unit ball, by the batch's key."""
+        unit = 2 * Draws(batch.key, batch.points, 1, 0, batch.x.device).uniform_images(batch.x.shape[1:])[0] - 1
         return torch.where(unit < 0, -1.0, 1.0) if self.where == "corners" else unit
 
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """See `Attack.run`."""
-        best, kept = x, []
-        best_loss = best_success = torch.full((len(x),), -torch.inf, device=x.device)
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Try points one after another, and keep the best of each image; see the class."""
+        best, kept = batch.x, []
+        best_loss = best_success = torch.full((len(batch),), -torch.inf, device=batch.x.device)
         for step in range(1, max(self.tries) + 1):
-            at = key.at(step=step)
-            tried = project(x + threat.epsilon * self._noise(x, at, points), x, threat.epsilon)
-            with torch.no_grad(), bound(model, at, points):
+            tried = batch.projected(batch.x + batch.epsilon * self._noise(batch.at(step=step)))
+            with torch.no_grad(), batch.bound(model, step=step):
                 answer = scorer(model)(tried).float()
-            loss, success = logits_loss(answer, labels, threat), succeeded(answer, labels, threat)
+            loss, success = batch.criterion.loss(answer, batch.labels), batch.criterion.reached(answer, batch.labels)
             better = (success > best_success) | ((success == best_success) & (loss > best_loss))
             best = torch.where(better[:, None, None, None], tried, best)
             best_loss, best_success = torch.where(better, loss, best_loss), torch.where(better, success, best_success)
             if step in self.tries:
                 kept.append(best)
-        images = torch.stack(kept)
-        return without_gradients(model, images, labels, threat, key, points, self.tries, self.scoring_draws)
+        return without_gradients(model, torch.stack(kept), batch, self.tries, self.scoring_draws)

@@ -1,27 +1,18 @@
 """Square attack in the max norm, by queries alone (Andriushchenko, Croce, Flammarion and Hein, 2020)."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, bound, without_gradients
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, without_gradients
 from mi_ray.parameters import integer, integers, number
-from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import ThreatModel
+from mi_ray.randomness import Draws
 
 BLOCK = 100  # queries whose random numbers are drawn together
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels halves
-
-
-def margin(answer: Float[Tensor, "B L"], labels: Int64[Tensor, "B"], threat: ThreatModel) -> Float[Tensor, "B"]:
-    """What to minimise: the label's logit less the largest other; its negation where the label is a target."""
-    own = torch.nn.functional.one_hot(labels, answer.shape[1]).bool()
-    by = answer.masked_fill(~own, -torch.inf).amax(1) - answer.masked_fill(own, -torch.inf).amax(1)
-    return -by if threat.goal == "targeted" else by
 
 
 def side(query: int, p_init: float, height: int, width: int) -> int:
@@ -84,30 +75,26 @@ class Square(Attack):
         idle = (proposal == best).flatten(1).all(1)[:, None, None, None]
         return torch.where(idle, opposite, proposal)
 
-    def run(
-        self,
-        model: nn.Module,
-        x: Tensor,
-        labels: Tensor,
-        threat: ThreatModel,
-        key: Key,
-        points: Sequence[int],
-    ) -> Adversarial:
-        """See `Attack.run`."""
-        channels, width = x.shape[1], x.shape[3]
-        stripes = signs(Draws(key, points, 1, 0, x.device).uniform(channels * width)[0])
-        proposal = (x + threat.epsilon * stripes.view(-1, channels, 1, width)).clamp(0, 1)
-        best, least, kept = proposal, torch.full((len(x),), torch.inf, device=x.device), []
+    def _stripes(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        """The first images: each column of each channel up or down by epsilon."""
+        channels, width = batch.x.shape[1], batch.x.shape[3]
+        up_or_down = signs(Draws(batch.key, batch.points, 1, 0, batch.x.device).uniform(channels * width)[0])
+        return (batch.x + batch.epsilon * up_or_down.view(-1, channels, 1, width)).clamp(0, 1)
+
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Ask the model about one proposal after another, and keep of each image what lowers the margin."""
+        best = proposal = self._stripes(batch)
+        least, kept = torch.full((len(batch),), torch.inf, device=best.device), []
         for query in range(max(self.queries)):
             if query % BLOCK == 0:
-                units = Draws(key.at(step=query + 1), points, BLOCK, 1, x.device).uniform(2 + channels)
+                drawn = Draws(batch.key.at(step=query + 1), batch.points, BLOCK, 1, best.device)
+                units = drawn.uniform(2 + batch.x.shape[1])
             if query > 0:
-                proposal = self._proposal(x, best, query - 1, units[query % BLOCK], threat.epsilon)
-            with torch.no_grad(), bound(model, key.at(step=query + 1), points):
-                found = margin(model(proposal).float(), labels, threat)
+                proposal = self._proposal(batch.x, best, query - 1, units[query % BLOCK], batch.epsilon)
+            with torch.no_grad(), batch.bound(model, step=query + 1):
+                found = batch.criterion.margin(model(proposal).float(), batch.labels)
             best = torch.where((found < least)[:, None, None, None], proposal, best)
             least = torch.minimum(found, least)
             if query + 1 in self.queries:
                 kept.append(best)
-        images = torch.stack(kept)
-        return without_gradients(model, images, labels, threat, key, points, self.queries, self.scoring_draws)
+        return without_gradients(model, torch.stack(kept), batch, self.queries, self.scoring_draws)

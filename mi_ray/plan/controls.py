@@ -63,7 +63,7 @@ def controls(attack: Attacked, stop: int, last: bool) -> Iterator[tuple[str, Con
         yield "more_restarts", Control(attack.method, {**values, "restarts": 2 * values["restarts"]}, epsilon)
     if n is not None and "eot" in values:
         yield "more_eot", Control(attack.method, {**values, "eot": 2 * n}, epsilon)
-    if attack.threat.goal == "targeted":
+    if not attack.threat.leaves_label:
         return
     yield "epsilon_zero", Control(attack.method, values, 0.0)
     yield "monotone_in_epsilon", Control(attack.method, values, min(1.0, 2 * epsilon))

@@ -217,7 +217,7 @@ class Planner:
         n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
-        labels = self.options.attack_labels if threat.goal == "untargeted" else "true"  # a target is no guess
+        labels = self.options.attack_labels if threat.leaves_label else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
             "classifier": classifier.key,

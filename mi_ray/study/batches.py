@@ -102,7 +102,7 @@ def attack_outputs(
     def crafted(part: slice) -> tuple[Adversarial, Tensor]:
         """Of one batch, with the labels that it worked on."""
         own = attack_labels(y[part], classes, threat, seed, points[part])
-        if labels == "predicted" and threat.goal == "untargeted":
+        if labels == "predicted" and threat.leaves_label:
             own = _predicted(model, x[part])
         return attack.craft(model, x[part], own, threat, seed, points[part], begun and begun.of(part)), own
 

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
-from mi_ray.attacks import ATTACKS
-from mi_ray.attacks.auto_pgd import dlr, search, towards
+from mi_ray.attacks import ATTACKS, Batch
+from mi_ray.attacks.auto_pgd import search, towards
 from mi_ray.attacks.averaged import Averaged, copy_gradients
-from mi_ray.attacks.base import logits_loss, succeeded
+from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.eot_pgd import attacked, evasion_gradient, evasion_loss, log_mean_gradient, mean_gradient, of_label
-from mi_ray.attacks.square import Square, margin, side, squares
+from mi_ray.attacks.square import Square, side, squares
 from mi_ray.config import Sweep
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, predict
@@ -75,9 +75,9 @@ def test_the_accumulated_gradient_of_the_mean_cross_entropy_is_that_of_all_execu
     (x, y), threat = batch, ThreatModel(EPSILON, goal)
     model, leaf = _behind(classifier, pool, defense, 12), x.clone().requires_grad_(True)
     with model.bind(Key(0, "attack"), range(8)):
-        gradient, value, answer = mean_gradient(model, x, lambda found: logits_loss(found, y, threat))
+        gradient, value, answer = mean_gradient(model, x, lambda found: criterion(threat).loss(found, y))
         every = model.each(leaf)
-    loss = logits_loss(every, y, threat).mean(0)
+    loss = criterion(threat).loss(every, y).mean(0)
     torch.testing.assert_close(gradient, torch.autograd.grad(loss.sum(), leaf)[0], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(value, loss.detach())
     torch.testing.assert_close(answer, every.detach().logsumexp(0))
@@ -128,7 +128,7 @@ def test_a_chunk_is_made_only_after_the_gradient_of_the_one_before_is_taken(loss
     path: Any = attack
     zero = torch.zeros(2, dtype=torch.int64)
     with torch.no_grad():
-        next(path.path(Chunked(), _images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1], zero))
+        next(path.path(Chunked(), Batch(_images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1]), zero))
     assert events == ["made", "used"] * 3
 
 
@@ -136,9 +136,9 @@ def test_the_evasion_gradient_is_that_of_the_loss_with_the_gap(classifier: Any, 
     (x, y), threat = batch, ThreatModel(EPSILON)
     detector, leaf = _behind(classifier, pool, "mi_pl", 12), x.clone().requires_grad_(True)
     with detector.bind(Key(0, "attack"), range(8)):
-        gradient = evasion_gradient(detector, x, y, threat, 2.0)
+        gradient = evasion_gradient(detector, x, y, criterion(threat), 2.0)
         undefended, (runs,) = detector.parts(leaf)
-    loss = evasion_loss(undefended, runs.exp().mean(0), y, threat, 2.0)
+    loss = evasion_loss(undefended, runs.exp().mean(0), y, criterion(threat), 2.0)
     p, average, at = undefended.exp(), runs.exp().mean(0), torch.arange(8)
     guess = p.argmax(1)
     torch.testing.assert_close(loss, -p[at, y].log() - 2 * (p[at, guess] - average[at, guess]))
@@ -328,7 +328,7 @@ def test_evade_stores_its_own_loss_and_needs_a_detector(classifier: Any, pool: A
     found = attack.craft(model, x, y, threat, 4)
     with model.bind(Key(4, "attack", "eot_pgd", draw=1), range(8)), torch.no_grad():
         undefended, (runs,) = model.parts(found.images[0, 0])
-    wanted = evasion_loss(undefended, runs.exp().mean(0), y, threat, 2.0)
+    wanted = evasion_loss(undefended, runs.exp().mean(0), y, criterion(threat), 2.0)
     torch.testing.assert_close(found.loss[0, 0], wanted, rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="evades a detector; got a model that no defense stands before"):
         attack.craft(classifier, x, y, threat)
@@ -551,8 +551,8 @@ def test_the_ratio_is_its_formula_and_ignores_shift_and_scale() -> None:
     y, t = torch.tensor([3]), torch.tensor([0])
     free, aimed = ThreatModel(0.1), ThreatModel(0.1, "targeted")
     for logits in (z, 3 * z + 7, F.log_softmax(z, dim=1)):
-        assert dlr(logits, y, free).item() == pytest.approx((5 - 4) / (5 - 2))
-        assert dlr(logits, t, aimed).item() == pytest.approx((1 - 5) / (5 - (2 + 1) / 2))
+        assert criterion(free).dlr(logits, y).item() == pytest.approx((5 - 4) / (5 - 2))
+        assert criterion(aimed).dlr(logits, t).item() == pytest.approx((1 - 5) / (5 - (2 + 1) / 2))
         assert towards(logits, y, t).item() == pytest.approx((1 - 4) / (5 - (2 + 1) / 2))
 
 
@@ -680,7 +680,9 @@ def test_the_margin_is_negative_exactly_where_the_goal_is_reached() -> None:
     answers, labels = torch.randn(200, 5, generator=torch.Generator().manual_seed(0)), torch.arange(200) % 5
     for goal in ("untargeted", "targeted"):
         threat: Any = ThreatModel(0.1, goal)  # type: ignore[arg-type]
-        assert torch.equal(margin(answers, labels, threat) < 0, succeeded(answers, labels, threat) == 1)
+        assert torch.equal(
+            criterion(threat).margin(answers, labels) < 0, criterion(threat).reached(answers, labels) == 1
+        )
 
 
 def test_noise_is_in_the_ball_its_best_never_worsens_and_corners_are_corners(classifier: Any, batch: Any) -> None:

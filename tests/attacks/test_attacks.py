@@ -12,7 +12,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
-from mi_ray.attacks import ATTACKS, Adversarial, Attack, attack_labels
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, attack_labels
 from mi_ray.attacks.base import project
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Draws, Key
@@ -167,9 +167,9 @@ def test_what_leaves_the_ball_or_the_box_is_a_bug_and_is_caught() -> None:
         def cost(self, passes: int = 1) -> tuple[int, int]:
             return 0, 0
 
-        def run(self, model: Any, x: Tensor, labels: Any, threat: Any, key: Any, points: Any) -> Adversarial:
-            none = torch.zeros(1, 1, len(x))
-            return Adversarial((x + self.by)[None, None], none, none, (1,), none.long())
+        def run(self, model: Any, batch: Batch) -> Adversarial:
+            none = torch.zeros(1, 1, len(batch))
+            return Adversarial((batch.x + self.by)[None, None], none, none, (1,), none.long())
 
     attack, x, y = Escaping(), _grey(2), torch.zeros(2, dtype=torch.int64)
     attack.craft(nn.Identity(), x, y, ThreatModel(EPSILON))
