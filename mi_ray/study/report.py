@@ -1,4 +1,4 @@
-"""TODO."""
+"""What a study says of itself in its folder: sweep file, cells, examples, and how far it is."""
 
 from collections.abc import Mapping
 from typing import Any

@@ -1,4 +1,4 @@
-"""TODO."""
+"""What is stored of a study, and what a defense answers from it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
