@@ -291,6 +291,12 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     detectors, cells = fig3a.detectors_of(store, *read_study(store, "s"))
     assert [found.defense for found in detectors] == ["mi_pl", fig3a.BASELINE, "mi_ol"]
     assert len(cells) == 2
+    figure = fig3a.draw(fig3a.facts(detectors), detectors, NAMES, "title", "note")
+    left, right = figure.axes
+    assert (left.get_xlabel(), left.get_title()) == ("False positive rate", "mixup")
+    assert (right.get_xlabel(), right.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
+    curves = [text.get_text().split(":")[0] for text in left.get_legend().get_texts()]
+    assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.5"]
     assert len(fig3a.make(store, "s")) == 3
 
 
