@@ -14,8 +14,20 @@ import pandas as pd
 
 Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"  # of cells.parquet or of a table that was made of it
 
-SPARE_COLOURS = ("#8C564B", "#17BECF", "#7F7F7F", "#BCBD22")
-SPARE_MARKER = "s"
+# Of defenses that bring none: Tol's muted palette, told apart with any colour vision, and markers that repeat out of step
+# with it, so that sixty-three defenses look different.
+SPARE_COLOURS = (
+    "#882255",
+    "#44AA99",
+    "#332288",
+    "#999933",
+    "#CC6677",
+    "#117733",
+    "#88CCEE",
+    "#AA4499",
+    "#DDCC77",
+)
+SPARE_MARKERS = "sovD^Pp"
 NOT_ATTACKS = {"none": "Clean", "worst_case": "Worst case"}  # what stands in the column `attack` and is no method
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
@@ -56,17 +68,20 @@ class Names:
     def of(cls, appearance: Appearance, defenses: Iterable[str]) -> "Names":
         """What a manifest says, and where it says nothing of one of the study's defenses its name and a spare colour."""
         known = appearance.get("defenses", {})
-        spare = itertools.cycle(SPARE_COLOURS)
+        spare = zip(itertools.cycle(SPARE_COLOURS), itertools.cycle(SPARE_MARKERS), strict=False)
         looks = {}
         for name in dict.fromkeys([*defenses, *known]):
             told = known.get(name, {})
-            colour = told.get("colour") or next(spare)
-            looks[name] = Look(told.get("label", name), colour, told.get("marker", SPARE_MARKER))
+            colour, marker = (told.get("colour", ""), told.get("marker", ""))
+            if not colour or not marker:
+                unused = next(spare)
+                colour, marker = colour or unused[0], marker or unused[1]
+            looks[name] = Look(told.get("label", name), colour, marker)
         return cls(looks, appearance.get("attacks", {}))
 
     def look(self, defense: str) -> Look:
         """How a defense is drawn."""
-        return self.looks.get(defense) or Look(defense, SPARE_COLOURS[0], SPARE_MARKER)
+        return self.looks.get(defense) or Look(defense, SPARE_COLOURS[0], SPARE_MARKERS[0])
 
     def defense(self, name: str) -> str:
         """A defense's name as a legend writes it."""

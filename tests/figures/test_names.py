@@ -97,6 +97,7 @@ def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours
     names = Names.of(APPEARANCE, ["mine", "mi_ol", "other"])
     assert names.look("mi_ol").label == "MI-OL"
     assert names.look("mi_ol").colour == APPEARANCE["defenses"]["mi_ol"]["colour"]
-    assert names.look("mine").marker == names.look("other").marker
-    assert names.look("mine").colour != names.look("other").colour
+    many = [f"mine_{number}" for number in range(30)]
+    looks = {(look.colour, look.marker) for look in Names.of({}, many).looks.values()}
+    assert len(looks) == len(many)
     assert Names.of(APPEARANCE, ["other", "mine"]).look("other").colour == names.look("mine").colour
