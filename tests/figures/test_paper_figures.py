@@ -14,7 +14,7 @@ from helpers.frames import NAMES, adaptive, cell, eot_pgd, failed, frame, pgd
 from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
 from mi_ray.figures.reading import read_study
 from mi_ray.store.blocks import Store
-from mi_ray.store.read import write_cells
+from mi_ray.store.read import read_cells, write_cells
 from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES, OUTPUTS, RECORDS
 
 # Every table and figure
@@ -288,7 +288,7 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
                 confidence_undefended=rng.random(30),
             )
     stored_cell(store, rows)
-    detectors, cells = fig3a.detectors_of(store, *read_study(store, "s"))
+    detectors, cells = fig3a.detectors_of(store, read_cells(store, "s"), NAMES)
     assert [found.defense for found in detectors] == ["mi_pl", fig3a.BASELINE, "mi_ol"]
     assert len(cells) == 2
     figure = fig3a.draw(fig3a.facts(detectors), detectors, NAMES, "title", "note")
