@@ -24,6 +24,7 @@ from PIL import Image
 
 import mi_ray.cli
 import mi_ray.study.estimate
+import mi_ray.study.precision
 import mi_ray.study.prepare
 from mi_ray.store.blocks import MARKER, Store
 from mi_ray.store.manifest import seal
@@ -396,7 +397,10 @@ def test_plan_tells_of_bf16_on_a_processor_that_emulates_it(
     }
     emulated = {asked for asked, out in outs.items() if told in out}
     assert emulated == (set() if arithmetic else {asked for asked in outs if "bf16" in asked})
-    assert f"planned as {'bf16' if arithmetic else 'fp32'}" in outs["precision=auto"]
+    assert "auto means fp32 here: its check would take" in outs["precision=auto"]
+    monkeypatch.setattr(mi_ray.study.precision, "LARGEST_SHARE", float("inf"))
+    checked = " ".join(run("plan", save(tmp_path), "--set", "precision=auto")[1].split())
+    assert f"planned as {'bf16' if arithmetic else 'fp32'}" in checked
 
 
 def test_networks_that_differ_in_weights_alone_are_timed_once(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import mi_ray.study.precision
 from mi_ray import make_attack, make_defense
 from mi_ray.attacks import ATTACKS
 from mi_ray.attacks.base import Begun
@@ -24,7 +25,17 @@ from mi_ray.device import Passes, exact_arithmetic
 from mi_ray.store.blocks import Store
 from mi_ray.study.batches import GRAPH, activation_bytes, attack_outputs, lanes_within, side_by_side
 from mi_ray.study.estimate import distinct_and_requested, rows_of, together
-from mi_ray.study.precision import BOTH, CHECKED, comparisons, decide, decision_path, decisions, has_bf16
+from mi_ray.study.precision import (
+    BOTH,
+    CHECKED,
+    check_passes,
+    check_pays,
+    comparisons,
+    decide,
+    decision_path,
+    decisions,
+    has_bf16,
+)
 from mi_ray.study.prepare import Study, prepare
 from mi_ray.study.workbench import Engine, Workbench
 from mi_ray.threat_model import ThreatModel
@@ -330,6 +341,38 @@ def test_auto_compares_gradients_of_both_precisions_and_scores_what_they_made_in
     assert passes["fp32"].take() == (attacked + executed + 2 * 3 * 20, 3 * 10 * 20)  # and what either made is scored
 
 
+def test_auto_means_fp32_where_its_check_would_take_more_than_a_tenth_of_the_study(
+    tmp_path: Path, classifier: Any
+) -> None:
+    attack = {"pgd": {"steps": [10]}, "epsilon": 0.1}
+    sizes = {}
+    for steps in (10, 5000):
+        changes = {"attacks": [{**attack, "pgd": {"steps": [steps]}}], "defenses": ["none"], "checks": "cheap"}
+        study, bench = bench_of(tmp_path / str(steps), classifier, precision="auto", points={"count": 20}, **changes)
+        key = study.planner.classifiers[0].key
+        sizes[steps] = decisions(bench.store, study)
+        # PGD-10 at three epsilons in both precisions, each scored, and ten executions on four sets of images
+        assert check_passes(study) == 20 * (2 * 3 * (10 + 10 + 1) + 2 * 4 * 10)
+        assert check_pays(study) == (20 * 2 * steps >= 10 * check_passes(study))
+        if not check_pays(study):
+            assert {cell.identity["cell"] for cell in study.decided(sizes[steps]).plan().cells} == {
+                cell.identity["cell"]
+                for cell in bench_of(tmp_path / "fp32", classifier, precision="fp32", points={"count": 20}, **changes)[
+                    0
+                ]
+                .plan()
+                .cells
+            }
+    assert sizes == {10: {key: "fp32"}, 5000: {}}
+
+
+@pytest.fixture
+def every_check_pays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study of a few points has its precision checked too."""
+    monkeypatch.setattr(mi_ray.study.precision, "LARGEST_SHARE", float("inf"))
+
+
+@pytest.mark.usefixtures("every_check_pays")
 def test_a_stored_decision_is_the_precision_of_the_keys_and_a_damaged_one_is_none(
     tmp_path: Path, classifier: Any
 ) -> None:

@@ -14,7 +14,10 @@ Made = list[Comparison] | None  # Of a piece; None from a device without bfloat1
 
 
 def decide(session: Session) -> None:
-    """Have the precision of each classifier decided where the sweep says `auto`, once, and keep it in the store."""
+    """Have the precision of each classifier decided where the sweep says `auto`, once, and keep it in the store.
+
+    Where the check would take more than a tenth of the study's passes, all of them are fp32 already.
+    """
     known = {*decisions(session.store, session.study), *session.outcome.failures}
     todo = [work for work in session.planner.classifiers if work.key not in known]
     if session.sweep.precision != "auto" or not todo:

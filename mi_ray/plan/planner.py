@@ -518,6 +518,19 @@ class Planner:
         """Passes of a plan of this study; see `Costs.of_plan`."""
         return self.costs.of_plan(plan, self.stored_points)
 
+    def planned_passes(self, plan: Plan) -> int:
+        """Attack, evaluation and checks, both ways together; of a search all settings that it may propose, at their
+        largest N on the clean points and on the attacks on F."""
+        cost = self.cost(plan)
+        planned = sum(cost[f"{what}_forward"] for what in ("attack", "evaluation", "checks"))
+        planned += sum(cost[f"{what}_backward"] for what in ("attack", "checks"))
+        if self.sweep.search is None:
+            return planned
+        n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)
+        each = self.stored_points * self.sweep.draws_of(self.options) * whole_chunks(n, self.methods.chunk)
+        inputs = sum(len(self.inputs(work)) for work in self.classifiers)
+        return planned + self.sweep.search.trials * inputs * each
+
 
 def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:
     return names is None or classifier.entry.name in names

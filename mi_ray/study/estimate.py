@@ -15,7 +15,7 @@ from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
 from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.study.precision import decisions, has_bf16
+from mi_ray.study.precision import check_passes, check_pays, decisions, has_bf16
 from mi_ray.study.prepare import Study
 
 MEASURE_SECONDS = 0.5
@@ -144,7 +144,12 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     lines = [requested_line(plan, study.planner.cost(plan), study.sweep.points.count)]
     if study.sweep.search is not None:
         lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
-    if study.sweep.precision == "auto":
+    if study.sweep.precision == "auto" and not check_pays(study):
+        lines.append(
+            f"precision: auto means fp32 here: its check would take {check_passes(study):,} passes, more than a tenth of "
+            "what the study takes"
+        )
+    elif study.sweep.precision == "auto":
         open_ = {w.entry.name: study.planner.precision_of(w.key) for w in plan.classifiers if w.key not in decided}
         if open_:
             planned = " and ".join(sorted(set(open_.values())))

@@ -1,6 +1,7 @@
 """`precision: auto`: bfloat16 for a classifier where a block of points shows that nobody can tell the difference."""
 
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ PIECES = (*EPSILONS, 0.0)  # The comparisons at one epsilon are made together, t
 GRADIENTS, ANSWERS = f"gradients of PGD-{STEPS}", f"{EXECUTIONS} executions behind Gaussian noise"
 Comparison = dict[str, Any]  # What was compared, the accuracies, the paired test and its outcome, as JSON holds them.
 BOTH: tuple[Precision, Precision] = ("fp32", "bf16")
+LARGEST_SHARE = 0.1  # of a study's planned passes that the check may take; where it would take more, `auto` means fp32
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -155,10 +157,37 @@ def decision_path(study: Study, key: str) -> str:
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
 
 
+def check_passes(study: Study) -> int:
+    """Passes that the check would take for all classifiers of a study, both ways together."""
+    gradients = len(BOTH) * len(EPSILONS) * (2 * STEPS + 1)  # forwards and backwards, and one forward that scores
+    answers = len(BOTH) * len(PIECES) * EXECUTIONS
+    return len(study.planner.classifiers) * min(CHECKED, study.planner.stored_points) * (gradients + answers)
+
+
+@lru_cache(maxsize=16)
+def check_pays(study: Study) -> bool:
+    """Whether the check behind `auto` takes at most a tenth of the passes that the study is planned to cost.
+
+    A rule of planned passes and never of a clock, so that it is the same on every machine. The attacks on F alone are
+    looked at first, which saves planning a large study once more.
+    """
+    planner, most = study.planner, check_passes(study) / LARGEST_SHARE
+    if planner.stored_points * sum(sum(work.cost) for work in planner.attacks) >= most:
+        return True
+    return planner.planned_passes(study.plan()) >= most
+
+
 def decisions(store: Store | None, study: Study) -> dict[str, Precision]:
-    """What is decided already, by classifier; nothing where the sweep does not ask for `auto`."""
+    """What is decided already, by classifier; nothing where the sweep does not ask for `auto`.
+
+    Where the check does not pay, fp32 is decided without it.
+    """
     found: dict[str, Precision] = {}
-    if store is None or study.sweep.precision != "auto":
+    if study.sweep.precision != "auto":
+        return found
+    if not check_pays(study):
+        return dict.fromkeys((work.key for work in study.planner.classifiers), "fp32")
+    if store is None:
         return found
     for work in study.planner.classifiers:
         path = decision_path(study, work.key)
