@@ -16,21 +16,33 @@ CONNECT_SECONDS = 10.0
 
 
 def prepare_environment(*, local: bool) -> None:
-    """Settings that Ray reads when it is first imported or started; what a person set stays as it is."""
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # else each report of an epoch takes 2 s
-    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # Ctrl-C must reach us, not end as a normal return
+    """Set what Ray reads when it is first imported or started; what a person has set stays as it is.
+
+    local: whether Ray is started on this machine, rather than joined.
+    """
+    processes = str(max(4, os.cpu_count() or 1))
+    wanted = {
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # Otherwise each report of an epoch takes two seconds.
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach us, and not end as a normal return.
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Trainers and trials start several light processes each; Ray's default of one a core warns about them.
+        "RAY_worker_maximum_startup_concurrency": processes,
+    }
     if local:
-        # As many as begin together; a cluster's autoscaler must see the queue.
-        os.environ.setdefault("TUNE_MAX_PENDING_TRIALS_PG", str(max(4, os.cpu_count() or 1)))
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Trainers and trials start several light processes each; Ray's default of one a core warns about them.
-    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", str(max(4, os.cpu_count() or 1)))
+        wanted |= {
+            # As many trials as begin together; a cluster's autoscaler must see the whole queue.
+            "TUNE_MAX_PENDING_TRIALS_PG": processes,
+            # A process for each training that asks whether its node will be taken away, which this machine will not.
+            "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+            "RAY_AUTH_MODE": "token",
+        }
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
     if local:
         # A fresh token that is in no file: another user of this machine cannot submit work to our Ray. The second
-        # variable keeps Ray's node address, and so every port it opens, on 127.0.0.1.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        # variable keeps Ray's node address, and so every port that it opens, on 127.0.0.1.
         if os.environ["RAY_AUTH_MODE"] == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
@@ -57,8 +69,8 @@ def check_address(address: str | None) -> None:
         raise ValueError(f"--address must be of a Ray head that answers; {address}: {error}") from error
 
 
-def _noted(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
-    """Note what Ray says of its cluster."""
+def _note(data: Mapping[str, object], ignore_prefix: bool = False) -> None:
+    """Write what Ray says of its cluster into the log of the run."""
     event("ray", lines=data["lines"])
 
 
@@ -98,7 +110,7 @@ def connect(address: str | None) -> None:
         options["address"] = address
     if level != logging.INFO:
         # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
-        ray._private.worker.print_to_stdstream = _noted
+        ray._private.worker.print_to_stdstream = _note
     # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the
     # driver's own installation, since another node has its own.
     prefixes = tuple({sys.prefix, sys.base_prefix})

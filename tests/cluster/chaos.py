@@ -2,7 +2,7 @@
 
     python tests/cluster/chaos.py --minutes 30 --seed 0
 
-Each round computes the study of tests/cluster/test_studies.py from nothing on a cluster of several nodes on this machine. At
+Each round computes the study `TINY` of tests/helpers/commands.py from nothing on a cluster of several nodes on this machine. At
 random moments a block's worker, a trial's actor, a training worker, a training's driver, any worker, a node or the
 command itself is killed with SIGKILL, the command is interrupted with SIGINT, or a node joins. A command that was
 ended is started again, until it ends by itself with exit code 0. Prints what was killed and when; exits 1 at the first

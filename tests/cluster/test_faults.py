@@ -1,6 +1,6 @@
 """What dies under real Ray, on several nodes, through the real command: the rows are those of an undisturbed run.
 
-Rules without Ray: tests/test_scheduling.py. Random kills for half an hour: tests/chaos.py, `make chaos`.
+Rules without Ray: tests/cluster/test_scheduling.py. Random kills for half an hour: tests/cluster/chaos.py, `make chaos`.
 """
 
 import json
@@ -352,7 +352,7 @@ def test_a_setting_that_always_dies_fails_with_its_cause_in_the_cells_and_the_la
     assert code == 1
     assert set(cells["state"]) == {"failed"}
     assert cells["cause"].str.contains(cause, regex=False).all()
-    assert any(line.startswith(f"failed: mixup none {defense}") and cause in line for line in said.splitlines()[-9:])
+    assert any(line.startswith(f"failed: at none {defense}") and cause in line for line in said.splitlines()[-9:])
     assert len([line for line in said.splitlines() if line.startswith(f"failed: {defense} {{}}")]) == 1, "said once"
     assert "Traceback" not in said
     assert "(raylet)" not in said
@@ -377,13 +377,13 @@ def test_a_block_whose_worker_was_killed_ran_again(dying: tuple[Path, int, str])
 def test_curves_of_settings_and_trainings_are_there(
     dying: tuple[Path, int, str], killed: tuple[Path, int, str]
 ) -> None:
-    assert list((dying[0] / "curves/dying/settings/mixup_killed_once").glob("events.out.tfevents.*"))
+    assert list((dying[0] / "curves/dying/settings/at_killed_once").glob("events.out.tfevents.*"))
     assert list((killed[0] / "curves/killed/training/2 workers").glob("events.out.tfevents.*"))
 
 
 def test_a_callback_by_its_name_is_told_of_the_trials_by_readable_names(dying: tuple[Path, int, str]) -> None:
     names = (dying[0] / "completed").read_text().splitlines()
-    assert [name.rpartition("_")[0].rpartition("_")[0] for name in names] == ["mixup_gaussian_noise_sigma=0.1"]
+    assert [name.rpartition("_")[0].rpartition("_")[0] for name in names] == ["at_gaussian_noise_sigma=0.1"]
 
 
 def test_ctrl_c_twice_ends_at_once(cluster: Nodes, tmp_path: Path) -> None:

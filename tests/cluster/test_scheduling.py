@@ -1,6 +1,6 @@
 """The rules by which blocks are tried again, and a study on 64 nodes that come and go, in simulated time.
 
-What is real and what is simulated: tests/simulated.py. Ray itself is used in tests/test_faults.py.
+What is real and what is simulated: tests/helpers/simulated.py. Ray itself is used in tests/cluster/test_faults.py.
 """
 
 import asyncio

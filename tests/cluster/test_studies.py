@@ -16,7 +16,6 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.commands import TINY, assert_same_rows, command, rows, run
-from helpers.studies import compute, tiny
 
 import mi_ray
 from mi_ray.store.blocks import Store
@@ -38,7 +37,7 @@ def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undistu
     cells, records = mi_ray.read_cells(undisturbed / "results", study="tiny"), rows(undisturbed)
     settings = 1 + (2 + 1 + 2 * 2) * 2  # none, and each setting at both N
     inputs = 1 + 2 * 2  # clean, and both goals at both stops
-    assert len(cells) == 2 * settings * (inputs + 1)  # and the worst case of each setting
+    assert len(cells) == settings * (inputs + 1)  # and the worst case of each setting
     assert (cells["state"] == "done").all()
     assert len(records) == len(cells) * 120
     assert not records.duplicated(["cell", "point"]).any()
@@ -64,6 +63,14 @@ def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> 
     assert yaml.safe_load((study / "study.yaml").read_text())["options"]["pool_split"] == "train"
     assert not list((undisturbed / "results").rglob(".*")), "temporary files are left"
     assert not (undisturbed / "results-scratch").exists()
+
+
+def test_two_workers_train_one_classifier(undisturbed: Path) -> None:
+    (about,) = (undisturbed / "results/classifiers").glob("*/classifier.json")
+    assert json.loads(about.read_text())["workers"] == 2
+    losses = pd.read_parquet(about.parent / "training.parquet")["loss"].tolist()
+    assert len(losses) == 3
+    assert losses[-1] < losses[0]
 
 
 def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
@@ -97,31 +104,18 @@ def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturb
     assert "heavy: []" in done.stdout, done.stdout + done.stderr
 
 
-MIXUP = TINY["classifiers"][0]
 EXTENDED = {**TINY, "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]]}
-POISONED = {
+POISONED = {**TINY, "name": "poisoned", "plugins": ["poison"], "defenses": [*TINY["defenses"][:1], "poison"]}
+SEARCH = {  # every setting that it can propose needs the same two components
     **TINY,
-    "name": "poisoned",
-    "plugins": ["poison"],
-    "defenses": [*TINY["defenses"][:1], "poison"],
-    "classifiers": [MIXUP],
-}
-SEARCH = {
-    **TINY,
-    "name": "tpe",
+    "name": "search",
     "executions": 5,
     "draws": 1,
-    "classifiers": [MIXUP],
     "points": {"count": 50, "selection": 20},
-    "defenses": [{"gaussian_noise": {"sigma": {"linspace": [0.05, 0.3, 6]}}}, *TINY["defenses"][1:]],
+    "defenses": [{"mi_combined": {"lam_pl": 0.45, "lam_ol": 0.55, "threshold": [0.1, 0.2, 0.3, 0.4]}}],
     "search": {"optuna": {"sampler": "tpe", "trials": 5, "round": 3}},
 }
-SHARED = {  # every setting that it can propose needs the same two components
-    **SEARCH,
-    "name": "shared",
-    "search": {"optuna": {"sampler": "nsgaii", "trials": 4, "round": 4}},
-    "defenses": [{"mi_combined": {"lam_pl": 0.45, "lam_ol": 0.55, "threshold": [0.1, 0.2, 0.3, 0.4]}}],
-}
+AGAIN = {**SEARCH, "name": "again", "resources": {**TINY["resources"], "trials_at_once": 1}}
 EOT = {
     "eot_pgd": {"steps": 2, "step_size": 0.02, "eot": 2, "scoring_draws": 1},
     "epsilon": 0.05,
@@ -140,7 +134,6 @@ ADAPTIVE_SEARCH = {
 CHECKED = {
     **TINY,
     "name": "checked",
-    "classifiers": [MIXUP],
     "points": {"count": 40},
     "batch": 20,
     "executions": 3,
@@ -148,14 +141,6 @@ CHECKED = {
     "defenses": [{"mi_ol": 0.5}],
     "checks": {"points": 20},
     "variants": {"guessed": {"attack_labels": "predicted"}},
-}
-WORKERS = {
-    **TINY,
-    "name": "workers",
-    "points": {"count": 50},
-    "defenses": ["none"],
-    "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.05}],
-    "classifiers": [{**MIXUP, "name": "two workers", "workers": 2}],
 }
 POISON = """
 from dataclasses import dataclass
@@ -196,13 +181,13 @@ def beside(undisturbed: Path, folder: Path, studies: list[dict[str, Any]]) -> Se
 @pytest.fixture(scope="module")
 def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
     """The finished study extended, and others beside it; read only."""
-    studies = [EXTENDED, POISONED, SEARCH, {**SEARCH, "name": "again"}, SHARED, CHECKED, WORKERS]
+    studies = [EXTENDED, POISONED, SEARCH, AGAIN, CHECKED]
     return beside(undisturbed, tmp_path_factory.mktemp("several"), studies)
 
 
 def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, several: Several) -> None:
-    # one new setting: 2 classifiers x 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
-    assert counted(several.folder) == {"evaluation_forward": 2 * 5 * 150 * 2 * 10}
+    # one new setting: 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
+    assert counted(several.folder) == {"evaluation_forward": 5 * 150 * 2 * 10}
     new = rows(several.folder)
     old = new[~new["defense_params"].str.contains("0.15")].reset_index(drop=True)
     assert_same_rows(old, rows(undisturbed))
@@ -218,18 +203,17 @@ def tried(of: Several, study: str, trials: int) -> set[frozenset[str]]:
 
 
 def test_a_search_tries_its_settings_on_all_inputs(several: Several) -> None:
-    assert tried(several, "tpe", 5) == {frozenset({"none", "pgd", "worst_case"})}
+    assert tried(several, "search", 5) == {frozenset({"none", "pgd", "worst_case"})}
 
 
 def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
     assert counted(several.folder, "again")["evaluation_forward"] == 0
-    assert sorted(several.cells("tpe")["cell"]) == sorted(several.cells("again")["cell"])
+    assert sorted(several.cells("search")["cell"]) == sorted(several.cells("again")["cell"])
 
 
-def test_trials_at_once_that_need_the_same_pieces_wait_for_one_computation_of_them(several: Several) -> None:
-    assert (several.cells("shared")["state"] == "done").all()
+def test_trials_at_once_that_need_the_same_blocks_wait_for_one_computation_of_them(several: Several) -> None:
     # 2 components x 5 inputs x 50 points x 1 draw x 5 executions, by whichever of the trials came first
-    assert counted(several.folder, "shared")["evaluation_forward"] == 2 * 5 * 50 * 5
+    assert counted(several.folder, "search")["evaluation_forward"] == 2 * 5 * 50 * 5
 
 
 @pytest.mark.long
@@ -297,46 +281,10 @@ def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the
     assert set(cells[cells["defense"] != "poison"]["state"]) == {"done"}
 
 
-def test_two_training_workers_reach_nearly_the_loss_of_one_with_the_same_global_batch(several: Several) -> None:
-    found = {}
-    for about in (several.folder / "results/classifiers").glob("*/classifier.json"):
-        training = pd.read_parquet(about.parent / "training.parquet")
-        found[json.loads(about.read_text())["name"]] = training["loss"].to_numpy()
-    assert set(found) == {"mixup", "at", "two workers"}  # the world size is part of the key
-    assert found["two workers"][0] == pytest.approx(found["mixup"][0], rel=0.15)
-    assert found["two workers"][-1] == pytest.approx(found["mixup"][-1], rel=0.25)
-
-
 def test_a_store_of_several_studies_is_sound_and_holds_nothing_that_none_refers_to(several: Several) -> None:
     store = Store(several.folder / "results")
     assert check_store(store)[0] == []
     assert unreferenced(store) == []
-
-
-def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterparts(tmp_path: Path) -> None:
-    from mi_ray.cluster.search import ResolveSearch, search_space
-    from mi_ray.cluster.trials import accuracies
-
-    combined = {"lam_pl": 0.6, "lam_ol": [0.5, 0.6], "threshold": 0.0}
-    found = {}
-    for counterparts in (False, True):
-        one = tiny(
-            tmp_path / str(counterparts),
-            attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1}],
-            executions=3,
-            defenses=[{"mi_combined": combined}],
-            search={"optuna": {"trials": 1}},
-            counterparts=counterparts,
-        )
-        planner = one.study.planner
-        (work,) = planner.classifiers
-        trial = ResolveSearch(planner, search_space(planner, work), work.key)({"defense": "0:mi_combined"})
-        compute(one)
-        for output in trial.works:
-            for block in one.bench.missing("outputs", output, 60):
-                one.bench.compute(*block)
-        found[counterparts] = accuracies(one.bench, trial, (0, 60))
-    assert found[True] == found[False]
 
 
 @pytest.mark.long

@@ -23,16 +23,11 @@ TINY: dict[str, Any] = {
     "points": {"count": 120, "selection": 40},
     "classifiers": [
         {
-            "name": "mixup",
-            "architecture": {"cnn_small": {"width": 4}},
-            "objective": "mixup",
-            "training": {"epochs": 3, "lr": 0.1, "flip": False},
-        },
-        {
             "name": "at",
             "architecture": {"cnn_small": {"width": 4}},
             "objective": {"adversarial": {"steps": 2}},
             "training": {"epochs": 3, "lr": 0.1, "flip": False, "precision": FAST},
+            "workers": 2,
         },
     ],
     "attacks": [{"pgd": {"steps": [2, 4], "step_size": 0.02}, "epsilon": 0.05, "goal": ["untargeted", "targeted"]}],
