@@ -73,7 +73,7 @@ class TrainingConfig(TypedDict):
 
 
 def finished(store: Store, key: str) -> bool:
-    """Whether a classifier is in the store, whole: three sound files, and weights of the digest that one of them names."""
+    """Whether a classifier is in the store as a whole: three sound files, and weights of the digest that one names."""
     folder = f"classifiers/{key}"
     if not store.exists(f"{folder}/classifier.json"):
         return False
@@ -111,21 +111,24 @@ def augmented(images: Tensor, training: TrainingValues, rng: np.random.Generator
 
 
 def learning_rate(training: TrainingValues, epoch: int) -> float:
-    """The rate in a 0-based epoch: a linear warm-up, if any, then x 0.1 at each of `lr_drops`."""
+    """The learning rate of a 0-based epoch: a linear warm-up, if there is one, then a tenth at each of `lr_drops`."""
     if epoch < training["warmup"]:
         return float(training["lr"] * (epoch + 1) / (training["warmup"] + 1))
     return float(training["lr"] * 0.1 ** sum(epoch >= drop for drop in training["lr_drops"]))
 
 
 def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, Any]]:
-    """(step, this worker's indices) of an epoch: a shuffle keyed by (seed, epoch), an equal share of each batch."""
+    """(step, this worker's indices of the step's batch) for each step of an epoch.
+
+    The images are shuffled by (seed, epoch), and each of `world` workers gets an equal share of every batch.
+    """
     order = np.random.default_rng([seed, epoch]).permutation(total)
     for step in range(total // batch):
         yield step, order[step * batch : (step + 1) * batch][rank::world]
 
 
 class _Run:
-    """One worker's state of one training: model, optimizer, epoch, rows; saved and restored without pickles."""
+    """One worker's state of one training: model, optimizer, epoch and rows. It is saved and restored without pickles."""
 
     def __init__(self, config: TrainingConfig) -> None:
         self.config, self.training = config, config["training"]
@@ -180,9 +183,10 @@ class _Run:
 
     def refuse_divergence(self, losses: Sequence[Tensor], step: int, *, last: bool) -> None:
         """Raise DivergedError, on all workers or on none, when a loss (at an epoch's last step, a weight) is not finite."""
-        seen = [*losses, *(self.plain.parameters() if last else ())]  # no checkpoint must hold what the last step broke
+        # Weights are looked at after the last step, so that no checkpoint holds what that step has broken.
+        seen = [*losses, *(self.plain.parameters() if last else ())]
         count = torch.stack([~value.isfinite().all() for value in seen]).any().float()
-        if self.world > 1:  # a worker that stops alone would leave the others waiting for it
+        if self.world > 1:  # A worker that stops alone would leave the others waiting for it.
             torch.distributed.all_reduce(count)
         if count > 0:
             kept = f"the checkpoint after epoch {self.epoch} is kept" if self.epoch else "no epoch was finished"
@@ -192,7 +196,7 @@ class _Run:
             )
 
     def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """One pass over the data; returns the epoch's row without accuracies. Raises DivergedError (see there)."""
+        """Go through the data once; returns the epoch's row without its accuracies. Raises DivergedError."""
         config, began, losses = self.config, time.perf_counter(), []
         objective = OBJECTIVES.make(*config["objective"])
         rate = learning_rate(self.training, self.epoch)
@@ -221,7 +225,7 @@ class _Run:
             torch.distributed.all_reduce(mean)
             mean.div_(self.world)
         self.average_buffers()
-        self.plain.passes.take()  # nobody reads them, and they are kept until then
+        self.plain.passes.take()  # Nobody reads the counts of a training, and they are kept until they are taken.
         seconds = time.perf_counter() - began
         return {
             "epoch": self.epoch,

@@ -20,6 +20,7 @@ from rich.console import Console
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
+from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
 from mi_ray.cluster.tuning import Request, begin_together
 from mi_ray.cluster.worker import Item
@@ -260,3 +261,22 @@ def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
     sweep = SimpleNamespace(search=SimpleNamespace(trials=9, round=3))
     session: Any = SimpleNamespace(sweep=sweep, address="auto")
     assert begin_together(session, Request("search", lambda config: None, 100), 8) == 1  # type: ignore[arg-type, return-value]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "free", "begun"), [(1, 4, ["a", "b", "c"]), (1, 3, ["a", "b"]), (2, 4, ["a"]), (4, 2, ["a"])]
+)
+def test_as_many_trainings_run_at_once_in_order_as_there_are_cpus_for_and_at_least_one(
+    monkeypatch: pytest.MonkeyPatch, cpus: int, free: float, begun: list[str]
+) -> None:
+    todo: Any = [
+        SimpleNamespace(key=key, entry=SimpleNamespace(workers=n)) for key, n in (("a", 2), ("b", 1), ("c", 1))
+    ]
+    monkeypatch.setattr(_Trainings, "_start", lambda self, work, data: work.key)
+    session: Any = SimpleNamespace(sweep=SimpleNamespace(resources=SimpleNamespace(train=SimpleNamespace(cpus=cpus))))
+    trainings = _Trainings(session, todo)
+    trainings._fill(free, None)
+    assert list(trainings.running) == begun
+    assert [trainings.retries[key].tried for key in "abc"] == [int(key in begun) for key in "abc"]
+    trainings._fill(free, None)
+    assert list(trainings.running) == begun
