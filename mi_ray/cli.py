@@ -400,12 +400,12 @@ def list_(
     """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
     from mi_ray.data import SOURCES
     from mi_ray.parameters import default_of, load_plugins, look_in, plain
-    from mi_ray.study.prepare import METHODS
+    from mi_ray.study.prepare import REGISTRIES
 
     if plugin:
         look_in(Path.cwd())
     load_plugins(plugin or ())
-    for registry in (SOURCES, METHODS.architectures, METHODS.objectives, METHODS.attacks, METHODS.defenses):
+    for registry in (SOURCES, REGISTRIES.architectures, REGISTRIES.objectives, REGISTRIES.attacks, REGISTRIES.defenses):
         console.print(f"\n[bold]{registry.noun}[/]")
         for name in registry:
             cls = registry[name]

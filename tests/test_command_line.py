@@ -441,11 +441,11 @@ def test_a_study_for_gpus_is_timed_in_fp32_on_a_processor_that_emulates_bf16(
 
 def test_list_names_every_registered_method_with_its_parameters(run: Run) -> None:
     from mi_ray.data import SOURCES
-    from mi_ray.study.prepare import METHODS
+    from mi_ray.study.prepare import REGISTRIES
 
     code, out, _ = run("list")
     assert code == 0
-    for registry in (SOURCES, METHODS.architectures, METHODS.objectives, METHODS.attacks, METHODS.defenses):
+    for registry in (SOURCES, REGISTRIES.architectures, REGISTRIES.objectives, REGISTRIES.attacks, REGISTRIES.defenses):
         for name in registry:
             assert f"\n  {name}  " in out
             assert all(f"\n      {key}: {p.help}" in out for key, p in registry[name].parameters().items())

@@ -17,7 +17,7 @@ from mi_ray.figures.draw import find_figure
 from mi_ray.parameters import load_plugins
 from mi_ray.plan.planner import Facts, Planner
 from mi_ray.plan.work import Plan
-from mi_ray.study.prepare import METHODS, prepare
+from mi_ray.study.prepare import REGISTRIES, prepare
 from mi_ray.sweep_files import PACKAGED, find_sweep, load_sweep, packaged_sweeps, start_folder
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
@@ -55,7 +55,7 @@ def planned_whole(path: Path) -> Plan:
 
 def planned(sweep: Sweep) -> Plan:
     """The plan of a sweep: of its own data where that is embedded, else of CIFAR-10's sizes."""
-    planner = prepare(sweep).planner if sweep.dataset.name in EMBEDDED else Planner(sweep, METHODS, CIFAR)
+    planner = prepare(sweep).planner if sweep.dataset.name in EMBEDDED else Planner(sweep, REGISTRIES, CIFAR)
     return planner.plan(planner.settings() if sweep.search is None else planner.settings()[:1])
 
 

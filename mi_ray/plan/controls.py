@@ -1,42 +1,32 @@
-"""Which attacks an attack is held against, so that its number can be believed. Values only: no torch, no ray.
+"""What an attack is held against, as values of a plan. The rules themselves are the table of checks, study/checks.py.
 
-After Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al. (2018). `plan` makes work of
-them, `checks` judges what they found.
+A control is an attack of its own: it is planned, counted and stored like any other, on the points that checks are made on.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar
 
 from mi_ray.threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
 class Control:
-    """An attack that a check compares with: method, parameters, radius."""
+    """An attack that a check compares with: method, parameters, and the radius of its ball in [0, 1] pixels."""
 
     method: str
     values: Mapping[str, Any]
     epsilon: float
 
 
-# Checks whose verdict is of a whole trajectory, and not of one of its stops.
-OF_A_TRAJECTORY = (
-    "epsilon_zero",
-    "more_restarts",
-    "more_eot",
-    "monotone_in_epsilon",
-    "large_epsilon",
-    "black_box_not_stronger",
-    "random_noise_not_stronger",
-)
-LARGE_EPSILON, LARGE_STEPS = 0.5, 100
-CHECK_QUERIES, CHECK_TRIES, CHECK_EOT = 100, 20, 5  # of the black-box and noise controls; they are cheap on purpose
-
-
 @dataclass(frozen=True)
 class Attacked:
-    """The attack that is judged. executions: N at each of its steps, None where it attacks F alone."""
+    """The attack that is judged.
+
+    values: its parameters; where one trajectory is read at several stops, those of the stop that is judged.
+    stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
+    alone.
+    """
 
     method: str
     values: Mapping[str, Any]
@@ -45,34 +35,37 @@ class Attacked:
     executions: int | None
 
 
-def controls(attack: Attacked, stop: int, last: bool) -> Iterator[tuple[str, Control]]:
-    """(check, what it compares with) for an attack at a stop; those of a whole trajectory only at its last stop.
+@dataclass(frozen=True)
+class ControlRule:
+    """A check that needs passes of its own, as far as a plan has to know it.
 
-    A targeted attack is compared with its own stronger versions alone: it is the untargeted one that an accuracy on
-    true labels should hold against.
+    control: what the attack is compared with; None where the check does not apply to it. of_trajectory: whether its
+    verdict is of a whole trajectory, which is judged at its last stop, or of each stop. against_clean: whether the control
+    must leave what the clean images leave, and not what the attack leaves.
     """
-    values, epsilon, n = dict(attack.values), attack.threat.epsilon, attack.executions
+
+    name: str
+    control: Callable[[Attacked], Control | None]
+    of_trajectory: bool = True
+    against_clean: bool = False
+
+
+Rule = TypeVar("Rule", bound=ControlRule)
+
+
+@dataclass(frozen=True)
+class Held(Generic[Rule]):
+    """A rule with the control that an attack is held against by it."""
+
+    rule: Rule
+    control: Control
+
+
+def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> Iterator[Held[Rule]]:
+    """What an attack is held against at a stop; by rules of a whole trajectory only at its last stop."""
     if attack.stop_parameter is not None:
-        values[attack.stop_parameter] = stop
-        yield "more_steps", Control(attack.method, {**values, attack.stop_parameter: 2 * stop}, epsilon)
-    elif "steps" in values:
-        yield "more_steps", Control(attack.method, {**values, "steps": 2 * values["steps"]}, epsilon)
-    if not last:
-        return
-    if "restarts" in values:
-        yield "more_restarts", Control(attack.method, {**values, "restarts": 2 * values["restarts"]}, epsilon)
-    if n is not None and "eot" in values:
-        yield "more_eot", Control(attack.method, {**values, "eot": 2 * n}, epsilon)
-    if not attack.threat.leaves_label:
-        return
-    yield "epsilon_zero", Control(attack.method, values, 0.0)
-    yield "monotone_in_epsilon", Control(attack.method, values, min(1.0, 2 * epsilon))
-    eot = {} if n is None else {"eot": min(n, CHECK_EOT)}
-    large = {"steps": LARGE_STEPS, "step_size": LARGE_EPSILON / 50, **eot}
-    yield "large_epsilon", Control("pgd" if n is None else "eot_pgd", large, LARGE_EPSILON)
-    for name, other, more in (
-        ("black_box_not_stronger", "square", {"queries": CHECK_QUERIES, **eot}),
-        ("random_noise_not_stronger", "random_noise", {"tries": CHECK_TRIES, **eot}),
-    ):
-        if attack.method not in ("square", "random_noise"):
-            yield name, Control(other, more, epsilon)
+        attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
+    for rule in rules:
+        control = rule.control(attack) if last or not rule.of_trajectory else None
+        if control is not None:
+            yield Held(rule, control)

@@ -6,13 +6,13 @@ is a join of MI-PL's and MI-OL's outputs; N = 1, 5, 10 are prefixes of N = 30. V
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from mi_ray.config import ADAPTIVE, AttackEntry, ClassifierEntry, Options, Sweep
 from mi_ray.parameters import Axis, Method, Registry, expand
-from mi_ray.plan.controls import OF_A_TRAJECTORY, Attacked, Control, controls
+from mi_ray.plan.controls import Attacked, Control, ControlRule, controls
 from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import (
     WORST_CASE,
@@ -32,14 +32,15 @@ from mi_ray.threat_model import ThreatModel
 
 
 @dataclass(frozen=True)
-class Methods:
-    """The registries that a sweep's names are looked up in, handed in so that this module needs none of them."""
+class Registries:
+    """What a sweep's names are looked up in, and the checks' controls: handed in, so that this folder needs none of them."""
 
     defenses: Registry[Any]
     attacks: Registry[Any]
     objectives: Registry[Any]
     architectures: Registry[Any]
     chunk: int
+    checks: Sequence[ControlRule]
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,10 @@ class Planner:
     Everything a person can get wrong in a file is found by `Planner(…)` and `settings()`, before any work.
     """
 
-    def __init__(self, sweep: Sweep, methods: Methods, facts: Facts, options: Options | None = None) -> None:
-        self.sweep, self.methods, self.facts = sweep, methods, facts
+    def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options | None = None) -> None:
+        self.sweep, self.registries, self.facts = sweep, registries, facts
         self.options = sweep.resolved_options() if options is None else options
-        self.costs = Costs(methods.attacks, methods.chunk)
+        self.costs = Costs(registries.attacks, registries.chunk)
         if sweep.points.count > facts.test_count:
             raise ValueError(
                 f"points.count must not exceed the test split of {facts.dataset}, {facts.test_count}; "
@@ -113,9 +114,9 @@ class Planner:
             }
             return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
         assert entry.architecture is not None
-        architecture = self.methods.architectures.make(*entry.architecture)
+        architecture = self.registries.architectures.make(*entry.architecture)
         training = self.sweep.training_options()
-        method = self.methods.objectives[entry.objective.name]
+        method = self.registries.objectives[entry.objective.name]
         axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
         if any(len(axis.values) > 1 for axis in axes.values()):
             raise ValueError(
@@ -198,7 +199,7 @@ class Planner:
 
     def _method(self, entry: AttackEntry) -> Any:
         name = entry.method.name
-        return self.methods.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
+        return self.registries.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
 
     def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
         """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
@@ -240,10 +241,15 @@ class Planner:
             pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
             behind = {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}
             each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
-            parts = tuple(whole_chunks(executions, self.methods.chunk) for executions in each)
+            parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
             sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
             versions = [part.version for part in (defense, *defense.components())]
-            facts |= {**behind, "defense_versions": versions, "defense_sources": sources, "chunk": self.methods.chunk}
+            facts |= {
+                **behind,
+                "defense_versions": versions,
+                "defense_sources": sources,
+                "chunk": self.registries.chunk,
+            }
         key = content_key("attack", facts)
         work = AttackWork(
             key,
@@ -267,7 +273,7 @@ class Planner:
             if classifier is not None and not _applies(entry.classifiers, classifier):
                 continue
             name, written = entry.method
-            method = self.methods.defenses[name]
+            method = self.registries.defenses[name]
             found.append((method, expand(method, written, lambda option: getattr(self.options, option))))
         return found
 
@@ -283,7 +289,9 @@ class Planner:
             frozenset(work.key for work in self.classifiers if _applies(entry.classifiers, work))
             for entry in self.sweep.defenses
         ]
-        for (method, axes), keys in zip([(self.methods.defenses["none"], {}), *self.axes()], [every, *on], strict=True):
+        for (method, axes), keys in zip(
+            [(self.registries.defenses["none"], {}), *self.axes()], [every, *on], strict=True
+        ):
             for values in product(axes):
                 defense = self.checked(method.make(values))
                 name = canonical([defense.name, defense.values()])
@@ -333,7 +341,7 @@ class Planner:
             "values": component.values(),
             "pool": pool,
             "seed": self.sweep.seed,
-            "chunk": self.methods.chunk,
+            "chunk": self.registries.chunk,
             "source": self.facts.sources.get(component.name),
             **self._arithmetic(classifier.key),
         }
@@ -424,7 +432,7 @@ class Planner:
         params: dict[str, Any] = {}
         if attack is not None:
             params = {**attack.values, "labels": attack.labels}
-            stop_parameter = self.methods.attacks[attack.method].stop_parameter
+            stop_parameter = self.registries.attacks[attack.method].stop_parameter
             if stop_parameter is not None:
                 params[stop_parameter] = inputs.stop
         return {
@@ -487,30 +495,29 @@ class Planner:
             if not attack.by_accuracy:
                 continue
             classifier = self._by_key[attack.classifier]
-            defense = self.methods.defenses.make(*judged.defense)
+            defense = self.registries.defenses.make(*judged.defense)
             last = stop == max(stops for other, stops in by_inputs if other == key)
-            for name, control in controls(self._attacked(attack), stop, last):
-                work = self._control(attack, classifier, control)
-                inputs = Inputs(work, work.stops[-1])
+            for held in controls(self.registries.checks, self._attacked(attack), stop, last):
+                work = self._control(attack, classifier, held.control)
                 sharing = [
-                    c
-                    for (k, s), found in by_inputs.items()
-                    if k == key and (s == stop or name in OF_A_TRAJECTORY)
-                    for c in found
+                    cell.key
+                    for (other, at), some in by_inputs.items()
+                    if other == key and (at == stop or held.rule.of_trajectory)
+                    for cell in some
                 ]
                 n = judged.identity["executions"]
-                answer = self._cell(classifier, inputs, defense, n)
-                compared = self._cell(classifier, Inputs(), defense, n) if name == "epsilon_zero" else judged
-                yield Check(name, compared, answer, tuple(cell.key for cell in sharing))
+                answer = self._cell(classifier, Inputs(work, work.stops[-1]), defense, n)
+                compared = self._cell(classifier, Inputs(), defense, n) if held.rule.against_clean else judged
+                yield Check(held.rule.name, compared, answer, tuple(sharing))
 
     def _attacked(self, attack: AttackWork) -> Attacked:
-        stop_parameter = self.methods.attacks[attack.method].stop_parameter
+        stop_parameter = self.registries.attacks[attack.method].stop_parameter
         executions = attack.executions if attack.defense is not None else None
         return Attacked(attack.method, attack.values, attack.threat, stop_parameter, executions)
 
     def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:
-        made = self.methods.attacks.make(control.method, control.values)
-        behind = None if attack.defense is None else self.methods.defenses.make(*attack.defense)
+        made = self.registries.attacks.make(control.method, control.values)
+        behind = None if attack.defense is None else self.registries.defenses.make(*attack.defense)
         threat = replace(attack.threat, epsilon=control.epsilon)
         return self._attack_work(made, threat, classifier, behind)
 
@@ -527,7 +534,7 @@ class Planner:
         if self.sweep.search is None:
             return planned
         n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)
-        each = self.stored_points * self.sweep.draws_of(self.options) * whole_chunks(n, self.methods.chunk)
+        each = self.stored_points * self.sweep.draws_of(self.options) * whole_chunks(n, self.registries.chunk)
         inputs = sum(len(self.inputs(work)) for work in self.classifiers)
         return planned + self.sweep.search.trials * inputs * each
 

@@ -1,15 +1,19 @@
 """Whether a number can be trusted: checks with a criterion each, stored as passed, failed or not run (docs/checks.md).
 
-After Carlini et al. (2019), *On Evaluating Adversarial Robustness*. Pure functions of counts and rows; `controls` says
-which attacks an attack is held against, `verdicts` gathers what these need.
+`STORED` and `CONTROLS` at the end are the table of all checks: name, criterion, what an attack is held against, and how that
+is judged. A new check is one entry there and a paragraph of its name in docs/checks.md. After Carlini et al. (2019), *On
+Evaluating Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function of counts and values;
+`verdicts` gathers what they need.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from mi_ray.plan.controls import Attacked, Control, ControlRule
 from mi_ray.statistics import paired_test
 from mi_ray.threat_model import TOLERANCE
 
@@ -18,18 +22,8 @@ SIGNIFICANT = 0.05  # level of a paired one-sided test
 ONE_POINT = 0.01  # by how much an accuracy may move when the attack is made stronger; one test point where that is more
 MARGIN = 0.002  # by how much a weaker attack may be ahead
 ZERO_GRADIENTS = 0.01  # largest share of gradients that may be zero throughout
-FREE = ("in_ball", "in_box", "gradients_not_zero", "logits_not_probabilities", "randomness_declared")
-NEED_PASSES = (
-    "epsilon_zero",
-    "more_steps",
-    "more_restarts",
-    "more_eot",
-    "monotone_in_epsilon",
-    "large_epsilon",
-    "black_box_not_stronger",
-    "random_noise_not_stronger",
-)
-CHECKS = (*FREE, *NEED_PASSES, "oblivious_not_stronger")
+LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # at which any image can be turned grey
+CHECK_QUERIES, CHECK_TRIES, CHECK_EOT = 100, 20, 5  # of the black-box and noise controls, which are cheap on purpose
 Counts = npt.NDArray[Any]
 
 
@@ -104,6 +98,16 @@ class Compared:
         """Mean survival under the judged attack and under the control."""
         return float(self.judged.mean() / self.draws), float(self.control.mean() / self.draws)
 
+    @property
+    def points(self) -> int:
+        """On how many points they are compared."""
+        return len(self.judged)
+
+    @property
+    def tolerance(self) -> float:
+        """By how much an accuracy may move: one percentage point, or one test point where there are fewer than 100."""
+        return max(ONE_POINT, 1 / self.points) + 1e-9
+
     def stronger(self) -> tuple[float, float]:
         """(share of points on which the control leaves fewer right draws, one-sided p that it is stronger)."""
         found = paired_test(self.judged, self.control, self.draws)
@@ -113,38 +117,191 @@ class Compared:
         """One-sided p that the control leaves more right draws."""
         return float(paired_test(self.judged, self.control, self.draws).p_less)
 
+    def text(self) -> str:
+        """The two accuracies in words."""
+        own, other = self.accuracies()
+        return f"{100 * own:.1f} % against {100 * other:.1f} % on {self.points} points"
+
+    def finding(self, holds: bool, why: str) -> Finding:
+        """Whether the check holds, with the figures that every comparison stores."""
+        (own, other), (share, p) = self.accuracies(), self.stronger()
+        return _judged(holds, why, accuracy=own, control=other, points=self.points, share_stronger=share, p=p)
+
+
+@dataclass(frozen=True)
+class CheckRule(ControlRule):
+    """A check that compares an attack with a control: a row of `CONTROLS`.
+
+    criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. judge: the finding of a comparison,
+    given the number of classes and the control in words.
+    """
+
+    criterion: str = ""
+    judge: Callable[[Compared, int, str], Finding] = lambda found, classes, rival: found.finding(True, rival)
+
+
+def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
+    """The same attack with twice the value of a parameter, where it has one."""
+
+    def control(attack: Attacked) -> Control | None:
+        name = attack.stop_parameter if parameter == "steps" and attack.stop_parameter else parameter
+        value = attack.executions if parameter == "eot" else attack.values.get(name)
+        if name not in attack.values or value is None:
+            return None
+        return Control(attack.method, {**attack.values, name: 2 * value}, attack.threat.epsilon)
+
+    return control
+
+
+def _at_epsilon(scaled: Callable[[float], float]) -> Callable[[Attacked], Control | None]:
+    """The same attack in a ball of another radius. A targeted attack is held against its own stronger versions alone: it
+    is the untargeted one that an accuracy on true labels should hold against."""
+
+    def control(attack: Attacked) -> Control | None:
+        if not attack.threat.leaves_label:
+            return None
+        return Control(attack.method, attack.values, scaled(attack.threat.epsilon))
+
+    return control
+
+
+def _few_executions(attack: Attacked) -> dict[str, int]:
+    """Executions that a cheap control averages at each step, where there is a defense."""
+    return {} if attack.executions is None else {"eot": min(attack.executions, CHECK_EOT)}
+
+
+def _in_a_large_ball(attack: Attacked) -> Control | None:
+    if not attack.threat.leaves_label:
+        return None
+    values = {"steps": LARGE_STEPS, "step_size": LARGE_EPSILON / 50, **_few_executions(attack)}
+    return Control("pgd" if attack.executions is None else "eot_pgd", values, LARGE_EPSILON)
+
+
+def _without_gradients(method: str, length: str, number: Callable[[], int]) -> Callable[[Attacked], Control | None]:
+    """An attack that asks for no gradient, for one that does. number: how long it runs."""
+
+    def control(attack: Attacked) -> Control | None:
+        if not attack.threat.leaves_label or attack.method in ("square", "random_noise"):
+            return None
+        return Control(method, {length: number(), **_few_executions(attack)}, attack.threat.epsilon)
+
+    return control
+
+
+def _judge_doubled(found: Compared, classes: int, rival: str) -> Finding:
+    (own, other), (_, p) = found.accuracies(), found.stronger()
+    moved = own - other if found.random else abs(own - other)
+    return found.finding(p >= SIGNIFICANT and moved <= found.tolerance, f"doubled: {found.text()}, p = {p:.3g}")
+
+
+def _judge_epsilon_zero(found: Compared, classes: int, rival: str) -> Finding:
+    own, other = found.accuracies()
+    same = bool((found.judged == found.control).all())
+    return found.finding(same, f"at epsilon 0 the accuracy is {100 * other:.1f} %, clean {100 * own:.1f} %")
+
+
+def _judge_monotone(found: Compared, classes: int, rival: str) -> Finding:
+    own, other = found.accuracies()
+    holds = other <= own + found.tolerance and found.weaker() >= SIGNIFICANT
+    return found.finding(holds, f"at twice epsilon: {found.text()}")
+
+
+def _judge_large_epsilon(found: Compared, classes: int, rival: str) -> Finding:
+    _, other = found.accuracies()
+    why = f"at epsilon 0.5 {100 * other:.1f} % are left, chance is {100 / classes:.1f} %"
+    return found.finding(other <= 1 / classes + 1e-9, why)
+
+
+def _judge_not_stronger(what: str, margin: float, slack_points: int) -> Callable[[Compared, int, str], Finding]:
+    """A weaker attack is ahead by no more than the margin, or, where the defense draws, by so many test points."""
+
+    def judge(found: Compared, classes: int, rival: str) -> Finding:
+        (own, other), (share, p) = found.accuracies(), found.stronger()
+        slack = slack_points / found.points if found.random else 0.0
+        why = f"{found.text()} under {rival or what}, which is stronger on {100 * share:.1f} % of points (p = {p:.3g})"
+        return found.finding(other >= own - max(margin, slack) - 1e-9, why)
+
+    return judge
+
+
+# Checks that are read off what is stored, with their criteria.
+STORED = {
+    "in_ball": "The largest |delta| over all images is at most epsilon, up to 1e-6 of float32 rounding.",
+    "in_box": "Every pixel of every attacked image is in [0, 1].",
+    "gradients_not_zero": "At most 1 % of the gradients that the attack followed are zero in every pixel.",
+    "logits_not_probabilities": "The network's outputs are not themselves probability vectors.",
+    "randomness_declared": "F gives the same output five times.",
+}
+OBLIVIOUS = CheckRule(
+    "oblivious_not_stronger",
+    control=lambda attack: None,  # its rival is an attack that the study makes anyway
+    criterion="An adaptive attack leaves no more accuracy than the strongest oblivious attack on the same setting, radius and "
+    "goal.",
+    judge=_judge_not_stronger("the oblivious control", MARGIN, 0),
+)
+CONTROLS = (
+    CheckRule(
+        "more_steps",
+        control=_doubled("steps"),
+        of_trajectory=False,
+        criterion="Twice the steps leave the same accuracy.",
+        judge=_judge_doubled,
+    ),
+    CheckRule(
+        "more_restarts",
+        control=_doubled("restarts"),
+        criterion="Twice the restarts leave the same accuracy.",
+        judge=_judge_doubled,
+    ),
+    CheckRule(
+        "more_eot",
+        control=_doubled("eot"),
+        criterion="Twice the executions in the gradient leave the same accuracy.",
+        judge=_judge_doubled,
+    ),
+    CheckRule(
+        "epsilon_zero",
+        control=_at_epsilon(lambda epsilon: 0.0),
+        against_clean=True,
+        criterion="The same attack at epsilon 0 leaves exactly the clean predictions.",
+        judge=_judge_epsilon_zero,
+    ),
+    CheckRule(
+        "monotone_in_epsilon",
+        control=_at_epsilon(lambda epsilon: min(1.0, 2 * epsilon)),
+        criterion="At twice epsilon no more accuracy is left.",
+        judge=_judge_monotone,
+    ),
+    CheckRule(
+        "large_epsilon",
+        control=_in_a_large_ball,
+        criterion="PGD-100 with epsilon 0.5 leaves at most chance, 1/classes.",
+        judge=_judge_large_epsilon,
+    ),
+    CheckRule(
+        "black_box_not_stronger",
+        control=_without_gradients("square", "queries", lambda: CHECK_QUERIES),
+        criterion="The Square attack with 100 queries is not ahead by more than 0.2 points.",
+        judge=_judge_not_stronger("the black-box control", MARGIN, 1),
+    ),
+    CheckRule(
+        "random_noise_not_stronger",
+        control=_without_gradients("random_noise", "tries", lambda: CHECK_TRIES),
+        criterion="The best of 20 uniform points in the ball breaks no more than the attack.",
+        judge=_judge_not_stronger("the noise control", 0.0, 1),
+    ),
+)
+_RULES = {rule.name: rule for rule in (*CONTROLS, OBLIVIOUS)}
+NEED_PASSES = tuple(rule.name for rule in CONTROLS)
+CHECKS = (*STORED, *_RULES)
+
 
 def against_control(name: str, found: Compared, classes: int, rival: str = "") -> Finding:
-    """The verdict of one of `NEED_PASSES` or of `oblivious_not_stronger`. Raises KeyError for another name.
+    """What a check of `CONTROLS`, or `oblivious_not_stronger`, says of a comparison. Raises KeyError for another name.
 
     rival: what the control is, in words, where its name does not say it.
     """
-    own, other = found.accuracies()
-    points = len(found.judged)
-    share, p = found.stronger()
-    tolerance = max(ONE_POINT, 1 / points) + 1e-9
-    figures = {"accuracy": own, "control": other, "points": points, "share_stronger": share, "p": p}
-    text = f"{100 * own:.1f} % against {100 * other:.1f} % on {points} points"
-    if name == "epsilon_zero":
-        same = bool((found.judged == found.control).all())
-        return _judged(same, f"at epsilon 0 the accuracy is {100 * other:.1f} %, clean {100 * own:.1f} %", **figures)
-    if name in ("more_steps", "more_restarts", "more_eot"):
-        moved = own - other if found.random else abs(own - other)
-        holds = p >= SIGNIFICANT and moved <= tolerance
-        return _judged(holds, f"doubled: {text}, p = {p:.3g}", **figures)
-    if name == "monotone_in_epsilon":
-        holds = other <= own + tolerance and found.weaker() >= SIGNIFICANT
-        return _judged(holds, f"at twice epsilon: {text}", **figures)
-    if name == "large_epsilon":
-        holds = other <= 1 / classes + 1e-9
-        return _judged(
-            holds, f"at epsilon 0.5 {100 * other:.1f} % are left, chance is {100 / classes:.1f} %", **figures
-        )
-    margin = {"black_box_not_stronger": MARGIN, "oblivious_not_stronger": MARGIN, "random_noise_not_stronger": 0.0}
-    what = {"black_box_not_stronger": "black-box", "oblivious_not_stronger": "oblivious"}.get(name, "noise")
-    why = f"{text} under {rival or f'the {what} control'}, which is stronger on {100 * share:.1f} % of points (p = {p:.3g})"
-    slack = 1 / points if found.random and name in NEED_PASSES else 0.0
-    return _judged(other >= own - max(margin[name], slack) - 1e-9, why, **figures)
+    return _RULES[name].judge(found, classes, rival)
 
 
 def verdict(findings: dict[str, Finding], attacked: bool) -> State:

@@ -217,7 +217,7 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     try:
         plain = build_classifier(work.description).to(device)
         fast = prepared(plain, device, precision)
-        chunk = torch.rand(study.sweep.batch * study.planner.methods.chunk, 3, height, width, device=device)
+        chunk = torch.rand(study.sweep.batch * study.planner.registries.chunk, 3, height, width, device=device)
         batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
 
         def gradient(model: torch.nn.Module) -> None:

@@ -28,13 +28,14 @@ from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
-from mi_ray.plan.planner import Facts, Methods, Planner
+from mi_ray.plan.planner import Facts, Planner, Registries
 from mi_ray.plan.work import ClassifierWork, Plan, united
 from mi_ray.sample_pool import without
 from mi_ray.store.keys import canonical
+from mi_ray.study.checks import CONTROLS
 from mi_ray.study.results import PoolData, StudyData
 
-METHODS = Methods(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK)
+REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,7 @@ class Study:
     def decided(self, precisions: Mapping[str, Precision]) -> "Study":
         """The same study once `precision: auto` has decided for these classifiers."""
         made = {
-            name: Planner(self.sweep, METHODS, replace(planner.facts, decided=precisions), planner.options)
+            name: Planner(self.sweep, REGISTRIES, replace(planner.facts, decided=precisions), planner.options)
             for name, planner in self.variants.items()
         }
         return replace(self, planner=made[""], variants=made)
@@ -225,7 +226,7 @@ def prepare(sweep: Sweep) -> Study:
         sources=sources,
     )
     variants = {
-        name: Planner(sweep, METHODS, replace(facts, pools=pools.of(chosen)), chosen)
+        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen)), chosen)
         for name, chosen in options.items()
     }
     planner = variants[""]

@@ -11,7 +11,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import State, write_manifest, write_sweep
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import EXAMPLES, images_column
-from mi_ray.study.prepare import METHODS, Study
+from mi_ray.study.prepare import REGISTRIES, Study
 
 SHOWN = 16  # clean images that a study keeps for its figures
 
@@ -28,8 +28,8 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
 
 def appearance() -> dict[str, dict[str, object]]:
     """How figures, which import no torch, name and draw the registered methods: looks of defenses, labels of attacks."""
-    looks: dict[str, object] = {name: METHODS.defenses[name].look() for name in METHODS.defenses}
-    labels: dict[str, object] = {name: METHODS.attacks[name].display_name or name for name in METHODS.attacks}
+    looks: dict[str, object] = {name: REGISTRIES.defenses[name].look() for name in REGISTRIES.defenses}
+    labels: dict[str, object] = {name: REGISTRIES.attacks[name].display_name or name for name in REGISTRIES.attacks}
     return {"defenses": looks, "attacks": labels}
 
 

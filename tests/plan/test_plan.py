@@ -18,7 +18,7 @@ from mi_ray.plan.planner import Facts, Planner, product
 from mi_ray.plan.work import Cell, Check, Plan, united
 from mi_ray.store.keys import canonical, content_key
 from mi_ray.store.manifest import study_fingerprint
-from mi_ray.study.prepare import METHODS, device_of, prepare
+from mi_ray.study.prepare import REGISTRIES, device_of, prepare
 
 FACTS = Facts(
     dataset="digits",
@@ -45,7 +45,7 @@ Keys = dict[str, set[str]]
 
 
 def planner(facts: Facts = FACTS, **changes: Any) -> Planner:
-    return Planner(sweep(**{"defenses": EVERY_DEFENSE, "classifiers": TRAINED, **changes}), METHODS, facts)
+    return Planner(sweep(**{"defenses": EVERY_DEFENSE, "classifiers": TRAINED, **changes}), REGISTRIES, facts)
 
 
 def planned(facts: Facts = FACTS, **changes: Any) -> Plan:
@@ -163,7 +163,7 @@ def test_a_methods_version_changes_the_keys_of_what_it_makes(
     monkeypatch: pytest.MonkeyPatch, registry: str, name: str, expected: set[str]
 ) -> None:
     before = keys(planned())
-    method = getattr(METHODS, registry)[name]
+    method = getattr(REGISTRIES, registry)[name]
     monkeypatch.setattr(method, "version", method.version + 1)
     assert changed(before, keys(planned())) == expected
 
@@ -175,13 +175,13 @@ def test_a_defenses_version_changes_its_own_cells_and_those_that_join_it(
     monkeypatch: pytest.MonkeyPatch, name: str, touched: set[str]
 ) -> None:
     before = by_defense(planned())
-    monkeypatch.setattr(METHODS.defenses[name], "version", 2)
+    monkeypatch.setattr(REGISTRIES.defenses[name], "version", 2)
     after = by_defense(planned())
     assert {defense for defense in before if before[defense] != after[defense]} == touched
 
 
 def test_the_size_of_a_chunk_of_executions_is_part_of_the_outputs_keys() -> None:
-    other = Planner(planner().sweep, replace(METHODS, chunk=10), FACTS)
+    other = Planner(planner().sweep, replace(REGISTRIES, chunk=10), FACTS)
     expected = {"outputs clean", "outputs attacked", "cells clean", "cells attacked"}
     assert changed(keys(planned()), keys(other.plan(other.settings()))) == expected
 
@@ -562,7 +562,7 @@ def test_the_rate_drops_at_half_and_three_quarters_and_never_in_the_first_epoch(
     epochs: int, preset: str, drops: list[int]
 ) -> None:
     planner = Planner(
-        sweep(classifiers=classifier(training={"epochs": epochs}), training_preset=preset), METHODS, FACTS
+        sweep(classifiers=classifier(training={"epochs": epochs}), training_preset=preset), REGISTRIES, FACTS
     )
     assert planner.training_of(planner.classifiers[0])["lr_drops"] == drops
 
@@ -570,7 +570,7 @@ def test_the_rate_drops_at_half_and_three_quarters_and_never_in_the_first_epoch(
 def test_two_names_for_one_classifier_are_refused() -> None:
     twins = [{**classifier()[0], "name": name} for name in ("a", "b")]
     with pytest.raises(ValueError, match="classifiers must differ; 'a' and 'b' are the same"):
-        Planner(sweep(classifiers=twins), METHODS, FACTS)
+        Planner(sweep(classifiers=twins), REGISTRIES, FACTS)
 
 
 # Adaptive attacks
@@ -629,7 +629,7 @@ def test_an_adaptive_attack_without_executions_of_its_own_takes_the_studys_large
 @pytest.mark.parametrize("version", ["mi_ol", "mi_combined"])
 def test_a_defenses_version_changes_the_attacks_against_it(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     before = attack_keys(**COMBINED)
-    monkeypatch.setattr(METHODS.defenses[version], "version", 2)
+    monkeypatch.setattr(REGISTRIES.defenses[version], "version", 2)
     assert not before & attack_keys(**COMBINED)
 
 
@@ -836,7 +836,7 @@ def test_an_attack_is_held_against_the_controls_that_fit_it(attack: Any, goal: s
     plan = planned(attacks=[{**attack, "goal": goal}], defenses=[{"mi_ol": 0.5}], checks="subset")
     found = checks_of(plan, method, goal)
     assert found.keys() - {"more_restarts"} == names - {"more_restarts"}
-    assert ("more_restarts" in found) == ("restarts" in METHODS.attacks[method].parameters())
+    assert ("more_restarts" in found) == ("restarts" in REGISTRIES.attacks[method].parameters())
     for name, check in found.items():
         control = check.control.inputs.attack
         assert control

@@ -1,5 +1,7 @@
 """Each check has a criterion that a sound attack meets and a broken one does not; the verdict is one word of them."""
 
+import re
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -7,11 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from mi_ray.plan.controls import OF_A_TRAJECTORY, Attacked, controls
+from mi_ray.plan.controls import Attacked, Control, controls
 from mi_ray.study.checks import (
     CHECKS,
-    FREE,
+    CONTROLS,
     NEED_PASSES,
+    OBLIVIOUS,
+    STORED,
     Compared,
     Finding,
     against_control,
@@ -156,7 +160,7 @@ def test_both_outcomes_of_every_control_are_tried_above() -> None:
     assert {(name, state) for name, _, state in CRITERIA} == {
         (name, state) for name in (*NEED_PASSES, "oblivious_not_stronger") for state in ("passed", "failed")
     }
-    assert set(CHECKS) == {*FREE, *NEED_PASSES, "oblivious_not_stronger"}
+    assert set(CHECKS) == {*STORED, *NEED_PASSES, "oblivious_not_stronger"}
 
 
 def test_a_margin_of_two_tenths_of_a_point_is_allowed_where_points_are_that_fine() -> None:
@@ -234,11 +238,24 @@ def test_the_verdict_is_failed_by_one_check_and_passed_only_where_a_control_was_
     assert verdict(findings(**states), attacked) == expected
 
 
+def held(attack: Attacked, stop: int, last: bool) -> dict[str, Control]:
+    return {each.rule.name: each.control for each in controls(CONTROLS, attack, stop, last)}
+
+
+def test_every_check_has_its_paragraph_which_begins_with_its_criterion() -> None:
+    text = " ".join((Path(__file__).parents[2] / "docs/checks.md").read_text(encoding="utf-8").split())
+    criteria = {**STORED, **{rule.name: rule.criterion for rule in (*CONTROLS, OBLIVIOUS)}}
+    assert set(criteria) == set(CHECKS)
+    absent = [name for name, criterion in criteria.items() if f"**{name}.** {criterion}" not in text]
+    assert absent == []
+    assert set(re.findall(r"\*\*(\w+)\.\*\*", text)) == set(CHECKS)
+
+
 def test_controls_of_a_trajectory_are_named_once_and_more_steps_at_each_stop() -> None:
     attack = Attacked("pgd", {"steps": [2, 4], "restarts": 1}, ThreatModel(0.1), "steps", None)
-    early, late = (dict(controls(attack, stop, last)) for stop, last in ((2, False), (4, True)))
+    early, late = (held(attack, stop, last) for stop, last in ((2, False), (4, True)))
     assert list(early) == ["more_steps"]
-    assert set(late) == {"more_steps", *OF_A_TRAJECTORY} - {"more_eot"}
+    assert set(late) == {"more_steps", *(rule.name for rule in CONTROLS if rule.of_trajectory)} - {"more_eot"}
     assert (early["more_steps"].values["steps"], late["more_steps"].values["steps"]) == (4, 8)
     assert late["large_epsilon"].method == "pgd"
     assert late["large_epsilon"].values == {"steps": 100, "step_size": 0.01}
@@ -246,22 +263,22 @@ def test_controls_of_a_trajectory_are_named_once_and_more_steps_at_each_stop() -
 
 def test_the_radius_of_a_control_stays_in_the_pixel_box() -> None:
     attack = Attacked("pgd", {"steps": [2]}, ThreatModel(0.7), "steps", None)
-    assert dict(controls(attack, 2, True))["monotone_in_epsilon"].epsilon == 1.0
+    assert (held(attack, 2, True))["monotone_in_epsilon"].epsilon == 1.0
 
 
 def test_controls_of_an_adaptive_attack_average_a_few_executions() -> None:
     attack = Attacked("eot_pgd", {"steps": [2], "eot": None}, ThreatModel(0.1), "steps", 30)
-    found = dict(controls(attack, 2, True))
+    found = held(attack, 2, True)
     assert found["more_eot"].values["eot"] == 60
     assert found["large_epsilon"].method == "eot_pgd"
     names = ("large_epsilon", "black_box_not_stronger", "random_noise_not_stronger")
     assert [found[name].values["eot"] for name in names] == [5, 5, 5]
-    few = dict(controls(Attacked("eot_pgd", {"steps": [2], "eot": 3}, ThreatModel(0.1), "steps", 3), 2, True))
+    few = held(Attacked("eot_pgd", {"steps": [2], "eot": 3}, ThreatModel(0.1), "steps", 3), 2, True)
     assert few["large_epsilon"].values["eot"] == 3
 
 
 def test_an_attack_whose_steps_are_no_stops_is_held_against_twice_as_many() -> None:
-    found = dict(controls(Attacked("mine", {"steps": 7}, ThreatModel(0.1), None, None), 0, True))
+    found = held(Attacked("mine", {"steps": 7}, ThreatModel(0.1), None, None), 0, True)
     assert found["more_steps"].values == {"steps": 14}
 
 

@@ -14,7 +14,7 @@ from helpers.sweeps import classifier as entry
 from helpers.sweeps import sweep
 from torch import nn
 
-import mi_ray.plan.controls
+import mi_ray.study.checks
 import mi_ray.study.workbench
 from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
 from mi_ray.data import to_unit
@@ -22,7 +22,7 @@ from mi_ray.plan.work import Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.study import verdicts
-from mi_ray.study.checks import CHECKS, FREE, NEED_PASSES, Finding
+from mi_ray.study.checks import CHECKS, NEED_PASSES, STORED, Finding
 from mi_ray.study.prepare import prepare
 from mi_ray.study.verdicts import Verdicts
 from mi_ray.study.workbench import Workbench
@@ -48,7 +48,7 @@ def quick() -> Any:
     """Controls of a few queries; what they find is told by the real ones in the checks of a sweep."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in (("LARGE_STEPS", 20), ("CHECK_QUERIES", 5), ("CHECK_TRIES", 3), ("CHECK_EOT", 2)):
-            patch.setattr(mi_ray.plan.controls, name, value)
+            patch.setattr(mi_ray.study.checks, name, value)
         yield
 
 
@@ -104,7 +104,7 @@ def test_checks_that_need_passes_were_run_where_they_apply(cells: list[dict[str,
     assert {pgd["checks"][name]["points"] for name in NEED_PASSES if name != "more_eot"} == {20}
     for row in (pgd, eot):
         assert row["checks"]["epsilon_zero"]["state"] == "passed"  # the clean rows, draw by draw
-        assert all(row["checks"][name]["state"] == "passed" for name in FREE)
+        assert all(row["checks"][name]["state"] == "passed" for name in STORED)
 
 
 def test_a_sound_attack_meets_its_controls(cells: list[dict[str, Any]]) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, finish, stages, tiny
 
-import mi_ray.plan.controls
+import mi_ray.study.checks
 import mi_ray.study.workbench
 from mi_ray.attacks import ATTACKS
 from mi_ray.data import to_unit
@@ -482,7 +482,7 @@ CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}]
 def quick_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls of a few steps: here it is their blocks that matter."""
     for name in ("LARGE_STEPS", "CHECK_QUERIES", "CHECK_TRIES"):
-        monkeypatch.setattr(mi_ray.plan.controls, name, 2)
+        monkeypatch.setattr(mi_ray.study.checks, name, 2)
 
 
 def test_a_study_with_checks_has_the_rows_of_one_without(quick_controls: None, tmp_path: Path) -> None:
