@@ -1,0 +1,94 @@
+"""Passes of worked examples, counted by hand."""
+
+from helpers.plans import ON_MI_OL, WORKED, planned, planner
+from helpers.sweeps import classifier
+
+
+def test_counts_of_a_worked_example() -> None:
+    plan = planned(**WORKED)
+    inputs = 1 + 2 * 2 * 2  # clean, and each stop of each threat model
+    settings = 1 + 2 * 3 + 2 * 2 * 2 * 3  # none has one N
+    assert len(plan.attacks) == 2 * 2 * 2  # classifiers x epsilons x goals
+    assert len(plan.cells) == 2 * (inputs + 2) * settings  # and the worst case at each epsilon
+    assert len(plan.outputs) == 2 * inputs * (1 + 3 + 2 + 2)  # F, sigmas, lam_pl, lam_ol
+
+
+def test_cost_of_a_worked_example_by_distinct_work_and_cell_by_cell() -> None:
+    made = planner(**WORKED, points={"count": 30}, draws=1)
+    cost = made.cost(made.plan(made.settings()))
+    points = 40  # whole batches of 20
+    assert cost["attack_forward"] == points * 8 * 50
+    assert cost["attack_backward"] == points * 8 * 50
+    assert cost["evaluation_forward"] == points * 2 * 9 * (1 + (3 + 2 + 2) * 5)
+    evaluated = 1 + 3 * (2 + 1 + 5) + 12 * (2 + 2 * (1 + 5))  # an own pass a cell, and N of each component
+    attacked = (1 + 3 * 2 + 12 * 2) * (10 + 50)
+    assert cost["naive_forward"] == points * 2 * (9 * evaluated + 4 * attacked)
+    assert cost["naive_backward"] == points * 2 * 4 * (1 + 6 + 24) * (10 + 50)
+
+
+def test_a_grid_like_figure_3b_costs_over_fifty_times_less_than_cell_by_cell() -> None:
+    lams = {"linspace": [0.1, 0.9, 9]}
+    combined = {"lam_pl": lams, "lam_ol": lams, "threshold": {"linspace": [0.05, 0.5, 10]}}
+    made = planner(
+        defenses=[{"gaussian_noise": {"sigma": {"linspace": [0.005, 0.05, 10]}}}, {"mi_combined": combined}],
+        attacks=[{"pgd": {"steps": [10]}, "epsilon": "8/255"}],
+        executions=[1, 5, 10, 20, 30],
+    )
+    plan = made.plan(made.settings())
+    cost = made.cost(plan)
+    assert len(plan.cells) == 2 * (1 + 5 * (10 + 9 * 9 * 10))
+    assert cost["naive_forward"] / (cost["attack_forward"] + cost["evaluation_forward"]) > 50
+
+
+def test_training_is_counted_in_passes_over_whole_batches() -> None:
+    work = planner(classifiers=classifier(training={"epochs": 3, "batch_size": 100})).classifiers[0]
+    assert work.cost == (3 * 12 * 100, 3 * 12 * 100)
+    attacked = planner(classifiers=classifier(objective={"adversarial": {"steps": 4}}, training={"epochs": 1}))
+    assert attacked.classifiers[0].cost == (20 * 64 * 6, 20 * 64 * 6)
+
+
+def test_cost_of_checks_is_what_they_need_beyond_the_study() -> None:
+    pgd = [{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}]
+    made = planner(attacks=pgd, defenses=["none"], checks={"points": 20}, points={"count": 40})
+    plan = made.plan(made.settings())
+    cost = made.cost(plan)
+    controls = {check.name: check.control.inputs.attack for check in plan.checks}
+    assert None not in controls.values()
+    forward = 8 - 4  # the same trajectory on to 8 steps
+    forward += 2 * (4 + 1)  # twice the restarts, scored at the last stop
+    forward += 2 * 4  # epsilon 0 and twice epsilon
+    forward += 100  # epsilon 0.5
+    others = ("black_box_not_stronger", "random_noise_not_stronger")
+    forward += sum(made.costs.of(controls[name])[0] for name in others)  # type: ignore[arg-type]
+    outputs = 7  # F once on the images of each control: 8 steps is one, 4 are the study's own
+    assert cost["checks_forward"] == 20 * (forward + outputs)
+    assert cost["checks_backward"] == 20 * ((8 - 4) + 2 * 4 + 2 * 4 + 100)
+    assert cost["attack_forward"] == 40 * 4
+    assert set(cost) == {
+        "training_forward",
+        "training_backward",
+        "attack_forward",
+        "attack_backward",
+        "evaluation_forward",
+        "checks_forward",
+        "checks_backward",
+        "naive_forward",
+        "naive_backward",
+    }
+
+
+def test_cost_of_an_adaptive_attack_counts_the_executions_of_each_step() -> None:
+    made = planner(
+        **{
+            **ON_MI_OL,
+            "attacks": [
+                {"eot_pgd": {"steps": 3, "eot": 7, "scoring_draws": 2}, "epsilon": 0.1, "knowledge": "adaptive"}
+            ],
+        }
+    )
+    each = 1 + 10  # ŷ, and seven executions in two chunks of five
+    cost = made.cost(made.plan(made.settings()))
+    assert (cost["attack_forward"], cost["attack_backward"]) == (
+        40 * (3 + 2) * each,
+        40 * 3 * (each - 1),
+    )  # ŷ has no gradient

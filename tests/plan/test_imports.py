@@ -1,0 +1,29 @@
+"""What plans, reads and waits imports nothing heavy."""
+
+import subprocess
+import sys
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    "module", ["plan.planner", "config", "store.read", "store.manifest", "statistics", "store.check", "cli"]
+)
+def test_what_a_reader_needs_imports_neither_torch_nor_ray(module: str) -> None:
+    code = f"import sys, mi_ray.{module}; print(sorted({{'torch', 'ray'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None:
+    unneeded = {"scipy.stats", "scipy.signal", "scipy.special", "sklearn", "matplotlib", "optuna"}
+    code = f"import sys, mi_ray.cluster.worker, mi_ray.cluster.search; print(sorted({unneeded} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("module", ["actors"])
+def test_what_trials_wait_for_starts_without_torch_and_ray_tune(module: str) -> None:
+    code = f"import sys, mi_ray.cluster.{module}; print(sorted({{'torch', 'ray.tune', 'pandas'}} & set(sys.modules)))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
