@@ -34,13 +34,14 @@ def run(session: Session, until: Until) -> Outcome:
 
 
 def _stages(session: Session, until: Until) -> None:
-    mark(session.store, session.study, session.study.plan(), "running")
+    plan = session.study.plan()
+    mark(session.store, session.study, plan, "running")
     train(session)
     if until == "train":
-        mark(session.store, session.study, session.study.plan(), "trained")
+        mark(session.store, session.study, plan, "trained")
         return
     precision.decide(session)
-    plan = session.study.plan()
+    plan = session.study.plan()  # Its keys may depend on the precision.
     mark(session.store, session.study, plan, "running")
     attack(session, plan)
     if until == "attack":

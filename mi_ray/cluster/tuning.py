@@ -104,20 +104,20 @@ def _run(session: Session, request: Request) -> Tuned:
         session.connect(size.cpus)
         at_once = session.sweep.resources.trials_at_once or max(1, int(session.cpus() // size.cpus))
         job = Job(
-            [session.data()],
-            session.sweep.plugins,
-            engine_of(size),
-            size.points,
-            # The points that a search sees and those that are reported are not the same.
-            (points.selection, points.count) if request.search is None else (0, points.selection),
-            request.resolve,
+            data=[session.data()],
+            plugins=session.sweep.plugins,
+            engine=engine_of(size),
+            block=size.points,
+            # A search is told accuracies on its own points, and never on those that are reported.
+            reported=(points.selection, points.count) if request.search is None else (0, points.selection),
+            resolve=request.resolve,
             # The trials of a grid have no block in common; settings that a search proposes may.
-            None if request.search is None else [start_locks()],
-            session.sweep.name,
-            {work.key: work.entry.name for work in session.planner.classifiers},
-            [session.progress],
-            begin_together(session, request, at_once),
-            request.name,
+            locks=None if request.search is None else [start_locks()],
+            study=session.sweep.name,
+            names={work.key: work.entry.name for work in session.planner.classifiers},
+            progress=[session.progress],
+            together=begin_together(session, request, at_once),
+            run=request.name,
         )
         ended: Sequence[tuple[Config, Exception | None]] = ()
         with stage(request.name, request.points, "points", session.console) as shown:
