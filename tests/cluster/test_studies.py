@@ -291,11 +291,11 @@ def test_a_store_of_several_studies_is_sound_and_holds_nothing_that_none_refers_
 @pytest.mark.timeout(560)
 def test_smoke_variants_with_counterparts_and_with_adaptive_attacks_run(tmp_path: Path) -> None:
     """The others differ in size alone; `make smoke` runs all of them."""
-    files = [Path(__file__).parents[1] / "sweeps" / f"{name}.yaml" for name in ("cifar10_small", "fig2", "fig5")]
-    program = [sys.executable, "-m", "mi_ray.cli", "sweep", "--smoke", *map(str, files), "--out", "results"]
+    names = ["cifar10_small", "fig2", "fig5"]
+    program = [sys.executable, "-m", "mi_ray.cli", "sweep", "--smoke", *names, "--out", "results"]
     done = subprocess.run(program, capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    for file in files:
-        cells = mi_ray.read_cells(tmp_path / "results", study=f"{yaml.safe_load(file.read_text())['name']}-smoke")
+    for name in names:
+        cells = mi_ray.read_cells(tmp_path / "results", study=f"{name}-smoke")
         assert len(cells) > 1
         assert (cells["state"] == "done").all()
