@@ -4,34 +4,18 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Iterator
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jaxtyping
 import pytest
 import torch
-from beartype import BeartypeConf, beartype
+from helpers import shapes
 from jaxtyping import install_import_hook
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
     from helpers.studies import Tiny
-
-_beartype = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int is a float, as in PEP 484
-
-
-def checked(function: Any) -> Any:
-    """What the hook below checks every function with; a dataclass that parses its own fields is left to it."""
-    strict = _beartype(function)
-    if function.__name__ != "__init__":
-        return strict
-
-    @wraps(function)
-    def unless_it_parses(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return None if hasattr(self, "__post_init__") else strict(self, *args, **kwargs)
-
-    return unless_it_parses
 
 
 def _checked_modules() -> list[str]:
@@ -41,8 +25,9 @@ def _checked_modules() -> list[str]:
     return sorted(f"mi_ray.{'.'.join(file.with_suffix('').parts)}".removesuffix(".__init__") for file in having)
 
 
-# Before the first import of the package: the tests import it only after this file.
-install_import_hook(_checked_modules(), f"{__name__}.checked")
+# Before the first import of the package: the tests import it only after this file. What checks is in a module of its own,
+# since a folder's own conftest.py takes the name `conftest` over from this one.
+install_import_hook(_checked_modules(), f"{shapes.__name__}.checked")
 torch.set_num_threads(1)
 
 
