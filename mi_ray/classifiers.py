@@ -6,7 +6,7 @@ import importlib
 import itertools
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -30,10 +30,10 @@ CompileMode = Literal["default", "reduce-overhead"]
 
 
 class Classifier(nn.Module):
-    """Images in [0, 1], [B, C, H, W] -> logits [B, classes]; normalisation (x - mean) / std is inside.
+    """A network from images in [0, 1], [B, C, H, W], to logits [B, classes]; normalisation (x - mean) / std is inside.
 
-    network: takes normalised images. mean, std: one entry a channel. classes: number of labels L.
-    description: what `save_classifier` writes, so that `load_classifier` can build the network again.
+    network: takes normalised images. mean, std: one entry for each channel. classes: the number of labels L.
+    description: what `build_classifier` builds the network from; a store keeps it beside the weights.
     """
 
     mean: Tensor
@@ -54,17 +54,19 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None  # The type to which `prepared` has each pass cast.
         self.passes = Passes()
-        self.exact: Sequence[Classifier] = ()  # this one in fp32, where it is in less; not a part, so no module of it
+        # This classifier in fp32, where it computes in less. It is in a sequence so that torch does not take it for a part.
+        self.exact: Sequence[Classifier] = ()
         self.compiled = False
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
         logits = self._logits((x - self.mean) / self.std)
-        return counted(logits.float().clone() if self.compiled else logits.float())  # the next replay writes over it
+        # A compiled network may write its next answer over this one, so the answer is copied.
+        return counted(logits.float().clone() if self.compiled else logits.float())
 
     def _logits(self, normalised: Tensor) -> Tensor:
-        cast: Any = nullcontext()
+        cast: AbstractContextManager[object] = nullcontext()
         if self.autocast is not None:
             cast = torch.autocast(normalised.device.type, self.autocast)
         else:
@@ -81,9 +83,10 @@ def wrap_classifier(
     std: Sequence[float] = (1, 1, 1),
     classes: int | None = None,
 ) -> Classifier:
-    """A user's own network as a Classifier, in eval mode on its device.
+    """A network of one's own as a Classifier, in eval mode on the device that it is on.
 
-    network: normalised images -> logits. classes: asked of the network with one grey 32x32 image when left out.
+    network: takes normalised images and returns logits. mean, std: one entry for each channel. classes: the number of
+    labels; when it is left out, the network is asked with one grey 32x32 image.
     Raises ValueError when mean and std do not fit each other.
     """
     if len(mean) != len(std) or any(s <= 0 for s in std):
@@ -300,9 +303,9 @@ def classifier_from_bytes(
 
 
 def load_classifier(path: str | Path) -> Classifier:
-    """The classifier in a store's folder `classifiers/<key>`: [0, 1] images [B, C, H, W] -> logits, eval mode, CPU.
+    """The classifier in a store's folder `classifiers/<key>`, in eval mode on the CPU.
 
-    The folder may be behind a URI. Raises ValueError when it holds none or a damaged one, or when its weights are of
+    path: the folder, also behind a URI. Raises ValueError when it holds none or a damaged one, or when its weights are of
     another architecture.
     """
     folder = Files(path)
@@ -320,12 +323,12 @@ def load_classifier(path: str | Path) -> Classifier:
 def prepared(
     classifier: Classifier, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None
 ) -> Classifier:
-    """A frozen copy for evaluation, in eval mode on the device; float32 logits whatever the precision.
+    """A copy of a classifier for evaluation: frozen, in eval mode, on the device; its logits are float32 always.
 
-    Our own architectures get their batch norms folded into the convolutions, channels_last, and at "bf16" bfloat16
-    weights. A user's network may not stand that: it stays as it is, and "bf16" is autocast.
+    Networks of our own architectures get their batch norms folded into the convolutions, the channels_last layout, and
+    bfloat16 weights at "bf16". A network of a person's own may not stand that: it stays as it is, and "bf16" is autocast.
 
-    compile_mode: compile the network for each shape that it meets; worth its minute on a GPU alone.
+    compile_mode: compile the network for each shape that it meets, which is worth its minute on a GPU alone.
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
     fast.passes = Passes()

@@ -108,7 +108,8 @@ SOURCES: Registry[Source] = Registry("dataset")
 class Digits(Source):
     """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels), enlarged to 32x32x3: 1,297 train, 500 test.
 
-    Real images that every installation has. Split once, stratified, with a fixed seed. Enlarged bilinearly.
+    They are real images that every installation has. They are enlarged bilinearly, and split once, stratified by label,
+    with a fixed seed.
     """
 
     name: ClassVar[str] = "digits"
@@ -259,7 +260,7 @@ class Npz(Source):
         try:
             with Path(self.path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
-        # TypeError, AttributeError: a lone .npy array is no archive, and no context manager either
+        # A lone .npy array is no archive and no context manager, which gives a TypeError or an AttributeError.
         except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self.path} must be a readable .npz archive without pickles: {error}") from error
         missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]

@@ -19,7 +19,7 @@ _ABOUT: dict[str, Any] = {}
 
 
 class JsonLines(logging.Formatter):
-    """A record of `event` as one line of JSON."""
+    """Formats a record of `event` as one line of JSON."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line of a record; a value that JSON cannot hold is written as text."""

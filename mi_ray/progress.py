@@ -1,4 +1,4 @@
-"""Progress for people: a live bar on a terminal, a plain line every few seconds elsewhere; and their Ctrl-C.
+"""Progress for people, as a live bar on a terminal and a plain line every few seconds elsewhere, and their Ctrl-C.
 
 While a stage runs, a first Ctrl-C ends it at its next step, so that it never lands inside another library; elsewhere it
 raises KeyboardInterrupt where it is. A second one ends a command at once.
@@ -32,7 +32,7 @@ def _rate(value: float) -> str:
 
 
 class _Rate(ProgressColumn):
-    """Units per second."""
+    """The column of a bar that shows units per second."""
 
     def render(self, task: Task) -> Text:
         return Text(f"{_rate(task.speed or 0)} {task.fields['unit']}/s", style="cyan")
@@ -84,7 +84,7 @@ def raise_if_stopped() -> None:
 
 
 class Stage:
-    """A counted stretch of work; `advance` may be called from one thread only, and raises KeyboardInterrupt on Ctrl-C."""
+    """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C."""
 
     def __init__(self, name: str, total: int, unit: str, console: Console) -> None:
         self.name, self.total, self.unit, self.console = name, total, unit, console

@@ -21,6 +21,9 @@ class Brightness(RandomTransform):
     """x + b with b ~ U(-a, a), one shift of the brightness for each image and execution."""
 
     name: ClassVar[str] = "brightness"
+    label: ClassVar[str] = "Brightness"  # how figures name it; this and the two below may be left out
+    colour: ClassVar[str] = "#0072B2"
+    marker: ClassVar[str] = "D"
     amplitude: float = number("half-width a, in [0, 1] pixels", low=0.0)
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
