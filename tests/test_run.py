@@ -183,3 +183,13 @@ def test_a_finished_study_is_recognised_without_anything_heavy(out: str, compute
         [sys.executable, "-c", code, json.dumps(SWEEP), out], capture_output=True, text=True, check=True, cwd=tmp_path
     )
     assert done.stdout == "nothing []\n"
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_ray_that_the_caller_has_joined_is_left_as_it_is(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    joined = [before]
+    ray = SimpleNamespace(is_initialized=lambda: joined[0], shutdown=lambda: joined.__setitem__(0, False))
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    with mi_ray.cluster.one_ray():
+        joined[0] = True  # a study of the block joins it, if it has not been joined
+    assert joined == [before]

@@ -26,15 +26,17 @@ def run_study(
 ) -> "Outcome":
     """Do all that is missing of a study, on a cluster or on a local Ray (address None).
 
-    Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`).
+    Ray is started or joined when something has to be computed, and is left for the next study (see `one_ray`). One that
+    this process has joined already is used as it is, whatever the address.
     until: the stage to stop after. tensorboard, callbacks: see `cluster.callbacks.Callbacks`. cells_written: called
     each time that cells.parquet is written and has cells that are done, first before the checks and then after them.
     Raises ValueError for an address or a callback that cannot be.
     """
     from mi_ray.cluster.connect import check_address, prepare_environment
 
-    check_address(address)
-    prepare_environment(local=address is None)
+    if not _joined():
+        check_address(address)
+        prepare_environment(local=address is None)
     from mi_ray.cluster.callbacks import Callbacks
     from mi_ray.cluster.runner import run
     from mi_ray.cluster.session import Session
@@ -45,11 +47,18 @@ def run_study(
 
 @contextmanager
 def one_ray() -> Iterator[None]:
-    """Ray lasts at most as long as the block: studies in it share one, and it is left (a local one ends) with it."""
+    """Share one Ray among the studies of the block, and leave it at the end, with which a local one ends.
+
+    A Ray that this process has joined before, as a caller from Python may have, is not left.
+    """
+    before = _joined()
     try:
         yield
     finally:
-        if "ray" in sys.modules:
-            import ray
+        if _joined() and not before:
+            sys.modules["ray"].shutdown()
 
-            ray.shutdown()
+
+def _joined() -> bool:
+    """Whether this process has joined a Ray. Asking imports nothing, since Ray must find its environment set up."""
+    return "ray" in sys.modules and bool(sys.modules["ray"].is_initialized())
