@@ -1,10 +1,15 @@
-"""A sweep's rows equal those of a plain reference: one image at a time, fp32, the network as trained, nothing shared.
+"""A sweep's rows equal those of a plain reference: one image at a time, the network as trained, nothing shared.
 
-The reference below has only the keyed random numbers in common with the engine: no batches, no folding, no
-channels_last, no stored trajectory, no join of stored rows.
+The reference below has only the keyed random numbers in common with the program: no batches, no folding, no
+channels_last, no stored trajectory, no join of stored rows. It computes in float64, and so does a sweep that is held to
+it to the last digit that is stored. In fp32 two ways to compute one network differ in the last bits, by how many depends
+on the processor, and where a gradient is nearly zero this turns a step of an attack round; so there a few rows may
+differ.
 """
 
+import copy
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_ray.classifiers import Classifier, build_classifier, weights_bytes
+import mi_ray.study.workbench
+from mi_ray.classifiers import Classifier, build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.randomness import Draws, Key
 from mi_ray.store.blocks import Store
@@ -60,6 +66,7 @@ class Reference:
         self.f, self.data = f, data
         self.train = torch.from_numpy(data.train_images).permute(0, 3, 1, 2).float() / 255
         self.by_class = [np.flatnonzero(data.train_labels == k) for k in range(10)]
+        self.image, self.outputs = cache(self._image), cache(self._outputs)
 
     def clean(self, point: int) -> Tensor:
         """[1, 3, H, W]."""
@@ -84,22 +91,29 @@ class Reference:
             lam = LAM_PL if name == "mi_pl" else LAM_OL
             yield self.probabilities(lam * x + (1 - lam) * sample)
 
-    def mean(self, name: str, x: Tensor, point: int, n: int) -> Tensor:
-        """The defense's answer."""
-        return torch.stack(list(self.executions(name, x, point, Key(0, "evaluate"), n))).mean(0)
-
-    def answer(self, defense: str, x: Tensor, point: int, n: int) -> Tensor:
-        """Probabilities [10] of any defense of the sweep."""
-        with torch.no_grad():
-            own = self.probabilities(x)
-            if defense == "none":
-                return own
-            if defense != "mi_combined":
-                return self.mean(defense, x, point, n)
-            guess = int(own.argmax())
-            if own[guess] - self.mean("mi_pl", x, point, n)[guess] >= GAP:
-                return self.mean("mi_ol", x, point, n)
+    def answer(self, defense: str, at: tuple[str, int, int], n: int) -> Tensor:
+        """Probabilities [10] of any defense of the sweep. at: the image, as `image` names it."""
+        own = self.outputs("none", at)[0]
+        if defense == "none":
             return own
+        if defense != "mi_combined":
+            return self.outputs(defense, at)[:n].mean(0)
+        guess = int(own.argmax())
+        if own[guess] - self.outputs("mi_pl", at)[:n].mean(0)[guess] >= GAP:
+            return self.outputs("mi_ol", at)[:n].mean(0)
+        return own
+
+    def _outputs(self, name: str, at: tuple[str, int, int]) -> Tensor:
+        """[N, 10]: F's output on each transformed copy of an image; on the image itself where there is no defense."""
+        x, point = self.image(at), at[1]
+        with torch.no_grad():
+            if name == "none":
+                return self.probabilities(x)[None]
+            return torch.stack(list(self.executions(name, x, point, Key(0, "evaluate"), N)))
+
+    def _image(self, at: tuple[str, int, int]) -> Tensor:
+        """at: (attack or "clean", point, steps)."""
+        return self.clean(at[1]) if at[0] == "clean" else self.attacked(*at)
 
     def attacked(self, method: str, point: int, steps: int) -> Tensor:
         """The point after so many sign steps: on F, or by EOT on MI-OL's own mean probability."""
@@ -166,24 +180,47 @@ def fast(trained: Classifier, tmp_path_factory: pytest.TempPathFactory) -> dict[
     return _rows(tmp_path_factory.mktemp("fp32") / "s", trained, "fp32")
 
 
-def test_in_fp32_every_row_of_a_sweep_is_that_of_the_plain_reference(
-    trained: Classifier, fast: dict[Any, Any], digits: Any
+@pytest.fixture(scope="module")
+def told(trained: Classifier, fast: dict[Any, Any], digits: Any) -> dict[Any, Any]:
+    """(defense, attack, steps, N) -> [points, 10]: the reference's probabilities, for the points of the rows."""
+    reference = Reference(copy.deepcopy(trained).double(), digits)
+    return {
+        (defense, method, steps, n): np.stack(
+            [reference.answer(defense, (method, point, steps), n).numpy() for point in rows["point"]]
+        )
+        for (defense, method, steps, n), rows in fast.items()
+    }
+
+
+def _probabilities(rows: dict[Any, Any]) -> Any:
+    return {cell: np.stack(list(of["probabilities"])) for cell, of in rows.items()}
+
+
+def test_in_float64_every_row_of_a_sweep_is_that_of_the_plain_reference(
+    trained: Classifier, told: dict[Any, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reference, images = Reference(trained, digits), dict[tuple[str, int, int], Tensor]()
-    assert len(fast) == 3 * (1 + 2 * 4) + 2
-    changed = set()
-    for (defense, method, steps, n), rows in fast.items():
-        assert len(rows) == POINTS
-        for row in rows.itertuples():
-            at = (method, row.point, steps)
-            if at not in images:
-                images[at] = reference.clean(row.point) if method == "clean" else reference.attacked(*at)
-            told = reference.answer(defense, images[at], row.point, n)
-            assert row.predicted == int(told.argmax()), (defense, method, steps, n, row.point)
-            np.testing.assert_allclose(row.probabilities, told, atol=1e-3)
-            if row.predicted != row.label:
-                changed.add((defense, method, steps))
+    def in_float64(classifier: Classifier, *rest: Any) -> Classifier:
+        return prepared(classifier.double(), *rest)
+
+    monkeypatch.setattr(mi_ray.study.workbench, "prepared", in_float64)
+    rows = _rows(tmp_path / "s", trained, "fp32")
+    assert len(rows) == 3 * (1 + 2 * 4) + 2
+    assert rows.keys() == told.keys()
+    for cell, found in _probabilities(rows).items():
+        assert found.shape == (POINTS, 10)
+        np.testing.assert_allclose(found, told[cell], atol=1e-6, err_msg=str(cell))
+        assert list(rows[cell]["predicted"]) == list(told[cell].argmax(1)), cell
+    changed = {cell[:3] for cell, of in rows.items() if (of["predicted"] != of["label"]).any()}
     assert len(changed) > 10  # the comparison is not of answers that are all right
+
+
+def test_in_fp32_nearly_every_row_of_a_sweep_is_that_of_the_plain_reference(
+    fast: dict[Any, Any], told: dict[Any, Any]
+) -> None:
+    found = _probabilities(fast)
+    differ = {cell: np.abs(found[cell] - told[cell]).max(1) > 1e-3 for cell in fast}
+    assert np.mean(list(differ.values())) < 0.05
+    assert not any(differ[cell].any() for cell in fast if cell[1] == "clean")  # no step of an attack, nothing to turn
 
 
 @pytest.mark.skipif(not has_bf16(CPU), reason="this processor has no bfloat16 arithmetic")
