@@ -1,4 +1,4 @@
-"""The engine: what runs at once changes no row, passes are counted as planned, a trajectory goes on, `auto` decides."""
+"""What runs at once changes no row, passes are counted as planned, a trajectory goes on, `precision: auto` decides."""
 
 import asyncio
 import copy
@@ -37,7 +37,7 @@ from mi_ray.study.precision import (
     has_bf16,
 )
 from mi_ray.study.prepare import Study, prepare
-from mi_ray.study.workbench import Engine, Workbench
+from mi_ray.study.workbench import Workbench, WorkerLimits
 from mi_ray.threat_model import ThreatModel
 
 CPU = torch.device("cpu")
@@ -59,7 +59,7 @@ ADAPTIVE: list[dict[str, Any]] = [
 
 
 def bench_of(
-    place: Path, classifier: Any = None, engine: Engine | None = None, **changes: Any
+    place: Path, classifier: Any = None, limits: WorkerLimits | None = None, **changes: Any
 ) -> tuple[Study, Workbench]:
     """A study on digits with an untrained classifier, always the same (or a given one), and its workbench."""
     document: dict[str, Any] = {
@@ -82,7 +82,7 @@ def bench_of(
         made = build_classifier(work.description) if classifier is None else classifier
     Store(place, create=True)
     data = study.data(str(place), {work.key: (work.description, weights_bytes(made))})
-    return study, Workbench(data, engine or Engine())
+    return study, Workbench(data, limits or WorkerLimits())
 
 
 @pytest.mark.parametrize("defense", [{"mi_ol": {"lam": 0.5}}, {"random_rotation": {"degrees": 10}}, COMBINED])
@@ -143,7 +143,7 @@ def test_a_longer_run_goes_on_along_a_stored_trajectory_to_the_same_rows_and_cos
         bench.compute(work, 0, 20)
     for work in long.plan().attacks:
         whole = fresh.compute(work, 0, 20)
-        ((again, start, stop),) = bench.missing("adversarial", work, 20)
+        ((again, start, stop),) = bench.results.missing(work, 20)
         rest = bench.compute(again, start, stop)
         tables = []
         for one in (fresh, bench):
@@ -204,7 +204,7 @@ def test_batches_in_flight_change_no_row(tmp_path: Path) -> None:
     for threads in (1, 3):
         study, bench = bench_of(
             tmp_path / str(threads),
-            engine=Engine(threads=threads),
+            limits=WorkerLimits(threads=threads),
             attacks=attacks,
             points={"count": 40},
             defenses=[{"mi_ol": {"lam": 0.5}}],
@@ -450,7 +450,7 @@ def _finish(study: Study, bench: Workbench) -> None:
     for kind, some, limit in works:
         before, done = _left(study, bench), []
         for work in some:
-            done += [bench.compute(*item) for item in bench.missing(kind, work, 20, limit)]
+            done += [bench.compute(*item) for item in bench.results.missing(work, 20, limit)]
         after = _left(study, bench)
         assert before[0] - after[0] == sum(block.forward for block in done), kind
         assert before[1] - after[1] == sum(block.backward for block in done), kind

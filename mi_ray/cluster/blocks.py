@@ -12,7 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mi_ray.cluster.actors import read_progress
 from mi_ray.cluster.retries import Fault, Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
-from mi_ray.cluster.worker import Item, compute_block, engine_of
+from mi_ray.cluster.worker import Item, compute_block, limits_of
 from mi_ray.events import event
 from mi_ray.plan.work import OutputWork, Work
 from mi_ray.progress import Stage, stage
@@ -53,7 +53,7 @@ class RayCluster:
 
     def __init__(self, session: Session) -> None:
         size = session.sweep.resources.block
-        self._given = ([session.data()], session.sweep.plugins, engine_of(size))
+        self._given = ([session.data()], session.sweep.plugins, limits_of(size))
         self._options: dict[str, Any] = {"num_cpus": size.cpus, "num_gpus": size.gpus}
         self._study, self._progress = session.sweep.name, session.progress
         self._alone = dict[ray.ObjectRef, float]()
@@ -253,7 +253,7 @@ def compute_missing(
     """
     size = session.sweep.resources.block
     ready = [work for work in works if session.possible(work)]
-    todo = [item for work in ready for item in session.bench.missing(work.kind, work, size.points, limit)]
+    todo = [item for work in ready for item in session.bench.results.missing(work, size.points, limit)]
     if not todo:
         return
     with session.outcome.timed(name):

@@ -10,18 +10,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
-import torch
 from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from mi_ray.cluster.worker import Boxed, Item, where, workbench
-from mi_ray.defenses import DEFENSES, Defense
 from mi_ray.parameters import Method, load_plugins
 from mi_ray.plan.work import OutputWork, Work
-from mi_ray.study.workbench import Done, Engine, Workbench
+from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 TOGETHER = 30.0  # Seconds that an actor waits for the others of its run.
@@ -64,7 +61,7 @@ class Job:
 
     data: Boxed
     plugins: Sequence[str]
-    engine: Engine
+    limits: WorkerLimits
     block: int
     reported: tuple[int, int]
     resolve: Callable[[Config], Trial]
@@ -111,7 +108,7 @@ class SettingTrainable(tune.Trainable):
         """Unpack the study's data, then wait for the actors that begin with this one."""
         self._job = job
         load_plugins(job.plugins)
-        self._bench = workbench(job.data, job.engine)
+        self._bench = workbench(job.data, job.limits)
         self._start(config)
         if job.progress is not None and job.together > 1:
             with contextlib.suppress(ray.exceptions.RayError):  # Without the others the run is only slower.
@@ -126,7 +123,7 @@ class SettingTrainable(tune.Trainable):
         """Find what is missing of the setting, as ranges of points in the order in which they are computed."""
         self._trial = self._job.resolve(config)
         todo: list[Item] = [
-            item for work in self._trial.works for item in self._bench.missing(work.kind, work, self._job.block)
+            item for work in self._trial.works for item in self._bench.results.missing(work, self._job.block)
         ]
         ranges: dict[tuple[int, int, int], list[Work]] = {}
         for work, start, stop in todo:
@@ -160,7 +157,7 @@ class SettingTrainable(tune.Trainable):
         locks, block = self._job.locks[0], f"{work.key} {start}"
         ray.get(locks.acquire.remote(block, self.trial_id))
         try:
-            missing = self._bench.missing(work.kind, work, self._job.block)
+            missing = self._bench.results.missing(work, self._job.block)
             return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
         finally:
             ray.get(locks.release.remote(block, self.trial_id))
@@ -181,11 +178,15 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
 
     part: the range of points.
     """
-    defense, labels = DEFENSES.make(*trial.defense), np.asarray(bench.data.labels[slice(*part)])
+    labels = np.asarray(bench.data.labels[slice(*part)])
     found = dict(zip(OBJECTIVES, (float("nan"), 1.0), strict=True))
     clean, adversarial = OBJECTIVES
     for name, works in _scored(trial).items():
-        accuracy = float((joined(bench, defense, works, part).argmax(-1) == labels).mean())
+        undefended = works[0].undefended
+        assert undefended is not None
+        components = [(work, work.executions[-1]) for work in works]
+        _, answered = bench.results.answers(trial.defense, undefended, components, *part)
+        accuracy = float((answered.argmax(-1).numpy() == labels).mean())
         if name == "clean":
             found[clean] = accuracy
         else:
@@ -200,19 +201,6 @@ def _scored(trial: Trial) -> dict[str, list[OutputWork]]:
         if isinstance(work, OutputWork) and work.component is not None and not work.is_counterpart:
             by_inputs.setdefault(work.inputs.name, []).append(work)
     return by_inputs
-
-
-def joined(
-    bench: Workbench, defense: Defense, works: Sequence[OutputWork], part: tuple[int, int]
-) -> npt.NDArray[np.float32]:
-    """[draws, points, classes]: a defense's probabilities on one set of inputs, from stored outputs."""
-    components = [work for work in works if work.component is not None]
-    base = next((work.undefended for work in components if work.undefended), works[0])
-    undefended = torch.from_numpy(bench.probabilities(base, *part)[:, 0])
-    averages = [torch.from_numpy(bench.probabilities(work, *part)[:, -1]) for work in components]
-    if averages:
-        undefended = undefended.expand(len(averages[0]), -1, -1)
-    return defense.join(undefended, averages).numpy()
 
 
 @dataclass(frozen=True)

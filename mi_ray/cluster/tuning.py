@@ -18,7 +18,7 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.session import TUNE, Session
 from mi_ray.cluster.trials import Config, Job, ResolveGrid, SettingTrainable, Trial, TrialNames, grid_trials, phases
-from mi_ray.cluster.worker import engine_of
+from mi_ray.cluster.worker import limits_of
 from mi_ray.config import OptunaSearch
 from mi_ray.events import event
 from mi_ray.plan.work import Cell, ClassifierWork, Plan
@@ -72,7 +72,7 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     size = session.sweep.resources.block.points
     todo, points = list[Trial](), 0
     for trial in grid_trials([work for work in plan.outputs if session.possible(work)]):
-        missing = [block for work in trial.works for block in session.bench.missing("outputs", work, size)]
+        missing = [block for work in trial.works for block in session.bench.results.missing(work, size)]
         points += sum(stop - start for _, start, stop in missing)
         todo += [trial] if missing else []
     if todo:
@@ -106,7 +106,7 @@ def _run(session: Session, request: Request) -> Tuned:
         job = Job(
             data=[session.data()],
             plugins=session.sweep.plugins,
-            engine=engine_of(size),
+            limits=limits_of(size),
             block=size.points,
             # A search is told accuracies on its own points, and never on those that are reported.
             reported=(points.selection, points.count) if request.search is None else (0, points.selection),

@@ -18,21 +18,21 @@ from mi_ray.parameters import load_plugins
 from mi_ray.plan.work import Work
 from mi_ray.study.precision import Comparison, compare, has_bf16
 from mi_ray.study.results import StudyData
-from mi_ray.study.workbench import Engine, Workbench
+from mi_ray.study.workbench import Workbench, WorkerLimits
 
 Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
 Boxed = list[ray.ObjectRef]  # A reference in a list, which Ray hands on without fetching what is behind it.
 
 
-def engine_of(block: BlockResources) -> Engine:
+def limits_of(block: BlockResources) -> WorkerLimits:
     """What a worker of that size may use of its machine."""
     share = min(1.0, block.gpus) if block.gpus else min(1.0, block.cpus / (os.cpu_count() or 1))
-    return Engine(max(1, int(block.cpus)), share, block.memory_budget)
+    return WorkerLimits(max(1, int(block.cpus)), share, block.memory_budget)
 
 
 @lru_cache(maxsize=1)
-def _cached(data_id: str, engine: Engine, fetch: Callable[[], StudyData]) -> Workbench:
-    return Workbench(fetch(), engine)
+def _cached(data_id: str, limits: WorkerLimits, fetch: Callable[[], StudyData]) -> Workbench:
+    return Workbench(fetch(), limits)
 
 
 class _Fetch:
@@ -52,10 +52,10 @@ class _Fetch:
         return 0
 
 
-def workbench(data: Boxed, engine: Engine) -> Workbench:
+def workbench(data: Boxed, limits: WorkerLimits) -> Workbench:
     """This process's workbench for the study whose data is behind the reference; it is unpacked once a process."""
     torch.set_num_threads(1)  # Threads work side by side on whole batches: see `batches.side_by_side`.
-    return _cached(data[0].hex(), engine, _Fetch(data[0]))
+    return _cached(data[0].hex(), limits, _Fetch(data[0]))
 
 
 def where() -> dict[str, object]:
@@ -65,21 +65,21 @@ def where() -> dict[str, object]:
 
 @ray.remote(max_retries=0)
 def compute_block(
-    data: Boxed, plugins: Sequence[str], engine: Engine, item: Item, progress: ActorHandle, turn: tuple[int, int]
+    data: Boxed, plugins: Sequence[str], limits: WorkerLimits, item: Item, progress: ActorHandle, turn: tuple[int, int]
 ) -> Mapping[str, object]:
     """Compute and store one block; returns what was done, the seconds, and where it ran. turn: which attempt this is."""
     began = time.perf_counter()
     progress.tell.remote("block", {"turn": turn, **where()})
     load_plugins(plugins)
-    done = workbench(data, engine).compute(*item)
+    done = workbench(data, limits).compute(*item)
     return {**asdict(done), "seconds": round(time.perf_counter() - began, 3), **where()}
 
 
 @ray.remote
 def compare_precisions(
-    data: Boxed, plugins: Sequence[str], engine: Engine, key: str, epsilon: float
+    data: Boxed, plugins: Sequence[str], limits: WorkerLimits, key: str, epsilon: float
 ) -> list[Comparison] | None:
     """One piece of what `precision: auto` looks at for a classifier; None where the device has no bfloat16."""
     load_plugins(plugins)
-    bench = workbench(data, engine)
+    bench = workbench(data, limits)
     return compare(bench, key, epsilon) if has_bf16(bench.device) else None

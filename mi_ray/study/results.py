@@ -1,23 +1,36 @@
-"""What is stored of a study, and what a defense answers from it."""
+"""What is stored of a study: which ranges are missing, adversarial images, outputs, and the answers that they join to.
 
-from collections.abc import Mapping, Sequence
+`Results` reads blocks and holds them against the study's points and weights. It computes nothing; `workbench` does.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from functools import lru_cache
+from typing import Any, Literal
 
+import numpy as np
+import pyarrow as pa
 import torch
+from torch import Tensor
 
-from mi_ray.classifiers import CompileMode, Precision
+from mi_ray.attacks.base import best_restart
+from mi_ray.classifiers import CompileMode, Precision, weights_digest
 from mi_ray.defenses import DEFENSES
-from mi_ray.plan.work import Cell, OutputWork
+from mi_ray.parameters import Method
+from mi_ray.plan.work import Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
-from mi_ray.store.schemas import Array
+from mi_ray.store.blocks import Block, Store, missing_ranges
+from mi_ray.store.files import DamagedFileError
+from mi_ray.store.keys import Values
+from mi_ray.store.schemas import Array, Kind, list_column
 
-COST = ("forward_passes", "backward_passes", "seconds")
+COST = ("forward_passes", "backward_passes", "seconds")  # What each block says that it has cost.
+Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
 
 
 @dataclass(frozen=True, eq=False)
 class PoolData:
-    """A sample pool as arrays (uint8 NHWC), so that processes share one copy."""
+    """A sample pool as arrays, so that processes share one copy. images: uint8 [M, H, W, 3]. labels: [M]."""
 
     images: Array
     labels: Array
@@ -41,11 +54,12 @@ class PoolData:
 
 @dataclass(frozen=True, eq=False)
 class StudyData:
-    """The arrays and settings that decide every block of a study.
+    """The arrays and settings that decide every block of a study. Every worker is sent it once.
 
-    images: uint8 [P, H, W, 3] of the stored points, in the study's order. points: their indices in the test split.
-    pools: digest -> sample pool. classifiers: key -> (description, safetensors). precision: of each classifier's
-    gradients and executions. compile: mode of torch.compile, if any.
+    store: the store's address. images: uint8 [P, H, W, 3] of the stored points, in the study's order. labels: their true
+    labels. points: their indices in the test split. pools: digest -> sample pool. classifiers: key -> (description,
+    safetensors). batch: points that are computed together. precision: of each classifier's gradients and executions.
+    device: cpu or cuda. compile: the mode of torch.compile, if the networks are compiled.
     """
 
     store: str
@@ -54,7 +68,7 @@ class StudyData:
     points: Sequence[int]
     classes: int
     pools: Mapping[str, PoolData]
-    classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]
+    classifiers: Mapping[str, tuple[Values, bytes]]
     seed: int
     batch: int
     precision: Mapping[str, Precision]
@@ -62,23 +76,184 @@ class StudyData:
     compile: CompileMode | None = None
 
 
-@runtime_checkable
-class StoredOutputs(Protocol):
-    """Whoever can read the stored outputs of a piece of work."""
+class Results:
+    """The stored blocks of one study, read and held against its points and the weights of its classifiers."""
+
+    def __init__(self, data: StudyData) -> None:
+        self.data = data
+        self.store = Store(data.store)
+        self._digests: dict[str, str] = {}
+        self._outputs = lru_cache(maxsize=256)(self._output_block)
+        self._best = lru_cache(maxsize=64)(self._best_restarts)
+
+    def weights(self, classifier: str) -> str:
+        """SHA-256 of the weights of the classifier of that key: every block names the weights that it is of."""
+        if classifier not in self._digests:
+            self._digests[classifier] = weights_digest(self.data.classifiers[classifier][1])
+        return self._digests[classifier]
+
+    def missing(self, work: Work, size: int, limit: int | None = None) -> list[Item]:
+        """What is not stored of a piece of work, in blocks of whole batches of about `size` points.
+
+        limit: how many of the study's points are wanted, a whole number of batches; all when left out.
+
+        A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
+        asked for is computed again over its own range with both what it has and what is asked, so that no study loses
+        what it has stored; where it reaches beyond the points that are wanted, it is cut there first.
+        """
+        total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
+        whole: list[tuple[int, int]] = []
+        again: list[Item] = []
+        for block in self.store.blocks(work.kind, work.key):
+            if block.start >= total:
+                continue  # These are another study's points, which this one cannot compute.
+            facts = self._sound(work, block, whole[-1][1] if whole else 0)
+            if facts is None:
+                self.store.remove(block.path)
+                continue
+            stop = block.stop
+            if block.start < limit and not _has_all(work, facts):
+                if stop > limit:
+                    self._cut(work, block, limit)
+                    stop = limit
+                again.append((work.widened(facts), block.start, stop))
+            whole.append((block.start, stop))
+        size = max(1, size // self.data.batch) * self.data.batch
+        gaps = missing_ranges(whole, (0, limit), size)
+        return [*again, *((work, start, stop) for start, stop in gaps)]
+
+    def _sound(self, work: Work, block: Block, after: int) -> dict[str, Any] | None:
+        """What a stored block says of itself; None when it is damaged, of other weights, or begins before `after`."""
+        try:
+            _, facts = self.store.read_block(work.kind, work.key, block)
+        except DamagedFileError:
+            return None
+        return facts if block.start >= after and facts.get("weights") == self.weights(work.classifier) else None
+
+    def _cut(self, work: Work, block: Block, at: int) -> None:
+        """Store a block's rows as two blocks, before and from position `at` of the study's points on."""
+        table, facts = self.store.read_block(work.kind, work.key, block)
+        first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
+        for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
+            share = (stop - start) / (block.stop - block.start)
+            cost = {name: type(facts[name])(facts[name] * share) for name in COST}
+            self.store.write_block(work.kind, work.key, start, stop, table.filter(part), {**facts, **cost})
+        self.store.remove(block.path)
+
+    def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
+        """(images float32 [P, C, H, W], attacked labels [P], max |delta| [P]) of a range of points.
+
+        Each point is as the restart left it that succeeds most often. Raises DamagedFileError when some are missing.
+        """
+        attack = inputs.attack
+        assert attack is not None
+        parts = [
+            [column[part] for column in self._best(attack.key, attack.classifier, inputs.stop, block)]
+            for block, part in self._parts("adversarial", attack.key, start, stop)
+        ]
+        _covered("adversarial", attack.key, (start, stop), sum(len(images) for images, _, _ in parts))
+        images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return images, labels, linf
+
+    def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
+        """(lowest pixel, highest pixel, gradients that were zero in every pixel, gradients taken) of the study's points."""
+        assert inputs.attack is not None
+        low, high, zero, gradients = 0.0, 1.0, 0, 0
+        for block in self.store.blocks("adversarial", inputs.attack.key):
+            if block.start >= len(self.data.points):
+                continue  # These are another study's points, perhaps without this stop.
+            table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
+            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+            pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
+            low, high = min(low, pixels["min"]), max(high, pixels["max"])
+            counts = kept["zero_gradients"].to_numpy()
+            zero += int(counts[counts > 0].sum())
+            gradients += int((counts >= 0).sum()) * inputs.stop
+        return low, high, zero, gradients
 
     def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
-        """[draws, N, stop - start, classes]; raises DamagedFileError when some are missing."""
+        """float32 [draws, N, stop - start, classes]: stored outputs of a range, for each N of the work in its order.
+
+        Raises DamagedFileError when some are missing.
+        """
+        parts = [
+            self._outputs(work.key, work.classifier, work.executions, work.draws, block)[:, :, part]
+            for block, part in self._parts("outputs", work.key, start, stop)
+        ]
+        found = np.concatenate(parts, axis=2) if parts else np.empty((0, 0, 0, 0))
+        _covered("outputs", work.key, (start, stop), found.shape[2])
+        return found
+
+    def answers(
+        self,
+        defense: Method,
+        undefended: OutputWork,
+        components: Sequence[tuple[OutputWork, int]],
+        start: int,
+        stop: int,
+    ) -> tuple[Tensor, Tensor]:
+        """(F's own probabilities [P, L], the defense's [draws, P, L]) on a range of points, joined from stored outputs.
+
+        undefended: F's own outputs on these inputs. components: the outputs of each component of the defense on them, in
+        its order, with the N that they are read at. Raises DamagedFileError when some are missing.
+        """
+        own = torch.from_numpy(self.probabilities(undefended, start, stop)[0, 0])
+        averages = [
+            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)])
+            for work, n in components
+        ]
+        draws = len(averages[0]) if averages else 1
+        return own, DEFENSES.make(*defense).join(own.expand(draws, -1, -1), averages)
+
+    def _parts(self, kind: Kind, key: str, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
+        """Each stored block that holds points of a range, with the part of its points that are in the range."""
+        for block in self.store.blocks(kind, key):
+            if block.start < stop and start < block.stop:
+                yield block, slice(max(start - block.start, 0), stop - block.start)
+
+    def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
+        """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""
+        table, facts = self.store.read_block(kind, key, block)
+        if facts.get("weights") != self.weights(classifier):
+            raise DamagedFileError(f"{block.path} must be of the weights {self.weights(classifier)}; it is of others")
+        return table, facts
+
+    def _best_restarts(self, key: str, classifier: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
+        """(images, attacked labels, max |delta|) of a stored block at a stop, of each point its best restart."""
+        table, _ = self._own("adversarial", key, classifier, block)
+        height, width, channels = self.data.images.shape[1:]
+        kept = table.filter(pa.compute.equal(table["steps"], stop))
+        count = block.stop - block.start
+        if len(kept) == 0 or len(kept) % count:
+            raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")
+        images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
+        labels, linf, losses, successes = (
+            kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss", "success")
+        )
+        chosen = best_restart(successes, losses), np.arange(count)
+        return images[chosen], labels[chosen], linf[chosen]
+
+    def _output_block(self, key: str, classifier: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
+        """[draws, N, points, classes] of a stored block, in the order of `executions`."""
+        table, facts = self._own("outputs", key, classifier, block)
+        stored = facts["executions"]
+        if not set(executions) <= set(stored) or draws > len(facts["draws"]):
+            raise DamagedFileError(
+                f"{block.path} must hold {draws} draws of {list(executions)} executions; it has {len(facts['draws'])} of "
+                f"{stored}"
+            )
+        shape = (len(facts["draws"]), len(stored), block.stop - block.start, self.data.classes)
+        found = list_column(table["probabilities"], self.data.classes).reshape(shape)
+        return found[:draws, [stored.index(n) for n in executions]]
 
 
-def answers(bench: StoredOutputs, cell: Cell, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(F's own probabilities [P, L], the defense's [draws, P, L]) on a range of points, from stored outputs.
+def _has_all(work: Work, facts: Values) -> bool:
+    """Whether a stored block, by what it says of itself, holds everything that a piece of work asks for."""
+    return all(set(values) <= set(facts[name]) for name, values in work.covers().items())
 
-    Raises DamagedFileError when some are missing.
-    """
-    defense, draws = DEFENSES.make(*cell.defense), cell.identity["draws"]
-    undefended = torch.from_numpy(bench.probabilities(cell.undefended, start, stop)[0, 0])
-    averages = [
-        torch.from_numpy(bench.probabilities(work, start, stop)[:draws, work.executions.index(n)])
-        for work, n in cell.components
-    ]
-    return undefended, defense.join(undefended.expand(draws, -1, -1), averages)
+
+def _covered(kind: Kind, key: str, wanted: tuple[int, int], have: int) -> None:
+    """Raise DamagedFileError unless as many points were found as the range has."""
+    start, stop = wanted
+    if have != stop - start:
+        raise DamagedFileError(f"{kind}/{key} must cover points {start} to {stop}; it has {have}")

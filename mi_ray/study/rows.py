@@ -15,7 +15,6 @@ from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import RECORDS, Kind
-from mi_ray.study.results import answers
 from mi_ray.study.verdicts import Verdicts
 from mi_ray.study.workbench import Workbench
 
@@ -23,13 +22,13 @@ from mi_ray.study.workbench import Workbench
 def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table:
     """A cell's records from stored outputs: one row a point. Raises DamagedFileError when some are missing."""
     data = bench.data
-    undefended, answered = answers(bench, cell, 0, count)
+    undefended, answered = bench.results.answers(cell.defense, cell.undefended, cell.components, 0, count)
     labels = np.asarray(data.labels[:count])
     right = (answered.argmax(-1).numpy() == labels).sum(0)
     own, first = undefended.argmax(1, keepdim=True), answered[0]
     attack_label, linf = labels, np.zeros(count, np.float32)
     if cell.inputs.attack is not None:
-        _, attack_label, linf = bench.adversarial(cell.inputs, 0, count)
+        _, attack_label, linf = bench.results.adversarial(cell.inputs, 0, count)
     rows: dict[str, Any] = {
         **{name: np.repeat(value, count) for name, value in cell.identity.items()},
         "correct_draws": right,
@@ -119,7 +118,7 @@ def write_records(
 
 def _weights(bench: Workbench, cell: Cell) -> dict[str, str]:
     """What a cell's records say of the weights that they are of; nothing where the classifier is not there."""
-    return {"weights": bench.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
+    return {"weights": bench.results.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
 
 
 def _work(cell: Cell) -> dict[str, Any]:

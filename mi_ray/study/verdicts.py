@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from torch import Tensor
 
 from mi_ray.plan.work import WORST_CASE, Cell, Check, Inputs, Plan
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.study import checks
 from mi_ray.study.checks import CHECKS, NEED_PASSES, Compared, Finding
-from mi_ray.study.results import answers
-from mi_ray.study.workbench import Workbench
+from mi_ray.study.workbench import Workbench, is_deterministic
 
 
 class Verdicts:
@@ -37,13 +37,13 @@ class Verdicts:
             outputs = np.array(rows["probabilities"].to_pylist())
             self._of_classifier[cell.classifier] = {
                 "logits_not_probabilities": checks.logits_not_probabilities(outputs),
-                "randomness_declared": checks.randomness_declared(self.bench.repeats(cell.classifier)),
+                "randomness_declared": checks.randomness_declared(is_deterministic(self.bench.data, cell.classifier)),
             }
         self._findings[cell.key] = found
 
     def _attack_findings(self, inputs: Inputs) -> dict[str, Finding]:
         if inputs.name not in self._of_attack:
-            low, high, zero, gradients = self.bench.attack_figures(inputs)
+            low, high, zero, gradients = self.bench.results.attack_figures(inputs)
             found = {"in_box": checks.in_box(low, high)}
             if gradients:
                 found["gradients_not_zero"] = checks.gradients_not_zero(zero, gradients)
@@ -102,13 +102,17 @@ class Verdicts:
             found[name] = next((each for each in broken if each.state == "failed"), found[name])
         return found
 
+    def _answers(self, cell: Cell) -> Tensor:
+        """[draws, points, classes]: what the cell's defense answers on the points that checks are made on."""
+        given = (cell.defense, cell.undefended, cell.components)
+        return self.bench.results.answers(*given, 0, self.plan.checked)[1]
+
     def _control(self, check: Check) -> Finding:
         """A check that has passes of its own, on the points that they were made for."""
         labels = np.asarray(self.bench.data.labels[: self.plan.checked])
         try:
             judged, control = (
-                (answers(self.bench, cell, 0, self.plan.checked)[1].argmax(-1).numpy() == labels).sum(0)
-                for cell in (check.judged, check.control)
+                (self._answers(cell).argmax(-1).numpy() == labels).sum(0) for cell in (check.judged, check.control)
             )
         except DamagedFileError as error:
             return Finding("not run", f"its control is not there: {error}")

@@ -17,17 +17,14 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Attack, Begun
-from mi_ray.attacks.base import best_restart
-from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared, weights_digest
+from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
-from mi_ray.store.blocks import Block, Store, missing_ranges
-from mi_ray.store.files import DamagedFileError
-from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, Array, Kind, images_column, list_column
+from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, Kind, images_column, list_column
 from mi_ray.study.batches import (
     activation_bytes,
     attack_outputs,
@@ -35,13 +32,11 @@ from mi_ray.study.batches import (
     lanes_within,
     undefended_outputs,
 )
-from mi_ray.study.results import COST, StudyData
-
-REPEATED = 8  # images on which a classifier is asked five times whether it is deterministic
+from mi_ray.study.results import COST, Results, StudyData
 
 
 @dataclass(frozen=True)
-class Engine:
+class WorkerLimits:
     """What a worker may use for its blocks; no result depends on it.
 
     threads: of the worker. share: of the device or the machine. memory_budget: bytes for the canonical batches in
@@ -51,6 +46,19 @@ class Engine:
     threads: int = 1
     share: float = 1.0
     memory_budget: int | None = None
+
+
+REPEATED = 8  # images on which a classifier is asked five times whether it is deterministic
+
+
+def is_deterministic(data: StudyData, classifier: str) -> bool:
+    """Whether F gives the same output five times, bit for bit; asked on the CPU where this machine has no GPU."""
+    device = torch.device(data.device if data.device == "cpu" or torch.cuda.is_available() else "cpu")
+    network = prepared(classifier_from_bytes(*data.classifiers[classifier]), device, "fp32")
+    x = to_unit(data.images[:REPEATED]).to(device)
+    with torch.no_grad():
+        found = [network(x) for _ in range(5)]
+    return all(torch.equal(found[0], other) for other in found[1:])
 
 
 @dataclass(frozen=True)
@@ -65,18 +73,17 @@ class Done:
 class Workbench:
     """Computes and stores blocks of one study in one process."""
 
-    def __init__(self, data: StudyData, engine: Engine = Engine()) -> None:
-        self.data, self.engine = data, engine
+    def __init__(self, data: StudyData, limits: WorkerLimits = WorkerLimits()) -> None:
+        self.data, self.limits = data, limits
         self.device = torch.device(data.device)
         self.passes = Passes()
         keep_memory()
         exact_arithmetic(self.device)
-        self.store = Store(data.store)
+        self.results = Results(data)
+        self.store = self.results.store
         self.classifier = lru_cache(maxsize=8)(self._classifier)
         self.pool = lru_cache(maxsize=None)(self._pool)
         self._lanes = lru_cache(maxsize=None)(self._lanes_of)
-        self._stored = lru_cache(maxsize=256)(self._output_block)
-        self._best = lru_cache(maxsize=64)(self._best_restarts)
 
     def _classifier(self, key: str, precision: Precision) -> Classifier:
         description, content = self.data.classifiers[key]
@@ -87,14 +94,14 @@ class Workbench:
 
     def _lanes_of(self, key: str) -> int:
         """How many canonical batches of a classifier are in flight at once."""
-        most = self.engine.threads
+        most = self.limits.threads
         if self.device.type == "cpu" and most == 1:
             return 1
         height, width, channels = self.data.images.shape[1:]
         plain = prepared(classifier_from_bytes(*self.data.classifiers[key]), self.device, "fp32")
         one = activation_bytes(plain, (channels, height, width), self.device)
         batch = one * self.data.batch * CHUNK
-        return lanes_within(self.engine.memory_budget, batch, self.device, most, self.engine.share)
+        return lanes_within(self.limits.memory_budget, batch, self.device, most, self.limits.share)
 
     def _pool(self, digest: str) -> SamplePool:
         return self.data.pools[digest].pool(self.data.classes, self.device)
@@ -107,60 +114,6 @@ class Workbench:
         pools = {name: self.pool(digest) for name, digest in work.pools.items()}
         return DefendedClassifier(classifier, DEFENSES.make(*work.defense), pools, work.executions, self.data.seed)
 
-    def weights(self, key: str) -> str:
-        """SHA-256 of a classifier's weights: every block names the weights that it is of."""
-        return weights_digest(self.data.classifiers[key][1])
-
-    def missing(self, kind: Kind, work: Work, size: int, limit: int | None = None) -> list[tuple[Work, int, int]]:
-        """What is not stored of a piece of work: (work, start, stop), in blocks of whole batches of about `size` points.
-
-        limit: how many of the study's points are wanted, a whole number of batches; all when left out.
-
-        A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
-        asked for is computed again over its own range with both what it has and what is asked, so that no study loses
-        what it has stored; where it reaches beyond the points that are wanted, it is cut there first.
-        """
-        total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
-        whole: list[tuple[int, int]] = []
-        again: list[tuple[Work, int, int]] = []
-        for block in self.store.blocks(kind, work.key):
-            if block.start >= total:
-                continue  # another study's points, which this one cannot compute
-            facts = self._sound(kind, work, block, whole[-1][1] if whole else 0)
-            if facts is None:
-                self.store.remove(block.path)
-                continue
-            stop = block.stop
-            if block.start < limit and not all(
-                set(values) <= set(facts[name]) for name, values in work.covers().items()
-            ):
-                if stop > limit:
-                    self._cut(kind, work.key, block, limit)
-                    stop = limit
-                again.append((work.widened(facts), block.start, stop))
-            whole.append((block.start, stop))
-        size = max(1, size // self.data.batch) * self.data.batch
-        gaps = missing_ranges(whole, (0, limit), size)
-        return [*again, *((work, start, stop) for start, stop in gaps)]
-
-    def _sound(self, kind: Kind, work: Work, block: Block, after: int) -> dict[str, Any] | None:
-        """What a stored block says of itself; None when it is damaged, of other weights, or begins before `after`."""
-        try:
-            _, facts = self.store.read_block(kind, work.key, block)
-        except DamagedFileError:
-            return None
-        return facts if block.start >= after and facts.get("weights") == self.weights(work.classifier) else None
-
-    def _cut(self, kind: Kind, key: str, block: Block, at: int) -> None:
-        """Store a block's rows as two blocks, before and from position `at` of the study's points on."""
-        table, facts = self.store.read_block(kind, key, block)
-        first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
-        for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
-            share = (stop - start) / (block.stop - block.start)
-            cost = {name: type(facts[name])(facts[name] * share) for name in COST}
-            self.store.write_block(kind, key, start, stop, table.filter(part), {**facts, **cost})
-        self.store.remove(block.path)
-
     def clean(self, start: int, stop: int) -> Tensor:
         """float32 [stop - start, C, H, W] in [0, 1]: the clean images of a range."""
         return on_device(to_unit(self.data.images[start:stop]), self.device)
@@ -169,65 +122,7 @@ class Workbench:
         """float32 [stop - start, C, H, W] in [0, 1] of the points in a range."""
         if inputs.attack is None:
             return self.clean(start, stop)
-        return on_device(self.adversarial(inputs, start, stop)[0], self.device)
-
-    def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
-        """(images, attacked labels, max |delta|) of a range: of each point the restart that succeeds most often."""
-        assert inputs.attack is not None
-        parts = [
-            [
-                column[max(start - block.start, 0) : stop - block.start]
-                for column in self._best(inputs.attack.key, inputs.attack.classifier, inputs.stop, block)
-            ]
-            for block in self.store.blocks("adversarial", inputs.attack.key)
-            if block.start < stop and start < block.stop
-        ]
-        have = sum(len(images) for images, _, _ in parts)
-        if have != stop - start:
-            raise DamagedFileError(
-                f"adversarial/{inputs.attack.key} must cover points {start} to {stop}; it has {have}"
-            )
-        images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return images, labels, linf
-
-    def _best_restarts(self, key: str, classifier: str, stop: int, block: Block) -> tuple[Array, Array, Array]:
-        table, _ = self._own("adversarial", key, classifier, block)
-        height, width, channels = self.data.images.shape[1:]
-        kept = table.filter(pa.compute.equal(table["steps"], stop))
-        count = block.stop - block.start
-        if len(kept) == 0 or len(kept) % count:
-            raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")
-        images = list_column(kept["image"], channels * height * width).reshape(-1, count, channels, height, width)
-        labels, linf, losses, successes = (
-            kept[name].to_numpy().reshape(-1, count) for name in ("attack_label", "linf", "loss", "success")
-        )
-        chosen = best_restart(successes, losses), np.arange(count)
-        return images[chosen], labels[chosen], linf[chosen]
-
-    def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
-        """(lowest pixel, highest pixel, gradients that were zero throughout, gradients taken) of the study's points."""
-        assert inputs.attack is not None
-        low, high, zero, gradients = 0.0, 1.0, 0, 0
-        for block in self.store.blocks("adversarial", inputs.attack.key):
-            if block.start >= len(self.data.points):
-                continue  # another study's points, perhaps without this stop
-            table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
-            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
-            pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
-            low, high = min(low, pixels["min"]), max(high, pixels["max"])
-            counts = kept["zero_gradients"].to_numpy()
-            zero += int(counts[counts > 0].sum())
-            gradients += int((counts >= 0).sum()) * inputs.stop
-        return low, high, zero, gradients
-
-    def repeats(self, key: str) -> bool:
-        """Whether F gives the same output five times, bit for bit. On the CPU where the driver's machine has no GPU."""
-        device = self.device if self.device.type == "cpu" or torch.cuda.is_available() else torch.device("cpu")
-        classifier = prepared(classifier_from_bytes(*self.data.classifiers[key]), device, "fp32")
-        x = to_unit(self.data.images[:REPEATED]).to(device)
-        with torch.no_grad():
-            found = [classifier(x) for _ in range(5)]
-        return all(torch.equal(found[0], other) for other in found[1:])
+        return on_device(self.results.adversarial(inputs, start, stop)[0], self.device)
 
     def attack(self, work: AttackWork, start: int, stop: int) -> None:
         """Craft and store a block; what is stored of its trajectories is kept, and gone on from where that works."""
@@ -349,42 +244,8 @@ class Workbench:
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""
         assert work.undefended is not None
-        probabilities = self.probabilities(work.undefended, start, stop)[0, 0]
+        probabilities = self.results.probabilities(work.undefended, start, stop)[0, 0]
         return on_device(probabilities.argmax(1), self.device)
-
-    def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
-        """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""
-        table, facts = self.store.read_block(kind, key, block)
-        if facts.get("weights") != self.weights(classifier):
-            raise DamagedFileError(f"{block.path} must be of the weights {self.weights(classifier)}; it is of others")
-        return table, facts
-
-    def _output_block(self, key: str, classifier: str, executions: tuple[int, ...], draws: int, block: Block) -> Array:
-        """[draws, N, points, classes] of a stored block, in the order of `executions`."""
-        table, facts = self._own("outputs", key, classifier, block)
-        stored = facts["executions"]
-        if not set(executions) <= set(stored) or draws > len(facts["draws"]):
-            raise DamagedFileError(
-                f"{block.path} must hold {draws} draws of {list(executions)} executions; it has {len(facts['draws'])} of "
-                f"{stored}"
-            )
-        shape = (len(facts["draws"]), len(stored), block.stop - block.start, self.data.classes)
-        found = list_column(table["probabilities"], self.data.classes).reshape(shape)
-        return found[:draws, [stored.index(n) for n in executions]]
-
-    def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
-        """[draws, N, stop - start, classes]: stored outputs of a range. Raises DamagedFileError when some are missing."""
-        parts = [
-            self._stored(work.key, work.classifier, work.executions, work.draws, block)[
-                :, :, max(start - block.start, 0) : stop - block.start
-            ]
-            for block in self.store.blocks("outputs", work.key)
-            if block.start < stop and start < block.stop
-        ]
-        found = np.concatenate(parts, axis=2) if parts else np.empty((0, 0, 0, 0))
-        if found.shape[2] != stop - start:
-            raise DamagedFileError(f"outputs/{work.key} must cover points {start} to {stop}; it has {found.shape[2]}")
-        return found
 
     def _write(
         self,
@@ -402,7 +263,7 @@ class Workbench:
         cost = zip(COST, (*self._spent, time.perf_counter() - began), strict=True)
         facts = {
             **work.covers(),
-            "weights": self.weights(work.classifier),
+            "weights": self.results.weights(work.classifier),
             "device": self.data.device,
             **{name: round(spent + before.get(name, 0), 3) for name, spent in cost},
             "seed": self.data.seed,

@@ -44,7 +44,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
 @pytest.fixture(scope="module")
 def some(study: Tiny) -> list[Item]:
     """Eight blocks."""
-    return study.bench.missing("adversarial", study.plan.attacks[0], 20)[:8]
+    return study.bench.results.missing(study.plan.attacks[0], 20)[:8]
 
 
 def shown(items: Sequence[Item]) -> Stage:
@@ -147,7 +147,7 @@ def test_what_ended_an_attempt_is_recognised(error: Exception, fault: str) -> No
 def blocks_of(study: Tiny) -> list[list[Item]]:
     """All blocks of a study, in the stages in which they can be done."""
     return [
-        [item for work in works for item in study.bench.missing(kind, work, 20)] for kind, works in stages(study.plan)
+        [item for work in works for item in study.bench.results.missing(work, 20)] for kind, works in stages(study.plan)
     ]
 
 

@@ -70,7 +70,7 @@ def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterpar
         trial = ResolveSearch(planner, search_space(planner, work), work.key)({"defense": "0:mi_combined"})
         compute(one)
         for output in trial.works:
-            for block in one.bench.missing("outputs", output, 60):
+            for block in one.bench.results.missing(output, 60):
                 one.bench.compute(*block)
         found[counterparts] = accuracies(one.bench, trial, (0, 60))
     assert found[True] == found[False]

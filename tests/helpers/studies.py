@@ -118,8 +118,8 @@ def stages(plan: Plan) -> Stages:
 
 def _do(one: Tiny, works: Stages, size: int, limit: int | None = None, *, backwards: bool = False) -> int:
     done = 0
-    for kind, some in works:
-        todo = [item for work in some for item in one.bench.missing(kind, work, size, limit)]
+    for _, some in works:
+        todo = [item for work in some for item in one.bench.results.missing(work, size, limit)]
         for work, start, stop in reversed(todo) if backwards else todo:
             assert one.bench.compute(work, start, stop).points == stop - start
             done += 1

@@ -178,7 +178,7 @@ def test_a_lasting_fault_is_told_once_and_damages_nothing(s3: S3, original: Tiny
     before = s3.objects()
     s3.faults(share=1.0, kinds=["403"], path="adversarial")
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
-        one.bench.missing("adversarial", work, 20)
+        one.bench.results.missing(work, 20)
     with pytest.raises(StorageError, match="ACCESS_DENIED"):
         one.bench.compute(work, 20, 40)
     code, _, err = run("check", s3.uri)

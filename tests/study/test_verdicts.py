@@ -158,7 +158,7 @@ def test_images_of_adaptive_attacks_are_stored_where_the_cell_says(judged: Tiny,
         row = one_of(cells, name)
         work = next(w for w in judged.plan.attacks if w.key == row["work"]["adversarial"])
         assert work.defense == ("mi_ol", {"lam": 0.5})
-        images, _, linf = judged.bench.adversarial(Inputs(work, row["work"]["stop"]), 0, 80)
+        images, _, linf = judged.bench.results.adversarial(Inputs(work, row["work"]["stop"]), 0, 80)
         np.testing.assert_allclose(np.abs(images - clean).max((1, 2, 3)), linf, atol=1e-6)
         assert 0 < linf.max() <= largest + 1e-6
         for key, n in row["work"]["outputs"]:

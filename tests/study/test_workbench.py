@@ -23,7 +23,7 @@ from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.batches import component_outputs
 from mi_ray.study.report import keys_of
 from mi_ray.study.rows import derive
-from mi_ray.study.workbench import Workbench
+from mi_ray.study.workbench import Workbench, is_deterministic
 from mi_ray.threat_model import ThreatModel
 
 
@@ -63,7 +63,7 @@ def test_rows_are_the_same_bit_for_bit_whatever_the_blocks_and_their_order(done:
 def test_a_block_is_whole_batches_however_small_it_is_asked_for(tmp_path: Path) -> None:
     one = tiny(tmp_path)
     found = {
-        size: [(start, stop) for _, start, stop in one.bench.missing("outputs", one.work(None), size)]
+        size: [(start, stop) for _, start, stop in one.bench.results.missing(one.work(None), size)]
         for size in (1, 39, 40, 1000)
     }
     assert found[1] == found[39] == [(0, 20), (20, 40), (40, 60)]
@@ -71,7 +71,9 @@ def test_a_block_is_whole_batches_however_small_it_is_asked_for(tmp_path: Path) 
 
 
 def test_nothing_is_missing_when_all_is_there(done: Tiny) -> None:
-    assert [item for kind, works in stages(done.plan) for w in works for item in done.bench.missing(kind, w, 20)] == []
+    assert [
+        item for kind, works in stages(done.plan) for w in works for item in done.bench.results.missing(w, 20)
+    ] == []
 
 
 def test_adversarial_rows_hold_every_restart_stop_and_point_inside_the_ball(done: Tiny) -> None:
@@ -96,7 +98,7 @@ def test_stored_attack_is_the_attack_of_the_python_interface(done: Tiny) -> None
     x, points = done.bench.images(plain, 0, 20), done.study.points[:20]
     y = torch.from_numpy(np.array(done.bench.data.labels[:20]))
     found = made(done.bench.classifier(key, "fp32"), x, y, ThreatModel(0.1), done.study.sweep.seed, points)
-    stored, labels, linf = done.bench.adversarial(Inputs(done.plan.attacks[0], 3), 0, 20)
+    stored, labels, linf = done.bench.results.adversarial(Inputs(done.plan.attacks[0], 3), 0, 20)
     assert torch.equal(torch.from_numpy(stored), found)
     assert (list(labels), linf.max() <= 0.1 + 1e-6) == (y.tolist(), True)
 
@@ -104,7 +106,7 @@ def test_stored_attack_is_the_attack_of_the_python_interface(done: Tiny) -> None
 def test_a_range_that_cuts_through_blocks_is_put_together(done: Tiny) -> None:
     for work in (done.work(), done.work(attacked=True)):
         assert np.array_equal(
-            done.bench.probabilities(work, 10, 50), done.bench.probabilities(work, 0, 60)[:, :, 10:50]
+            done.bench.results.probabilities(work, 10, 50), done.bench.results.probabilities(work, 0, 60)[:, :, 10:50]
         )
     inputs = done.work(attacked=True).inputs
     assert torch.equal(done.bench.images(inputs, 10, 50), done.bench.images(inputs, 0, 60)[10:50])
@@ -117,7 +119,7 @@ def test_outputs_are_what_the_python_interface_predicts(done: Tiny) -> None:
         assert work.component
         model, x = done.bench.classifier(work.classifier, "fp32"), done.bench.images(work.inputs, 20, 40)
         found = predict(model, DEFENSES.make(*work.component), x, pool, 3, 0, done.study.points[20:40])
-        stored = done.bench.probabilities(work, 20, 40)
+        stored = done.bench.results.probabilities(work, 20, 40)
         assert stored.shape == (2, 2, 20, 10)
         np.testing.assert_allclose(stored[0, 1], found.numpy(), atol=1e-6)
         assert not np.allclose(stored[0], stored[1])
@@ -145,7 +147,7 @@ def test_correct_draws_count_right_answers_over_the_draws(done: Tiny) -> None:
     cell = done.cell("gaussian_noise", attacked=True)
     rows = derive(done.bench, cell, 20, 60).to_pandas()
     work, n = cell.components[0]
-    answers = done.bench.probabilities(work, 0, 60)[:, work.executions.index(n)].argmax(-1)
+    answers = done.bench.results.probabilities(work, 0, 60)[:, work.executions.index(n)].argmax(-1)
     assert list(rows["correct_draws"]) == list((answers == np.array(rows["label"])).sum(0))
     assert set(rows["draws"]) == {2}
 
@@ -184,7 +186,7 @@ def test_exactly_the_block_that_was_lost_is_missing(fresh: Tiny, kind: Any, dama
     path.write_bytes({"truncate": content[:500], "flip": content, "empty": b""}.get(damage, b""))
     if damage == "delete":
         path.unlink()
-    assert [(w.key, a, b) for w, a, b in fresh.bench.missing(kind, work, 20)] == [(work.key, 20, 40)]
+    assert [(w.key, a, b) for w, a, b in fresh.bench.results.missing(work, 20)] == [(work.key, 20, 40)]
     assert not path.exists()
     assert compute(fresh) == 1
     assert contents(fresh.store, kind, work.key).equals(before)
@@ -228,7 +230,7 @@ def test_another_stop_is_added_to_the_trajectory(fresh: Tiny) -> None:
 
 def test_a_larger_study_computes_only_the_points_that_are_new(fresh: Tiny) -> None:
     larger = tiny(Path(fresh.store.root), points={"count": 90}, defenses=DEFENSE_GRID[:1])
-    todo = [(a, b) for _, a, b in larger.bench.missing("outputs", larger.work(), 20)]
+    todo = [(a, b) for _, a, b in larger.bench.results.missing(larger.work(), 20)]
     assert todo == [(60, 80), (80, 100)]
 
 
@@ -237,7 +239,7 @@ def test_blocks_beyond_a_smaller_studys_points_are_left_alone_or_cut(tmp_path: P
     compute(large, 40)
     before = contents(large.store, "outputs", large.work().key)
     small = tiny(tmp_path, points={"count": 20}, defenses=DEFENSE_GRID[:1], executions=[1, 4])
-    assert [(a, b) for _, a, b in small.bench.missing("outputs", small.work(), 40)] == [(0, 20)]
+    assert [(a, b) for _, a, b in small.bench.results.missing(small.work(), 40)] == [(0, 20)]
     assert ranges(large, large.work()) == [(0, 20), (20, 40), (40, 80)]
     assert contents(large.store, "outputs", large.work().key).equals(before)
     compute(small, 40)
@@ -261,7 +263,7 @@ def test_a_cut_block_shares_out_what_it_cost(tmp_path: Path) -> None:
     large = tiny(tmp_path, points={"count": 40}, defenses=DEFENSE_GRID[:1])
     compute(large, 40)
     small = tiny(tmp_path, points={"count": 20}, defenses=DEFENSE_GRID[:1], draws=3)
-    small.bench.missing("outputs", small.work(), 40)
+    small.bench.results.missing(small.work(), 40)
     passes = [large.store.block_facts(b)["forward_passes"] for b in large.store.blocks("outputs", large.work().key)]
     assert passes == [20 * 2 * 5, 20 * 2 * 5]
 
@@ -280,8 +282,8 @@ def test_blocks_of_other_weights_are_computed_again(fresh: Tiny) -> None:
     retrained = tiny(Path(fresh.store.root), weights=1, defenses=DEFENSE_GRID[:1])
     assert compute(retrained) == 3 * (len(fresh.plan.attacks) + len(fresh.plan.outputs))
     facts = [retrained.store.block_facts(block) for block in retrained.store.blocks("outputs", fresh.work().key)]
-    assert {f["weights"] for f in facts} == {retrained.bench.weights(fresh.work().classifier)}
-    assert facts[0]["weights"] != fresh.bench.weights(fresh.work().classifier)
+    assert {f["weights"] for f in facts} == {retrained.bench.results.weights(fresh.work().classifier)}
+    assert facts[0]["weights"] != fresh.bench.results.weights(fresh.work().classifier)
 
 
 def test_outputs_that_lack_what_is_asked_for_are_never_taken_for_it(fresh: Tiny) -> None:
@@ -289,15 +291,15 @@ def test_outputs_that_lack_what_is_asked_for_are_never_taken_for_it(fresh: Tiny)
     for changes in ({"draws": 3}, {"executions": [1, 3, 7]}, {"points": {"count": 80}}):
         asks_more = tiny(root, **{"defenses": DEFENSE_GRID[:1], **changes})
         with pytest.raises(DamagedFileError, match="must "):
-            asks_more.bench.probabilities(asks_more.work(), 0, len(asks_more.study.points[:80]))
+            asks_more.bench.results.probabilities(asks_more.work(), 0, len(asks_more.study.points[:80]))
     fresh.store.remove(f"adversarial/{fresh.plan.attacks[0].key}")
     with pytest.raises(DamagedFileError, match="must cover points 0 to 20; it has 0"):
-        fresh.bench.adversarial(Inputs(fresh.plan.attacks[0], 3), 0, 20)
+        fresh.bench.results.adversarial(Inputs(fresh.plan.attacks[0], 3), 0, 20)
 
 
 def test_a_stop_that_was_not_stored_is_refused(fresh: Tiny) -> None:
     with pytest.raises(DamagedFileError, match="must hold every point at stop 2"):
-        fresh.bench.adversarial(Inputs(fresh.plan.attacks[0], 2), 0, 20)
+        fresh.bench.results.adversarial(Inputs(fresh.plan.attacks[0], 2), 0, 20)
 
 
 def test_cells_are_written_with_their_states_and_read_again_without_computing(tmp_path: Path) -> None:
@@ -363,19 +365,19 @@ def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(tmp_path:
 def test_a_limit_asks_for_the_first_points_alone(tmp_path: Path) -> None:
     one = tiny(tmp_path, defenses=["none"])
     clean = one.work(None)
-    limited = [(start, stop) for _, start, stop in one.bench.missing("outputs", clean, 20, 40)]
+    limited = [(start, stop) for _, start, stop in one.bench.results.missing(clean, 20, 40)]
     assert limited == [(0, 20), (20, 40)]
-    assert [part[1:] for part in one.bench.missing("outputs", clean, 60, 40)] == [(0, 40)]
+    assert [part[1:] for part in one.bench.results.missing(clean, 60, 40)] == [(0, 40)]
     one.bench.outputs(clean, 0, 40)
-    assert one.bench.missing("outputs", clean, 20, 40) == []
-    assert [part[1:] for part in one.bench.missing("outputs", clean, 20)] == [(40, 60)]
+    assert one.bench.results.missing(clean, 20, 40) == []
+    assert [part[1:] for part in one.bench.results.missing(clean, 20)] == [(40, 60)]
 
 
 def test_what_is_beyond_a_limit_is_neither_asked_for_nor_widened(fresh: Tiny) -> None:
     work = fresh.work()
     wide = replace(work, executions=(1, 3, 8))
-    assert [part[1:] for part in fresh.bench.missing("outputs", wide, 20, 20)] == [(0, 20)]
-    fresh.bench.outputs(fresh.bench.missing("outputs", wide, 20, 20)[0][0], 0, 20)
+    assert [part[1:] for part in fresh.bench.results.missing(wide, 20, 20)] == [(0, 20)]
+    fresh.bench.outputs(fresh.bench.results.missing(wide, 20, 20)[0][0], 0, 20)
     assert [fresh.store.block_facts(block)["executions"] for block in fresh.store.blocks("outputs", work.key)] == [
         [1, 3, 8],
         [1, 3],
@@ -430,7 +432,7 @@ def test_a_stored_adaptive_attack_is_that_of_the_python_interface(attacked: Tiny
         attacked.bench.classifier(work.classifier, "fp32"), DEFENSES.make(*work.defense), attacked.pool(), 3
     )
     found = made(model, x, y, ThreatModel(0.1, knowledge="adaptive"), attacked.study.sweep.seed, points)
-    stored, _, linf = attacked.bench.adversarial(Inputs(work, 2), 20, 40)
+    stored, _, linf = attacked.bench.results.adversarial(Inputs(work, 2), 20, 40)
     assert torch.equal(torch.from_numpy(stored), found)
     assert 0.05 < linf.max() <= 0.1 + 1e-6
 
@@ -438,7 +440,7 @@ def test_a_stored_adaptive_attack_is_that_of_the_python_interface(attacked: Tiny
 def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> None:
     for work, inside in zip(attacked.plan.attacks, (True, True, False), strict=True):
         stop = work.stops[-1]
-        low, high, zero, gradients = attacked.bench.attack_figures(Inputs(work, stop))
+        low, high, zero, gradients = attacked.bench.results.attack_figures(Inputs(work, stop))
         rows = contents(attacked.store, "adversarial", work.key).to_pandas()
         rows = rows[rows["steps"] == stop]
         assert (low, high) == (min(0.0, np.stack(rows["image"]).min()), max(1.0, np.stack(rows["image"]).max()))
@@ -448,13 +450,13 @@ def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> No
 
 def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
     key = attacked.plan.classifiers[0].key
-    assert attacked.bench.repeats(key)
+    assert is_deterministic(attacked.bench.data, key)
     # On the head of a cluster whose workers alone have GPUs it is asked on the CPU.
     assert Workbench(replace(attacked.bench.data, device="cuda")).repeats(key)
     whole = attacked.bench.classifier(key, "fp32")
     noisy: Any = lambda *_: lambda x: torch.nn.functional.dropout(whole(x), 0.5)  # noqa: E731
     monkeypatch.setattr(mi_ray.study.workbench, "prepared", noisy)
-    assert not attacked.bench.repeats(key)
+    assert not is_deterministic(attacked.bench.data, key)
 
 
 def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial_one(tmp_path: Path) -> None:
@@ -467,10 +469,10 @@ def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial
     assert not torch.equal(predicted, model(clean).argmax(1))
     made: Any = DEFENSES.make(*component.component)  # type: ignore[misc]
     found = component_outputs(model, made, clean, predicted, one.study.points[:60], one.pool(), (3,), 2, 0, 20)
-    np.testing.assert_allclose(one.bench.probabilities(work, 0, 60), found.numpy(), atol=1e-6)
+    np.testing.assert_allclose(one.bench.results.probabilities(work, 0, 60), found.numpy(), atol=1e-6)
     alone = next(w for w in one.plan.outputs if w.component and not w.inputs.attack and w.key != work.key)
     same = (predicted == model(clean).argmax(1)).numpy()
-    left, right = (one.bench.probabilities(w, 0, 60)[0, 0] for w in (work, alone))
+    left, right = (one.bench.results.probabilities(w, 0, 60)[0, 0] for w in (work, alone))
     assert np.allclose(left[same], right[same], atol=1e-6)
     assert not np.allclose(left[~same], right[~same], atol=1e-6)
 
