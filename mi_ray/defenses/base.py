@@ -105,45 +105,49 @@ class RandomTransform(Defense):
 DEFENSES: Registry[Defense] = Registry("defense")
 
 
-def chunk_log_probabilities(
-    classifier: nn.Module,
-    component: RandomTransform,
-    x: Float[Tensor, "B C H W"],
-    predicted: Int64[Tensor, "B"],
-    pool: SamplePool | None,
-    draws: Draws,
-) -> Float[Tensor, "E B L"]:
-    """log F of one chunk of transformed copies: one pass of E * B images. Raises ValueError without a needed pool."""
-    if component.uses_pool and pool is None:
-        raise ValueError(f"{component.name} mixes inputs with a sample pool; give pool=SamplePool(…), got None")
-    copies = component.transform(x, draws, predicted, pool)
-    logits: Tensor = classifier(copies.flatten(0, 1))
-    return F.log_softmax(logits.float(), dim=1).unflatten(0, copies.shape[:2])
+@dataclass(frozen=True, eq=False)
+class Executions:
+    """N executions of one random transformation (Alg. 1), in whole chunks, so that N is a prefix of any larger N.
 
+    pool: p_s, needed where the transformation mixes with samples. key, points: random numbers depend on these alone.
+    number: N.
+    """
 
-def execute(
-    classifier: nn.Module,
-    component: RandomTransform,
-    x: Float[Tensor, "B C H W"],
-    predicted: Int64[Tensor, "B"],
-    pool: SamplePool | None,
-    key: Key,
-    points: Sequence[int],
-    executions: int,
-) -> Float[Tensor, "N B L"]:
-    """log-probabilities of the first N executions; whole chunks are run, so that N is a prefix of any larger N."""
-    chunks = [
-        chunk_log_probabilities(
-            classifier,
-            component,
-            x,
-            predicted,
-            pool,
-            Draws(key.at(family=component.name), points, CHUNK, chunk, x.device),
-        )
-        for chunk in range(-(-executions // CHUNK))
-    ]
-    return torch.cat(chunks)[:executions]
+    component: RandomTransform
+    pool: SamplePool | None
+    key: Key
+    points: Sequence[int]
+    number: int
+
+    def copies(
+        self, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
+    ) -> Iterator[Float[Tensor, "E B C H W"]]:
+        """Transformed copies of each image, `CHUNK` at a time; the last chunk may hold more than N needs.
+
+        predicted: ŷ. Raises ValueError without a needed pool.
+        """
+        if self.component.uses_pool and self.pool is None:
+            raise ValueError(
+                f"{self.component.name} mixes inputs with a sample pool; give pool=SamplePool(…), got None"
+            )
+        key = self.key.at(family=self.component.name)
+        for chunk in range(-(-self.number // CHUNK)):
+            yield self.component.transform(x, Draws(key, self.points, CHUNK, chunk, x.device), predicted, self.pool)
+
+    def chunks(
+        self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
+    ) -> Iterator[Float[Tensor, "E B L"]]:
+        """log F of the copies, one pass of F and one graph a chunk, N in all."""
+        for chunk, copies in enumerate(self.copies(x, predicted)):
+            logits: Tensor = classifier(copies.flatten(0, 1))
+            found = F.log_softmax(logits.float(), dim=1).unflatten(0, copies.shape[:2])
+            yield found[: self.number - chunk * CHUNK]
+
+    def log_probabilities(
+        self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
+    ) -> Float[Tensor, "N B L"]:
+        """log F of all N copies."""
+        return torch.cat(list(self.chunks(classifier, x, predicted)))
 
 
 def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
@@ -222,17 +226,14 @@ class DefendedClassifier(nn.Module):
         self._calls += 1
         return Key(self._seed, "call", step=self._calls), range(len(x))
 
-    def _chunks(
-        self, x: Tensor, predicted: Tensor, key: Key, points: Sequence[int]
-    ) -> Iterator[tuple[int, Float[Tensor, "E B L"]]]:
-        for position, component in enumerate(self.defense.components()):
-            own = key.at(family=component.name)
-            n = self.defense.executions_of(position, self.executions)
-            pool = self._pool_of(component, x.device)
-            for chunk in range(-(-n // CHUNK)):
-                draws = Draws(own, points, CHUNK, chunk, x.device)
-                found = chunk_log_probabilities(self.classifier, component, x, predicted, pool, draws)
-                yield position, found[: n - chunk * CHUNK]
+    def _executions(self, x: Tensor) -> list[Executions]:
+        """Of each component in order, by the bound key or by that of one more call."""
+        key, points = self._start(x)
+        numbers = (self.defense.executions_of(at, self.executions) for at in range(len(self.defense.components())))
+        return [
+            Executions(component, self._pool_of(component, x.device), key, points, number)
+            for component, number in zip(self.defense.components(), numbers, strict=True)
+        ]
 
     def predicted(self, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
         """ŷ: F's own prediction, without gradient."""
@@ -244,36 +245,30 @@ class DefendedClassifier(nn.Module):
 
         A gradient that is added up over these needs the memory of one chunk, whatever N is.
         """
-        key, points = self._start(x)
-        if not self.defense.components():
+        executions = self._executions(x)
+        if not executions:
             yield F.log_softmax(self.classifier(x).float(), dim=1)[None]
             return
-        for _, found in self._chunks(x, self.predicted(x), key, points):
-            yield found
+        predicted = self.predicted(x)
+        for each in executions:
+            yield from each.chunks(self.classifier, x, predicted)
 
     def copies(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "N B C H W"]:
         """The transformed copies that the last component classifies, N for each image.
 
         Raises ValueError for a defense without components.
         """
-        key, points = self._start(x)
-        parts = self.defense.components()
-        if not parts:
+        executions = self._executions(x)
+        if not executions:
             raise ValueError(f"{self.defense.name} makes no copies of its input")
-        own, pool = key.at(family=parts[-1].name), self._pool_of(parts[-1], x.device)
-        n = self.defense.executions_of(len(parts) - 1, self.executions)
-        predicted = self.predicted(x)
-        chunks = (Draws(own, points, CHUNK, chunk, x.device) for chunk in range(-(-n // CHUNK)))
-        return torch.cat([parts[-1].transform(x, draws, predicted, pool) for draws in chunks])[:n]
+        return torch.cat(list(executions[-1].copies(x, self.predicted(x))))[: executions[-1].number]
 
     def parts(self, x: Float[Tensor, "B C H W"]) -> tuple[Float[Tensor, "B L"], list[Float[Tensor, "N B L"]]]:
         """(log F(x), for each component the log-probabilities of its executions)."""
-        key, points = self._start(x)
+        executions = self._executions(x)
         undefended = F.log_softmax(self.classifier(x).float(), dim=1)
-        runs: list[list[Tensor]] = [[] for _ in self.defense.components()]
-        for position, found in self._chunks(x, undefended.detach().argmax(1), key, points):
-            runs[position].append(found)
-        return undefended, [torch.cat(run) for run in runs]
+        predicted = undefended.detach().argmax(1)
+        return undefended, [each.log_probabilities(self.classifier, x, predicted) for each in executions]
 
     def each(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "N B L"]:
         """log-probabilities of every execution, for losses that need them; components one after another."""

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
 from mi_ray.attacks.base import scorer
-from mi_ray.defenses.base import EVALUATE, DefendedClassifier, RandomTransform, execute
+from mi_ray.defenses.base import EVALUATE, DefendedClassifier, Executions, RandomTransform
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -68,9 +68,8 @@ def component_outputs(
         for draw in range(draws):
             key = Key(seed, EVALUATE, draw=draw)
             with torch.no_grad():
-                log_p = execute(
-                    classifier, component, x[part], predicted[part], pool, key, points[part], max(executions)
-                )
+                executed = Executions(component, pool, key, points[part], max(executions))
+                log_p = executed.log_probabilities(classifier, x[part], predicted[part])
             total = log_p.exp().cumsum(0)
             runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)

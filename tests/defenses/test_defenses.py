@@ -14,7 +14,7 @@ from torchvision.transforms.functional import rotate
 
 from mi_ray import make_defense
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
-from mi_ray.defenses.base import CHUNK, EVALUATE, execute, log_mean
+from mi_ray.defenses.base import CHUNK, EVALUATE, Executions, log_mean
 from mi_ray.defenses.geometric import truncate_to_8_bits
 from mi_ray.parameters import Parameter
 from mi_ray.randomness import Draws, Key
@@ -46,7 +46,7 @@ def _defended(f: nn.Module, defense: Defense, pool: SamplePool, x: Tensor, **mor
 
 
 def _runs(f: nn.Module, component: RandomTransform, x: Tensor, pool: SamplePool, n: int, points: Any) -> Tensor:
-    return execute(f, component, x, f(x).argmax(1), pool, KEY, points, n)
+    return Executions(component, pool, KEY, points, n).log_probabilities(f, x, f(x).argmax(1))
 
 
 def _transformed(defense: Any, x: Tensor, executions: int, chunk: int = 0, pool: Any = None) -> Tensor:
