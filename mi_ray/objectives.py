@@ -19,7 +19,7 @@ from mi_ray.parameters import Parameterized, Registry, choice, integer, number
 
 @dataclass(frozen=True)
 class Objective(Parameterized):
-    """A training loss. A subclass writes `loss`.
+    """A training loss. A subclass writes `loss` and `cost`.
 
     `model` may be wrapped for data parallelism; `plain` is the classifier inside, for an inner attack. All randomness
     comes from `rng`, which the trainer keys by (seed, epoch, step, worker), so that training resumes exactly.
@@ -53,11 +53,11 @@ class Erm(Objective):
     name: ClassVar[str] = "erm"
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """CE(F(x), y)."""
+        """The mean of CE(F(x), y)."""
         return F.cross_entropy(model(x), y)
 
     def cost(self) -> tuple[int, int]:
-        """One of each."""
+        """One forward and one backward pass."""
         return 1, 1
 
 
@@ -85,7 +85,7 @@ class _Mix:
 
 
 def _drawn_mix(x: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mix:
-    """λ ~ Beta(α, α) for each example, and the pairs."""
+    """Draw λ ~ Beta(α, α) for each example, and which examples are paired."""
     lam = on_device(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)
     second = on_device(rng.permutation(len(x)), x.device)
     first = torch.arange(len(x), device=x.device)
@@ -109,12 +109,12 @@ class Mixup(Objective):
     )
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """Soft-label cross-entropy on mixed images."""
+        """The cross-entropy of the mixed labels on mixed images."""
         mix = _drawn_mix(x, self.alpha, self.pairing, rng)
         return mix.loss(model(mix.apply(x)), y)
 
     def cost(self) -> tuple[int, int]:
-        """One of each."""
+        """One forward and one backward pass."""
         return 1, 1
 
 
@@ -130,7 +130,9 @@ class ManifoldMixup(Objective):
     pairing: Pairing = choice("as in mixup", ("two_permutations", "one_permutation"), "two_permutations")
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """Soft-label cross-entropy; one layer a batch. Raises ValueError when the network has not so many layers."""
+        """The cross-entropy of the mixed labels, where one layer's maps are mixed, drawn for each batch.
+
+        Raises ValueError when the network has not so many layers."""
         layers = list(plain.network.children())
         if self.layers >= len(layers):
             raise ValueError(
@@ -146,7 +148,7 @@ class ManifoldMixup(Objective):
             hook.remove()
 
     def cost(self) -> tuple[int, int]:
-        """One of each."""
+        """One forward and one backward pass."""
         return 1, 1
 
 
@@ -157,7 +159,7 @@ def _frozen(plain: Classifier, device: torch.device) -> Classifier:
 
 @dataclass(frozen=True)
 class _InnerAttack(Objective):
-    version: ClassVar[int] = 2  # 1: in fp32 weights that each pass cast to bfloat16
+    version: ClassVar[int] = 2  # In 1, the inner attack had fp32 weights, which each pass cast to bfloat16.
     epsilon: float = number("radius of the inner attack, in [0, 1] pixels", 8 / 255, low=0.0, high=1.0)
     step_size: float = number("step of the inner attack, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
     steps: int = integer("steps of the inner attack", 10, low=1)
@@ -193,7 +195,7 @@ class _LabelAttack(_InnerAttack):
         return self.ascended(frozen, x, start, lambda logits: F.cross_entropy(logits, y, reduction="sum"))
 
     def cost(self) -> tuple[int, int]:
-        """The inner attack's, and two of each: of the clean and of the attacked images."""
+        """The passes of the inner attack, and one forward and one backward each for clean and for attacked images."""
         guess = self.inner_labels == "predicted"
         return self.steps + 2 + guess, self.steps + 2
 
@@ -244,7 +246,7 @@ class Trades(_InnerAttack):
     beta: float = number("weight β of the robust term", 6.0, low=0.0)
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
-        """Two forwards, of x and of x'; the inner attack's model is in eval mode."""
+        """CE(F(x), y) + β KL(F(x) || F(x')), in two forward passes; the inner attack's model is in eval mode."""
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         frozen = _frozen(plain, x.device)
         with torch.no_grad():
@@ -255,7 +257,7 @@ class Trades(_InnerAttack):
         return F.cross_entropy(logits, y) + self.beta * _divergence(F.log_softmax(logits, dim=1), model(worst))
 
     def cost(self) -> tuple[int, int]:
-        """The inner attack's with its clean pass, and two of each."""
+        """The passes of the inner attack with its one on clean images, and two forward and two backward passes."""
         return self.steps + 3, self.steps + 2
 
 

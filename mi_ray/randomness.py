@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mi_ray.device import on_device
 
-_ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio: maps neighbouring points to far-apart generator seeds
+_ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, which takes neighbouring points to seeds that are far apart.
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ Goal = Literal["untargeted", "targeted"]
 Norm = Literal["linf"]
 Knowledge = Literal["oblivious", "adaptive"]
 
-TOLERANCE = 1e-6  # how far float32 rounding of x + epsilon may leave the ball; more than that is a fault
+TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 
 
 def parse_number(name: str, value: object) -> float:

@@ -16,8 +16,8 @@ from mi_ray.attacks.pgd import all_zero
 from mi_ray.parameters import choice, flag, integer, number
 from mi_ray.threat_model import ThreatModel
 
-MOMENTUM = 0.75  # α of Croce and Hein, Eq. 1
-FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # lengths between checkpoints, as shares of all steps
+MOMENTUM = 0.75  # The weight α of the new step in Eq. 1 of Croce and Hein.
+FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # Lengths between checkpoints, as shares of all steps.
 
 
 def towards(
@@ -29,7 +29,7 @@ def towards(
 
 
 def ranked_others(logits: Float[Tensor, "B L"], labels: Int64[Tensor, "B"], count: int) -> Int64[Tensor, "count B"]:
-    """The most likely classes other than the label. Raises ValueError where there are fewer."""
+    """The `count` most likely classes other than the label. Raises ValueError where there are not so many."""
     if count >= logits.shape[1]:
         raise ValueError(f"apgd.targets must be below the number of classes, {logits.shape[1]}; got {count}")
     return logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices.T
@@ -37,7 +37,11 @@ def ranked_others(logits: Float[Tensor, "B L"], labels: Int64[Tensor, "B"], coun
 
 @dataclass
 class _Seen:
-    """Of the points evaluated so far: the one with the highest loss and its gradient, and the one to return."""
+    """What a search keeps of the points that it has evaluated, for each image of its batch.
+
+    image, gradient, loss: the point with the highest loss. result, fooled, result_loss: the point to return, which is one
+    that reaches the goal if any does.
+    """
 
     image: Tensor
     gradient: Tensor
@@ -72,11 +76,11 @@ def search(
     steps: int,
     rho: float,
 ) -> Float[Tensor, "B C H W"]:
-    """Algorithm 1 of Croce and Hein; of all points evaluated the one that fools, and of equals has the highest loss.
+    """Algorithm 1 of Croce and Hein. Returns of all evaluated points one that reaches the goal, if any does.
 
-    A step size starts at 2 epsilon. At a checkpoint it is halved, and the search goes back to the highest loss, where
-    the loss rose in at most `rho` of the steps since the last one, or where the highest loss has not risen although
-    the step size was kept.
+    Among equals it is the one with the highest loss. A step size starts at 2 epsilon. At a checkpoint it is halved, and
+    the search goes back to the highest loss, where the loss rose in at most `rho` of the steps since the last one, or
+    where the highest loss has not risen although the step size was kept.
     """
     gradient, loss, fooled = evaluate(start, 1)
     seen = _Seen(start, gradient, loss, start, fooled, loss)
@@ -131,7 +135,7 @@ class Apgd(Attack):
     scoring_draws: int = integer("independent draws by which restarts are compared", 5, low=1)
 
     def check(self, threat: ThreatModel, classes: int) -> None:
-        """The ratio needs three classes, with a target four; targeted_dlr chooses its own targets."""
+        """Raise ValueError where the loss needs more classes, or where a target is given to a loss that chooses its own."""
         if self.loss == "targeted_dlr" and not threat.leaves_label:
             raise ValueError("apgd with loss: targeted_dlr chooses its own targets; for a targeted goal use loss: dlr")
         least = {"ce": 2, "dlr": criterion(threat).dlr_classes, "targeted_dlr": 4}[self.loss]
@@ -141,21 +145,21 @@ class Apgd(Attack):
             raise ValueError(f"apgd.targets must be below the number of classes, {classes}; got {self.targets}")
 
     def stops(self) -> tuple[int, ...]:
-        """The number of steps: the schedule depends on it, so that there is one stop."""
+        """The number of steps alone: the schedule depends on it, so that no earlier step is a result of its own."""
         return (self.steps,)
 
     def _runs(self) -> int:
         return self.restarts * (self.targets if self.loss == "targeted_dlr" else 1)
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """One forward and one backward at the start and at each step, the scoring, and one forward for the targets."""
+        """One forward and one backward pass at the start and at each step, the scoring, and one forward to choose targets."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         choosing = passes if self.loss == "targeted_dlr" else 0
         forward, backward = ((self.steps + 1) * each for each in gradient_cost(parts))
         return self._runs() * (forward + draws * passes) + choosing, self._runs() * backward
 
     def _losses(self, model: nn.Module, batch: Batch) -> list[Callable[[Tensor], Tensor]]:
-        """A loss of log-probabilities for each target; of one for all."""
+        """The loss of log-probabilities to ascend, one for each class that is aimed at; one loss where none is."""
         if self.loss != "targeted_dlr":
             plain = batch.criterion.loss if self.loss == "ce" else batch.criterion.dlr
             return [partial(plain, labels=batch.labels)]
@@ -164,11 +168,11 @@ class Apgd(Attack):
         return [partial(towards, labels=batch.labels, targets=targets) for targets in answer]
 
     def _one_run(self, aim: nn.Module, batch: Batch, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """(images, at how many evaluations a point's whole gradient was zero)."""
+        """One search: (its images, for each point the number of evaluations whose whole gradient was zero)."""
         zero = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
 
         def evaluate(iterate: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
-            """Gradient, loss and whether the goal is reached, at an image."""
+            """(gradient of the loss, the loss, whether the goal is reached) at an image, averaged over executions."""
             with batch.bound(aim, step=step):
                 gradient, loss, answer = mean_gradient(aim, iterate, loss_of)
             zero.add_(all_zero(gradient))
@@ -178,7 +182,7 @@ class Apgd(Attack):
         return search(evaluate, batch.x, start, batch.epsilon, self.steps, self.rho), zero
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
-        """Every restart, for each target. Raises ValueError where the loss needs more classes."""
+        """One search for every restart and every class that is aimed at. Raises ValueError where classes are too few."""
         aim = attacked(model, "whole", self.temperature)
         losses = self._losses(model, batch)
         runs = [self._one_run(aim, batch.at(restart=run), losses[run % len(losses)]) for run in range(self._runs())]

@@ -10,17 +10,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, Batch, Begun, project, score
-from mi_ray.attacks.pgd import StepAttack, all_zero
+from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, flag, integer
 from mi_ray.randomness import Draws
 
-TOGETHER = 5  # copies of each image that pass F together
+TOGETHER = 5  # How many copies of each image pass F together.
 
 
 def copy_gradients(
     classifier: nn.Module, copies: Float[Tensor, "N B C H W"], labels: Int64[Tensor, "N B"]
 ) -> tuple[Float[Tensor, "N B C H W"], Float[Tensor, "N B"]]:
-    """(gradient, value) of log F_label at each copy, a few copies at a time."""
+    """(gradient, value) of log F_label at each copy; a few copies at a time, for memory's sake."""
     gradients, values = [], []
     for some, wanted in zip(copies.split(TOGETHER), labels.split(TOGETHER), strict=True):
         leaf = some.detach().requires_grad_(True)
@@ -65,7 +65,7 @@ class Averaged(StepAttack):
 
     @property
     def keeps_box(self) -> bool:
-        """Whether the final image is clipped."""
+        """Whether its images stay in [0, 1]: only where the final image is clipped."""
         return self.clip
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
@@ -86,12 +86,15 @@ class Averaged(StepAttack):
             return torch.stack([classifier(copy).argmax(1) for copy in copies])
 
     def _direction(self, gradients: Tensor, log_p: Tensor) -> Tensor:
-        """[N, B, C, H, W] or [B, C, H, W]: what each copy steps along the sign of, by the gradients of log F_label."""
+        """The copies step along the sign of this: one direction for all [B, C, H, W], or one a copy [N, B, C, H, W].
+
+        gradients: of log F_label at each copy. log_p: log F_label itself.
+        """
         if self.step == "own_sign":
             return gradients
         if self.step == "common_sign":
             return gradients.mean(0)
-        # ∇F = F ∇log F; dividing by the largest F of a point leaves the sign and keeps F from underflowing
+        # ∇F = F ∇log F. Dividing by the largest F of a point leaves the sign, and keeps F from underflowing.
         return ((log_p - log_p.amax(0)).exp()[..., None, None, None] * gradients).sum(0)
 
     def _started(self, copies: Float[Tensor, "N B C H W"], batch: Batch) -> Float[Tensor, "N*B C H W"]:
@@ -102,10 +105,8 @@ class Averaged(StepAttack):
         unit = Draws(batch.key, batch.points, len(copies), 0, copies.device).uniform_images(copies.shape[2:])
         return project(centre + batch.epsilon * (2 * unit.flatten(0, 1) - 1), centre, batch.epsilon)
 
-    def path(
-        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
-    ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """Every copy moves in its own ball; what is yielded is x and the copies' mean perturbation.
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """Every copy takes PGD's steps in its own ball, and the copies' mean perturbation is added to the image.
 
         Raises ValueError for a model that no defense stands before.
         """
@@ -113,19 +114,18 @@ class Averaged(StepAttack):
         if not hasattr(model, "copies"):
             raise ValueError("averaged attacks the copies that a defense makes; got a model without a defense")
         with torch.no_grad(), batch.bound(model, step=0):
-            copies: Tensor = defended.copies(batch.x).clamp(0, 1)  # mixtures are in the box; noise may leave it
+            copies: Tensor = defended.copies(batch.x).clamp(0, 1)  # Mixtures are in the box, noise may leave it.
         left = self._labels(defended.classifier, copies, batch)
         centre, shape, moved = copies.flatten(0, 1), copies.shape, self._started(copies, batch)
         for _ in range(max(self.steps)):
             gradients, log_p = copy_gradients(defended.classifier, moved.view(shape), left)
-            zero += all_zero(gradients.transpose(0, 1).flatten(1, 2))
             step = batch.criterion.sign * self.step_size * self._direction(gradients, log_p).sign()
             moved = project((moved.view(shape) + step).flatten(0, 1), centre, batch.epsilon)
             found = batch.x + (moved - centre).view(shape).mean(0)
-            yield found.clamp(0, 1) if self.clip else found
+            yield found.clamp(0, 1) if self.clip else found, gradients.transpose(0, 1)
 
     def measure(
         self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
     ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
-        """By the defense's answers and the labels handed in, whatever the copies left."""
+        """Scored by the defense's answers and the labels handed in, whatever labels the copies left."""
         return score(model, images, batch, self.scoring_draws)

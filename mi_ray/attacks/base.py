@@ -42,7 +42,7 @@ class Batch:
 
     @property
     def criterion(self) -> Criterion:
-        """What the goal means: the loss to ascend, and when it is reached."""
+        """What the goal means for this batch: the loss to ascend, and when the goal is reached."""
         return criterion(self.threat)
 
     @property
@@ -54,7 +54,7 @@ class Batch:
         return len(self.x)
 
     def at(self, **place: int) -> "Batch":
-        """The same batch at another place of its randomness: restart, step or draw."""
+        """The same batch with other random numbers, those of another `restart`, `step` or `draw`."""
         return replace(self, key=self.key.at(**place))
 
     def bound(self, model: nn.Module, **place: int) -> AbstractContextManager[None]:
@@ -109,16 +109,19 @@ class Begun:
     zero_gradients: Int64[Tensor, "R B"]
 
     def of(self, part: slice) -> "Begun":
-        """That of some of the points."""
+        """Where the same trajectories stand for some of the points."""
         return Begun(self.steps, self.images[:, part], self.zero_gradients[:, part])
 
     def restart(self, number: int) -> "Begun":
-        """That of one restart."""
+        """Where one restart stands, as if it were the only one."""
         return Begun(self.steps, self.images[number, None], self.zero_gradients[number, None])
 
 
 def best_restart(success: np.ndarray, loss: np.ndarray) -> np.ndarray:
-    """[restarts, B] twice -> [B]: the restart that succeeds most often; of equals the highest loss, then the first."""
+    """For each point the restart that succeeds most often; of equals the one with the highest loss, then the first.
+
+    success, loss: [restarts, B].
+    """
     most = success == success.max(0)
     return np.where(most, loss, -np.inf).argmax(0)
 
@@ -130,27 +133,27 @@ class Attack(Parameterized):
     A subclass writes `run` and `stops`; the final methods check what goes in and what comes out.
     """
 
-    display_name: ClassVar[str] = ""  # what figures call it; its name where this is empty (`label` is a parameter)
-    version: ClassVar[int] = 2  # 1: success, which chooses among restarts, was that of gradients' precision
-    stop_parameter: ClassVar[str | None] = None  # the parameter that only says where one trajectory is read
-    needs_defense: ClassVar[bool] = False  # whether it only makes sense against a DefendedClassifier
-    needs_pool: ClassVar[bool] = False  # and of these, one that mixes with a sample pool
-    goes_on: ClassVar[bool] = False  # whether an image at a stop is all that a longer run needs (`go_on` is written)
+    display_name: ClassVar[str] = ""  # What figures call it; its name where this is empty.
+    version: ClassVar[int] = 2  # In 1, success was judged in the gradients' precision.
+    stop_parameter: ClassVar[str | None] = None  # The parameter that only says where one run is read.
+    needs_defense: ClassVar[bool] = False  # Whether it makes sense only against a DefendedClassifier.
+    needs_pool: ClassVar[bool] = False  # Whether that defense must mix with a sample pool.
+    goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property
     def by_accuracy(self) -> bool:
-        """Whether its success is lost accuracy, by which it can be judged; not so where it evades a detector."""
+        """Whether lost accuracy is what it is after and can be judged by; an attack that evades a detector is after more."""
         return True
 
     @property
     def executions(self) -> int | None:
-        """How many executions of a random defense it averages at each step (EOT); None leaves it to the model."""
+        """How many executions of a random defense it averages at each step (EOT); None leaves the number to the model."""
         eot: int | None = getattr(self, "eot", None)
         return eot
 
     @property
     def keeps_box(self) -> bool:
-        """Whether its images stay in [0, 1]; False for what was published without that, which is stored with a flag."""
+        """Whether its images stay in [0, 1]. An attack that was published without that says False, which is stored."""
         return True
 
     def check(self, threat: ThreatModel, classes: int) -> None:
@@ -173,7 +176,7 @@ class Attack(Parameterized):
         """Every restart at every stop. All randomness must come from the batch's key and points."""
 
     def go_on(self, begun: Begun, model: nn.Module, batch: Batch) -> Adversarial:
-        """What `run` returns, its stops all beyond `begun`, without the steps before: where `goes_on` says so."""
+        """What `run` returns, without the steps that led to `begun`, beyond which all stops lie; written if `goes_on`."""
         raise ValueError(f"{self.name} must begin at the beginning: its images alone do not say where it stands")
 
     @final
@@ -187,7 +190,10 @@ class Attack(Parameterized):
         points: Sequence[int] | None = None,
         begun: Begun | None = None,
     ) -> Adversarial:
-        """Every restart at every stop. labels: as `run` wants them (see `attack_labels`). begun: see `go_on`.
+        """Every restart at every stop.
+
+        labels: of each image the label to leave or to reach (see `attack_labels`). begun: where a stored trajectory of
+        these points stands, from which the attack goes on.
 
         Raises ValueError when labels are missing or the images are not in [0, 1]; AssertionError when what `run`
         returned leaves the ball of radius epsilon or the pixel box.
@@ -253,7 +259,7 @@ def scorer(model: nn.Module) -> nn.Module:
 def score(
     model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch, draws: int
 ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
-    """(loss, success) of the model's answers, averaged over that many independent draws; one, where it is not random.
+    """(loss, success) of the model's answers, averaged over that many independent draws; over one if it is not random.
 
     Every restart and stop meets the same draws, which no step has used: a choice between them is paired, and is not
     made on what an attack was fitted to.
@@ -272,7 +278,7 @@ def score(
 def without_gradients(
     model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch, stops: tuple[int, ...], draws: int
 ) -> Adversarial:
-    """The one run of an attack that asked for no gradient, scored."""
+    """What an attack without gradients and restarts found, with its loss and success by that many draws."""
     loss, success = score(model, images, batch, draws)
     unused = torch.full((1, *loss.shape), -1, device=images.device)
     return Adversarial(images[None], loss[None], success[None], stops, unused)

@@ -14,10 +14,13 @@ from mi_ray.threat_model import ThreatModel
 
 
 class Criterion(ABC):
-    """Leaving a label, or reaching one. Everything is for logits or log-probabilities [*S, B, L] and labels [B]."""
+    """What an adversary is after: that a label is left, or that one is reached.
 
-    sign: ClassVar[int]  # of log p_label in the loss that an attack ascends
-    dlr_classes: ClassVar[int]  # how many classes the difference-of-logits ratio needs
+    Its methods take logits or log-probabilities [*S, B, L] and one label an image [B].
+    """
+
+    sign: ClassVar[int]  # Whether log p_label is to rise (1) or to fall (-1).
+    dlr_classes: ClassVar[int]  # How many classes the difference-of-logits ratio needs.
 
     @abstractmethod
     def labels(self, y: Int64[Tensor, "B"], classes: int, seed: int, points: Sequence[int]) -> Int64[Tensor, "B"]:
@@ -48,13 +51,13 @@ class Criterion(ABC):
 
 
 def lead(logits: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "*S B"]:
-    """The label's logit less the largest other one."""
+    """By how much the label's logit exceeds the largest other one."""
     own = F.one_hot(labels, logits.shape[-1]).bool()
     return logits.masked_fill(~own, -torch.inf).amax(-1) - logits.masked_fill(own, -torch.inf).amax(-1)
 
 
 def ranked(logits: Float[Tensor, "*S B L"], count: int) -> Float[Tensor, "*S B count"]:
-    """The largest entries, in order. Raises ValueError where there are fewer classes."""
+    """The `count` largest logits, in falling order. Raises ValueError where there are fewer classes."""
     if logits.shape[-1] < count:
         raise ValueError(
             f"the difference-of-logits ratio needs at least {count} classes; got {logits.shape[-1]}. Use loss: ce"
@@ -62,7 +65,7 @@ def ranked(logits: Float[Tensor, "*S B L"], count: int) -> Float[Tensor, "*S B c
     return logits.topk(count, dim=-1).values
 
 
-SMALL = 1e-12  # keeps the ratio finite where the largest logits tie
+SMALL = 1e-12  # Keeps the ratio finite where the largest logits tie.
 
 
 @final

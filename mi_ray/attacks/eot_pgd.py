@@ -12,15 +12,15 @@ from torch.utils.checkpoint import checkpoint
 
 from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
 from mi_ray.attacks.criterion import Criterion
-from mi_ray.attacks.pgd import StepAttack, all_zero
+from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, integer, integers, number
 from mi_ray.threat_model import ThreatModel
 
-TEMPERATURE = 0.05  # of a decision made smooth, on the scale of the gap that it compares with a threshold
+TEMPERATURE = 0.05  # Width of a smooth decision, on the scale of the gap that it judges.
 
 
 class _Recomputed(nn.Module):
-    """F whose activations are not kept for the backward pass but computed again: the memory of one chunk."""
+    """F whose activations are not kept for the backward pass but computed again, in the memory of one chunk."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -37,12 +37,12 @@ def joins_several(model: nn.Module) -> bool:
 
 
 def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPERATURE) -> nn.Module:
-    """What an adversary differentiates: F itself, or that branch of the defense, its decisions smooth."""
+    """What an adversary differentiates: F itself, or the named branch of the defense with its decisions made smooth."""
     branch: Any = getattr(model, "branch", None)
     if branch is None:
         return model
     aim: Any = branch(which, temperature)
-    if joins_several(aim):  # the whole answer has one graph over all executions
+    if joins_several(aim):  # The whole answer has one graph over all executions.
         aim.classifier = _Recomputed(aim.classifier)
     return aim
 
@@ -71,14 +71,16 @@ def executions(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Iterator[Float[
 
 
 def of_label(log_probabilities: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "*S B"]:
-    """The entries at the labels."""
+    """The log-probability of each image's label."""
     return log_probabilities.gather(-1, labels.expand(log_probabilities.shape[:-1])[..., None])[..., 0]
 
 
 def mean_gradient(
     model: nn.Module, x: Float[Tensor, "B C H W"], loss: Callable[[Tensor], Tensor]
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B"], Float[Tensor, "B L"]]:
-    """(gradient, value) of the mean over executions of a loss [E, B] of log-probabilities; log of their sum.
+    """(gradient, value) of a loss's mean over executions, and the logarithm of the executions' summed probabilities.
+
+    loss: log-probabilities [E, B, L] -> [E, B].
 
     The gradient is added up chunk by chunk: it needs the memory of one, whatever the number of executions.
     """
@@ -195,11 +197,11 @@ class EotPgd(StepAttack):
 
     @property
     def by_accuracy(self) -> bool:
-        """Not so with the loss `evade`: it fools F and lowers the detector's gap."""
+        """True, but for the loss `evade`, which fools F and lowers a detector's gap as well."""
         return self.loss != "evade"
 
     def check(self, threat: ThreatModel, classes: int) -> None:
-        """A detector and the parts of a defense are there for an adaptive attack alone."""
+        """Raise ValueError for an oblivious attack on a detector or on part of a defense: it sees F alone."""
         if threat.knowledge == "oblivious" and self.loss == "evade":
             raise ValueError(
                 "eot_pgd with loss: evade evades a detector: it needs `knowledge: adaptive`; got oblivious"
@@ -211,7 +213,7 @@ class EotPgd(StepAttack):
             )
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """A gradient a step (see `gradient_cost`; evade passes F once more), and `scoring_draws` answers a stop."""
+        """One gradient a step (`gradient_cost`; `evade` passes F once more), and `scoring_draws` answers at each stop."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         aim = parts[:1] if self.loss == "evade" or self.branch == "detector" else parts
         forward, backward = gradient_cost(aim[-1:] if self.branch == "fallback" else aim)
@@ -226,25 +228,22 @@ class EotPgd(StepAttack):
         return attacked(model, "detector" if self.loss == "evade" else self.branch, self.temperature)
 
     def _gradient(self, aim: nn.Module, x: Float[Tensor, "B C H W"], batch: Batch) -> Float[Tensor, "B C H W"]:
-        """Of what is ascended, summed over the executions chunk by chunk."""
+        """The gradient at x of the loss that is ascended, summed over the executions chunk by chunk."""
         if self.loss == "evade":
             return evasion_gradient(aim, x, batch.labels, batch.criterion, self.evade_weight)
         if self.loss == "mean_cross_entropy":
             return mean_gradient(aim, x, lambda found: batch.criterion.loss(found, batch.labels))[0]
         return batch.criterion.sign * log_mean_gradient(aim, x, batch.labels)[0]
 
-    def path(
-        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
-    ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """PGD's steps (Eq. 18), each along the gradient of a fresh set of executions."""
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """PGD's steps (Eq. 18), each along a gradient that is averaged over executions of the defense."""
         aim = self._aim(model)
         x, steps = self.start(batch, begun)
         for step in steps:
             with batch.bound(aim, step=1 if self.draws == "fixed" else step + 1):
                 gradient = self._gradient(aim, x, batch)
-            zero += all_zero(gradient)
             x = batch.projected(x + self.step_size * gradient.sign())
-            yield x
+            yield x, gradient
 
     def measure(
         self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch

@@ -13,7 +13,7 @@ from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Begun, scor
 from mi_ray.parameters import flag, integer, integers, number
 
 
-def all_zero(gradient: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
+def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
     """1 for each point whose whole gradient is zero: a step along it goes nowhere, and masked gradients look like this."""
     return (gradient == 0).flatten(1).all(1).long()
 
@@ -32,13 +32,11 @@ class StepAttack(Attack):
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
 
     @abstractmethod
-    def path(
-        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
-    ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """The images after each step of the restart that the batch's key names.
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each step of one restart its images [B, C, H, W], and the gradient [B, ...] that the step followed.
 
-        zero: counts, in place, at how many steps a point's whole gradient was zero. begun: where this restart stands;
-        None at its beginning, and always for an attack that cannot go on.
+        The batch's key names the restart. begun: where it stands; None at its beginning, and always for an attack that
+        cannot go on.
         """
 
     @abstractmethod
@@ -57,7 +55,7 @@ class StepAttack(Attack):
 
     @final
     def stops(self) -> tuple[int, ...]:
-        """The step counts."""
+        """The numbers of steps at which the trajectory is read."""
         return self.steps
 
     @final
@@ -90,12 +88,13 @@ class StepAttack(Attack):
     def _one_restart(
         self, model: nn.Module, batch: Batch, begun: Begun | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(images, loss, success, zero gradients so far) at each stop."""
-        zero = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
-        if begun is not None:
-            zero += begun.zero_gradients[0]
-        numbered = enumerate(self.path(model, batch, zero, begun), start=1 + (begun.steps if begun else 0))
-        kept = [(iterate, zero.clone()) for step, iterate in numbered if step in self.steps]
+        """(images, loss, success, number of zero gradients until then) of one restart, with one entry for each stop."""
+        done, zero = (0, torch.zeros_like(batch.labels)) if begun is None else (begun.steps, begun.zero_gradients[0])
+        kept = []
+        for step, (found, gradient) in enumerate(self.path(model, batch, begun), start=done + 1):
+            zero = zero + all_zero(gradient)
+            if step in self.steps:
+                kept.append((found, zero))
         images, zeros = (torch.stack(column) for column in zip(*kept, strict=True))
         loss = success = torch.full(images.shape[:2], torch.nan, device=images.device)
         defense: Any = getattr(model, "defense", None)
@@ -104,7 +103,7 @@ class StepAttack(Attack):
         return images, loss, success, zeros
 
     def start(self, batch: Batch, begun: Begun | None) -> tuple[Float[Tensor, "B C H W"], range]:
-        """(where a trajectory is, the steps that are left): at its start, or where it stands."""
+        """(the images at which a restart's path begins, the steps that are left), from the start or from where it stands."""
         if begun is not None:
             return begun.images[0], range(begun.steps, max(self.steps))
         return batch.random_start() if self.random_start else batch.x, range(max(self.steps))
@@ -120,6 +119,25 @@ class Pgd(StepAttack):
     display_name: ClassVar[str] = "PGD"
     goes_on: ClassVar[bool] = True
 
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """At every step x becomes project(x + step_size * sign(gradient of the loss at x)), in float32 (Eq. 18)."""
+        x, steps = self.start(batch, begun)
+        for step in steps:
+            x = x.detach().requires_grad_(True)
+            with torch.enable_grad(), batch.bound(model, step=step + 1):
+                loss = batch.criterion.loss(model(x).float(), batch.labels)
+            gradient = torch.autograd.grad(loss.sum(), x)[0]
+            x = batch.projected(x.detach() + self.step_size * gradient.sign())
+            yield x, gradient
+
+    def measure(
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
+        """Scored by the model's answer; where the model is random, by a single draw."""
+        with torch.no_grad(), batch.bound(model, step=0):
+            logits = torch.stack([scorer(model)(iterate).float() for iterate in images])
+        return batch.criterion.loss(logits, batch.labels), batch.criterion.reached(logits, batch.labels)
+
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """One forward and one backward a step, and one forward at each stop that is scored."""
         steps, passes = max(self.steps), 1 + sum(parts)
@@ -128,25 +146,3 @@ class Pgd(StepAttack):
         backward = differentiated + (parts[-1] if parts else 0)
         scored = len(self.steps) if self.scores(parts) else 0
         return self.restarts * (steps + scored) * passes, self.restarts * steps * backward
-
-    def path(
-        self, model: nn.Module, batch: Batch, zero: Int64[Tensor, "B"], begun: Begun | None = None
-    ) -> Iterator[Float[Tensor, "B C H W"]]:
-        """x <- project(x + step_size * sign(gradient of the loss at x)), in float32, for every step."""
-        x, steps = self.start(batch, begun)
-        for step in steps:
-            x = x.detach().requires_grad_(True)
-            with torch.enable_grad(), batch.bound(model, step=step + 1):
-                loss = batch.criterion.loss(model(x).float(), batch.labels)
-            gradient = torch.autograd.grad(loss.sum(), x)[0]
-            zero += all_zero(gradient)
-            x = batch.projected(x.detach() + self.step_size * gradient.sign())
-            yield x
-
-    def measure(
-        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
-    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
-        """By one draw, where the model is random."""
-        with torch.no_grad(), batch.bound(model, step=0):
-            logits = torch.stack([scorer(model)(iterate).float() for iterate in images])
-        return batch.criterion.loss(logits, batch.labels), batch.criterion.reached(logits, batch.labels)

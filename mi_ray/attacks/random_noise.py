@@ -39,17 +39,17 @@ class RandomNoise(Attack):
         return self.tries
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """One forward a try, and `scoring_draws` at each stop, one on F itself."""
+        """One forward pass a try, and at each stop as many as there are scoring draws, which is one on F itself."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.tries) + len(self.tries) * draws) * passes, 0
 
     def _noise(self, batch: Batch) -> Float[Tensor, "B C H W"]:
-        """Points of the unit ball, by the batch's key."""
+        """A point of the unit ball for each image, drawn by the batch's key."""
         unit = 2 * Draws(batch.key, batch.points, 1, 0, batch.x.device).uniform_images(batch.x.shape[1:])[0] - 1
         return torch.where(unit < 0, -1.0, 1.0) if self.where == "corners" else unit
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
-        """Try points one after another, and keep the best of each image; see the class."""
+        """Try points one after another, and keep for each image the best so far."""
         best, kept = batch.x, []
         best_loss = best_success = torch.full((len(batch),), -torch.inf, device=batch.x.device)
         for step in range(1, max(self.tries) + 1):

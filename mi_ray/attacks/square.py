@@ -11,8 +11,8 @@ from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, without_gra
 from mi_ray.parameters import integer, integers, number
 from mi_ray.randomness import Draws
 
-BLOCK = 100  # queries whose random numbers are drawn together
-HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # queries after which the share of pixels halves
+BLOCK = 100  # The random numbers of so many queries are drawn together.
+HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # After so many queries the share halves.
 
 
 def side(query: int, p_init: float, height: int, width: int) -> int:
@@ -32,7 +32,7 @@ def squares(corner: Float[Tensor, "B two"], length: int, height: int, width: int
 
 
 def signs(unit: Tensor) -> Tensor:
-    """-1 or 1, by unit uniforms."""
+    """-1 or 1 with equal chances, as unit uniforms decide."""
     return torch.where(unit < 0.5, -1.0, 1.0)
 
 
@@ -61,14 +61,18 @@ class Square(Attack):
         return self.queries
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """One forward a query, and `scoring_draws` at each stop, one on F itself."""
+        """One forward pass a query, and at each stop as many as there are scoring draws, which is one on F itself."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.queries) + len(self.queries) * draws) * passes, 0
 
     def _proposal(
         self, x: Tensor, best: Tensor, query: int, unit: Float[Tensor, "B n"], epsilon: float
     ) -> Float[Tensor, "B C H W"]:
-        """The best image so far with one square of each image set to its edge of the ball."""
+        """The best image so far with one square of each image set to the edge of its ball.
+
+        unit: uniforms that place the square, and then one for the sign of each channel. A square that would change
+        nothing is set to the opposite edge.
+        """
         inside = squares(unit[:, :2], side(query, self.p_init, *x.shape[-2:]), *x.shape[-2:])
         sign = signs(unit[:, 2:])[..., None, None]
         proposal, opposite = (torch.where(inside, (x + by * epsilon * sign).clamp(0, 1), best) for by in (1, -1))

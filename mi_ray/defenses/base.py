@@ -17,13 +17,13 @@ from mi_ray.parameters import Parameterized, Registry
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 
-CHUNK = 5  # executions that run together; N is a prefix of whole chunks, whatever N is
-EVALUATE = "evaluate"  # the purpose of the draws that score a defense; an attack never uses it
+CHUNK = 5  # So many executions run together, whatever N is, so that N is a prefix of any larger N.
+EVALUATE = "evaluate"  # The purpose of the draws that score a defense, which no attack uses.
 
 
 @dataclass(frozen=True)
 class Defense(Parameterized):
-    """F and an input -> a probability vector. Subclass `RandomTransform`, unless the defense joins several.
+    """What turns F and an input into a probability vector. Subclass `RandomTransform`, unless it joins several.
 
     `components` are the random transformations that it averages; `join` makes its answer of F(x) and their averages.
     label, colour and marker are how figures name and draw it, the latter two as matplotlib takes them. They decide no
@@ -62,7 +62,7 @@ class Defense(Parameterized):
         return self.join(undefended, averages)
 
     def executions_of(self, position: int, executions: int) -> int:
-        """N of the component at that position, where the defense is asked for N executions."""
+        """How many executions the component at that position takes where the defense is asked for so many."""
         return executions
 
     def check_images(self, height: int, width: int) -> None:
@@ -91,14 +91,14 @@ class RandomTransform(Defense):
 
     @final
     def components(self) -> tuple["RandomTransform", ...]:
-        """The transformation itself."""
+        """The transformation itself, as the only component."""
         return (self,)
 
     @final
     def join(
         self, undefended: Float[Tensor, "*S B L"], averages: Sequence[Float[Tensor, "*S B L"]]
     ) -> Float[Tensor, "*S B L"]:
-        """The average, as it is."""
+        """The average of its one component, as it is."""
         return averages[0]
 
 
@@ -151,12 +151,12 @@ class Executions:
 
 
 def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
-    """log of the mean probability over the first axis; never a softmax of probabilities."""
+    """The logarithm of the mean probability over the first axis; never a softmax of probabilities."""
     return torch.logsumexp(log_probabilities, 0) - torch.log(torch.tensor(float(len(log_probabilities))))
 
 
 Pools = SamplePool | Mapping[str, SamplePool] | None
-# What each module is bound to, by its id: of this thread alone, since batches in flight share a module.
+# What each module is bound to, by its id. Each thread has its own, since batches in flight share a module.
 _BOUND: ContextVar[Mapping[int, tuple[Key, Sequence[int]]]] = ContextVar("bound", default=MappingProxyType({}))
 
 
@@ -187,7 +187,7 @@ class DefendedClassifier(nn.Module):
         self.temperature = temperature
         self._seed = seed
         self._calls = 0
-        self.train(classifier.training)  # a library that puts a module's mode back must not switch F's
+        self.train(classifier.training)  # A library that puts a module's mode back must not switch F's.
 
     @contextmanager
     def bind(self, key: Key, points: Sequence[int]) -> Iterator[None]:
@@ -227,7 +227,7 @@ class DefendedClassifier(nn.Module):
         return Key(self._seed, "call", step=self._calls), range(len(x))
 
     def _executions(self, x: Tensor) -> list[Executions]:
-        """Of each component in order, by the bound key or by that of one more call."""
+        """The executions of each component, by the key that is bound, or by that of one more call where none is."""
         key, points = self._start(x)
         numbers = (self.defense.executions_of(at, self.executions) for at in range(len(self.defense.components())))
         return [
@@ -236,12 +236,12 @@ class DefendedClassifier(nn.Module):
         ]
 
     def predicted(self, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
-        """ŷ: F's own prediction, without gradient."""
+        """F's own prediction ŷ, without gradient."""
         with torch.no_grad():
             return self.classifier(x).argmax(1)
 
     def chunks(self, x: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "E B L"]]:
-        """log-probabilities of all executions, E at a time, each with a graph of its own: what is read is computed.
+        """log-probabilities of all executions, E at a time, each chunk with a graph of its own, computed when it is read.
 
         A gradient that is added up over these needs the memory of one chunk, whatever N is.
         """
@@ -275,9 +275,9 @@ class DefendedClassifier(nn.Module):
         return torch.cat(list(self.chunks(x)))
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
-        """log of the defense's probabilities."""
+        """The logarithm of the defense's probabilities."""
         if self.defense.components() == (self.defense,):
-            return log_mean(self.each(x))  # exact in log space, where a probability would underflow
+            return log_mean(self.each(x))  # In log space this is exact where a probability would underflow.
         undefended, runs = self.parts(x)
         averages = [log_mean(run).exp() for run in runs]
         if self.temperature is None:

@@ -49,14 +49,14 @@ class RandomRotation(RandomTransform):
     eight_bit: bool = flag("pass through an 8-bit image, as the released code", False, option="eight_bit")
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
-        """One sampling grid an execution and point."""
+        """Each execution reads each image through a sampling grid of its own."""
         if self.degrees == 0:
             unturned = truncate_to_8_bits(x) if self.eight_bit else x
             return unturned.expand(draws.executions, *x.shape)
         angle = (2 * draws.uniform(1)[..., 0].flatten() - 1) * (self.degrees * pi / 180)
         cos, sin, zero = angle.cos(), angle.sin(), torch.zeros_like(angle)
         height, width = x.shape[-2:]
-        # Output pixel -> where it is read in the input; the aspect keeps a turn a turn on images that are not square.
+        # theta maps an output pixel to where it is read; the aspect keeps a turn a turn where an image is not square.
         theta = torch.stack(
             [
                 torch.stack([cos, -sin * height / width, zero], 1),
@@ -72,7 +72,7 @@ class RandomRotation(RandomTransform):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """d = 0."""
+        """With d = 0 nothing is turned."""
         return {"degrees": 0.0}
 
 
@@ -82,7 +82,7 @@ class _Crop(RandomTransform):
     eight_bit: bool = flag("pass through an 8-bit image, as the released code", False, option="eight_bit")
 
     def check_images(self, height: int, width: int) -> None:
-        """The crop must fit into the image."""
+        """Raise ValueError where the largest crop does not fit into the image."""
         if self.crop[1] > min(height, width):
             raise ValueError(
                 f"{self.name}.crop must not exceed the image's side, {min(height, width)} pixels; got {list(self.crop)}"
@@ -99,7 +99,7 @@ class _Crop(RandomTransform):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """A crop of the whole 32x32 image."""
+        """A crop of the whole image, which is 32 pixels wide and high."""
         return {"crop": [32, 32]}
 
 

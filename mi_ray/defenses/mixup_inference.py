@@ -30,7 +30,7 @@ def _mix(x: Tensor, other: Tensor, lam: float | Distribution, draws: Draws) -> T
 @dataclass(frozen=True)
 class _MixupInference(RandomTransform):
     uses_pool: ClassVar[bool] = True
-    sampled: ClassVar[Literal["predicted", "other"]]  # the labels that x_s is of
+    sampled: ClassVar[Literal["predicted", "other"]]  # The label of x_s: ŷ, or another.
     lam: float | Distribution = ratio("mixup ratio λ, the share of the input")
 
     @final
@@ -41,7 +41,7 @@ class _MixupInference(RandomTransform):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """λ = 1."""
+        """With λ = 1 nothing is mixed in."""
         return {"lam": 1.0}
 
 
@@ -106,11 +106,11 @@ class MiCombined(Defense):
     )
 
     def components(self) -> tuple[RandomTransform, ...]:
-        """The detector, then the fallback."""
+        """MI-PL, the detector, and then MI-OL, the fallback."""
         return MiPl(lam=self.lam_pl), MiOl(lam=self.lam_ol)
 
     def executions_of(self, position: int, executions: int) -> int:
-        """N, or `executions_pl` for the detector."""
+        """As many as the defense is asked for, or `executions_pl` for the detector."""
         return self.executions_pl if position == 0 and self.executions_pl is not None else executions
 
     def gap(self, undefended: Tensor, detector: Tensor) -> Tensor:
@@ -135,5 +135,5 @@ class MiCombined(Defense):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """λ_OL = 1: both answers are F(x)."""
+        """With λ_OL = 1 both answers are F(x), whatever the detector says."""
         return {"lam_pl": 1.0, "lam_ol": 1.0, "threshold": 0.2}

@@ -24,12 +24,12 @@ class GaussianNoise(RandomTransform):
     sigma: float = number("standard deviation σ, in [0, 1] pixels (the paper's 0.04 is 0.02 here)", low=0.0)
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
-        """Scaled unit normals, so that neighbouring σ share their noise."""
+        """Unit normals are drawn and then scaled, so that neighbouring σ share their noise."""
         return x + self.sigma * draws.normal_images(x.shape[1:])
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """σ = 0."""
+        """With σ = 0 nothing is added."""
         return {"sigma": 0.0}
 
 
@@ -46,10 +46,10 @@ class UniformNoise(RandomTransform):
     amplitude: float = number("half-width a, in [0, 1] pixels", low=0.0)
 
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
-        """Scaled unit uniforms."""
+        """Unit uniforms are drawn and then scaled, so that neighbouring a share their noise."""
         return x + self.amplitude * (2 * draws.uniform_images(x.shape[1:]) - 1)
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """a = 0."""
+        """With a = 0 nothing is added."""
         return {"amplitude": 0.0}

@@ -13,7 +13,7 @@ from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform
 @DEFENSES.register
 @dataclass(frozen=True)
 class Undefended(Defense):
-    """F(x) as it is; deterministic, one pass."""
+    """F(x) as it is: deterministic, and one pass."""
 
     name: ClassVar[str] = "none"
     label: ClassVar[str] = "No defense"
@@ -21,14 +21,14 @@ class Undefended(Defense):
     marker: ClassVar[str] = "*"
 
     def components(self) -> tuple[RandomTransform, ...]:
-        """Nothing is executed."""
+        """None: nothing is executed."""
         return ()
 
     def join(self, undefended: Tensor, averages: Sequence[Tensor]) -> Tensor:
-        """F(x)."""
+        """The answer is F(x)."""
         return undefended
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """Always."""
+        """It has no parameters, and is always F itself."""
         return {}

@@ -1,4 +1,4 @@
-"""One piece of work on one block of points -> numbers. No Ray, no files.
+"""What one piece of work computes on one block of points, without Ray and without files.
 
 Arithmetic runs in canonical batches (`batch` points, and `CHUNK` executions of each), so that on one kind of machine a
 point's numbers are the same bit for bit whatever block it is computed in. `lanes` of these batches are in flight at once.
@@ -26,7 +26,7 @@ from mi_ray.threat_model import ThreatModel
 
 
 def batches(total: int, batch: int) -> Iterator[slice]:
-    """The canonical batches of a block of whole batches."""
+    """The canonical batches of a block, which is a whole number of them unless the points end."""
     for start in range(0, total, batch):
         yield slice(start, min(start + batch, total))
 
@@ -34,10 +34,10 @@ def batches(total: int, batch: int) -> Iterator[slice]:
 def undefended_outputs(
     classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int, lanes: int = 1
 ) -> Float[Tensor, "P L"]:
-    """F(x): softmax outputs."""
+    """The softmax outputs F(x)."""
 
     def outputs(part: slice) -> Tensor:
-        """Of one batch."""
+        """F's outputs on one batch."""
         with torch.no_grad():
             return F.softmax(classifier(x[part]).float(), dim=1)
 
@@ -63,7 +63,7 @@ def component_outputs(
     """
 
     def outputs(part: slice) -> Tensor:
-        """Of one batch, every draw."""
+        """The outputs of every draw on one batch."""
         runs = []
         for draw in range(draws):
             key = Key(seed, EVALUATE, draw=draw)
@@ -99,7 +99,7 @@ def attack_outputs(
     """
 
     def crafted(part: slice) -> tuple[Adversarial, Tensor]:
-        """Of one batch, with the labels that it worked on."""
+        """What the attack found on one batch, and the labels that it worked on."""
         own = attack_labels(y[part], classes, threat, seed, points[part])
         if labels == "predicted" and threat.leaves_label:
             own = _predicted(model, x[part])
@@ -114,7 +114,7 @@ def attack_outputs(
 
 
 def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:
-    """F's own prediction, also where the model is F behind a defense; the one that a study has as ŷ, in fp32."""
+    """F's own prediction in fp32, also where the model is F behind a defense: what a study calls ŷ."""
     classifier = model.classifier if isinstance(model, DefendedClassifier) else model
     with torch.no_grad():
         found: Tensor = scorer(classifier)(x)
@@ -125,11 +125,11 @@ T = TypeVar("T")
 
 R = TypeVar("R")
 
-GRAPH = 3  # a backward pass holds about the activations, their gradients and one layer's scratch
+GRAPH = 3  # A backward pass holds about so many times the activations: they, their gradients, one layer's scratch.
 
-SHARE = 0.5  # of the memory at hand that batches in flight may take where no budget is set
+SHARE = 0.5  # Where no budget is set, batches in flight may take this share of the memory at hand.
 
-GPU_LANES = 2  # on a GPU one batch's small kernels fill the gaps of the other's
+GPU_LANES = 2  # On a GPU one batch's small kernels fill the gaps of the other's.
 
 
 def activation_bytes(classifier: nn.Module, image: tuple[int, ...], device: torch.device) -> int:
@@ -171,17 +171,17 @@ def lanes_within(budget: int | None, batch_bytes: int, device: torch.device, thr
     return max(1, min(most, math.floor(have / max(1, GRAPH * batch_bytes))))
 
 
-_OWN = threading.local()  # a lane's stream
+_OWN = threading.local()  # Holds the stream of the lane that a thread is.
 
 
 def _begin(device: torch.device) -> None:
-    torch.set_num_threads(1)  # a thread has its own number
+    torch.set_num_threads(1)  # PyTorch keeps this number for each thread.
     _OWN.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
 
 @lru_cache(maxsize=8)
 def _lanes(lanes: int, device: torch.device) -> ThreadPoolExecutor:
-    """Threads that stay: on a GPU the memory that one stream has freed is of no use to another one."""
+    """The threads of the lanes. They stay, since on a GPU memory that one stream has freed is of no use to another."""
     return ThreadPoolExecutor(lanes, "lane", _begin, (device,))
 
 
@@ -195,7 +195,7 @@ def side_by_side(function: Callable[[T], R], parts: Iterable[T], lanes: int, dev
         return [function(part) for part in parts]
 
     def on_its_own(part: T) -> R:
-        """What a lane's thread runs."""
+        """The function of one part, in the stream of the lane whose thread runs it."""
         if _OWN.stream is None:
             return function(part)
         _OWN.stream.wait_stream(torch.cuda.default_stream(device))
@@ -206,7 +206,7 @@ def side_by_side(function: Callable[[T], R], parts: Iterable[T], lanes: int, dev
 
     running = [_lanes(lanes, device).submit(on_its_own, part) for part in parts]
     _, waiting = wait(running, return_when=FIRST_EXCEPTION)
-    for each in waiting:  # one has failed: what has not begun never does
+    for each in waiting:  # One has failed, and what has not begun is not to begin.
         each.cancel()
     wait(running)
     return [each.result() for each in running if not each.cancelled()]

@@ -18,6 +18,7 @@ from mi_ray.attacks.auto_pgd import search, towards
 from mi_ray.attacks.averaged import Averaged, copy_gradients
 from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.eot_pgd import attacked, evasion_gradient, evasion_loss, log_mean_gradient, mean_gradient, of_label
+from mi_ray.attacks.pgd import StepAttack
 from mi_ray.attacks.square import Square, side, squares
 from mi_ray.config import Sweep
 from mi_ray.data import to_unit
@@ -126,10 +127,9 @@ def test_a_chunk_is_made_only_after_the_gradient_of_the_one_before_is_taken(loss
             return F.log_softmax(f(x), dim=1), [F.log_softmax(f(x), dim=1)[None]]
 
     attack = make_attack("eot_pgd", steps=1, loss=loss, random_start=False)
-    path: Any = attack
-    zero = torch.zeros(2, dtype=torch.int64)
+    assert isinstance(attack, StepAttack)
     with torch.no_grad():
-        next(path.path(Chunked(), Batch(_images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1]), zero))
+        next(attack.path(Chunked(), Batch(_images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1])))
     assert events == ["made", "used"] * 3
 
 
