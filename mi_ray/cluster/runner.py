@@ -13,7 +13,7 @@ from mi_ray.plan.work import Plan
 from mi_ray.progress import stage
 from mi_ray.store.files import remove_temporary_files
 from mi_ray.study.report import mark, write_study
-from mi_ray.study.rows import mark_selected, write_records
+from mi_ray.study.rows import DerivedRows, mark_selected, write_records
 
 Until = Literal["train", "attack", "sweep"]
 TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_params", "executions", "work")
@@ -48,10 +48,11 @@ def _stages(session: Session, until: Until) -> None:
         mark(session.store, session.study, plan, "attacked")
         return
     plan = evaluate_defenses(session, plan)
+    records = derive_records(session, plan)
     if plan.checks:
-        write_cells(session, plan, checking=True)
+        write_cells(session, plan, records, checking=True)
         check(session, plan)
-    write_cells(session, plan)
+    write_cells(session, plan, records)
 
 
 def attack(session: Session, plan: Plan) -> None:
@@ -76,15 +77,21 @@ def check(session: Session, plan: Plan) -> None:
         compute_missing(session, "checks: outputs", "checks", some, plan.checked)
 
 
-def write_cells(session: Session, plan: Plan, *, checking: bool = False) -> None:
-    """Derive the rows of every cell, write what the study says about them, and have the figures drawn.
+def derive_records(session: Session, plan: Plan) -> DerivedRows:
+    """Derive the records of every cell that are not stored, and read what all of them say."""
+    points = (session.sweep.points.selection, session.sweep.points.count)
+    with session.outcome.timed("records"), stage("records", len(plan.cells), "cells", session.console) as shown:
+        return write_records(session.bench.results, plan, points, session.cause_of, shown.advance)
+
+
+def write_cells(session: Session, plan: Plan, records: DerivedRows, *, checking: bool = False) -> None:
+    """Judge every cell, write what the study says about them, and have the figures drawn.
 
     checking: whether the checks are still to be run; the verdicts of cells that need them are then "not run".
     """
-    points, outcome = session.sweep.points, session.outcome
-    with outcome.timed("records"), stage("records", len(plan.cells), "cells", session.console) as shown:
-        reported = (points.selection, points.count)
-        rows = write_records(session.bench, plan, reported, session.cause_of, shown.advance)
+    outcome = session.outcome
+    with outcome.timed("records"):
+        rows = records.judged(checked=not checking)
         mark_selected(rows)
     for row in rows:
         event("cell", **{name: row[name] for name in TOLD if row.get(name, "") != ""})

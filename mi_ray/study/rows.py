@@ -1,4 +1,8 @@
-"""Cells from stored outputs: the records, one row a point, and what cells.parquet says about them. No Ray, no passes."""
+"""The rows of a study: of each cell its records, one row a point, and its row of cells.parquet.
+
+Records are derived from stored outputs, a summary and a cost from the records, a verdict from the checks. No Ray, no
+passes.
+"""
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping
@@ -14,21 +18,24 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
-from mi_ray.store.schemas import RECORDS, Kind
+from mi_ray.store.schemas import CELLS, RECORDS, Array, Kind
+from mi_ray.study.results import COST, Results
 from mi_ray.study.verdicts import Verdicts
-from mi_ray.study.workbench import Workbench
+
+Row = dict[str, Any]  # A row of cells.parquet by the names of its columns, or a part of one.
+Folder = tuple[Kind, str]  # Where the blocks of a piece of work are: its kind and key.
 
 
-def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table:
+def derive(results: Results, cell: Cell, selection: int, count: int) -> pa.Table:
     """A cell's records from stored outputs: one row a point. Raises DamagedFileError when some are missing."""
-    data = bench.data
-    undefended, answered = bench.results.answers(cell.defense, cell.undefended, cell.components, 0, count)
+    data = results.data
+    undefended, answered = results.answers(cell.defense, cell.undefended, cell.components, 0, count)
     labels = np.asarray(data.labels[:count])
     right = (answered.argmax(-1).numpy() == labels).sum(0)
     own, first = undefended.argmax(1, keepdim=True), answered[0]
     attack_label, linf = labels, np.zeros(count, np.float32)
     if cell.inputs.attack is not None:
-        _, attack_label, linf = bench.results.adversarial(cell.inputs, 0, count)
+        _, attack_label, linf = results.adversarial(cell.inputs, 0, count)
     rows: dict[str, Any] = {
         **{name: np.repeat(value, count) for name, value in cell.identity.items()},
         "correct_draws": right,
@@ -50,7 +57,7 @@ def derive(bench: Workbench, cell: Cell, selection: int, count: int) -> pa.Table
     return pa.table([pa.array(rows[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
 
 
-def worst_case(bench: Workbench, cell: Cell, count: int) -> pa.Table:
+def worst_case(results: Results, cell: Cell, count: int) -> pa.Table:
     """The rows of the members of a worst-case cell that are worst, point by point: fewest right draws, then the first.
 
     With random draws the least of several counts is a little lower than the least of their means: the count of the
@@ -58,10 +65,10 @@ def worst_case(bench: Workbench, cell: Cell, count: int) -> pa.Table:
     """
     tables = []
     for key in cell.members:
-        block = next(iter(bench.store.blocks("records", key)), None)
+        block = next(iter(results.store.blocks("records", key)), None)
         if block is None or (block.start, block.stop) != (0, count):
             raise DamagedFileError(f"records/{key} must be there: the worst case is taken over it")
-        tables.append(bench.store.read_block("records", key, block)[0])
+        tables.append(results.store.read_block("records", key, block)[0])
     worst = np.argmin([table["correct_draws"].to_numpy() for table in tables], axis=0)
     rows = pa.concat_tables(tables).take(pa.array(worst * count + np.arange(count)))
     for name, value in cell.identity.items():
@@ -70,58 +77,105 @@ def worst_case(bench: Workbench, cell: Cell, count: int) -> pa.Table:
     return rows.cast(RECORDS)
 
 
+class DerivedRows:
+    """What the records of a plan's cells say, read once; `judged` makes the rows of cells.parquet of it, at any time."""
+
+    def __init__(self, results: Results, plan: Plan, causes: Callable[[Cell], str | None]) -> None:
+        self.results, self.plan, self._causes = results, plan, causes
+        self._cells = {cell.key: cell for cell in plan.cells}
+        self._summaries: dict[str, Row] = {}
+        self._absent: dict[str, Row] = {}
+        self._scores: dict[str, Array] = {}
+        self._verdicts = Verdicts(results, plan)
+
+    def take(self, cell: Cell, records: pa.Table) -> None:
+        """Note what a cell's records say. Raises DamagedFileError when the images that they are of are not there."""
+        reported = records.filter(pc.invert(records["selection"]))
+        self._verdicts.take(cell, reported)
+        self._scores[cell.key] = reported["score"].to_numpy()
+        self._summaries[cell.key] = cell_summary(records["correct_draws"], records["selection"], cell.identity["draws"])
+
+    def miss(self, cell: Cell, error: DamagedFileError) -> None:
+        """Note that something which a cell stands on is not there.
+
+        The cell has failed where the run knows a cause, or where a cell has failed whose worst case it is; else it is
+        missing.
+        """
+        failed = [key for key, row in self._absent.items() if row["state"] == "failed" and key in cell.members]
+        cause = self._causes(cell) or (self._absent[failed[0]]["cause"] if failed else None)
+        self._absent[cell.key] = {"state": "failed" if cause else "missing", "cause": cause or str(error)}
+
+    def judged(self, *, checked: bool = True) -> list[Row]:
+        """The rows of cells.parquet, but for what `mark_selected` fills.
+
+        checked: whether the checks that need passes have been run; before that, their findings are "not run yet".
+        """
+        known: dict[str, Row] = {}
+        rows = [self._row(cell, known) for cell in self.plan.cells]
+        _add_detection(rows, self._scores)
+        self._verdicts.fill(rows, checked=checked)
+        return rows
+
+    def _row(self, cell: Cell, known: dict[str, Row]) -> Row:
+        """A cell's identity, where its results are, and what they say and cost. known: costs by key, as they are read."""
+        row: Row = {**cell.identity, "selected": False, "state": "done", "variants": list(cell.variants)}
+        row["work"] = canonical(_work(cell))
+        if cell.key in self._summaries:
+            try:
+                cost = _cost(self.results, self._stands_on(cell), known)
+                return {**row, **self._summaries[cell.key], **cost}
+            except DamagedFileError as error:
+                self.miss(cell, error)
+        return {**row, **self._absent[cell.key]}
+
+    def _stands_on(self, cell: Cell) -> set[Folder]:
+        """The folders of results that a cell is derived from; of a worst case, those of all its members."""
+        if cell.members:
+            return set[Folder]().union(*(self._stands_on(self._cells[key]) for key in cell.members))
+        found: set[Folder] = {("outputs", work.key) for work in cell.needs()}
+        return found | ({("adversarial", cell.inputs.attack.key)} if cell.inputs.attack is not None else set())
+
+
 def write_records(
-    bench: Workbench,
+    results: Results,
     plan: Plan,
     points: tuple[int, int],
     causes: Callable[[Cell], str | None],
     advance: Callable[[int], None],
-) -> list[dict[str, Any]]:
-    """Derive the records that are not stored and return the rows of cells.parquet. points: (selection, count)."""
-    selection, count = points
-    costs: dict[str, Any] = {}
-    stands_on: dict[str, set[tuple[Kind, str]]] = {}
-    scores: dict[str, Any] = {}
-    rows: list[dict[str, Any]] = []
-    verdicts = Verdicts(bench, plan)
-    drop_stale(bench.store, {cell.key: _weights(bench, cell) for cell in plan.cells}, count)
+) -> DerivedRows:
+    """Derive and store the records that are not stored, and read what all of them say.
+
+    points: (selection points, all points). causes: why a cell has failed, where a run knows it. advance: is told of each
+    cell that is done.
+    """
+    derived = DerivedRows(results, plan, causes)
+    drop_stale(results.store, {cell.key: _weights(results, cell) for cell in plan.cells}, points[1])
     for cell in plan.cells:
-        row: dict[str, Any] = {**cell.identity, "selected": False, "state": "done", "variants": list(cell.variants)}
-        row["work"] = canonical(_work(cell))
         try:
-            weights = _weights(bench, cell)
-            table = _stored_records(bench.store, cell.key, count, weights)
-            if table is None:
-                table = worst_case(bench, cell, count) if cell.members else derive(bench, cell, selection, count)
-                bench.store.write_block("records", cell.key, 0, count, table, weights)
-            row |= cell_summary(table["correct_draws"], table["selection"], cell.identity["draws"])
-            reported = table.filter(pc.invert(table["selection"]))
-            scores[cell.key] = reported["score"].to_numpy()
-            verdicts.take(cell, reported)
-            stands_on[cell.key] = (
-                _stands_on(cell)
-                if not cell.members
-                else set[tuple[Kind, str]]().union(*(stands_on[key] for key in cell.members))
-            )
-            row |= _cost(bench, stands_on[cell.key], costs)
+            derived.take(cell, _records(results, cell, points))
         except DamagedFileError as error:
-            cause = causes(cell) or next(
-                (other["cause"] for other in rows if other["state"] == "failed" and other["cell"] in cell.members), None
-            )
-            row |= {"state": "failed" if cause else "missing", "cause": cause or str(error)}
-        rows.append(row)
+            derived.miss(cell, error)
         advance(1)
-    _add_detection(rows, scores)
-    verdicts.fill(rows)
-    return rows
+    return derived
 
 
-def _weights(bench: Workbench, cell: Cell) -> dict[str, str]:
+def _records(results: Results, cell: Cell, points: tuple[int, int]) -> pa.Table:
+    """A cell's records: the stored ones, or derived and stored now. Raises DamagedFileError when outputs are missing."""
+    selection, count = points
+    weights = _weights(results, cell)
+    table = _stored_records(results.store, cell.key, count, weights)
+    if table is None:
+        table = worst_case(results, cell, count) if cell.members else derive(results, cell, selection, count)
+        results.store.write_block("records", cell.key, 0, count, table, weights)
+    return table
+
+
+def _weights(results: Results, cell: Cell) -> dict[str, str]:
     """What a cell's records say of the weights that they are of; nothing where the classifier is not there."""
-    return {"weights": bench.results.weights(cell.classifier)} if cell.classifier in bench.data.classifiers else {}
+    return {"weights": results.weights(cell.classifier)} if cell.classifier in results.data.classifiers else {}
 
 
-def _work(cell: Cell) -> dict[str, Any]:
+def _work(cell: Cell) -> dict[str, object]:
     """Where in the store the results are that a cell stands on."""
     attack = cell.inputs.attack
     if cell.members:
@@ -135,7 +189,7 @@ def _work(cell: Cell) -> dict[str, Any]:
     }
 
 
-def _add_detection(rows: list[dict[str, Any]], scores: Mapping[str, Any]) -> None:
+def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
     """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
     setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
     clean = {
@@ -162,38 +216,27 @@ def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, st
     return None
 
 
-def _stands_on(cell: Cell) -> set[tuple[Kind, str]]:
-    """The folders of results that a cell is derived from."""
-    found: set[tuple[Kind, str]] = {("outputs", work.key) for work in cell.needs()}
-    return found | ({("adversarial", cell.inputs.attack.key)} if cell.inputs.attack is not None else set())
-
-
-def _cost(bench: Workbench, folders: Iterable[tuple[Kind, str]], known: dict[str, Any]) -> dict[str, Any]:
+def _cost(results: Results, folders: Iterable[Folder], known: dict[str, Row]) -> Row:
     """Passes and seconds of the blocks of these folders that hold points of the study (cells share them)."""
-    names = ("forward_passes", "backward_passes", "seconds")
-    total = dict.fromkeys(names, 0)
+    total: Row = dict.fromkeys(COST, 0)
     for kind, key in sorted(folders):
         if key not in known:
-            blocks = [block for block in bench.store.blocks(kind, key) if block.start < len(bench.data.points)]
-            facts = [bench.store.block_facts(block) for block in blocks]
-            known[key] = {name: sum(fact[name] for fact in facts) for name in names}
-        total = {name: total[name] + known[key][name] for name in names}
+            blocks = [block for block in results.store.blocks(kind, key) if block.start < len(results.data.points)]
+            facts = [results.store.block_facts(block) for block in blocks]
+            known[key] = {name: sum(fact[name] for fact in facts) for name in COST}
+        total = {name: total[name] + known[key][name] for name in COST}
     return total
 
 
-def mark_selected(rows: list[dict[str, Any]]) -> None:
+def mark_selected(rows: list[Row]) -> None:
     """Fill `clean_accuracy` and `selected` (undominated, judged on selection points where there are some), in place.
 
     Settings compete within a variant; a cell of several is judged with the first.
     """
-    import pandas as pd
-
-    from mi_ray.store.schemas import CELLS
-
     frame = pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
     found: dict[str, tuple[float, bool]] = {}
     for variant in dict.fromkeys(name for row in rows for name in row["variants"]):
-        table: pd.DataFrame = frontier(frame, variant)
+        table = frontier(frame, variant)
         own = zip(table["cell"], zip(table["clean"], table["undominated"], strict=True), strict=True)
         found = {**dict(own), **found}
     for row in rows:

@@ -48,19 +48,6 @@ class WorkerLimits:
     memory_budget: int | None = None
 
 
-REPEATED = 8  # images on which a classifier is asked five times whether it is deterministic
-
-
-def is_deterministic(data: StudyData, classifier: str) -> bool:
-    """Whether F gives the same output five times, bit for bit; asked on the CPU where this machine has no GPU."""
-    device = torch.device(data.device if data.device == "cpu" or torch.cuda.is_available() else "cpu")
-    network = prepared(classifier_from_bytes(*data.classifiers[classifier]), device, "fp32")
-    x = to_unit(data.images[:REPEATED]).to(device)
-    with torch.no_grad():
-        found = [network(x) for _ in range(5)]
-    return all(torch.equal(found[0], other) for other in found[1:])
-
-
 @dataclass(frozen=True)
 class Done:
     """A block that was computed and stored: its points, and the passes that were counted on the way."""

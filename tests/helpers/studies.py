@@ -145,7 +145,8 @@ def derived(
 ) -> list[dict[str, Any]]:
     """The rows of cells.parquet of what has been computed. cause: cell key -> why it failed, if it has."""
     points = one.study.sweep.points
-    return write_records(one.bench, one.plan, (points.selection, points.count), lambda cell: cause(cell.key), advance)
+    reported = (points.selection, points.count)
+    return write_records(one.bench.results, one.plan, reported, lambda cell: cause(cell.key), advance).judged()
 
 
 def finish(one: Tiny) -> list[dict[str, Any]]:

@@ -168,7 +168,7 @@ def _rows(place: Path, f: Classifier, precision: str) -> dict[tuple[str, str, in
     for cell in plan.cells:
         if cell.members:
             continue  # the worst case of several attacks: rows of the others
-        rows, n = derive(bench, cell, 0, POINTS).to_pandas(), cell.identity["executions"]
+        rows, n = derive(bench.results, cell, 0, POINTS).to_pandas(), cell.identity["executions"]
         attack = cell.inputs.attack
         found[cell.identity["defense"], attack.method if attack else "clean", cell.inputs.stop or 0, n] = rows
     return found

@@ -15,7 +15,7 @@ from helpers.sweeps import sweep
 from torch import nn
 
 import mi_ray.study.checks
-import mi_ray.study.workbench
+import mi_ray.study.verdicts
 from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.plan.work import Inputs
@@ -24,6 +24,7 @@ from mi_ray.store.read import read_cells, read_records
 from mi_ray.study import verdicts
 from mi_ray.study.checks import CHECKS, NEED_PASSES, STORED, Finding
 from mi_ray.study.prepare import prepare
+from mi_ray.study.rows import write_records
 from mi_ray.study.verdicts import Verdicts
 from mi_ray.study.workbench import Workbench
 
@@ -218,6 +219,43 @@ def test_a_check_whose_control_is_lost_is_not_run_and_says_why(judged: Tiny, tmp
         assert rows[key]["monotone_in_epsilon"]["state"] != "not run"
 
 
+def test_rows_are_there_before_the_checks_are_and_judged_again_without_being_derived_again(
+    judged: Tiny, cells: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = judged.study.sweep.points
+    records = write_records(
+        judged.bench.results, judged.plan, (points.selection, points.count), lambda _: None, lambda _: None
+    )
+    read: list[str] = []
+    stored = Store.read_block
+
+    def noted(store: Store, kind: Any, key: str, block: Any) -> Any:
+        read.append(kind)
+        return stored(store, kind, key, block)
+
+    monkeypatch.setattr(Store, "read_block", noted)
+    before = {row["cell"]: row for row in records.judged(checked=False)}
+    assert read == []
+    of_plan = {(key, check.name) for check in judged.plan.checks for key in check.cells}
+    for row in before.values():
+        found = json.loads(row["checks"])
+        told = {name for name, check in found.items() if check["why"] == "not run yet"}
+        if row["attack"] != "worst_case":
+            assert told == {name for key, name in of_plan if key == row["cell"]}
+        failed = any(check["state"] == "failed" for check in found.values())
+        assert row["verdict"] == ("failed" if failed else "not run" if row["attack"] != "none" else "passed")
+    after = records.judged()
+    assert "records" not in read
+    assert [(row["cell"], row["verdict"]) for row in after] == [(row["cell"], row["verdict"]) for row in cells]
+    assert [json.loads(row["checks"]) for row in after] == [row["checks"] for row in cells]
+    judgement = ("checks", "verdict")
+    for row in after:
+        first = before[row["cell"]]
+        assert {k: v for k, v in row.items() if k not in judgement} == {
+            k: v for k, v in first.items() if k not in judgement
+        }
+
+
 def test_without_checks_an_attacked_cell_is_not_judged(tmp_path: Path) -> None:
     attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1}]
     one = tiny(tmp_path, attacks=attacks, defenses=["none"], checks="cheap")
@@ -321,12 +359,12 @@ def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pyt
     """But for five passes of F on a few images."""
     monkeypatch.setattr(Workbench, "compute", lambda *_: pytest.fail("computed"))
     seen: list[int] = []
-    network = mi_ray.study.workbench.prepared
+    network = mi_ray.study.verdicts.prepared
 
     def counted(*arguments: Any) -> Any:
         return lambda x: (seen.append(len(x)), network(*arguments)(x))[1]
 
-    monkeypatch.setattr(mi_ray.study.workbench, "prepared", counted)
+    monkeypatch.setattr(mi_ray.study.verdicts, "prepared", counted)
     assert {row["state"] for row in derived(judged)} == {"done"}
     assert seen == [8] * 5
 
@@ -351,5 +389,5 @@ def test_a_control_is_judged_as_random_where_the_defense_draws_and_nowhere_else(
             return Finding("passed", "")
 
         monkeypatch.setattr(verdicts.checks, "against_control", noted)
-        Verdicts(judged.bench, judged.plan)._control(check)
+        Verdicts(judged.bench.results, judged.plan)._control(check)
     assert seen == {"none": {False}, "mi_ol": {True}}

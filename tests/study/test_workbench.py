@@ -12,7 +12,7 @@ import torch
 from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, finish, stages, tiny
 
 import mi_ray.study.checks
-import mi_ray.study.workbench
+import mi_ray.study.verdicts
 from mi_ray.attacks import ATTACKS
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
@@ -23,7 +23,8 @@ from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.batches import component_outputs
 from mi_ray.study.report import keys_of
 from mi_ray.study.rows import derive
-from mi_ray.study.workbench import Workbench, is_deterministic
+from mi_ray.study.verdicts import is_deterministic
+from mi_ray.study.workbench import Workbench
 from mi_ray.threat_model import ThreatModel
 
 
@@ -129,7 +130,7 @@ def test_records_say_what_the_defense_answered(done: Tiny) -> None:
     pool = done.pool()
     for name, attacked in (("none", False), ("gaussian_noise", True), ("mi_combined", False), ("mi_combined", True)):
         cell = done.cell(name, attacked=attacked)
-        rows = derive(done.bench, cell, 20, 60).to_pandas()
+        rows = derive(done.bench.results, cell, 20, 60).to_pandas()
         model, x = done.bench.classifier(cell.classifier, "fp32"), done.bench.images(cell.inputs, 0, 60)
         answered = predict(model, DEFENSES.make(*cell.defense), x, pool, 3, 0, done.study.points[:60]).numpy()
         own = torch.softmax(model(x), 1).numpy()
@@ -145,7 +146,7 @@ def test_records_say_what_the_defense_answered(done: Tiny) -> None:
 
 def test_correct_draws_count_right_answers_over_the_draws(done: Tiny) -> None:
     cell = done.cell("gaussian_noise", attacked=True)
-    rows = derive(done.bench, cell, 20, 60).to_pandas()
+    rows = derive(done.bench.results, cell, 20, 60).to_pandas()
     work, n = cell.components[0]
     answers = done.bench.results.probabilities(work, 0, 60)[:, work.executions.index(n)].argmax(-1)
     assert list(rows["correct_draws"]) == list((answers == np.array(rows["label"])).sum(0))
@@ -455,7 +456,7 @@ def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monke
     assert is_deterministic(replace(attacked.bench.data, device="cuda"), key)
     whole = attacked.bench.classifier(key, "fp32")
     noisy: Any = lambda *_: lambda x: torch.nn.functional.dropout(whole(x), 0.5)  # noqa: E731
-    monkeypatch.setattr(mi_ray.study.workbench, "prepared", noisy)
+    monkeypatch.setattr(mi_ray.study.verdicts, "prepared", noisy)
     assert not is_deterministic(attacked.bench.data, key)
 
 
