@@ -18,12 +18,14 @@ from mi_ray.statistics import paired_test
 from mi_ray.threat_model import TOLERANCE
 
 State = Literal["passed", "failed", "not run"]
-SIGNIFICANT = 0.05  # level of a paired one-sided test
-ONE_POINT = 0.01  # by how much an accuracy may move when the attack is made stronger; one test point where that is more
-MARGIN = 0.002  # by how much a weaker attack may be ahead
-ZERO_GRADIENTS = 0.01  # largest share of gradients that may be zero throughout
-LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # at which any image can be turned grey
-CHECK_QUERIES, CHECK_TRIES, CHECK_EOT = 100, 20, 5  # of the black-box and noise controls, which are cheap on purpose
+SIGNIFICANT = 0.05  # The level of a paired one-sided test.
+ONE_POINT = (
+    0.01  # An accuracy may move by this when the attack is made stronger, or by one test point where that is more.
+)
+MARGIN = 0.002  # A weaker attack may be ahead by this much.
+ZERO_GRADIENTS = 0.01  # No larger share of the gradients may be zero in every pixel.
+LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
+CHECK_QUERIES, CHECK_TRIES, CHECK_EOT = 100, 20, 5  # The black-box and noise controls are kept this short to be cheap.
 Counts = npt.NDArray[Any]
 
 
@@ -36,28 +38,32 @@ class Finding:
     figures: dict[str, float] = field(default_factory=dict)
 
     def plain(self) -> dict[str, Any]:
-        """As JSON holds it."""
+        """The finding as `checks` in cells.parquet holds it: state and reason, with the figures beside them."""
         return {"state": self.state, "why": self.why, **self.figures}
 
 
 def _judged(holds: bool, why: str, **figures: float) -> Finding:
+    """Passed or failed, with the figures rounded to six digits."""
     return Finding(
         "passed" if holds else "failed", why, {key: round(float(value), 6) for key, value in figures.items()}
     )
 
 
 def in_ball(linf: float, epsilon: float) -> Finding:
-    """The largest |delta| is at most epsilon (+1e-6 of rounding)."""
+    """The largest |delta| is at most epsilon, up to 1e-6 of rounding. Both are in [0, 1] pixels."""
     return _judged(linf <= epsilon + TOLERANCE, f"max |delta| is {linf:.6g}, epsilon {epsilon:.6g}", linf=linf)
 
 
 def in_box(low: float, high: float) -> Finding:
-    """Every pixel of the attacked images is in [0, 1]."""
+    """Every pixel of the attacked images is in [0, 1]. low, high: the lowest and the highest of them."""
     return _judged(low >= 0 and high <= 1, f"pixels are in [{low:.4g}, {high:.4g}]", low=low, high=high)
 
 
 def gradients_not_zero(zero: int, total: int) -> Finding:
-    """At most 1 % of the gradients that the attack followed are zero throughout (masked gradients, Athalye et al.)."""
+    """At most 1 % of the gradients that the attack followed are zero in every pixel, which tells of masked gradients.
+
+    After Athalye, Carlini and Wagner (2018). zero: how many were zero; total: how many were taken.
+    """
     share = zero / max(total, 1)
     return _judged(
         share <= ZERO_GRADIENTS, f"{100 * share:.2f} % of {total} gradients are zero throughout", share=share
@@ -78,7 +84,7 @@ def logits_not_probabilities(outputs: Counts) -> Finding:
 
 
 def randomness_declared(same: bool) -> Finding:
-    """F gives the same output five times: all randomness is the defense's, which the attack averages over."""
+    """F gives the same output five times, so that all randomness is the defense's, which the attack averages over."""
     return _judged(same, "five forward passes of F agree" if same else "five forward passes of F differ")
 
 
@@ -234,7 +240,7 @@ STORED = {
 }
 OBLIVIOUS = CheckRule(
     "oblivious_not_stronger",
-    control=lambda attack: None,  # its rival is an attack that the study makes anyway
+    control=lambda attack: None,  # Its rival is an attack that the study makes anyway.
     criterion="An adaptive attack leaves no more accuracy than the strongest oblivious attack on the same setting, radius and "
     "goal.",
     judge=_judge_not_stronger("the oblivious control", MARGIN, 0),
@@ -305,7 +311,7 @@ def against_control(name: str, found: Compared, classes: int, rival: str = "") -
 
 
 def verdict(findings: dict[str, Finding], attacked: bool) -> State:
-    """One word for a cell: failed if any check failed; not run if it is attacked and no control was run; else passed."""
+    """One word for a cell: failed if any check has failed, not run if it is attacked and no control was run, else passed."""
     if any(found.state == "failed" for found in findings.values()):
         return "failed"
     run = any(name in findings and findings[name].state == "passed" for name in NEED_PASSES)

@@ -21,21 +21,18 @@ from mi_ray.study.prepare import Study
 from mi_ray.study.workbench import Workbench
 from mi_ray.threat_model import ThreatModel
 
-VERSION = 1  # of the check: another check decides anew
-CHECKED = 200  # points of the block
-EPSILONS = (
-    1 / 255,
-    4 / 255,
-    8 / 255,
-)  # so that one of them leaves neither all points nor none, whatever the classifier
-MOST = 0.01  # largest difference in accuracy that is accepted, and then only one that chance explains
-LEVEL = 0.05  # p-value of the paired test below which chance does not explain it
+VERSION = 1  # A check that compares otherwise has another number, and decides anew.
+CHECKED = 200  # The check is made on so many of the study's points, the first ones.
+# Whatever the classifier, one of these radii leaves neither all points nor none.
+EPSILONS = (1 / 255, 4 / 255, 8 / 255)
+MOST = 0.01  # No larger difference in accuracy is accepted, and this one only where chance explains it.
+LEVEL = 0.05  # Below this p-value of the paired test, chance does not explain a difference.
 STEPS, EXECUTIONS, SIGMA = 10, 10, 0.05
 PIECES = (*EPSILONS, 0.0)  # The comparisons at one epsilon are made together, those at different ones anywhere.
 GRADIENTS, ANSWERS = f"gradients of PGD-{STEPS}", f"{EXECUTIONS} executions behind Gaussian noise"
 Comparison = dict[str, Any]  # What was compared, the accuracies, the paired test and its outcome, as JSON holds them.
 BOTH: tuple[Precision, Precision] = ("fp32", "bf16")
-LARGEST_SHARE = 0.1  # of a study's planned passes that the check may take; where it would take more, `auto` means fp32
+LARGEST_SHARE = 0.1  # Where the check would take more than this share of a study's planned passes, `auto` means fp32.
 
 
 def has_bf16(device: torch.device) -> bool:
@@ -45,7 +42,8 @@ def has_bf16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def _right(probabilities: Tensor, labels: npt.NDArray[Any]) -> npt.NDArray[np.int64]:
+def _right(probabilities: Tensor, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    """1 for each point whose largest probability is that of its label, else 0."""
     return (probabilities.argmax(-1).cpu().numpy() == labels).astype(np.int64)
 
 
@@ -152,14 +150,16 @@ def decision(device: str, points: int, found: Iterable[Comparison] | None) -> di
 
 def decision_path(study: Study, key: str) -> str:
     """Where the store keeps a classifier's decision: one for each device, batch and order of points."""
-    checked = min(CHECKED, study.planner.stored_points)  # of few points another decision may come out than of many
+    checked = min(CHECKED, study.planner.stored_points)  # Few points may decide otherwise than many.
     facts = {**study.planner.check_facts(), "version": VERSION, "checked": checked, "compile": study.sweep.compile}
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
 
 
 def check_passes(study: Study) -> int:
     """Passes that the check would take for all classifiers of a study, both ways together."""
-    gradients = len(BOTH) * len(EPSILONS) * (2 * STEPS + 1)  # forwards and backwards, and one forward that scores
+    gradients = (
+        len(BOTH) * len(EPSILONS) * (2 * STEPS + 1)
+    )  # Each step is a pass in both directions, and scoring is one more.
     answers = len(BOTH) * len(PIECES) * EXECUTIONS
     return len(study.planner.classifiers) * min(CHECKED, study.planner.stored_points) * (gradients + answers)
 
@@ -194,7 +194,7 @@ def decisions(store: Store | None, study: Study) -> dict[str, Precision]:
         try:
             known = store.read_json(path)["decision"] if store.exists(path) else None
         except (DamagedFileError, KeyError, TypeError):
-            known = None  # it is decided again, the same
+            known = None  # What cannot be read is decided again, and comes out the same.
         if known in BOTH:
             found[work.key] = known
     return found

@@ -13,7 +13,7 @@ from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import EXAMPLES, images_column
 from mi_ray.study.prepare import REGISTRIES, Study
 
-SHOWN = 16  # clean images that a study keeps for its figures
+SHOWN = 16  # A study keeps this many clean images for its figures.
 
 
 def keys_of(plan: Plan) -> dict[str, list[str]]:

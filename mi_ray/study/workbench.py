@@ -1,6 +1,6 @@
-"""What a process needs to compute a block of a study and put it into the store. Files, but no Ray.
+"""What a process needs in order to compute a block of a study and put it into the store, without Ray.
 
-A `StudyData` travels to every worker once; a `Workbench` unpacks it there and keeps classifiers, the pool and the images
+A `StudyData` travels to every worker once. A `Workbench` unpacks it there, and keeps classifiers, sample pools and images
 on the device between blocks.
 """
 
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Attack, Begun
+from mi_ray.attacks.base import Adversarial
 from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
@@ -24,7 +25,8 @@ from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
-from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, Kind, images_column, list_column
+from mi_ray.store.keys import Values
+from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, images_column, list_column
 from mi_ray.study.batches import (
     activation_bytes,
     attack_outputs,
@@ -37,10 +39,10 @@ from mi_ray.study.results import COST, Results, StudyData
 
 @dataclass(frozen=True)
 class WorkerLimits:
-    """What a worker may use for its blocks; no result depends on it.
+    """What a worker may use for its blocks. No result depends on it.
 
-    threads: of the worker. share: of the device or the machine. memory_budget: bytes for the canonical batches in
-    flight; None: by what is free.
+    threads: how many the worker runs. share: the part of the device, or of the machine, that is the worker's own.
+    memory_budget: bytes for the batches that are computed side by side; None allows what is free.
     """
 
     threads: int = 1
@@ -58,7 +60,7 @@ class Done:
 
 
 class Workbench:
-    """Computes and stores blocks of one study in one process."""
+    """Computes and stores the blocks of one study in one process. `results` reads what is stored."""
 
     def __init__(self, data: StudyData, limits: WorkerLimits = WorkerLimits()) -> None:
         self.data, self.limits = data, limits
@@ -73,6 +75,7 @@ class Workbench:
         self._lanes = lru_cache(maxsize=None)(self._lanes_of)
 
     def _classifier(self, key: str, precision: Precision) -> Classifier:
+        """A classifier on the device, whose passes are counted here; one of less precision knows the exact one too."""
         description, content = self.data.classifiers[key]
         made = prepared(classifier_from_bytes(description, content), self.device, precision, self.data.compile)
         made.passes = self.passes
@@ -80,7 +83,7 @@ class Workbench:
         return made
 
     def _lanes_of(self, key: str) -> int:
-        """How many canonical batches of a classifier are in flight at once."""
+        """How many batches of a classifier are computed side by side."""
         most = self.limits.threads
         if self.device.type == "cpu" and most == 1:
             return 1
@@ -91,6 +94,7 @@ class Workbench:
         return lanes_within(self.limits.memory_budget, batch, self.device, most, self.limits.share)
 
     def _pool(self, digest: str) -> SamplePool:
+        """The sample pool of that digest on the device."""
         return self.data.pools[digest].pool(self.data.classes, self.device)
 
     def attacked(self, work: AttackWork) -> nn.Module:
@@ -111,8 +115,11 @@ class Workbench:
             return self.clean(start, stop)
         return on_device(self.results.adversarial(inputs, start, stop)[0], self.device)
 
-    def attack(self, work: AttackWork, start: int, stop: int) -> None:
-        """Craft and store a block; what is stored of its trajectories is kept, and gone on from where that works."""
+    def attack(self, work: AttackWork, start: int, stop: int) -> Done:
+        """Craft and store a block of adversarial images.
+
+        What is stored of its trajectories is kept, and the attack goes on from there if it is one that can.
+        """
         began = time.perf_counter()
         stored, facts = self._trajectory(work, start, stop)
         have = facts.get("stops", [])
@@ -136,27 +143,9 @@ class Workbench:
             self._lanes(work.classifier),
             begun,
         )
-        restarts, stops, count = found.loss.shape
-        linf = (found.images - x).abs().flatten(3).amax(3)
-        tile = restarts * stops
-        table = pa.table(
-            [
-                np.tile(points, tile),
-                np.tile(y.cpu().numpy(), tile),
-                np.tile(labels.cpu().numpy(), tile),
-                np.repeat(np.arange(restarts), stops * count),
-                np.tile(np.repeat(found.stops, count), restarts),
-                images_column(found.images.flatten(0, 2).cpu().numpy()),
-                linf.flatten().cpu().numpy(),
-                *(
-                    pa.array(column.flatten().cpu().numpy(), from_pandas=True)  # NaN, not scored: null
-                    for column in (found.loss, found.success, found.zero_gradients)
-                ),
-            ],
-            names=ADVERSARIAL.names,
-        ).cast(ADVERSARIAL)
+        table = _in_order([stored, _adversarial_table(found, x, y, labels, points)], points)
         about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
-        self._write("adversarial", work, start, stop, _in_order([stored, table], points), began, about, facts)
+        return self._write(work, start, stop, table, began, about, facts)
 
     def _trajectory(self, work: AttackWork, start: int, stop: int) -> tuple[pa.Table, Mapping[str, Any]]:
         """(rows, facts) of a stored block of this very range, if the attack can go on from it; else nothing."""
@@ -181,8 +170,8 @@ class Workbench:
         zeros = rows["zero_gradients"].to_numpy().reshape(restarts, -1).astype(np.int64)
         return Begun(steps, on_device(np.array(images), self.device), on_device(np.array(zeros), self.device))
 
-    def outputs(self, work: OutputWork, start: int, stop: int) -> None:
-        """Compute and store a block of outputs. F's own are always of fp32."""
+    def outputs(self, work: OutputWork, start: int, stop: int) -> Done:
+        """Compute and store a block of outputs. F's own are always computed in fp32."""
         began = time.perf_counter()
         x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
         lanes = self._lanes(work.classifier)
@@ -216,17 +205,15 @@ class Workbench:
             ],
             names=OUTPUTS.names,
         ).cast(OUTPUTS)
-        self._write("outputs", work, start, stop, table, began, {})
+        return self._write(work, start, stop, table, began, {})
 
     def compute(self, work: Work, start: int, stop: int) -> Done:
-        """Compute and store a block of either kind; returns what was done."""
+        """Compute and store a block of either kind."""
         self.passes.take()
-        self._spent = (0, 0)
         if isinstance(work, AttackWork):
-            self.attack(work, start, stop)
-        elif isinstance(work, OutputWork):
-            self.outputs(work, start, stop)
-        return Done(stop - start, *self._spent)
+            return self.attack(work, start, stop)
+        assert isinstance(work, OutputWork)
+        return self.outputs(work, start, stop)
 
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""
@@ -236,18 +223,21 @@ class Workbench:
 
     def _write(
         self,
-        kind: Kind,
         work: Work,
         start: int,
         stop: int,
         table: pa.Table,
         began: float,
-        more: Mapping[str, Any],
-        before: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """Write a block; before: the facts of the block that it goes on from, whose cost is part of its own."""
-        self._spent = self.passes.take()
-        cost = zip(COST, (*self._spent, time.perf_counter() - began), strict=True)
+        more: Values,
+        before: Values = MappingProxyType({}),
+    ) -> Done:
+        """Store a block with what it says of itself: what it covers, its weights, its cost, and how it was computed.
+
+        began: when its computing began. more: what it says beyond that. before: the facts of the block that it goes on
+        from, whose cost is part of its own.
+        """
+        forward, backward = self.passes.take()
+        cost = zip(COST, (forward, backward, time.perf_counter() - began), strict=True)
         facts = {
             **work.covers(),
             "weights": self.results.weights(work.classifier),
@@ -257,7 +247,8 @@ class Workbench:
             "precision": self.data.precision[work.classifier],
             **more,
         }
-        self.store.write_block(kind, work.key, start, stop, table, facts)
+        self.store.write_block(work.kind, work.key, start, stop, table, facts)
+        return Done(stop - start, forward, backward)
 
 
 def _stopping_at(work: AttackWork, stops: Sequence[int]) -> Attack:
@@ -266,8 +257,34 @@ def _stopping_at(work: AttackWork, stops: Sequence[int]) -> Attack:
     return ATTACKS.make(work.method, dict(work.values) | ({parameter: list(stops)} if parameter is not None else {}))
 
 
+def _adversarial_table(found: Adversarial, x: Tensor, y: Tensor, labels: Tensor, points: Sequence[int]) -> pa.Table:
+    """Rows of `ADVERSARIAL`: every restart and stop of every point. x: clean images. y: true labels. labels: attacked ones.
+
+    What an attack has not scored is NaN in memory and null in the table.
+    """
+    restarts, stops, count = found.loss.shape
+    linf = (found.images - x).abs().flatten(3).amax(3)
+    tile = restarts * stops
+    return pa.table(
+        [
+            np.tile(points, tile),
+            np.tile(y.cpu().numpy(), tile),
+            np.tile(labels.cpu().numpy(), tile),
+            np.repeat(np.arange(restarts), stops * count),
+            np.tile(np.repeat(found.stops, count), restarts),
+            images_column(found.images.flatten(0, 2).cpu().numpy()),
+            linf.flatten().cpu().numpy(),
+            *(
+                pa.array(column.flatten().cpu().numpy(), from_pandas=True)
+                for column in (found.loss, found.success, found.zero_gradients)
+            ),
+        ],
+        names=ADVERSARIAL.names,
+    ).cast(ADVERSARIAL)
+
+
 def _in_order(tables: Sequence[pa.Table], points: Sequence[int]) -> pa.Table:
-    """Rows of one block by restart, stop and the block's order of points."""
+    """The rows of one block, sorted by restart, then stop, then the block's order of points."""
     table = pa.concat_tables(tables)
     place = pa.compute.index_in(table["point"], pa.array(points, pa.int32()))
     keys = pa.table([table["restart"], table["steps"], place], names=["restart", "steps", "place"])

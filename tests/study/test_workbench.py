@@ -303,8 +303,8 @@ def test_a_stop_that_was_not_stored_is_refused(fresh: Tiny) -> None:
         fresh.bench.results.adversarial(Inputs(fresh.plan.attacks[0], 2), 0, 20)
 
 
-def test_cells_are_written_with_their_states_and_read_again_without_computing(tmp_path: Path) -> None:
-    one = tiny(tmp_path)
+def test_cells_are_written_with_their_states_and_read_again_without_computing(done: Tiny, tmp_path: Path) -> None:
+    one = copied(done, tmp_path)
     rows = finish(one)
     assert {row["state"] for row in rows} == {"done"}
     assert len(rows) == len(one.plan.cells) == len(read_cells(one.store, "tiny"))
@@ -343,22 +343,21 @@ def test_a_cell_without_its_outputs_is_missing_or_failed_with_the_cause(fresh: T
         assert sum(seen) == len(rows)
 
 
-def test_a_worst_case_without_a_member_is_missing_or_failed_as_that_member_is(tmp_path: Path) -> None:
-    one = tiny(tmp_path, defenses=DEFENSE_GRID[:1], executions=3)
-    compute(one)
-    one.store.remove(f"outputs/{one.work(attacked=True).key}")
-    lost = one.cell("gaussian_noise", attacked=True).key
+def test_a_worst_case_without_a_member_is_missing_or_failed_as_that_member_is(fresh: Tiny) -> None:
+    fresh.store.remove(f"outputs/{fresh.work(attacked=True).key}")
+    lost = fresh.cell("gaussian_noise", attacked=True).key
     for cause, state in ((None, "missing"), ("out of memory", "failed")):
-        bad = [row for row in derived(one, {lost: cause}.get) if row["state"] != "done"]
+        rows = [row for row in derived(fresh, {lost: cause}.get) if row["executions"] == 3]
+        bad = [row for row in rows if row["state"] != "done"]
         assert [(row["attack"], row["state"]) for row in bad] == [("pgd", state), ("worst_case", state)]
         assert (cause or f"records/{lost} must be there: the worst case is taken over it") in bad[1]["cause"]
 
 
-def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(tmp_path: Path) -> None:
-    finish(tiny(tmp_path, weights=0))
-    before = read_records(tmp_path, study="tiny")
-    finish(tiny(tmp_path, weights=1))
-    after = read_records(tmp_path, study="tiny")
+def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(fresh: Tiny) -> None:
+    finish(fresh)
+    before = read_records(fresh.store, study="tiny")
+    finish(tiny(fresh.store.root, weights=1, defenses=DEFENSE_GRID[:1]))
+    after = read_records(fresh.store, study="tiny")
     assert sorted(after["cell"].unique()) == sorted(before["cell"].unique())
     assert (after["confidence_undefended"].to_numpy() != before["confidence_undefended"].to_numpy()).mean() > 0.9
 
