@@ -4,8 +4,10 @@ import contextlib
 import logging
 import os
 import secrets
+import site
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -91,6 +93,23 @@ def _nowhere() -> Iterator[None]:
         os.chdir(here)
 
 
+def paths_of_ones_own() -> list[str]:
+    """Where the driver looks for modules beside its own installation: there plugins are, and workers must look there too.
+
+    Another node has an installation of its own. A folder is told from the installation by where Python keeps packages,
+    and not by the prefix that they lie under: a person's work may lie under it too, as /usr/src/app lies under /usr.
+    """
+    kept = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()}
+    kept.add(site.getusersitepackages())
+    installed = [Path(path) for path in kept if path]
+    zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
+    return [
+        path
+        for path in sys.path
+        if path and Path(path).name != zipped and not any(Path(path).is_relative_to(place) for place in installed)
+    ]
+
+
 def connect(address: str | None) -> None:
     """Join the Ray cluster at the address, or start one on this machine; the same one again while it lasts.
 
@@ -111,12 +130,8 @@ def connect(address: str | None) -> None:
     if level != logging.INFO:
         # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
         ray._private.worker.print_to_stdstream = _note
-    # Workers look where the driver looks, so that plugins beside the sweep file are found there too; not in the
-    # driver's own installation, since another node has its own.
-    prefixes = tuple({sys.prefix, sys.base_prefix})
-    paths = os.pathsep.join(path for path in sys.path if path and not path.startswith(prefixes))
     try:
         with _nowhere():
-            ray.init(runtime_env={"env_vars": {"PYTHONPATH": paths}}, **options)
+            ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths_of_ones_own())}}, **options)
     except ConnectionError as error:
         raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error

@@ -293,13 +293,16 @@ def train_loop(config: TrainingConfig) -> None:
         write_classifier(store, config["key"], run.plain.cpu(), config["about"], run.rows)
 
 
-def _cause(error: Exception) -> Exception:
+def cause_of_failure(error: Exception) -> Exception:
     """What ended a training: the workers' own error, or that one of them was lost."""
-    failures = list(getattr(error, "worker_failures", {}).values())
-    own = [failure._base_exc for failure in failures if hasattr(failure, "_base_exc")]
-    for failure in failures:
-        if fault_of(getattr(failure, "failure", None) or failure) == "out of memory":
-            return ray.exceptions.OutOfMemoryError("a training worker ran out of memory")
+    # Some releases of Ray Train wrap what a worker's own code raised, as what its health check met always is.
+    failures = [
+        getattr(failure, "_base_exc", None) or getattr(failure, "health_check_failure", None) or failure
+        for failure in getattr(error, "worker_failures", {}).values()
+    ]
+    if any(fault_of(failure) == "out of memory" for failure in failures):
+        return ray.exceptions.OutOfMemoryError("a training worker ran out of memory")
+    own = [failure for failure in failures if not type(failure).__module__.startswith("ray.")]
     if own and len(own) == len(failures) and not any(text in str(own[0]) for text in PEERS):
         return own[0]
     return ray.exceptions.WorkerCrashedError() if failures else error
@@ -326,7 +329,7 @@ def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float, scratch:
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
-        cause = _cause(error)
+        cause = cause_of_failure(error)
         if cause is error:
             raise
         raise cause from None

@@ -6,6 +6,8 @@ What is real and what is simulated: tests/helpers/simulated.py. Ray itself is us
 import asyncio
 import io
 import json
+import sys
+import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +21,9 @@ from rich.console import Console
 
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import run_blocks
+from mi_ray.cluster.connect import paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
+from mi_ray.cluster.train_loop import cause_of_failure
 from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
 from mi_ray.cluster.tuning import Request, begin_together
@@ -142,6 +146,33 @@ def test_blocks_that_wait_for_a_node_are_not_taken_to_hang(some: list[Item]) -> 
 )
 def test_what_ended_an_attempt_is_recognised(error: Exception, fault: str) -> None:
     assert fault_of(error) == fault
+
+
+@pytest.mark.parametrize(
+    ("ended", "fault"),
+    [
+        (ValueError("a plugin is not there"), "error"),
+        (RuntimeError("Connection closed by peer"), "worker lost"),
+        (SimpleNamespace(_base_exc=ValueError("wrapped")), "error"),
+        (SimpleNamespace(health_check_failure=exceptions.ActorDiedError()), "worker lost"),
+        (SimpleNamespace(health_check_failure=exceptions.OutOfMemoryError("x")), "out of memory"),
+    ],
+)
+def test_what_ended_a_training_is_told_from_a_lost_worker(ended: Any, fault: str) -> None:
+    error = RuntimeError("Training failed due to worker errors")
+    error.worker_failures = {0: ended}  # type: ignore[attr-defined]
+    assert fault_of(cause_of_failure(error)) == fault
+
+
+def test_workers_look_where_the_driver_looks_beside_its_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    below = str(Path(sys.prefix) / "work/study")  # a person's folder may lie below the prefix, as /usr/src/app does
+    installed = [sysconfig.get_path(name) for name in ("stdlib", "purelib")]
+    version = f"{sys.version_info.major}{sys.version_info.minor}"
+    archive = str(Path(sys.prefix) / f"lib/python{version}.zip")
+    monkeypatch.setattr(sys, "path", ["", str(tmp_path), *installed, f"{installed[0]}/lib-dynload", archive, below])
+    assert paths_of_ones_own() == [str(tmp_path), below]
 
 
 def blocks_of(study: Tiny) -> list[list[Item]]:
