@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-long test-cluster chaos mutate bench bench-quick lint smoke clean
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick lint smoke clean
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -40,6 +40,10 @@ lint: .venv/installed-test
 # A file at a time on each core: most tests use one. In order, since those that start Ray and take longest come early.
 test: lint
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
+# For between two edits: no Ray, no training, no studies computed, no other programs started again and again.
+test-fast: .venv/installed-test
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m 'not long and not ray and not heavy'
 
 # What takes minutes: trainings killed in mid-epoch, settings that die in all ways, a study on S3, a study damaged all over.
 test-long: .venv/installed-test

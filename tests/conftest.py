@@ -31,6 +31,51 @@ install_import_hook(_checked_modules(), f"{shapes.__name__}.checked")
 torch.set_num_threads(1)
 
 
+# Files whose tests compute studies or attacks at length, or start other programs again and again.
+HEAVY = (
+    "attacks/test_adaptive_attacks.py",
+    "attacks/test_other_libraries.py",
+    "cluster/test_faults.py",
+    "cluster/test_studies.py",
+    "figures/test_extreme_studies.py",
+    "figures/test_paper_figures.py",
+    "figures/test_statistics_tables.py",
+    "launch/test_ray_up.py",
+    "mutation/test_mutate.py",
+    "plan/test_imports.py",
+    "store/test_check.py",
+    "store/test_compact.py",
+    "store/test_damage.py",
+    "store/test_object_stores.py",
+    "study/test_reference.py",
+    "study/test_workbench.py",
+    "test_command_line.py",
+    "test_device.py",
+    "test_golden.py",
+    "test_installation.py",
+    "test_run.py",
+)
+
+
+def _is_heavy(path: Path) -> bool:
+    return str(path.relative_to(Path(__file__).parent)) in HEAVY if path.suffix == ".py" else False
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where `-m` leaves heavy tests out, leave whole files of them unread: importing what they import takes seconds."""
+    return True if "not heavy" in config.option.markexpr and _is_heavy(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark heavy tests, among them those whose fixture trains or computes, and those of the study that Ray runs."""
+    for item in items:
+        used = getattr(item, "fixturenames", ())
+        if {"classifier", "original"} & {*used} or _is_heavy(item.path):
+            item.add_marker("heavy")
+        if "undisturbed" in used:
+            item.add_marker("ray")
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No shape checks: what a user of the installed package meets when an argument is of another form."""
