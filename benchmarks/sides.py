@@ -25,7 +25,7 @@ from mi_ray.defenses import DEFENSES, DefendedClassifier
 from mi_ray.device import keep_memory
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.batches import attack_outputs, component_outputs
+from mi_ray.study.batches import Block, attack_outputs, component_outputs
 from mi_ray.study.precision import has_bf16
 from mi_ray.threat_model import ThreatModel
 
@@ -76,7 +76,7 @@ class OurPgd(Ours):
         points = self.points(count)
         attack = ATTACKS.make("pgd", {"steps": [steps], "step_size": epsilon / 4, "random_start": False})
         found, _ = attack_outputs(
-            self.fast, attack, self.x[points], self.y[points], 10, points, ThreatModel(epsilon), "true", 0, BATCH
+            self.fast, attack, Block(self.x[points], points, 0, BATCH), self.y[points], 10, ThreatModel(epsilon)
         )
         return found.images[0, 0].numpy()
 
@@ -149,7 +149,9 @@ class OurMiOl(Ours):
         with torch.no_grad():
             predicted = self.fast(x).argmax(1)
         component: Any = DEFENSES.make("mi_ol", {"lam": 0.5})
-        found = component_outputs(self.fast, component, x, predicted, points, self.pool, [executions], 1, 0, BATCH)
+        found = component_outputs(
+            self.fast, component, Block(x, points, 0, BATCH), predicted, self.pool, [executions], 1
+        )
         return found[0, 0].numpy()
 
 
@@ -253,14 +255,10 @@ class OurEot(Ours):
         found, _ = attack_outputs(
             defended,
             ATTACKS.make("eot_pgd", values),
-            self.x[points],
+            Block(self.x[points], points, 0, BATCH),
             self.y[points],
             10,
-            points,
             ThreatModel(epsilon, knowledge="adaptive"),
-            "true",
-            0,
-            BATCH,
         )
         return found.images[0, 0].numpy()
 

@@ -23,7 +23,7 @@ from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.device import Passes, exact_arithmetic
 from mi_ray.store.blocks import Store
-from mi_ray.study.batches import GRAPH, activation_bytes, attack_outputs, lanes_within, side_by_side
+from mi_ray.study.batches import GRAPH, Block, activation_bytes, attack_outputs, lanes_within, side_by_side
 from mi_ray.study.estimate import distinct_and_requested, rows_of, together
 from mi_ray.study.precision import (
     BOTH,
@@ -384,7 +384,7 @@ def test_a_stored_decision_is_the_precision_of_the_keys_and_a_damaged_one_is_non
         bench.store.write_json(decision_path(study, key), {"decision": precision})
         assert decisions(bench.store, study) == {key: precision}
         decided = study.decided(decisions(bench.store, study))
-        assert decided.planner.precision_of(key) == precision
+        assert decided.planner.works.precision_of(key) == precision
         explicit, _ = bench_of(
             tmp_path / precision, classifier, precision=precision, defenses=[{"mi_ol": {"lam": 0.5}}]
         )
@@ -564,14 +564,10 @@ def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are
     found, labels = attack_outputs(
         bench.attacked(work),
         make_attack("pgd", steps=[3], restarts=3),
-        bench.clean(0, 20),
+        Block(bench.clean(0, 20), range(20), 0, 10),
         torch.arange(20) % 10,
         10,
-        range(20),
         ThreatModel(0.03),
-        "true",
-        0,
-        10,
     )
     fine, coarse = (bench.classifier(work.classifier, precision) for precision in BOTH)
     with torch.no_grad():

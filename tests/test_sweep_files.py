@@ -15,7 +15,8 @@ from mi_ray.config import Sweep
 from mi_ray.defenses import DEFENSES, predict
 from mi_ray.figures.draw import find_figure
 from mi_ray.parameters import load_plugins
-from mi_ray.plan.planner import Facts, Planner
+from mi_ray.plan.keyed import Facts
+from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan
 from mi_ray.study.prepare import REGISTRIES, prepare
 from mi_ray.sweep_files import PACKAGED, find_sweep, load_sweep, packaged_sweeps, start_folder

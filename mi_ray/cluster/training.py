@@ -92,7 +92,7 @@ class _Trainings:
                 "test_labels": dataset.test_labels,
             }
         )
-        images = sum(planner.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)
+        images = sum(planner.works.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)
         free = session.cpus()
         with stage("train", images, "images", session.console) as shown:
             while self.waiting or self.running:
@@ -119,7 +119,7 @@ class _Trainings:
     def _start(self, work: ClassifierWork, data: ray.ObjectRef) -> ray.ObjectRef:
         session, entry = self.session, work.entry
         assert work.objective is not None
-        training = cast(TrainingValues, session.planner.training_of(work))
+        training = cast(TrainingValues, session.planner.works.training(work.entry))
         config: TrainingConfig = {
             "key": work.key,
             "description": work.description,

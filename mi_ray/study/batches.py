@@ -9,6 +9,7 @@ import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar
 
@@ -24,6 +25,9 @@ from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
 
+T = TypeVar("T")
+R = TypeVar("R")
+
 
 def batches(total: int, batch: int) -> Iterator[slice]:
     """The canonical batches of a block, which is a whole number of them unless the points end."""
@@ -31,64 +35,73 @@ def batches(total: int, batch: int) -> Iterator[slice]:
         yield slice(start, min(start + batch, total))
 
 
-def undefended_outputs(
-    classifier: nn.Module, x: Float[Tensor, "P C H W"], batch: int, lanes: int = 1
-) -> Float[Tensor, "P L"]:
+@dataclass(frozen=True)
+class Block:
+    """Images of consecutive points, and how they are gone through.
+
+    points: the images' indices in the test split, which key their randomness together with the seed. batch: points of a
+    canonical batch. lanes: how many of these are in flight at once.
+    """
+
+    x: Float[Tensor, "P C H W"]
+    points: Sequence[int]
+    seed: int
+    batch: int
+    lanes: int = 1
+
+    def each(self, function: Callable[[slice], R]) -> list[R]:
+        """The function of every canonical batch, in order."""
+        return side_by_side(function, batches(len(self.x), self.batch), self.lanes, self.x.device)
+
+
+def undefended_outputs(classifier: nn.Module, block: Block) -> Float[Tensor, "P L"]:
     """The softmax outputs F(x)."""
 
     def outputs(part: slice) -> Tensor:
         """F's outputs on one batch."""
         with torch.no_grad():
-            return F.softmax(classifier(x[part]).float(), dim=1)
+            return F.softmax(classifier(block.x[part]).float(), dim=1)
 
-    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device))
+    return torch.cat(block.each(outputs))
 
 
 def component_outputs(
     classifier: nn.Module,
     component: RandomTransform,
-    x: Float[Tensor, "P C H W"],
+    block: Block,
     predicted: Int64[Tensor, "P"],
-    points: Sequence[int],
     pool: SamplePool | None,
     executions: Sequence[int],
     draws: int,
-    seed: int,
-    batch: int,
-    lanes: int = 1,
 ) -> Float[Tensor, "D M P L"]:
     """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
 
-    points: the images' indices in the test split, which key their randomness. predicted: ŷ on these images.
+    predicted: ŷ on the block's images.
     """
 
     def outputs(part: slice) -> Tensor:
         """The outputs of every draw on one batch."""
         runs = []
         for draw in range(draws):
-            key = Key(seed, EVALUATE, draw=draw)
+            key = Key(block.seed, EVALUATE, draw=draw)
             with torch.no_grad():
-                executed = Executions(component, pool, key, points[part], max(executions))
-                log_p = executed.log_probabilities(classifier, x[part], predicted[part])
+                executed = Executions(component, pool, key, block.points[part], max(executions))
+                log_p = executed.log_probabilities(classifier, block.x[part], predicted[part])
             total = log_p.exp().cumsum(0)
             runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)
 
-    return torch.cat(side_by_side(outputs, batches(len(x), batch), lanes, x.device), dim=2)
+    return torch.cat(block.each(outputs), dim=2)
 
 
 def attack_outputs(
     model: nn.Module,
     attack: Attack,
-    x: Float[Tensor, "P C H W"],
+    block: Block,
     y: Int64[Tensor, "P"],
     classes: int,
-    points: Sequence[int],
     threat: ThreatModel,
-    labels: Literal["true", "predicted"],
-    seed: int,
-    batch: int,
-    lanes: int = 1,
+    labels: Literal["true", "predicted"] = "true",
     begun: Begun | None = None,
 ) -> tuple[Adversarial, Int64[Tensor, "P"]]:
     """Adversarial images of a block and the labels that the attack worked on.
@@ -100,12 +113,13 @@ def attack_outputs(
 
     def crafted(part: slice) -> tuple[Adversarial, Tensor]:
         """What the attack found on one batch, and the labels that it worked on."""
-        own = attack_labels(y[part], classes, threat, seed, points[part])
+        x, points = block.x[part], block.points[part]
+        own = attack_labels(y[part], classes, threat, block.seed, points)
         if labels == "predicted" and threat.leaves_label:
-            own = _predicted(model, x[part])
-        return attack.craft(model, x[part], own, threat, seed, points[part], begun and begun.of(part)), own
+            own = _predicted(model, x)
+        return attack.craft(model, x, own, threat, block.seed, points, begun and begun.of(part)), own
 
-    done = side_by_side(crafted, batches(len(x), batch), lanes, x.device)
+    done = block.each(crafted)
     images, loss, success, zeros = (
         torch.cat([getattr(found, name) for found, _ in done], dim=2)
         for name in ("images", "loss", "success", "zero_gradients")
@@ -120,10 +134,6 @@ def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "
         found: Tensor = scorer(classifier)(x)
     return found.argmax(1)
 
-
-T = TypeVar("T")
-
-R = TypeVar("R")
 
 GRAPH = 3  # A backward pass holds about so many times the activations: they, their gradients, one layer's scratch.
 

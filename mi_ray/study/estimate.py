@@ -150,7 +150,9 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
             "what the study takes"
         )
     elif study.sweep.precision == "auto":
-        open_ = {w.entry.name: study.planner.precision_of(w.key) for w in plan.classifiers if w.key not in decided}
+        open_ = {
+            w.entry.name: study.planner.works.precision_of(w.key) for w in plan.classifiers if w.key not in decided
+        }
         if open_:
             planned = " and ".join(sorted(set(open_.values())))
             lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as {planned}")
@@ -209,7 +211,7 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     """
     device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
     stands_in = device.type != study.planner.facts.device and not has_bf16(device)
-    precision = "fp32" if stands_in else study.planner.precision_of(work.key)
+    precision = "fp32" if stands_in else study.planner.works.precision_of(work.key)
     coarse = work.entry.training.precision == "bf16" and not stands_in
     height, width = study.planner.facts.side
     before = torch.get_num_threads()
@@ -237,7 +239,7 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
 def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
     """The rates of each; networks that differ in their weights alone are measured once."""
     found: dict[str, dict[str, float]] = {}
-    planned = study.planner.precision_of
+    planned = study.planner.works.precision_of
     alike = [repr((w.description, w.objective is None, w.entry.training.precision, planned(w.key))) for w in works]
     for kind, work in zip(alike, works, strict=True):
         found[kind] = found.get(kind) or rates(study, work)

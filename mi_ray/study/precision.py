@@ -16,7 +16,7 @@ from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import content_key
-from mi_ray.study.batches import attack_outputs, component_outputs, undefended_outputs
+from mi_ray.study.batches import Block, attack_outputs, component_outputs, undefended_outputs
 from mi_ray.study.prepare import Study
 from mi_ray.study.workbench import Workbench
 from mi_ray.threat_model import ThreatModel
@@ -75,7 +75,7 @@ def compare(bench: Workbench, key: str, epsilon: float) -> list[Comparison]:
     defense are computed in either precision, on what fp32 has made. At epsilon 0 there is nothing to attack.
     """
     data, count = bench.data, checked_points(bench)
-    points, labels = list(data.points[:count]), np.asarray(data.labels[:count])
+    labels = np.asarray(data.labels[:count])
     x, y = bench.clean(0, count), torch.from_numpy(labels).to(bench.device)
     noise = DEFENSES.make("gaussian_noise", {"sigma": SIGMA})
     assert isinstance(noise, RandomTransform)
@@ -83,15 +83,20 @@ def compare(bench: Workbench, key: str, epsilon: float) -> list[Comparison]:
     if epsilon > 0:
         made = {precision: _attacked(bench, key, precision, epsilon, count) for precision in BOTH}
         exact = bench.classifier(key, "fp32")
-        right = {name: _right(undefended_outputs(exact, each, data.batch), labels) for name, each in made.items()}
+        right = {name: _right(undefended_outputs(exact, _block(bench, each)), labels) for name, each in made.items()}
         found.append(_compared(GRADIENTS, epsilon, right))
         images = made["fp32"]
     right = {}
     for precision in BOTH:
         network = bench.classifier(key, precision)
-        answered = component_outputs(network, noise, images, y, points, None, [EXECUTIONS], 1, data.seed, data.batch)
+        answered = component_outputs(network, noise, _block(bench, images), y, None, [EXECUTIONS], 1)
         right[precision] = _right(answered[0, 0], labels)
     return [*found, _compared(ANSWERS, epsilon, right)]
+
+
+def _block(bench: Workbench, x: Tensor) -> Block:
+    """Images of the first points."""
+    return Block(x, bench.data.points[: len(x)], bench.data.seed, bench.data.batch)
 
 
 def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, count: int) -> Tensor:
@@ -101,14 +106,10 @@ def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, 
     found, _ = attack_outputs(
         bench.classifier(key, precision),
         attack,
-        bench.clean(0, count),
+        _block(bench, bench.clean(0, count)),
         torch.from_numpy(labels).to(bench.device),
         data.classes,
-        list(data.points[:count]),
         ThreatModel(epsilon),
-        "true",
-        data.seed,
-        data.batch,
     )
     return found.images[0, 0]
 
@@ -151,7 +152,12 @@ def decision(device: str, points: int, found: Iterable[Comparison] | None) -> di
 def decision_path(study: Study, key: str) -> str:
     """Where the store keeps a classifier's decision: one for each device, batch and order of points."""
     checked = min(CHECKED, study.planner.stored_points)  # Few points may decide otherwise than many.
-    facts = {**study.planner.check_facts(), "version": VERSION, "checked": checked, "compile": study.sweep.compile}
+    facts = {
+        **study.planner.works.check_facts(),
+        "version": VERSION,
+        "checked": checked,
+        "compile": study.sweep.compile,
+    }
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
 
 

@@ -28,7 +28,8 @@ from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
-from mi_ray.plan.planner import Facts, Planner, Registries
+from mi_ray.plan.keyed import Facts, Registries
+from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Plan, united
 from mi_ray.sample_pool import without
 from mi_ray.store.keys import canonical
@@ -80,7 +81,7 @@ class Study:
             classifiers=classifiers,
             seed=self.sweep.seed,
             batch=self.sweep.batch,
-            precision={key: self.planner.precision_of(key) for key in classifiers},
+            precision={key: self.planner.works.precision_of(key) for key in classifiers},
             device=self.planner.facts.device,
             compile=self.sweep.compile,
         )

@@ -28,6 +28,7 @@ from mi_ray.sample_pool import SamplePool
 from mi_ray.store.keys import Values
 from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, images_column, list_column
 from mi_ray.study.batches import (
+    Block,
     activation_bytes,
     attack_outputs,
     component_outputs,
@@ -132,15 +133,11 @@ class Workbench:
         found, labels = attack_outputs(
             self.attacked(work),
             attack,
-            x,
+            self._block(work, x, points),
             self._labels_of(stored, len(points)) if guessed else y,
             self.data.classes,
-            points,
             work.threat,
             "true" if guessed else work.labels,
-            self.data.seed,
-            self.data.batch,
-            self._lanes(work.classifier),
             begun,
         )
         table = _in_order([stored, _adversarial_table(found, x, y, labels, points)], points)
@@ -174,10 +171,9 @@ class Workbench:
         """Compute and store a block of outputs. F's own are always computed in fp32."""
         began = time.perf_counter()
         x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
-        lanes = self._lanes(work.classifier)
         if work.component is None:
             classifier = self.classifier(work.classifier, "fp32")
-            found = undefended_outputs(classifier, x, self.data.batch, lanes)[None, None]
+            found = undefended_outputs(classifier, self._block(work, x, points))[None, None]
         else:
             component = DEFENSES.make(*work.component)
             assert isinstance(component, RandomTransform)
@@ -185,15 +181,11 @@ class Workbench:
             found = component_outputs(
                 self.classifier(work.classifier, self.data.precision[work.classifier]),
                 component,
-                x,
+                self._block(work, x, points),
                 self._predicted(work, start, stop),
-                points,
                 pool,
                 work.executions,
                 work.draws,
-                self.data.seed,
-                self.data.batch,
-                lanes,
             )
         draws, numbers, count = found.shape[:3]
         table = pa.table(
@@ -214,6 +206,10 @@ class Workbench:
             return self.attack(work, start, stop)
         assert isinstance(work, OutputWork)
         return self.outputs(work, start, stop)
+
+    def _block(self, work: Work, x: Tensor, points: Sequence[int]) -> Block:
+        """These images as they are gone through for a piece of work."""
+        return Block(x, points, self.data.seed, self.data.batch, self._lanes(work.classifier))
 
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""

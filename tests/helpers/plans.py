@@ -4,7 +4,8 @@ from functools import cache
 from typing import Any
 
 from helpers.sweeps import classifier, sweep
-from mi_ray.plan.planner import Facts, Planner
+from mi_ray.plan.keyed import Facts
+from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan
 from mi_ray.study.prepare import REGISTRIES
 

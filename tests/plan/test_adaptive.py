@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from helpers.plans import AVERAGED, BOTH, EVERY_DEFENSE, FACTS, ON_MI_OL, planned, planner
 
-from mi_ray.plan.planner import Facts
+from mi_ray.plan.keyed import Facts
 from mi_ray.plan.work import Plan
 from mi_ray.store.keys import canonical
 from mi_ray.study.prepare import REGISTRIES

@@ -23,7 +23,7 @@ def test_every_training_option_changes_what_a_classifier_is_trained_with(option:
     settings = [
         {
             "inner_labels": made.classifiers[0].objective.values["inner_labels"],  # type: ignore[index]
-            "first_epoch_at_lower_rate": made.training_of(made.classifiers[0])["lr_drops"],
+            "first_epoch_at_lower_rate": made.works.training(made.classifiers[0].entry)["lr_drops"],
         }
         for made in (honest, published)
     ]
@@ -32,7 +32,7 @@ def test_every_training_option_changes_what_a_classifier_is_trained_with(option:
 
 def test_learning_rate_drops_are_written_out_and_the_files_own_win() -> None:
     drops = [
-        planner(**changes).training_of(planner(**changes).classifiers[0])["lr_drops"]
+        planner(**changes).works.training(planner(**changes).classifiers[0].entry)["lr_drops"]
         for changes in (
             {},
             {"training_preset": "as_published"},
@@ -59,4 +59,4 @@ def test_the_rate_drops_at_half_and_three_quarters_and_never_in_the_first_epoch(
     planner = Planner(
         sweep(classifiers=classifier(training={"epochs": epochs}), training_preset=preset), REGISTRIES, FACTS
     )
-    assert planner.training_of(planner.classifiers[0])["lr_drops"] == drops
+    assert planner.works.training(planner.classifiers[0].entry)["lr_drops"] == drops

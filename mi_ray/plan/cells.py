@@ -1,0 +1,111 @@
+"""The cells of a study: classifier x attack x threat model x defense setting x N, and the worst case over their attacks."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from mi_ray.parameters import Method
+from mi_ray.plan.keyed import KeyedWork
+from mi_ray.plan.work import WORST_CASE, Cell, ClassifierWork, Inputs
+from mi_ray.store.keys import canonical, content_key
+from mi_ray.store.schemas import RECORDS
+
+
+class CellMaker:
+    """Makes the cells of one sweep out of its keyed work."""
+
+    def __init__(self, works: KeyedWork) -> None:
+        self.works, self.sweep = works, works.sweep
+
+    def cell(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int) -> Cell:
+        components = defense.components()
+        draws = self.sweep.draws_of(self.works.options) if components else 1
+        undefended = self.works.undefended(classifier, inputs)
+        parts, counterparts = [], []
+        for position, component in enumerate(components):
+            own_n = defense.executions_of(position, n)
+            parts.append((self.works.outputs(classifier, inputs, component, own_n, draws), own_n))
+            if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
+                counterparts.append(self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs))
+        facts = {
+            "undefended": undefended.key,
+            "parts": [[work.key, own_n] for work, own_n in parts],
+            "draws": draws,
+            "defense": defense.name,
+            "version": defense.version,
+            "values": defense.values(),
+            "executions": n,
+            **self._row_facts(classifier.key),
+            "source": self.works.facts.sources.get(defense.name),
+        }
+        key = content_key("cell", facts)
+        identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
+        return Cell(
+            key,
+            identity,
+            classifier.key,
+            inputs,
+            Method(defense.name, defense.values()),
+            undefended,
+            tuple(parts),
+            tuple(counterparts),
+        )
+
+    def _row_facts(self, classifier: str) -> dict[str, Any]:
+        points = self.sweep.points.model_dump(include={"count", "selection"})
+        return {
+            "points": points,
+            "seed": self.sweep.seed,
+            **self.works.arithmetic(classifier),
+            "columns": RECORDS.names,
+        }
+
+    def worst_cases(self, cells: list[Cell]) -> Iterator[Cell]:
+        """For each epsilon and N under which a setting is attacked in several ways: the worst of them, point by point."""
+        groups: dict[tuple[float, int], dict[str, Cell]] = {}
+        for cell in cells:
+            if cell.inputs.attack is not None:
+                group = groups.setdefault((cell.identity["epsilon"], cell.identity["executions"]), {})
+                group[cell.key] = cell  # an attack that two entries ask for is one
+        for group in groups.values():
+            if len(group) > 1:
+                keys = sorted(group)  # of attacks that are equally bad at a point, whatever order the file has them in
+                members = [group[key] for key in keys]
+                key = content_key("worst", {"members": keys, **self._row_facts(members[0].classifier)})
+                knowledge = {cell.identity["knowledge"] for cell in members}
+                identity = {
+                    **members[0].identity,
+                    "cell": key,
+                    "attack": WORST_CASE,
+                    "attack_params": "{}",
+                    "goal": "any",
+                    "knowledge": "adaptive" if "adaptive" in knowledge else "oblivious",
+                }
+                yield replace(
+                    members[0], key=key, identity=identity, components=(), counterparts=(), members=tuple(keys)
+                )
+
+    def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:
+        """Every identity column of the records, but the cell's key."""
+        attack = inputs.attack
+        params: dict[str, Any] = {}
+        if attack is not None:
+            params = {**attack.values, "labels": attack.labels}
+            stop_parameter = self.works.registries.attacks[attack.method].stop_parameter
+            if stop_parameter is not None:
+                params[stop_parameter] = inputs.stop
+        return {
+            "dataset": self.works.facts.dataset,
+            "classifier": classifier.entry.name,
+            "classifier_key": classifier.key,
+            "attack": attack.method if attack else "none",
+            "attack_params": canonical(params),
+            "goal": attack.threat.goal if attack else "none",
+            "norm": attack.threat.norm if attack else "linf",
+            "epsilon": attack.threat.epsilon if attack else 0.0,
+            "knowledge": attack.threat.knowledge if attack else "none",
+            "defense": defense.name,
+            "defense_params": canonical(defense.values()),
+            "executions": n,
+            "draws": draws,
+        }

@@ -1,0 +1,232 @@
+"""Each piece of a study's work with its content key: the hash of everything that decides its result and of nothing else.
+
+What is stored under a key is never computed again, whichever sweep asked for it first. Values only: no torch, no ray.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from mi_ray.config import ClassifierEntry, Options, Sweep
+from mi_ray.parameters import Method, Registry, expand
+from mi_ray.plan.controls import ControlRule
+from mi_ray.plan.cost import Costs, whole_chunks
+from mi_ray.plan.work import AttackWork, ClassifierWork, Inputs, OutputWork
+from mi_ray.store.keys import content_key
+from mi_ray.threat_model import ThreatModel
+
+
+@dataclass(frozen=True)
+class Registries:
+    """What a sweep's names are looked up in, and the checks' controls: handed in, so that this folder needs none of them."""
+
+    defenses: Registry[Any]
+    attacks: Registry[Any]
+    objectives: Registry[Any]
+    architectures: Registry[Any]
+    chunk: int
+    checks: Sequence[ControlRule]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the plan needs to know of the data and the machine.
+
+    pools: component name -> digest of the sample pool that it draws from. plugins: plugin -> hash of its source.
+    decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
+    """
+
+    dataset: str
+    digest: str
+    classes: int
+    side: tuple[int, int]
+    train_count: int
+    test_count: int
+    pools: Mapping[str, str]
+    device: str
+    sources: Mapping[str, str]
+    decided: Mapping[str, str] = field(default_factory=dict)
+
+
+class KeyedWork:
+    """Says of the classifiers, attacks and outputs of one sweep what they are and what decides them."""
+
+    def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options) -> None:
+        self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
+        self.costs = Costs(registries.attacks, registries.chunk)
+        order = sweep.points_order()
+        self._order = {
+            "dataset": facts.digest,
+            "order": order,
+            **({"seed": sweep.seed} if order == "drawn" else {}),
+        }
+
+    def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
+        base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
+        if entry.factory is not None:
+            description = {**base, "factory": entry.factory, "arguments": entry.arguments}
+            facts = {
+                **description,
+                **{k: v for k, v in self.facts.sources.items() if k in (entry.factory, entry.weights)},
+            }
+            return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
+        assert entry.architecture is not None
+        architecture = self.registries.architectures.make(*entry.architecture)
+        training = self.sweep.training_options()
+        method = self.registries.objectives[entry.objective.name]
+        axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
+        if any(len(axis.values) > 1 for axis in axes.values()):
+            raise ValueError(
+                f"an objective takes one value a parameter; {method.name} got a list: add a classifier instead"
+            )
+        objective = method.make({name: axis.values[0] for name, axis in axes.items()})
+        if entry.training.batch_size > self.facts.train_count:
+            raise ValueError(
+                f"classifier {entry.name!r}: batch_size must not exceed the {self.facts.train_count} training images; "
+                f"got {entry.training.batch_size}"
+            )
+        description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
+        seed = self.sweep.seed if entry.seed is None else entry.seed
+        device = "cuda" if self.sweep.resources.train.gpus > 0 else "cpu"
+        facts = {
+            **description,
+            "version": [architecture.version, objective.version],
+            "dataset": self.facts.digest,
+            "objective": [objective.name, objective.values()],
+            "training": self.training(entry),
+            "seed": seed,
+            "workers": entry.workers,
+            "device": device,
+            "source": self.facts.sources.get(objective.name),
+        }
+        if architecture.name in self.facts.sources:
+            facts["architecture_source"] = self.facts.sources[architecture.name]
+        images = entry.training.epochs * self.images_an_epoch(entry)
+        forward, backward = (images * passes for passes in objective.cost())
+        key = content_key("train", facts)
+        return ClassifierWork(
+            key, entry, description, Method(objective.name, objective.values()), seed, (forward, backward)
+        )
+
+    def precision_of(self, classifier: str) -> Literal["fp32", "bf16"]:
+        """Of a classifier's gradients and executions; where `auto` has not decided yet, what it is expected to decide."""
+        if self.sweep.precision != "auto":
+            return self.sweep.precision
+        return "fp32" if self.facts.decided.get(classifier) == "fp32" else "bf16"
+
+    def check_facts(self) -> dict[str, Any]:
+        """What decides the outcome of the check behind `precision: auto`, beside the classifier."""
+        return {"points": self._order, "seed": self.sweep.seed, "device": self.facts.device, "batch": self.sweep.batch}
+
+    def arithmetic(self, classifier: str) -> dict[str, Any]:
+        """What decides the last bits of a result. `auto` shares results with the precision that it decides on."""
+        found = {"device": self.facts.device, "precision": self.precision_of(classifier), "batch": self.sweep.batch}
+        return found if self.sweep.compile is None else {**found, "compile": self.sweep.compile}
+
+    def training(self, entry: ClassifierEntry) -> dict[str, Any]:
+        """The training settings with the learning-rate drops written out."""
+        training = entry.training.model_dump(mode="json")
+        if training["lr_drops"] is None:
+            early = self.sweep.training_options().first_epoch_at_lower_rate == "drop_minus_one"
+            halves = (entry.training.epochs // 2, entry.training.epochs * 3 // 4)
+            # A training of one or two epochs has no half: its first epoch is at the full rate, always.
+            training["lr_drops"] = sorted({drop - early for drop in halves if drop - early > 0})
+        return training
+
+    def images_an_epoch(self, entry: ClassifierEntry) -> int:
+        """Training images that an epoch goes through: whole global batches, so the last few of the shuffle wait."""
+        return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
+
+    def attack(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None) -> AttackWork:
+        n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
+        if "eot" in attack.values():
+            attack = replace(attack, eot=n)  # written out; on F alone it means nothing
+        labels = self.options.attack_labels if threat.leaves_label else "true"  # a target is no guess
+        deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
+        facts = {
+            "classifier": classifier.key,
+            "points": self._order,
+            "method": attack.name,
+            "version": attack.version,
+            "values": deciding,
+            "epsilon": threat.epsilon,
+            "goal": threat.goal,
+            "norm": threat.norm,
+            "knowledge": threat.knowledge,
+            "labels": labels,
+            "seed": self.sweep.seed,
+            "source": self.facts.sources.get(attack.name),
+            **self.arithmetic(classifier.key),
+        }
+        behind: dict[str, Any] = {}
+        parts: tuple[int, ...] = ()
+        if defense is not None and n is not None:
+            pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
+            behind = {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}
+            each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
+            parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
+            sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
+            versions = [part.version for part in (defense, *defense.components())]
+            facts |= {
+                **behind,
+                "defense_versions": versions,
+                "defense_sources": sources,
+                "chunk": self.registries.chunk,
+            }
+        key = content_key("attack", facts)
+        work = AttackWork(
+            key,
+            classifier.key,
+            attack.name,
+            attack.values(),
+            threat,
+            attack.stops(),
+            (0, 0),
+            labels,
+            **behind,
+            parts=parts,
+            by_accuracy=attack.by_accuracy,
+        )
+        return replace(work, cost=self.costs.of(work))
+
+    def undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
+        """F's own outputs: always of fp32."""
+        facts = {
+            "classifier": classifier.key,
+            "inputs": self._inputs(inputs),
+            **self.arithmetic(classifier.key),
+            "precision": "fp32",
+        }
+        return OutputWork(content_key("undefended", facts), classifier.key, inputs)
+
+    def _inputs(self, inputs: Inputs) -> Any:
+        return [inputs.attack.key, inputs.stop] if inputs.attack else self._order
+
+    def outputs(
+        self,
+        classifier: ClassifierWork,
+        inputs: Inputs,
+        component: Any,
+        n: int,
+        draws: int,
+        judged_by: Inputs | None = None,
+    ) -> OutputWork:
+        """A component's outputs; judged_by: the inputs from which ŷ is taken, where they are others."""
+        pool = self.facts.pools[component.name] if component.uses_pool else None
+        facts: dict[str, Any] = {
+            "classifier": classifier.key,
+            "inputs": self._inputs(inputs),
+            "component": component.name,
+            "version": component.version,
+            "values": component.values(),
+            "pool": pool,
+            "seed": self.sweep.seed,
+            "chunk": self.registries.chunk,
+            "source": self.facts.sources.get(component.name),
+            **self.arithmetic(classifier.key),
+        }
+        if judged_by is not None:
+            facts["judged_by"] = self._inputs(judged_by)
+        method = Method(component.name, component.values())
+        undefended = self.undefended(classifier, judged_by or inputs)
+        return OutputWork(content_key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
