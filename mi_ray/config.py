@@ -350,10 +350,15 @@ class Checks(Strict):
 
     level: Literal["cheap", "subset", "full"] = Field(
         "subset",
-        description="`cheap` reads stored rows alone; `subset` also runs stronger attacks and control attacks on the first "
-        "`points` points, `full` on all.",
+        description="`cheap` reads stored rows alone; `subset` also runs control attacks: those that all attacks share on "
+        "the first `points` points, an attack's own on fewer; `full` runs all of them on all points.",
     )
-    points: int = Field(100, ge=1, description="The number of points of `subset`.")
+    points: int = Field(400, ge=1, description="The number of points of `subset`.")
+    black_box: Literal["auto", "always", "never"] = Field(
+        "auto",
+        description="Whether `subset` runs the black-box control: `auto` as far as all checks together cost no more than the "
+        "study. `full` always does.",
+    )
 
 
 def _checks(written: object) -> object:

@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, project, score
 from mi_ray.attacks.criterion import SMALL, criterion, ranked
-from mi_ray.attacks.eot_pgd import TEMPERATURE, attacked, gradient_cost, mean_gradient, of_label
+from mi_ray.attacks.eot_pgd import (
+    TEMPERATURE,
+    answer_gradient,
+    attacked,
+    averages,
+    gradient_cost,
+    mean_gradient,
+    of_label,
+)
 from mi_ray.attacks.pgd import all_zero
 from mi_ray.parameters import choice, flag, integer, number
 from mi_ray.threat_model import ThreatModel
@@ -110,13 +118,14 @@ def search(
 class Apgd(Attack):
     """Auto-PGD with the losses of AutoAttack: `ce`, `dlr`, or `targeted_dlr`, which aims at several classes in turn.
 
-    Behind a random defense the gradient and the loss are averaged over its executions, with fresh draws at each
-    evaluation (AutoAttack's `rand` averages 20; it compares the loss of the last one alone, here their mean).
+    Behind a random defense it ascends the loss of the mean answer, or the mean of the executions' losses, with fresh draws
+    at each evaluation (AutoAttack's `rand` averages 20; it compares the loss of the last one alone, here their mean).
     MI-Combined is attacked through its answer with the threshold made smooth, as in eot_pgd. DLR is computed from
     log-probabilities, of which it is the same as of logits.
     """
 
     name: ClassVar[str] = "apgd"
+    version: ClassVar[int] = 3  # In 2, it ascended the mean of the executions' losses alone.
     display_name: ClassVar[str] = "APGD"
     loss: Literal["ce", "dlr", "targeted_dlr"] = choice(
         "ce: cross-entropy; dlr: difference-of-logits ratio; targeted_dlr: that ratio towards each of `targets` classes",
@@ -126,6 +135,11 @@ class Apgd(Attack):
     steps: int = integer("steps; their number sets the schedule of step sizes", 100, low=1, high=100_000)
     restarts: int = integer("independent random starts, for each target of targeted_dlr", 1, low=1)
     targets: int = integer("most likely other classes that targeted_dlr aims at, each a restart of its own", 9, low=1)
+    average: Literal["answer", "losses"] = choice(
+        "behind a random defense, answer: the loss of the mean answer; losses: the mean of the executions' losses",
+        ("answer", "losses"),
+        "answer",
+    )
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
     rho: float = number("share of rising steps at or below which a step size is halved", 0.75, low=0.0, high=1.0)
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
@@ -155,7 +169,10 @@ class Apgd(Attack):
         """One forward and one backward pass at the start and at each step, the scoring, and one forward to choose targets."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         choosing = passes if self.loss == "targeted_dlr" else 0
-        forward, backward = ((self.steps + 1) * each for each in gradient_cost(parts))
+        forward, backward = gradient_cost(parts)
+        if self.average == "answer" and len(parts) == 1:
+            forward += passes
+        forward, backward = (self.steps + 1) * forward, (self.steps + 1) * backward
         return self._runs() * (forward + draws * passes) + choosing, self._runs() * backward
 
     def _losses(self, model: nn.Module, batch: Batch) -> list[Callable[[Tensor], Tensor]]:
@@ -170,11 +187,12 @@ class Apgd(Attack):
     def _one_run(self, aim: nn.Module, batch: Batch, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """One search: (its images, for each point the number of evaluations whose whole gradient was zero)."""
         zero = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
+        mean = answer_gradient if self.average == "answer" and averages(aim) else mean_gradient
 
         def evaluate(iterate: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
             """(gradient of the loss, the loss, whether the goal is reached) at an image, averaged over executions."""
             with batch.bound(aim, step=step):
-                gradient, loss, answer = mean_gradient(aim, iterate, loss_of)
+                gradient, loss, answer = mean(aim, iterate, loss_of)
             zero.add_(all_zero(gradient))
             return gradient, loss, batch.criterion.reached(answer, batch.labels)
 

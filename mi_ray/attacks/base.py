@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol, final, runtime_checkable
+from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
 import torch
@@ -31,7 +31,8 @@ class Batch:
 
     x: clean images in [0, 1]. labels: the label of each image that is to be left, or reached, as the threat model's goal
     says (see `attack_labels`). key: who draws. points: the images' indices in their dataset. All randomness comes from
-    (key, points), so that a point meets the same numbers in whatever batch it is.
+    (key, points), so that a point meets the same numbers in whatever batch it is. given: what other attacks made of the
+    images, for an attack that `takes_images`.
     """
 
     x: Float[Tensor, "B C H W"]
@@ -39,6 +40,7 @@ class Batch:
     threat: ThreatModel
     key: Key
     points: Sequence[int]
+    given: Sequence[Float[Tensor, "B C H W"]] = ()
 
     @property
     def criterion(self) -> Criterion:
@@ -52,6 +54,12 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def of(self, some: Int64[Tensor, "K"]) -> "Batch":
+        """Some of its points, by their places in the batch; each keeps its own random numbers."""
+        points = [self.points[place] for place in some.tolist()]
+        given = [images[some] for images in self.given]
+        return replace(self, x=self.x[some], labels=self.labels[some], points=points, given=given)
 
     def at(self, **place: int) -> "Batch":
         """The same batch with other random numbers, those of another `restart`, `step` or `draw`."""
@@ -138,6 +146,9 @@ class Attack(Parameterized):
     stop_parameter: ClassVar[str | None] = None  # The parameter that only says where one run is read.
     needs_defense: ClassVar[bool] = False  # Whether it makes sense only against a DefendedClassifier.
     needs_pool: ClassVar[bool] = False  # Whether that defense must mix with a sample pool.
+    takes_images: ClassVar[bool] = False  # Whether it begins with images of other attacks, which a sweep may name.
+    stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
+    follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property
@@ -189,11 +200,12 @@ class Attack(Parameterized):
         seed: int = 0,
         points: Sequence[int] | None = None,
         begun: Begun | None = None,
+        given: Sequence[Float[Tensor, "B C H W"]] = (),
     ) -> Adversarial:
         """Every restart at every stop.
 
         labels: of each image the label to leave or to reach (see `attack_labels`). begun: where a stored trajectory of
-        these points stands, from which the attack goes on.
+        these points stands, from which the attack goes on. given: what other attacks made of the images.
 
         Raises ValueError when labels are missing or the images are not in [0, 1]; AssertionError when what `run`
         returned leaves the ball of radius epsilon or the pixel box.
@@ -205,7 +217,7 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         if len(points) != len(x):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
-        batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points)
+        batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
         found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
@@ -254,6 +266,16 @@ def scorer(model: nn.Module) -> nn.Module:
     """What says whether an image fools F: F in fp32, where it was prepared in less for its gradients."""
     exact = getattr(model, "exact", ())
     return exact[0] if exact else model
+
+
+def answering(model: nn.Module) -> nn.Module:
+    """The model that a query asks: F in fp32, or the same defense before it."""
+    branch: Any = getattr(model, "branch", None)
+    if branch is None:
+        return scorer(model)
+    asked: Any = branch("whole")
+    asked.classifier = scorer(asked.classifier)
+    return asked
 
 
 def score(

@@ -36,6 +36,12 @@ def joins_several(model: nn.Module) -> bool:
     return defense is not None and len(defense.components()) > 1
 
 
+def averages(model: nn.Module) -> bool:
+    """Whether the model is F behind a defense of one component, whose answer is the mean of its executions."""
+    defense: Any = getattr(model, "defense", None)
+    return defense is not None and len(defense.components()) == 1
+
+
 def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPERATURE) -> nn.Module:
     """What an adversary differentiates: F itself, or the named branch of the defense with its decisions made smooth."""
     branch: Any = getattr(model, "branch", None)
@@ -117,6 +123,38 @@ def log_mean_gradient(
             total = total * shrink + weight.sum(0)
             count += len(log_p)
     return weighted / total[:, None, None, None], largest + total.log() - torch.tensor(float(count)).log()
+
+
+def mean_answer(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
+    """The logarithm of the mean probabilities over executions, without a gradient."""
+    total, count = torch.full((1, 1), -torch.inf, device=x.device), 0
+    with torch.no_grad():
+        for found in executions(model, x):
+            total = torch.logaddexp(total, found.logsumexp(0))
+            count += len(found)
+    return total - torch.log(torch.tensor(float(count)))
+
+
+def answer_gradient(
+    model: nn.Module, x: Float[Tensor, "B C H W"], loss: Callable[[Tensor], Tensor]
+) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B"], Float[Tensor, "B L"]]:
+    """(gradient, value) of a loss of the mean answer, and that answer's logarithm. loss: log-probabilities [B, L] -> [B].
+
+    The executions are passed twice, first for the answer and then for their gradients, so that any loss of it needs the
+    memory of one chunk: d/dx of the loss is Σ_l w_l mean_i ∇p_il / p_l with w the loss's gradient in log p.
+    """
+    answer = mean_answer(model, x).requires_grad_(True)
+    with torch.enable_grad():
+        value = loss(answer)
+        weights = torch.autograd.grad(value.sum(), answer)[0]
+    answer, leaf = answer.detach(), x.detach().requires_grad_(True)
+    gradient, count = torch.zeros_like(leaf, requires_grad=False), 0
+    with torch.enable_grad():
+        for found in executions(model, leaf):
+            shares = (found - answer).exp()
+            gradient += torch.autograd.grad((weights * shares).sum(), leaf)[0]
+            count += len(found)
+    return gradient / count, value.detach(), answer
 
 
 def evasion_loss(

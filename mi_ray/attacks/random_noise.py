@@ -24,6 +24,7 @@ class RandomNoise(Attack):
 
     name: ClassVar[str] = "random_noise"
     display_name: ClassVar[str] = "Random noise"
+    follows_gradients: ClassVar[bool] = False
     stop_parameter: ClassVar[str | None] = "tries"
     tries: tuple[int, ...] = integers("points tried; a list is read off one run", (10,), low=1, high=100_000)
     where: Literal["uniform", "corners"] = choice(

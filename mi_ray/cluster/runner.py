@@ -1,5 +1,6 @@
 """A study from end to end, one stage after another: train, attack, evaluate, write the cells, check, write them again."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 from mi_ray.attacks import ATTACKS
@@ -9,11 +10,12 @@ from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.training import train
 from mi_ray.cluster.tuning import evaluate_defenses
 from mi_ray.events import about, event
-from mi_ray.plan.work import Plan
+from mi_ray.plan.work import OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.store.files import remove_temporary_files
 from mi_ray.study.report import mark, write_study
 from mi_ray.study.rows import DerivedRows, mark_selected, write_records
+from mi_ray.study.verdicts import MORE_DRAWS
 
 Until = Literal["train", "attack", "sweep"]
 TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_params", "executions", "work")
@@ -49,9 +51,10 @@ def _stages(session: Session, until: Until) -> None:
         return
     plan = evaluate_defenses(session, plan)
     records = derive_records(session, plan)
-    if plan.checks:
+    if plan.check_attacks():
         write_cells(session, plan, records, checking=True)
         check(session, plan)
+        take_more_draws(session, records)
     write_cells(session, plan, records)
 
 
@@ -62,7 +65,8 @@ def attack(session: Session, plan: Plan) -> None:
     so that the first frontier is there early.
     """
     at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
-    compute_missing(session, "attacks that checks share", "checks", at_once, plan.checked)
+    for points, some in plan.by_points(at_once):
+        compute_missing(session, "attacks that checks share", "checks", some, points)
     compute_missing(session, "attack", "attack", plan.attacks)
     of_f = [work for work in plan.outputs if work.component is None]
     compute_missing(session, "outputs of F", "evaluation", of_f)
@@ -70,11 +74,24 @@ def attack(session: Session, plan: Plan) -> None:
 
 def check(session: Session, plan: Plan) -> None:
     """Craft the checks' adversarial examples and evaluate them, first with F and then with the defenses."""
-    compute_missing(session, "checks: attacks", "checks", plan.check_attacks(), plan.checked)
-    outputs = plan.check_outputs()
+    for points, attacks in plan.by_points(plan.check_attacks()):
+        compute_missing(session, "checks: attacks", "checks", attacks, points)
+    _outputs(session, plan.by_points(plan.check_outputs()))
+
+
+def _outputs(session: Session, outputs: Sequence[tuple[int, Sequence[OutputWork]]]) -> None:
+    """Evaluate on each number of points the outputs of F, and then what takes ŷ from them."""
     for of_f in (True, False):
-        some = [work for work in outputs if (work.component is None) == of_f]
-        compute_missing(session, "checks: outputs", "checks", some, plan.checked)
+        for points, works in outputs:
+            some = [work for work in works if (work.component is None) == of_f]
+            compute_missing(session, "checks: outputs", "checks", some, points)
+
+
+def take_more_draws(session: Session, records: DerivedRows) -> None:
+    """Where few draws leave a check behind a random defense open, more are taken before it is called failed or passed."""
+    for _ in MORE_DRAWS:
+        for points, works in records.open_draws().items():
+            compute_missing(session, "checks: more draws", "checks", works, points)
 
 
 def derive_records(session: Session, plan: Plan) -> DerivedRows:

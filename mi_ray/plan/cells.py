@@ -71,7 +71,10 @@ class CellMaker:
             if len(group) > 1:
                 keys = sorted(group)  # of attacks that are equally bad at a point, whatever order the file has them in
                 members = [group[key] for key in keys]
-                key = content_key("worst", {"members": keys, **self._row_facts(members[0].classifier)})
+                facts = {"members": keys, **self._row_facts(members[0].classifier)}
+                if members[0].identity["draws"] > 1:
+                    facts["version"] = 2  # In 1, the draws that were reported had chosen the attack.
+                key = content_key("worst", facts)
                 knowledge = {cell.identity["knowledge"] for cell in members}
                 identity = {
                     **members[0].identity,

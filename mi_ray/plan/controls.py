@@ -25,7 +25,7 @@ class Attacked:
 
     values: its parameters; where one trajectory is read at several stops, those of the stop that is judged.
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
-    alone.
+    alone. follows_gradients: whether it can be held against an attack that follows them.
     """
 
     method: str
@@ -33,21 +33,25 @@ class Attacked:
     threat: ThreatModel
     stop_parameter: str | None
     executions: int | None
+    follows_gradients: bool = True
 
 
 @dataclass(frozen=True)
 class ControlRule:
-    """A check that needs passes of its own, as far as a plan has to know it.
+    """A check of an attack, as far as a plan has to know it.
 
-    control: what the attack is compared with; None where the check does not apply to it. of_trajectory: whether its
-    verdict is of a whole trajectory, which is judged at its last stop, or of each stop. against_clean: whether the control
-    must leave what the clean images leave, and not what the attack leaves.
+    control: what the attack is compared with; None where the check does not apply to it. free: whether it needs no control
+    and no passes, and is judged on all points. of_trajectory: whether its verdict is of a whole trajectory, which is judged
+    at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
+    made where it is None. one_setting: whether the control is run on one setting of each defense alone.
     """
 
     name: str
-    control: Callable[[Attacked], Control | None]
+    control: Callable[[Attacked], Control | None] = lambda attack: None
+    free: bool = False
     of_trajectory: bool = True
-    against_clean: bool = False
+    points: int | None = None
+    one_setting: bool = False
 
 
 Rule = TypeVar("Rule", bound=ControlRule)
@@ -55,10 +59,10 @@ Rule = TypeVar("Rule", bound=ControlRule)
 
 @dataclass(frozen=True)
 class Held(Generic[Rule]):
-    """A rule with the control that an attack is held against by it."""
+    """A rule with the control that an attack is held against by it, unless it needs none."""
 
     rule: Rule
-    control: Control
+    control: Control | None
 
 
 def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> Iterator[Held[Rule]]:
@@ -67,5 +71,5 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
         control = rule.control(attack) if last or not rule.of_trajectory else None
-        if control is not None:
+        if control is not None or (rule.free and attack.follows_gradients):
             yield Held(rule, control)

@@ -83,14 +83,16 @@ class Costs:
         return total(found)
 
     def of_checks(self, plan: Plan) -> Passes:
-        """What the checks cost for one point beside the study; work that the study needs anyway is the study's."""
+        """What the checks cost beside the study, each control on its points; what the study needs anyway is the study's."""
         own = {work.key: work.cost for work in plan.attacks}
         known = {work.key for work in plan.outputs}
-        beyond = [
-            (whole[0] - had[0], whole[1] - had[1])
-            for whole, had in ((self.of(work), own.get(work.key, (0, 0))) for work in plan.check_attacks())
-        ]
-        return total([*beyond, *(self.of(work) for work in plan.check_outputs() if work.key not in known)])
+        points = plan.checked_points()
+        found = []
+        for work in plan.check_attacks():
+            whole, had = self.of(work), own.get(work.key, (0, 0))
+            found.append(times((whole[0] - had[0], whole[1] - had[1]), points[work.key]))
+        found += [times(self.of(work), points[work.key]) for work in plan.check_outputs() if work.key not in known]
+        return total(found)
 
     def of_plan(self, plan: Plan, points: int) -> dict[str, int]:
         """Passes of a plan on that many points: training, attack, evaluation and checks, and attack and evaluation cell
@@ -98,7 +100,7 @@ class Costs:
         training = total(work.cost for work in plan.classifiers)
         attack = times(total(work.cost for work in plan.attacks), points)
         evaluation = times(total(self.of(work) for work in plan.outputs), points)
-        checks, naive = times(self.of_checks(plan), plan.checked), times(self.cell_by_cell(plan.cells), points)
+        checks, naive = self.of_checks(plan), times(self.cell_by_cell(plan.cells), points)
         return {
             "training_forward": training[0],
             "training_backward": training[1],

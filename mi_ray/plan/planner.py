@@ -13,10 +13,10 @@ from typing import Any
 from mi_ray.config import ADAPTIVE, AttackEntry, Options, Sweep
 from mi_ray.parameters import Axis, expand
 from mi_ray.plan.cells import CellMaker
-from mi_ray.plan.controls import Attacked, Control, controls
+from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import whole_chunks
 from mi_ray.plan.keyed import Facts, KeyedWork, Registries
-from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan, merged, merged_attacks
+from mi_ray.plan.work import AttackWork, Cell, ClassifierWork, Inputs, Plan, merged, merged_attacks
 from mi_ray.store.keys import canonical
 from mi_ray.threat_model import ThreatModel
 
@@ -50,6 +50,7 @@ class Planner:
                 )
             twins[work.key] = work.entry.name
         self._by_key = {work.key: work for work in self.classifiers}
+        self._checker = CheckPlanner(self._maker, self.classifiers, self.stored_points)
         self.attacks = tuple(
             work
             for entry in sweep.attacks
@@ -159,57 +160,10 @@ class Planner:
         outputs = merged(work for cell in cells.values() for work in cell.needs())
         attacked = [cell.inputs.attack for cell in cells.values() if cell.inputs.attack is not None]
         plan = Plan(self.classifiers, self._costed([*self.attacks, *attacked]), outputs, tuple(cells.values()))
-        if self.sweep.checks.level == "cheap":
-            return plan
-        whole = -(-self.sweep.checks.points // self.sweep.batch) * self.sweep.batch
-        checked = self.stored_points if self.sweep.checks.level == "full" else min(whole, self.stored_points)
-        return replace(plan, checks=tuple(self._checks(plan)), checked=checked)
+        return replace(plan, checks=self._checker.checks(plan))
 
     def _costed(self, works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
         return tuple(replace(work, cost=self.costs.of(work)) for work in merged_attacks(works))
-
-    def _checks(self, plan: Plan) -> Iterator[Check]:
-        """The controls of each attack, judged on the cell that the attack was made for, at the largest N.
-
-        An oblivious attack was made for F, so it is judged on F's own cell, and every defense that is evaluated on its
-        images shares the verdict.
-        """
-        by_inputs: dict[tuple[str, int], list[Cell]] = {}
-        for cell in plan.cells:
-            if cell.inputs.attack is not None and not cell.members:
-                by_inputs.setdefault((cell.inputs.attack.key, cell.inputs.stop), []).append(cell)
-        for (key, stop), cells in by_inputs.items():
-            judged = max(cells, key=lambda cell: (cell.defense.name == "none", cell.identity["executions"]))
-            attack = judged.inputs.attack
-            assert attack is not None
-            if not attack.by_accuracy:
-                continue
-            classifier = self._by_key[attack.classifier]
-            defense = self.registries.defenses.make(*judged.defense)
-            last = stop == max(stops for other, stops in by_inputs if other == key)
-            for held in controls(self.registries.checks, self._attacked(attack), stop, last):
-                work = self._control(attack, classifier, held.control)
-                sharing = [
-                    cell.key
-                    for (other, at), some in by_inputs.items()
-                    if other == key and (at == stop or held.rule.of_trajectory)
-                    for cell in some
-                ]
-                n = judged.identity["executions"]
-                answer = self._maker.cell(classifier, Inputs(work, work.stops[-1]), defense, n)
-                compared = self._maker.cell(classifier, Inputs(), defense, n) if held.rule.against_clean else judged
-                yield Check(held.rule.name, compared, answer, tuple(sharing))
-
-    def _attacked(self, attack: AttackWork) -> Attacked:
-        stop_parameter = self.registries.attacks[attack.method].stop_parameter
-        executions = attack.executions if attack.defense is not None else None
-        return Attacked(attack.method, attack.values, attack.threat, stop_parameter, executions)
-
-    def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:
-        made = self.registries.attacks.make(control.method, control.values)
-        behind = None if attack.defense is None else self.registries.defenses.make(*attack.defense)
-        threat = replace(attack.threat, epsilon=control.epsilon)
-        return self.works.attack(made, threat, classifier, behind)
 
     def cost(self, plan: Plan) -> dict[str, int]:
         """Passes of a plan of this study; see `Costs.of_plan`."""

@@ -6,7 +6,7 @@ A key is the hash of everything that decides a result and of nothing else. No to
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 from mi_ray.config import ClassifierEntry
 from mi_ray.parameters import Method
@@ -185,6 +185,11 @@ class Cell:
     members: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("",)
 
+    @property
+    def cross_fitted(self) -> bool:
+        """Whether it is a worst case whose draws are each reported under the attack that the others choose."""
+        return bool(self.members) and self.identity["draws"] > 1
+
     def needs(self) -> Iterator[OutputWork]:
         """The outputs that the cell is derived from, or that are asked for with it."""
         if not self.members:
@@ -196,22 +201,28 @@ class Cell:
 
 @dataclass(frozen=True)
 class Check:
-    """A check that needs passes of its own: the judged cell against `control`, the same cell under another attack.
+    """A check of an attack: the judged cell against `control`, the same cell under another attack, on the first `points`.
 
-    cells: keys of all cells that share its verdict: those whose inputs are of the judged attack.
+    clean: the same cell on the clean images. control: None where the check is judged by the cell alone. cells: keys of all
+    cells that share its verdict: those whose inputs are of the judged attack.
     """
 
     name: str
     judged: Cell
-    control: Cell
+    clean: Cell
+    control: Cell | None
     cells: tuple[str, ...]
+    points: int
+
+
+W = TypeVar("W", bound=Work)
 
 
 @dataclass(frozen=True)
 class Plan:
     """The distinct work of a study, in the order in which it is done, and its cells.
 
-    checks: comparisons on the first `checked` points, whose attacks and outputs are no part of `attacks`, `outputs`.
+    checks: what judges the attacks. Their controls' attacks and outputs are no part of `attacks`, `outputs`.
     """
 
     classifiers: tuple[ClassifierWork, ...]
@@ -219,16 +230,36 @@ class Plan:
     outputs: tuple[OutputWork, ...]
     cells: tuple[Cell, ...]
     checks: tuple[Check, ...] = ()
-    checked: int = 0
+
+    @property
+    def checked(self) -> int:
+        """On how many points the controls are run that are run on most; 0 where there are none."""
+        return max((check.points for check in self.checks if check.control is not None), default=0)
+
+    def checked_points(self) -> dict[str, int]:
+        """On how many points the checks need each attack and each outputs of their controls, by the work's key."""
+        found: dict[str, int] = {}
+        for check in self.checks:
+            for work in _of_control(check):
+                found[work.key] = max(found.get(work.key, 0), check.points)
+        return found
+
+    def by_points(self, works: Iterable[W]) -> list[tuple[int, list[W]]]:
+        """Works of checks by the number of points that the checks need them on, most first."""
+        points = self.checked_points()
+        found: dict[int, list[W]] = {}
+        for work in works:
+            found.setdefault(points[work.key], []).append(work)
+        return sorted(found.items(), reverse=True)
 
     def check_attacks(self) -> tuple[AttackWork, ...]:
         """The checks' own attacks, each with all that the study reads off the same trajectory."""
-        own = [check.control.inputs.attack for check in self.checks if check.control.inputs.attack]
+        own = [work for check in self.checks for work in _of_control(check) if isinstance(work, AttackWork)]
         keys = {work.key for work in own}
         return merged_attacks([*(work for work in self.attacks if work.key in keys), *own])
 
     def attacks_at_once(self, goes_on: Callable[[str], bool]) -> tuple[AttackWork, ...]:
-        """The study's attacks that are run for stops of their checks as well, on the checked points, so that no step is
+        """The study's attacks that are run for stops of their checks as well, on their checks' points, so that no step is
         done twice.
 
         A check may read further stops off a trajectory of the study. To those beyond the study's last one it goes on
@@ -247,9 +278,17 @@ class Plan:
 
     def check_outputs(self) -> tuple[OutputWork, ...]:
         """The checks' own outputs."""
-        own = merged(work for check in self.checks for work in check.control.needs())
+        own = merged(work for check in self.checks for work in _of_control(check) if isinstance(work, OutputWork))
         known = {work.key: work for work in self.outputs}
         return merged([*(known[work.key] for work in own if work.key in known), *own])
+
+
+def _of_control(check: Check) -> Iterator[Work]:
+    """The work of a check's control: its attack, and the outputs that its cell is derived from."""
+    if check.control is not None:
+        if check.control.inputs.attack is not None:
+            yield check.control.inputs.attack
+        yield from check.control.needs()
 
 
 def united(plans: Mapping[str, Plan]) -> Plan:
@@ -263,9 +302,10 @@ def united(plans: Mapping[str, Plan]) -> Plan:
             known = cells.get(cell.key)
             cells[cell.key] = own if known is None else replace(known, variants=(*known.variants, name))
         for check in plan.checks:
-            place = (check.name, check.judged.key, check.control.key)
+            place = (check.name, check.judged.key, check.control.key if check.control else "")
             shared = checks.get(place, check).cells
-            checks[place] = replace(check, cells=tuple(dict.fromkeys((*shared, *check.cells))))
+            points = max(check.points, checks.get(place, check).points)
+            checks[place] = replace(check, cells=tuple(dict.fromkeys((*shared, *check.cells))), points=points)
     attacks = merged_attacks(work for plan in plans.values() for work in plan.attacks)
     outputs = merged(work for plan in plans.values() for work in plan.outputs)
     return replace(first, attacks=attacks, outputs=outputs, cells=tuple(cells.values()), checks=tuple(checks.values()))

@@ -1,52 +1,79 @@
 """Whether a number can be trusted: checks with a criterion each, stored as passed, failed or not run (docs/checks.md).
 
-`STORED` and `CONTROLS` at the end are the table of all checks: name, criterion, what an attack is held against, and how that
-is judged. A new check is one entry there and a paragraph of its name in docs/checks.md. After Carlini et al. (2019), *On
-Evaluating Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function of counts and values;
-`verdicts` gathers what they need.
+`CHECKS` at the end is the table of all of them: name, criterion, what an attack is held against, and how that is judged.
+A new check is one entry there and a paragraph of its name in docs/checks.md. After Carlini et al. (2019), *On Evaluating
+Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function of counts and values; `verdicts`
+gathers what they need, and `battery` holds the statistics.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+import scipy
 
 from mi_ray.plan.controls import Attacked, Control, ControlRule
-from mi_ray.statistics import paired_test
+from mi_ray.statistics import holm
+from mi_ray.study import battery
+from mi_ray.study.battery import Answers
 from mi_ray.threat_model import TOLERANCE
 
 State = Literal["passed", "failed", "not run"]
-SIGNIFICANT = 0.05  # The level of a paired one-sided test.
-ONE_POINT = (
-    0.01  # An accuracy may move by this when the attack is made stronger, or by one test point where that is more.
-)
-MARGIN = 0.002  # A weaker attack may be ahead by this much.
+SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 ZERO_GRADIENTS = 0.01  # No larger share of the gradients may be zero in every pixel.
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
-CHECK_QUERIES, CHECK_TRIES, CHECK_EOT = 100, 20, 5  # The black-box and noise controls are kept this short to be cheap.
-Counts = npt.NDArray[Any]
+QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
+OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a check found: its state, why in a sentence, and the figures that it was judged by."""
+    """What a check found: its state, why in a sentence, and the figures that it was judged by.
+
+    p: of a check that is a statistical test, the chance of such figures under a sound attack. It is then failed only by
+    `settled`, together with all other checks of its cell.
+    """
 
     state: State
     why: str
     figures: dict[str, float] = field(default_factory=dict)
+    p: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """The finding as `checks` in cells.parquet holds it: state and reason, with the figures beside them."""
-        return {"state": self.state, "why": self.why, **self.figures}
+        return {"state": self.state, "why": self.why, **self.figures, **({} if self.p is None else {"p": self.p})}
+
+
+def not_run(why: str) -> Finding:
+    """A check that says nothing, with the reason."""
+    return Finding("not run", why)
 
 
 def _judged(holds: bool, why: str, **figures: float) -> Finding:
     """Passed or failed, with the figures rounded to six digits."""
-    return Finding(
-        "passed" if holds else "failed", why, {key: round(float(value), 6) for key, value in figures.items()}
-    )
+    return Finding("passed" if holds else "failed", why, _rounded(figures))
+
+
+def _tested(p: float, why: str, **figures: float) -> Finding:
+    """A statistical test, which counts as passed until `settled` has looked at all of its cell."""
+    return Finding("passed", why, _rounded(figures), float(f"{p:.3g}"))
+
+
+def _rounded(figures: Mapping[str, float]) -> dict[str, float]:
+    return {key: round(float(value), 6) for key, value in figures.items()}
+
+
+def settled(findings: Mapping[str, Finding]) -> dict[str, Finding]:
+    """The findings of a cell, the tests among them failed where Holm's (1979) procedure rejects them at 5 % together."""
+    tested = {name: found.p for name, found in findings.items() if found.p is not None and found.state != "not run"}
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True)) if tested else {}
+    return {
+        name: replace(found, state="failed") if corrected.get(name, 1.0) < SIGNIFICANT else found
+        for name, found in findings.items()
+    }
 
 
 def in_ball(linf: float, epsilon: float) -> Finding:
@@ -59,18 +86,7 @@ def in_box(low: float, high: float) -> Finding:
     return _judged(low >= 0 and high <= 1, f"pixels are in [{low:.4g}, {high:.4g}]", low=low, high=high)
 
 
-def gradients_not_zero(zero: int, total: int) -> Finding:
-    """At most 1 % of the gradients that the attack followed are zero in every pixel, which tells of masked gradients.
-
-    After Athalye, Carlini and Wagner (2018). zero: how many were zero; total: how many were taken.
-    """
-    share = zero / max(total, 1)
-    return _judged(
-        share <= ZERO_GRADIENTS, f"{100 * share:.2f} % of {total} gradients are zero throughout", share=share
-    )
-
-
-def logits_not_probabilities(outputs: Counts) -> Finding:
+def logits_not_probabilities(outputs: Array) -> Finding:
     """The network's output is not itself a probability vector. outputs: softmax of it, [points, classes].
 
     Softmax keeps differences: where the output was a probability vector p, p is log softmax(p) plus the constant that
@@ -88,62 +104,152 @@ def randomness_declared(same: bool) -> Finding:
     return _judged(same, "five forward passes of F agree" if same else "five forward passes of F differ")
 
 
-@dataclass(frozen=True)
-class Compared:
-    """Right draws of each point under the judged attack and under its control, on the same points.
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """What a check looks at: the judged attack, the clean images and the control, on the same points.
 
-    random: whether the defense draws, so that equally strong attacks differ by chance.
+    linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
+    point were zero in every pixel, and how many it took, [P]. rival: the control in words.
     """
 
-    judged: Counts
-    control: Counts
-    draws: int
-    random: bool = False
-
-    def accuracies(self) -> tuple[float, float]:
-        """Mean survival under the judged attack and under the control."""
-        return float(self.judged.mean() / self.draws), float(self.control.mean() / self.draws)
-
-    @property
-    def points(self) -> int:
-        """On how many points they are compared."""
-        return len(self.judged)
+    judged: Answers
+    clean: Answers
+    control: Answers | None
+    linf: Array
+    zero: Array
+    gradients: Array
+    epsilon: float
+    classes: int
+    rival: str = ""
 
     @property
-    def tolerance(self) -> float:
-        """By how much an accuracy may move: one percentage point, or one test point where there are fewer than 100."""
-        return max(ONE_POINT, 1 / self.points) + 1e-9
+    def stands(self) -> npt.NDArray[np.bool_]:
+        """Which points the judged attack has not fooled, by the mean answer."""
+        found: npt.NDArray[np.bool_] = self.judged.margin <= 0
+        return found
 
-    def stronger(self) -> tuple[float, float]:
-        """(share of points on which the control leaves fewer right draws, one-sided p that it is stronger)."""
-        found = paired_test(self.judged, self.control, self.draws)
-        return found.left_higher, found.p_greater
-
-    def weaker(self) -> float:
-        """One-sided p that the control leaves more right draws."""
-        return float(paired_test(self.judged, self.control, self.draws).p_less)
-
-    def text(self) -> str:
-        """The two accuracies in words."""
-        own, other = self.accuracies()
-        return f"{100 * own:.1f} % against {100 * other:.1f} % on {self.points} points"
-
-    def finding(self, holds: bool, why: str) -> Finding:
-        """Whether the check holds, with the figures that every comparison stores."""
-        (own, other), (share, p) = self.accuracies(), self.stronger()
-        return _judged(holds, why, accuracy=own, control=other, points=self.points, share_stronger=share, p=p)
+    def against(self) -> Answers:
+        """The control's answers, where the check has a control."""
+        assert self.control is not None
+        return self.control
 
 
 @dataclass(frozen=True)
 class CheckRule(ControlRule):
-    """A check that compares an attack with a control: a row of `CONTROLS`.
+    """A check of an attack: a row of `CHECKS`.
 
-    criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. judge: the finding of a comparison,
-    given the number of classes and the control in words.
+    criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. judge: the finding of its evidence.
     """
 
     criterion: str = ""
-    judge: Callable[[Compared, int, str], Finding] = lambda found, classes, rival: found.finding(True, rival)
+    judge: Callable[[Evidence], Finding] = lambda found: not_run("it is judged elsewhere")
+
+
+def compared(judged: Array, control: Array, draws: int, rival: str, among: int = 1) -> Finding:
+    """Whether an attack leaves significantly more than a point more than a rival, from right draws [P] under each.
+
+    among: how many rivals there were to choose from; the p-value is multiplied by it (Bonferroni).
+    """
+    found = battery.loss(judged, control, draws)
+    own, other = judged.mean() / draws, control.mean() / draws
+    p = min(1.0, found.p * among)
+    why = (
+        f"{100 * own:.1f} % against {100 * other:.1f} % under {rival} on {len(judged)} points: "
+        f"{100 * found.test.difference:+.1f} points, 95 % interval [{100 * found.test.low:.1f}, {100 * found.test.high:.1f}], "
+        f"p = {p:.2g} that it is no more than one"
+    )
+    figures = {"accuracy": own, "control": other, "points": len(judged), "share_stronger": found.test.left_higher}
+    return _tested(p, why, **figures, low=found.test.low, high=found.test.high)
+
+
+def _judge_stronger(found: Evidence) -> Finding:
+    control = found.against()
+    return compared(found.judged.right, control.right, found.judged.draws, found.rival)
+
+
+def _gains(found: Evidence) -> bool:
+    """Whether the control leaves significantly less than the clean images: one that does not is blind itself."""
+    clean, control = found.clean, found.against()
+    return battery.loss(clean.right, control.right, clean.draws, allowed=0.0).test.p_greater < SIGNIFICANT
+
+
+BLIND = (
+    "the reference gains nothing here, so that gradients may be masked: what tells is black_box_not_stronger and the "
+    "oblivious attacks"
+)
+
+
+def _judge_reference(found: Evidence) -> Finding:
+    return _judge_stronger(found) if _gains(found) else not_run(BLIND)
+
+
+def _judge_headway(found: Evidence) -> Finding:
+    if not _gains(found):
+        return not_run(BLIND)
+    made = battery.headway(found.stands, found.clean.margin, found.judged.margin, found.against().margin)
+    if made.points == 0:
+        return not_run("no point stands on which the reference made headway")
+    why = (
+        f"on {100 * made.share:.0f} % of {made.points} points that stand the attack made more than half of the reference's "
+        "gain in margin"
+    )
+    return _tested(made.p, why, share=made.share, points=made.points)
+
+
+def _judge_budget(found: Evidence) -> Finding:
+    inside, count = battery.at_the_edge(found.stands, found.linf, found.epsilon)
+    if count == 0 or found.epsilon == 0:
+        return not_run("no point stands" if count == 0 else "epsilon is 0")
+    why = f"of {count} points that stand, {100 * inside:.1f} % were moved by less than 0.99 epsilon"
+    return _judged(inside <= battery.INSIDE, why, share=inside, points=count)
+
+
+def _judge_zero_gradients(found: Evidence) -> Finding:
+    zero, total = int(found.zero[found.stands].sum()), int(found.gradients[found.stands].sum())
+    if total == 0:
+        return not_run("the attack took no gradient on a point that stands")
+    share = zero / total
+    why = f"{100 * share:.2f} % of {total} gradients on points that stand are zero throughout"
+    return _judged(share <= ZERO_GRADIENTS, why, share=share)
+
+
+def _judge_pushed_back(found: Evidence) -> Finding:
+    back = battery.pushed_back(found.clean.margin, found.judged.margin)
+    if back.points == 0:
+        return not_run("no point is wrong when clean")
+    why = f"of {back.points} points that are wrong when clean, {100 * back.share:.0f} % are right under attack"
+    return _tested(back.p, why, share=back.share, points=back.points)
+
+
+def _judge_epsilon_zero(found: Evidence) -> Finding:
+    clean, other = found.clean, found.against()
+    same = bool((clean.right == other.right).all())
+    why = f"at epsilon 0 the accuracy is {100 * other.accuracy:.1f} %, clean {100 * clean.accuracy:.1f} %"
+    return _judged(same, why, accuracy=clean.accuracy, control=other.accuracy, points=len(clean.right))
+
+
+def _judge_monotone(found: Evidence) -> Finding:
+    wider = found.against()
+    less = battery.loss(wider.right, found.judged.right, wider.draws)
+    why = (
+        f"{100 * wider.accuracy:.1f} % are left at twice epsilon, {100 * found.judged.accuracy:.1f} % at epsilon, on "
+        f"{len(wider.right)} points"
+    )
+    return _tested(less.p, why, accuracy=found.judged.accuracy, control=wider.accuracy, points=len(wider.right))
+
+
+def _judge_large_epsilon(found: Evidence) -> Finding:
+    left, chance = found.against().accuracy, 1 / found.classes
+    points = len(found.against().right)
+    p = float(scipy.stats.binom.sf(np.ceil(left * points - 1e-9) - 1, points, chance))
+    why = f"at epsilon 0.5 {100 * left:.1f} % of {points} points are left, chance is {100 * chance:.1f} %"
+    return _tested(p, why, control=left, points=points)
+
+
+def _reference(attack: Attacked) -> Control | None:
+    if not attack.follows_gradients or attack.threat.epsilon == 0:
+        return None
+    return Control("reference", {}, attack.threat.epsilon)
 
 
 def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
@@ -159,160 +265,168 @@ def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
     return control
 
 
-def _at_epsilon(scaled: Callable[[float], float]) -> Callable[[Attacked], Control | None]:
-    """The same attack in a ball of another radius. A targeted attack is held against its own stronger versions alone: it
-    is the untargeted one that an accuracy on true labels should hold against."""
+def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
+    """The same attack in a ball of another radius, its steps as long in proportion. A targeted attack is held against its
+    own stronger versions alone: it is the untargeted one that an accuracy on true labels should hold against."""
 
     def control(attack: Attacked) -> Control | None:
         if not attack.threat.leaves_label:
             return None
-        return Control(attack.method, attack.values, scaled(attack.threat.epsilon))
+        values = dict(attack.values)
+        if "step_size" in values and factor > 0:
+            values["step_size"] = min(1.0, factor * values["step_size"])
+        return Control(attack.method, values, min(1.0, factor * attack.threat.epsilon))
 
     return control
 
 
 def _few_executions(attack: Attacked) -> dict[str, int]:
     """Executions that a cheap control averages at each step, where there is a defense."""
-    return {} if attack.executions is None else {"eot": min(attack.executions, CHECK_EOT)}
+    return {} if attack.executions is None else {"eot": min(attack.executions, FEW_EXECUTIONS)}
 
 
 def _in_a_large_ball(attack: Attacked) -> Control | None:
+    """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters."""
     if not attack.threat.leaves_label:
         return None
-    values = {"steps": LARGE_STEPS, "step_size": LARGE_EPSILON / 50, **_few_executions(attack)}
-    return Control("pgd" if attack.executions is None else "eot_pgd", values, LARGE_EPSILON)
+    wanted = {"steps": LARGE_STEPS, "step_size": LARGE_EPSILON / 50, "restarts": 1, **_few_executions(attack)}
+    values = {**attack.values, **{name: value for name, value in wanted.items() if name in attack.values}}
+    return Control(attack.method, values, LARGE_EPSILON)
 
 
-def _without_gradients(method: str, length: str, number: Callable[[], int]) -> Callable[[Attacked], Control | None]:
-    """An attack that asks for no gradient, for one that does. number: how long it runs."""
+def _without_gradients(method: str, values: Mapping[str, int]) -> Callable[[Attacked], Control | None]:
+    """An attack that asks for no gradient, for one that does."""
 
     def control(attack: Attacked) -> Control | None:
-        if not attack.threat.leaves_label or attack.method in ("square", "random_noise"):
+        if not attack.threat.leaves_label or not attack.follows_gradients or attack.threat.epsilon == 0:
             return None
-        return Control(method, {length: number(), **_few_executions(attack)}, attack.threat.epsilon)
+        return Control(method, {**values, **_few_executions(attack)}, attack.threat.epsilon)
 
     return control
 
 
-def _judge_doubled(found: Compared, classes: int, rival: str) -> Finding:
-    (own, other), (_, p) = found.accuracies(), found.stronger()
-    moved = own - other if found.random else abs(own - other)
-    return found.finding(p >= SIGNIFICANT and moved <= found.tolerance, f"doubled: {found.text()}, p = {p:.3g}")
-
-
-def _judge_epsilon_zero(found: Compared, classes: int, rival: str) -> Finding:
-    own, other = found.accuracies()
-    same = bool((found.judged == found.control).all())
-    return found.finding(same, f"at epsilon 0 the accuracy is {100 * other:.1f} %, clean {100 * own:.1f} %")
-
-
-def _judge_monotone(found: Compared, classes: int, rival: str) -> Finding:
-    own, other = found.accuracies()
-    holds = other <= own + found.tolerance and found.weaker() >= SIGNIFICANT
-    return found.finding(holds, f"at twice epsilon: {found.text()}")
-
-
-def _judge_large_epsilon(found: Compared, classes: int, rival: str) -> Finding:
-    _, other = found.accuracies()
-    why = f"at epsilon 0.5 {100 * other:.1f} % are left, chance is {100 / classes:.1f} %"
-    return found.finding(other <= 1 / classes + 1e-9, why)
-
-
-def _judge_not_stronger(what: str, margin: float, slack_points: int) -> Callable[[Compared, int, str], Finding]:
-    """A weaker attack is ahead by no more than the margin, or, where the defense draws, by so many test points."""
-
-    def judge(found: Compared, classes: int, rival: str) -> Finding:
-        (own, other), (share, p) = found.accuracies(), found.stronger()
-        slack = slack_points / found.points if found.random else 0.0
-        why = f"{found.text()} under {rival or what}, which is stronger on {100 * share:.1f} % of points (p = {p:.3g})"
-        return found.finding(other >= own - max(margin, slack) - 1e-9, why)
-
-    return judge
-
-
-# Checks that are read off what is stored, with their criteria.
+# Checks that are read off what is stored for every cell, attacked or not, with their criteria.
 STORED = {
     "in_ball": "The largest |delta| over all images is at most epsilon, up to 1e-6 of float32 rounding.",
     "in_box": "Every pixel of every attacked image is in [0, 1].",
-    "gradients_not_zero": "At most 1 % of the gradients that the attack followed are zero in every pixel.",
     "logits_not_probabilities": "The network's outputs are not themselves probability vectors.",
     "randomness_declared": "F gives the same output five times.",
+    "oblivious_not_stronger": "An adaptive attack leaves no more than a point more than the strongest oblivious attack on "
+    "the same setting, radius and goal.",
+    "peers": "No attack of the study of the same knowledge, setting, radius and goal that costs no more passes leaves "
+    "significantly less.",
 }
-OBLIVIOUS = CheckRule(
-    "oblivious_not_stronger",
-    control=lambda attack: None,  # Its rival is an attack that the study makes anyway.
-    criterion="An adaptive attack leaves no more accuracy than the strongest oblivious attack on the same setting, radius and "
-    "goal.",
-    judge=_judge_not_stronger("the oblivious control", MARGIN, 0),
-)
 CONTROLS = (
+    CheckRule(
+        "reference",
+        control=_reference,
+        of_trajectory=False,
+        criterion="The reference attack does not leave significantly less.",
+        judge=_judge_reference,
+    ),
+    CheckRule(
+        "headway",
+        control=lambda attack: _reference(attack) if attack.threat.leaves_label else None,
+        of_trajectory=False,
+        criterion="Of the points that stand, 85 % made more than half of the reference's gain in margin.",
+        judge=_judge_headway,
+    ),
+    CheckRule(
+        "budget",
+        free=True,
+        of_trajectory=False,
+        criterion="At most a tenth of the points that stand were moved by less than 0.99 epsilon.",
+        judge=_judge_budget,
+    ),
+    CheckRule(
+        "gradients_not_zero",
+        free=True,
+        of_trajectory=False,
+        criterion="At most 1 % of the gradients that the attack followed on points that stand are zero in every pixel.",
+        judge=_judge_zero_gradients,
+    ),
+    CheckRule(
+        "pushed_back",
+        free=True,
+        of_trajectory=False,
+        criterion="At most 2 % of the points that are wrong when clean are right under attack.",
+        judge=_judge_pushed_back,
+    ),
     CheckRule(
         "more_steps",
         control=_doubled("steps"),
         of_trajectory=False,
-        criterion="Twice the steps leave the same accuracy.",
-        judge=_judge_doubled,
+        points=OWN_POINTS,
+        criterion="Twice the steps do not leave significantly less.",
+        judge=_judge_stronger,
     ),
     CheckRule(
         "more_restarts",
         control=_doubled("restarts"),
-        criterion="Twice the restarts leave the same accuracy.",
-        judge=_judge_doubled,
+        points=OWN_POINTS,
+        criterion="Twice the restarts do not leave significantly less.",
+        judge=_judge_stronger,
     ),
     CheckRule(
         "more_eot",
         control=_doubled("eot"),
-        criterion="Twice the executions in the gradient leave the same accuracy.",
-        judge=_judge_doubled,
+        points=OWN_POINTS,
+        criterion="Twice the executions in the gradient do not leave significantly less.",
+        judge=_judge_stronger,
     ),
     CheckRule(
         "epsilon_zero",
-        control=_at_epsilon(lambda epsilon: 0.0),
-        against_clean=True,
+        control=_at_epsilon(0.0),
+        points=RADIUS_POINTS,
         criterion="The same attack at epsilon 0 leaves exactly the clean predictions.",
         judge=_judge_epsilon_zero,
     ),
     CheckRule(
         "monotone_in_epsilon",
-        control=_at_epsilon(lambda epsilon: min(1.0, 2 * epsilon)),
-        criterion="At twice epsilon no more accuracy is left.",
+        control=_at_epsilon(2.0),
+        points=RADIUS_POINTS,
+        criterion="At twice epsilon, with steps twice as long, the attack does not leave significantly more.",
         judge=_judge_monotone,
     ),
     CheckRule(
         "large_epsilon",
         control=_in_a_large_ball,
-        criterion="PGD-100 with epsilon 0.5 leaves at most chance, 1/classes.",
+        points=RADIUS_POINTS,
+        criterion="The attack with epsilon 0.5 and 100 steps of 0.01 leaves at most chance, 1/classes.",
         judge=_judge_large_epsilon,
     ),
     CheckRule(
-        "black_box_not_stronger",
-        control=_without_gradients("square", "queries", lambda: CHECK_QUERIES),
-        criterion="The Square attack with 100 queries is not ahead by more than 0.2 points.",
-        judge=_judge_not_stronger("the black-box control", MARGIN, 1),
+        "random_noise_not_stronger",
+        control=_without_gradients("random_noise", {"tries": TRIES}),
+        of_trajectory=False,
+        points=OWN_POINTS,
+        criterion="The best of 20 uniform points in the ball does not leave significantly less.",
+        judge=_judge_stronger,
     ),
     CheckRule(
-        "random_noise_not_stronger",
-        control=_without_gradients("random_noise", "tries", lambda: CHECK_TRIES),
-        criterion="The best of 20 uniform points in the ball breaks no more than the attack.",
-        judge=_judge_not_stronger("the noise control", 0.0, 1),
+        "black_box_not_stronger",
+        control=_without_gradients("square", {"queries": QUERIES, "schedule": QUERIES}),
+        of_trajectory=False,
+        one_setting=True,
+        points=OWN_POINTS,
+        criterion="The Square attack with 1,000 queries does not leave significantly less.",
+        judge=_judge_stronger,
     ),
 )
-_RULES = {rule.name: rule for rule in (*CONTROLS, OBLIVIOUS)}
-NEED_PASSES = tuple(rule.name for rule in CONTROLS)
+_RULES = {rule.name: rule for rule in CONTROLS}
+NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free)
 CHECKS = (*STORED, *_RULES)
 
 
-def against_control(name: str, found: Compared, classes: int, rival: str = "") -> Finding:
-    """What a check of `CONTROLS`, or `oblivious_not_stronger`, says of a comparison. Raises KeyError for another name.
-
-    rival: what the control is, in words, where its name does not say it.
-    """
-    return _RULES[name].judge(found, classes, rival)
+def judge(name: str, evidence: Evidence) -> Finding:
+    """What a check of `CONTROLS` says of its evidence. Raises KeyError for another name."""
+    return _RULES[name].judge(evidence)
 
 
-def verdict(findings: dict[str, Finding], attacked: bool) -> State:
-    """One word for a cell: failed if any check has failed, not run if it is attacked and no control was run, else passed."""
+def verdict(findings: Mapping[str, Finding], attacked: bool) -> State:
+    """One word for a cell: failed if any check has failed; passed if it is not attacked or the reference was not stronger;
+    else not run."""
     if any(found.state == "failed" for found in findings.values()):
         return "failed"
-    run = any(name in findings and findings[name].state == "passed" for name in NEED_PASSES)
-    return "passed" if run or not attacked else "not run"
+    held = "reference" in findings and findings["reference"].state == "passed"
+    return "passed" if held or not attacked else "not run"

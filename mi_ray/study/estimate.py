@@ -101,20 +101,24 @@ def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
         _training(plan.classifiers, store),
         whole.row("attack", plan.attacks, pair["attack"]),
         whole.row("evaluate", plan.outputs, pair["evaluation"]),
-        _checks(plan, _Scope(planner.costs, store, plan.checked), pair["checks"]),
+        _checks(plan, whole, pair["checks"]),
     ]
 
 
-def _checks(plan: Plan, scope: _Scope, planned: Passes) -> CostRow:
+def _checks(plan: Plan, whole: _Scope, planned: Passes) -> CostRow:
     """What the checks need beside the study. Of work that both need, the check's part is what it asks for beyond it."""
     studied: dict[str, Work] = {work.key: work for work in plan.attacks}
     studied |= {work.key: work for work in plan.outputs}
     checks: list[Work] = list(plan.check_attacks())
     checks += plan.check_outputs()
-    row = scope.row("checks", [work for work in checks if work.key not in studied], planned)
-    shared = [(scope.left(work), scope.left(studied[work.key])) for work in checks if work.key in studied]
-    beyond = total((more[0] - had[0], more[1] - had[1]) for more, had in shared)
-    return replace(row, left=total([row.left, beyond]))
+    own, beyond = [], []
+    for points, works in plan.by_points(checks):
+        scope = replace(whole, points=points)
+        own += [scope.left(work) for work in works if work.key not in studied]
+        shared = [(scope.left(work), scope.left(studied[work.key])) for work in works if work.key in studied]
+        beyond += [(more[0] - had[0], more[1] - had[1]) for more, had in shared]
+    stored = sum(passes == (0, 0) for passes in own) if whole.store else 0
+    return CostRow("checks", len(own), stored, planned, total([*own, *beyond]))
 
 
 def _fewer(distinct: Passes, requested: Passes) -> str:

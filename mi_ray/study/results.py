@@ -155,21 +155,33 @@ class Results:
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
         return images, labels, linf
 
-    def attack_figures(self, inputs: Inputs) -> tuple[float, float, int, int]:
-        """(lowest pixel, highest pixel, gradients that were zero in every pixel, gradients taken) of the study's points."""
-        assert inputs.attack is not None
-        low, high, zero, gradients = 0.0, 1.0, 0, 0
-        for block in self.store.blocks("adversarial", inputs.attack.key):
-            if block.start >= len(self.data.points):
-                continue  # These are another study's points, perhaps without this stop.
-            table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
-            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+    def pixel_range(self, inputs: Inputs) -> tuple[float, float]:
+        """(lowest pixel, highest pixel) of what an attack made of the study's points."""
+        low, high = 0.0, 1.0
+        for _, kept in self._at_stop(inputs):
             pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
             low, high = min(low, pixels["min"]), max(high, pixels["max"])
-            counts = kept["zero_gradients"].to_numpy()
-            zero += int(counts[counts > 0].sum())
-            gradients += int((counts >= 0).sum()) * inputs.stop
-        return low, high, zero, gradients
+        return low, high
+
+    def gradients(self, inputs: Inputs, count: int) -> tuple[Array, Array]:
+        """(gradients that were zero in every pixel, gradients taken) at each of the first points, [count] over all restarts.
+
+        No gradient is taken by an attack that follows none.
+        """
+        zero, taken = np.zeros((2, len(self.data.points)), np.int64)
+        for block, kept in self._at_stop(inputs):
+            counts = kept["zero_gradients"].to_numpy().reshape(-1, block.stop - block.start)
+            zero[block.start : block.stop] = counts.clip(0).sum(0)
+            taken[block.start : block.stop] = (counts >= 0).sum(0) * inputs.stop
+        return zero[:count], taken[:count]
+
+    def _at_stop(self, inputs: Inputs) -> Iterator[tuple[Block, pa.Table]]:
+        """Each stored block of the study's points of an attack, with its rows at a stop."""
+        assert inputs.attack is not None
+        for block in self.store.blocks("adversarial", inputs.attack.key):
+            if block.start < len(self.data.points):  # Others are another study's points, perhaps without this stop.
+                table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
+                yield block, table.filter(pa.compute.equal(table["steps"], inputs.stop))
 
     def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
         """float32 [draws, N, stop - start, classes]: stored outputs of a range, for each N of the work in its order.

@@ -5,15 +5,15 @@ passes.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.plan.work import Cell, Plan
-from mi_ray.statistics import cell_summary, detection_auc, frontier
+from mi_ray.plan.work import Cell, OutputWork, Plan
+from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, frontier
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -57,22 +57,31 @@ def derive(results: Results, cell: Cell, selection: int, count: int) -> pa.Table
     return pa.table([pa.array(rows[name], RECORDS.field(name).type) for name in RECORDS.names], schema=RECORDS)
 
 
-def worst_case(results: Results, cell: Cell, count: int) -> pa.Table:
-    """The rows of the members of a worst-case cell that are worst, point by point: fewest right draws, then the first.
+def worst_case(results: Results, cell: Cell, members: Sequence[Cell], count: int) -> pa.Table:
+    """The rows of the members of a worst-case cell that are worst, point by point.
 
-    With random draws the least of several counts is a little lower than the least of their means: the count of the
-    worst attack on a point is chosen by the very draws that it reports.
+    Where a defense draws, each draw is reported under the attack that the other draws choose (fewest of them right, of
+    equals the first member), so that no draw chooses what it reports. The columns of one draw are those of the first. With
+    a single draw, and without randomness, it is the attack that leaves the point right least often.
     """
     tables = []
-    for key in cell.members:
-        block = next(iter(results.store.blocks("records", key)), None)
+    for member in members:
+        block = next(iter(results.store.blocks("records", member.key)), None)
         if block is None or (block.start, block.stop) != (0, count):
-            raise DamagedFileError(f"records/{key} must be there: the worst case is taken over it")
-        tables.append(results.store.read_block("records", key, block)[0])
-    worst = np.argmin([table["correct_draws"].to_numpy() for table in tables], axis=0)
+            raise DamagedFileError(f"records/{member.key} must be there: the worst case is taken over it")
+        tables.append(results.store.read_block("records", member.key, block)[0])
+    if cell.cross_fitted:
+        labels = np.asarray(results.data.labels[:count])
+        answered = [results.answers(each.defense, each.undefended, each.components, 0, count)[1] for each in members]
+        chosen, right = cross_fitted(np.stack([each.argmax(-1).numpy() == labels for each in answered]))
+        worst, correct = chosen[0], right.sum(0)
+    else:
+        counts = np.stack([table["correct_draws"].to_numpy() for table in tables])
+        worst, correct = counts.argmin(0), counts.min(0)
     rows = pa.concat_tables(tables).take(pa.array(worst * count + np.arange(count)))
-    for name, value in cell.identity.items():
-        column = pa.array([value] * count, RECORDS.field(name).type)
+    said = {**{name: [value] * count for name, value in cell.identity.items()}, "correct_draws": correct}
+    for name, values in said.items():
+        column = pa.array(values, RECORDS.field(name).type)
         rows = rows.set_column(rows.schema.get_field_index(name), RECORDS.field(name), column)
     return rows.cast(RECORDS)
 
@@ -93,7 +102,10 @@ class DerivedRows:
         reported = records.filter(pc.invert(records["selection"]))
         self._verdicts.take(cell, reported)
         self._scores[cell.key] = reported["score"].to_numpy()
-        self._summaries[cell.key] = cell_summary(records["correct_draws"], records["selection"], cell.identity["draws"])
+        summary = cell_summary(records["correct_draws"], records["selection"], cell.identity["draws"])
+        if cell.cross_fitted:  # Its draws are of different attacks, so that no two of them are attempts of one.
+            summary["survival"] = summary["survival"][:1]
+        self._summaries[cell.key] = summary
 
     def miss(self, cell: Cell, error: DamagedFileError) -> None:
         """Note that something which a cell stands on is not there.
@@ -115,6 +127,10 @@ class DerivedRows:
         _add_detection(rows, self._scores)
         self._verdicts.fill(rows, checked=checked)
         return rows
+
+    def open_draws(self) -> dict[int, list[OutputWork]]:
+        """The outputs of more draws that checks ask for, by the number of points that they are needed on."""
+        return self._verdicts.open_draws()
 
     def _row(self, cell: Cell, known: dict[str, Row]) -> Row:
         """A cell's identity, where its results are, and what they say and cost. known: costs by key, as they are read."""
@@ -149,23 +165,25 @@ def write_records(
     cell that is done.
     """
     derived = DerivedRows(results, plan, causes)
+    cells = {cell.key: cell for cell in plan.cells}
     drop_stale(results.store, {cell.key: _weights(results, cell) for cell in plan.cells}, points[1])
     for cell in plan.cells:
         try:
-            derived.take(cell, _records(results, cell, points))
+            members = [cells[key] for key in cell.members]
+            derived.take(cell, _records(results, cell, members, points))
         except DamagedFileError as error:
             derived.miss(cell, error)
         advance(1)
     return derived
 
 
-def _records(results: Results, cell: Cell, points: tuple[int, int]) -> pa.Table:
+def _records(results: Results, cell: Cell, members: Sequence[Cell], points: tuple[int, int]) -> pa.Table:
     """A cell's records: the stored ones, or derived and stored now. Raises DamagedFileError when outputs are missing."""
     selection, count = points
     weights = _weights(results, cell)
     table = _stored_records(results.store, cell.key, count, weights)
     if table is None:
-        table = worst_case(results, cell, count) if cell.members else derive(results, cell, selection, count)
+        table = worst_case(results, cell, members, count) if cell.members else derive(results, cell, selection, count)
         results.store.write_block("records", cell.key, 0, count, table, weights)
     return table
 

@@ -3,27 +3,34 @@
 What each check compares and when it fails is the table in `checks`. No Ray, and no passes but five of F on a few images.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import classifier_from_bytes, prepared
 from mi_ray.data import to_unit
-from mi_ray.plan.work import WORST_CASE, Cell, Check, Inputs, Plan
+from mi_ray.defenses.base import CHUNK
+from mi_ray.plan.cost import Costs
+from mi_ray.plan.work import WORST_CASE, AttackWork, Cell, Check, Inputs, OutputWork, Plan
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import Array
-from mi_ray.study import checks
-from mi_ray.study.checks import CHECKS, NEED_PASSES, OBLIVIOUS, Compared, Finding
+from mi_ray.study import battery, checks
+from mi_ray.study.checks import CHECKS, NEED_PASSES, Evidence, Finding, compared, not_run, settled
 from mi_ray.study.results import Results, StudyData
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
 SETTING = ("classifier_key", "defense", "defense_params", "executions", "draws", "epsilon", "goal")  # that rivals share
-NOT_YET = Finding("not run", "not run yet")
-NO_COMPARISON = Finding("not run", "no such comparison in this study")
+NOT_YET = not_run("not run yet")
+NO_COMPARISON = not_run("no such comparison in this study")
+QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
+MORE_DRAWS = (10, 30)  # Behind a random defense a check that few draws leave open is judged by so many.
+OPEN = (1e-4, 0.25)  # Between these p-values more draws may change what a check says.
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns.
 Findings = dict[str, Finding]  # By the name of the check.
 
@@ -67,12 +74,18 @@ class Verdicts:
     def _attack_findings(self, inputs: Inputs) -> Findings:
         """What the images of an attack tell, which all cells on them share."""
         if inputs.name not in self._of_attack:
-            low, high, zero, gradients = self.results.attack_figures(inputs)
-            found = {"in_box": checks.in_box(low, high)}
-            if gradients:
-                found["gradients_not_zero"] = checks.gradients_not_zero(zero, gradients)
-            self._of_attack[inputs.name] = found
+            self._of_attack[inputs.name] = {"in_box": checks.in_box(*self.results.pixel_range(inputs))}
         return self._of_attack[inputs.name]
+
+    def open_draws(self) -> dict[int, list[OutputWork]]:
+        """The outputs of more draws that checks ask for before they say anything, by the points that they are needed on."""
+        asked: dict[int, dict[str, OutputWork]] = {}
+        for check in self.plan.checks:
+            _, draws = self._finding(check)
+            if draws is not None:
+                for work in _asked_of(check, draws):
+                    asked.setdefault(check.points, {})[f"{work.key} {work.executions}"] = work
+        return {points: list(works.values()) for points, works in asked.items()}
 
     def fill(self, rows: Sequence[Row], *, checked: bool = True) -> None:
         """Fill `checks` and `verdict` of every finished row, in place.
@@ -85,19 +98,25 @@ class Verdicts:
             for key, row in done.items()
         }
         for check in self.plan.checks:
-            found = self._control(check) if checked else NOT_YET
+            found = self._finding(check)[0] if checked or check.control is None else NOT_YET
             for key in check.cells:
                 if key in findings:
                     findings[key][check.name] = found
-        for key, rival in self._rivals(done).items():
-            findings[key][OBLIVIOUS.name] = rival
+        for key, rivals in self._rivals(done).items():
+            findings[key] |= rivals
+        findings = {key: settled(found) for key, found in findings.items()}
         for key, row in done.items():
             mine, attacked = findings[key], row["attack"] != "none"
             if row["attack"] == WORST_CASE:
                 mine = self._of_worst_case(row, findings, done)
-            every = {**mine, **{name: NO_COMPARISON for name in CHECKS if attacked and name not in mine}}
+            every = {**mine, **{name: self._absent(key) for name in CHECKS if attacked and name not in mine}}
             row["checks"] = canonical({name: found.plain() for name, found in every.items()})
             row["verdict"] = checks.verdict(mine, attacked)
+
+    def _absent(self, cell: str) -> Finding:
+        attack = self._cells[cell].inputs.attack
+        queries = attack is not None and not ATTACKS[attack.method].follows_gradients
+        return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON
 
     def _of_worst_case(self, row: Row, findings: Mapping[str, Findings], done: Mapping[str, Row]) -> Findings:
         """The checks of its strongest sound member: an adaptive one where there is a defense to adapt to.
@@ -115,49 +134,150 @@ class Verdicts:
         mine = dict(findings[speaker])
         if not able:
             why = "no adaptive attack on this defense in the study: the worst case is of oblivious ones"
-            mine |= {name: Finding("not run", why) for name in NEED_PASSES if name in mine}
+            mine |= {name: not_run(why) for name in NEED_PASSES if name in mine}
         for name in ("in_ball", "in_box"):  # An image outside its threat model may decide any point.
             broken = [findings[key][name] for key in members if name in findings[key]]
             mine[name] = next((each for each in broken if each.state == "failed"), mine[name])
         return mine
 
-    def _control(self, check: Check) -> Finding:
-        """A check that has passes of its own, on the points that they were made for."""
+    def _finding(self, check: Check) -> tuple[Finding, int | None]:
+        """(what a check says, the draws that it asks for before it says more, if it does).
+
+        Which draws it is judged by depends on its p-value by fewer, and not on what happens to be stored.
+        """
         try:
-            judged, control = (self._right_draws(cell) for cell in (check.judged, check.control))
+            draws = check.judged.identity["draws"]
+            found = self._by_draws(check, draws)
         except DamagedFileError as error:
-            return Finding("not run", f"its control is not there: {error}")
-        found = Compared(judged, control, check.judged.identity["draws"], random=bool(check.judged.components))
-        return checks.against_control(check.name, found, self.results.data.classes)
-
-    def _right_draws(self, cell: Cell) -> Array:
-        """[points]: in how many draws the cell's defense is right, on the points that checks are made on."""
-        labels = np.asarray(self.results.data.labels[: self.plan.checked])
-        _, answered = self.results.answers(cell.defense, cell.undefended, cell.components, 0, self.plan.checked)
-        right: Array = (answered.argmax(-1).numpy() == labels).sum(0)
-        return right
-
-    def _rivals(self, done: Mapping[str, Row]) -> Findings:
-        """Each adaptive cell, by its key, against the strongest oblivious one of the same setting, radius and goal."""
-        found: Findings = {}
-        oblivious = [row for row in done.values() if row["knowledge"] == "oblivious" and row["attack"] != WORST_CASE]
-        for key, row in done.items():
-            attack = self._cells[key].inputs.attack
-            if attack is None or row["knowledge"] != "adaptive" or row["attack"] == WORST_CASE:
+            return not_run(f"its control is not there: {error}"), None
+        for more in MORE_DRAWS:
+            if check.control is None or not check.judged.components or more <= draws:
                 continue
-            if not attack.by_accuracy:
-                found[key] = Finding("not run", "it evades a detector, and is judged by its AUC")
+            if found.p is None or not OPEN[0] < found.p < OPEN[1]:
+                break
+            try:
+                found = self._by_draws(check, more)
+            except DamagedFileError:
+                return found, more
+        return found, None
+
+    def _by_draws(self, check: Check, draws: int) -> Finding:
+        """What a check says by so many draws. Raises DamagedFileError when something that it needs is not stored."""
+        judged, clean, control = (
+            None if cell is None else self._answers(_drawn(cell, draws), check.points)
+            for cell in (check.judged, check.clean, check.control)
+        )
+        assert judged is not None
+        assert clean is not None
+        inputs = check.judged.inputs
+        assert inputs.attack is not None
+        _, _, linf = self.results.adversarial(inputs, 0, check.points)
+        zero, gradients = self.results.gradients(inputs, check.points)
+        rival = "" if check.control is None else _named(check.control)
+        evidence = Evidence(
+            judged,
+            clean,
+            control,
+            linf,
+            zero,
+            gradients,
+            inputs.attack.threat.epsilon,
+            self.results.data.classes,
+            rival,
+        )
+        return checks.judge(check.name, evidence)
+
+    def _answers(self, cell: Cell, points: int) -> battery.Answers:
+        """What a cell's defense answers on the first points."""
+        labels = np.asarray(self.results.data.labels[:points]).astype(np.int64)
+        _, answered = self.results.answers(cell.defense, cell.undefended, cell.components, 0, points)
+        return battery.answers(answered.numpy(), labels)
+
+    def _rivals(self, done: Mapping[str, Row]) -> dict[str, Findings]:
+        """Each attacked cell, by its key, against the study's own attacks on the same setting, radius and goal.
+
+        An adaptive attack is held against the strongest oblivious one; every attack against the strongest of its peers,
+        which know as much and cost no more. Oblivious attacks are peers on F.
+        """
+        costs = Costs(ATTACKS, CHUNK)
+        found: dict[str, Findings] = {}
+        able = {key: row for key, row in done.items() if self._is_rival(key)}
+        passes = {key: sum(costs.of(work, (stop,))) for key in able for work, stop in [self._attack_of(key)]}
+        for key, row in able.items():
+            if not ATTACKS[row["attack"]].follows_gradients:
                 continue
-            rivals = [other for other in oblivious if _same_setting(row, other)]
-            if rivals:
-                found[key] = self._against_rival(row, min(rivals, key=lambda other: float(other["accuracy"])))
+            same = [other for other, its in able.items() if other != key and _same_setting(row, its)]
+            oblivious = [other for other in same if done[other]["knowledge"] == "oblivious"]
+            if row["knowledge"] == "adaptive":
+                if oblivious:
+                    found[key] = {"oblivious_not_stronger": self._strongest(row, oblivious, done)}
+            elif row["defense"] != "none":
+                continue
+            peers = [other for other in same if done[other]["knowledge"] == row["knowledge"]]
+            told = self._of_peers(row, peers, passes, done)
+            sharing = [key] if row["knowledge"] == "adaptive" else [k for k in able if self._same_images(k, key)]
+            for each in sharing:
+                found[each] = {**found.get(each, {}), "peers": told}
         return found
 
-    def _against_rival(self, row: Row, rival: Row) -> Finding:
-        """The finding of two cells that the study has anyway, on all reported points."""
-        compared = Compared(self._counts[row["cell"]], self._counts[rival["cell"]], row["draws"])
-        name = f"oblivious {rival['attack']} at {self._cells[rival['cell']].inputs.stop} steps"
-        return checks.against_control(OBLIVIOUS.name, compared, self.results.data.classes, name)
+    def _same_images(self, left: str, right: str) -> bool:
+        return self._cells[left].inputs.name == self._cells[right].inputs.name
+
+    def _is_rival(self, key: str) -> bool:
+        """Whether a cell is of one attack, which is after accuracy."""
+        attack = self._cells[key].inputs.attack
+        return attack is not None and not self._cells[key].members and attack.by_accuracy
+
+    def _attack_of(self, key: str) -> tuple[AttackWork, int]:
+        inputs = self._cells[key].inputs
+        assert inputs.attack is not None
+        return inputs.attack, inputs.stop
+
+    def _of_peers(self, row: Row, peers: Sequence[str], passes: Mapping[str, int], done: Mapping[str, Row]) -> Finding:
+        """The strongest peer that costs no more passes; where none is stronger, a dearer one by which it is superseded."""
+        no_dearer = [other for other in peers if passes[other] <= passes[row["cell"]]]
+        dearer = [other for other in peers if passes[other] > passes[row["cell"]]]
+        found = (
+            self._strongest(row, no_dearer, done) if no_dearer else not_run("no attack of the study that costs no more")
+        )
+        if dearer:
+            beyond = self._strongest(row, dearer, done)
+            if beyond.p is not None and beyond.p < checks.SIGNIFICANT:
+                found = replace(found, why=f"{found.why}; superseded, at more passes: {beyond.why}")
+        return found
+
+    def _strongest(self, row: Row, rivals: Sequence[str], done: Mapping[str, Row]) -> Finding:
+        """The finding of two cells that the study has anyway, on all reported points, against the strongest of several."""
+        rival = min(rivals, key=lambda other: float(done[other]["accuracy"]))
+        own, other = self._counts[row["cell"]], self._counts[rival]
+        return compared(own, other, row["draws"], _named(self._cells[rival]), len(rivals))
+
+
+def _asked_of(check: Check, draws: int) -> Iterable[OutputWork]:
+    """The outputs of so many draws of a check's three cells."""
+    for cell in (check.judged, check.clean, check.control):
+        if cell is not None:
+            yield from (work for work, _ in _drawn(cell, draws).components)
+
+
+def _drawn(cell: Cell, draws: int) -> Cell:
+    """A cell with so many draws of its components; of the cell's own draws, the very works that the study has."""
+    if draws == cell.identity["draws"]:
+        return cell
+    components = tuple((replace(work, draws=draws, executions=(n,)), n) for work, n in cell.components)
+    return replace(cell, components=components)
+
+
+def _named(cell: Cell) -> str:
+    """A rival in words."""
+    attack = cell.inputs.attack
+    assert attack is not None
+    if attack.method == "reference":
+        return "the reference"
+    values = ", ".join(
+        f"{name} {value}" for name, value in attack.values.items() if name in ("loss", "restarts", "eot")
+    )
+    return f"{attack.threat.knowledge} {attack.method} at {cell.inputs.stop} steps" + (f" ({values})" if values else "")
 
 
 def _same_setting(left: Row, right: Row) -> bool:

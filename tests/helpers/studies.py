@@ -130,11 +130,14 @@ def compute(one: Tiny, size: int = 20, *, backwards: bool = False) -> int:
     """Do all that is missing in the order of a run; returns the number of blocks."""
     plan = one.plan
     at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
-    done = _do(one, iter([("adversarial", at_once)]), size, plan.checked) if at_once else 0
+    done = sum(_do(one, iter([("adversarial", some)]), size, points) for points, some in plan.by_points(at_once))
     done += _do(one, stages(plan), size, backwards=backwards)
-    if plan.checks:
-        done += _do(one, iter([("adversarial", plan.check_attacks())]), size, plan.checked)
-        done += _do(one, _evaluated(plan.check_outputs()), size, plan.checked)
+    for points, attacks in plan.by_points(plan.check_attacks()):
+        done += _do(one, iter([("adversarial", attacks)]), size, points)
+    for of_f in (True, False):
+        for points, outputs in plan.by_points(plan.check_outputs()):
+            some = [work for work in outputs if (work.component is None) == of_f]
+            done += _do(one, iter([("outputs", some)]), size, points)
     return done
 
 

@@ -1,0 +1,219 @@
+"""What the verdict is worth: broken and sound attacks, each alone in a real study; how many are refused. `make verdict`.
+
+Each attack has a study of its own on the same classifiers, since its peers would else help to judge it. A broken one
+counts where it leaves more than 5 points more than PGD-50 (EOT-PGD-50 behind a defense) on the same points.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+import mi_ray
+
+HARM = 0.05  # A broken attack that leaves less than this more has done no harm.
+DEFENSES: list[Any] = [
+    {"mi_ol": {"lam": 0.6}},
+    {"random_rotation": {"degrees": 15}},
+    {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.6, "threshold": 0.1}},
+]
+HIDDEN: list[Any] = [{"hidden": {"amplitude": 0.05}}]
+
+
+SETTINGS = {"alone": (False,), "defended": (True,), "both": (False, True)}
+
+
+def digits(seeds: int) -> list[dict[str, Any]]:
+    """Classifiers of scikit-learn's digits: mixup and interpolated AT, as the quickstart trains them."""
+    short = {"batch_size": 64, "flip": False, "crop_padding": 2}
+    kinds: dict[str, dict[str, Any]] = {
+        "mixup": {"objective": {"mixup": {"alpha": 1.0}}, "training": {**short, "epochs": 20, "lr": 0.1}},
+        "interpolated_at": {
+            "objective": {"interpolated_at": {"epsilon": 0.06, "step_size": 0.015, "steps": 7}},
+            "training": {**short, "epochs": 10, "lr": 0.2, "warmup": 2},
+        },
+    }
+    return [
+        {"name": f"{name}_{seed}", "architecture": {"cnn_small": {"width": 8}}, "seed": seed, **kind}
+        for seed in range(seeds)
+        for name, kind in kinds.items()
+    ]
+
+
+def steps(epsilon: float, count: int = 20) -> dict[str, Any]:
+    """Steps of a sound attack: epsilon / 4 for 10 or 20 of them, less for more."""
+    return {"steps": [count], "step_size": epsilon / 4 if count <= 20 else epsilon / 10}
+
+
+def broken(epsilon: float) -> dict[str, Any]:
+    """Label -> attack."""
+    usual = steps(epsilon)
+    return {
+        "ball of 0.4 ε": {"small_ball": {**usual, "share": 0.4}},
+        "ball of 0.8 ε": {"small_ball": {**usual, "share": 0.8}},
+        "steps a tenth as long": {"short_steps": {**usual, "random_start": False}},
+        "steps a tenth as long, random start": {"short_steps": usual},
+        "the model's own label": {"own_label": usual},
+        "a second softmax": {"second_softmax": usual},
+        "a second softmax of 10 p": {"second_softmax": {**usual, "scale": 10.0}},
+        "a second softmax of 100 p": {"second_softmax": {**usual, "scale": 100.0}},
+        "lowers the confidence": {"confidence": usual},
+        "loss underflows above 0.9": {"half_precision": usual},
+        "loss underflows above 0.6": {"half_precision": {**usual, "sure": 0.6}},
+        "gradient at 4 grey levels": {"rounded_gradient": usual},
+        "gradient at 2 grey levels": {"rounded_gradient": {**usual, "levels": 2}},
+        "90 % noise": {"noisy_gradient": usual},
+        "98 % noise": {"noisy_gradient": {**usual, "noise": 0.98}},
+        "descends": {"descends": usual},
+        "one draw for ever": {"fixed_draw": {**usual, "eot": 1}},
+        "one channel": {"one_channel": {**usual, "random_start": False}},
+        "gradient transposed": {"transposed": usual},
+        "normalised twice": {"normalised_twice": usual},
+        "labels shifted": {"shifted_labels": usual},
+        "ignores the defense": {"ignores_defense": usual},
+        "two steps": {"stops_early": usual},
+        "half way back": {"half_way": usual},
+        "random target": {"random_target": usual},
+        "every second point": {"half_the_points": usual},
+        "noise alone": {"small_ball": {**usual, "steps": [1], "step_size": 0.0}},
+    }
+
+
+def sound(epsilon: float) -> dict[str, Any]:
+    """Label -> attack."""
+    return {
+        "PGD-20": {"eot_pgd": steps(epsilon)},
+        "PGD-50": {"eot_pgd": steps(epsilon, 50)},
+        "PGD-20, mean of losses": {"eot_pgd": {**steps(epsilon), "loss": "mean_cross_entropy"}},
+        "PGD-20, long steps": {"eot_pgd": {"steps": [20], "step_size": epsilon / 2}},
+        "PGD-20, no random start": {"eot_pgd": {**steps(epsilon), "random_start": False}},
+        "APGD-CE": {"apgd": {"steps": 20}},
+        "APGD-DLR": {"apgd": {"steps": 30, "loss": "dlr"}},
+    }
+
+
+def study(name: str, attack: Any, behind: bool, options: argparse.Namespace, epsilon: float) -> dict[str, Any]:
+    """A sweep of one attack on every classifier: on F alone, or through every defense."""
+    entry = {**attack, "epsilon": epsilon, "knowledge": "adaptive" if behind else "oblivious"}
+    defenses = (HIDDEN if "hidden" in name else DEFENSES) if behind else ["none"]
+    return {
+        "name": name,
+        "seed": options.seed,
+        "plugins": ["benchmarks.verdict.faults"],
+        "dataset": "digits",
+        "points": {"count": options.points},
+        "batch": 50,
+        "classifiers": options.classifiers,
+        "attacks": [entry],
+        "defenses": defenses,
+        "executions": 5,
+        "draws": 3,
+        "checks": {"level": "subset", "black_box": "always"},
+        "precision": "fp32",
+        "resources": {"block": {"points": options.points // 2}},
+        "figures": [],
+    }
+
+
+def studies(options: argparse.Namespace) -> Iterator[tuple[str, bool, bool, float, dict[str, Any]]]:
+    """(attack, whether it is broken, whether it is behind a defense, epsilon, sweep) of every study."""
+    for epsilon in options.epsilons:
+        found = [(label, True, attack) for label, attack in broken(epsilon).items()]
+        found = [*((label, False, attack) for label, attack in sound(epsilon).items()), *found]
+        for number, (label, is_broken, attack) in enumerate(found):
+            for behind in SETTINGS[options.settings]:
+                method = next(iter(attack))
+                if not behind and method in ("fixed_draw", "ignores_defense"):
+                    continue
+                name = f"v{number}-{'defended' if behind else 'alone'}-{round(1000 * epsilon)}"
+                yield label, is_broken, behind, epsilon, study(name, attack, behind, options, epsilon)
+        if options.settings == "alone":
+            continue
+        yield (
+            "a defense that hides its gradient",
+            True,
+            True,
+            epsilon,
+            study(f"hidden-{round(1000 * epsilon)}", sound(epsilon)["PGD-20"], True, options, epsilon),
+        )
+
+
+def cells(result: mi_ray.StudyResult) -> pd.DataFrame:
+    """The attacked cells of a study, with the checks that failed."""
+    found = result.cells
+    found = found[(found["attack"] != "none") & (found["attack"] != "worst_case")].copy()
+    if (found["knowledge"] == "adaptive").any():
+        found = found[found["defense"] != "none"]
+    said = [json.loads(text) for text in found["checks"]]
+    found["failed"] = [sorted(name for name, each in row.items() if each["state"] == "failed") for row in said]
+    return found
+
+
+def table(options: argparse.Namespace) -> pd.DataFrame:
+    """Run every study and gather what was refused."""
+    wanted = list(studies(options))
+    results = mi_ray.run_sweeps([sweep for *_, sweep in wanted], options.out, progress=options.progress)
+    rows = []
+    for (label, is_broken, _, epsilon, _), result in zip(wanted, results, strict=True):
+        for _, cell in cells(result).iterrows():
+            rows.append(
+                {
+                    "attack": label,
+                    "broken": is_broken,
+                    "classifier": cell["classifier"],
+                    "setting": cell["defense"],
+                    "epsilon": epsilon,
+                    "accuracy": cell["accuracy"],
+                    "verdict": cell["verdict"],
+                    "failed": ", ".join(cell["failed"]),
+                }
+            )
+    frame = pd.DataFrame(rows)
+    sound_50 = frame[frame["attack"] == "PGD-50"].set_index(["classifier", "setting", "epsilon"])["accuracy"]
+    where = pd.MultiIndex.from_frame(frame[["classifier", "setting", "epsilon"]])
+    frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
+    return frame
+
+
+def told(frame: pd.DataFrame) -> str:
+    """Both figures, and what was missed and what was refused by mistake."""
+    harmful = frame[frame["broken"] & ~(frame["harm"] <= HARM)]
+    fine = frame[~frame["broken"]]
+    refused, alarms = harmful["verdict"] == "failed", fine["verdict"] == "failed"
+    lines = [
+        f"refused: {int(refused.sum())} of {len(harmful)} broken attacks that leave more than 5 points "
+        f"({100 * refused.mean():.1f} %)",
+        f"false alarms: {int(alarms.sum())} of {len(fine)} sound cells ({100 * alarms.mean():.1f} %)",
+        "",
+        "missed:",
+        harmful[~refused].to_string(index=False),
+        "",
+        "refused by mistake:",
+        fine[alarms].to_string(index=False),
+    ]
+    return "\n".join(lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Run everything, print both figures, and keep the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="results-verdict")
+    parser.add_argument("--points", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--settings", choices=["alone", "defended", "both"], default="both")
+    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--progress", action="store_true")
+    options = parser.parse_args(arguments)
+    options.classifiers = digits(options.seeds)
+    frame = table(options)
+    frame.to_csv(Path(options.out) / "verdict.csv", index=False)
+    print(told(frame))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

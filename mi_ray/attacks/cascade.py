@@ -1,0 +1,169 @@
+"""The strongest attack as one entry: attacks in a fixed order, cheap ones first, each on the points that still stand.
+
+AutoAttack (Croce and Hein, 2020) does this for deterministic classifiers. Behind a random defense a point is settled only
+when it fails in all of several draws, and which image is kept is decided by draws that report nothing.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, final
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from mi_ray.attacks.auto_pgd import Apgd
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
+from mi_ray.attacks.eot_pgd import EotPgd
+from mi_ray.attacks.square import Square
+from mi_ray.parameters import choice, integer
+from mi_ray.threat_model import ThreatModel
+
+SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
+FEW = 5  # Executions of a random defense that the first steps average.
+NEAREST = 9  # Classes that the targeted stages aim at, as AutoAttack does.
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of the cascade. executions: of the defense at each of its steps; the model's own where None."""
+
+    attack: Attack
+    executions: int | None = None
+
+
+def _pgd(epsilon: float, steps: int, **more: Any) -> EotPgd:
+    """EOT-PGD on the logarithm of the mean answer; on F itself it is PGD."""
+    share = 4 if steps <= 20 else 10
+    return EotPgd(steps=(steps,), step_size=epsilon / share, scoring_draws=SCORING, **more)
+
+
+def _apgd(loss: Literal["ce", "dlr", "targeted_dlr"], steps: int, **more: Any) -> Apgd:
+    return Apgd(loss=loss, steps=steps, scoring_draws=SCORING, **more)
+
+
+def _square(queries: int) -> Square:
+    return Square(queries=(queries,), schedule=queries, scoring_draws=1)
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Cascade(Attack):
+    """An ensemble of attacks in a fixed order, each on the points that the ones before it have left standing.
+
+    Points that fail on the clean image are never attacked, and images that are handed in (`images` of the entry in a sweep)
+    are tried before anything is computed. Then EOT-PGD on the logarithm of the mean answer, first with few executions and
+    then with all; APGD on the cross-entropy and on the difference-of-logits ratio of the mean answer; APGD towards each of
+    the nearest classes; Square, by queries alone, its schedule scaled to its budget. Of a defense of several components
+    the detector and the fallback are attacked as well. `thorough` begins all of it again from other random starts.
+
+    Every image is scored by five draws of the attack's own: a point is settled when it fails in all of them, and of its
+    images the one is kept that fails most often, of equals the one with the highest loss. Neither looks at a draw that
+    reports, so that what is reported of the kept image is not biased by the choice.
+    """
+
+    name: ClassVar[str] = "cascade"
+    display_name: ClassVar[str] = "Cascade"
+    stops_early: ClassVar[bool] = True
+    takes_images: ClassVar[bool] = True
+    effort: Literal["quick", "standard", "thorough"] = choice(
+        "quick: EOT-PGD and APGD; standard: targeted APGD and Square as well; thorough: longer, and again from other starts",
+        ("quick", "standard", "thorough"),
+        "standard",
+    )
+    rounds: int = integer("how often all stages are run; `thorough` doubles it", 1, low=1)
+
+    def check(self, threat: ThreatModel, classes: int) -> None:
+        """Raise ValueError for a targeted goal: the stages choose their own targets."""
+        if not threat.leaves_label:
+            raise ValueError("cascade leaves the true label by any means; it needs goal: untargeted, got targeted")
+
+    def stops(self) -> tuple[int, ...]:
+        """One: it is read at its end."""
+        return (1,)
+
+    def stages(self, epsilon: float, classes: int, parts: int) -> Iterator[Stage]:
+        """The stages of one round, in order. parts: how many components the defense has; 0 for F itself."""
+        long = self.effort == "thorough"
+        if parts:
+            yield Stage(_pgd(epsilon, 10), FEW)
+        yield Stage(_pgd(epsilon, 20))
+        if parts > 1:
+            yield Stage(_pgd(epsilon, 20, branch="fallback"))
+            yield Stage(_pgd(epsilon, 20, branch="detector"))
+        yield Stage(_apgd("ce", 100 if long else 50 if self.effort == "standard" else 20))
+        if classes >= 4 and self.effort != "quick":
+            yield Stage(_apgd("dlr", 100 if long else 30))
+            aims = min(NEAREST, classes - 1)
+            yield Stage(_apgd("targeted_dlr", 100 if long else 20, targets=aims), FEW if parts else None)
+        if self.effort != "quick":
+            yield Stage(_square(5000 if long else 1000), FEW if parts else None)
+
+    def _all(self, epsilon: float, classes: int, parts: int) -> list[Stage]:
+        rounds = self.rounds * (2 if self.effort == "thorough" else 1)
+        return [stage for _ in range(rounds) for stage in self.stages(epsilon, classes, parts)]
+
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """At most: every stage on a point that no stage settles. Of the classes there may be ten or more."""
+        answers = SCORING if parts else 1
+        forward, backward = (1 + sum(parts)) * answers, 0
+        for stage in self._all(0.0, NEAREST + 1, len(parts)):
+            some = parts if stage.executions is None else tuple(min(each, FEW) for each in parts)
+            passes = stage.attack.cost(some)
+            forward, backward = forward + passes[0] + (1 + sum(parts)) * answers, backward + passes[1]
+        return forward, backward
+
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """Stage after stage on the points that stand."""
+        defense: Any = getattr(model, "defense", None)
+        parts = 0 if defense is None else len(defense.components())
+        kept = _Kept(model, batch)
+        for number in range(len(batch.given)):
+            standing = kept.standing()
+            kept.offer(batch.given[number][standing], standing)
+        stages = self._all(batch.epsilon, kept.classes, parts) if batch.epsilon > 0 else []
+        for number, stage in enumerate(stages):
+            standing = kept.standing()
+            if len(standing) == 0:
+                break
+            some = batch.of(standing).at(restart=1000 * (number + 1))
+            found = stage.attack.run(_with_executions(model, stage.executions), some)
+            kept.offer(found.best(found.stops[-1]), standing)
+        unused = torch.full((1, 1, len(batch)), -1, device=batch.x.device)
+        return Adversarial(kept.image[None, None], kept.loss[None, None], kept.failed[None, None], (1,), unused)
+
+
+class _Kept:
+    """Of each point of a batch the image that fails most often in the attack's own draws, the clean one to begin with."""
+
+    def __init__(self, model: nn.Module, batch: Batch) -> None:
+        self.model, self.batch = model, batch
+        self.image = batch.x.clone()
+        first = batch.of(torch.zeros(1, dtype=torch.int64, device=batch.x.device))
+        with torch.no_grad(), first.bound(model, step=0):
+            self.classes = model(first.x).shape[1]
+        loss, failed = score(model, batch.x[None], batch, SCORING)
+        self.loss, self.failed = loss[0], failed[0]
+
+    def standing(self) -> Int64[Tensor, "K"]:
+        """The places of the points that were right in some draw."""
+        return torch.nonzero(self.failed < 1)[:, 0]
+
+    def offer(self, images: Float[Tensor, "K C H W"], places: Int64[Tensor, "K"]) -> None:
+        """Score images of the points at these places, and keep each that is better than what is kept."""
+        some = self.batch.of(places)
+        loss, failed = (found[0] for found in score(self.model, images[None], some, SCORING))
+        better = (failed > self.failed[places]) | ((failed == self.failed[places]) & (loss > self.loss[places]))
+        at = places[better]
+        self.image[at], self.loss[at], self.failed[at] = images[better], loss[better], failed[better]
+
+
+def _with_executions(model: nn.Module, executions: int | None) -> nn.Module:
+    """The same defended classifier with other executions at each call; F itself as it is."""
+    branch: Any = getattr(model, "branch", None)
+    if branch is None or executions is None:
+        return model
+    made: Any = branch("whole")
+    made.executions = min(executions, made.executions)
+    return made

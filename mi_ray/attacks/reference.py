@@ -1,0 +1,41 @@
+"""The fixed attack that every other attack is held against (docs/checks.md): nobody tunes it, so nobody can weaken it."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+from torch import nn
+
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
+from mi_ray.attacks.eot_pgd import EotPgd
+from mi_ray.parameters import integer
+
+STEPS = 20
+
+
+@final
+@ATTACKS.register
+@dataclass(frozen=True)
+class Reference(Attack):
+    """PGD-20 with steps of epsilon / 4 on F, and EOT-PGD-20 on the logarithm of the mean answer behind a defense.
+
+    Its random numbers are its own, so that it repeats no other attack's luck.
+    """
+
+    name: ClassVar[str] = "reference"
+    display_name: ClassVar[str] = "Reference PGD"
+    eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
+
+    def _made(self, epsilon: float) -> EotPgd:
+        return EotPgd(steps=(STEPS,), step_size=epsilon / 4, eot=self.eot, scoring_draws=1)
+
+    def stops(self) -> tuple[int, ...]:
+        """Its number of steps alone."""
+        return (STEPS,)
+
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """Those of EOT-PGD with as many steps."""
+        return self._made(0.0).cost(parts)
+
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """EOT-PGD with its fixed parameters; on F itself this is PGD."""
+        return self._made(batch.epsilon).run(model, batch)

@@ -1,0 +1,102 @@
+"""What judges each attack of a plan: its controls as attacks, outputs and cells of their own (docs/checks.md)."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from mi_ray.plan.cells import CellMaker
+from mi_ray.plan.controls import Attacked, Control, ControlRule, Held, controls
+from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
+
+
+class CheckPlanner:
+    """Makes the checks of the plans of one sweep. stored_points: how many points the study stores."""
+
+    def __init__(self, maker: CellMaker, classifiers: Sequence[ClassifierWork], stored_points: int) -> None:
+        self.maker, self.works, self.stored_points = maker, maker.works, stored_points
+        self._by_key = {work.key: work for work in classifiers}
+
+    def checks(self, plan: Plan) -> tuple[Check, ...]:
+        """The checks of every attack of a plan, those that are dear only as far as the study itself is."""
+        found = list(self._all(plan))
+        wanted = self.works.sweep.checks
+        if wanted.level == "full" or wanted.black_box == "always":
+            return tuple(check for check, _ in found)
+        cheap = [check for check, dear in found if not dear]
+        dear = [check for check, dear in found if dear]
+        points = 0 if wanted.black_box == "never" else self._affordable(plan, cheap, dear)
+        return (*cheap, *(replace(check, points=min(points, check.points)) for check in dear if points > 0))
+
+    def _affordable(self, plan: Plan, cheap: Sequence[Check], dear: Sequence[Check]) -> int:
+        """On how many points, in whole batches, the dear controls can be run before all checks cost more than the study."""
+        costs, batch = self.works.costs, self.works.sweep.batch
+        of_study = costs.of_plan(replace(plan, checks=()), self.stored_points)
+        study = sum(of_study[name] for name in ("attack_forward", "attack_backward", "evaluation_forward"))
+        others = sum(costs.of_checks(replace(plan, checks=tuple(cheap))))
+        a_batch = sum(costs.of_checks(replace(plan, checks=tuple(replace(check, points=batch) for check in dear))))
+        return max(0, study - others) // max(1, a_batch) * batch
+
+    def _all(self, plan: Plan) -> Iterator[tuple[Check, bool]]:
+        """(check, whether it is dear) of each attack, judged on the cell that the attack was made for, at the largest N.
+
+        An oblivious attack was made for F, so it is judged on F's own cell, and every defense that is evaluated on its
+        images shares the verdict.
+        """
+        by_inputs: dict[tuple[str, int], list[Cell]] = {}
+        for cell in plan.cells:
+            if cell.inputs.attack is not None and not cell.members:
+                by_inputs.setdefault((cell.inputs.attack.key, cell.inputs.stop), []).append(cell)
+        settings: dict[tuple[object, ...], object] = {}
+        for (key, stop), cells in by_inputs.items():
+            judged = max(cells, key=lambda cell: (cell.defense.name == "none", cell.identity["executions"]))
+            attack = judged.inputs.attack
+            assert attack is not None
+            if not attack.by_accuracy:
+                continue
+            of_defense = (attack.classifier, judged.defense.name, attack.threat.epsilon, attack.threat.goal)
+            first = settings.setdefault(of_defense, judged.defense) == judged.defense
+            last = stop == max(stops for other, stops in by_inputs if other == key)
+            for held in controls(self.works.registries.checks, self._attacked(attack), stop, last):
+                if self._wanted(held, first):
+                    sharing = tuple(
+                        cell.key
+                        for (other, at), some in by_inputs.items()
+                        if other == key and (at == stop or held.rule.of_trajectory)
+                        for cell in some
+                    )
+                    yield self._check(held, attack, judged, sharing), held.rule.one_setting
+
+    def _wanted(self, held: Held[ControlRule], first: bool) -> bool:
+        """Whether a check is to be made. first: of the first setting of its defense."""
+        paid_for = self.works.sweep.checks.level != "cheap" or held.rule.free
+        return paid_for and (first or not held.rule.one_setting)
+
+    def _check(self, held: Held[ControlRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:
+        classifier, n = self._by_key[attack.classifier], judged.identity["executions"]
+        defense = self.works.registries.defenses.make(*judged.defense)
+        control = None
+        if held.control is not None:
+            work = self._control(attack, classifier, held.control)
+            control = self.maker.cell(classifier, Inputs(work, work.stops[-1]), defense, n)
+        clean = self.maker.cell(classifier, Inputs(), defense, n)
+        return Check(held.rule.name, judged, clean, control, sharing, self._points(held.rule))
+
+    def _points(self, rule: ControlRule) -> int:
+        """On how many points a check is made: in whole batches, so that all arithmetic is that of the study."""
+        checks, batch = self.works.sweep.checks, self.works.sweep.batch
+        if checks.level == "full" or rule.free:
+            return self.stored_points
+        wanted = checks.points if rule.points is None else min(rule.points, checks.points)
+        return min(-(-wanted // batch) * batch, self.stored_points)
+
+    def _attacked(self, attack: AttackWork) -> Attacked:
+        method = self.works.registries.attacks[attack.method]
+        executions = attack.executions if attack.defense is not None else None
+        return Attacked(
+            attack.method, attack.values, attack.threat, method.stop_parameter, executions, method.follows_gradients
+        )
+
+    def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:
+        made = self.works.registries.attacks.make(control.method, control.values)
+        behind = None if attack.defense is None else self.works.registries.defenses.make(*attack.defense)
+        threat = replace(attack.threat, epsilon=control.epsilon)
+        return self.works.attack(made, threat, classifier, behind)

@@ -1,0 +1,125 @@
+"""The statistics of the checks: how one attack is held against another on the same points, as functions of arrays.
+
+`checks` says which attack is held against which, and words what is found. Margins are of a cell's mean answer p:
+max over k ≠ y of log p_k, minus log p_y, so that a point is fooled where its margin is above 0.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy
+
+from mi_ray.statistics import PairedTest, paired_test
+
+ALLOWED = 0.01  # An attack may leave one percentage point more than what it is held against.
+EDGE, INSIDE = 0.99, 0.10  # A tenth of the points that stand may have been moved by less than 0.99 epsilon.
+MOVED, HALF_WAY = 0.5, 0.85  # So much of the reference's gain, on so many of the points that stand.
+RIGHTED = 0.02  # So many of the points that were wrong when clean may be right under attack.
+SMALLEST = 1e-30  # A probability in float32 that is 0 stands for less than this.
+Counts = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
+Flags = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a cell's defense answers on some points. right: [P], right draws out of `draws`. margin: [P]."""
+
+    right: Counts
+    draws: int
+    margin: Floats
+
+    @property
+    def accuracy(self) -> float:
+        """Mean survival."""
+        return float(self.right.mean() / self.draws)
+
+    @property
+    def random(self) -> bool:
+        """Whether some point is right in some draws and wrong in others."""
+        return bool(((self.right > 0) & (self.right < self.draws)).any())
+
+
+def answers(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Answers:
+    """What a defense's probabilities [draws, P, L] say of points with these labels [P]."""
+    log_p = np.log(np.clip(probabilities.mean(0, dtype=np.float64), SMALLEST, None))
+    own = np.arange(len(labels)), labels
+    of_label = log_p[own].copy()
+    log_p[own] = -np.inf
+    right = (probabilities.argmax(-1) == labels).sum(0)
+    return Answers(right, len(probabilities), log_p.max(1) - of_label)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """By how much an attack leaves more accuracy than what it is held against, on the same points.
+
+    test: of the judged attack's survival minus the control's. p: one-sided, that this is not above `ALLOWED`.
+    """
+
+    test: PairedTest
+    p: float
+
+
+def loss(judged: Counts, control: Counts, draws: int, allowed: float = ALLOWED) -> Loss:
+    """How much more the judged attack leaves than its control, from right draws [P] of `draws` under each.
+
+    Where every point is right in all draws or in none, p is the chance of so many discordant points under the most likely
+    pair of rates whose difference is `allowed` (Tango's (1998) constrained estimate; discordant points as independent
+    Poisson counts). Else it is the larger one of Student's t against `allowed` and of the exact sign-flip test.
+    """
+    test = paired_test(judged, control, draws)
+    if test.method == "mcnemar":
+        return Loss(test, _p_of_discordant(judged > control, judged < control, allowed))
+    differences = (judged - control) / draws
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if spread == 0.0:
+        return Loss(test, test.p_greater)
+    t = (float(differences.mean()) - allowed) / (spread / np.sqrt(len(differences)))
+    return Loss(test, max(float(scipy.stats.t.sf(t, len(differences) - 1)), test.p_greater))
+
+
+def _p_of_discordant(higher: Flags, lower: Flags, allowed: float) -> float:
+    """The chance that as many more points are higher than lower, where the rates truly differ by `allowed`."""
+    points, up, down = len(higher), int(higher.sum()), int(lower.sum())
+    linear = up + down - allowed * (2 * points - up + down)
+    rate = (linear + np.sqrt(linear**2 + 8 * points * down * allowed * (1 - allowed))) / (4 * points)
+    rate = max(float(rate), 1e-12)
+    return float(scipy.stats.skellam.sf(up - down - 1, points * (rate + allowed), points * rate))
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of points, and the one-sided p-value that it is no worse than a sound attack's."""
+
+    share: float
+    points: int
+    p: float
+
+
+def at_the_edge(stands: Flags, linf: npt.NDArray[np.float32], epsilon: float) -> tuple[float, int]:
+    """(share of the points that stand which were moved by less than 0.99 epsilon, how many stand)."""
+    moved = linf[stands]
+    return (float((moved < EDGE * epsilon).mean()) if len(moved) else 0.0), len(moved)
+
+
+def headway(stands: Flags, clean: Floats, judged: Floats, reference: Floats) -> Share:
+    """On how many of the points that stand the attack made more than half of the reference's gain in margin.
+
+    All [P]. Points on which the reference gained nothing say nothing.
+    """
+    gain = reference - clean
+    asked = stands & (gain > 0)
+    made = int((judged - clean > MOVED * gain)[asked].sum())
+    count = int(asked.sum())
+    p = float(scipy.stats.binom.cdf(made, count, HALF_WAY)) if count else 1.0
+    return Share(made / count if count else 1.0, count, p)
+
+
+def pushed_back(clean: Floats, judged: Floats) -> Share:
+    """How many of the points that were wrong when clean are right under attack. Margins [P]."""
+    wrong = clean > 0
+    back, count = int((judged[wrong] <= 0).sum()), int(wrong.sum())
+    p = float(scipy.stats.binom.sf(back - 1, count, RIGHTED)) if count else 1.0
+    return Share(back / count if count else 0.0, count, p)
