@@ -18,6 +18,7 @@ class CellMaker:
         self.works, self.sweep = works, works.sweep
 
     def cell(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int) -> Cell:
+        """A defense setting on one classifier with N executions, on the clean points or on what an attack made of them."""
         components = defense.components()
         draws = self.sweep.draws_of(self.works.options) if components else 1
         undefended = self.works.undefended(classifier, inputs)

@@ -62,6 +62,7 @@ class KeyedWork:
         }
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
+        """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
         base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
         if entry.factory is not None:
             description = {**base, "factory": entry.factory, "arguments": entry.arguments}
@@ -138,6 +139,7 @@ class KeyedWork:
         return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
 
     def attack(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None) -> AttackWork:
+        """An attack on a classifier alone, or on it behind a defense, under one threat model."""
         n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing

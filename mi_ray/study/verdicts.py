@@ -55,6 +55,7 @@ class Verdicts:
         self._of_cell: dict[str, Findings] = {}
         self._of_attack: dict[str, Findings] = {}
         self._of_classifier: dict[str, Findings] = {}
+        self._of_free: dict[tuple[str, str], Finding] = {}
 
     def take(self, cell: Cell, reported: pa.Table) -> None:
         """Note what a cell's reported records tell. Raises DamagedFileError when its images are not there."""
@@ -98,7 +99,7 @@ class Verdicts:
             for key, row in done.items()
         }
         for check in self.plan.checks:
-            found = self._finding(check)[0] if checked or check.control is None else NOT_YET
+            found = self._told(check, checked)
             for key in check.cells:
                 if key in findings:
                     findings[key][check.name] = found
@@ -112,6 +113,15 @@ class Verdicts:
             every = {**mine, **{name: self._absent(key) for name in CHECKS if attacked and name not in mine}}
             row["checks"] = canonical({name: found.plain() for name, found in every.items()})
             row["verdict"] = checks.verdict(mine, attacked)
+
+    def _told(self, check: Check, checked: bool) -> Finding:
+        """What a check says; of one without a control once and for all, since its images do not change."""
+        if check.control is not None:
+            return self._finding(check)[0] if checked else NOT_YET
+        place = (check.name, check.judged.key)
+        if place not in self._of_free:
+            self._of_free[place] = self._finding(check)[0]
+        return self._of_free[place]
 
     def _absent(self, cell: str) -> Finding:
         attack = self._cells[cell].inputs.attack

@@ -5,11 +5,14 @@ from typing import Any
 import pytest
 from helpers.plans import AVERAGED, BOTH, ON_MI_OL, planned, planner
 
-from mi_ray.plan.work import Check, Plan
+from mi_ray.plan.work import AttackWork, Check, Plan
 from mi_ray.store.keys import canonical
 from mi_ray.study.prepare import REGISTRIES
 
+FREE = {rule.name for rule in REGISTRIES.checks if rule.free}
 EVERY_CONTROL = {
+    "reference",
+    "headway",
     "more_steps",
     "more_restarts",
     "more_eot",
@@ -21,13 +24,18 @@ EVERY_CONTROL = {
 }
 
 
+def attack_of(check: Check) -> AttackWork:
+    """The attack of a check's control."""
+    assert check.control is not None
+    assert check.control.inputs.attack is not None
+    return check.control.inputs.attack
+
+
 def checks_of(plan: Plan, attack: str, goal: str = "untargeted") -> dict[str, Check]:
     """Check name -> the check of an attack's last stop."""
     found: dict[str, Check] = {}
     for check in plan.checks:
-        made = check.judged.inputs.attack or check.control.inputs.attack
         judged = [cell for cell in plan.cells if cell.key in check.cells]
-        assert made
         if judged and {(c.identity["attack"], c.identity["goal"]) for c in judged} == {(attack, goal)}:
             found[check.name] = check
     return found
@@ -37,9 +45,9 @@ def checks_of(plan: Plan, attack: str, goal: str = "untargeted") -> dict[str, Ch
     ("attack", "goal", "names"),
     [
         ({"pgd": {"steps": 2}, "epsilon": 0.1}, "untargeted", EVERY_CONTROL - {"more_eot"}),
-        ({"pgd": {"steps": 2}, "epsilon": 0.1}, "targeted", {"more_steps", "more_restarts"}),
+        ({"pgd": {"steps": 2}, "epsilon": 0.1}, "targeted", {"reference", "more_steps", "more_restarts"}),
         (ON_MI_OL["attacks"][0], "untargeted", EVERY_CONTROL),
-        (ON_MI_OL["attacks"][0], "targeted", {"more_steps", "more_restarts", "more_eot"}),
+        (ON_MI_OL["attacks"][0], "targeted", {"reference", "more_steps", "more_restarts", "more_eot"}),
         (AVERAGED, "untargeted", EVERY_CONTROL),
         (
             {"square": {"queries": 10}, "epsilon": 0.1},
@@ -55,11 +63,15 @@ def checks_of(plan: Plan, attack: str, goal: str = "untargeted") -> dict[str, Ch
 )
 def test_an_attack_is_held_against_the_controls_that_fit_it(attack: Any, goal: str, names: set[str]) -> None:
     (method,) = attack.keys() - {"epsilon", "knowledge"}
-    plan = planned(attacks=[{**attack, "goal": goal}], defenses=[{"mi_ol": 0.5}], checks="subset")
+    plan = planned(attacks=[{**attack, "goal": goal}], defenses=[{"mi_ol": 0.5}], checks="full")
     found = checks_of(plan, method, goal)
-    assert found.keys() - {"more_restarts"} == names - {"more_restarts"}
+    free = FREE if REGISTRIES.attacks[method].follows_gradients else set()
+    assert found.keys() - {"more_restarts"} == (names | free) - {"more_restarts"}
     assert ("more_restarts" in found) == ("restarts" in REGISTRIES.attacks[method].parameters())
     for name, check in found.items():
+        if check.control is None:
+            assert name in FREE
+            continue
         control = check.control.inputs.attack
         assert control
         expected = {"epsilon_zero": 0.0, "monotone_in_epsilon": 0.2, "large_epsilon": 0.5}.get(name, 0.1)
@@ -78,13 +90,10 @@ def test_a_doubled_control_doubles_that_alone() -> None:
         ("more_restarts", {"restarts": 4}),
         ("more_eot", {"eot": 16}),
     ):
-        control = found[name].control.inputs.attack
-        assert control
+        control = attack_of(found[name])
         assert dict(control.values) == {**judged.values, **doubled}
         assert found[name].judged.identity["executions"] == 8
-    stepped = found["more_steps"].control.inputs.attack
-    assert stepped
-    assert stepped.key == judged.key  # one trajectory, read later
+    assert attack_of(found["more_steps"]).key == judged.key  # one trajectory, read later
 
 
 def test_defenses_under_an_oblivious_attack_share_the_verdict_of_f() -> None:
@@ -101,30 +110,71 @@ def test_an_adaptive_attack_is_judged_on_its_own_defense_at_the_largest_number_o
         judged = [cell for cell in plan.cells if cell.key in check.cells]
         assert {canonical(cell.defense.values) for cell in judged} == {canonical(check.judged.defense.values)}
         assert {cell.identity["executions"] for cell in judged} == {1, 5}
-        assert check.judged.identity["executions"] == check.control.identity["executions"] == 5
+        assert check.judged.identity["executions"] == check.clean.identity["executions"] == 5
+        assert check.control is None or check.control.identity["executions"] == 5
         assert all(not cell.members for cell in judged)
 
 
 def test_stops_share_the_checks_of_their_trajectory_and_have_their_own_of_more_steps() -> None:
     plan = planned(attacks=[{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}], defenses=["none"])
     cells = {cell.inputs.stop: cell.key for cell in plan.cells if cell.inputs.attack and not cell.members}
-    shared = [check for check in plan.checks if check.name != "more_steps"]
-    assert {check.name for check in shared} == EVERY_CONTROL - {"more_eot", "more_steps"}
+    rules = {rule.name: rule for rule in REGISTRIES.checks}
+    shared = [check for check in plan.checks if rules[check.name].of_trajectory]
+    assert {check.name for check in shared} == {rule.name for rule in rules.values() if rule.of_trajectory} - {
+        "more_eot"
+    }
     assert all(set(check.cells) == set(cells.values()) for check in shared)
-    steps = {check.control.inputs.stop: check.cells for check in plan.checks if check.name == "more_steps"}
+    references = {attack_of(check).key for check in plan.checks if check.name == "reference"}
+    assert len(references) == 1  # both stops are held against the same one
+    steps = {
+        check.control.inputs.stop: check.cells for check in plan.checks if check.name == "more_steps" and check.control
+    }
     assert steps == {4: (cells[2],), 8: (cells[4],)}
 
 
 @pytest.mark.parametrize(
     ("checks", "checked"),
-    [("cheap", 0), ("subset", 100), ("full", 120), ({"points": 30}, 40), ({"points": 500}, 120)],
+    [("cheap", 0), ("subset", 400), ("full", 500), ({"points": 30}, 40), ({"points": 900}, 500)],
 )
 def test_checks_run_on_whole_batches_of_the_first_points(checks: Any, checked: int) -> None:
-    made = planner(attacks=BOTH, points={"count": 110}, checks=checks)
+    made = planner(attacks=BOTH, points={"count": 490}, checks=checks)
     plan = made.plan(made.settings())
     cost = made.cost(plan)
     assert (plan.checked, made.sweep.batch) == (checked, 20)
-    assert bool(plan.checks) == bool(checked) == (cost["checks_forward"] > 0) == (cost["checks_backward"] > 0)
+    assert bool(plan.check_attacks()) == bool(checked) == (cost["checks_forward"] > 0) == (cost["checks_backward"] > 0)
+    points = {check.name: check.points for check in plan.checks if check.control is not None}
+    if checked == 400:
+        assert {points[name] for name in ("reference", "headway")} == {400}
+        assert {points[name] for name in ("more_steps", "more_eot", "random_noise_not_stronger")} == {100}
+        assert {points[name] for name in ("epsilon_zero", "monotone_in_epsilon", "large_epsilon")} == {20}
+    assert {check.points for check in plan.checks if check.control is None} == {500}
+
+
+def test_the_black_box_is_run_as_far_as_all_checks_cost_no_more_than_the_study() -> None:
+    def planned_by(**checks: Any) -> tuple[int, dict[str, int]]:
+        made = planner(attacks=BOTH, points={"count": 400}, draws=10, checks=checks)
+        plan = made.plan(made.settings())
+        dear = {check.points for check in plan.checks if check.name == "black_box_not_stronger"}
+        return max(dear, default=0), made.cost(plan)
+
+    points, cost = planned_by()
+    study = cost["attack_forward"] + cost["attack_backward"] + cost["evaluation_forward"]
+    assert 20 <= points <= 100
+    assert cost["checks_forward"] + cost["checks_backward"] <= study
+    assert planned_by(black_box="always")[0] == 100
+    assert planned_by(black_box="never")[0] == 0
+
+
+def test_the_black_box_is_run_on_one_setting_of_each_defense() -> None:
+    attack = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive"}
+    plan = planned(
+        attacks=[attack], defenses=[{"mi_ol": [0.5, 0.6]}, {"random_rotation": {"degrees": [5, 10]}}], checks="full"
+    )
+    settings = [check.judged.defense for check in plan.checks if check.name == "black_box_not_stronger"]
+    assert [(name, values.get("lam", values.get("degrees"))) for name, values in settings] == [
+        ("mi_ol", 0.5),
+        ("random_rotation", 5.0),
+    ]
 
 
 def test_checks_change_no_cell_and_no_work_of_the_study() -> None:
@@ -151,4 +201,5 @@ def test_what_evades_a_detector_is_held_against_no_accuracy() -> None:
     ]
     plan = planned(attacks=attacks, defenses=[{"mi_pl": {"lam": 0.5}}], checks={"points": 20})
     judged = {check.judged.inputs.attack.values["loss"] for check in plan.checks if check.judged.inputs.attack}
+    assert {check.name for check in plan.checks} >= {"reference", "budget"}
     assert judged == {"cross_entropy_of_mean"}

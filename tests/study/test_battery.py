@@ -1,0 +1,90 @@
+"""The statistics of the checks: their chance of a false alarm and their power, simulated with the very code."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mi_ray.study.battery import answers, at_the_edge, headway, loss, pushed_back
+
+RUNS = 400
+
+
+def points(rng: np.random.Generator, count: int, draws: int, lost: float) -> tuple[Any, Any]:
+    """Right draws under two attacks: equally strong ones, or a control that leaves `lost` less of the points.
+
+    Behind a random defense a fifth of the points are right in some draws; without one, one in twenty depends on the start.
+    """
+    undecided = 0.05 if draws == 1 else 0.2
+    survival = np.where(rng.random(count) < undecided, rng.random(count), rng.random(count) < 0.4)
+    broken = np.where(rng.random(count) < lost, 0.0, survival)
+    if draws == 1:
+        return (rng.random(count) < survival).astype(int), (rng.random(count) < broken).astype(int)
+    return rng.binomial(draws, survival), rng.binomial(draws, broken)
+
+
+def rejected(draws: int, lost: float, count: int = 400, level: float = 0.05 / 8) -> float:
+    """The share of studies in which the judged attack is refused, at the level that eight tests of a cell leave each."""
+    rng = np.random.default_rng(0)
+    found = [loss(*points(rng, count, draws, lost), draws).p < level for _ in range(RUNS)]
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("draws", [1, 3, 30])
+def test_of_equally_strong_attacks_hardly_any_is_refused(draws: int) -> None:
+    assert rejected(draws, 0.0) <= 0.0125
+
+
+@pytest.mark.parametrize("draws", [1, 3, 30])
+def test_an_attack_that_is_a_point_behind_is_refused_no_more_often_than_the_level(draws: int) -> None:
+    assert rejected(draws, 0.02) <= 0.0175  # 2 % of all points, of which half stand
+
+
+@pytest.mark.parametrize(("draws", "least"), [(1, 0.75), (30, 0.95)])
+def test_an_attack_that_is_six_points_behind_is_refused(draws: int, least: float) -> None:
+    assert rejected(draws, 0.12) >= least
+
+
+def test_a_loss_is_measured_with_its_interval() -> None:
+    left, right = np.ones(100, int), np.ones(100, int)
+    right[:10] = 0
+    found = loss(left, right, 1)
+    assert found.test.difference == pytest.approx(0.1)
+    assert found.test.low < 0.1 < found.test.high
+    assert 1e-3 < found.p < 0.01  # of ten discordant points, all on one side, where a point's worth may be
+    assert loss(right, left, 1).p > 0.99
+
+
+def test_no_difference_at_all_is_no_loss() -> None:
+    same = np.array([0, 1, 2, 3] * 10)
+    assert loss(same, same, 3).p == 1.0
+    assert loss(same, same - (same > 0), 3).p < 1e-3  # as much less at every point that stands
+
+
+def test_margins_are_of_the_mean_answer() -> None:
+    probabilities = np.array([[[0.6, 0.4], [0.1, 0.9]], [[0.2, 0.8], [0.3, 0.7]]], np.float32)
+    found = answers(probabilities, np.array([0, 1]))
+    assert found.right.tolist() == [1, 2]
+    np.testing.assert_allclose(found.margin, [np.log(0.6 / 0.4), np.log(0.2 / 0.8)], rtol=1e-5)
+    assert found.accuracy == 0.75
+
+
+def test_the_edge_is_asked_of_points_that_stand_alone() -> None:
+    linf = np.array([0.1, 0.05, 0.02], np.float32)
+    assert at_the_edge(np.array([True, True, False]), linf, 0.1) == (0.5, 2)
+    assert at_the_edge(np.array([False, False, False]), linf, 0.1) == (0.0, 0)
+
+
+def test_headway_is_half_of_the_references_gain_where_it_gained() -> None:
+    clean, reference = np.full(4, -2.0), np.array([0.0, 0.0, 0.0, -2.5])
+    judged = np.array([-0.9, -1.1, 5.0, -2.0])
+    found = headway(np.array([True, True, False, True]), clean, judged, reference)
+    assert (found.share, found.points) == (0.5, 2)
+    assert headway(np.zeros(4, bool), clean, judged, reference).p == 1.0
+
+
+def test_points_are_pushed_back_when_they_were_wrong_and_are_right() -> None:
+    clean, judged = np.array([1.0, 1.0, -1.0, 1.0]), np.array([-1.0, 1.0, -1.0, 2.0])
+    found = pushed_back(clean, judged)
+    assert (found.share, found.points) == (pytest.approx(1 / 3), 3)
+    assert pushed_back(np.full(50, 1.0), np.full(50, -1.0)).p < 1e-9
