@@ -487,8 +487,11 @@ class Sweep(Strict):
         description="Other options under which the cells are evaluated too, by a name for each; `each_option` switches "
         "each option that `as_published` changes.",
     )
-    counterparts: bool = Field(
-        False, description="Whether clean mixtures are evaluated too, as Fig. 2 needs them: one more pass an execution."
+    counterparts: bool | Literal["mechanisms"] = Field(
+        False,
+        description="Whether clean mixtures are evaluated too, as Fig. 2 needs them: one more pass an execution; with "
+        "`mechanisms` also clean mixtures with the whole perturbation, which tell input transfer from perturbation "
+        "shrinkage (Eq. 13): two more.",
     )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32",

@@ -146,7 +146,8 @@ CELLS_COLUMNS: Columns = (
         "work",
         TEXT,
         "The results that the cell is derived from, as JSON text: keys in `adversarial/` and `outputs/`, the "
-        "`counterparts` where the study has them, and the `members` of a worst case.",
+        "`counterparts` where the study has them, with the whole perturbation those `transferred` (Eq. 13), and the "
+        "`members` of a worst case.",
     ),
 )
 

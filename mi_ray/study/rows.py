@@ -186,11 +186,13 @@ def _work(cell: Cell) -> dict[str, object]:
         "undefended": cell.undefended.key,
         "outputs": [[work.key, n] for work, n in cell.components],
         "counterparts": [work.key for work in cell.counterparts],
+        **({"transferred": [work.key for work in cell.transferred]} if cell.transferred else {}),
     }
 
 
 def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
-    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
+    """Fill `auc` and `detection_gap` of each attacked cell, in place: the drop of F_ŷ on its points against that on the
+    same points clean."""
     setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
     clean = {
         (variant, *(row[name] for name in setting)): row["cell"]
