@@ -123,6 +123,14 @@ CELLS_COLUMNS: Columns = (
         "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
     ),
     Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
+    Column(
+        "detection_gap",
+        DOUBLE,
+        "The mean of `score` on the attacked points minus that on the same points clean (DG, Eq. 14 and 16); null where "
+        "`auc` is.",
+    ),
+    Column("detection_gap_low", DOUBLE, "The lower end of its 95 % t-interval over points; null for a single point."),
+    Column("detection_gap_high", DOUBLE, "The upper end of its 95 % t-interval over points; null for a single point."),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
     Column("verdict", TEXT, "What the checks say together: `passed`, `failed` or `not run` (docs/checks.md)."),
     Column("clean_accuracy", DOUBLE, "The accuracy of the same setting on clean images."),

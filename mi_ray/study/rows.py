@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mi_ray.plan.work import Cell, Plan
-from mi_ray.statistics import cell_summary, detection_auc, frontier
+from mi_ray.statistics import cell_summary, detection_auc, detection_gap, frontier
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -203,7 +203,19 @@ def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
     for row in rows:
         own = clean.get((row["variants"][0], *(row[name] for name in setting)), "")
         if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
-            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
+            row.update(_detection(scores[own], scores[row["cell"]]))
+
+
+def _detection(clean: Array, adversarial: Array) -> Row:
+    """How well a score tells adversarial inputs from the clean ones of the same points, [points] each."""
+    gap = detection_gap(clean, adversarial)
+    several = len(clean) > 1
+    return {
+        "auc": detection_auc(clean, adversarial),
+        "detection_gap": gap.value,
+        "detection_gap_low": gap.low if several else None,
+        "detection_gap_high": gap.high if several else None,
+    }
 
 
 def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
