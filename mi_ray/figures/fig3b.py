@@ -42,6 +42,7 @@ HIGH = 2.5  # inches: a row of panels
 PRINT = 7  # points: letters that can be read at that size
 WIDTHS = (0.7, 2.2)  # points: of thin and of bold lines
 APART = 0.035  # bars of two settings are at least so much of an axis apart
+LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie at one place
 
 
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +165,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     across = -(-len(classifiers) // down)
     figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * down))
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    spans = (float(100 * np.ptp(shown["clean"])), float(100 * np.ptp(shown["adversarial"])))
+    spans = max(LEAST, float(100 * np.ptp(shown["clean"]))), max(LEAST, float(100 * np.ptp(shown["adversarial"])))
     for row in panels:
         row[0].set_ylabel("Adversarial accuracy (%)")
     for axes in panels.flat[len(classifiers) :]:

@@ -211,6 +211,16 @@ def test_bars_are_of_ringed_settings_and_stand_apart(cells: pd.DataFrame) -> Non
     assert sorted(segment[0, 1] for segment in level) == pytest.approx([10, 30, 40, 50])
 
 
+def test_bars_of_settings_at_one_place_do_not_cover_each_other(cells: pd.DataFrame) -> None:
+    cells[["accuracy", "selection_accuracy"]] = 0.5
+    table = fig3b.facts(cells)
+    assert len(table.query("ringed")) == len(table) == 5
+    parts = [
+        c.get_segments() for c in fig3b.draw(table, NAMES, "", "").axes[0].collections if hasattr(c, "get_segments")
+    ]
+    assert [len(part) for part in parts] == [1, 1]
+
+
 def test_no_defense_at_0_percent_is_drawn_whole_and_so_is_a_single_setting(cells: pd.DataFrame) -> None:
     bare = (cells["defense"] == "none") & (cells["attack"] == "pgd")
     cells.loc[bare, ["accuracy", "accuracy_low", "accuracy_high"]] = [0.0, 0.0, 0.04]
