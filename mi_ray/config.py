@@ -440,6 +440,12 @@ def _search(written: object) -> object:
     return value
 
 
+def _counterparts(written: object) -> object:
+    if not isinstance(written, bool) and written != "mechanisms":
+        raise ValueError(f"must be true, false or mechanisms; got {written!r}")
+    return written
+
+
 class Sweep(Strict):
     """One study: classifiers, attacks and defenses with their grids, on one dataset."""
 
@@ -492,8 +498,11 @@ class Sweep(Strict):
         description="Other options under which the cells are evaluated too, by a name for each; `each_option` switches "
         "each option that `as_published` changes.",
     )
-    counterparts: bool = Field(
-        False, description="Whether clean mixtures are evaluated too, as Fig. 2 needs them: one more pass an execution."
+    counterparts: Annotated[bool | Literal["mechanisms"], BeforeValidator(_counterparts)] = Field(
+        False,
+        description="Whether clean mixtures are evaluated too, as Fig. 2 needs them: one more pass an execution; with "
+        "`mechanisms` also clean mixtures with the whole perturbation, which tell input transfer from perturbation "
+        "shrinkage (Eq. 13): two more.",
     )
     precision: Literal["fp32", "bf16", "auto"] = Field(
         "fp32",

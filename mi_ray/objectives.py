@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import project
 from mi_ray.classifiers import Classifier, prepared
 from mi_ray.device import on_device
-from mi_ray.parameters import Parameterized, Registry, choice, integer, number
+from mi_ray.parameters import Distribution, Parameterized, Registry, choice, integer, number, plain, ratio
 
 
 @dataclass(frozen=True)
@@ -84,33 +85,61 @@ class _Mix:
         return (self.lam * first + (1 - self.lam) * second).mean()
 
 
-def _drawn_mix(x: Tensor, alpha: float, pairing: Pairing, rng: np.random.Generator) -> _Mix:
-    """Draw λ ~ Beta(α, α) for each example, and which examples are paired."""
-    lam = on_device(rng.beta(alpha, alpha, len(x)).astype(np.float32), x.device)
-    second = on_device(rng.permutation(len(x)), x.device)
-    first = torch.arange(len(x), device=x.device)
-    if pairing == "two_permutations":
-        first = on_device(rng.permutation(len(x)), x.device)
-    return _Mix(lam, first, second)
+def _ratios(number: int, lam: float | Distribution, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """λ of each example, [number]."""
+    if isinstance(lam, float):
+        return np.full(number, lam, np.float32)
+    drawn = rng.beta if lam.name == "beta" else rng.uniform
+    return drawn(lam.a, lam.b, number).astype(np.float32)
 
 
-@final
-@OBJECTIVES.register
+ALPHA = 1.0
+
+
 @dataclass(frozen=True)
-class Mixup(Objective):
-    """mixup (Zhang et al., 2018; paper, Sec. 2.2)."""
+class _Mixing(Objective):
+    """What mixes examples of a batch. Raises ValueError where both α and λ are set."""
 
-    name: ClassVar[str] = "mixup"
-    alpha: float = number("λ ~ Beta(α, α), for each example", 1.0, low=1e-6)
+    alpha: float = number("λ ~ Beta(α, α), for each example", ALPHA, low=1e-6)
+    lam: float | Distribution | None = ratio(
+        "λ of each example in place of Beta(α, α), to match the inference's (App. B.1)", None, unsaid=True
+    )
     pairing: Pairing = choice(
         "two independent permutations of the batch (released code), or the batch with one (original mixup)",
         ("two_permutations", "one_permutation"),
         "two_permutations",
     )
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.lam is not None and self.alpha != ALPHA:
+            raise ValueError(
+                f"{self.name} takes λ from alpha or from lam, not from both; got alpha {self.alpha:g} and "
+                f"lam {plain(self.lam)}"
+            )
+
+    def mix(self, x: Tensor, rng: np.random.Generator) -> _Mix:
+        """Draw λ for each example, and which examples are paired."""
+        drawn = Distribution("beta", self.alpha, self.alpha) if self.lam is None else self.lam
+        lam = on_device(_ratios(len(x), drawn, rng), x.device)
+        second = on_device(rng.permutation(len(x)), x.device)
+        first = torch.arange(len(x), device=x.device)
+        if self.pairing == "two_permutations":
+            first = on_device(rng.permutation(len(x)), x.device)
+        return _Mix(lam, first, second)
+
+
+@final
+@OBJECTIVES.register
+@dataclass(frozen=True)
+class Mixup(_Mixing):
+    """mixup (Zhang et al., 2018; paper, Sec. 2.2)."""
+
+    name: ClassVar[str] = "mixup"
+
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The cross-entropy of the mixed labels on mixed images."""
-        mix = _drawn_mix(x, self.alpha, self.pairing, rng)
+        mix = self.mix(x, rng)
         return mix.loss(model(mix.apply(x)), y)
 
     def cost(self) -> tuple[int, int]:
@@ -121,13 +150,11 @@ class Mixup(Objective):
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class ManifoldMixup(Objective):
+class ManifoldMixup(_Mixing):
     """Manifold mixup (Verma et al., 2019; paper, App. B.1): mixup of the input or of the output of a random early layer."""
 
     name: ClassVar[str] = "manifold_mixup"
-    alpha: float = number("λ ~ Beta(α, α), for each example", 1.0, low=1e-6)
     layers: int = integer("the input and the outputs of this many first layers are eligible", 2, low=0)
-    pairing: Pairing = choice("as in mixup", ("two_permutations", "one_permutation"), "two_permutations")
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The cross-entropy of the mixed labels, where one layer's maps are mixed, drawn for each batch.
@@ -138,7 +165,7 @@ class ManifoldMixup(Objective):
             raise ValueError(
                 f"manifold_mixup.layers must be below the network's {len(layers)} layers; got {self.layers}"
             )
-        mix, chosen = _drawn_mix(x, self.alpha, self.pairing, rng), int(rng.integers(self.layers + 1))
+        mix, chosen = self.mix(x, rng), int(rng.integers(self.layers + 1))
         if chosen == 0:
             return mix.loss(model(mix.apply(x)), y)
         hook = layers[chosen - 1].register_forward_hook(lambda module, inputs, output: mix.apply(output))
@@ -217,18 +244,16 @@ class Adversarial(_LabelAttack):
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class InterpolatedAt(_LabelAttack):
+class InterpolatedAt(_Mixing, _LabelAttack):
     """Interpolated adversarial training (Lamb et al., 2019; paper, A.2): mixup of the clean half and of the
     adversarial half with separate draws, both in one forward."""
 
     name: ClassVar[str] = "interpolated_at"
-    alpha: float = number("λ ~ Beta(α, α), for each example", 1.0, low=1e-6)
-    pairing: Pairing = choice("as in mixup", ("two_permutations", "one_permutation"), "two_permutations")
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """The mean of the two halves' soft-label cross-entropies."""
         perturbed = self.attacked(plain, x, y, rng)
-        halves = [(_drawn_mix(images, self.alpha, self.pairing, rng), images) for images in (perturbed, x)]
+        halves = [(self.mix(images, rng), images) for images in (perturbed, x)]
         first, second = model(torch.cat([mix.apply(images) for mix, images in halves])).chunk(2)
         return (halves[0][0].loss(first, y) + halves[1][0].loss(second, y)) / 2
 

@@ -40,7 +40,8 @@ class Method(NamedTuple):
 
 @dataclass(frozen=True)
 class Distribution:
-    """λ drawn afresh for each execution (paper, App. B.1): beta(a, b) or uniform(a, b), within [0, 1]."""
+    """λ drawn afresh for each execution, or in training for each example (paper, App. B.1): beta(a, b) or uniform(a, b),
+    within [0, 1]."""
 
     name: Literal["beta", "uniform"]
     a: float
@@ -61,7 +62,11 @@ class Axis:
 
 @dataclass(frozen=True)
 class Parameter:
-    """One hyperparameter: its kind, bounds, meaning, and the study option that supplies it when left out."""
+    """One hyperparameter: its kind, bounds, meaning, and the study option that supplies it when left out.
+
+    unsaid: whether it is left out of the method's values where it has its default, so that the keys of what was made before
+    there was such a parameter stay what they were.
+    """
 
     kind: Kind
     help: str
@@ -69,6 +74,7 @@ class Parameter:
     high: float | None = None
     choices: tuple[str, ...] = ()
     option: str | None = None
+    unsaid: bool = False
 
     def allowed(self) -> str:
         """The rule in words, for errors and for `mi-ray list`."""
@@ -265,9 +271,9 @@ def text(help_: str, default: object = MISSING) -> Any:
     return _declare(Parameter("text", help_), default)
 
 
-def ratio(help_: str, default: object = MISSING) -> Any:
-    """A mixup ratio in [0, 1], or a distribution of it (paper, App. B.1)."""
-    return _declare(Parameter("ratio", help_, low=0.0, high=1.0), default)
+def ratio(help_: str, default: object = MISSING, *, unsaid: bool = False) -> Any:
+    """A mixup ratio in [0, 1], or a distribution of it (paper, App. B.1). unsaid: as `Parameter` says."""
+    return _declare(Parameter("ratio", help_, low=0.0, high=1.0, unsaid=unsaid), default)
 
 
 T = TypeVar("T", bound="Parameterized")
@@ -325,8 +331,12 @@ class Parameterized:
         return {known[0]: written}
 
     def values(self) -> dict[str, Any]:
-        """Every parameter with its value as JSON holds it, defaults written out."""
-        return {key: plain(getattr(self, key)) for key in self.parameters()}
+        """Every parameter with its value as JSON holds it, defaults written out, but for those that stay unsaid."""
+        return {
+            key: plain(getattr(self, key))
+            for key, parameter in self.parameters().items()
+            if not (parameter.unsaid and getattr(self, key) == default_of(type(self), key))
+        }
 
 
 def default_of(cls: type[Parameterized], key: str) -> Any:

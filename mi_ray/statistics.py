@@ -205,6 +205,29 @@ def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike)
     return _estimate(detection_auc(low, high), np.concatenate(found))
 
 
+def detection_gap(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Estimate:
+    """The detection gap DG (Eq. 14, 16): by how much a score is higher on adversarial inputs, with its t-interval.
+
+    Of the score F_ŷ(x) - F_MI,ŷ(x) it is the mean over points of the adversarial input's score minus the clean one's. Both
+    scores [points], of the same points in the same order; the ends are NaN for a single point. Raises ValueError for
+    other numbers of points.
+    """
+    low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
+    _check_paired(low, high)
+    difference = high - low
+    mean = float(difference.mean())
+    if len(difference) == 1:
+        return Estimate(mean, float("nan"), float("nan"))
+    half = _t_half(difference)
+    return Estimate(mean, mean - half, mean + half)
+
+
+def _t_half(values: Floats) -> float:
+    """Half of the 95 % t-interval of a mean of at least two values."""
+    quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
+    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
 def _check_paired(left: Numbers, right: Numbers) -> None:
     if left.ndim != 1 or left.shape != right.shape or not left.size:
         raise ValueError(
@@ -360,8 +383,7 @@ def spread(values: npt.ArrayLike) -> Spread:
     found = np.asarray(values, float).ravel()
     if len(found) < 2:
         raise ValueError(f"a spread needs at least two values, one a training seed; got {len(found)}")
-    mean, deviation = float(found.mean()), float(found.std(ddof=1))
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(found) - 1)) * deviation / math.sqrt(len(found))
+    mean, deviation, half = float(found.mean()), float(found.std(ddof=1)), _t_half(found)
     return Spread(len(found), mean, deviation, float(found.min()), float(found.max()), mean - half, mean + half)
 
 

@@ -75,6 +75,7 @@ def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
         ({"points": {"count": 0}}, ["points.count", "greater than or equal to 1", "0"]),
         ({"points": {"count": 10, "selection": 10}}, ["points.selection must be less than points.count", "10 of 10"]),
         ({"search": {"optuna": {}}}, ["points.selection must be above 0"]),
+        ({"counterparts": "both"}, ["counterparts", "must be true, false or mechanisms; got 'both'"]),
         ({"classifiers": classifier() * 2}, ["different names", "f, f"]),
         ({"classifiers": classifier(training={"batch_size": 64}, workers=3)}, ["evenly", "64 over 3"]),
         ({"classifiers": [{"name": "f", "factory": "nets:build"}]}, ["factory", "weights"]),
@@ -354,7 +355,7 @@ def test_every_key_of_a_study_reads_back_from_what_it_wrote_of_itself(tmp_path: 
         defenses=["none", {"mi_ol": {"lam": [0.4, 0.5]}, "classifiers": ["f"]}, {"gaussian_noise": 0.1}],
         pool={"cifar100": {"root": "elsewhere"}},
         variants={"one draw": {"draws": 1}, "guessed": {"attack_labels": "predicted", "eight_bit": True}},
-        counterparts=True,
+        counterparts="mechanisms",
         checks={"level": "full", "points": 7},
     )
     written = tmp_path / "study.yaml"

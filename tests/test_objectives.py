@@ -82,6 +82,36 @@ def test_mixup_is_the_soft_label_cross_entropy_of_mixed_images(
     assert found.item() == pytest.approx(expected.item(), abs=1e-5)
 
 
+@pytest.mark.parametrize("name", ["mixup", "manifold_mixup", "interpolated_at"])
+@pytest.mark.parametrize(
+    ("lam", "inside"), [(0.6, (0.6, 0.6)), ({"uniform": [0.4, 0.7]}, (0.4, 0.7)), ({"beta": [40, 10]}, (0.5, 1))]
+)
+def test_the_ratio_of_training_can_be_that_of_the_inference(name: str, lam: Any, inside: tuple[float, float]) -> None:
+    objective: Any = _objective(name, lam=lam)
+    assert objective.values()["lam"] == lam
+    found = objective.mix(torch.zeros(4000, 1), np.random.default_rng(0)).lam
+    assert inside[0] - 1e-6 <= found.min() <= found.max() <= inside[1] + 1e-6
+    mean = lam if isinstance(lam, float) else {"uniform": 0.55, "beta": 0.8}[next(iter(lam))]
+    assert found.mean().item() == pytest.approx(mean, abs=0.01)
+    assert (found.std() > 0.04) == (not isinstance(lam, float))
+
+
+def test_a_fixed_ratio_mixes_images_and_labels_by_it(model: Any, batch: Any) -> None:
+    x, y = batch
+    second = np.random.default_rng(5).permutation(len(x))  # no number is drawn for a ratio that is fixed
+    onehot = F.one_hot(y, 10).float()
+    expected = _soft_cross_entropy(copy.deepcopy(model)(0.7 * x + 0.3 * x[second]), 0.7 * onehot + 0.3 * onehot[second])
+    found = _loss("mixup", model, batch, lam=0.7, pairing="one_permutation")
+    assert found.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_ratio_that_is_left_out_is_no_part_of_the_values_and_so_of_no_key() -> None:
+    assert OBJECTIVES.make("mixup").values() == {"alpha": 1.0, "pairing": "two_permutations"}
+    same = OBJECTIVES.make("mixup", {"lam": {"beta": [0.3, 0.3]}}), OBJECTIVES.make("mixup", {"alpha": 0.3})
+    drawn = [made.mix(torch.zeros(50, 1), np.random.default_rng(1)).lam for made in same]  # type: ignore[attr-defined]
+    assert torch.equal(*drawn)
+
+
 def test_the_pairings_are_two_different_ones(model: Any, batch: Any) -> None:
     one, two = (_loss("mixup", copy.deepcopy(model), batch, pairing=pairing) for pairing in PAIRINGS)
     assert one.item() != two.item()
@@ -190,6 +220,12 @@ def test_batch_statistics_see_the_training_forwards_and_not_the_inner_attack(nam
     ("name", "values", "said"),
     [
         ("mixup", {"alpha": 0}, r"mixup.alpha must be .*; got 0"),
+        ("mixup", {"lam": 1.5}, r"mixup.lam must be a number in \[0, 1\], or \{beta: .*; got 1.5"),
+        (
+            "mixup",
+            {"lam": 0.5, "alpha": 0.3},
+            r"mixup takes λ from alpha or from lam, not from both; got alpha 0.3 and lam",
+        ),
         ("mixup", {"pairing": "three"}, r"mixup.pairing must be one of two_permutations, one_permutation; got 'three'"),
         ("adversarial", {"epsilon": 8}, r"adversarial.epsilon must be a number in \[0, 1\]; got 8"),
         ("interpolated_at", {"steps": 0}, r"interpolated_at.steps must be .*; got 0"),

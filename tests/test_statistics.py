@@ -20,6 +20,7 @@ from mi_ray.statistics import (
     cell_summary,
     counts_of,
     detection_auc,
+    detection_gap,
     frontier,
     holm,
     hypervolume,
@@ -300,6 +301,34 @@ def test_the_interval_of_an_auc_covers_it_and_pairs_are_kept_together() -> None:
     together = auc_interval(shared, shared + 0.1)
     apart = auc_interval(shared, rng.permutation(shared) + 0.1)
     assert together.high - together.low < 0.5 * (apart.high - apart.low)
+
+
+def test_the_detection_gap_is_the_mean_paired_difference_with_its_t_interval() -> None:
+    rng = np.random.default_rng(0)
+    clean = rng.normal(size=60)
+    adversarial = clean + rng.normal(0.3, 0.1, size=60)
+    found = detection_gap(clean, adversarial)
+    assert found.value == pytest.approx(adversarial.mean() - clean.mean())
+    expected = stats.ttest_rel(adversarial, clean).confidence_interval(0.95)
+    assert (found.low, found.high) == pytest.approx(tuple(expected))
+    assert found.high - found.low < 0.1  # the pairs are kept together: scores themselves spread ten times as much
+
+
+def test_the_interval_of_a_detection_gap_covers_it_where_few_points_give_way() -> None:
+    rng, covered, trials = np.random.default_rng(3), 0, 400
+    for _ in range(trials):
+        drops = np.where(rng.random(200) < 0.15, rng.uniform(0.5, 1, size=200), 0.0)  # mean 0.15 * 0.75
+        found = detection_gap(np.zeros(200), drops)
+        covered += found.low <= 0.1125 <= found.high
+    assert 0.91 <= covered / trials <= 0.98
+
+
+def test_one_point_has_a_detection_gap_without_an_interval_and_other_points_are_refused() -> None:
+    found = detection_gap([0.1], [0.4])
+    assert found.value == pytest.approx(0.3)
+    assert np.isnan([found.low, found.high]).all()
+    with pytest.raises(ValueError, match=r"same points, \[points\] and at least one; got shapes \[2\] and \[3\]"):
+        detection_gap([0.1, 0.2], [0.1, 0.2, 0.3])
 
 
 def test_scores_of_other_points_are_refused() -> None:

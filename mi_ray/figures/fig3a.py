@@ -2,12 +2,14 @@
 
 The score is F_ŷ(x) - F_MI,ŷ(x), ŷ = argmax F(x), higher = adversarial (Eq. 14); the baseline is 1 - max F(x). Clean points
 against their own adversarial versions; also on the points of Eq. 2 alone, where F is right on the clean image and wrong
-on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some.
+on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some. Beside the AUC stands the
+detection gap DG (Eq. 14, 16), by how much the score is higher on adversarial inputs.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,7 +21,7 @@ from mi_ray.figures.names import Look, Names, parameters
 from mi_ray.figures.panels import Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import auc_interval, detection_auc, roc
+from mi_ray.statistics import Estimate, auc_interval, detection_auc, detection_gap, roc
 from mi_ray.store.blocks import Store
 
 DEFENSES = ("mi_pl", "mi_ol")
@@ -61,8 +63,9 @@ def pair(clean: pd.DataFrame, adversarial: pd.DataFrame, score: str) -> pd.DataF
 def facts(detectors: list[Detector]) -> pd.DataFrame:
     """One row per (detector, subset of points): AUC with its interval on the reported points, and whether it is `chosen`.
 
-    Chosen is the setting of each defense with the highest AUC on the selection points (`auc_selection`), where there are
-    some, else on the reported ones. subset: "all", or "eq2", which is left out where it has no points.
+    `gap`, with its ends, is the detection gap DG (Eq. 14, 16), which the baseline has none of. Chosen is the setting of
+    each defense with the highest AUC on the selection points (`auc_selection`), where there are some, else on the
+    reported ones. subset: "all", or "eq2", which is left out where it has no points.
     """
     rows = []
     for found in detectors:
@@ -80,21 +83,24 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
         }
         for subset, rows_of in (("all", reported), ("eq2", reported[reported["eq2"]])):
             if len(rows_of):
-                auc = auc_interval(rows_of["clean"], rows_of["adversarial"])
-                rows.append(
-                    {
-                        **told,
-                        "subset": subset,
-                        "points": len(rows_of),
-                        "auc": auc.value,
-                        "auc_low": auc.low,
-                        "auc_high": auc.high,
-                    }
-                )
+                numbers = _numbers(rows_of, gap=found.defense != BASELINE)
+                rows.append({**told, "subset": subset, "points": len(rows_of), **numbers})
     table = pd.DataFrame(rows)
     best = table.groupby(["classifier", "attack", "defense"])["auc_selection"].transform("max")
     first = ~table[table["auc_selection"] == best].duplicated(["classifier", "attack", "defense", "subset"])
     return table.assign(chosen=first.reindex(table.index, fill_value=False))
+
+
+def _numbers(scores: pd.DataFrame, *, gap: bool) -> dict[str, float]:
+    """The AUC of scores, and the detection gap where that is asked for (else NaN), each with its interval."""
+    sides = scores["clean"], scores["adversarial"]
+    none = Estimate(float("nan"), float("nan"), float("nan"))
+    found = {"auc": auc_interval(*sides), "gap": detection_gap(*sides) if gap else none}
+    return {
+        f"{name}{end}": value
+        for name, estimate in found.items()
+        for end, value in (("", estimate.value), ("_low", estimate.low), ("_high", estimate.high))
+    }
 
 
 def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[Detector], pd.DataFrame]:
@@ -138,14 +144,24 @@ def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str],
             points = points[~points["selection"] & (points["eq2"] | (row["subset"] == "all"))]
             rates = roc(points["clean"], points["adversarial"])
             whole = row["subset"] == "all"
-            name = f"{look.label} {row['parameters']}".strip()
-            said = f"{name}: {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]" if whole else None
+            said = _said(look, row) if whole else None
             width, dashes = (1.5, "-") if whole else (1.0, ":")
             axes.plot(rates.fpr, rates.tpr, color=look.colour, lw=width, ls=dashes, label=said)
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     # Curves may run anywhere inside, so that the legend stands below.
     where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    axes.legend(**where, fontsize=7, title="AUC of all points [95 %]", title_fontsize=7)
+    axes.legend(**where, fontsize=7, title="AUC of all points [95 %]; DG: detection gap", title_fontsize=7)
+
+
+def _said(look: Look, row: "pd.Series[Any]") -> str:
+    """A detector's entry in a legend: its AUC, and its detection gap where it has one, each with its interval."""
+    numbers = {"": "auc", "\nDG ": "gap"}
+    shown = [
+        f"{before}{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
+        for before, name in numbers.items()
+        if row[name] == row[name]
+    ]
+    return f"{look.label} {row['parameters']}".strip() + ": " + "".join(shown)
 
 
 def _auc_panel(axes: Axes, table: pd.DataFrame, names: Names) -> None:
@@ -166,7 +182,7 @@ def _auc_panel(axes: Axes, table: pd.DataFrame, names: Names) -> None:
 def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
     """A row for each classifier and attack: ROC curves of the chosen settings, and AUC against λ."""
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = Figure(figsize=(7.4, 0.6 + 3.6 * len(groups)))
+    figure = Figure(figsize=(7.4, 0.6 + 3.9 * len(groups)))
     panels = figure.subplots(len(groups), 2, squeeze=False)
     for line, (classifier, attack) in zip(panels, groups, strict=True):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]

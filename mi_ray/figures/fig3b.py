@@ -1,14 +1,22 @@
-"""Fig. 3(b): adversarial against clean accuracy, a panel for each classifier, a curve for each defense."""
+"""Fig. 3(b): adversarial against clean accuracy, a panel for each classifier, two lines for each defense.
+
+A thin line is of the study's first attack, in the paper an oblivious one; a bold line is of the worst case of all attacks
+at the same ε, point by point. Both go through the defense's settings, so that the way down from the one to the other at
+the same clean accuracy is what the first attack did not find.
+"""
 
 import json
 
+import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.names import Names
-from mi_ray.figures.panels import Estimated, Style, bars, cross_out, defense_handles, framed, lines, save_figure, styled
+from mi_ray.figures.names import Names, Row
+from mi_ray.figures.paired_tests import picked_on
+from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import frontier, undominated
@@ -17,29 +25,69 @@ from mi_ray.store.blocks import Store
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
+THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
+WORST_CASE = "worst_case"
+WRITTEN = [  # the columns of the CSV file
+    *("classifier", "defense", "defense_params", "executions", "draws", "line", *THREAT, "points"),
+    *(*CLEAN, *ADVERSARIAL, "curve", "undominated", "ringed", "shown", "verdict"),
+]
+
+COLUMN, PAGE, A_ROW = (
+    3.3,
+    6.9,
+    3,
+)  # inches: of one column of a paper and of two; the most panels that stand side by side
+HIGH = 2.5  # inches: a row of panels
+PRINT = 7  # points: letters that can be read at that size
+WIDTHS = (0.7, 2.2)  # points: of thin and of bold lines
+APART = 0.035  # bars of two settings are at least so much of an axis apart
+LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie at one place
 
 
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
-    """The frontier table of a study's first attack, each defense at its largest N, in the order of its curves.
+    """The frontier table of a study's first attack and of its worst case, each defense at its largest N, in drawing order.
 
-    `curve`: whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that
-    axis; of one with several axes, the settings that no other of them dominates. `shown`: whether it is drawn, which
+    `line`: `FIRST` or `WORST`; a study with one attack has no worst case. `curve`: whether the setting is on its defense's
+    line: all settings of a defense with one axis, in the order of that axis; of one with several axes, the settings that
+    no other of them dominates. `undominated`: whether no setting of any defense that is on the same kind of line
+    dominates it. Both are judged on the selection points where there are some. `ringed`: the undominated ones of the
+    worst case, or of the first attack where the classifier has no worst case. `shown`: whether it is drawn, which
     settings that give up more clean accuracy than `SHOWN` are not; all are in a study without an undefended cell.
-    `others`: how many further attacks the study has. Raises ValueError for a study without attacked cells.
+    `attacks`: how many attacks at that ε the worst case is taken over. `others`: how many further attacks the study has
+    that neither line is of. Raises ValueError for a study without attacked cells.
     """
     table = frontier(cells)
-    if table.empty:
+    tested = table[table["attack"] != WORST_CASE]
+    if tested.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
-    threat = ["attack", "attack_params", "goal", "epsilon"]
-    others = len(table.loc[table["attack"] != "worst_case", threat].drop_duplicates()) - 1
-    table = table[(table[threat] == table.iloc[0][threat]).all(axis=1)]
+    first = tested.iloc[0]
+    worst = (table["attack"] == WORST_CASE) & (table["epsilon"] == first["epsilon"])
+    known = tested[THREAT].drop_duplicates()
+    inside = int((known["epsilon"] == first["epsilon"]).sum())
+    others = len(known) - (inside if worst.any() else 1)
+    table = table.assign(line=np.where(worst, WORST, FIRST))[worst | (table[THREAT] == first[THREAT]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
-    table = table[table["executions"] == most]
-    parts = [_curve(group) for _, group in table.groupby(["classifier", "defense"], sort=False)]
+    table = _judged(table[table["executions"] == most])
+    parts = [_curve(group) for _, group in table.groupby(["classifier", "defense", "line"], sort=False)]
     ordered = pd.concat(parts, ignore_index=True)
     bare = ordered[ordered["defense"] == "none"].groupby("classifier")["clean"].max()
     least = ordered["classifier"].map(bare).astype(float).fillna(0.0) - SHOWN
-    return ordered.assign(shown=ordered["clean"] >= least, others=others)
+    return ordered.assign(shown=ordered["clean"] >= least, attacks=inside, others=others)
+
+
+def _judged(table: pd.DataFrame) -> pd.DataFrame:
+    """The table with `undominated` among the settings that are drawn, and `ringed`."""
+    table = table.assign(undominated=False, ringed=False)
+    for _, group in table.groupby(["classifier", "line"], sort=False):
+        table.loc[group.index, "undominated"] = _best(group)
+    has_worst = table["classifier"].isin(table.loc[table["line"] == WORST, "classifier"])
+    return table.assign(ringed=table["undominated"] & ((table["line"] == WORST) | ~has_worst))
+
+
+def _best(group: pd.DataFrame) -> npt.NDArray[np.bool_]:
+    on = picked_on(group)
+    return undominated(group[f"clean{on}"], group[f"adversarial{on}"])
 
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:
@@ -48,8 +96,7 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
     if len(varied) == 1:
         by_axis = settings[varied[0]].map(json.dumps).map(json.loads).sort_values(key=lambda s: s.map(_order))
         return group.loc[by_axis.index].assign(curve=True)
-    best = undominated(group["clean"], group["adversarial"])
-    return group.assign(curve=best).sort_values(["clean", "adversarial"], ascending=[True, False])
+    return group.assign(curve=_best(group)).sort_values(["clean", "adversarial"], ascending=[True, False])
 
 
 def _order(value: object) -> float:
@@ -59,66 +106,134 @@ def _order(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) else 0.0
 
 
-def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
-    for defense, rows in panel.groupby("defense", sort=False):
-        look, on_line, bare = names.look(str(defense)), rows[rows["curve"]], defense == "none"
-        x, y = 100 * rows["clean"], 100 * rows["adversarial"]
-        axes.scatter(x, y, s=10, color=look.colour, marker=look.marker, alpha=0.4, lw=0)
-        drawn = axes.errorbar(
-            x[rows["curve"]],
-            y[rows["curve"]],
-            xerr=bars(on_line, CLEAN, 100),
-            yerr=bars(on_line, ADVERSARIAL, 100),
-            color=look.colour,
-            marker=look.marker,
-            ms=11 if bare else 5,
-            lw=1.4,
-            elinewidth=0.7,
-            zorder=3 if bare else 4,  # a defense at the same place is seen within the large star
-            clip_on=False,
-        )
-        for line in drawn[2]:
-            line.set_alpha(0.4)
-    best = panel[panel["undominated"]]
-    ring: Style = {"s": 95, "facecolors": "none", "edgecolors": "black", "lw": 1.0, "zorder": 7, "clip_on": False}
-    axes.scatter(100 * best["clean"], 100 * best["adversarial"], **ring)
-    cross_out(axes, 100 * panel["clean"], 100 * panel["adversarial"], panel)
+def apart(values: npt.ArrayLike, least: float) -> npt.NDArray[np.bool_]:
+    """Which of the values, taken one after another, are at least so far from every one that was taken before."""
+    kept: list[float] = []
+    found = np.zeros(len(np.asarray(values)), bool)
+    for at, value in enumerate(np.asarray(values, float)):
+        if all(abs(value - other) >= least for other in kept):
+            kept.append(float(value))
+            found[at] = True
+    return found
+
+
+def _style(names: Names, defense: str, rows: pd.DataFrame) -> Style:
+    """How a defense's line under one attack is drawn: bold where the defense was known to an attack, or in a worst case."""
+    look, bold = names.look(defense), (rows["line"] == WORST).any() or (rows["knowledge"] == "adaptive").all()
+    style: Style = {"color": look.colour, "marker": look.marker, "mew": 0.4, "clip_on": False}
+    if defense == "none":
+        return style | {"ls": "", "ms": 8 if bold else 6, "mew": 0.8, "mfc": look.colour if bold else "white"}
+    if not bold:
+        return style | {"lw": WIDTHS[0], "ms": 2.6, "alpha": 0.75}
+    dashes: Style = {"dashes": (2, 0.8)} if (rows["knowledge"] == "oblivious").any() else {}
+    edge = "white" if look.marker in Line2D.filled_markers else look.colour
+    return style | {"lw": WIDTHS[1], "ms": 4.6, "mec": edge} | dashes
+
+
+def _panel(axes: Axes, panel: pd.DataFrame, names: Names, spans: tuple[float, float]) -> None:
+    """One classifier's lines. spans: how far the axes reach in clean and in adversarial accuracy, in per cent."""
+    bare = panel[panel["defense"] == "none"].sort_values("line")
+    for level in 100 * bare["adversarial"].tail(1):
+        axes.axhline(level, color=names.look("none").colour, lw=0.7, ls=(0, (4, 3)), zorder=1)
+    for (defense, line), rows in panel.groupby(["defense", "line"], sort=False):
+        on, z = rows[rows["curve"]], 6 if defense == "none" else 4 if line == WORST else 3
+        axes.plot(100 * on["clean"], 100 * on["adversarial"], **_style(names, str(defense), rows), zorder=z)
+    ringed = panel[panel["ringed"]].sort_values(["adversarial", "clean"], ascending=False)
+    x, y = 100 * ringed["clean"], 100 * ringed["adversarial"]
+    ring: Style = {"s": 46, "facecolors": "none", "edgecolors": "black", "lw": 0.8, "zorder": 7, "clip_on": False}
+    axes.scatter(x, y, **ring)
+    upright, level = apart(x, APART * spans[0]), apart(y, APART * spans[1])
+    plain: Style = {
+        "fmt": "none",
+        "ecolor": "#333333",
+        "elinewidth": 0.6,
+        "capsize": 1.3,
+        "zorder": 5,
+        "clip_on": False,
+    }
+    axes.errorbar(x[upright], y[upright], yerr=bars(ringed[upright], ADVERSARIAL, 100), **plain)
+    axes.errorbar(x[level], y[level], xerr=bars(ringed[level], CLEAN, 100), **plain)
+    crossed = panel[panel["curve"]]
+    cross_out(axes, 100 * crossed["clean"], 100 * crossed["adversarial"], crossed, size=12)
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
-    """The figure of `facts`."""
+    """The figure of `facts`, as wide as a column of a paper for one classifier and as two for several."""
     shown = table[table["shown"]]
-    classifiers, defenses = list(dict.fromkeys(shown["classifier"])), list(dict.fromkeys(shown["defense"]))
-    figure = Figure(figsize=(1.2 + 3.9 * len(classifiers), 5.0))
-    panels = figure.subplots(1, len(classifiers), squeeze=False)[0]
-    for axes, classifier in zip(panels, classifiers, strict=True):
-        _panel(axes, shown[shown["classifier"] == classifier], names)
-        axes.set_title(classifier, fontsize=10)
-        axes.set_xlabel("Clean accuracy (%)")
-    panels[0].set_ylabel("Adversarial accuracy (%)")
-    handles = defense_handles(names, defenses)
-    handles.append(Line2D([], [], ls="", marker="o", ms=9, mfc="none", mec="black", label="Undominated"))
-    columns = min(len(handles), 2 + 2 * len(classifiers)) if len(classifiers) > 1 else 2
-    framed(figure, title, note, handles, min(columns, 5))
+    classifiers = list(dict.fromkeys(shown["classifier"]))
+    down = -(-len(classifiers) // A_ROW)
+    across = -(-len(classifiers) // down)
+    figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * down))
+    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
+    spans = max(LEAST, float(100 * np.ptp(shown["clean"]))), max(LEAST, float(100 * np.ptp(shown["adversarial"])))
+    for row in panels:
+        row[0].set_ylabel("Adversarial accuracy (%)")
+    for axes in panels.flat[len(classifiers) :]:
+        axes.set_visible(False)
+    for at, (axes, classifier) in enumerate(zip(panels.flat, classifiers, strict=False)):
+        _panel(axes, shown[shown["classifier"] == classifier], names, spans)
+        axes.set_title(classifier, fontsize=PRINT + 0.5)
+        if at + across >= len(classifiers):  # nothing stands below it
+            axes.set_xlabel("Clean accuracy (%)")
+            axes.xaxis.set_tick_params(labelbottom=True)
+    figure.set_figheight(HIGH * down + framed(figure, title, note, _handles(shown, names), 5, size=PRINT - 0.5))
     return figure
+
+
+def _handles(shown: pd.DataFrame, names: Names) -> list[Line2D]:
+    """The legend: no defense, the defenses, what thin and bold lines are of, and the rings."""
+    worst, first = shown[shown["line"] == WORST], shown[shown["line"] == FIRST]
+    handles = []
+    for defense in dict.fromkeys(shown["defense"]):
+        style = _style(names, str(defense), worst if len(worst) else first)
+        style |= {"ls": (0, (4, 3)), "lw": 0.7} if defense == "none" else {"lw": 1.4, "dashes": (None, None)}
+        handles.append(Line2D([], [], **style, label=names.defense(str(defense))))
+    for rows in (first, worst):
+        for kind, some in rows[rows["defense"] != "none"].groupby("knowledge", sort=False):
+            style = _style(names, "", some) | {"color": "black", "marker": ""}
+            handles.append(Line2D([], [], **style, label=_kind(some.iloc[0], str(kind), names)))
+    chosen = "Undominated on selection" if picked_on(shown) else "Undominated"
+    handles.append(Line2D([], [], ls="", marker="o", ms=6.5, mfc="none", mec="black", mew=0.8, label=chosen))
+    return handles
+
+
+def _kind(row: Row, knowledge: str, names: Names) -> str:
+    if row["line"] == FIRST:
+        return f"{names.attack(row)} ({knowledge})"
+    return "Worst case" if knowledge == "adaptive" else "Worst of oblivious ones"
 
 
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
-    row = table.iloc[0]
-    chosen, hidden = int(row["selection_points"]), int((~table["shown"]).sum())
-    picked = f"{chosen} other points" if chosen else "the points shown, so optimistic"
-    note = [f"{int(row['points'])} points, 95 % intervals over points", f"rings: undominated on {picked}"]
+    row, has_worst = table.iloc[0], (table["line"] == WORST).any()
+    chosen, hidden = int(row["selection_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
+    off = int((table["shown"] & ~table["curve"] & (table["line"] == FIRST)).sum())
+    picked = (
+        f"{chosen} other points, so that one may be dominated here" if chosen else "the points shown, so optimistic"
+    )
+    note = [
+        f"{int(row['points'])} points; bars: 95 % intervals of ringed settings, where there is room",
+        f"rings: undominated on {picked}",
+        f"worst case: the worst of {int(row['attacks'])} attacks, point by point"
+        if has_worst
+        else "no worst case: the study has one attack at this ε",
+    ]
+    if off:
+        note.append(
+            f"settings of defenses with several axes that others of the same defense dominate, not shown: {off}"
+        )
     if row["others"]:
         note.append(f"further attacks of the study, not shown: {int(row['others'])}")
     if hidden:
         note.append(f"settings that give up over {100 * SHOWN:.0f} points of clean accuracy, not shown: {hidden}")
-    return f"{row['dataset']}: {names.threat(row)}", lines("; ".join(note), checks_note(table[table["shown"]]))
+    title = f"{row['dataset']}: {names.threat(row)}"
+    return title, lines("; ".join(note), checks_note(table[table["shown"]]))
 
 
 def make(store: Store, study: str) -> list[str]:
-    """Draw Fig. 3(b) of a study into its folder, as PNG and PDF."""
+    """Draw Fig. 3(b) of a study into its folder, as PNG and PDF, with its numbers as CSV."""
     cells, names = read_study(store, study)
     table = facts(cells)
-    with styled():
-        return save_figure(store, study, "fig3b", draw(table, names, *describe(table, names)))
+    with styled(PRINT):
+        figure = draw(table, names, *describe(table, names))
+        return save_drawing(store, study, "fig3b", figure, table[WRITTEN])

@@ -2,7 +2,6 @@
 them, and their files."""
 
 import io
-import re
 import textwrap
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -15,13 +14,13 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
 
 from mi_ray.figures.names import Names
 from mi_ray.figures.saving import save_texts
 from mi_ray.store.blocks import Store
 
 STYLE: Any = {  # typed by matplotlib as a mapping of its own literals
-    "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -37,9 +36,12 @@ ACCURACY: Estimated = ("accuracy", "accuracy_low", "accuracy_high")
 BAND = 0.13  # how opaque the bands of intervals are
 
 
-def styled() -> AbstractContextManager[None]:
-    """The context in which figures are drawn, which leaves the settings of whoever calls as they were."""
-    return mpl.rc_context(STYLE)
+def styled(letters: float = 9) -> AbstractContextManager[None]:
+    """The context in which figures are drawn, which leaves the settings of whoever calls as they were.
+
+    letters: their size, in points.
+    """
+    return mpl.rc_context(STYLE | {"font.size": letters})
 
 
 def curve(
@@ -73,10 +75,10 @@ def show_percent(axes: Axes) -> None:
     axes.set_yticks(range(0, 101, 20))
 
 
-def cross_out(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, rows: pd.DataFrame) -> None:
-    """Cross the points at x, y whose cells failed a check."""
+def cross_out(axes: Axes, x: npt.ArrayLike, y: npt.ArrayLike, rows: pd.DataFrame, size: float = 26) -> None:
+    """Cross the points at x, y whose cells failed a check. size: the area of a cross, in square points."""
     failed = (rows["verdict"] == "failed").to_numpy()
-    axes.scatter(np.asarray(x)[failed], np.asarray(y)[failed], s=26, marker="x", color="black", lw=0.9, zorder=9)
+    axes.scatter(np.asarray(x)[failed], np.asarray(y)[failed], s=size, marker="x", color="black", lw=0.9, zorder=9)
 
 
 def defense_handles(names: Names, defenses: Sequence[str]) -> list[Line2D]:
@@ -88,19 +90,34 @@ def defense_handles(names: Names, defenses: Sequence[str]) -> list[Line2D]:
     ]
 
 
-def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int) -> None:
+def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int, size: float = 8) -> float:
     """A title above the panels; below them the legend and, in small print, what one must know to read the figure.
 
-    columns: the most that the legend may have; it has fewer where they would be wider than the figure.
+    columns: the most that the legend may have; it has fewer where they would be wider than the figure. size: of the
+    legend's letters, in points. Returns the height of it all, in inches.
     """
-    figure.suptitle(title, fontsize=9.5)
-    wide = int(18 * figure.get_figwidth())
-    small = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
-    letters = max(len(re.sub(r"\$[^$]*\$", "ΔG", str(handle.get_label()))) for handle in handles)
-    fitting = int(figure.get_figwidth() / (0.55 + 0.065 * letters))  # inches: a handle, and a letter at 8 points
-    fit: Style = {"loc": "outside lower center", "ncols": max(1, min(columns, fitting))}
-    legend = figure.legend(handles=handles, fontsize=8, title=small, **fit)
-    legend.get_title().set(fontsize=6.5, color="#444444", multialignment="center")
+    figure.suptitle(title, fontsize=size + 1.5)
+    small = 0.81 * size
+    wide = int(18 * figure.get_figwidth() * 6.5 / small)
+    told = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
+    columns = _fitting([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size)
+    fit: Style = {"loc": "outside lower center", "ncols": columns}
+    legend = figure.legend(handles=handles, fontsize=size, title=told, **fit)
+    legend.get_title().set(fontsize=small, color="#444444", multialignment="center")
+    rows, told_lines = -(-len(handles) // columns), len(told.splitlines())
+    return (1.5 * (size + 1.5) + 1.55 * size * (rows + 0.5) + 1.3 * small * told_lines) / 72
+
+
+def _fitting(labels: Sequence[str], most: int, width: float, size: float) -> int:
+    """How many columns, at most so many and at least one, a legend with these labels may have. width, size: in points."""
+    widths = [
+        TextPath((0, 0), label, size=size).get_extents().width + 2.8 * size for label in labels
+    ]  # a handle before it
+    for columns in range(min(most, len(labels)), 1, -1):
+        taken = sum(max(column) for column in np.array_split(widths, columns))  # matplotlib fills columns in this way
+        if taken + 2 * size * columns <= width:
+            return columns
+    return 1
 
 
 def lines(*texts: str) -> str:

@@ -22,12 +22,15 @@ class CellMaker:
         components = defense.components()
         draws = self.sweep.draws_of(self.works.options) if components else 1
         undefended = self.works.undefended(classifier, inputs)
-        parts, counterparts = [], []
+        parts, counterparts, transferred = [], [], []
         for position, component in enumerate(components):
             own_n = defense.executions_of(position, n)
             parts.append((self.works.outputs(classifier, inputs, component, own_n, draws), own_n))
             if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
-                counterparts.append(self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs))
+                clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs)
+                counterparts.append(clean)
+                if self.sweep.counterparts == "mechanisms":
+                    transferred.append(self.works.perturbed(clean))
         facts = {
             "undefended": undefended.key,
             "parts": [[work.key, own_n] for work, own_n in parts],
@@ -50,6 +53,7 @@ class CellMaker:
             undefended,
             tuple(parts),
             tuple(counterparts),
+            tuple(transferred),
         )
 
     def _row_facts(self, classifier: str) -> dict[str, Any]:
@@ -86,7 +90,13 @@ class CellMaker:
                     "knowledge": "adaptive" if "adaptive" in knowledge else "oblivious",
                 }
                 yield replace(
-                    members[0], key=key, identity=identity, components=(), counterparts=(), members=tuple(keys)
+                    members[0],
+                    key=key,
+                    identity=identity,
+                    components=(),
+                    counterparts=(),
+                    transferred=(),
+                    members=tuple(keys),
                 )
 
     def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:

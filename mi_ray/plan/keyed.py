@@ -232,3 +232,8 @@ class KeyedWork:
         method = Method(component.name, component.values())
         undefended = self.undefended(classifier, judged_by or inputs)
         return OutputWork(content_key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
+
+    def perturbed(self, counterpart: OutputWork) -> OutputWork:
+        """The same outputs with the whole perturbation added to each mixture (Eq. 13)."""
+        key = content_key("outputs", {"counterpart": counterpart.key, "perturbed": True})
+        return replace(counterpart, key=key, perturbed=True)

@@ -125,6 +125,7 @@ class OutputWork(Work):
 
     undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
     images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
+    perturbed: of a counterpart, whether the whole perturbation is added to each mixture: x̃_0 + δ of Eq. 13.
     """
 
     kind: ClassVar[Kind] = "outputs"
@@ -134,6 +135,7 @@ class OutputWork(Work):
     executions: tuple[int, ...] = (1,)
     draws: int = 1
     pool: str | None = None
+    perturbed: bool = False
 
     @property
     def title(self) -> str:
@@ -160,9 +162,10 @@ class OutputWork(Work):
         return replace(self, executions=executions, draws=max(self.draws, len(facts["draws"])))
 
     def stands_on(self) -> set[str]:
-        """Its images and F's own outputs too."""
-        attack = set() if self.inputs.attack is None else {self.inputs.attack.key}
-        return super().stands_on() | attack | (set() if self.undefended is None else {self.undefended.key})
+        """Its images and F's own outputs too, and the images whose perturbation it takes."""
+        used = [self.inputs, *([self.undefended.inputs] if self.perturbed and self.undefended is not None else [])]
+        attacks = {inputs.attack.key for inputs in used if inputs.attack is not None}
+        return super().stands_on() | attacks | (set() if self.undefended is None else {self.undefended.key})
 
 
 @dataclass(frozen=True)
@@ -171,7 +174,8 @@ class Cell:
 
     undefended: F's own outputs. components: each component's outputs with the N that they are read at. members: the
     cells of which it is the worst case, point by point (it has no outputs of its own then). variants: the sets of
-    options under which the study asks for it ("" is the study itself).
+    options under which the study asks for it ("" is the study itself). counterparts: each component's outputs on the
+    clean images mixed with the same samples. transferred: the same with the whole perturbation added (Eq. 13).
     """
 
     key: str
@@ -182,6 +186,7 @@ class Cell:
     undefended: OutputWork
     components: tuple[tuple[OutputWork, int], ...]
     counterparts: tuple[OutputWork, ...] = ()
+    transferred: tuple[OutputWork, ...] = ()
     members: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("",)
 
@@ -197,6 +202,7 @@ class Cell:
         for work, _ in self.components:
             yield work
         yield from self.counterparts
+        yield from self.transferred
 
 
 @dataclass(frozen=True)

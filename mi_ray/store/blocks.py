@@ -20,7 +20,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mi_ray.store.files import DamagedFileError, Files, StorageError
-from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind
+from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind, with_later
 
 FORMAT = 1
 MARKER = "mi-ray-store.json"  # the file by which a folder is known as a store
@@ -135,16 +135,20 @@ class Store(Files):
             raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table:
-        """The rows of a Parquet file. Raises DamagedFileError when its schema or its digest is another one."""
+        """The rows of a Parquet file. Raises DamagedFileError when its schema or its digest is another one.
+
+        A file of an earlier version, which lacks columns that came later, has them here, empty.
+        """
 
         def parse(file: pq.ParquetFile) -> tuple[pa.Table, dict[bytes, bytes], bytes | None, bytes]:
             table = file.read()
             metadata = dict(table.schema.metadata or {})
             return table, metadata, metadata.pop(_DIGEST, None), _digest(table, metadata)
 
-        table, metadata, written, found = self._parsed(path, parse)
+        stored, metadata, written, found = self._parsed(path, parse)
+        table = with_later(stored, schema)
         if not table.schema.equals(schema):
-            raise DamagedFileError(f"{path} must have the columns {schema.names}; it has {table.schema.names}")
+            raise DamagedFileError(f"{path} must have the columns {schema.names}; it has {stored.schema.names}")
         if written != found:
             raise DamagedFileError(f"{path} must have the digest that it was written with: it was changed or damaged")
         return table.replace_schema_metadata(metadata)

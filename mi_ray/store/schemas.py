@@ -17,11 +17,13 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 class Column(NamedTuple):
-    """A column of a Parquet file. meaning: one sentence for whoever reads the file."""
+    """A column of a Parquet file. meaning: one sentence for whoever reads the file. later: whether files of earlier
+    versions lack it, which are read as if it were there and empty."""
 
     name: str
     type: pa.DataType
     meaning: str
+    later: bool = False
 
 
 Columns = tuple[Column, ...]
@@ -123,6 +125,15 @@ CELLS_COLUMNS: Columns = (
         "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
     ),
     Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
+    Column(
+        "detection_gap",
+        DOUBLE,
+        "The mean of `score` on the attacked points minus that on the same points clean (DG, Eq. 14 and 16); null where "
+        "`auc` is.",
+        later=True,
+    ),
+    Column("detection_gap_low", DOUBLE, "The lower end of its 95 % t-interval over points; null for one point.", True),
+    Column("detection_gap_high", DOUBLE, "The upper end of its 95 % t-interval over points; null for one point.", True),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
     Column("verdict", TEXT, "What the checks say together: `passed`, `failed` or `not run` (docs/checks.md)."),
     Column("clean_accuracy", DOUBLE, "The accuracy of the same setting on clean images."),
@@ -146,7 +157,8 @@ CELLS_COLUMNS: Columns = (
         "work",
         TEXT,
         "The results that the cell is derived from, as JSON text: keys in `adversarial/` and `outputs/`, the "
-        "`counterparts` where the study has them, and the `members` of a worst case.",
+        "`counterparts` where the study has them, with the whole perturbation those `transferred` (Eq. 13), and the "
+        "`members` of a worst case.",
     ),
 )
 
@@ -191,7 +203,17 @@ EXAMPLES = _schema(EXAMPLES_COLUMNS)
 TRAINING = _schema(TRAINING_COLUMNS)
 INDEX = _schema(INDEX_COLUMNS)
 
+LATER = frozenset(column.name for column in CELLS_COLUMNS if column.later)
+
 SCHEMAS: dict[Kind, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
+
+
+def with_later(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """A table of an earlier version with the columns that came later, which are empty; any other table as it is."""
+    absent = [field for field in schema if field.name in LATER and field.name not in table.schema.names]
+    for field in absent:
+        table = table.append_column(field, pa.nulls(len(table), field.type))
+    return table.select(schema.names) if absent and set(table.schema.names) == set(schema.names) else table
 
 
 def markdown(columns: Columns) -> str:

@@ -65,6 +65,19 @@ def undefended_outputs(classifier: nn.Module, block: Block) -> Float[Tensor, "P 
     return torch.cat(block.each(outputs))
 
 
+class Displaced(nn.Module):
+    """F on images that are moved first. delta: [B, C, H, W], one for each image; a batch may hold several copies of these."""
+
+    def __init__(self, classifier: nn.Module, delta: Float[Tensor, "B C H W"]) -> None:
+        super().__init__()
+        self.classifier, self.delta = classifier, delta
+
+    def forward(self, x: Float[Tensor, "EB C H W"]) -> Float[Tensor, "EB L"]:
+        """F(x + δ), copy by copy."""
+        moved: Tensor = self.classifier((x.unflatten(0, (-1, len(self.delta))) + self.delta).flatten(0, 1))
+        return moved
+
+
 def component_outputs(
     classifier: nn.Module,
     component: RandomTransform,
@@ -73,20 +86,22 @@ def component_outputs(
     pool: SamplePool | None,
     executions: Sequence[int],
     draws: int,
+    delta: Float[Tensor, "P C H W"] | None = None,
 ) -> Float[Tensor, "D M P L"]:
     """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
 
-    predicted: ŷ on the block's images.
+    predicted: ŷ on the block's images. delta: what is added to each transformed copy of a point, unscaled and not
+    clipped, where F is asked for x̃_0 + δ (Eq. 13).
     """
 
     def outputs(part: slice) -> Tensor:
         """The outputs of every draw on one batch."""
-        runs = []
+        runs, asked = [], classifier if delta is None else Displaced(classifier, delta[part])
         for draw in range(draws):
             key = Key(block.seed, EVALUATE, draw=draw)
             with torch.no_grad():
                 executed = Executions(component, pool, key, block.points[part], max(executions))
-                log_p = executed.log_probabilities(classifier, block.x[part], predicted[part])
+                log_p = executed.log_probabilities(asked, block.x[part], predicted[part])
             total = log_p.exp().cumsum(0)
             runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)

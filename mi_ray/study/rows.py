@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mi_ray.plan.work import Cell, OutputWork, Plan
-from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, frontier
+from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap, frontier
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -204,11 +204,13 @@ def _work(cell: Cell) -> dict[str, object]:
         "undefended": cell.undefended.key,
         "outputs": [[work.key, n] for work, n in cell.components],
         "counterparts": [work.key for work in cell.counterparts],
+        **({"transferred": [work.key for work in cell.transferred]} if cell.transferred else {}),
     }
 
 
 def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
-    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
+    """Fill `auc` and `detection_gap` of each attacked cell, in place: the drop of F_ŷ on its points against that on the
+    same points clean."""
     setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
     clean = {
         (variant, *(row[name] for name in setting)): row["cell"]
@@ -219,7 +221,19 @@ def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
     for row in rows:
         own = clean.get((row["variants"][0], *(row[name] for name in setting)), "")
         if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
-            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
+            row.update(_detection(scores[own], scores[row["cell"]]))
+
+
+def _detection(clean: Array, adversarial: Array) -> Row:
+    """How well a score tells adversarial inputs from the clean ones of the same points, [points] each."""
+    gap = detection_gap(clean, adversarial)
+    several = len(clean) > 1
+    return {
+        "auc": detection_auc(clean, adversarial),
+        "detection_gap": gap.value,
+        "detection_gap_low": gap.low if several else None,
+        "detection_gap_high": gap.high if several else None,
+    }
 
 
 def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:

@@ -178,6 +178,7 @@ class Workbench:
             component = DEFENSES.make(*work.component)
             assert isinstance(component, RandomTransform)
             pool = self.pool(work.pool) if work.pool is not None else None
+            assert work.undefended is not None
             found = component_outputs(
                 self.classifier(work.classifier, self.data.precision[work.classifier]),
                 component,
@@ -186,6 +187,7 @@ class Workbench:
                 pool,
                 work.executions,
                 work.draws,
+                self.images(work.undefended.inputs, start, stop) - x if work.perturbed else None,
             )
         draws, numbers, count = found.shape[:3]
         table = pa.table(

@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
@@ -105,6 +106,130 @@ def test_the_figure_has_a_panel_for_each_classifier_and_rings_the_undominated(ce
     }
     figure = fig3b.draw(table, NAMES, "title", "note")
     assert [axes.get_title() for axes in figure.axes] == ["mixup"]
+
+
+WORST: dict[str, Any] = {"attack_params": "{}", "goal": "any", "knowledge": "adaptive"}
+
+
+def with_worst(cells: pd.DataFrame, knowledge: str = "adaptive", **accuracies: float) -> pd.DataFrame:
+    """The cells with worst cases at these accuracies: of no defense, and of each setting of MI-OL by its λ in per cent."""
+    rows = [
+        cell("mixup", "none", {}, "worst_case", accuracies["none"], executions=1, **WORST | {"knowledge": "oblivious"})
+    ]
+    for lam in (50, 70, 90):
+        changes = WORST | {"knowledge": knowledge}
+        rows.append(cell("mixup", "mi_ol", {"lam": lam / 100}, "worst_case", accuracies[f"lam{lam}"], **changes))
+    return pd.concat([cells, pa.Table.from_pylist(rows, schema=CELLS).to_pandas()], ignore_index=True)
+
+
+def drawn_lines(figure: Figure) -> dict[float, list[Any]]:
+    """The lines of the first panel that join several settings, by their width."""
+    found: dict[float, list[Any]] = {}
+    for line in figure.axes[0].get_lines():
+        if len(line.get_xdata()) > 2 and line.get_linestyle() != "None":  # the caps of bars are lines of marks alone
+            found.setdefault(line.get_linewidth(), []).append(line)
+    return found
+
+
+def test_a_thin_line_is_of_the_first_attack_and_a_bold_one_of_the_worst_case_of_the_same_settings(
+    cells: pd.DataFrame,
+) -> None:
+    table = fig3b.facts(with_worst(cells, none=0.05, lam50=0.04, lam70=0.08, lam90=0.06))
+    figure = fig3b.draw(table, NAMES, *fig3b.describe(table, NAMES))
+    thin, bold = (found for _, found in sorted(drawn_lines(figure).items()))
+    assert max(drawn_lines(figure)) > 2 * min(drawn_lines(figure))
+    assert [line.get_ydata().tolist() for line in thin] == [pytest.approx([50, 40, 20])]
+    assert [line.get_ydata().tolist() for line in bold] == [pytest.approx([4, 8, 6])]
+    assert thin[0].get_xdata().tolist() == bold[0].get_xdata().tolist()
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said == ["No defense", "MI-OL", "PGD-10 (oblivious)", "Worst case", "Undominated on selection"]
+    assert "worst case: the worst of 1 attacks, point by point" in fig3b.describe(table, NAMES)[1]
+
+
+def test_rings_are_of_the_worst_case_alone_and_judged_on_selection_points_where_there_are_some(
+    cells: pd.DataFrame,
+) -> None:
+    worst = with_worst(cells, none=0.05, lam50=0.04, lam70=0.08, lam90=0.06)
+    table = fig3b.facts(worst)
+    ringed = table[table["ringed"]]
+    assert set(ringed["line"]) == {"worst"}
+    assert sorted(ringed["adversarial"]) == pytest.approx([0.05, 0.06, 0.08])  # lam 0.5 is below lam 0.7 in both
+    better = (worst["attack"] == "worst_case") & (worst["defense_params"] == json.dumps({"lam": 0.5}))
+    worst.loc[better, "selection_accuracy"] = 0.5
+    assert 0.04 in set(fig3b.facts(worst).query("ringed")["adversarial"].round(6))
+    alone = fig3b.facts(worst.assign(selection_accuracy=None, selection_points=0))
+    assert sorted(alone.query("ringed")["adversarial"]) == pytest.approx([0.05, 0.06, 0.08])
+    said = fig3b.draw(alone, NAMES, "title", "note").legends[0].get_texts()
+    assert said[-1].get_text() == "Undominated"
+
+
+def test_a_worst_case_without_an_adaptive_attack_is_told_from_one_with(cells: pd.DataFrame) -> None:
+    table = fig3b.facts(with_worst(cells, "oblivious", none=0.05, lam50=0.04, lam70=0.08, lam90=0.06))
+    figure = fig3b.draw(table, NAMES, "title", "note")
+    (bold,) = drawn_lines(figure)[max(drawn_lines(figure))]
+    assert bold.is_dashed()
+    assert "Worst of oblivious ones" in [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_a_study_of_one_attack_has_thin_lines_and_says_that_it_has_no_worst_case(cells: pd.DataFrame) -> None:
+    table = fig3b.facts(cells)
+    note = fig3b.describe(table, NAMES)[1]
+    assert "no worst case: the study has one attack at this ε" in note
+    assert list(drawn_lines(fig3b.draw(table, NAMES, "title", note))) == [min(fig3b.WIDTHS)]
+
+
+def test_a_worst_case_at_another_radius_is_not_drawn(cells: pd.DataFrame) -> None:
+    worst = with_worst(cells, none=0.05, lam50=0.04, lam70=0.08, lam90=0.06)
+    worst.loc[worst["attack"] == "worst_case", "epsilon"] = 16 / 255
+    assert set(fig3b.facts(worst)["line"]) == {"first"}
+
+
+def test_panels_share_their_axes_and_stand_in_at_most_threes(cells: pd.DataFrame) -> None:
+    others = [cells.assign(classifier=name, classifier_key=name) for name in ("b", "c", "d")]
+    weak = others[2]["attack"] == "pgd"
+    others[2].loc[weak, "accuracy"] -= 0.1
+    table = fig3b.facts(pd.concat([cells, *others], ignore_index=True))
+    figure = fig3b.draw(table, NAMES, "title", "note")
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["mixup", "b", "c", "d"]
+    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+    assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2
+
+
+def test_bars_are_of_ringed_settings_and_stand_apart(cells: pd.DataFrame) -> None:
+    assert fig3b.apart([3.0, 3.2, 2.0, 1.4, 3.9], 0.5).tolist() == [True, False, True, True, True]
+    near = cells["defense_params"] == json.dumps({"lam": 0.9})
+    cells.loc[near & (cells["attack"] == "none"), ["accuracy", "selection_accuracy"]] = 0.851
+    cells.loc[near & (cells["attack"] == "pgd"), ["accuracy", "selection_accuracy"]] = 0.3
+    table = fig3b.facts(cells)
+    assert sorted(table.query("ringed")["clean"]) == pytest.approx([0.65, 0.85, 0.851, 0.9])
+    bars = [
+        c.get_segments() for c in fig3b.draw(table, NAMES, "", "").axes[0].collections if hasattr(c, "get_segments")
+    ]
+    upright, level = ([segment for part in bars for segment in part if np.ptp(segment[:, at]) == 0] for at in (0, 1))
+    assert sorted(segment[0, 0] for segment in upright) == pytest.approx([65, 85, 90])
+    assert sorted(segment[0, 1] for segment in level) == pytest.approx([10, 30, 40, 50])
+
+
+def test_bars_of_settings_at_one_place_do_not_cover_each_other(cells: pd.DataFrame) -> None:
+    cells[["accuracy", "selection_accuracy"]] = 0.5
+    table = fig3b.facts(cells)
+    assert len(table.query("ringed")) == len(table) == 5
+    parts = [
+        c.get_segments() for c in fig3b.draw(table, NAMES, "", "").axes[0].collections if hasattr(c, "get_segments")
+    ]
+    assert [len(part) for part in parts] == [1, 1]
+
+
+def test_no_defense_at_0_percent_is_drawn_whole_and_so_is_a_single_setting(cells: pd.DataFrame) -> None:
+    bare = (cells["defense"] == "none") & (cells["attack"] == "pgd")
+    cells.loc[bare, ["accuracy", "accuracy_low", "accuracy_high"]] = [0.0, 0.0, 0.04]
+    only = cells[(cells["defense"] == "none") | (cells["defense_params"] == json.dumps({"lam": 0.7}))]
+    axes = fig3b.draw(fig3b.facts(only), NAMES, "title", "note").axes[0]
+    stars = [line for line in axes.get_lines() if line.get_marker() == "*"]
+    assert [line.get_ydata().tolist() for line in stars] == [[0.0]]
+    assert not stars[0].get_clip_on()
+    assert [line.get_ydata().tolist() for line in axes.get_lines() if line.get_marker() == "X"] == [[pytest.approx(40)]]
 
 
 def test_further_attacks_are_named_as_not_shown(cells: pd.DataFrame) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,26 @@ def test_a_linear_classifier_meets_the_condition_exactly_where_its_change_is_zer
         assert gap.to_numpy() == pytest.approx(fig2.condition(defense, k, lam, classes))
 
 
+@pytest.mark.parametrize("lam", [0.2, 0.7])
+def test_the_mechanisms_add_up_and_are_told_apart_where_each_acts_alone(lam: float) -> None:
+    rng, y = np.random.default_rng(0), np.array([0, 1, 2])
+    clean, mixed_clean, push, turned = (rng.random((3, 4)) for _ in range(4))
+    adversarial = clean + push
+    # G is linear in δ and the same everywhere: nothing comes of the transfer, and the shrinkage takes its 1 - λ.
+    found = fig2.changes(adversarial, mixed_clean + lam * push, clean, mixed_clean, y, mixed_clean + push)
+    for name, k in (("y", y), ("pred", adversarial.argmax(1))):
+        assert found[f"transfer_{name}"].to_numpy() == pytest.approx(0)
+        assert found[f"shrinkage_{name}"].to_numpy() == pytest.approx((lam - 1) * push[np.arange(3), k])
+    # G does not depend on the length of δ but on where it acts: nothing comes of the shrinkage.
+    found = fig2.changes(adversarial, mixed_clean + turned, clean, mixed_clean, y, mixed_clean + turned)
+    assert found["shrinkage_y"].to_numpy() == pytest.approx(0)
+    assert found["transfer_y"].to_numpy() == pytest.approx((turned - push)[np.arange(3), y])
+    found = fig2.changes(adversarial, *(rng.random((3, 4)) for _ in range(3)), y, rng.random((3, 4)))
+    for name in ("y", "pred"):
+        parts = found[f"transfer_{name}"] + found[f"shrinkage_{name}"]
+        assert parts.to_numpy() == pytest.approx(found[f"G_{name}"].to_numpy())
+
+
 def test_curves_are_means_over_points_on_all_of_them_and_on_those_of_equation_2() -> None:
     points = pd.DataFrame({name: [0.0, 1.0, 2.0, 3.0] for name in fig2.CURVES} | {"eq2": [False, True, True, False]})
     table = fig2.facts({("a", "mi_pl", 0.5): points}, 10)
@@ -201,21 +222,31 @@ def test_fig2_leaves_out_draws_that_another_study_added_to_a_shared_block(store:
     assert fig2.outputs(store, "k", [10, 11, 12], 5, 2) == pytest.approx(values - 1.0, abs=1e-6)
 
 
-def test_fig2_is_drawn_from_a_store(store: Store) -> None:
+@pytest.mark.parametrize("mechanisms", [False, True])
+def test_fig2_is_drawn_from_a_store(store: Store, mechanisms: bool) -> None:
     rng, labels = np.random.default_rng(1), [0, 1, 2, 3]
     for key in ("bare", "adv"):
         write_outputs(store, key, rng.random((4, 4)))
     rows = [cell("mixup", "none", {}, "none", 0.9, executions=1, work={"undefended": "bare"})]
     for lam in (0.4, 0.6):
         work = {"undefended": "adv", "outputs": [[f"mix{lam}", 5]], "counterparts": [f"pair{lam}"]}
-        for key in (f"mix{lam}", f"pair{lam}"):
+        work |= {"transferred": [f"whole{lam}"]} if mechanisms else {}
+        for key in (f"mix{lam}", f"pair{lam}", f"whole{lam}"):
             write_outputs(store, key, rng.random((4, 4)), executions=5)
         rows.append(cell("mixup", "mi_pl", {"lam": lam}, "pgd", 0.4, executions=5, work=work))
         write_records(store, rows[-1]["cell"], label=labels)
     stored_cell(store, rows)
     assert fig2.make(store, "s") == [f"studies/s/figures/fig2.{kind}" for kind in ("png", "pdf", "csv")]
     written = store.read_bytes("studies/s/figures/fig2.csv").decode().splitlines()
-    assert len([line for line in written if ",all," in line]) == 2 * len(fig2.CURVES)
+    parts = len(fig2.MECHANISMS) if mechanisms else 0
+    assert len([line for line in written if ",all," in line]) == 2 * (len(fig2.CURVES) + parts)
+    table = fig2.facts(*fig2.settings_of(store, read_cells(store, "s"))[::2])
+    figure = fig2.draw(table[table["subset"] == "all"], NAMES, "title", "note")
+    assert [axes.get_ylabel() for axes in figure.axes] == ["change of probability", "ΔG told apart (Eq. 13)"][
+        : 1 + mechanisms
+    ]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("input transfer, $y$" in said) == ("shrinkage, $y$" in said) == mechanisms
 
 
 def test_fig2_without_counterparts_is_refused(store: Store) -> None:
@@ -251,6 +282,16 @@ def test_the_detectors_lambda_is_chosen_on_selection_points_and_reported_on_the_
     assert set(table[table["subset"] == "all"]["points"]) == {160}
     assert set(table[table["subset"] == "eq2"]["points"]) == {80}
     assert table.loc[table["lam"] == 0.7, "auc"].min() > table.loc[table["lam"] == 0.5, "auc"].max()
+
+
+def test_the_detection_gap_stands_beside_the_auc_and_the_baseline_has_none() -> None:
+    score = scored(0.5, 1.0)
+    table = fig3a.facts([score, replace(score, defense=fig3a.BASELINE, lam=None)])
+    own = table[(table["defense"] == "mi_pl") & (table["subset"] == "all")].iloc[0]
+    reported = score.scores[~score.scores["selection"]]
+    assert own["gap"] == pytest.approx((reported["adversarial"] - reported["clean"]).mean())
+    assert own["gap_low"] < own["gap"] < own["gap_high"]
+    assert table.loc[table["defense"] == fig3a.BASELINE, ["gap", "gap_low", "gap_high"]].isna().all(axis=None)
 
 
 def test_scores_are_paired_by_point_and_equation_2_is_clean_right_adversarial_wrong() -> None:
@@ -297,6 +338,7 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     assert (right.get_xlabel(), right.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
     curves = [text.get_text().split(":")[0] for text in left.get_legend().get_texts()]
     assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.5"]
+    assert [("DG" in text.get_text()) for text in left.get_legend().get_texts()] == [True, False, True]
     assert len(fig3a.make(store, "s")) == 3
 
 

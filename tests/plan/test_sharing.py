@@ -1,5 +1,6 @@
 """What cells share: one trajectory, one run of executions, joins, and settings that are asked for twice."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -7,8 +8,9 @@ from helpers.plans import EVERY_DEFENSE, TRAINED, WORKED, baseline, keys, planne
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.parameters import Axis
-from mi_ray.plan.cost import Costs
+from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.planner import product
+from mi_ray.study.prepare import REGISTRIES
 
 
 def test_step_counts_are_one_attack_with_several_stops_and_cells_for_each() -> None:
@@ -127,3 +129,22 @@ def test_counterparts_are_clean_mixtures_with_the_samples_of_the_adversarial_inp
     extra = {work.key for work in with_them.outputs} - {work.key for work in plain.outputs}
     assert extra == {work.key for cell in with_them.cells for work in cell.counterparts}
     assert not extra & clean
+
+
+def test_mechanisms_ask_for_each_counterpart_with_the_whole_perturbation_too_and_move_no_other_key() -> None:
+    few = {"defenses": [{"mi_ol": 0.5}, {"gaussian_noise": 0.1}, EVERY_DEFENSE[-1]], "checks": "cheap"}
+    clean, both = planned(**few, counterparts=True), planned(**few, counterparts="mechanisms")
+    assert [cell.key for cell in clean.cells] == [cell.key for cell in both.cells]
+    assert not any(cell.transferred for cell in clean.cells)
+    for cell in both.cells:
+        assert len(cell.transferred) == len(cell.counterparts)
+        for whole, counterpart in zip(cell.transferred, cell.counterparts, strict=True):
+            assert replace(whole, key=counterpart.key, perturbed=False) == counterpart
+            assert cell.inputs.attack is not None
+            assert cell.inputs.attack.key in whole.stands_on() - counterpart.stands_on()
+    extra = {work.key for work in both.outputs} - {work.key for work in clean.outputs}
+    assert extra == {work.key for cell in both.cells for work in cell.transferred}
+    passes = [planner(**few).cost(plan)["evaluation_forward"] for plan in (clean, both)]
+    counterparts = {work.key: work for cell in both.cells for work in cell.counterparts}
+    each = [work.draws * whole_chunks(work.executions[-1], REGISTRIES.chunk) for work in counterparts.values()]
+    assert passes[1] - passes[0] == planner(**few).stored_points * sum(each) > 0

@@ -17,7 +17,7 @@ import pytest
 from mi_ray.store.blocks import MARKER, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells, read_records, write_cells
-from mi_ray.store.schemas import ADVERSARIAL, CELLS, OUTPUTS, RECORDS, SCHEMAS, TRAINING
+from mi_ray.store.schemas import ADVERSARIAL, CELLS, LATER, OUTPUTS, RECORDS, SCHEMAS, TRAINING
 
 ALL_SCHEMAS = {**SCHEMAS, "cells": CELLS, "training": TRAINING}
 
@@ -69,6 +69,21 @@ def test_absent_values_survive_a_round_trip(store: Store) -> None:
     write_cells(store, "s", rows)
     read = store.read_table("studies/s/cells.parquet", CELLS).to_pylist()
     assert [{key: value for key, value in row.items() if value is not None} for row in read] == rows
+
+
+def test_a_table_of_an_earlier_version_has_the_columns_that_came_later_and_they_are_empty(store: Store) -> None:
+    assert LATER
+    earlier = pa.schema([field for field in CELLS if field.name not in LATER])
+    store.write_table("studies/s/cells.parquet", table(earlier, 3))
+    read = store.read_table("studies/s/cells.parquet", CELLS)
+    assert read.schema.equals(CELLS)
+    assert read.select(earlier.names).equals(table(earlier, 3))
+    assert all(read[name].null_count == 3 for name in LATER)
+    assert list(read_cells(store, "s").columns) == [*CELLS.names, "study"]
+    for wrong in (earlier.remove(0), pa.schema(list(reversed(CELLS)))):
+        store.write_table("studies/s/cells.parquet", table(wrong, 3))
+        with pytest.raises(DamagedFileError, match="must have the columns"):
+            store.read_table("studies/s/cells.parquet", CELLS)
 
 
 @pytest.mark.parametrize("kind", list(SCHEMAS))

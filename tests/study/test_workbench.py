@@ -1,5 +1,6 @@
 """Blocks of a tiny study without Ray: what is missing, what is computed, what is kept, and the rows that follow."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, finish, stages, tiny
+from helpers.studies import DEFENSE_GRID, ONE_GRID, Tiny, compute, derived, finish, stages, tiny
 
 import mi_ray.study.checks
 import mi_ray.study.verdicts
 from mi_ray.attacks import ATTACKS
 from mi_ray.data import to_unit
-from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
+from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform, predict
+from mi_ray.defenses.base import EVALUATE, Executions
 from mi_ray.plan.work import Inputs, Work
+from mi_ray.randomness import Key
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells, read_records
@@ -475,6 +478,45 @@ def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial
     left, right = (one.bench.results.probabilities(w, 0, 60)[0, 0] for w in (work, alone))
     assert np.allclose(left[same], right[same], atol=1e-6)
     assert not np.allclose(left[~same], right[~same], atol=1e-6)
+
+
+def test_a_whole_perturbation_is_added_to_each_mixture_of_the_clean_image(tmp_path: Path) -> None:
+    changes = {"attacks": ADAPTIVE[:1], "defenses": [{"mi_ol": 0.5}], "executions": 7}  # two chunks of executions
+    one = tiny(tmp_path, **changes, counterparts="mechanisms")
+    compute(one)
+    cell = one.cell("mi_ol", attacked=True, executions=7)
+    (work,), points = cell.transferred, one.study.points[:20]
+    clean, model = one.bench.images(Inputs(), 0, 20), one.bench.classifier(work.classifier, "fp32")
+    attacked, made = one.bench.images(cell.inputs, 0, 20), DEFENSES.make("mi_ol", 0.5)
+    assert isinstance(made, RandomTransform)
+    for draw in (0, 1):
+        executions = Executions(made, one.pool(), Key(0, EVALUATE, draw=draw), points, 7)
+        mixtures = torch.cat(list(executions.copies(clean, model(attacked).argmax(1))))[:7]
+        expected = torch.stack([model(copy + attacked - clean).softmax(1) for copy in mixtures]).mean(0)
+        np.testing.assert_allclose(one.bench.results.probabilities(work, 0, 20)[draw, 0], expected, atol=1e-5)
+    (counterpart,) = cell.counterparts
+    found, without = (one.bench.results.probabilities(w, 0, 60) for w in (work, counterpart))
+    assert np.abs(found - without).max() > 1e-3
+    told = {row["cell"]: json.loads(row["work"]) for row in finish(one)}
+    assert told[cell.key]["transferred"] == [work.key]
+    assert {key for key, said in told.items() if "transferred" in said} == {
+        c.key for c in one.plan.cells if c.transferred
+    }
+
+
+def test_the_detection_gap_of_a_cell_is_that_of_its_reported_records(tmp_path: Path) -> None:
+    one = tiny(tmp_path, **ONE_GRID)
+    rows = [row for row in finish(one) if row["defense"] == "gaussian_noise" and row["executions"] == 3]
+    records = read_records(one.store, study=one.study.sweep.name)
+    scores = records[~records["selection"]].pivot(index="point", columns="cell", values="score")
+    (clean,) = [row["cell"] for row in rows if row["attack"] == "none"]
+    attacked = [row for row in rows if row["attack"] != "none"]
+    assert len(attacked) == 3  # two stops, and the worst of them
+    for row in attacked:
+        assert row["detection_gap"] == pytest.approx((scores[row["cell"]] - scores[clean]).mean(), abs=1e-7)
+        assert row["detection_gap_low"] < row["detection_gap"] < row["detection_gap_high"]
+    stored = read_cells(one.store, one.study.sweep.name).set_index("cell")["detection_gap"]
+    assert stored.notna().sum() == 2 * len(attacked)  # N = 1 too, and neither clean cells nor F itself
 
 
 CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}], "executions": 3}
