@@ -275,6 +275,27 @@ Names = Annotated[tuple[str, ...] | None, BeforeValidator(_listed_if_any)]
 ADAPTIVE = "adaptive"  # as an attack's name it means the attack that the option `adaptive_attack` names
 
 
+class ImagesEntry(Strict):
+    """An oblivious attack whose images another attack begins with: `{pgd: {steps: 50}, classifier: erm}`."""
+
+    method: Method = Field(
+        description="The attack with its parameters, under its own name; each of them has one value."
+    )
+    classifier: str | None = Field(
+        None,
+        description="The classifier that it is made on; the attacked one when left out, another one for a transfer.",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, data: object) -> object:
+        return _one_method(data, ("classifier",), "images are one attack, such as {pgd: {steps: 50}, classifier: erm}")
+
+    def document(self) -> dict[str, Any]:
+        """The entry as a file would say it."""
+        return _entry_document(self, self.method)
+
+
 class AttackEntry(Strict):
     """One attack under one or several threat models: `{pgd: {steps: [10]}, epsilon: 8/255, goal: untargeted}`."""
 
@@ -295,18 +316,25 @@ class AttackEntry(Strict):
     )
     knowledge: Knowledge = Field(
         "oblivious",
-        description="What is attacked: the classifier F alone, or F behind each defense setting.",
+        description="What is attacked: the classifier F alone, or F behind each defense setting; `black_box` sees its answers "
+        "alone (`square`, `random_noise`).",
     )
     classifiers: Names = Field(None, description="The only classifiers that are attacked; all when left out.")
     defenses: Names = Field(
         None, description="The only defenses that an adaptive attack goes through; all but `none` when left out."
     )
 
+    images: tuple[ImagesEntry, ...] = Field(
+        (),
+        description="Oblivious attacks of the same radius and goal whose images the attack begins with (`cascade`). They are "
+        "part of what it is: nothing else that is stored is looked at.",
+    )
+
     @model_validator(mode="before")
     @classmethod
     def _known_keys(cls, data: object) -> object:
         rule = "an attack is one method with its threat model, such as {pgd: {steps: 10}, epsilon: 8/255, goal: untargeted}"
-        return _one_method(data, ("epsilon", "goal", "knowledge", "classifiers", "defenses"), rule)
+        return _one_method(data, ("epsilon", "goal", "knowledge", "classifiers", "defenses", "images"), rule)
 
     @model_validator(mode="after")
     def _defenses_are_for_adaptive_attacks(self) -> "AttackEntry":
@@ -318,7 +346,16 @@ class AttackEntry(Strict):
 
     def document(self) -> dict[str, Any]:
         """The entry as a file would say it."""
-        return _entry_document(self, self.method)
+        found = _entry_document(self, self.method)
+        return (
+            {**found, "images": [entry.document() for entry in self.images]}
+            if self.images
+            else _without(found, "images")
+        )
+
+
+def _without(document: dict[str, Any], key: str) -> dict[str, Any]:
+    return {name: value for name, value in document.items() if name != key}
 
 
 def _entry_document(entry: Strict, method: Method) -> dict[str, Any]:
@@ -542,6 +579,8 @@ class Sweep(Strict):
         if self.search is not None and self.variants:
             raise ValueError("search: optuna searches one set of options; leave `variants` out")
         asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]
+        begun = [each.classifier for entry in self.attacks for each in entry.images if each.classifier is not None]
+        asked.append(tuple(begun))
         for name in (name for some in asked for name in some or ()):
             if name not in names:
                 raise unknown("classifier", name, names)

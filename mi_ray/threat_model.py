@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 Goal = Literal["untargeted", "targeted"]
 Norm = Literal["linf"]
-Knowledge = Literal["oblivious", "adaptive"]
+Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 
@@ -48,7 +48,8 @@ class ThreatModel:
     epsilon: radius of the ball around the clean image, in [0, 1] pixels; a number or text such as "8/255".
     goal: "untargeted" (any wrong label) or "targeted" (one given label).
     norm: "linf", the only norm of the paper.
-    knowledge: "oblivious" (sees the classifier F alone) or "adaptive" (sees F and the defense).
+    knowledge: "oblivious" (sees the classifier F alone), "black_box" (may ask F behind the defense, and sees its answers
+    alone) or "adaptive" (sees F and the defense).
 
     Raises ValueError when epsilon is outside [0, 1] or a word is not one of those above.
     """

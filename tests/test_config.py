@@ -370,11 +370,11 @@ def test_every_key_of_a_study_reads_back_from_what_it_wrote_of_itself(tmp_path: 
 @pytest.mark.parametrize(
     ("written", "level", "points"),
     [
-        ({}, "subset", 100),
-        ({"checks": "cheap"}, "cheap", 100),
-        ({"checks": "full"}, "full", 100),
+        ({}, "subset", 400),
+        ({"checks": "cheap"}, "cheap", 400),
+        ({"checks": "full"}, "full", 400),
         ({"checks": {"points": 30}}, "subset", 30),
-        ({"checks": {"level": "full"}}, "full", 100),
+        ({"checks": {"level": "full"}}, "full", 400),
     ],
 )
 def test_checks_are_a_level_or_a_level_with_points(written: Any, level: str, points: int) -> None:

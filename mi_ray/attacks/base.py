@@ -182,6 +182,10 @@ class Attack(Parameterized):
         and one pass for ŷ or F's own answer. What is computed twice to save memory is counted twice.
         """
 
+    def cost_of_an_image(self, parts: tuple[int, ...] = ()) -> int:
+        """Forward passes for one point of each set of images that it begins with; see `cost`."""
+        return 0
+
     @abstractmethod
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Every restart at every stop. All randomness must come from the batch's key and points."""

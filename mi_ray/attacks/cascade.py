@@ -114,6 +114,10 @@ class Cascade(Attack):
             forward, backward = forward + passes[0] + (1 + sum(parts)) * answers, backward + passes[1]
         return forward, backward
 
+    def cost_of_an_image(self, parts: tuple[int, ...] = ()) -> int:
+        """The draws by which it is scored."""
+        return (1 + sum(parts)) * (SCORING if parts else 1)
+
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Stage after stage on the points that stand."""
         defense: Any = getattr(model, "defense", None)

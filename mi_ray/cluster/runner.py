@@ -67,7 +67,9 @@ def attack(session: Session, plan: Plan) -> None:
     at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
     for points, some in plan.by_points(at_once):
         compute_missing(session, "attacks that checks share", "checks", some, points)
-    compute_missing(session, "attack", "attack", plan.attacks)
+    for begins in (False, True):
+        some = [work for work in plan.attacks if bool(work.given) == begins]
+        compute_missing(session, "attack", "attack", some)
     of_f = [work for work in plan.outputs if work.component is None]
     compute_missing(session, "outputs of F", "evaluation", of_f)
 

@@ -17,12 +17,12 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from mi_ray.cluster.worker import Boxed, Item, where, workbench
 from mi_ray.parameters import Method, load_plugins
-from mi_ray.plan.work import OutputWork, Work
+from mi_ray.plan.work import LAST_PHASE, OutputWork, Work
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
 TOGETHER = 30.0  # Seconds that an actor waits for the others of its run.
-EVALUATED = 2  # The last phase of a trial (see `Work.phase`), in which the defense answers.
+EVALUATED = LAST_PHASE  # In it the defense answers.
 Config = Mapping[str, str | int | float]  # A trial as Ray Tune knows it: its number in a grid, or what Optuna proposes.
 
 

@@ -1,10 +1,11 @@
 """What a defense is: N random transformations of one input, whose softmax outputs are averaged (paper, Alg. 1)."""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, ClassVar, Literal, final
 
@@ -89,6 +90,35 @@ class RandomTransform(Defense):
         predicted: ŷ, F's own prediction on x. pool: p_s, given where `uses_pool` is set.
         """
 
+    def backward_transform(
+        self,
+        x: Float[Tensor, "B C H W"],
+        draws: Draws,
+        predicted: Int64[Tensor, "B"],
+        pool: SamplePool | None,
+    ) -> Float[Tensor, "E B C H W"] | None:
+        """What stands for `transform` in an adversary's gradient, where that hides it (BPDA; Athalye et al., 2018).
+
+        A differentiable function with the same arguments, and the same calls of `draws`, such as the transformation without
+        its rounding; None where `transform` can be differentiated.
+        """
+        return None
+
+    @final
+    def copies(
+        self,
+        x: Float[Tensor, "B C H W"],
+        draws: Callable[[], Draws],
+        predicted: Int64[Tensor, "B"],
+        pool: SamplePool | None,
+    ) -> Float[Tensor, "E B C H W"]:
+        """The transformed copies, whose gradient is that of `backward_transform` where there is one. draws: made afresh."""
+        found = self.transform(x, draws(), predicted, pool)
+        if not (torch.is_grad_enabled() and x.requires_grad):
+            return found
+        smooth = self.backward_transform(x, draws(), predicted, pool)
+        return found if smooth is None else smooth + (found - smooth).detach()
+
     @final
     def components(self) -> tuple["RandomTransform", ...]:
         """The transformation itself, as the only component."""
@@ -132,7 +162,8 @@ class Executions:
             )
         key = self.key.at(family=self.component.name)
         for chunk in range(-(-self.number // CHUNK)):
-            yield self.component.transform(x, Draws(key, self.points, CHUNK, chunk, x.device), predicted, self.pool)
+            draws = partial(Draws, key, self.points, CHUNK, chunk, x.device)
+            yield self.component.copies(x, draws, predicted, self.pool)
 
     def chunks(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]

@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 from mi_ray.parameters import Method
 from mi_ray.plan.keyed import KeyedWork
 from mi_ray.plan.work import WORST_CASE, Cell, ClassifierWork, Inputs
 from mi_ray.store.keys import canonical, content_key
 from mi_ray.store.schemas import RECORDS
+from mi_ray.threat_model import Knowledge
+
+KNOWLEDGE = get_args(Knowledge)  # From the least to the most.
 
 
 class CellMaker:
@@ -87,7 +90,7 @@ class CellMaker:
                     "attack": WORST_CASE,
                     "attack_params": "{}",
                     "goal": "any",
-                    "knowledge": "adaptive" if "adaptive" in knowledge else "oblivious",
+                    "knowledge": max(knowledge, key=KNOWLEDGE.index),
                 }
                 yield replace(
                     members[0],

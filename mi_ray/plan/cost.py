@@ -48,7 +48,9 @@ class Costs:
         method, values = self.attacks[work.method], dict(work.values)
         if method.stop_parameter is not None:
             values[method.stop_parameter] = list(stops)
-        forward, backward = method.make(values).cost(work.parts)
+        attack = method.make(values)
+        forward, backward = attack.cost(work.parts)
+        forward += len(work.given) * attack.cost_of_an_image(work.parts)
         return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
 
     def lacking(self, work: Work, have: Mapping[str, Any]) -> Passes:

@@ -138,8 +138,15 @@ class KeyedWork:
         """Training images that an epoch goes through: whole global batches, so the last few of the shuffle wait."""
         return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
 
-    def attack(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None) -> AttackWork:
-        """An attack on a classifier alone, or on it behind a defense, under one threat model."""
+    def attack(
+        self,
+        attack: Any,
+        threat: ThreatModel,
+        classifier: ClassifierWork,
+        defense: Any | None,
+        given: tuple[Inputs, ...] = (),
+    ) -> AttackWork:
+        """An attack on a classifier alone, or on it behind a defense, under one threat model; given: images it begins with."""
         n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
@@ -160,6 +167,8 @@ class KeyedWork:
             "source": self.facts.sources.get(attack.name),
             **self.arithmetic(classifier.key),
         }
+        if given:
+            facts["given"] = [self._inputs(inputs) for inputs in given]
         behind: dict[str, Any] = {}
         parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
@@ -188,6 +197,7 @@ class KeyedWork:
             **behind,
             parts=parts,
             by_accuracy=attack.by_accuracy,
+            given=given,
         )
         return replace(work, cost=self.costs.of(work))
 

@@ -62,15 +62,33 @@ class Planner:
     def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
         """The attacks of an entry: on the classifier alone, or on it behind a defense."""
         method, written = self._method(entry), entry.method.values
+        if entry.images and not method.takes_images:
+            able = ", ".join(name for name in self.registries.attacks if self.registries.attacks[name].takes_images)
+            raise ValueError(f"{method.name} begins with no images of other attacks; `images` is for {able}")
         if method.needs_defense and entry.knowledge == "oblivious":
             raise ValueError(f"{method.name} attacks a defense: it needs `knowledge: adaptive`; got oblivious")
+        if method.follows_gradients and entry.knowledge == "black_box":
+            raise ValueError(
+                f"{method.name} follows gradients, which `knowledge: black_box` does not see; got black_box"
+            )
         axes = expand(method, written, lambda option: getattr(self.options, option))
         for values in product(axes):
             attack = method.make(values)
             for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
                 threat = ThreatModel(epsilon, goal, knowledge=entry.knowledge)
                 attack.check(threat, self.facts.classes)
-                yield self.works.attack(attack, threat, classifier, defense)
+                given = tuple(self._given(entry, threat, classifier))
+                yield self.works.attack(attack, threat, classifier, defense, given)
+
+    def _given(self, entry: AttackEntry, threat: ThreatModel, classifier: ClassifierWork) -> Iterator[Inputs]:
+        """The images that an attack begins with: of oblivious attacks of the same radius and goal, each at its last stop."""
+        by_name = {work.entry.name: work for work in self.classifiers}
+        for listed in entry.images:
+            attack = self.registries.attacks.make(*listed.method)
+            oblivious = replace(threat, knowledge="oblivious")
+            attack.check(oblivious, self.facts.classes)
+            of = classifier if listed.classifier is None else by_name[listed.classifier]
+            yield Inputs(self.works.attack(attack, oblivious, of, None), attack.stops()[-1])
 
     def _method(self, entry: AttackEntry) -> Any:
         name = entry.method.name
@@ -81,7 +99,7 @@ class Planner:
         return [
             work
             for entry in self.sweep.attacks
-            if entry.knowledge == "adaptive" and _applies(entry.classifiers, classifier) and defense.components()
+            if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
             if entry.defenses is None or defense.name in entry.defenses
             if any(part.uses_pool for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
@@ -159,7 +177,11 @@ class Planner:
         cells = {cell.key: cell for cell in wanted}
         outputs = merged(work for cell in cells.values() for work in cell.needs())
         attacked = [cell.inputs.attack for cell in cells.values() if cell.inputs.attack is not None]
-        plan = Plan(self.classifiers, self._costed([*self.attacks, *attacked]), outputs, tuple(cells.values()))
+        attacked = [*self.attacks, *attacked]
+        given = [inputs.attack for work in attacked for inputs in work.given if inputs.attack is not None]
+        # What stands on images of others comes after all that does not.
+        attacks = sorted(self._costed([*attacked, *given]), key=lambda work: work.phase)
+        plan = Plan(self.classifiers, tuple(attacks), outputs, tuple(cells.values()))
         return replace(plan, checks=self._checker.checks(plan))
 
     def _costed(self, works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:

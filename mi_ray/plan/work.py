@@ -15,6 +15,7 @@ from mi_ray.store.schemas import Kind
 from mi_ray.threat_model import ThreatModel
 
 Passes = tuple[int, int]  # forward and backward passes of F
+LAST_PHASE = 3  # See `Work.phase`.
 WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
 
 
@@ -50,7 +51,8 @@ class Work(ABC):
     @property
     @abstractmethod
     def phase(self) -> int:
-        """0: attacks. 1: F's own outputs. 2: a defense's outputs, which take the predictions of F from those."""
+        """0: attacks. 1: attacks that begin with their images. 2: F's own outputs. 3: a defense's outputs, which take the
+        predictions of F from those."""
 
     @abstractmethod
     def covers(self) -> dict[str, list[int]]:
@@ -71,7 +73,8 @@ class AttackWork(Work):
 
     labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
     is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of
-    each component in one call. by_accuracy: whether lost accuracy is what it is judged by.
+    each component in one call. by_accuracy: whether lost accuracy is what it is judged by. given: the images that it begins
+    with.
     """
 
     kind: ClassVar[Kind] = "adversarial"
@@ -86,6 +89,7 @@ class AttackWork(Work):
     executions: int = 1
     parts: tuple[int, ...] = ()
     by_accuracy: bool = True
+    given: tuple["Inputs", ...] = ()
 
     @property
     def title(self) -> str:
@@ -95,7 +99,12 @@ class AttackWork(Work):
     @property
     def phase(self) -> int:
         """See `Work.phase`."""
-        return 0
+        return 1 if self.given else 0
+
+    def stands_on(self) -> set[str]:
+        """The images that it begins with, and what those stand on."""
+        theirs = [inputs.attack.stands_on() for inputs in self.given if inputs.attack is not None]
+        return super().stands_on().union(*theirs)
 
     def covers(self) -> dict[str, list[int]]:
         """Every stop."""
@@ -145,7 +154,7 @@ class OutputWork(Work):
     @property
     def phase(self) -> int:
         """See `Work.phase`."""
-        return 1 if self.component is None else 2
+        return 2 if self.component is None else LAST_PHASE
 
     @property
     def is_counterpart(self) -> bool:

@@ -40,7 +40,7 @@ class Block:
     """Images of consecutive points, and how they are gone through.
 
     points: the images' indices in the test split, which key their randomness together with the seed. batch: points of a
-    canonical batch. lanes: how many of these are in flight at once.
+    canonical batch. lanes: how many of these are in flight at once. given: what other attacks made of the images.
     """
 
     x: Float[Tensor, "P C H W"]
@@ -48,6 +48,7 @@ class Block:
     seed: int
     batch: int
     lanes: int = 1
+    given: Sequence[Float[Tensor, "P C H W"]] = ()
 
     def each(self, function: Callable[[slice], R]) -> list[R]:
         """The function of every canonical batch, in order."""
@@ -132,7 +133,8 @@ def attack_outputs(
         own = attack_labels(y[part], classes, threat, block.seed, points)
         if labels == "predicted" and threat.leaves_label:
             own = _predicted(model, x)
-        return attack.craft(model, x, own, threat, block.seed, points, begun and begun.of(part)), own
+        given = [images[part] for images in block.given]
+        return attack.craft(model, x, own, threat, block.seed, points, begun and begun.of(part), given), own
 
     done = block.each(crafted)
     images, loss, success, zeros = (

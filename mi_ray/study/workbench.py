@@ -6,7 +6,7 @@ on the device between blocks.
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
@@ -133,7 +133,7 @@ class Workbench:
         found, labels = attack_outputs(
             self.attacked(work),
             attack,
-            self._block(work, x, points),
+            replace(self._block(work, x, points), given=[self.images(each, start, stop) for each in work.given]),
             self._labels_of(stored, len(points)) if guessed else y,
             self.data.classes,
             work.threat,

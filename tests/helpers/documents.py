@@ -18,13 +18,18 @@ from mi_ray.parameters import Method
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
 # The key of a method is its own name.
-KEYS = {(config.AttackEntry, "method"): "*the attack*", (config.DefenseEntry, "method"): "*the defense*"}
+KEYS = {
+    (config.AttackEntry, "method"): "*the attack*",
+    (config.DefenseEntry, "method"): "*the defense*",
+    (config.ImagesEntry, "method"): "*the attack*",
+}
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "A sweep": config.Sweep,
     "points": config.Points,
     "classifiers": config.ClassifierEntry,
     "classifiers: training": config.Training,
     "attacks": config.AttackEntry,
+    "attacks: images": config.ImagesEntry,
     "defenses": config.DefenseEntry,
     "checks": config.Checks,
     "search: optuna": config.OptunaSearch,

@@ -1,0 +1,258 @@
+"""The cascade and what it is made of: each stage on the points that stand, images kept by draws that report nothing."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mi_ray import ThreatModel, make_attack, make_defense
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch
+from mi_ray.attacks.cascade import Cascade, Stage
+from mi_ray.attacks.eot_pgd import answer_gradient, log_mean_gradient, mean_answer
+from mi_ray.attacks.square import Square, side
+from mi_ray.defenses import DefendedClassifier, RandomTransform
+from mi_ray.defenses.base import Executions
+from mi_ray.parameters import integer
+from mi_ray.randomness import Draws, Key
+from mi_ray.sample_pool import SamplePool
+
+EPSILON = 0.06
+
+
+def behind(f: Any, pool: Any, name: str = "mi_ol", executions: int = 4, **values: Any) -> DefendedClassifier:
+    """F behind a defense."""
+    return DefendedClassifier(f, make_defense(name, **(values or {"lam": 0.6})), pool, executions)
+
+
+def batch_of(x: Tensor, y: Tensor, epsilon: float = EPSILON) -> Batch:
+    return Batch(x, y, ThreatModel(epsilon), Key(0, "attack", "cascade"), range(len(x)))
+
+
+@dataclass(frozen=True)
+class Told(Attack):
+    """PGD that notes which points it is handed."""
+
+    name: ClassVar[str] = "told"
+    handed: ClassVar[list[list[int]]] = []
+    steps: int = integer("steps", 3, low=1)
+
+    def stops(self) -> tuple[int, ...]:
+        """Its steps."""
+        return (self.steps,)
+
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """None."""
+        return 0, 0
+
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        """PGD."""
+        Told.handed.append(list(batch.points))
+        return make_attack("pgd", steps=self.steps, step_size=batch.epsilon / 3).run(model, batch)
+
+
+@dataclass(frozen=True)
+class Noted(Cascade):  # type: ignore[misc]
+    """A cascade of two stages that note their points."""
+
+    def stages(self, epsilon: float, classes: int, parts: int) -> Iterator[Stage]:
+        """PGD twice."""
+        return (Stage(Told(steps)) for steps in (3, 6))
+
+
+def test_each_stage_is_handed_the_points_that_stand_and_none_that_is_wrong_when_clean(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    y = y.clone()
+    y[0] = (classifier(x[:1]).argmax(1) + 1) % 10  # wrong when clean
+    Told.handed.clear()
+    found = Noted().run(classifier, batch_of(x, y))
+    first, second = Told.handed
+    assert 0 not in first
+    assert set(second) < set(first)
+    assert torch.equal(found.images[0, 0, 0], x[0])
+    fooled = classifier(found.images[0, 0]).argmax(1) != y
+    assert torch.equal(found.success[0, 0] == 1, fooled)
+
+
+@pytest.mark.parametrize("name", ["none", "mi_ol", "mi_combined"])
+def test_the_cascade_leaves_no_more_than_its_first_stage_and_costs_no_more_than_it_says(
+    name: str, classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    values = {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.6, "threshold": 0.1}}.get(name, {})
+    model = classifier if name == "none" else behind(classifier, pool, name, **values)
+    counted: list[int] = []
+    hook = classifier.register_forward_pre_hook(lambda _, given: counted.append(len(given[0])))
+    cascade = make_attack("cascade", effort="quick")
+    found = cascade.craft(model, x, y, ThreatModel(EPSILON), 0, range(len(x)))
+    hook.remove()
+    parts = () if name == "none" else tuple(5 for _ in model.defense.components())
+    assert sum(counted) <= cascade.cost(parts)[0] * len(x)
+    single = make_attack("eot_pgd", steps=20, step_size=EPSILON / 4).craft(
+        model, x, y, ThreatModel(EPSILON), 0, range(len(x))
+    )
+    answers = [F.one_hot(model(images).argmax(1), 10) for images in (found.best(1), single.best(20))]
+    left = [float((each.argmax(1) == y).float().mean()) for each in answers]
+    assert left[0] <= left[1] + 0.2
+
+
+def test_images_that_are_handed_in_are_tried_before_anything_is_computed(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    strong = make_attack("pgd", steps=20, step_size=0.01)(classifier, x, y, ThreatModel(EPSILON))
+    fooled = classifier(strong).argmax(1) != y
+    assert fooled.any()
+    Told.handed.clear()
+    given = replace(batch_of(x, y), given=[x, strong])
+    found = Noted().run(classifier, given)
+    assert not set(Told.handed[0] if Told.handed else []) & set(torch.nonzero(fooled)[:, 0].tolist())
+    assert torch.equal(
+        found.images[0, 0][fooled], torch.where((classifier(x).argmax(1) != y)[:, None, None, None], x, strong)[fooled]
+    )
+
+
+def test_at_epsilon_0_the_clean_images_come_back(classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    found = make_attack("cascade", effort="quick").craft(behind(classifier, pool), x, y, ThreatModel(0.0))
+    assert torch.equal(found.images[0, 0], x)
+
+
+def test_a_targeted_goal_is_refused() -> None:
+    with pytest.raises(ValueError, match="goal: untargeted, got targeted"):
+        make_attack("cascade").check(ThreatModel(0.1, "targeted"), 10)
+
+
+def test_the_stages_of_each_effort_and_defense() -> None:
+    def names(effort: Any, parts: int) -> list[str]:
+        return [stage.attack.name for stage in Cascade(effort=effort).stages(0.1, 10, parts)]
+
+    assert names("quick", 0) == ["eot_pgd", "apgd"]
+    assert names("standard", 1) == ["eot_pgd", "eot_pgd", "apgd", "apgd", "apgd", "square"]
+    assert names("standard", 2)[1:4] == ["eot_pgd"] * 3  # whole, fallback, detector
+    assert {stage.attack.name for stage in Cascade().stages(0.1, 3, 0)} == {"eot_pgd", "apgd", "square"}
+    assert len(Cascade(effort="thorough")._all(0.1, 10, 0)) == 2 * len(
+        list(Cascade(effort="thorough").stages(0.1, 10, 0))
+    )
+
+
+def test_the_gradient_of_any_loss_of_the_mean_answer_is_exact(
+    classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    model, key = behind(classifier, pool, executions=7), Key(0, "attack")
+
+    def loss(log_p: Tensor) -> Tensor:
+        top = log_p.topk(3, 1).values
+        return (top[:, 0] - log_p.gather(1, y[:, None])[:, 0]) / (top[:, 0] - top[:, 2] + 0.1)
+
+    leaf = x.clone().requires_grad_(True)
+    with model.bind(key, range(len(x))):
+        whole = model(leaf)
+    expected = torch.autograd.grad(loss(whole).sum(), leaf)[0]
+    with model.bind(key, range(len(x))):
+        gradient, value, answer = answer_gradient(model, x, loss)
+    torch.testing.assert_close(answer, whole.detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(value, loss(whole).detach(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(gradient, expected, rtol=1e-2, atol=1e-4 * float(expected.abs().max()))
+    with model.bind(key, range(len(x))):
+        of_label = log_mean_gradient(model, x, y)[0]
+    with model.bind(key, range(len(x))):
+        same = answer_gradient(model, x, lambda log_p: log_p.gather(1, y[:, None])[:, 0])[0]
+    torch.testing.assert_close(same, of_label, rtol=1e-2, atol=1e-4 * float(of_label.abs().max()))
+    torch.testing.assert_close(mean_answer(classifier, x), F.log_softmax(classifier(x), 1), rtol=1e-4, atol=1e-4)
+
+
+def test_square_leaves_fooled_images_alone_and_its_schedule_follows_its_budget(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    asked: list[int] = []
+    hook = classifier.register_forward_pre_hook(lambda _, given: asked.append(len(given[0])))
+    found = Square(queries=(10, 60), schedule=60).run(classifier, batch_of(x, y, 0.2))
+    hook.remove()
+    *queries, _, _ = asked  # the last two score the stops
+    assert queries[0] == len(x)
+    assert queries == sorted(queries, reverse=True)
+    assert queries[-1] < len(x)
+    early, late = (classifier(images).argmax(1) != y for images in found.images[0])
+    assert bool((late | ~early).all())
+    assert torch.equal(found.images[0, 0][early], found.images[0, 1][early])
+    whole = [side(query, 0.8, 32, 32) for query in range(0, 10_000, 100)]
+    assert [side(query, 0.8, 32, 32, 100) for query in range(100)] == whole
+
+
+def test_momentum_adds_up_the_gradients_of_all_steps(classifier: Any, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    values: dict[str, Any] = {"steps": 4, "step_size": 0.01, "random_start": False}
+    found = make_attack("momentum", **values)(classifier, x, y, ThreatModel(EPSILON))
+    image, total = x, torch.zeros_like(x)
+    for _ in range(4):
+        leaf = image.clone().requires_grad_(True)
+        gradient = torch.autograd.grad(F.cross_entropy(classifier(leaf), y, reduction="sum"), leaf)[0]
+        total = total + gradient / gradient.abs().flatten(1).sum(1)[:, None, None, None]
+        image = (image + 0.01 * total.sign()).clamp(x - EPSILON, x + EPSILON).clamp(0, 1)
+    assert (found - image).abs().max() < 0.021  # a sign may turn where a sum is next to nothing
+    assert float(((found - image).abs() < 1e-6).float().mean()) > 0.999
+    plain = make_attack("momentum", **values, decay=0.0)(classifier, x, y, ThreatModel(EPSILON))
+    pgd = make_attack("pgd", **values)(classifier, x, y, ThreatModel(EPSILON))
+    assert float(((plain - pgd).abs() < 1e-6).float().mean()) > 0.999
+
+
+@dataclass(frozen=True)
+class Rounding(RandomTransform):
+    """A rounding that hides the gradient, and names what stands for it."""
+
+    name: ClassVar[str] = "rounding"
+    named: ClassVar[bool] = True
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """[5, B, C, H, W], shifted and rounded."""
+        return ((x + 0.1 * draws.uniform(1)[..., None, None]) * 15).round() / 15
+
+    def backward_transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor | None:
+        """The shift alone."""
+        return x + 0.1 * draws.uniform(1)[..., None, None] if self.named else None
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """None."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Hidden(Rounding):
+    """The same without a word of it."""
+
+    named: ClassVar[bool] = False
+
+
+def test_a_defense_that_hides_its_gradient_may_name_a_backward_pass(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    left = {}
+    for kind in (Rounding(), Hidden()):
+        model: nn.Module = DefendedClassifier(classifier, kind, None, 5)
+        attack = make_attack("eot_pgd", steps=10, step_size=0.01, random_start=False)
+        images = attack(model, x, y, ThreatModel(EPSILON))
+        left[type(kind).__name__] = float((model(images).argmax(1) == y).float().mean())
+        moved = (images - x).abs().max()
+        assert (moved > 0) == kind.named
+    assert left["Rounding"] < left["Hidden"]
+    with torch.no_grad():  # What is answered is the rounding itself.
+        executed = Executions(Rounding(), None, Key(0, "x"), range(len(x)), 5)
+        copies = next(executed.copies(x, y))
+    torch.testing.assert_close(copies * 15, (copies * 15).round())
+
+
+def test_attacks_say_what_they_are() -> None:
+    without = {name for name in ATTACKS if not ATTACKS[name].follows_gradients}
+    assert without == {"square", "random_noise"}
+    assert {name for name in ATTACKS if ATTACKS[name].takes_images} == {"cascade"}
+    assert {name for name in ATTACKS if ATTACKS[name].stops_early} == {"cascade", "square"}
