@@ -7,11 +7,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mi_ray.choice import chosen_on, curve, frontier
 from mi_ray.figures.names import Names
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, defense_handles, framed, lines, save_figure, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import frontier, undominated
 from mi_ray.store.blocks import Store
 
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
@@ -23,7 +23,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """The frontier table of a study's first attack, each defense at its largest N, in the order of its curves.
 
     `curve`: whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that
-    axis; of one with several axes, the settings that no other of them dominates. `shown`: whether it is drawn, which
+    axis; of one with several axes, those that `mi_ray.choice.curve` chooses. `shown`: whether it is drawn, which
     settings that give up more clean accuracy than `SHOWN` are not; all are in a study without an undefended cell.
     `others`: how many further attacks the study has. Raises ValueError for a study without attacked cells.
     """
@@ -48,8 +48,9 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
     if len(varied) == 1:
         by_axis = settings[varied[0]].map(json.dumps).map(json.loads).sort_values(key=lambda s: s.map(_order))
         return group.loc[by_axis.index].assign(curve=True)
-    best = undominated(group["clean"], group["adversarial"])
-    return group.assign(curve=best).sort_values(["clean", "adversarial"], ascending=[True, False])
+    best = curve(group)
+    others = group.drop(best).sort_values(["clean", "adversarial"], ascending=[True, False])
+    return pd.concat([group.loc[best[::-1]].assign(curve=True), others.assign(curve=False)])
 
 
 def _order(value: object) -> float:
@@ -106,9 +107,11 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
     row = table.iloc[0]
-    chosen, hidden = int(row["selection_points"]), int((~table["shown"]).sum())
-    picked = f"{chosen} other points" if chosen else "the points shown, so optimistic"
-    note = [f"{int(row['points'])} points, 95 % intervals over points", f"rings: undominated on {picked}"]
+    hidden = int((~table["shown"]).sum())
+    note = [
+        f"{int(row['points'])} points, 95 % intervals over points",
+        f"rings: undominated, and curves over several axes, chosen on {chosen_on(int(row['choosing_points']))}",
+    ]
     if row["others"]:
         note.append(f"further attacks of the study, not shown: {int(row['others'])}")
     if hidden:

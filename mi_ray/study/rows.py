@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mi_ray.choice import frontier
 from mi_ray.plan.work import Cell, Plan
-from mi_ray.statistics import cell_summary, detection_auc, frontier
+from mi_ray.statistics import cell_summary, detection_auc
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
