@@ -24,9 +24,10 @@ class CellMaker:
         parts, counterparts = [], []
         for position, component in enumerate(components):
             own_n = defense.executions_of(position, n)
-            parts.append((self.works.outputs(classifier, inputs, component, own_n, draws), own_n))
+            parts.append((self.works.outputs(classifier, inputs, component, own_n, draws, None, defense.name), own_n))
             if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
-                counterparts.append(self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs))
+                clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs, defense.name)
+                counterparts.append(clean)
         facts = {
             "undefended": undefended.key,
             "parts": [[work.key, own_n] for work, own_n in parts],
