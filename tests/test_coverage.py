@@ -21,6 +21,7 @@ from mi_ray.statistics import (
     mean_interval,
     paired_test,
 )
+from mi_ray.study.estimate import resolution_line
 
 Made = Accuracy | Estimate | PairedTest
 LEAST, MOST = 0.93, 0.97
@@ -135,6 +136,14 @@ def test_a_paired_difference_that_a_study_can_tell_apart_is_found_in_8_of_10(
         left = draws - lower.sum(axis=0)
         found += paired_test(left, right, draws).p_value < 0.05
     assert 0.7 <= found / 300 <= 0.86  # Exact tests find a little less.
+
+
+def test_a_plan_says_what_a_study_can_tell_apart() -> None:
+    said = resolution_line(1000, 1)
+    assert "(1,000 reported points): 6.3 points of accuracy between two independent cells near 50 %" in said
+    assert said.endswith("2.8 points between two cells on the same points, if 10 % of the points differ")
+    assert resolution_line(1000, 3).endswith("differ, down to 1.6 where draws alone make them differ")
+    assert detectable_difference(1) == 1  # no difference is greater
 
 
 def test_a_difference_of_independent_cells_that_a_study_can_tell_apart_is_found_in_8_of_10() -> None:
