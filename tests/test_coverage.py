@@ -100,14 +100,16 @@ def test_the_interval_of_a_hypervolume_covers_it(points: int, draws: int) -> Non
     assert LEAST <= coverage(make, hypervolume(CLEAN[:, 0], ADVERSARIAL[:, 0]), 800) <= MOST
 
 
-def test_the_interval_at_a_matched_clean_accuracy_covers_it(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("points", [50, 200])
+def test_the_interval_at_a_matched_clean_accuracy_covers_it(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
-
-    def make(rng: np.random.Generator) -> Made:
-        clean, adversarial = curve_counts(rng, 100, 3)
-        return at_matched_clean_interval(clean, 3, adversarial, 3, [0.15], below=(clean[0], 3))[0]
-
-    assert LEAST <= coverage(make, 0.25, 400) <= MOST
+    losses, covered = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3], []
+    for trial in range(300):
+        clean, adversarial = curve_counts(np.random.default_rng(trial), points, 3)
+        found = at_matched_clean_interval(clean, 3, adversarial, 3, losses, below=(clean[0], 3))
+        # Adversarial accuracy rises along the curve by what clean accuracy falls.
+        covered += [each.low <= 0.1 + loss <= each.high for each, loss in zip(found, losses, strict=True)]
+    assert LEAST <= np.mean(covered) <= MOST
 
 
 @pytest.mark.parametrize("points", [12, 30])
