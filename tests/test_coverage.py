@@ -71,12 +71,18 @@ def test_the_interval_of_an_auc_covers_it(points: int, distance: float, shared: 
 
 
 @pytest.mark.parametrize(("points", "draws"), [(50, 3), (150, 1), (150, 3)])
-def test_the_interval_of_a_paired_difference_covers_it(points: int, draws: int) -> None:
+def test_the_interval_of_a_paired_difference_covers_it(
+    points: int, draws: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The p-values, which take most of the time, are not asked for here.
+    monkeypatch.setattr(statistics, "_sign_flip_p", lambda differences: (1.0, 1.0))
+    monkeypatch.setattr(statistics, "_binomial_p", lambda higher, different, side: 1.0)
+
     def make(rng: np.random.Generator) -> Made:
         chance = rng.beta(0.5, 0.5, points)  # and a quarter less often on the right: 0.125 apart on average
         return paired_test(rng.binomial(draws, chance), rng.binomial(draws, 0.75 * chance), draws)
 
-    assert LEAST <= coverage(make, 0.125, 500) <= MOST
+    assert LEAST <= coverage(make, 0.125, 1500) <= MOST
 
 
 @pytest.mark.parametrize("points", [30, 100])
@@ -100,11 +106,11 @@ def test_the_interval_of_a_hypervolume_covers_it(points: int, draws: int) -> Non
     assert LEAST <= coverage(make, hypervolume(CLEAN[:, 0], ADVERSARIAL[:, 0]), 800) <= MOST
 
 
-@pytest.mark.parametrize("points", [50, 200])
+@pytest.mark.parametrize("points", [50, 100])
 def test_the_interval_at_a_matched_clean_accuracy_covers_it(points: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(statistics, "RESAMPLES", 400)
     losses, covered = [0.05, 0.1, 0.15, 0.2, 0.25, 0.3], []
-    for trial in range(300):
+    for trial in range(200):
         clean, adversarial = curve_counts(np.random.default_rng(trial), points, 3)
         found = at_matched_clean_interval(clean, 3, adversarial, 3, losses, below=(clean[0], 3))
         # Adversarial accuracy rises along the curve by what clean accuracy falls.
