@@ -132,3 +132,18 @@ def without(images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.N
     taken = set(image_hashes(_as_uint8(evaluated)))
     keep = np.array([image not in taken for image in image_hashes(_as_uint8(images))])
     return images[keep], labels[keep], int((~keep).sum())
+
+
+def augmented_once(images: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:
+    """A copy of a pool's images, uint8 [N, H, W, C], each flipped and cropped once, as it is anew in `SamplePool.draw`.
+
+    The released code does so: it fills its pool from a loader that augments, and draws from what it was handed.
+    """
+    units, found = np.random.default_rng([seed, len(images)]).random((len(images), 3)), []
+    for first in range(
+        0, len(images), 1000
+    ):  # The copies of all at once would need an index of 8 bytes for each value.
+        some = torch.from_numpy(images[first : first + 1000]).permute(0, 3, 1, 2)
+        copies = flip_and_crop(some, torch.from_numpy(units[first : first + 1000]), padding=4, flip=True)
+        found.append(copies.permute(0, 2, 3, 1).numpy())
+    return np.ascontiguousarray(np.concatenate(found))

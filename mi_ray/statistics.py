@@ -1,7 +1,8 @@
 """What rows say: accuracies, paired tests, detection and frontiers, with intervals, as functions of counts and frames.
 
-The sampling unit is the point: every bootstrap resamples points, with a fixed seed, so that equal rows give equal
-intervals. Counts are correct draws of a point out of `draws`; a deterministic cell has 0 or `draws` everywhere.
+The sampling unit is the point: what varies over points gives every interval its width, and a bootstrap resamples points,
+with a fixed seed, so that equal rows give equal intervals. Counts are correct draws of a point out of `draws`; a
+deterministic cell has 0 or `draws` everywhere.
 """
 
 import math
@@ -16,14 +17,18 @@ import scipy  # its parts are imported where they are used first: a worker needs
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
-FEW = 5  # points' worth of right or wrong answers below which a bootstrap of their mean cannot be trusted
+POWER = 0.8  # how often a difference is to be found that a study is said to tell apart
+FEW = 5  # points' worth of right or wrong answers below which their variance over points cannot be trusted
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64 | np.int64]
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """An accuracy in [0, 1] with its 95 % interval, which contains it. interval: how it was made, "wilson" or "bootstrap"."""
+    """An accuracy in [0, 1] with its 95 % interval, which contains it.
+
+    interval: how it was made, "wilson" or "wilson_effective" (`accuracy`).
+    """
 
     value: float
     low: float
@@ -33,10 +38,10 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % bootstrap interval over points, which contains it.
+    """A number with its 95 % interval over points, which contains it.
 
-    defined: the share of resamples in which the number exists. The ends are NaN where it exists in none of them, or
-    not on the points themselves.
+    defined: the share of resamples in which the number exists, where the interval is a bootstrap's. The ends are NaN
+    where it exists in none of them, or not on the points themselves.
     """
 
     value: float
@@ -49,75 +54,112 @@ def _around(value: float, low: float, high: float) -> tuple[float, float]:
     """The ends of an interval, moved out to the estimate where they miss it.
 
     A formula may miss it by a rounding error (Wilson's lower end of 0 % is 2e-18 for some numbers of points), and the
-    percentiles of a biased number, such as a hypervolume, by more. An error bar cannot have a negative length.
+    percentiles of a biased number by more. An error bar cannot have a negative length.
     """
     return min(low, value), max(high, value)
 
 
-def _bounds(value: float, resampled: Floats) -> tuple[float, float]:
-    """The ends of the middle 95 % of resamples, moved out to the value where they miss it."""
-    low, high = np.quantile(resampled, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    return _around(value, float(low), float(high))
+def _estimate(value: float, resampled: Floats, points: int) -> Estimate:
+    """An expanded percentile interval; resamples in which the number does not exist (NaN) are left out and counted.
 
-
-def _estimate(value: float, resampled: Floats) -> Estimate:
-    """A percentile interval; resamples in which the number does not exist (NaN) are left out and counted."""
+    Plain percentiles are too narrow by what Student's interval is wider than a normal one, and by n - 1 in place of n; the
+    expanded ones (Hesterberg 2015) go as much further out.
+    """
     exists = ~np.isnan(resampled)
     if np.isnan(value) or not exists.any():
         return Estimate(value, float("nan"), float("nan"), float(exists.mean()))
-    return Estimate(value, *_bounds(value, resampled[exists]), float(exists.mean()))
+    tail = float(scipy.stats.norm.sf(_student(points) * math.sqrt(points / max(points - 1, 1))))
+    low, high = np.quantile(resampled[exists], [tail, 1 - tail])
+    return Estimate(value, *_around(value, float(low), float(high)), float(exists.mean()))
 
 
-def _resampled_means(values: Numbers, scale: float) -> Floats:
-    """The means of values / scale over resampled points, [RESAMPLES].
+def _normal() -> float:
+    """How many standard errors of a known variance a 95 % interval goes to each side."""
+    return float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
 
-    Only how often each value occurs among the resampled points matters, so that one multinomial draw makes a resample.
+
+def _student(points: int) -> float:
+    """The same where the variance is estimated from these points; of one point as if there were two."""
+    return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, max(points - 1, 1)))
+
+
+def _wilson(share: float, points: float, errors: float) -> tuple[float, float]:
+    """Wilson's interval (1927) of a share of so many points, which goes so many standard errors to each side."""
+    centre, weight = share + errors**2 / (2 * points), 1 + errors**2 / points
+    half = errors * math.sqrt(share * (1 - share) / points + errors**2 / (4 * points**2))
+    return _around(share, max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight))
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """How much points can say of a number in [0, 1], as sizes of a sample of which it would be a share.
+
+    points: how many there are. most: the effective size at most, which keeps an interval from collapsing where all
+    points agree. edge: the size where fewer than `FEW` points' worth are not at an end of the range.
     """
-    found, times = np.unique(values, return_counts=True)
-    resampled = np.random.default_rng(0).multinomial(len(values), times / len(values), RESAMPLES)
-    return np.asarray(resampled @ found / (len(values) * scale), np.float64)
+
+    points: int
+    most: float
+    edge: float
 
 
-def _mean_over_points(values: Numbers, most: float) -> Accuracy:
-    """The mean over points of values / most, each of which is from 0 to 1, with the interval that `accuracy` describes."""
-    if values.size == 0:
+def _wilson_effective(value: float, variance: float, sizes: _Sizes) -> tuple[float, float]:
+    """Wilson's interval of a number in [0, 1], with the number of points at which a share would vary as much as it does.
+
+    variance: of the number, estimated over points. The effective size is value (1 - value) / variance (Korn and Graubard
+    1998; compared with others by Dean and Pagano 2015), and Student's quantile stands for the normal one, as the variance
+    is estimated.
+    """
+    share = min(max(value, 0.0), 1.0)
+    spread_of_one = share * (1 - share)
+    size = sizes.most if variance * sizes.most <= spread_of_one else spread_of_one / variance
+    if min(share, 1 - share) * sizes.points < FEW:
+        size = min(size, sizes.edge) if size else sizes.edge
+    return _around(value, *_wilson(share, size, _student(sizes.points)))
+
+
+def _mean_over_points(values: Numbers, most: float, independent: int) -> Accuracy:
+    """The mean over points of values / most, each of which is from 0 to 1, with the interval that `accuracy` describes.
+
+    independent: of how many independent parts each value is the mean, at most.
+    """
+    points = len(values)
+    if not points:
         raise ValueError("an accuracy needs at least one point; got none")
     mean = float(values.mean() / most)
-    low, high = _wilson(mean, len(values))
     if np.isin(values, (0, most)).all():
-        return Accuracy(mean, low, high, "wilson")
-    drawn = _bounds(mean, _resampled_means(values, most))
-    if min(mean, 1 - mean) * len(values) < FEW:  # so few that most resamples hold none, and the bootstrap collapses
-        return Accuracy(mean, min(low, drawn[0]), max(high, drawn[1]), "wilson")
-    return Accuracy(mean, *drawn, "bootstrap")
-
-
-def _wilson(mean: float, points: int) -> tuple[float, float]:
-    """Wilson's interval of a share of points; the share may be a mean survival, which varies less than it assumes."""
-    z = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2))
-    centre, weight = (mean + z * z / (2 * points)), 1 + z * z / points
-    half = z * math.sqrt(mean * (1 - mean) / points + z * z / (4 * points * points))
-    return _around(mean, max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight))
+        return Accuracy(mean, *_wilson(mean, points, _normal()), "wilson")
+    # Never `var(ddof=1)`, which is NaN of one point: its one value says nothing of how values vary.
+    variance = float(values.var() / most**2) / max(points - 1, 1)
+    sizes = _Sizes(points, points * independent, points)
+    return Accuracy(mean, *_wilson_effective(mean, variance, sizes), "wilson_effective")
 
 
 def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
     """Mean survival of points under one attempt, with an interval over points, the sampling unit.
 
-    correct_draws: for each point, how many of `draws` independent draws were right. Wilson where every point is
-    either always or never right (a deterministic cell among them), else a percentile bootstrap over points with a
-    fixed seed, and the wider of both where fewer than five points' worth are right or wrong. Raises ValueError without points.
+    correct_draws: for each point, how many of `draws` independent draws were right. Wilson where every point is either
+    always or never right (a deterministic cell among them), else Wilson with the effective number of points: as many as
+    would make a share vary as much as the mean survival does over points. That is between the number of points and
+    that of their draws, and the former where fewer than five points' worth are right or wrong. Raises ValueError
+    without points.
     """
-    return _mean_over_points(np.asarray(correct_draws), draws)
+    return _mean_over_points(np.asarray(correct_draws), draws, draws)
 
 
 def mean_interval(values: npt.ArrayLike) -> Estimate:
-    """The mean of values over points, [points], with its interval. Raises ValueError without points."""
+    """The mean of values over points, [points], with Student's interval. Raises ValueError without points.
+
+    One point has no interval: its ends are NaN.
+    """
     found = np.asarray(values, float)
     if found.ndim != 1 or not found.size:
         raise ValueError(f"a mean needs values [points], at least one; got shape {list(found.shape)}")
-    return _estimate(
-        float(found.mean()), np.concatenate([times @ found / found.size for times in _resamples(found.size)])
-    )
+    mean = float(found.mean())
+    if found.size == 1:
+        return Estimate(mean, float("nan"), float("nan"), 0.0)
+    half = _student(found.size) * float(found.std(ddof=1)) / math.sqrt(found.size)
+    return Estimate(mean, mean - half, mean + half)
 
 
 def cross_fitted(right: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -150,7 +192,7 @@ def survival_interval(correct_draws: npt.ArrayLike, draws: int, attempts: int) -
 
     Raises ValueError without points, or unless 1 <= attempts <= draws.
     """
-    return _mean_over_points(*_subsets(correct_draws, draws, attempts))
+    return _mean_over_points(*_subsets(correct_draws, draws, attempts), draws // attempts)
 
 
 def _subsets(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> tuple[Floats, float]:
@@ -163,11 +205,15 @@ def _subsets(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> tuple[F
 
 
 def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
-    """Area under the ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a): 0.5 tells nothing."""
-    from sklearn.metrics import roc_auc_score
+    """Area under the ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a): 0.5 tells nothing.
 
+    It is the chance that an adversarial input's score is above a clean one's, ties counted half. Raises ValueError
+    without scores of each, and for scores that are no numbers.
+    """
     low, high = np.asarray(clean, float), np.asarray(adversarial, float)
-    return float(roc_auc_score(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high])))
+    if not low.size or not high.size or np.isnan(low).any() or np.isnan(high).any():
+        raise ValueError(f"an AUC needs numbers of both sides; got {low.size} and {high.size}, or NaN among them")
+    return float(_placements(low, high).mean())
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,20 +235,30 @@ def roc(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Roc:
 
 
 def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Estimate:
-    """`detection_auc` with its interval; a point's clean and adversarial score are resampled together.
+    """`detection_auc` with its interval, which takes a point's clean and adversarial score together.
+
+    The variance is that of the points' placements (DeLong et al. 1988), a point's two added up, and the interval Wilson's
+    with the effective size that it gives. At the edge, where scores are told apart almost without exception and
+    placements hardly vary, the size is that at which a share varies as Hanley and McNeil (1982) have the AUC vary, as in
+    Newcombe's method 5 (2006). So the interval has a width even where all scores are told apart.
 
     Both scores [points], of the same points in the same order. Raises ValueError for other numbers of points.
     """
     low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
     _check_paired(low, high)
-    order = np.argsort(low)
-    # Where each adversarial score falls among the clean ones: those below it, and those not above it.
-    below, upto = np.searchsorted(low[order], high, "left"), np.searchsorted(low[order], high, "right")
-    found = []
-    for times in _resamples(len(low)):
-        above = np.pad(np.cumsum(times[:, order], axis=1), ((0, 0), (1, 0)))
-        found.append(((above[:, below] + above[:, upto]) * times).sum(axis=1) / (2 * len(low) ** 2))
-    return _estimate(detection_auc(low, high), np.concatenate(found))
+    points, value = len(low), detection_auc(low, high)
+    placements = _placements(low, high) - _placements(high, low)
+    spread_of_one = (points - 1) * ((1 - value) / (2 - value) + value / (1 + value))
+    sizes = _Sizes(points, points**2, points**2 / (1 + spread_of_one))
+    variance = float(placements.var()) / max(points - 1, 1)
+    return Estimate(value, *_wilson_effective(value, variance, sizes))
+
+
+def _placements(others: Floats, scores: Floats) -> Floats:
+    """Of each score the share of the others that are below it; those that are equal count half."""
+    order = np.sort(others)
+    at_most, below = np.searchsorted(order, scores, "right"), np.searchsorted(order, scores, "left")
+    return np.asarray((below + at_most) / (2 * len(others)), np.float64)
 
 
 def detection_gap(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Estimate:
@@ -252,10 +308,9 @@ def _resamples(points: int) -> Iterator[Floats]:
 class PairedTest:
     """Two cells on the same points. Everything is of left minus right, so "greater" says that left is more accurate.
 
-    difference: of the mean survivals, in [-1, 1], with its 95 % interval low, high (interval: "adjusted_wald" or
-    "bootstrap"). p_value: two-sided; p_greater: against "left is not more accurate"; p_less: against "left is not less
-    accurate". left_higher, left_lower: shares of points on which left survives more, or less, often than right.
-    method: "mcnemar" (exact) or "sign_flip" (exact).
+    difference: of the mean survivals, in [-1, 1], with its 95 % interval low, high. p_value: two-sided; p_greater:
+    against "left is not more accurate"; p_less: against "left is not less accurate". left_higher, left_lower: shares of
+    points on which left survives more, or less, often than right. method: "mcnemar" (exact) or "sign_flip" (exact).
     """
 
     difference: float
@@ -268,7 +323,6 @@ class PairedTest:
     left_lower: float
     points: int
     method: str
-    interval: str
 
 
 def paired_test(
@@ -277,10 +331,10 @@ def paired_test(
     """Whether two cells on the same points differ in accuracy, by how much, and on how many points.
 
     left_counts, right_counts: [points] correct draws, of `draws` and of `right_draws` (left out: as many). Where both
-    cells are deterministic: the exact McNemar test, and the interval of Bonett and Price (2012, adjusted Wald), which
-    is not empty where the two agree on all points. Else: the sign-flip test of the points' differences in survival,
+    cells are deterministic: the exact McNemar test. Else: the sign-flip test of the points' differences in survival,
     with all 2^points flips counted rather than drawn (a drawn p-value is at least 1 / resamples, too coarse for a
-    correction over a table), and a bootstrap over points. Raises ValueError for other points or counts out of range.
+    correction over a table). The interval is that of Bonett and Price (2012, adjusted Wald), which is not empty where
+    the two agree on all points. Raises ValueError for other points or counts out of range.
     """
     left, right = np.asarray(left_counts), np.asarray(right_counts)
     other = draws if right_draws is None else right_draws
@@ -294,15 +348,12 @@ def paired_test(
     differences = (left * (unit // draws) - right * (unit // other)).astype(np.int64)
     higher, lower = int((differences > 0).sum()), int((differences < 0).sum())
     deterministic = bool(np.isin(left, (0, draws)).all() and np.isin(right, (0, other)).all())
-    agree = not differences.any()
-    mean = float(differences.mean() / unit)
     if deterministic:
         less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
-        low, high = _around(mean, *_adjusted_wald(higher, lower, len(left)))
     else:
         less, greater = _sign_flip_p(differences)
-        bootstrapped = _bounds(mean, _resampled_means(differences, unit))
-        low, high = _adjusted_wald(0, 0, len(left)) if agree else bootstrapped
+    mean = float(differences.mean() / unit)
+    low, high = _around(mean, *_adjusted_wald(differences / unit))
     return PairedTest(
         difference=mean,
         low=low,
@@ -314,7 +365,6 @@ def paired_test(
         left_lower=lower / len(left),
         points=len(left),
         method="mcnemar" if deterministic else "sign_flip",
-        interval="adjusted_wald" if deterministic or agree else "bootstrap",
     )
 
 
@@ -322,11 +372,30 @@ def _binomial_p(higher: int, different: int, side: Literal["less", "greater"]) -
     return float(scipy.stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
 
 
-def _adjusted_wald(higher: int, lower: int, points: int) -> tuple[float, float]:
-    """Bonett and Price's interval of a difference of paired proportions: Wald's with one point more on each side."""
-    up, down = (higher + 1) / (points + 2), (lower + 1) / (points + 2)
-    half = float(scipy.stats.norm.ppf((1 + CONFIDENCE) / 2)) * math.sqrt((up + down - (up - down) ** 2) / (points + 2))
-    return max(-1.0, up - down - half), min(1.0, up - down + half)
+def _adjusted_wald(differences: Floats) -> tuple[float, float]:
+    """Bonett and Price's interval of a mean difference: Wald's with one point more on which each side is the better.
+
+    They add two points that differ by 1, as all do that differ between deterministic cells. Where draws make smaller
+    differences, the two are as large as those that are there (their root mean square), or 1 where fewer than `FEW` are.
+    """
+    points, squares, differing = len(differences), float(differences @ differences), np.count_nonzero(differences)
+    added = squares / differing if differing >= FEW else 1.0
+    mean = float(differences.sum()) / (points + 2)
+    half = _normal() * math.sqrt(((squares + 2 * added) / (points + 2) - mean**2) / (points + 2))
+    return max(-1.0, mean - half), min(1.0, mean + half)
+
+
+def detectable_difference(points: int, differing: float | None = None, draws: int = 1) -> float:
+    """The least difference in accuracy that a study finds in 8 of 10 cases, by two-sided tests at 5 %.
+
+    points: those that are reported. differing: the share of points on which two cells of the same points differ in one
+    draw (a paired test); left out, the two cells are independent, of accuracies near one half, where they vary most.
+    draws: how many independent draws a point has, where nothing but the draws makes points differ; 1 is the cautious
+    answer, that the points themselves do. It is (z_0.975 + z_0.8) times the standard error, whose square is
+    differing / (points * draws), or 1/2 / points; a number in [0, 1].
+    """
+    errors = _normal() + float(scipy.stats.norm.ppf(POWER))
+    return min(1.0, errors * math.sqrt((0.5 if differing is None else differing / draws) / points))
 
 
 def _sign_flip_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
@@ -409,37 +478,31 @@ def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray
 
 
 def hypervolume(clean: npt.ArrayLike, adversarial: npt.ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The area that settings dominate, above a reference point of (clean, adversarial) accuracy; both are maximised."""
-    return float(_area(np.asarray(clean, float), np.asarray(adversarial, float), reference))
+    """The area that settings dominate, above a reference point of (clean, adversarial) accuracy; both are maximised.
 
-
-def _area(clean: Floats, adversarial: Floats, reference: tuple[float, float]) -> Floats:
-    """`hypervolume` along the last axis, summed in steps down in clean accuracy, each as tall as the best setting so far."""
-    order = np.argsort(-clean, axis=-1)
-    x = np.maximum(np.take_along_axis(clean, order, -1) - reference[0], 0)
-    y = np.maximum(np.take_along_axis(adversarial, order, -1) - reference[1], 0)
-    widths = -np.diff(x, axis=-1, append=0.0)
-    area: Floats = np.asarray((np.maximum.accumulate(y, axis=-1) * widths).sum(axis=-1))
-    return area
+    It is summed in steps down in clean accuracy, each as tall as the best setting so far.
+    """
+    x, y = np.asarray(clean, float), np.asarray(adversarial, float)
+    order = np.argsort(-x)
+    x, y = np.maximum(x[order] - reference[0], 0), np.maximum(y[order] - reference[1], 0)
+    return float(np.maximum.accumulate(y) @ -np.diff(x, append=0.0)) if x.size else 0.0
 
 
 def at_matched_clean(clean: npt.ArrayLike, adversarial: npt.ArrayLike, level: float) -> float:
-    """Adversarial accuracy at a clean accuracy, linear between neighbours on the curve of undominated settings.
+    """Adversarial accuracy at a clean accuracy, linear between the settings of a curve that are its neighbours.
 
+    clean, adversarial: [settings] of the curve, which somebody has chosen: none of them is left out here for its result.
     NaN where the level is outside the curve: nothing is extrapolated.
     """
     x, y = np.asarray(clean, float), np.asarray(adversarial, float)
-    return float(_along(x, y, undominated(x, y), np.asarray(level))) if x.size else float("nan")
+    return float(_along(x, y, np.asarray(level))) if x.size else float("nan")
 
 
-def _along(x: Floats, y: Floats, keep: npt.NDArray[np.bool_], level: Floats) -> Floats:
-    """The value y [...] at a level [...] of x on the curve of the settings to keep; NaN outside the curve.
-
-    x, y, keep: [..., settings].
-    """
+def _along(x: Floats, y: Floats, level: Floats) -> Floats:
+    """The value y [...] at a level [...] of x on the curve of settings x, y [..., settings]; NaN outside the curve."""
     at, slack = level[..., None], 1e-9  # a level computed as 0.9 - 0.1 is at a setting with 0.8
-    below = np.where(keep & (x <= at + slack), x, -np.inf)
-    above = np.where(keep & (x >= at - slack), x, np.inf)
+    below = np.where(x <= at + slack, x, -np.inf)
+    above = np.where(x >= at - slack, x, np.inf)
     left, right = below.argmax(-1)[..., None], above.argmin(-1)[..., None]
     reached = np.isfinite(below.max(-1)) & np.isfinite(above.min(-1))
     x0, x1, y0, y1 = (np.take_along_axis(values, side, -1)[..., 0] for values in (x, y) for side in (left, right))
@@ -467,19 +530,16 @@ def _both(
     clean_draws: npt.ArrayLike,
     adversarial_counts: npt.ArrayLike,
     adversarial_draws: npt.ArrayLike,
-) -> tuple[tuple[Floats, Floats], tuple[Floats, Floats]]:
-    """Clean and adversarial accuracies [settings], and both again on resampled points [resamples, settings]."""
-    clean, adversarial = np.asarray(clean_counts), np.asarray(adversarial_counts)
-    if clean.shape != adversarial.shape or clean.ndim != 2:
+) -> tuple[Floats, Floats]:
+    """Clean and adversarial survival, [settings, points] each, in [0, 1]. Raises ValueError where they differ in form."""
+    clean, adversarial = np.asarray(clean_counts, float), np.asarray(adversarial_counts, float)
+    if clean.shape != adversarial.shape or clean.ndim != 2 or not clean.size:
         raise ValueError(
             "clean and adversarial counts must be of the same settings and points, [settings, points]; "
             f"got shapes {list(clean.shape)} and {list(adversarial.shape)}"
         )
-    draws = np.concatenate([np.broadcast_to(each, len(clean)) for each in (clean_draws, adversarial_draws)])
-    counts = np.concatenate([clean, adversarial])
-    resampled = np.split(resampled_accuracies(counts, draws), 2, axis=1)
-    own = np.split(counts.sum(axis=1) / (counts.shape[1] * draws), 2)
-    return (own[0], own[1]), (resampled[0], resampled[1])
+    draws = [np.broadcast_to(each, len(clean))[:, None] for each in (clean_draws, adversarial_draws)]
+    return clean / draws[0], adversarial / draws[1]
 
 
 def hypervolume_interval(
@@ -487,40 +547,42 @@ def hypervolume_interval(
     clean_draws: npt.ArrayLike,
     adversarial_counts: npt.ArrayLike,
     adversarial_draws: npt.ArrayLike,
-    reference: tuple[float, float] = (0.0, 0.0),
 ) -> Estimate:
-    """`hypervolume` of settings with its interval: each resample of points is the same for all settings.
+    """The area below a curve of settings, from (0, 0), with its interval; `hypervolume` where the curve never rises.
 
-    counts: [settings, points] correct draws on the same points; draws: one number or one a setting. Raises ValueError
-    where clean and adversarial counts differ in form.
+    counts: [settings, points] correct draws on the same points, the settings in the order in which the curve goes
+    through them, from the highest clean accuracy to the lowest; draws: one number or one a setting. The order is given,
+    since what is sorted by its own result is flattered by it. The variance is that of the points' influences on the area,
+    and the interval Wilson's with the effective size that it gives. Raises ValueError where clean and adversarial counts
+    differ in form.
     """
-    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
-    return _estimate(float(_area(*own, reference)), _area(*resampled, reference))
+    x, y = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    points = x.shape[1]
+    widths = -np.diff(x.mean(axis=1), append=0.0)
+    steps = np.diff(y.mean(axis=1), prepend=0.0)
+    area = float(widths @ y.mean(axis=1))
+    # The area is a sum of products of two means, so that a point moves it by way of either factor.
+    variance = float((widths @ y + steps @ x).var()) / max(points - 1, 1)
+    answers = [np.broadcast_to(draws, len(x)).sum() for draws in (clean_draws, adversarial_draws)]
+    most = points * float(sum(answers))
+    return Estimate(area, *_wilson_effective(area, variance, _Sizes(points, most, points)))
 
 
-@dataclass(frozen=True, eq=False)
-class Undominated:
-    """Which settings are undominated, in what share of resamples each is, and how many are, with an interval."""
-
-    settings: npt.NDArray[np.bool_]
-    share: Floats
-    number: Estimate
-
-
-def undominated_interval(
+def undominated_share(
     clean_counts: npt.ArrayLike,
     clean_draws: npt.ArrayLike,
     adversarial_counts: npt.ArrayLike,
     adversarial_draws: npt.ArrayLike,
-) -> Undominated:
-    """How sure it is which settings are undominated. Arguments and errors as for `hypervolume_interval`.
+) -> Floats:
+    """In what share of resamples of points each setting is undominated, [settings]. Arguments as for `hypervolume_interval`.
 
     A share near one says that a setting is undominated whatever points had been drawn, and a share near one half that
     it ties with another and the points decide.
     """
-    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
-    keep, each = undominated(*own), undominated(*resampled)
-    return Undominated(keep, each.mean(axis=0), _estimate(float(keep.sum()), each.sum(axis=1).astype(float)))
+    _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    sides = (clean_counts, clean_draws), (adversarial_counts, adversarial_draws)
+    share: Floats = undominated(*(resampled_accuracies(*side) for side in sides)).mean(axis=0)
+    return share
 
 
 def at_matched_clean_interval(
@@ -537,22 +599,22 @@ def at_matched_clean_interval(
     points), how much less than that cell's accuracy, which is resampled too: 0.02 is two points under it. Resamples
     whose curve does not reach a level are left out of its interval: `defined` is the share of the others.
     """
-    own, resampled = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    both = _both(clean_counts, clean_draws, adversarial_counts, adversarial_draws)
+    own, resampled = [side.mean(axis=1) for side in both], [resampled_accuracies(side, 1) for side in both]
     starts: tuple[Any, Any] = (0.0, 0.0)
     if below is not None:
         counts, draws = np.asarray(below[0]), below[1]
-        _check_paired(counts, np.asarray(clean_counts)[0])
+        _check_paired(counts, both[0][0])
         starts = counts.mean() / draws, resampled_accuracies(counts[None], draws)[:, 0]
-    sides = [(*side, undominated(*side), start) for side, start in zip((own, resampled), starts, strict=True)]
     found = []
     for level in levels:
         step = level if below is None else -level
-        value, each = (_along(x, y, keep, np.asarray(start + step)) for x, y, keep, start in sides)
-        found.append(_estimate(float(value), each))
+        sides = zip((own, resampled), starts, strict=True)
+        value, each = (_along(x, y, np.asarray(start + step)) for (x, y), start in sides)
+        found.append(_estimate(float(value), each, both[0].shape[1]))
     return found
 
 
-FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]
 THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]
 
 
@@ -589,35 +651,6 @@ def counts_of(records: pd.DataFrame, cells: Sequence[str]) -> npt.NDArray[np.int
             f"cells must have rows of the same points to be compared; these lack some: {incomplete or cells}"
         )
     return table.loc[list(cells)].to_numpy(np.int64)
-
-
-def frontier(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
-    """One row per (setting, attack): its clean and its adversarial cell side by side, and whether it is undominated.
-
-    cells: rows of cells.parquet of one study, of which those of one variant are compared. Columns `clean`,
-    `clean_low`, `clean_high`, `adversarial`, … are of the reported points; `cell` and `clean_cell` name the two cells.
-    `undominated` compares within (classifier, attack, threat model), on the selection points where the study has some,
-    so that what is picked by its result is reported on other points.
-    """
-    own = of_variant(cells, variant)
-    done = own[own["state"] == "done"]
-    clean = done[done["attack"] == "none"].set_index(FRONTIER_KEYS)
-    attacked = done[done["attack"] != "none"]
-    names = {
-        "accuracy": "",
-        "accuracy_low": "_low",
-        "accuracy_high": "_high",
-        "selection_accuracy": "_selection",
-    }
-    left = clean[["cell", *names]].rename(columns={k: f"clean{v}" for k, v in [("cell", "_cell"), *names.items()]})
-    right = attacked.rename(columns={k: f"adversarial{v}" for k, v in names.items()})
-    table = right.merge(left, left_on=FRONTIER_KEYS, right_index=True, how="inner").reset_index(drop=True)
-    table["undominated"] = False
-    for group in by_threat(table):
-        on = "_selection" if group["adversarial_selection"].notna().all() else ""
-        keep = undominated(group[f"clean{on}"].to_numpy(), group[f"adversarial{on}"].to_numpy())
-        table.loc[group.index, "undominated"] = keep
-    return table
 
 
 def cell_summary(counts: npt.ArrayLike, selection: npt.ArrayLike, draws: int) -> dict[str, Any]:

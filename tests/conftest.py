@@ -50,6 +50,7 @@ HEAVY = (
     "study/test_reference.py",
     "study/test_workbench.py",
     "test_command_line.py",
+    "test_coverage.py",
     "test_device.py",
     "test_golden.py",
     "test_installation.py",

@@ -23,6 +23,7 @@ NEVER_HEAVY = [
     "mi_ray.figures",
     "mi_ray.launch",
     "mi_ray.statistics",
+    "mi_ray.choice",
     "mi_ray.cli",
     "mi_ray.run",
 ]

@@ -167,6 +167,9 @@ def test_a_plan_says_what_there_is_and_what_is_stored(
     assert (plan.study, plan.cells, plan.points) == ("tiny", len(original.plan.cells), 60)
     assert {row.name: (row.pieces, row.stored) for row in plan.rows}["train"] == (1, 1)
     assert any("of one core" in line for line in plan.lines)
+    reported = original.study.sweep.points.count - original.study.sweep.points.selection
+    (told,) = [line for line in plan.lines if line.startswith("can tell apart")]
+    assert f"({reported} reported points)" in told
     empty = mi_ray.plan_sweep(SWEEP, Path(out).parent / "nowhere", set={"points.count": 30, "points.selection": 0})
     assert (empty.points, sum(row.stored for row in empty.rows)) == (30, 0)
     assert not (Path(out).parent / "nowhere").exists()

@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from mi_ray.data import to_unit
+from mi_ray.data import flip_and_crop, to_unit
 from mi_ray.randomness import Draws, Key
-from mi_ray.sample_pool import SamplePool, without
+from mi_ray.sample_pool import SamplePool, augmented_once, without
 
 COUNTS = [3, 1, 5, 2]  # images of each class
 LABELS = np.array([3, 0, 2, 2, 0, 1, 2, 3, 0, 2, 2])
@@ -197,3 +197,20 @@ def test_float_images_and_bytes_make_the_same_pool_and_one_digest() -> None:
     pools = [SamplePool(images, LABELS), SamplePool(to_unit(images), LABELS), _pool(augmented=True)]
     assert pools[0].digest == pools[1].digest != pools[2].digest
     assert torch.equal(pools[0].images, pools[1].images)
+
+
+def test_a_frozen_copy_is_each_image_flipped_and_cropped_once_and_the_same_for_a_seed() -> None:
+    images = np.random.default_rng(0).integers(1, 256, (1203, 6, 6, 3), dtype=np.uint8)
+    found = augmented_once(images, 3)
+    assert (found.shape, found.dtype) == (images.shape, np.uint8)
+    assert (found == augmented_once(images, 3)).all()
+    assert (found != augmented_once(images, 4)).any()
+    # Every copy is one of the 2 * 81 that its image has: found by trying all.
+    shifts, flips = (np.arange(9) + 0.5) / 9, np.array([0.25, 0.75])
+    units = torch.tensor(np.stack(np.meshgrid(shifts, shifts, flips), -1).reshape(-1, 3))
+    for at in (0, 999, 1000, 1202):
+        image = torch.from_numpy(images[at]).permute(2, 0, 1).expand(len(units), 3, 6, 6)
+        every = flip_and_crop(image, units, padding=4, flip=True)
+        assert (every == torch.from_numpy(found[at]).permute(2, 0, 1)).flatten(1).all(1).sum() >= 1
+    moved = (found != images).any(axis=(1, 2, 3)).mean()
+    assert 0.95 < moved < 1  # one of 162 stays as it is

@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mi_ray.choice import choosing, chosen_on
 from mi_ray.figures.names import Look, Names, parameters
 from mi_ray.figures.panels import Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import finished, read_study, records_of
@@ -70,7 +71,7 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
     rows = []
     for found in detectors:
         reported, selection = (found.scores[found.scores["selection"] == flag] for flag in (False, True))
-        picked_on = selection if len(selection) else reported
+        picked_on = found.scores[choosing(found.scores["selection"])]
         told = {
             "classifier": found.classifier,
             "attack": found.attack,
@@ -203,8 +204,7 @@ def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: st
 def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how λ was chosen and what the checks say."""
     first = table[table["subset"] == "all"].iloc[0]
-    chosen = int(first["selection_points"])
-    by = f"{chosen} other points" if chosen else "the points shown, so optimistic"
+    by = chosen_on(int(first["selection_points"]))
     note = f"λ of the ROC curves chosen on {by}; Eq. 2: clean image right, adversarial one wrong"
     title = f"{cells['dataset'].iloc[0]}: detection, {int(first['points'])} clean points and as many adversarial"
     return title, lines(note, checks_note(cells))

@@ -14,12 +14,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from mi_ray.choice import chosen_on, curve, frontier
 from mi_ray.figures.names import Names, Row
-from mi_ray.figures.paired_tests import picked_on
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import frontier, undominated
+from mi_ray.statistics import undominated
 from mi_ray.store.blocks import Store
 
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
@@ -86,8 +86,7 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(group: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    on = picked_on(group)
-    return undominated(group[f"clean{on}"], group[f"adversarial{on}"])
+    return undominated(group["clean_to_choose"], group["adversarial_to_choose"])
 
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:
@@ -96,7 +95,9 @@ def _curve(group: pd.DataFrame) -> pd.DataFrame:
     if len(varied) == 1:
         by_axis = settings[varied[0]].map(json.dumps).map(json.loads).sort_values(key=lambda s: s.map(_order))
         return group.loc[by_axis.index].assign(curve=True)
-    return group.assign(curve=_best(group)).sort_values(["clean", "adversarial"], ascending=[True, False])
+    best = curve(group)
+    others = group.drop(best).sort_values(["clean", "adversarial"], ascending=[True, False])
+    return pd.concat([group.loc[best[::-1]].assign(curve=True), others.assign(curve=False)])
 
 
 def _order(value: object) -> float:
@@ -192,7 +193,7 @@ def _handles(shown: pd.DataFrame, names: Names) -> list[Line2D]:
         for kind, some in rows[rows["defense"] != "none"].groupby("knowledge", sort=False):
             style = _style(names, "", some) | {"color": "black", "marker": ""}
             handles.append(Line2D([], [], **style, label=_kind(some.iloc[0], str(kind), names)))
-    chosen = "Undominated on selection" if picked_on(shown) else "Undominated"
+    chosen = "Undominated on selection" if (shown["choosing_points"] > 0).all() else "Undominated"
     handles.append(Line2D([], [], ls="", marker="o", ms=6.5, mfc="none", mec="black", mew=0.8, label=chosen))
     return handles
 
@@ -206,14 +207,12 @@ def _kind(row: Row, knowledge: str, names: Names) -> str:
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
     row, has_worst = table.iloc[0], (table["line"] == WORST).any()
-    chosen, hidden = int(row["selection_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
+    chosen, hidden = int(row["choosing_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
     off = int((table["shown"] & ~table["curve"] & (table["line"] == FIRST)).sum())
-    picked = (
-        f"{chosen} other points, so that one may be dominated here" if chosen else "the points shown, so optimistic"
-    )
+    picked = chosen_on(chosen) + (", so that one may be dominated on those shown" if chosen else "")
     note = [
         f"{int(row['points'])} points; bars: 95 % intervals of ringed settings, where there is room",
-        f"rings: undominated on {picked}",
+        f"rings: undominated, and curves over several axes, chosen on {picked}",
         f"worst case: the worst of {int(row['attacks'])} attacks, point by point"
         if has_worst
         else "no worst case: the study has one attack at this ε",

@@ -1,18 +1,18 @@
 """How good each defense's whole curve is, with intervals: a row for each classifier, attack and defense.
 
 Hypervolume is the area below a defense's curve of adversarial against clean accuracy, from (0, 0). Adversarial accuracy
-at matched clean accuracy is read off that curve (the comparison of the paper's Sec. 4). A curve is made of the settings
-that are undominated among the defense's own on the selection points, where the study has some, and its accuracies are
-of the other points. Classifiers named `name@1`, `name@2`, … are trainings of `name` with other seeds: a second table
-says how far their numbers spread.
+at matched clean accuracy is read off that curve (the comparison of the paper's Sec. 4). Which settings make a curve, in
+which order, and which are undominated among those of all defenses, is chosen as `mi_ray.choice` says; every number is
+of that choice, on the reported points. Classifiers named `name@1`, `name@2`, … are trainings of `name` with other
+seeds: a second table says how far their numbers spread.
 """
 
 from typing import Any
 
 import pandas as pd
 
+from mi_ray.choice import chosen_on, curve, frontier
 from mi_ray.figures.names import Names, parameters
-from mi_ray.figures.paired_tests import picked_on
 from mi_ray.figures.reading import finished, read_study
 from mi_ray.figures.saving import save_texts
 from mi_ray.figures.tables import markdown, percent
@@ -22,11 +22,9 @@ from mi_ray.statistics import (
     at_matched_clean_interval,
     by_threat,
     counts_of,
-    frontier,
     hypervolume_interval,
     spread,
-    undominated,
-    undominated_interval,
+    undominated_share,
 )
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_records
@@ -42,8 +40,9 @@ def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     """One row per (classifier, attack, defense): the numbers that the top of this file explains.
 
     cells: rows of cells.parquet of one study; records: its rows, one a cell and point. `settings`: how many the defense
-    has; `on_curve`: how many its curve is made of; `undominated`: how many of its settings are undominated among those
-    of all defenses on the reported points, and `undominated_expected` the mean of that over resamples of points;
+    has; `on_curve`: how many its curve is made of; `undominated`: how many of its settings were chosen as undominated
+    among those of all defenses, and `undominated_expected`: how many of these are so on resamples of the reported points,
+    in the mean; `choosing_points`: as in `mi_ray.choice.frontier`;
     `at_0.02`: adversarial accuracy at two points of clean accuracy below no defense, NaN where the curve does not reach
     there; `…_defined`: the share of resamples in which it exists. Raises ValueError for a study without attacked settings.
     """
@@ -60,20 +59,20 @@ def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
 
 def _defenses(group: pd.DataFrame, records: pd.DataFrame, bare: tuple[str, int] | None) -> list[dict[str, Any]]:
     """The rows of one classifier under one attack. bare: the clean cell without a defense, and its draws."""
-    size, draws, on = len(group), group["draws"].to_numpy(), picked_on(group)
+    size, draws = len(group), group["draws"].to_numpy()
     extra = [bare[0]] if bare else []
     counts = counts_of(records, [*group["clean_cell"], *group["cell"], *extra])
     clean, adversarial = counts[:size], counts[size : 2 * size]
-    among_all = undominated_interval(clean, draws, adversarial, draws)
+    share = undominated_share(clean, draws, adversarial, draws)
     rows = []
     for defense in group["defense"].unique():
         mine = (group["defense"] == defense).to_numpy()
-        chosen = mine.copy()
-        chosen[mine] = undominated(group.loc[mine, f"clean{on}"], group.loc[mine, f"adversarial{on}"])
-        curve = clean[chosen], draws[chosen], adversarial[chosen], draws[chosen]
-        found = {"hypervolume": hypervolume_interval(*curve)}
+        best = mine & group["undominated"].to_numpy()
+        chosen = group.index.get_indexer(curve(group[mine]))
+        on_curve = clean[chosen], draws[chosen], adversarial[chosen], draws[chosen]
+        found = {"hypervolume": hypervolume_interval(*on_curve)}
         if bare:
-            matched = at_matched_clean_interval(*curve, LOSSES, below=(counts[-1], bare[1]))
+            matched = at_matched_clean_interval(*on_curve, LOSSES, below=(counts[-1], bare[1]))
             found |= {f"at_{loss:g}": estimate for loss, estimate in zip(LOSSES, matched, strict=True)}
         first = group.iloc[0]
         rows.append(
@@ -82,11 +81,11 @@ def _defenses(group: pd.DataFrame, records: pd.DataFrame, bare: tuple[str, int] 
                 "defense": defense,
                 "points": counts.shape[1],
                 "settings": int(mine.sum()),
-                "on_curve": int(chosen.sum()),
-                "picked_on_selection": bool(on),
-                "verdict": _verdict(group[chosen]),
-                "undominated": int(among_all.settings[mine].sum()),
-                "undominated_expected": float(among_all.share[mine].sum()),
+                "on_curve": len(chosen),
+                "choosing_points": int(first["choosing_points"]),
+                "verdict": _verdict(group.iloc[chosen]),
+                "undominated": int(best.sum()),
+                "undominated_expected": float(share[best].sum()),
                 **{key: value for name, estimate in found.items() for key, value in _columns(name, estimate).items()},
             }
         )
@@ -180,14 +179,13 @@ def shown_seeds(seeds: pd.DataFrame, names: Names) -> pd.DataFrame:
 
 def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
     """How the tables were made, in words."""
-    picked = "selection points" if table["picked_on_selection"].all() else "the same points (optimistic)"
     return (
-        f"{int(table['points'].max())} reported points; per cent with 95 % bootstrap intervals over points, in which all "
-        "settings share each resample. Undominated: settings that none of any defense beats in both accuracies, and how many "
-        "are expected to be over resamples. At matched clean accuracy: adversarial accuracy so many points below the "
-        "undefended clean accuracy, linear between settings of the defense's own curve; – where it does not reach there, "
-        f"† where it does not in over {100 * (1 - SURE):.0f} % of resamples, which its interval leaves out. "
-        f"The settings of a curve are picked on {picked}. "
+        f"{int(table['points'].max())} reported points; per cent with 95 % intervals over points, the same for all settings. "
+        "Undominated: settings that none of any defense beats in both accuracies where settings are chosen, and how many of "
+        "them are expected to be so over resamples of the reported points. At matched clean accuracy: adversarial accuracy so "
+        "many points below the undefended clean accuracy, linear between settings of the defense's own curve; – where it does "
+        f"not reach there, † where it does not in over {100 * (1 - SURE):.0f} % of resamples, which its interval leaves out. "
+        f"The undominated settings and the curves are chosen on {chosen_on(int(table['choosing_points'].iloc[0]))}. "
         f"Checks, the worst of a curve's settings: {checks_footnote(finished(cells, NEEDS), names)}"
     )
 

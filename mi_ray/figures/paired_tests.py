@@ -1,9 +1,9 @@
 """Which differences between defenses are more than chance: paired tests on the same reported points.
 
-Under each attack: every setting against no defense (each defense's pick where there are `MANY` settings or more), and
-MI-OL's pick against each baseline's. A pick is the setting with the highest accuracy under that attack among those that
-give up at most `CLEAN_BUDGET` of clean accuracy, picked on the selection points where the study has some. P-values are
-corrected over the whole table (Holm), so that any row may be read by itself.
+Of each defense one setting is compared, the same under every attack: the one that `mi_ray.choice.picked` chooses, with
+the highest worst-case adversarial accuracy among those that give up at most `CLEAN_BUDGET` of clean accuracy. Under each
+attack it is held against no defense, and MI-OL's against each baseline's. P-values are corrected over the whole table
+(Holm), so that any row may be read by itself.
 """
 
 from collections.abc import Iterator
@@ -11,17 +11,16 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.figures.frontier_table import CLEAN_BUDGET
+from mi_ray.choice import CLEAN_BUDGET, chosen_on, frontier, picked
 from mi_ray.figures.names import Names, Row, parameters
 from mi_ray.figures.reading import finished, read_study
 from mi_ray.figures.saving import save_texts
 from mi_ray.figures.tables import markdown, points
 from mi_ray.figures.verdict_marks import checks_footnote, mark
-from mi_ray.statistics import by_threat, counts_of, frontier, holm, paired_test
+from mi_ray.statistics import by_threat, counts_of, holm, paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_records
 
-MANY = 40  # from so many settings of a classifier under an attack on, only the picks are held against no defense
 NEEDS = "paired tests need finished cells of two settings under one attack"
 
 
@@ -33,7 +32,7 @@ def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     and for cells of different points.
     """
     rows = []
-    for group in by_threat(with_budget(frontier(finished(cells, NEEDS)))):
+    for group in by_threat(picked(frontier(finished(cells, NEEDS)))):
         counts = dict(zip(group["cell"], counts_of(records, group["cell"].tolist()), strict=True))
         for left, right in _pairs(group):
             found = paired_test(counts[left["cell"]], counts[right["cell"]], int(left["draws"]), int(right["draws"]))
@@ -44,41 +43,14 @@ def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     return table.assign(p_holm=holm(table["p_value"]))
 
 
-def with_budget(table: pd.DataFrame) -> pd.DataFrame:
-    """A frontier table with `affordable`: whether a setting gives up at most `CLEAN_BUDGET` of clean accuracy.
-
-    Judged on the selection points where there are some; every setting is affordable where a study has no bare classifier.
-    """
-    on = picked_on(table)
-    bare = table[table["defense"] == "none"].groupby("classifier_key")[f"clean{on}"].max()
-    least = table["classifier_key"].map(bare).astype(float).fillna(0.0) - CLEAN_BUDGET
-    return table.assign(affordable=table[f"clean{on}"] >= least - 1e-9)
-
-
-def picked_on(table: pd.DataFrame) -> str:
-    """The suffix of the accuracies that settings are picked by: those on selection points, where there are some."""
-    return "_selection" if table[["clean_selection", "adversarial_selection"]].notna().all(axis=None) else ""
-
-
-def _pick(settings: pd.DataFrame) -> Any:
-    """The label of the row of the setting that is picked of one defense under one attack, as the top of this file says."""
-    on = picked_on(settings)
-    if settings["affordable"].any():
-        return settings.loc[settings["affordable"], f"adversarial{on}"].idxmax()
-    return settings[f"clean{on}"].idxmax()
-
-
 def _pairs(group: pd.DataFrame) -> "Iterator[tuple[pd.Series[Any], pd.Series[Any]]]":
-    """The left and the right setting of each comparison on one classifier under one attack."""
-    defended = group[group["defense"] != "none"]
-    picks = {str(defense): _pick(settings) for defense, settings in defended.groupby("defense", sort=False)}
-    shown = defended.index if len(defended) < MANY else list(picks.values())
-    for bare in group.index[group["defense"] == "none"][:1]:
-        for at in shown:
-            yield group.loc[at], group.loc[bare]
-    for defense, at in picks.items():
-        if "mi_ol" in picks and not defense.startswith("mi_"):
-            yield group.loc[picks["mi_ol"]], group.loc[at]
+    """The left and the right setting of each comparison on one classifier under one attack, one setting a defense."""
+    settings = {str(row["defense"]): row for _, row in group.iterrows()}
+    bare, ours = settings.pop("none", None), settings.get("mi_ol")
+    if bare is not None:
+        yield from ((row, bare) for row in settings.values())
+    if ours is not None:
+        yield from ((ours, row) for defense, row in settings.items() if not defense.startswith("mi_"))
 
 
 def _identity(left: Row, right: Row) -> dict[str, object]:
@@ -89,7 +61,12 @@ def _identity(left: Row, right: Row) -> dict[str, object]:
         for side, row in (("left", left), ("right", right))
         for name in ("defense", "defense_params", "executions", "draws", "cell", "adversarial", "verdict")
     }
-    return {**{name: left[name] for name in shared}, **sides, "clean_difference": float(left["clean"] - right["clean"])}
+    alone = {
+        "within_budget": left["within_budget"] and right["within_budget"],
+        "choosing_points": left["choosing_points"],
+    }
+    difference = float(left["clean"] - right["clean"])
+    return {**{name: left[name] for name in shared}, **sides, **alone, "clean_difference": difference}
 
 
 def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -129,8 +106,10 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
         f"{int(table['points'].max())} reported points. Differences in accuracy, in points, with 95 % intervals over points; "
         "above zero: better than what it is held against. Clean: the difference in clean accuracy. p: two-sided, exact "
         "McNemar where both cells are deterministic, else an exact sign-flip test of the points' survival; (Holm): "
-        f"corrected over the {len(table)} rows. Settings held against baselines are picked under each attack within "
-        f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, on selection points where the study has some. "
+        f"corrected over the {len(table)} rows. Of each defense one setting is compared, the same under every attack: the one "
+        "with the highest adversarial accuracy under the attack that leaves it least, among those within "
+        f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy (where none is, the one with the highest clean "
+        f"accuracy), chosen on {chosen_on(int(table['choosing_points'].iloc[0]))}. "
         f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS), names)}"
     )
 

@@ -13,9 +13,9 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from mi_ray.choice import chosen_on, frontier
 from mi_ray.figures.names import Names, parameters
 from mi_ray.figures.tables import percent
-from mi_ray.statistics import frontier
 
 THREAT = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
 STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
@@ -25,7 +25,7 @@ def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
     """The undominated settings and no defense, by clean accuracy: a frame for each classifier and attack that is shown.
 
     cells: rows of cells.parquet of one study. Of each classifier the study's first attack is shown and, where it has
-    several, the worst case of all. Frames are rows of `mi_ray.statistics.frontier`.
+    several, the worst case of all. Frames are rows of `mi_ray.choice.frontier`.
     """
     table = frontier(cells)
     best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
@@ -38,7 +38,10 @@ def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
 
 
 def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
-    """`frontier_facts` as tables; settings that are shown for comparison and are dominated are dim."""
+    """`frontier_facts` as tables; settings that are shown for comparison and are dominated are dim.
+
+    A caption says which points the settings were chosen on.
+    """
     for rows in frontier_facts(cells):
         first = rows.iloc[0]
         title = f"Frontier of {first['classifier']}: {names.threat(first)}"
@@ -49,6 +52,8 @@ def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
             ]
             setting = names.defense(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
             shown.add_row(*map(Text, (*setting, *accuracies)), style=None if row["undominated"] else "dim")
+        shown.caption = Text(f"chosen on {chosen_on(int(first['choosing_points']))}", style="table.caption")
+        shown.caption_justify = "left"
         yield shown
 
 

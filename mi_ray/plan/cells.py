@@ -28,9 +28,9 @@ class CellMaker:
         parts, counterparts, transferred = [], [], []
         for position, component in enumerate(components):
             own_n = defense.executions_of(position, n)
-            parts.append((self.works.outputs(classifier, inputs, component, own_n, draws), own_n))
+            parts.append((self.works.outputs(classifier, inputs, component, own_n, draws, None, defense.name), own_n))
             if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
-                clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs)
+                clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs, defense.name)
                 counterparts.append(clean)
                 if self.sweep.counterparts == "mechanisms":
                     transferred.append(self.works.perturbed(clean))

@@ -32,7 +32,8 @@ class Registries:
 class Facts:
     """What the plan needs to know of the data and the machine.
 
-    pools: component name -> digest of the sample pool that it draws from. plugins: plugin -> hash of its source.
+    pools: component name -> digest of the sample pool that it draws from; under "defense/component" that of a component
+    which draws from another within a defense. plugins: plugin -> hash of its source.
     decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
     """
 
@@ -172,7 +173,7 @@ class KeyedWork:
         behind: dict[str, Any] = {}
         parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
-            pools = {part.name: self.facts.pools[part.name] for part in defense.components() if part.uses_pool}
+            pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.uses_pool}
             behind = {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}
             each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
             parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
@@ -211,6 +212,10 @@ class KeyedWork:
         }
         return OutputWork(content_key("undefended", facts), classifier.key, inputs)
 
+    def _pool(self, defense: str, component: Any) -> str:
+        """The digest of the pool that a component draws from within a defense."""
+        return self.facts.pools.get(f"{defense}/{component.name}") or self.facts.pools[component.name]
+
     def _inputs(self, inputs: Inputs) -> Any:
         return [inputs.attack.key, inputs.stop] if inputs.attack else self._order
 
@@ -222,9 +227,14 @@ class KeyedWork:
         n: int,
         draws: int,
         judged_by: Inputs | None = None,
+        within: str = "",
     ) -> OutputWork:
-        """A component's outputs; judged_by: the inputs from which ŷ is taken, where they are others."""
-        pool = self.facts.pools[component.name] if component.uses_pool else None
+        """A component's outputs.
+
+        judged_by: the inputs from which ŷ is taken, where they are others. within: the name of the defense that the
+        component is a part of.
+        """
+        pool = self._pool(within, component) if component.uses_pool else None
         facts: dict[str, Any] = {
             "classifier": classifier.key,
             "inputs": self._inputs(inputs),

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 
 from mi_ray.store.blocks import READERS, Block, Place, Store, blocks_among
 from mi_ray.store.files import DamagedFileError
+from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CELLS, IDENTITY, RECORDS
 
 FEW = 1000  # so many cells are looked up one by one; for more of them all files are listed at once
@@ -35,11 +37,14 @@ def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, object]]) 
     store.write_table(_cells_path(study), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
 
 
-def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFrame:
+def read_cells(store: str | Path | Store, study: str | None = None, *, flat: bool = False) -> pd.DataFrame:
     """A frame with a row per cell of a study, or of all studies when none is named.
 
-    Its columns are those of `cells.parquet` (docs/results.md) and `study`. Raises ValueError when the store has no such
-    study.
+    Its columns are those of `cells.parquet` (docs/results.md) and `study`. flat: whether each parameter of a defense and
+    of an attack has a column too (`defense.lam`, `attack.steps`), and each check one with its state
+    (`check.more_steps`); these are empty where a cell has no such parameter or check. A parameter that is a list is a
+    tuple there, and a distribution JSON text, so that rows can be grouped by any. Raises ValueError when the store has
+    no such study.
     """
     opened = store if isinstance(store, Store) else Store(store)
     studies = opened.folders("studies") if study is None else [study]
@@ -48,7 +53,25 @@ def read_cells(store: str | Path | Store, study: str | None = None) -> pd.DataFr
         path = _cells_path(name)
         if study is not None or opened.exists(path):
             frames.append(cells_table(opened, name).to_pandas().assign(study=name))
-    return pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
+    found = pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
+    return _flat(found) if flat else found
+
+
+def _flat(cells: pd.DataFrame) -> pd.DataFrame:
+    """The cells with what their columns of JSON text say in columns of their own."""
+    parts = [cells]
+    for column, prefix in (("defense_params", "defense"), ("attack_params", "attack"), ("checks", "check")):
+        said = [json.loads(text) if isinstance(text, str) else {} for text in cells[column]]
+        rows = [{f"{prefix}.{name}": _scalar(value) for name, value in found.items()} for found in said]
+        parts.append(pd.DataFrame(rows, index=cells.index))
+    return pd.concat(parts, axis=1)
+
+
+def _scalar(value: object) -> object:
+    """A value of JSON text as one entry of a column, by which rows can be grouped: of a check its state."""
+    if isinstance(value, dict):
+        return value["state"] if "state" in value else canonical(value)
+    return tuple(value) if isinstance(value, list) else value
 
 
 def cells_table(store: Store, study: str) -> pa.Table:

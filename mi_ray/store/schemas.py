@@ -117,7 +117,7 @@ CELLS_COLUMNS: Columns = (
         "interval",
         TEXT,
         "How the interval was computed: `wilson` where each point is right in all of its draws or in none, else "
-        "`bootstrap` over points.",
+        "`wilson_effective`, with the number of points at which a share varies as much as the survival does over points.",
     ),
     Column(
         "survival",

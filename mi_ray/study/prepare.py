@@ -31,7 +31,7 @@ from mi_ray.parameters import Registry, load_plugins
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Plan, united
-from mi_ray.sample_pool import without
+from mi_ray.sample_pool import augmented_once, without
 from mi_ray.store.keys import canonical
 from mi_ray.study.checks import CONTROLS
 from mi_ray.study.results import PoolData, StudyData
@@ -127,24 +127,30 @@ class _Pools:
     _known: dict[str, str] = field(default_factory=dict)
 
     def of(self, options: Options) -> dict[str, str]:
-        """Component -> digest of the pool that it draws from under these options."""
+        """Component -> digest of the pool that it draws from under these options, as `Facts.pools` has it."""
         uses = [name for name in DEFENSES if getattr(DEFENSES[name], "uses_pool", False)]
         whole = self._digest(options, None)
         limit = options.pool_limit_mi_pl
-        return {name: self._digest(options, limit) if name == "mi_pl" and limit else whole for name in uses}
+        found = {name: self._digest(options, limit) if name == "mi_pl" and limit else whole for name in uses}
+        alone = limit is not None and not options.pool_limit_in_mi_combined
+        return {**found, "mi_combined/mi_pl": whole} if alone else found
 
     def _digest(self, options: Options, limit: int | None) -> str:
         split, augmented = options.pool_split, options.pool_augmented
-        name = canonical([split, augmented, limit])
+        frozen = augmented and options.pool_augmentation == "frozen"
+        name = canonical([split, augmented, frozen, limit])
         if name not in self._known:
             images, labels = self._split(split)
             if limit is not None:
                 chosen = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
                 images, labels = images[chosen], labels[chosen]
-            data = PoolData(images, labels, split, augmented, self.foreign is not None)
+            data = PoolData(images, labels, split, augmented and not frozen, self.foreign is not None)
             pool = data.pool(self.dataset.classes, torch.device("cpu"))
             if split == "train":
                 pool.refuse_evaluated(self.dataset.test_images)
+            if frozen:
+                data = replace(data, images=augmented_once(images, self.sweep.seed))
+                pool = data.pool(self.dataset.classes, torch.device("cpu"))
             self._known[name] = pool.digest
             self.made[pool.digest] = data
         return self._known[name]

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mi_ray.choice import frontier
 from mi_ray.plan.work import Cell, OutputWork, Plan
-from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap, frontier
+from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError

@@ -70,7 +70,7 @@ def test_each_stage_is_handed_the_points_that_stand_and_none_that_is_wrong_when_
     y = y.clone()
     y[0] = (classifier(x[:1]).argmax(1) + 1) % 10  # wrong when clean
     Told.handed.clear()
-    found = Noted().run(classifier, batch_of(x, y))
+    found = Noted().run(classifier, batch_of(x, y, 0.02))
     first, second = Told.handed
     assert 0 not in first
     assert set(second) < set(first)

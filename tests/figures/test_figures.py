@@ -67,7 +67,10 @@ def test_two_attacks_of_one_name_have_a_column_each(cells: pd.DataFrame) -> None
 
 
 def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: pd.DataFrame) -> None:
-    text, note = frontier_table.shown(frontier_table.facts(cells, NAMES), NAMES), frontier_table.footnote(cells, NAMES)
+    text, note = (
+        frontier_table.shown(frontier_table.facts(cells, NAMES), NAMES),
+        frontier_table.footnote(cells, frontier_table.facts(cells, NAMES), NAMES),
+    )
     assert "200 points" in note
     assert "| mixup | MI-OL | lam=0.7 | 10 | 85.0 [80.0, 90.0] | 40.0 [35.0, 45.0] ✓ |" in tables.markdown(text, note)
     assert r"PGD-10, untargeted, $\epsilon$ = 8/255 \\" in tables.latex(text, note)
@@ -76,7 +79,10 @@ def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: p
 def test_a_failed_check_is_marked_and_named_in_table_and_figure(cells: pd.DataFrame) -> None:
     bad = (cells["defense_params"] == json.dumps({"lam": 0.7})) & (cells["attack"] == "pgd")
     cells.loc[bad, ["verdict", "checks"]] = ["failed", failed("more_steps", "doubled: 40.0 % against 30.0 %")]
-    text, note = frontier_table.shown(frontier_table.facts(cells, NAMES), NAMES), frontier_table.footnote(cells, NAMES)
+    text, note = (
+        frontier_table.shown(frontier_table.facts(cells, NAMES), NAMES),
+        frontier_table.footnote(cells, frontier_table.facts(cells, NAMES), NAMES),
+    )
     column = "PGD-10, untargeted, ε = 8/255"
     assert list(text[column].str[-1]) == ["✓", "✗", "✓"]
     assert "more_steps in 1 (first mixup, MI-OL, PGD-10, untargeted, ε = 8/255: doubled: 40.0 % against 30.0 %)" in note
@@ -92,7 +98,7 @@ def test_a_curve_follows_its_axis_and_far_settings_are_counted_not_drawn(cells: 
     assert list(table[~table["shown"]]["defense"]) == ["mi_pl"]
     title, note = fig3b.describe(table, NAMES)
     assert title == "digits: PGD-10, untargeted, ε = 8/255"
-    assert "undominated on 100 other points" in note
+    assert "chosen on 100 selection points" in note
     assert "settings that give up over 30 points of clean accuracy, not shown: 1" in note
 
 

@@ -174,7 +174,9 @@ OPTION_CHANGES: dict[str, Any] = {
     "attack_labels": "predicted",
     "pool_split": "test",
     "pool_augmented": True,
+    "pool_augmentation": "frozen",
     "pool_limit_mi_pl": 300,
+    "pool_limit_in_mi_combined": False,
     "executions": 7,
     "executions_mi_pl": 7,
     "executions_mi_combined": 7,
@@ -191,6 +193,8 @@ OPTION_CHANGES: dict[str, Any] = {
 TOUCHED = {
     "pool_split": {"mi_pl", "mi_ol", "mi_combined"},
     "pool_augmented": {"mi_pl", "mi_ol", "mi_combined"},
+    "pool_augmentation": {"mi_pl", "mi_ol", "mi_combined"},
+    "pool_limit_in_mi_combined": {"mi_combined"},
     "pool_limit_mi_pl": {"mi_pl", "mi_combined"},
     "executions_mi_pl": {"mi_pl"},
     "executions_mi_combined": {"mi_combined"},
@@ -203,6 +207,13 @@ TOUCHED = {
     "executions": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
     "draws": {"gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
     "attack_labels": {"none", "gaussian_noise", "random_rotation", "random_resize", "mi_pl", "mi_ol", "mi_combined"},
+}
+
+
+# What an option says something about only together with.
+WITH: dict[str, dict[str, Any]] = {
+    "pool_augmentation": {"pool_augmented": True},
+    "pool_limit_in_mi_combined": {"pool_limit_mi_pl": 300},
 }
 
 
@@ -225,8 +236,37 @@ def test_the_changes_below_are_of_every_option() -> None:
 def test_every_option_changes_the_cells_of_the_defenses_it_is_about(
     option: str, honest_cells: Mapping[str, set[str]]
 ) -> None:
-    after = real_cells(options={option: OPTION_CHANGES[option]})
-    assert {name for name in honest_cells if honest_cells[name] != after[name]} == TOUCHED[option]
+    before = real_cells(options=WITH[option]) if option in WITH else honest_cells
+    after = real_cells(options={**WITH.get(option, {}), option: OPTION_CHANGES[option]})
+    assert {name for name in before if before[name] != after[name]} == TOUCHED[option]
+
+
+@pytest.mark.parametrize("option", list(WITH))
+def test_an_option_about_what_a_study_does_not_do_changes_no_key(
+    option: str, honest_cells: Mapping[str, set[str]]
+) -> None:
+    assert real_cells(options={option: OPTION_CHANGES[option]}) == honest_cells
+
+
+def test_within_mi_combined_a_pool_without_the_limit_is_the_one_that_mi_ol_draws_from() -> None:
+    changes = {"pool_limit_mi_pl": 300, "pool_limit_in_mi_combined": False}
+    study = prepare(sweep(defenses=EVERY_DEFENSE, attacks=BOTH, options=changes))
+    pools = {name: {} for name in ("mi_pl", "mi_ol", "mi_combined")}
+    for cell in study.plan().cells:
+        for work, _ in cell.components:
+            if work.component is not None and work.pool is not None:
+                found = pools[cell.defense.name].setdefault(work.component.name, work.pool)
+                assert found == work.pool
+    sizes = {
+        defense: {part: len(study.pools[key].labels) for part, key in found.items()} for defense, found in pools.items()
+    }
+    whole = sizes["mi_ol"]["mi_ol"]
+    assert sizes == {
+        "mi_pl": {"mi_pl": 300},
+        "mi_ol": {"mi_ol": whole},
+        "mi_combined": {"mi_pl": whole, "mi_ol": whole},
+    }
+    assert whole > 300
 
 
 def test_keys_are_hashes_of_canonical_content() -> None:

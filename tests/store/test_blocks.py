@@ -360,6 +360,33 @@ def test_cells_of_one_study_and_of_the_whole_store(two_studies: Store) -> None:
     assert dict(zip(everything["cell"], everything["study"], strict=True)) == {"c1": "one", "c2": "one", "c3": "two"}
 
 
+def test_flat_cells_have_each_parameter_and_check_in_a_column_of_its_own(store: Store) -> None:
+    params: list[dict[str, Any]] = [{"lam": 0.5}, {"lam": {"beta": [1, 1]}}, {"crop": [20, 28]}, {}]
+    attacks: list[dict[str, Any]] = [{}, {"steps": 10, "labels": "true"}, {"steps": 50, "labels": "true"}, {}]
+    checks = {"more_steps": {"state": "failed", "why": "so"}, "in_ball": {"state": "passed", "why": "it is"}}
+    rows = [
+        {
+            **dict.fromkeys(CELLS.names),
+            "cell": f"c{at}",
+            "defense_params": json.dumps(defense),
+            "attack_params": json.dumps(attack),
+            "checks": json.dumps(checks) if at == 1 else None,
+        }
+        for at, (defense, attack) in enumerate(zip(params, attacks, strict=True))
+    ]
+    write_cells(store, "s", rows)
+    plain, found = read_cells(store, "s"), read_cells(store, "s", flat=True)
+    new = ["defense.lam", "defense.crop", "attack.steps", "attack.labels", "check.more_steps", "check.in_ball"]
+    assert list(found.columns) == [*plain.columns, *new]
+    pd.testing.assert_frame_equal(found[plain.columns], plain)
+    assert found["defense.lam"].tolist()[:2] == [0.5, '{"beta":[1,1]}']
+    assert found["defense.crop"][2] == (20, 28)
+    assert found["attack.steps"].fillna(0).tolist() == [0, 10, 50, 0]
+    assert found["check.more_steps"].dropna().to_dict() == {1: "failed"}
+    assert found.groupby(["defense.crop"]).size().to_dict() == {(20, 28): 1}
+    assert found.isna().sum()[new].tolist() == [2, 3, 2, 2, 3, 3]
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones(two_studies: Store) -> None:
     for read in (read_cells, read_records):
         with pytest.raises(ValueError, match=r"study 'three' must be in .*; known: one, two"):
@@ -367,7 +394,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(two_studies: Store) -> 
 
 
 def test_an_empty_store_has_empty_frames_with_all_columns(store: Store) -> None:
-    assert list(read_cells(store).columns) == CELLS.names
+    assert list(read_cells(store).columns) == list(read_cells(store, flat=True).columns) == CELLS.names
     frame = read_records(store)
     assert list(frame.columns) == RECORDS.names
     assert isinstance(frame, pd.DataFrame)
