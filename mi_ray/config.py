@@ -92,7 +92,7 @@ class Options(Strict):
         "fresh",
         description="How often an image of an augmented pool is flipped and cropped: `fresh`, anew whenever it is drawn, or "
         "`frozen`, once, when the pool is made, as in the released code, whose attack_resnet_mixuptest_*.py keep what their "
-        "loader hands them once. `as_published` has `fresh`, so that stored results keep their keys.",
+        "loader hands them once.",
     )
     pool_limit_mi_pl: int | None = Field(
         None, ge=1, description="The number of images that MI-PL draws from; all of the pool when left out."
@@ -100,8 +100,7 @@ class Options(Strict):
     pool_limit_in_mi_combined: bool = Field(
         True,
         description="Whether that number holds for the MI-PL within MI-Combined too. It does not in the released code: "
-        "attack_resnet_mixuptest_PL.py has 1,000 images, attack_resnet_mixuptest_Combined.py 10,000. `as_published` has "
-        "`true`, so that stored results keep their keys.",
+        "attack_resnet_mixuptest_PL.py has 1,000 images, attack_resnet_mixuptest_Combined.py 10,000.",
     )
     executions: int = Field(
         30, ge=1, description="N of Alg. 1: the random executions whose softmax outputs are averaged."
@@ -158,7 +157,9 @@ PRESETS: dict[str, tuple[Options, TrainingOptions, Literal["drawn", "first"]]] =
             attack_labels="predicted",
             pool_split="test",
             pool_augmented=True,
+            pool_augmentation="frozen",
             pool_limit_mi_pl=1000,
+            pool_limit_in_mi_combined=False,
             executions_mi_pl=10,
             executions_mi_combined=15,
             combined_executions_pl=5,

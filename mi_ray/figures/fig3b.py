@@ -19,7 +19,6 @@ from mi_ray.figures.names import Names, Row
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import undominated
 from mi_ray.store.blocks import Store
 
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
@@ -86,7 +85,8 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _best(group: pd.DataFrame) -> npt.NDArray[np.bool_]:
-    return undominated(group["clean_to_choose"], group["adversarial_to_choose"])
+    found: npt.NDArray[np.bool_] = group.index.isin(curve(group))
+    return found
 
 
 def _curve(group: pd.DataFrame) -> pd.DataFrame:

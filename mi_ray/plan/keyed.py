@@ -173,18 +173,10 @@ class KeyedWork:
         behind: dict[str, Any] = {}
         parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
-            pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.uses_pool}
-            behind = {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}
+            behind, more = self._behind(defense, n)
+            facts |= {**behind, **more}
             each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
             parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
-            sources = [self.facts.sources.get(part.name) for part in (defense, *defense.components())]
-            versions = [part.version for part in (defense, *defense.components())]
-            facts |= {
-                **behind,
-                "defense_versions": versions,
-                "defense_sources": sources,
-                "chunk": self.registries.chunk,
-            }
         key = content_key("attack", facts)
         work = AttackWork(
             key,
@@ -201,6 +193,17 @@ class KeyedWork:
             given=given,
         )
         return replace(work, cost=self.costs.of(work))
+
+    def _behind(self, defense: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
+        """(what an attack through a defense is made against, what decides that beside it)."""
+        pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.uses_pool}
+        every = (defense, *defense.components())
+        deciding = {
+            "defense_versions": [part.version for part in every],
+            "defense_sources": [self.facts.sources.get(part.name) for part in every],
+            "chunk": self.registries.chunk,
+        }
+        return {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}, deciding
 
     def undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
         """F's own outputs: always of fp32."""
