@@ -2,12 +2,14 @@
 
 The score is F_ŷ(x) - F_MI,ŷ(x), ŷ = argmax F(x), higher = adversarial (Eq. 14); the baseline is 1 - max F(x). Clean points
 against their own adversarial versions; also on the points of Eq. 2 alone, where F is right on the clean image and wrong
-on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some.
+on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some. Beside the area the rate
+of detections at 5 % false positives: a detector that flags more clean inputs than that is of little use, whatever its area.
 """
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,15 +18,19 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mi_ray.figures.names import Look, Names, parameters
-from mi_ray.figures.panels import Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.panels import Estimated, Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import auc_interval, detection_auc, roc
+from mi_ray.statistics import FALSE_POSITIVES, auc_interval, detection_auc, detection_rate_interval, roc
 from mi_ray.store.blocks import Store
 
 DEFENSES = ("mi_pl", "mi_ol")
 BASELINE = "confidence"
 NEEDS = "Fig. 3(a) needs finished cells of mi_pl or mi_ol on clean and on attacked inputs"
+AUC: Estimated = ("auc", "auc_low", "auc_high")
+TPR: Estimated = ("tpr", "tpr_low", "tpr_high")
+RATE = f"rate at {100 * FALSE_POSITIVES:g} % false positives"
+LEGEND = f"All points: AUC [95 %]; true positive {RATE} [95 %]"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
 
 
@@ -59,7 +65,9 @@ def pair(clean: pd.DataFrame, adversarial: pd.DataFrame, score: str) -> pd.DataF
 
 
 def facts(detectors: list[Detector]) -> pd.DataFrame:
-    """One row per (detector, subset of points): AUC with its interval on the reported points, and whether it is `chosen`.
+    """One row per (detector, subset of points): what the reported points say, and whether the detector is `chosen`.
+
+    They say the AUC and `tpr`, the true-positive rate at `FALSE_POSITIVES`, each with the ends of its interval.
 
     Chosen is the setting of each defense with the highest AUC on the selection points (`auc_selection`), where there are
     some, else on the reported ones. subset: "all", or "eq2", which is left out where it has no points.
@@ -80,17 +88,11 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
         }
         for subset, rows_of in (("all", reported), ("eq2", reported[reported["eq2"]])):
             if len(rows_of):
-                auc = auc_interval(rows_of["clean"], rows_of["adversarial"])
-                rows.append(
-                    {
-                        **told,
-                        "subset": subset,
-                        "points": len(rows_of),
-                        "auc": auc.value,
-                        "auc_low": auc.low,
-                        "auc_high": auc.high,
-                    }
-                )
+                both = rows_of["clean"], rows_of["adversarial"]
+                numbers: dict[str, float] = {}
+                for columns, found_of in ((AUC, auc_interval(*both)), (TPR, detection_rate_interval(*both))):
+                    numbers |= zip(columns, (found_of.value, found_of.low, found_of.high), strict=True)
+                rows.append({**told, "subset": subset, "points": len(rows_of), **numbers})
     table = pd.DataFrame(rows)
     best = table.groupby(["classifier", "attack", "defense"])["auc_selection"].transform("max")
     first = ~table[table["auc_selection"] == best].duplicated(["classifier", "attack", "defense", "subset"])
@@ -131,6 +133,7 @@ def _look(names: Names, defense: str) -> Look:
 
 def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str], pd.DataFrame], names: Names) -> None:
     axes.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    axes.axvline(FALSE_POSITIVES, color="#888888", lw=0.8, ls=":")
     for defense, rows in table[table["chosen"]].groupby("defense", sort=False):
         look = _look(names, str(defense))
         for _, row in rows.iterrows():
@@ -139,40 +142,49 @@ def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str],
             rates = roc(points["clean"], points["adversarial"])
             whole = row["subset"] == "all"
             name = f"{look.label} {row['parameters']}".strip()
-            said = f"{name}: {row['auc']:.3f} [{row['auc_low']:.3f}, {row['auc_high']:.3f}]" if whole else None
+            said = f"{name}: {_said(row, AUC)}; {_said(row, TPR)}" if whole else None
             width, dashes = (1.5, "-") if whole else (1.0, ":")
             axes.plot(rates.fpr, rates.tpr, color=look.colour, lw=width, ls=dashes, label=said)
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     # Curves may run anywhere inside, so that the legend stands below.
     where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    axes.legend(**where, fontsize=7, title="AUC of all points [95 %]", title_fontsize=7)
+    axes.legend(**where, fontsize=7, title=LEGEND, title_fontsize=7)
 
 
-def _auc_panel(axes: Axes, table: pd.DataFrame, names: Names) -> None:
-    axes.axhline(0.5, color="#888888", lw=0.8)
+def _said(row: "pd.Series[Any]", columns: Estimated) -> str:
+    value, low, high = (row[name] for name in columns)
+    return f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Estimated, chance: float) -> None:
+    """A number of the detectors against λ. chance: its value where a score tells nothing."""
+    axes.axhline(chance, color="#888888", lw=0.8)
     for defense, rows in table[table["lam"].notna()].groupby("defense", sort=False):
         for subset, line in rows.sort_values("lam").groupby("subset"):
             whole = subset == "all"
             style: Style = {"ls": "-"} if whole else {"ls": ":", "mfc": "white"}
             style |= {"color": names.look(str(defense)).colour, "marker": "o", "ms": 4, "lw": 1.3}
-            curve(axes, line["lam"], line, ("auc", "auc_low", "auc_high"), style)
-            cross_out(axes, line["lam"], line["auc"], line)
+            curve(axes, line["lam"], line, columns, style)
+            cross_out(axes, line["lam"], line[columns[0]], line)
     base = table[(table["defense"] == BASELINE) & (table["subset"] == "all") & table["chosen"]]
     for _, row in base.iterrows():
-        axes.axhline(row["auc"], color="#000000", ls="--", lw=1.1)
-    axes.set(xlabel="λ", ylabel="AUC", ylim=(min(0.38, np.nanmin(table["auc_low"]) - 0.02), 1.02))
+        axes.axhline(row[columns[0]], color="#000000", ls="--", lw=1.1)
+    axes.set_xlabel("λ")
 
 
 def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
-    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC against λ."""
+    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC and detection rate against λ."""
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = Figure(figsize=(7.4, 0.6 + 3.6 * len(groups)))
-    panels = figure.subplots(len(groups), 2, squeeze=False)
+    figure = Figure(figsize=(11.0, 0.6 + 3.6 * len(groups)))
+    panels = figure.subplots(len(groups), 3, squeeze=False)
     for line, (classifier, attack) in zip(panels, groups, strict=True):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
         _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
-        _auc_panel(line[1], rows, names)
+        _against_lambda(line[1], rows, names, AUC, 0.5)
+        line[1].set(ylabel="AUC", ylim=(min(0.38, np.nanmin(rows["auc_low"]) - 0.02), 1.02))
+        _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
+        line[2].set(ylabel=f"True positive {RATE}", ylim=(-0.02, 1.02))
         line[0].set_title(classifier, fontsize=9)
         line[1].set_title(attack, fontsize=9)
     handles = [

@@ -123,6 +123,12 @@ CELLS_COLUMNS: Columns = (
         "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
     ),
     Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
+    Column(
+        "tpr_at_5_fpr",
+        DOUBLE,
+        "The share of this attacked cell's points whose `score` is above a threshold that at most 5 % of its clean "
+        "counterpart's points reach; null where clean.",
+    ),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
     Column("verdict", TEXT, "What the checks say together: `passed`, `failed` or `not run` (docs/checks.md)."),
     Column("clean_accuracy", DOUBLE, "The accuracy of the same setting on clean images."),

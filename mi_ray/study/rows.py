@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mi_ray.plan.work import Cell, Plan
-from mi_ray.statistics import cell_summary, detection_auc, frontier
+from mi_ray.statistics import cell_summary, detection_auc, detection_rate, frontier
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -190,7 +190,9 @@ def _work(cell: Cell) -> dict[str, object]:
 
 
 def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
-    """Fill `auc` of each attacked cell: the drop of F_ŷ on its points against that on the clean ones, in place."""
+    """Fill `auc` and `tpr_at_5_fpr` of each attacked cell, in place: the drop of F_ŷ on its points against that on the
+    clean ones.
+    """
     setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
     clean = {
         (variant, *(row[name] for name in setting)): row["cell"]
@@ -201,7 +203,8 @@ def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
     for row in rows:
         own = clean.get((row["variants"][0], *(row[name] for name in setting)), "")
         if row["attack"] != "none" and row["defense"] != "none" and row["cell"] in scores and own in scores:
-            row["auc"] = detection_auc(scores[own], scores[row["cell"]])
+            both = scores[own], scores[row["cell"]]
+            row["auc"], row["tpr_at_5_fpr"] = detection_auc(*both), detection_rate(*both)
 
 
 def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, str]) -> pa.Table | None:
