@@ -184,7 +184,7 @@ def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: st
         _against_lambda(line[1], rows, names, AUC, 0.5)
         line[1].set(ylabel="AUC", ylim=(min(0.38, np.nanmin(rows["auc_low"]) - 0.02), 1.02))
         _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
-        line[2].set(ylabel=f"True positive {RATE}", ylim=(-0.02, 1.02))
+        line[2].set(ylabel=f"True positive\n{RATE}", ylim=(-0.02, 1.02))
         line[0].set_title(classifier, fontsize=9)
         line[1].set_title(attack, fontsize=9)
     handles = [

@@ -303,7 +303,7 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     left, middle, right = figure.axes
     assert (left.get_xlabel(), left.get_title()) == ("False positive rate", "mixup")
     assert (middle.get_xlabel(), middle.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
-    assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive rate at 5 % false positives")
+    assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive\nrate at 5 % false positives")
     for axes, number in ((middle, "auc"), (right, "tpr")):
         drawn = {line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "o"}  # type: ignore[index]
         assert drawn == set(table.loc[table["lam"].notna(), number])
