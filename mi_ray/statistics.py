@@ -18,6 +18,7 @@ import scipy  # its parts are imported where they are used first: a worker needs
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 POWER = 0.8  # how often a difference is to be found that a study is said to tell apart
+FALSE_POSITIVES = 0.05  # share of clean inputs that a detector may take for adversarial ones
 FEW = 5  # points' worth of right or wrong answers below which their variance over points cannot be trusted
 Floats = npt.NDArray[np.float64]
 Numbers = npt.NDArray[np.float64 | np.int64]
@@ -216,6 +217,26 @@ def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
     return float(_placements(low, high).mean())
 
 
+def detection_rate(clean: npt.ArrayLike, adversarial: npt.ArrayLike, false_positives: float = FALSE_POSITIVES) -> float:
+    """The true-positive rate: the share of adversarial inputs that a detector finds at that rate of false positives.
+
+    The score is higher on adversarial inputs. The threshold is the lowest at which no more than `false_positives` of the
+    clean inputs are at or above it, never one between two of them, so that it is a rate that a threshold really has.
+    """
+    low, high = np.sort(np.asarray(clean, float))[::-1], np.asarray(adversarial, float)
+    return float((high > low[_allowed(len(low), false_positives)]).mean())
+
+
+def _allowed(points: int, false_positives: float) -> int:
+    """How many of the clean points may be flagged. Raises ValueError for a rate outside [0, 1), or without points."""
+    if not 0 <= false_positives < 1 or not points:
+        raise ValueError(
+            f"a detection rate needs false positives in [0, 1) and at least one clean point; got {false_positives} and "
+            f"{points} points"
+        )
+    return math.floor(false_positives * points + 1e-9)
+
+
 @dataclass(frozen=True, eq=False)
 class Roc:
     """A ROC curve: false and true positive rates where a score of at least the threshold means "adversarial"."""
@@ -282,6 +303,25 @@ def _t_half(values: Floats) -> float:
     """Half of the 95 % t-interval of a mean of at least two values."""
     quantile = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1))
     return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+def detection_rate_interval(
+    clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike, false_positives: float = FALSE_POSITIVES
+) -> Estimate:
+    """`detection_rate` with its interval; a point's clean and adversarial score are resampled together.
+
+    Each resample has a threshold of its own, so that the interval holds what is not known of it. Both scores [points], of
+    the same points in the same order. Raises ValueError for other numbers of points, or a rate outside [0, 1).
+    """
+    low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
+    _check_paired(low, high)
+    allowed = _allowed(len(low), false_positives)
+    order = np.argsort(-low)
+    found = []
+    for times in _resamples(len(low)):
+        threshold = low[order][(np.cumsum(times[:, order], axis=1) > allowed).argmax(axis=1)]
+        found.append((times * (high > threshold[:, None])).mean(axis=1))
+    return _estimate(detection_rate(low, high, false_positives), np.concatenate(found))
 
 
 def _check_paired(left: Numbers, right: Numbers) -> None:

@@ -152,8 +152,6 @@ def test_as_published_differs_from_honest_in_every_option_it_names_and_keeps_thi
     honest, published = Options().model_dump(), options.model_dump()
     assert {name for name in honest if honest[name] == published[name]} == {
         "executions",
-        "pool_augmentation",
-        "pool_limit_in_mi_combined",
     }
     assert read.points_order() == "first"
     assert [read.executions_of(name, options) for name in ("mi_ol", "mi_pl", "mi_combined")] == [

@@ -48,6 +48,7 @@ ADAPTIVE: list[dict[str, Any]] = [
     {"eot_pgd": {"steps": [2], "eot": 12}},
     {"eot_pgd": {"steps": [2], "loss": "mean_cross_entropy"}},
     {"eot_pgd": {"steps": [2], "loss": "evade"}},
+    {"evasion": {"steps": [2]}},
     {"eot_pgd": {"steps": [2], "branch": "detector"}},
     {"eot_pgd": {"steps": [2], "branch": "fallback"}},
     {"apgd": {"steps": 3}},

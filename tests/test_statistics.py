@@ -19,6 +19,8 @@ from mi_ray.statistics import (
     counts_of,
     detection_auc,
     detection_gap,
+    detection_rate,
+    detection_rate_interval,
     holm,
     hypervolume,
     hypervolume_interval,
@@ -328,9 +330,58 @@ def test_scores_that_are_told_apart_without_exception_leave_an_interval(points: 
     assert (twelve.high, twelve.low) == (1, pytest.approx(0.82, abs=0.03))
 
 
+@pytest.mark.parametrize("rounded", [1, 6])
+@pytest.mark.parametrize("points", [3, 20, 59, 60, 140])
+def test_the_detection_rate_is_the_highest_of_all_thresholds_with_so_few_false_positives(
+    points: int, rounded: int
+) -> None:
+    rng = np.random.default_rng(points)
+    clean, adversarial = rng.normal(size=points).round(rounded), rng.normal(1, size=points).round(rounded)
+    thresholds = [np.inf, *clean, *adversarial]
+    for allowed in (0.05, 0.4):
+        honest = [t for t in thresholds if np.sum(clean >= t) <= round(allowed * points, 6)]
+        assert detection_rate(clean, adversarial, allowed) == max(np.mean(adversarial >= t) for t in honest)
+
+
+def test_a_detection_rate_of_scores_that_tell_nothing_is_the_rate_of_false_positives() -> None:
+    scores = np.arange(100)
+    assert detection_rate(scores, scores) == pytest.approx(0.05)
+    assert detection_rate(scores, scores + 1) == pytest.approx(0.06)
+    assert (detection_rate(scores, scores + 100), detection_rate(scores, scores - 100)) == (1, 0)
+    assert detection_rate(np.zeros(100), np.zeros(100)) == 0  # no threshold flags a few of them
+
+
+def test_each_resampled_detection_rate_is_that_of_the_resampled_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    clean, adversarial = rng.normal(size=40).round(1), rng.normal(1, size=40).round(1)
+    rows = [rng.permutation(np.bincount(rng.integers(0, 40, 40), minlength=40)) for _ in range(5)]
+    monkeypatch.setattr("mi_ray.statistics._resamples", lambda points: iter([np.array(rows, float)]))
+    rates = [detection_rate(np.repeat(clean, times), np.repeat(adversarial, times)) for times in rows]
+    found = detection_rate_interval(clean, adversarial)
+    assert len(set(rates)) > 1
+    value = detection_rate(clean, adversarial)
+    low, high = np.quantile(rates, [0.025, 0.975])
+    assert (found.value, found.low, found.high) == pytest.approx((value, min(low, value), max(high, value)))
+
+
+def test_the_interval_of_a_detection_rate_covers_it_also_for_what_is_not_known_of_the_threshold() -> None:
+    rng, covered, trials = np.random.default_rng(5), 0, 150
+    truth = stats.norm.sf(stats.norm.isf(0.05) - 1.5)
+    for _ in range(trials):
+        found = detection_rate_interval(rng.normal(size=200), rng.normal(1.5, size=200))
+        covered += found.low <= truth <= found.high
+    assert 0.89 <= covered / trials <= 0.99
+
+
 def test_scores_of_other_points_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"same points, \[points\] and at least one; got shapes \[2\] and \[3\]"):
-        auc_interval([0.1, 0.2], [0.1, 0.2, 0.3])
+    for interval in (auc_interval, detection_rate_interval):
+        with pytest.raises(ValueError, match=r"same points, \[points\] and at least one; got shapes \[2\] and \[3\]"):
+            interval([0.1, 0.2], [0.1, 0.2, 0.3])
+    for rate in (-0.1, 1.0):
+        with pytest.raises(ValueError, match=r"false positives in \[0, 1\) and at least one clean point; got"):
+            detection_rate([0.1], [0.2], rate)
+    with pytest.raises(ValueError, match=r"got 0\.05 and 0 points"):
+        detection_rate([], [0.2])
 
 
 def _beaten(a: tuple[float, float], b: tuple[float, float]) -> bool:
@@ -611,12 +662,14 @@ def test_an_interval_of_a_difference_contains_it(left: str, right: str) -> None:
 
 @pytest.mark.parametrize("adversarial", ["never", "one draw", "random", "always"])
 @pytest.mark.parametrize("clean", ["never", "one right", "random", "alike"])
-def test_an_interval_of_a_detector_contains_its_auc(clean: str, adversarial: str) -> None:
+def test_an_interval_of_a_detector_contains_its_number(clean: str, adversarial: str) -> None:
     for points in (1, 2, 7, 60):
         rng = np.random.default_rng(points)
         scores = _counts(clean, points, 5, rng), _counts(adversarial, points, 5, rng)
-        _within(auc_interval(*scores))
-        _within(auc_interval(*(each + 1e-3 * rng.normal(size=points) for each in scores)))
+        apart = [each + 1e-3 * rng.normal(size=points) for each in scores]
+        for interval in (auc_interval, detection_rate_interval):
+            _within(interval(*scores))
+            _within(interval(*apart))
 
 
 @pytest.mark.parametrize("adversarial", ["never", "always", "one draw", "random"])

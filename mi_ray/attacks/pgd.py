@@ -18,11 +18,14 @@ def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
     return (gradient == 0).flatten(1).all(1).long()
 
 
-@dataclass(frozen=True)
-class StepAttack(Attack):
-    """Steps of a fixed length: one trajectory serves every number of steps, and every restart is kept.
+OneRestart = tuple[Tensor, Tensor, Tensor, Tensor]  # images, loss, success, zero gradients: each with an entry a stop
 
-    A subclass writes the trajectory (`path`) and how its images are compared (`measure`).
+
+@dataclass(frozen=True)
+class Restarted(Attack):
+    """Steps of a fixed length from one or several starts: one run serves every number of steps, every restart is kept.
+
+    A subclass writes what one restart leaves at its stops (`one_restart`).
     """
 
     stop_parameter: ClassVar[str | None] = "steps"
@@ -32,26 +35,11 @@ class StepAttack(Attack):
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
 
     @abstractmethod
-    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """After each step of one restart its images [B, C, H, W], and the gradient [B, ...] that the step followed.
+    def one_restart(self, model: nn.Module, batch: Batch, begun: Begun | None) -> OneRestart:
+        """(images, loss, success, number of zero gradients until then) of one restart, with one entry for each stop.
 
-        The batch's key names the restart. begun: where it stands; None at its beginning, and always for an attack that
-        cannot go on.
+        The batch's key names the restart. begun: where it stands; None at its beginning.
         """
-
-    @abstractmethod
-    def measure(
-        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
-    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
-        """(loss, success) of the images at the stops, as `Adversarial` holds them; asked where `scores` says so."""
-
-    @final
-    def scores(self, parts: object) -> bool:
-        """Whether its images are scored: not one restart's on F itself, where nothing is chosen.
-
-        A study has F's output on them anyway. parts: the defense that the model has, if any.
-        """
-        return self.restarts > 1 or bool(parts)
 
     @final
     def stops(self) -> tuple[int, ...]:
@@ -79,16 +67,51 @@ class StepAttack(Attack):
 
     def _all_restarts(self, model: nn.Module, batch: Batch, begun: Begun | None) -> Adversarial:
         found = [
-            self._one_restart(model, batch.at(restart=restart), begun and begun.restart(restart))
+            self.one_restart(model, batch.at(restart=restart), begun and begun.restart(restart))
             for restart in range(self.restarts)
         ]
         images, loss, success, zero = (torch.stack(column) for column in zip(*found, strict=True))
         return Adversarial(images, loss, success, self.steps, zero)
 
-    def _one_restart(
-        self, model: nn.Module, batch: Batch, begun: Begun | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(images, loss, success, number of zero gradients until then) of one restart, with one entry for each stop."""
+    def start(self, batch: Batch, begun: Begun | None) -> tuple[Float[Tensor, "B C H W"], range]:
+        """(the images at which a restart's path begins, the steps that are left), from the start or from where it stands."""
+        if begun is not None:
+            return begun.images[0], range(begun.steps, max(self.steps))
+        return batch.random_start() if self.random_start else batch.x, range(max(self.steps))
+
+
+@dataclass(frozen=True)
+class StepAttack(Restarted):
+    """Steps of a fixed length along one trajectory, whose images at the stops are the result.
+
+    A subclass writes the trajectory (`path`) and how its images are compared (`measure`).
+    """
+
+    @abstractmethod
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """After each step of one restart its images [B, C, H, W], and the gradient [B, ...] that the step followed.
+
+        The batch's key names the restart. begun: where it stands; None at its beginning, and always for an attack that
+        cannot go on.
+        """
+
+    @abstractmethod
+    def measure(
+        self, model: nn.Module, images: Float[Tensor, "S B C H W"], batch: Batch
+    ) -> tuple[Float[Tensor, "S B"], Float[Tensor, "S B"]]:
+        """(loss, success) of the images at the stops, as `Adversarial` holds them; asked where `scores` says so."""
+
+    @final
+    def scores(self, parts: object) -> bool:
+        """Whether its images are scored: not one restart's on F itself, where nothing is chosen.
+
+        A study has F's output on them anyway. parts: the defense that the model has, if any.
+        """
+        return self.restarts > 1 or bool(parts)
+
+    @final
+    def one_restart(self, model: nn.Module, batch: Batch, begun: Begun | None) -> OneRestart:
+        """The path's own images at the stops, with what `measure` says of them where `scores` asks for it."""
         done, zero = (0, torch.zeros_like(batch.labels)) if begun is None else (begun.steps, begun.zero_gradients[0])
         kept = []
         for step, (found, gradient) in enumerate(self.path(model, batch, begun), start=done + 1):
@@ -101,12 +124,6 @@ class StepAttack(Attack):
         if self.scores(defense and defense.components()):
             loss, success = self.measure(model, images, batch)
         return images, loss, success, zeros
-
-    def start(self, batch: Batch, begun: Begun | None) -> tuple[Float[Tensor, "B C H W"], range]:
-        """(the images at which a restart's path begins, the steps that are left), from the start or from where it stands."""
-        if begun is not None:
-            return begun.images[0], range(begun.steps, max(self.steps))
-        return batch.random_start() if self.random_start else batch.x, range(max(self.steps))
 
 
 @final

@@ -2,8 +2,9 @@
 
 The score is F_ŷ(x) - F_MI,ŷ(x), ŷ = argmax F(x), higher = adversarial (Eq. 14); the baseline is 1 - max F(x). Clean points
 against their own adversarial versions; also on the points of Eq. 2 alone, where F is right on the clean image and wrong
-on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some. Beside the AUC stands the
-detection gap DG (Eq. 14, 16), by how much the score is higher on adversarial inputs.
+on the adversarial one. λ is chosen by its AUC on the selection points, where the study has some. Beside the AUC stand the
+detection gap DG (Eq. 14, 16), by how much the score is higher on adversarial inputs, and the rate of detections at 5 % false
+positives: a detector that flags more clean inputs than that is of little use, whatever its area.
 """
 
 import json
@@ -19,15 +20,28 @@ from matplotlib.lines import Line2D
 
 from mi_ray.choice import choosing, chosen_on
 from mi_ray.figures.names import Look, Names, parameters
-from mi_ray.figures.panels import Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.panels import Estimated, Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
-from mi_ray.statistics import Estimate, auc_interval, detection_auc, detection_gap, roc
+from mi_ray.statistics import (
+    FALSE_POSITIVES,
+    Estimate,
+    auc_interval,
+    detection_auc,
+    detection_gap,
+    detection_rate_interval,
+    roc,
+)
 from mi_ray.store.blocks import Store
 
 DEFENSES = ("mi_pl", "mi_ol")
 BASELINE = "confidence"
 NEEDS = "Fig. 3(a) needs finished cells of mi_pl or mi_ol on clean and on attacked inputs"
+AUC: Estimated = ("auc", "auc_low", "auc_high")
+TPR: Estimated = ("tpr", "tpr_low", "tpr_high")
+GAP: Estimated = ("gap", "gap_low", "gap_high")
+RATE = f"rate at {100 * FALSE_POSITIVES:g} % false positives"
+LEGEND = f"All points: AUC [95 %]; true positive {RATE} [95 %]; DG: detection gap"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
 
 
@@ -62,7 +76,9 @@ def pair(clean: pd.DataFrame, adversarial: pd.DataFrame, score: str) -> pd.DataF
 
 
 def facts(detectors: list[Detector]) -> pd.DataFrame:
-    """One row per (detector, subset of points): AUC with its interval on the reported points, and whether it is `chosen`.
+    """One row per (detector, subset of points): what the reported points say, and whether the detector is `chosen`.
+
+    They say the AUC and `tpr`, the true-positive rate at `FALSE_POSITIVES`, each with the ends of its interval.
 
     `gap`, with its ends, is the detection gap DG (Eq. 14, 16), which the baseline has none of. Chosen is the setting of
     each defense with the highest AUC on the selection points (`auc_selection`), where there are some, else on the
@@ -93,10 +109,11 @@ def facts(detectors: list[Detector]) -> pd.DataFrame:
 
 
 def _numbers(scores: pd.DataFrame, *, gap: bool) -> dict[str, float]:
-    """The AUC of scores, and the detection gap where that is asked for (else NaN), each with its interval."""
+    """The AUC and the detection rate of scores, and their gap where that is asked for (else NaN), each with its interval."""
     sides = scores["clean"], scores["adversarial"]
     none = Estimate(float("nan"), float("nan"), float("nan"))
-    found = {"auc": auc_interval(*sides), "gap": detection_gap(*sides) if gap else none}
+    found = {"auc": auc_interval(*sides), "tpr": detection_rate_interval(*sides)}
+    found["gap"] = detection_gap(*sides) if gap else none
     return {
         f"{name}{end}": value
         for name, estimate in found.items()
@@ -138,6 +155,7 @@ def _look(names: Names, defense: str) -> Look:
 
 def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str], pd.DataFrame], names: Names) -> None:
     axes.plot([0, 1], [0, 1], color="#888888", lw=0.8)
+    axes.axvline(FALSE_POSITIVES, color="#888888", lw=0.8, ls=":")
     for defense, rows in table[table["chosen"]].groupby("defense", sort=False):
         look = _look(names, str(defense))
         for _, row in rows.iterrows():
@@ -151,45 +169,49 @@ def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str],
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     # Curves may run anywhere inside, so that the legend stands below.
     where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    axes.legend(**where, fontsize=7, title="AUC of all points [95 %]; DG: detection gap", title_fontsize=7)
+    axes.legend(**where, fontsize=7, title=LEGEND, title_fontsize=7)
 
 
 def _said(look: Look, row: "pd.Series[Any]") -> str:
-    """A detector's entry in a legend: its AUC, and its detection gap where it has one, each with its interval."""
-    numbers = {"": "auc", "\nDG ": "gap"}
+    """A detector's entry in a legend: AUC, detection rate, and its gap where it has one, each with its interval."""
+    numbers = {"": AUC, "; ": TPR, "\nDG ": GAP}
     shown = [
-        f"{before}{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
-        for before, name in numbers.items()
+        f"{before}{row[name]:.3f} [{row[low]:.3f}, {row[high]:.3f}]"
+        for before, (name, low, high) in numbers.items()
         if row[name] == row[name]
     ]
     return f"{look.label} {row['parameters']}".strip() + ": " + "".join(shown)
 
 
-def _auc_panel(axes: Axes, table: pd.DataFrame, names: Names) -> None:
-    axes.axhline(0.5, color="#888888", lw=0.8)
+def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Estimated, chance: float) -> None:
+    """A number of the detectors against λ. chance: its value where a score tells nothing."""
+    axes.axhline(chance, color="#888888", lw=0.8)
     for defense, rows in table[table["lam"].notna()].groupby("defense", sort=False):
         for subset, line in rows.sort_values("lam").groupby("subset"):
             whole = subset == "all"
             style: Style = {"ls": "-"} if whole else {"ls": ":", "mfc": "white"}
             style |= {"color": names.look(str(defense)).colour, "marker": "o", "ms": 4, "lw": 1.3}
-            curve(axes, line["lam"], line, ("auc", "auc_low", "auc_high"), style)
-            cross_out(axes, line["lam"], line["auc"], line)
+            curve(axes, line["lam"], line, columns, style)
+            cross_out(axes, line["lam"], line[columns[0]], line)
     base = table[(table["defense"] == BASELINE) & (table["subset"] == "all") & table["chosen"]]
     for _, row in base.iterrows():
-        axes.axhline(row["auc"], color="#000000", ls="--", lw=1.1)
-    axes.set(xlabel="λ", ylabel="AUC", ylim=(min(0.38, np.nanmin(table["auc_low"]) - 0.02), 1.02))
+        axes.axhline(row[columns[0]], color="#000000", ls="--", lw=1.1)
+    axes.set_xlabel("λ")
 
 
 def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
-    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC against λ."""
+    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC and detection rate against λ."""
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = Figure(figsize=(7.4, 0.6 + 3.9 * len(groups)))
-    panels = figure.subplots(len(groups), 2, squeeze=False)
+    figure = Figure(figsize=(11.0, 0.6 + 3.6 * len(groups)))
+    panels = figure.subplots(len(groups), 3, squeeze=False)
     for line, (classifier, attack) in zip(panels, groups, strict=True):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
         _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
-        _auc_panel(line[1], rows, names)
+        _against_lambda(line[1], rows, names, AUC, 0.5)
+        line[1].set(ylabel="AUC", ylim=(min(0.38, np.nanmin(rows["auc_low"]) - 0.02), 1.02))
+        _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
+        line[2].set(ylabel=f"True positive\n{RATE}", ylim=(-0.02, 1.02))
         line[0].set_title(classifier, fontsize=9)
         line[1].set_title(attack, fontsize=9)
     handles = [

@@ -134,6 +134,12 @@ CELLS_COLUMNS: Columns = (
     ),
     Column("detection_gap_low", DOUBLE, "The lower end of its 95 % t-interval over points; null for one point.", True),
     Column("detection_gap_high", DOUBLE, "The upper end of its 95 % t-interval over points; null for one point.", True),
+        "tpr_at_5_fpr",
+        DOUBLE,
+        "The share of this attacked cell's points whose `score` is above a threshold that at most 5 % of its clean "
+        "counterpart's points reach; null where clean.",
+        later=True,
+    ),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
     Column("verdict", TEXT, "What the checks say together: `passed`, `failed` or `not run` (docs/checks.md)."),
     Column("clean_accuracy", DOUBLE, "The accuracy of the same setting on clean images."),

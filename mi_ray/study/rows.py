@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from mi_ray.choice import frontier
 from mi_ray.plan.work import Cell, OutputWork, Plan
-from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap
+from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap, detection_rate
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -210,8 +210,8 @@ def _work(cell: Cell) -> dict[str, object]:
 
 
 def _add_detection(rows: list[Row], scores: Mapping[str, Array]) -> None:
-    """Fill `auc` and `detection_gap` of each attacked cell, in place: the drop of F_ŷ on its points against that on the
-    same points clean."""
+    """Fill `auc`, `detection_gap` and `tpr_at_5_fpr` of each attacked cell, in place: the drop of F_ŷ on its points against
+    that on the same points clean."""
     setting = ("classifier_key", "defense", "defense_params", "executions", "draws")
     clean = {
         (variant, *(row[name] for name in setting)): row["cell"]
@@ -231,6 +231,7 @@ def _detection(clean: Array, adversarial: Array) -> Row:
     several = len(clean) > 1
     return {
         "auc": detection_auc(clean, adversarial),
+        "tpr_at_5_fpr": detection_rate(clean, adversarial),
         "detection_gap": gap.value,
         "detection_gap_low": gap.low if several else None,
         "detection_gap_high": gap.high if several else None,

@@ -356,7 +356,7 @@ def test_an_adaptive_result_does_not_depend_on_the_batch(name: str, defense: str
     assert torch.equal(torch.cat([part.zero_gradients for part in parts], dim=2), whole.zero_gradients)
 
 
-@pytest.mark.parametrize("name", ["eot_pgd", "evade", "apgd", "square", "random_noise", "averaged"])
+@pytest.mark.parametrize("name", ["eot_pgd", "evade", "evasion", "apgd", "square", "random_noise", "averaged"])
 def test_the_cost_behind_a_defense_is_counted(name: str, linear: Any) -> None:
     f, passes = linear(4, SHAPE), [0, 0]
 
@@ -383,6 +383,7 @@ def test_a_zero_gradient_is_counted_and_attacks_without_gradients_say_so(linear:
     model = _behind(f, _small_pool(4), executions=2)
     for name, more, wanted in (
         ("eot_pgd", {"steps": [1, 4]}, [1, 4]),
+        ("evasion", {"steps": [1, 4]}, [1, 4]),
         ("averaged", {"steps": [1, 4]}, [1, 4]),
         ("apgd", {"steps": 4}, [5]),
         ("square", {"queries": [2, 3]}, [-1, -1]),
@@ -392,7 +393,7 @@ def test_a_zero_gradient_is_counted_and_attacks_without_gradients_say_so(linear:
         assert found.zero_gradients[0].T.tolist() == [wanted] * 3, name
 
 
-@pytest.mark.parametrize("name", ["eot_pgd", "averaged", "square", "random_noise"])
+@pytest.mark.parametrize("name", ["eot_pgd", "evasion", "averaged", "square", "random_noise"])
 def test_an_earlier_stop_behind_a_defense_equals_a_run_of_its_own(
     name: str, classifier: Any, pool: Any, batch: Any
 ) -> None:

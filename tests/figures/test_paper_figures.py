@@ -281,7 +281,14 @@ def test_the_detectors_lambda_is_chosen_on_selection_points_and_reported_on_the_
     assert set(table[table["chosen"]]["lam"]) == {0.5}
     assert set(table[table["subset"] == "all"]["points"]) == {160}
     assert set(table[table["subset"] == "eq2"]["points"]) == {80}
-    assert table.loc[table["lam"] == 0.7, "auc"].min() > table.loc[table["lam"] == 0.5, "auc"].max()
+    for number in ("auc", "tpr"):
+        assert table.loc[table["lam"] == 0.7, number].min() > table.loc[table["lam"] == 0.5, number].max()
+        assert (table[f"{number}_low"] <= table[number]).all()
+        assert (table[number] <= table[f"{number}_high"]).all()
+    shown = good.scores[~good.scores["selection"]]
+    limit = shown["clean"].sort_values(ascending=False).iloc[8]  # 8 of 160 clean points are 5 %
+    rate = table.loc[(table["lam"] == 0.5) & (table["subset"] == "all"), "tpr"].item()
+    assert rate == (shown["adversarial"] > limit).mean()
 
 
 def test_the_detection_gap_stands_beside_the_auc_and_the_baseline_has_none() -> None:
@@ -332,10 +339,17 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     detectors, cells = fig3a.detectors_of(store, read_cells(store, "s"), NAMES)
     assert [found.defense for found in detectors] == ["mi_pl", fig3a.BASELINE, "mi_ol"]
     assert len(cells) == 2
-    figure = fig3a.draw(fig3a.facts(detectors), detectors, NAMES, "title", "note")
-    left, right = figure.axes
+    table = fig3a.facts(detectors)
+    figure = fig3a.draw(table, detectors, NAMES, "title", "note")
+    left, middle, right = figure.axes
     assert (left.get_xlabel(), left.get_title()) == ("False positive rate", "mixup")
-    assert (right.get_xlabel(), right.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
+    assert (middle.get_xlabel(), middle.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
+    assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive\nrate at 5 % false positives")
+    for axes, number in ((middle, "auc"), (right, "tpr")):
+        drawn = {line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "o"}  # type: ignore[index]
+        assert drawn == set(table.loc[table["lam"].notna(), number])
+    told = table[table["chosen"] & (table["subset"] == "all")].iloc[0]
+    assert f"{told['tpr']:.3f} [{told['tpr_low']:.3f}" in left.get_legend().get_texts()[0].get_text()
     curves = [text.get_text().split(":")[0] for text in left.get_legend().get_texts()]
     assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.5"]
     assert [("DG" in text.get_text()) for text in left.get_legend().get_texts()] == [True, False, True]

@@ -37,7 +37,9 @@ def test_two_names_for_one_classifier_are_refused() -> None:
         Planner(sweep(classifiers=twins), REGISTRIES, FACTS)
 
 
-@pytest.mark.parametrize("parameters", [{"loss": "evade"}, {"branch": "detector"}])
-def test_what_needs_a_defense_is_refused_of_an_oblivious_attack(parameters: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "parameters"), [("eot_pgd", {"loss": "evade"}), ("eot_pgd", {"branch": "detector"}), ("evasion", {})]
+)
+def test_what_needs_a_defense_is_refused_of_an_oblivious_attack(name: str, parameters: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="needs `knowledge: adaptive`"):
-        planner(attacks=[{"eot_pgd": {"steps": 2, **parameters}, "epsilon": 0.1}])
+        planner(attacks=[{name: {"steps": 2, **parameters}, "epsilon": 0.1}])

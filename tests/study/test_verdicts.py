@@ -312,6 +312,7 @@ def test_variants_are_compared_only_with_rivals_of_their_own_options(
         assert found["control"] == pytest.approx(own["pgd", name]["accuracy"], abs=1e-6)
         assert own["pgd", name]["auc"] is not None
         assert own["pgd", name]["detection_gap"] is not None
+        assert own["pgd", name]["tpr_at_5_fpr"] is not None
 
 
 NETWORKS = """
