@@ -95,7 +95,12 @@ def test_counted_passes_of_every_attack_and_output_are_the_planned_ones(defense:
     assert len(plan.attacks) >= 11
     for work in plan.attacks:
         done = bench.compute(work, 0, 10)
-        assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.costs.of(work)), work
+        planned = tuple(10 * passes for passes in study.planner.costs.of(work))
+        if ATTACKS[work.method].stops_early:
+            assert 0 < done.forward <= planned[0]
+            assert done.backward <= planned[1]
+        else:
+            assert (done.forward, done.backward) == planned, work
     for output in (*(w for w in plan.outputs if not w.component), *(w for w in plan.outputs if w.component)):
         done = bench.compute(output, 0, 10)
         assert (done.forward, done.backward) == tuple(10 * passes for passes in study.planner.costs.of(output))

@@ -134,6 +134,7 @@ CELLS_COLUMNS: Columns = (
     ),
     Column("detection_gap_low", DOUBLE, "The lower end of its 95 % t-interval over points; null for one point.", True),
     Column("detection_gap_high", DOUBLE, "The upper end of its 95 % t-interval over points; null for one point.", True),
+    Column(
         "tpr_at_5_fpr",
         DOUBLE,
         "The share of this attacked cell's points whose `score` is above a threshold that at most 5 % of its clean "

@@ -443,12 +443,15 @@ def test_a_stored_adaptive_attack_is_that_of_the_python_interface(attacked: Tiny
 def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> None:
     for work, inside in zip(attacked.plan.attacks, (True, True, False), strict=True):
         stop = work.stops[-1]
-        low, high, zero, gradients = attacked.bench.results.attack_figures(Inputs(work, stop))
+        low, high = attacked.bench.results.pixel_range(Inputs(work, stop))
+        zero, gradients = attacked.bench.results.gradients(Inputs(work, stop), 60)
         rows = contents(attacked.store, "adversarial", work.key).to_pandas()
         rows = rows[rows["steps"] == stop]
         assert (low, high) == (min(0.0, np.stack(rows["image"]).min()), max(1.0, np.stack(rows["image"]).max()))
         assert (low >= 0 and high <= 1) == inside  # as published, the averaged attack may leave the box
-        assert (zero, gradients) == (rows["zero_gradients"].sum(), len(rows) * stop)
+        assert (zero.sum(), gradients.sum()) == (rows["zero_gradients"].sum(), len(rows) * stop)
+        by_point = rows.groupby("point")["zero_gradients"].sum()
+        assert zero.tolist() == [by_point[point] for point in attacked.study.points[:60]]
 
 
 def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -525,7 +528,7 @@ CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}]
 @pytest.fixture
 def quick_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls of a few steps: here it is their blocks that matter."""
-    for name in ("LARGE_STEPS", "CHECK_QUERIES", "CHECK_TRIES"):
+    for name in ("LARGE_STEPS", "QUERIES", "TRIES"):
         monkeypatch.setattr(mi_ray.study.checks, name, 2)
 
 
