@@ -321,7 +321,7 @@ def detection_rate_interval(
     for times in _resamples(len(low)):
         threshold = low[order][(np.cumsum(times[:, order], axis=1) > allowed).argmax(axis=1)]
         found.append((times * (high > threshold[:, None])).mean(axis=1))
-    return _estimate(detection_rate(low, high, false_positives), np.concatenate(found))
+    return _estimate(detection_rate(low, high, false_positives), np.concatenate(found), len(low))
 
 
 def _check_paired(left: Numbers, right: Numbers) -> None:

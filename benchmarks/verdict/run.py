@@ -7,7 +7,7 @@ counts where it leaves more than 5 points more than PGD-50 (EOT-PGD-50 behind a 
 import argparse
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ HIDDEN: list[Any] = [{"hidden": {"amplitude": 0.05}}]
 SETTINGS = {"alone": (False,), "defended": (True,), "both": (False, True)}
 
 
-def digits(seeds: int) -> list[dict[str, Any]]:
+def digits(seeds: int, wanted: Sequence[str] = ("mixup", "interpolated_at")) -> list[dict[str, Any]]:
     """Classifiers of scikit-learn's digits: mixup and interpolated AT, as the quickstart trains them."""
     short = {"batch_size": 64, "flip": False, "crop_padding": 2}
     kinds: dict[str, dict[str, Any]] = {
@@ -41,6 +41,7 @@ def digits(seeds: int) -> list[dict[str, Any]]:
         {"name": f"{name}_{seed}", "architecture": {"cnn_small": {"width": 8}}, "seed": seed, **kind}
         for seed in range(seeds)
         for name, kind in kinds.items()
+        if name in wanted
     ]
 
 
@@ -204,12 +205,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", default="results-verdict")
     parser.add_argument("--points", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--networks", nargs="+", default=["mixup", "interpolated_at"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", choices=["alone", "defended", "both"], default="both")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.05])
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
-    options.classifiers = digits(options.seeds)
+    options.classifiers = digits(options.seeds, options.networks)
     frame = table(options)
     frame.to_csv(Path(options.out) / "verdict.csv", index=False)
     print(told(frame))

@@ -74,17 +74,16 @@ class Cascade(Attack):
     )
     rounds: int = integer("how often all stages are run; `thorough` doubles it", 1, low=1)
 
-    def check(self, threat: ThreatModel, classes: int) -> None:
-        """Raise ValueError for a targeted goal: the stages choose their own targets."""
-        if not threat.leaves_label:
-            raise ValueError("cascade leaves the true label by any means; it needs goal: untargeted, got targeted")
-
     def stops(self) -> tuple[int, ...]:
         """One: it is read at its end."""
         return (1,)
 
-    def stages(self, epsilon: float, classes: int, parts: int) -> Iterator[Stage]:
-        """The stages of one round, in order. parts: how many components the defense has; 0 for F itself."""
+    def stages(self, threat: ThreatModel, classes: int, parts: int) -> Iterator[Stage]:
+        """The stages of one round, in order. parts: how many components the defense has; 0 for F itself.
+
+        Where a label is to be reached, no stage chooses targets of its own.
+        """
+        epsilon = threat.epsilon
         long = self.effort == "thorough"
         if parts:
             yield Stage(_pgd(epsilon, 10), FEW)
@@ -95,20 +94,21 @@ class Cascade(Attack):
         yield Stage(_apgd("ce", 100 if long else 50 if self.effort == "standard" else 20))
         if classes >= 4 and self.effort != "quick":
             yield Stage(_apgd("dlr", 100 if long else 30))
-            aims = min(NEAREST, classes - 1)
-            yield Stage(_apgd("targeted_dlr", 100 if long else 20, targets=aims), FEW if parts else None)
+            if threat.leaves_label:
+                aims = min(NEAREST, classes - 1)
+                yield Stage(_apgd("targeted_dlr", 100 if long else 20, targets=aims), FEW if parts else None)
         if self.effort != "quick":
             yield Stage(_square(5000 if long else 1000), FEW if parts else None)
 
-    def _all(self, epsilon: float, classes: int, parts: int) -> list[Stage]:
+    def _all(self, threat: ThreatModel, classes: int, parts: int) -> list[Stage]:
         rounds = self.rounds * (2 if self.effort == "thorough" else 1)
-        return [stage for _ in range(rounds) for stage in self.stages(epsilon, classes, parts)]
+        return [stage for _ in range(rounds) for stage in self.stages(threat, classes, parts)]
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """At most: every stage on a point that no stage settles. Of the classes there may be ten or more."""
         answers = SCORING if parts else 1
         forward, backward = (1 + sum(parts)) * answers, 0
-        for stage in self._all(0.0, NEAREST + 1, len(parts)):
+        for stage in self._all(ThreatModel(0.0), NEAREST + 1, len(parts)):
             some = parts if stage.executions is None else tuple(min(each, FEW) for each in parts)
             passes = stage.attack.cost(some)
             forward, backward = forward + passes[0] + (1 + sum(parts)) * answers, backward + passes[1]
@@ -126,7 +126,7 @@ class Cascade(Attack):
         for number in range(len(batch.given)):
             standing = kept.standing()
             kept.offer(batch.given[number][standing], standing)
-        stages = self._all(batch.epsilon, kept.classes, parts) if batch.epsilon > 0 else []
+        stages = self._all(batch.threat, kept.classes, parts) if batch.epsilon > 0 else []
         for number, stage in enumerate(stages):
             standing = kept.standing()
             if len(standing) == 0:

@@ -578,13 +578,17 @@ def test_no_step_is_done_twice_where_checks_read_further_stops_off_the_studys_tr
 ) -> None:
     attacks = [
         {"pgd": {"steps": [2, 5], "step_size": 0.05}, "epsilon": 0.1},  # the checks read 4 and 10
-        {"square": {"queries": [2, 3]}, "epsilon": 0.1},  # it cannot go on, so that 4 and 6 are read at once
+        {"random_noise": {"tries": [2, 3]}, "epsilon": 0.1},  # it cannot go on, so that 4 and 6 are read at once
     ]
     one = tiny(
-        tmp_path, attacks=attacks, defenses=["none"], checks={"points": 20}, options={"attack_labels": "predicted"}
+        tmp_path,
+        attacks=attacks,
+        defenses=["none"],
+        checks={"points": 20, "black_box": "never"},
+        options={"attack_labels": "predicted"},
     )
     at_once = one.plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
-    assert [(work.method, work.stops) for work in at_once] == [("pgd", (2, 4, 5)), ("square", (2, 3, 4, 6))]
+    assert [(work.method, work.stops) for work in at_once] == [("pgd", (2, 4, 5)), ("random_noise", (2, 3, 4, 6))]
     compute(one)
     planned = one.study.planner.cost(one.plan)
     for way in ("forward", "backward"):
