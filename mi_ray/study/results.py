@@ -168,12 +168,13 @@ class Results:
 
         No gradient is taken by an attack that follows none.
         """
-        zero, taken = np.zeros((2, len(self.data.points)), np.int64)
+        zero, taken = np.zeros((2, count), np.int64)
         for block, kept in self._at_stop(inputs):
             counts = kept["zero_gradients"].to_numpy().reshape(-1, block.stop - block.start)
-            zero[block.start : block.stop] = counts.clip(0).sum(0)
-            taken[block.start : block.stop] = (counts >= 0).sum(0) * inputs.stop
-        return zero[:count], taken[:count]
+            ours = slice(block.start, min(block.stop, count))  # A block of another study may reach beyond this one's points.
+            counts = counts[:, : max(0, ours.stop - ours.start)]
+            zero[ours], taken[ours] = counts.clip(0).sum(0), (counts >= 0).sum(0) * inputs.stop
+        return zero, taken
 
     def _at_stop(self, inputs: Inputs) -> Iterator[tuple[Block, pa.Table]]:
         """Each stored block of the study's points of an attack, with its rows at a stop."""

@@ -450,6 +450,8 @@ def test_figures_of_an_attack_are_of_all_its_stored_images(attacked: Tiny) -> No
         assert (low, high) == (min(0.0, np.stack(rows["image"]).min()), max(1.0, np.stack(rows["image"]).max()))
         assert (low >= 0 and high <= 1) == inside  # as published, the averaged attack may leave the box
         assert (zero.sum(), gradients.sum()) == (rows["zero_gradients"].sum(), len(rows) * stop)
+        few = attacked.bench.results.gradients(Inputs(work, stop), 30)[0]  # a study of fewer points, in mid-block
+        assert few.tolist() == zero[:30].tolist()
         by_point = rows.groupby("point")["zero_gradients"].sum()
         assert zero.tolist() == [by_point[point] for point in attacked.study.points[:60]]
 
