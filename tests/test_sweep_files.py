@@ -11,10 +11,13 @@ import pytest
 import torch
 import yaml
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.config import Sweep
 from mi_ray.defenses import DEFENSES, predict
+from mi_ray.defenses.base import CHUNK
 from mi_ray.figures.draw import find_figure
 from mi_ray.parameters import load_plugins
+from mi_ray.plan.cost import Costs
 from mi_ray.plan.keyed import Facts
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan
@@ -80,6 +83,13 @@ def test_a_sweep_file_plans_cells_with_and_without_an_attack(path: Path) -> None
     assert {bool(cell.inputs.attack) for cell in plan.cells} == {True, False}
     assert plan.classifiers
     assert plan.attacks
+
+
+@pytest.mark.parametrize("path", FILES, ids=names)
+def test_a_packaged_study_spends_no_more_on_its_checks_than_on_itself(path: Path) -> None:
+    cost = Costs(ATTACKS, CHUNK).of_plan(planned_whole(path), load_sweep(path).points.count)
+    study = cost["attack_forward"] + cost["attack_backward"] + cost["evaluation_forward"]
+    assert cost["checks_forward"] + cost["checks_backward"] <= study
 
 
 @pytest.mark.parametrize("path", smoke_files(), ids=names)

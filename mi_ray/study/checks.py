@@ -109,7 +109,8 @@ class Evidence:
     """What a check looks at: the judged attack, the clean images and the control, on the same points.
 
     linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
-    point were zero in every pixel, and how many it took, [P]. rival: the control in words.
+    point were zero in every pixel, and how many it took, [P]. rival: the control in words. success: the share of the
+    control's own draws in which each of its restarts reached the goal, [restarts, P].
     """
 
     judged: Answers
@@ -121,6 +122,7 @@ class Evidence:
     epsilon: float
     classes: int
     rival: str = ""
+    success: Array | None = None
 
     @property
     def stands(self) -> npt.NDArray[np.bool_]:
@@ -221,6 +223,17 @@ def _judge_pushed_back(found: Evidence) -> Finding:
     return _tested(back.p, why, share=back.share, points=back.points)
 
 
+def _judge_fixed_randomness(found: Evidence) -> Finding:
+    """Two figures beside the reported one; no sound attack and no defense can fail by them."""
+    assert found.success is not None
+    fixed, counted = (1 - found.success).mean(1)
+    why = (
+        f"{100 * fixed:.1f} % are left where the adversary may fix the draws, {100 * counted:.1f} % where success counts while "
+        f"it optimises; reported are {100 * found.judged.accuracy:.1f} % on these {len(found.judged.right)} points"
+    )
+    return _judged(True, why, fixed=fixed, counted=counted, accuracy=found.judged.accuracy)
+
+
 def _judge_epsilon_zero(found: Evidence) -> Finding:
     clean, other = found.clean, found.against()
     same = bool((clean.right == other.right).all())
@@ -305,6 +318,13 @@ def _without_gradients(method: str, values: Mapping[str, int]) -> Callable[[Atta
     return control
 
 
+def _of_fixed_randomness(attack: Attacked) -> Control | None:
+    """Behind a defense that draws, for an attack that follows its gradients."""
+    if attack.executions is None or not attack.follows_gradients or not attack.threat.leaves_label:
+        return None
+    return Control("fixed_randomness", {}, attack.threat.epsilon) if attack.threat.epsilon > 0 else None
+
+
 # Checks that are read off what is stored for every cell, attacked or not, with their criteria.
 STORED = {
     "in_ball": "The largest |delta| over all images is at most epsilon, up to 1e-6 of float32 rounding.",
@@ -351,6 +371,15 @@ CONTROLS = (
         of_trajectory=False,
         criterion="At most 2 % of the points that are wrong when clean are right under attack.",
         judge=_judge_pushed_back,
+    ),
+    CheckRule(
+        "fixed_randomness",
+        control=_of_fixed_randomness,
+        of_trajectory=False,
+        points=OWN_POINTS,
+        criterion="Two figures: what is left where the adversary may fix the defense's draws, and where success counts while it "
+        "optimises.",
+        judge=_judge_fixed_randomness,
     ),
     CheckRule(
         "more_steps",

@@ -171,10 +171,26 @@ class Results:
         zero, taken = np.zeros((2, count), np.int64)
         for block, kept in self._at_stop(inputs):
             counts = kept["zero_gradients"].to_numpy().reshape(-1, block.stop - block.start)
-            ours = slice(block.start, min(block.stop, count))  # A block of another study may reach beyond this one's points.
+            ours = slice(
+                block.start, min(block.stop, count)
+            )  # A block of another study may reach beyond this one's points.
             counts = counts[:, : max(0, ours.stop - ours.start)]
             zero[ours], taken[ours] = counts.clip(0).sum(0), (counts >= 0).sum(0) * inputs.stop
         return zero, taken
+
+    def success(self, inputs: Inputs, count: int) -> Array:
+        """[restarts, count]: in what share of the attack's own draws each restart reached its goal; NaN where it did not ask.
+
+        Raises DamagedFileError when some are missing.
+        """
+        found = []
+        for block, kept in self._at_stop(inputs):
+            if block.start < count:
+                shares = kept["success"].to_numpy().reshape(-1, block.stop - block.start)
+                found.append(shares[:, : count - block.start])
+        assert inputs.attack is not None
+        _covered("adversarial", inputs.attack.key, (0, count), sum(shares.shape[1] for shares in found))
+        return np.concatenate(found, axis=1)
 
     def _at_stop(self, inputs: Inputs) -> Iterator[tuple[Block, pa.Table]]:
         """Each stored block of the study's points of an attack, with its rows at a stop."""

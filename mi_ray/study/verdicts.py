@@ -194,6 +194,7 @@ class Verdicts:
             inputs.attack.threat.epsilon,
             self.results.data.classes,
             rival,
+            None if check.control is None else self.results.success(check.control.inputs, check.points),
         )
         return checks.judge(check.name, evidence)
 

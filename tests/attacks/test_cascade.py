@@ -253,3 +253,19 @@ def test_attacks_say_what_they_are() -> None:
     assert without == {"square", "random_noise"}
     assert {name for name in ATTACKS if ATTACKS[name].takes_images} == {"cascade"}
     assert {name for name in ATTACKS if ATTACKS[name].stops_early} == {"cascade", "square"}
+
+
+def test_who_may_fix_the_draws_or_counts_every_iterate_is_at_least_as_successful(
+    classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    model = behind(classifier, pool, "gaussian_noise", 3, sigma=0.3)
+    made = make_attack("fixed_randomness", steps=8)
+    found = made.craft(model, x, y, ThreatModel(EPSILON, knowledge="adaptive"))
+    fixed, counted = found.success[:, 0]
+    assert set(fixed.tolist()) | set(counted.tolist()) <= {0.0, 1.0}
+    with model.bind(Key(0, "attack", "fixed_randomness").at(step=1), range(len(x))):
+        assert torch.equal((model(found.images[0, 0]).argmax(1) != y).float(), fixed)
+    with model.bind(Key(0, "attack", "fixed_randomness").at(step=9), range(len(x))):
+        last = (model(found.images[1, 0]).argmax(1) != y).float()
+    assert bool((counted >= last).all())

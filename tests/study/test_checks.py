@@ -87,7 +87,9 @@ def test_a_check_fails_by_its_fault_and_passes_without_it(name: str, fault: Mapp
 
 
 def test_both_outcomes_of_every_check_are_tried_above() -> None:
-    assert {name for name, _ in BROKEN} == {rule.name for rule in CONTROLS}
+    assert {name for name, _ in BROKEN} == {rule.name for rule in CONTROLS} - {
+        "fixed_randomness"
+    }  # two figures, no test
     assert set(CHECKS) == {*STORED, *(rule.name for rule in CONTROLS)}
 
 
@@ -205,6 +207,14 @@ def test_one_output_that_cannot_be_a_probability_vector_is_enough() -> None:
     assert logits_not_probabilities(found).state == "passed"
 
 
+def test_what_is_left_where_draws_are_fixed_stands_beside_what_is_reported() -> None:
+    success = np.zeros((2, POINTS))
+    success[0, :300], success[1, :340] = 1, 1
+    found = judge("fixed_randomness", evidence(success=success))
+    assert found.state == "passed"
+    assert found.figures == {"fixed": 0.25, "counted": 0.15, "accuracy": 0.25}
+
+
 def test_an_unknown_check_is_refused() -> None:
     with pytest.raises(KeyError, match="no_such_check"):
         judge("no_such_check", evidence())
@@ -259,9 +269,9 @@ def test_every_check_has_its_paragraph_which_begins_with_its_criterion() -> None
 def test_controls_of_a_trajectory_are_named_once_and_the_others_at_each_stop() -> None:
     attack = Attacked("pgd", {"steps": [2, 4], "step_size": 0.02, "restarts": 1}, ThreatModel(0.1), "steps", None)
     early, late = (held(attack, stop, last) for stop, last in ((2, False), (4, True)))
-    each_stop = {rule.name for rule in CONTROLS if not rule.of_trajectory and not rule.free}
+    each_stop = {rule.name for rule in CONTROLS if not rule.of_trajectory and not rule.free} - {"fixed_randomness"}
     assert set(early) == each_stop
-    assert set(late) == set(NEED_PASSES) - {"more_eot"}
+    assert set(late) == set(NEED_PASSES) - {"more_eot", "fixed_randomness"}
     assert (early["more_steps"].values["steps"], late["more_steps"].values["steps"]) == (4, 8)
     assert early["reference"] == late["reference"]
 
