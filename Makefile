@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick lint smoke clean
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict lint smoke clean
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -22,7 +22,7 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
 .venv/installed-bench: .venv/installed-test
 	# Without its dependencies: it pins versions that no other package can live with.
-	$(PIP) --no-deps 'torchattacks>=3.5.1'
+	$(PIP) --no-deps 'torchattacks>=3.5.1' 'pyautoattack>=0.2.0'
 	touch $@
 
 .venv/installed-cluster: .venv/installed
@@ -68,6 +68,14 @@ bench: .venv/installed-bench
 
 bench-quick: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run --quick
+
+# The cascade against all of its stages on all points, and against AutoAttack.
+bench-cascade: .venv/installed-bench
+	$(BIN)/python -m benchmarks.cascade
+
+# Whether the checks refuse attacks that are broken on purpose and pass sound ones: hours on two cores.
+verdict: .venv/installed-bench
+	$(BIN)/python -m benchmarks.verdict.run --progress
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

@@ -17,6 +17,7 @@ from mi_ray.statistics import (
     auc_interval,
     cell_summary,
     counts_of,
+    cross_fitted,
     detection_auc,
     detection_gap,
     detection_rate,
@@ -289,6 +290,22 @@ def test_the_variance_of_an_auc_is_the_jackknifes_over_points() -> None:
     assert found.high - found.low == pytest.approx(2 * stats.t.ppf(0.975, 199) * deviation, rel=0.02)
     together, apart = auc_interval(clean, clean + 0.1), auc_interval(clean, rng.permutation(clean) + 0.1)
     assert together.high - together.low < 0.5 * (apart.high - apart.low)
+
+
+def test_a_cross_fitted_worst_case_is_not_biased_by_the_draws_that_choose() -> None:
+    """Seven equally strong attacks: what it reports is what fresh draws of its choice find; a plain minimum is not."""
+    rng, cross, plain, truth = np.random.default_rng(0), [], [], []
+    for _ in range(200):
+        survival = np.clip(rng.beta(0.5, 0.6, 60) + rng.normal(0, 0.1, (7, 60)), 0, 1)
+        right = rng.random((7, 3, 60)) < survival[:, None]
+        chosen, reported = cross_fitted(right)
+        cross.append(reported.mean())
+        plain.append(right.sum(1).min(0).mean() / 3)
+        truth.append(np.take_along_axis(survival, chosen, 0).mean())
+    assert np.mean(cross) == pytest.approx(np.mean(truth), abs=0.005)
+    assert np.mean(plain) < np.mean(truth) - 0.1
+    with pytest.raises(ValueError, match="draws >= 2"):
+        cross_fitted(np.ones((2, 1, 5), bool))
 
 
 def test_the_detection_gap_is_the_mean_paired_difference_with_its_t_interval() -> None:

@@ -100,7 +100,8 @@ class Cascade(Attack):
         if self.effort != "quick":
             yield Stage(_square(5000 if long else 1000), FEW if parts else None)
 
-    def _all(self, threat: ThreatModel, classes: int, parts: int) -> list[Stage]:
+    def all_stages(self, threat: ThreatModel, classes: int, parts: int) -> list[Stage]:
+        """The stages of every round; see `stages`."""
         rounds = self.rounds * (2 if self.effort == "thorough" else 1)
         return [stage for _ in range(rounds) for stage in self.stages(threat, classes, parts)]
 
@@ -108,7 +109,7 @@ class Cascade(Attack):
         """At most: every stage on a point that no stage settles. Of the classes there may be ten or more."""
         answers = SCORING if parts else 1
         forward, backward = (1 + sum(parts)) * answers, 0
-        for stage in self._all(ThreatModel(0.0), NEAREST + 1, len(parts)):
+        for stage in self.all_stages(ThreatModel(0.0), NEAREST + 1, len(parts)):
             some = parts if stage.executions is None else tuple(min(each, FEW) for each in parts)
             passes = stage.attack.cost(some)
             forward, backward = forward + passes[0] + (1 + sum(parts)) * answers, backward + passes[1]
@@ -122,23 +123,23 @@ class Cascade(Attack):
         """Stage after stage on the points that stand."""
         defense: Any = getattr(model, "defense", None)
         parts = 0 if defense is None else len(defense.components())
-        kept = _Kept(model, batch)
+        kept = Kept(model, batch)
         for number in range(len(batch.given)):
             standing = kept.standing()
             kept.offer(batch.given[number][standing], standing)
-        stages = self._all(batch.threat, kept.classes, parts) if batch.epsilon > 0 else []
+        stages = self.all_stages(batch.threat, kept.classes, parts) if batch.epsilon > 0 else []
         for number, stage in enumerate(stages):
             standing = kept.standing()
             if len(standing) == 0:
                 break
             some = batch.of(standing).at(restart=1000 * (number + 1))
-            found = stage.attack.run(_with_executions(model, stage.executions), some)
+            found = stage.attack.run(with_executions(model, stage.executions), some)
             kept.offer(found.best(found.stops[-1]), standing)
         unused = torch.full((1, 1, len(batch)), -1, device=batch.x.device)
         return Adversarial(kept.image[None, None], kept.loss[None, None], kept.failed[None, None], (1,), unused)
 
 
-class _Kept:
+class Kept:
     """Of each point of a batch the image that fails most often in the attack's own draws, the clean one to begin with."""
 
     def __init__(self, model: nn.Module, batch: Batch) -> None:
@@ -163,7 +164,7 @@ class _Kept:
         self.image[at], self.loss[at], self.failed[at] = images[better], loss[better], failed[better]
 
 
-def _with_executions(model: nn.Module, executions: int | None) -> nn.Module:
+def with_executions(model: nn.Module, executions: int | None) -> nn.Module:
     """The same defended classifier with other executions at each call; F itself as it is."""
     branch: Any = getattr(model, "branch", None)
     if branch is None or executions is None:

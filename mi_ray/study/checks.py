@@ -22,7 +22,9 @@ from mi_ray.threat_model import TOLERANCE
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
-ZERO_GRADIENTS = 0.01  # No larger share of the gradients may be zero in every pixel.
+# No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio has none where the label comes
+# third or later: behind a random defense that is so in a few draws of points that stand (2.6 % were measured).
+ZERO_GRADIENTS = 0.10
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
@@ -362,7 +364,7 @@ CONTROLS = (
         "gradients_not_zero",
         free=True,
         of_trajectory=False,
-        criterion="At most 1 % of the gradients that the attack followed on points that stand are zero in every pixel.",
+        criterion="At most a tenth of the gradients that the attack followed on points that stand are zero in every pixel.",
         judge=_judge_zero_gradients,
     ),
     CheckRule(
@@ -445,6 +447,11 @@ CONTROLS = (
 _RULES = {rule.name: rule for rule in CONTROLS}
 NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free)
 CHECKS = (*STORED, *_RULES)
+
+
+def is_own(name: str) -> bool:
+    """Whether a check's control is the judged attack itself, made stronger or of another radius."""
+    return _RULES[name].points is not None
 
 
 def judge(name: str, evidence: Evidence) -> Finding:

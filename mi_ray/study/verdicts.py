@@ -30,7 +30,8 @@ NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
 MORE_DRAWS = (10, 30)  # Behind a random defense a check that few draws leave open is judged by so many.
-OPEN = (1e-4, 0.25)  # Between these p-values more draws may change what a check says.
+CLEAR, OPEN = 1e-4, 0.25  # Between these p-values more draws may change what a check says.
+DOUBTFUL = 0.01  # Of an attack's own controls: what a small gain of a longer attack says is not worth more draws.
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns.
 Findings = dict[str, Finding]  # By the name of the check.
 
@@ -163,7 +164,7 @@ class Verdicts:
         for more in MORE_DRAWS:
             if check.control is None or not check.judged.components or more <= draws:
                 continue
-            if found.p is None or not OPEN[0] < found.p < OPEN[1]:
+            if found.p is None or not CLEAR < found.p < (DOUBTFUL if checks.is_own(check.name) else OPEN):
                 break
             try:
                 found = self._by_draws(check, more)

@@ -133,7 +133,7 @@ def test_the_stages_of_each_effort_and_defense() -> None:
     assert names("standard", 2)[1:4] == ["eot_pgd"] * 3  # whole, fallback, detector
     assert {stage.attack.name for stage in Cascade().stages(ThreatModel(0.1), 3, 0)} == {"eot_pgd", "apgd", "square"}
     once, every = Cascade(effort="thorough"), ThreatModel(0.1)
-    assert len(once._all(every, 10, 0)) == 2 * len(list(once.stages(every, 10, 0)))
+    assert len(once.all_stages(every, 10, 0)) == 2 * len(list(once.stages(every, 10, 0)))
     towards = [stage.attack for stage in Cascade().stages(ThreatModel(0.1, "targeted"), 10, 0)]
     assert all(getattr(attack, "loss", "") != "targeted_dlr" for attack in towards)
 

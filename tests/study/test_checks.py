@@ -66,7 +66,7 @@ BROKEN: list[tuple[str, Mapping[str, Any]]] = [
     *((name, {"control": answers(70)}) for name in ("black_box_not_stronger", "random_noise_not_stronger")),
     ("headway", {"judged": answers(100)}),
     ("budget", {"linf": np.full(POINTS, 0.04)}),
-    ("gradients_not_zero", {"zero": np.full(POINTS, 1)}),
+    ("gradients_not_zero", {"zero": np.full(POINTS, 2)}),
     ("pushed_back", {"judged": answers(150, first=200)}),
     ("epsilon_zero", {"control": answers(299)}),
     ("monotone_in_epsilon", {"control": answers(130)}),
@@ -150,8 +150,8 @@ def test_pixels_are_in_the_box_or_not(low: float, high: float, expected: str) ->
     assert (found.state, found.figures) == (expected, {"low": low, "high": high})
 
 
-@pytest.mark.parametrize(("zero", "expected"), [(0, "passed"), (10, "passed"), (11, "failed")])
-def test_at_most_one_gradient_in_a_hundred_on_points_that_stand_may_be_zero(zero: int, expected: str) -> None:
+@pytest.mark.parametrize(("zero", "expected"), [(0, "passed"), (100, "passed"), (101, "failed")])
+def test_at_most_one_gradient_in_ten_on_points_that_stand_may_be_zero(zero: int, expected: str) -> None:
     counts = np.zeros(POINTS, int)
     counts[0] = zero  # of 100 points that stand, 10 gradients each
     counts[150:] = 10  # these are fooled, where a loss may have no gradient

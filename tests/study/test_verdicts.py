@@ -404,7 +404,8 @@ def test_a_check_that_few_draws_leave_open_asks_for_more_and_is_judged_by_them(
     """Behind a random defense alone, on its points, and whatever is stored."""
     store = Store(shutil.copytree(judged.store.root, tmp_path / "store"))
     bench = Workbench(judged.study.data(store.root, judged.bench.data.classifiers))
-    monkeypatch.setattr(mi_ray.study.verdicts, "OPEN", (-1.0, 1.1))
+    for name, value in (("CLEAR", -1.0), ("OPEN", 1.1), ("DOUBTFUL", 1.1)):
+        monkeypatch.setattr(mi_ray.study.verdicts, name, value)
     monkeypatch.setattr(mi_ray.study.verdicts, "MORE_DRAWS", (3, 4))
     told = Verdicts(bench.results, judged.plan)
     check = next(c for c in judged.plan.checks if c.name == "reference" and c.judged.defense.name == "mi_ol")

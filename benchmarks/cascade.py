@@ -1,0 +1,163 @@
+"""The cascade against all of its stages on all points, and against AutoAttack, on the same networks, defenses and points.
+
+`make bench-cascade`. Every side's images are scored by the same draws of the defense, which no attack has seen, and every
+pass of the classifier is counted where it happens.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+import mi_ray
+from benchmarks.verdict.run import digits
+from mi_ray.attacks import Batch
+from mi_ray.attacks.cascade import Cascade, Kept, with_executions
+from mi_ray.classifiers import classifier_from_bytes, prepared
+from mi_ray.data import Digits, to_unit
+from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
+from mi_ray.device import Passes
+from mi_ray.randomness import Key
+from mi_ray.sample_pool import SamplePool
+from mi_ray.statistics import paired_test
+from mi_ray.threat_model import ThreatModel
+
+BATCH, DRAWS, UNSEEN = 50, 10, 1000  # Seeds from UNSEEN on are of the draws that score.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "mi_ol": {"lam": 0.6},
+    "random_rotation": {"degrees": 15},
+    "mi_combined": {"lam_pl": 0.5, "lam_ol": 0.6, "threshold": 0.1},
+}
+Attack = Callable[[nn.Module, Tensor, Tensor, range], Tensor]
+
+
+def cascade(effort: Any, epsilon: float) -> Attack:
+    """mi_ray's cascade."""
+    made = mi_ray.make_attack("cascade", effort=effort)
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
+        knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
+        return made.craft(model, x, y, ThreatModel(epsilon, knowledge=knowledge), 0, points).best(1)
+
+    return run
+
+
+def every_stage(effort: Any, epsilon: float) -> Attack:
+    """All of the cascade's stages on all points, the kept image chosen as the cascade chooses it."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
+        batch = Batch(x, y, ThreatModel(epsilon), Key(0, "attack", "cascade"), points)
+        kept, every = Kept(model, batch), torch.arange(len(x))
+        parts = len(model.defense.components()) if hasattr(model, "defense") else 0  # type: ignore[union-attr,operator]
+        for number, stage in enumerate(Cascade(effort=effort).all_stages(batch.threat, kept.classes, parts)):
+            some = batch.at(restart=1000 * (number + 1))
+            found = stage.attack.run(with_executions(model, stage.executions), some)
+            kept.offer(found.best(found.stops[-1]), every)
+        return kept.image
+
+    return run
+
+
+def auto_attack(version: Any, epsilon: float) -> Attack:
+    """AutoAttack as its own package runs it."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
+        from pyautoattack import AutoAttack
+
+        found: Tensor = AutoAttack(model, eps=epsilon, norm="Linf", version=version, seed=0).run_standard_evaluation(
+            x, y, batch_size=len(x)
+        )
+        return found
+
+    return run
+
+
+def rows(network: nn.Module, passes: Passes, name: str, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What each side leaves on one network, and what it takes, behind each defense."""
+    data = Digits().load()
+    points = range(options.points)
+    x, y = to_unit(data.test_images[: options.points]), torch.from_numpy(data.test_labels[: options.points]).long()
+    pool = SamplePool(data.train_images, data.train_labels, "train", classes=10)
+    found = []
+    for setting in options.settings:
+        defense, epsilon = DEFENSES.make(setting, SETTINGS[setting]), options.epsilon
+        bare = setting == "none"
+        model = network if bare else DefendedClassifier(network, defense, pool, options.executions)
+        sides = {
+            "cascade": cascade(options.effort, epsilon),
+            "all stages on all points": every_stage(options.effort, epsilon),
+            "AutoAttack standard" if bare else "AutoAttack rand": auto_attack("standard" if bare else "rand", epsilon),
+        }
+        counts: dict[str, Any] = {}
+        for side, attack in sides.items():
+            passes.take()
+            began = time.perf_counter()
+            parts = [points[at : at + BATCH] for at in range(0, len(points), BATCH)]
+            images = torch.cat([attack(model, x[list(part)], y[list(part)], part) for part in parts]).detach()
+            forward, backward = passes.take()
+            seconds = time.perf_counter() - began
+            draws = 1 if bare else DRAWS
+            right = [
+                (
+                    predict(network, defense, images, pool, options.executions, UNSEEN + draw, points).argmax(1) == y
+                ).numpy()
+                for draw in range(draws)
+            ]
+            counts[side] = np.sum(right, axis=0)
+            against = paired_test(counts["cascade"], counts[side], draws)
+            found.append(
+                {
+                    "network": name,
+                    "setting": setting,
+                    "side": side,
+                    "accuracy": float(np.mean(right)),
+                    "cascade leaves more by": round(against.difference, 4),
+                    "low": round(against.low, 4),
+                    "high": round(against.high, 4),
+                    "passes a point": round((forward + backward) / len(x)),
+                    "seconds": round(seconds),
+                }
+            )
+            print(found[-1], flush=True)
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Train the networks that are not there yet, run every side, and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", default="results-verdict", help="store of the networks")
+    parser.add_argument("--points", type=int, default=100)
+    parser.add_argument("--epsilon", type=float, default=0.05)
+    parser.add_argument("--executions", type=int, default=5)
+    parser.add_argument("--effort", default="standard")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    options = parser.parse_args(arguments)
+    entries = digits(options.seeds)
+    sweep = {"name": "networks", "dataset": "digits", "classifiers": entries, "defenses": ["none"]}
+    sweep |= {"attacks": [{"pgd": {"steps": 10}, "epsilon": options.epsilon}], "points": {"count": 100}}
+    mi_ray.run_sweep(sweep, options.out, until="train", progress=False)
+    torch.set_num_threads(1)
+    table = []
+    for folder in sorted((Path(options.out) / "classifiers").iterdir()):
+        about = json.loads((folder / "classifier.json").read_text())
+        content = (folder / "model.safetensors").read_bytes()
+        network = prepared(classifier_from_bytes(about["description"], content), torch.device("cpu"), "fp32")
+        network.passes = Passes()
+        table += rows(network, network.passes, folder.name[:6], options)
+    frame = pd.DataFrame(table)
+    frame.to_csv(Path(options.out) / "cascade.csv", index=False)
+    print(frame.to_string(index=False))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
