@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import mi_ray
 from benchmarks.verdict.run import digits
 from mi_ray.attacks import Batch
-from mi_ray.attacks.cascade import Cascade, Kept, with_executions
+from mi_ray.attacks.cascade import Cascade, Kept, of_stage, with_executions
 from mi_ray.classifiers import classifier_from_bytes, prepared
 from mi_ray.data import Digits, to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
@@ -59,8 +59,7 @@ def every_stage(effort: Any, epsilon: float) -> Attack:
         kept, every = Kept(model, batch), torch.arange(len(x))
         parts = len(model.defense.components()) if hasattr(model, "defense") else 0  # type: ignore[union-attr,operator]
         for number, stage in enumerate(Cascade(effort=effort).all_stages(batch.threat, kept.classes, parts)):
-            some = batch.at(restart=1000 * (number + 1))
-            found = stage.attack.run(with_executions(model, stage.executions), some)
+            found = stage.attack.run(with_executions(model, stage.executions), of_stage(batch, number))
             kept.offer(found.best(found.stops[-1]), every)
         return kept.image
 

@@ -5,7 +5,7 @@ when it fails in all of several draws, and which image is kept is decided by dra
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, final
 
 import torch
@@ -132,8 +132,7 @@ class Cascade(Attack):
             standing = kept.standing()
             if len(standing) == 0:
                 break
-            some = batch.of(standing).at(restart=1000 * (number + 1))
-            found = stage.attack.run(with_executions(model, stage.executions), some)
+            found = stage.attack.run(with_executions(model, stage.executions), of_stage(batch.of(standing), number))
             kept.offer(found.best(found.stops[-1]), standing)
         unused = torch.full((1, 1, len(batch)), -1, device=batch.x.device)
         return Adversarial(kept.image[None, None], kept.loss[None, None], kept.failed[None, None], (1,), unused)
@@ -162,6 +161,11 @@ class Kept:
         better = (failed > self.failed[places]) | ((failed == self.failed[places]) & (loss > self.loss[places]))
         at = places[better]
         self.image[at], self.loss[at], self.failed[at] = images[better], loss[better], failed[better]
+
+
+def of_stage(batch: Batch, number: int) -> Batch:
+    """The batch with random numbers that no other stage meets, nor the draws that score."""
+    return replace(batch, key=batch.key.at(purpose=f"{batch.key.purpose}, stage {number}"))
 
 
 def with_executions(model: nn.Module, executions: int | None) -> nn.Module:

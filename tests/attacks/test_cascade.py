@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch
-from mi_ray.attacks.cascade import Cascade, Stage
+from mi_ray.attacks.cascade import Cascade, Stage, of_stage
 from mi_ray.attacks.eot_pgd import answer_gradient, log_mean_gradient, mean_answer
 from mi_ray.attacks.square import Square, side
 from mi_ray.defenses import DefendedClassifier, RandomTransform
@@ -269,3 +269,11 @@ def test_who_may_fix_the_draws_or_counts_every_iterate_is_at_least_as_successful
     with model.bind(Key(0, "attack", "fixed_randomness").at(step=9), range(len(x))):
         last = (model(found.images[1, 0]).argmax(1) != y).float()
     assert bool((counted >= last).all())
+
+
+def test_every_stage_and_every_round_begins_at_a_point_of_its_own(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    starts = [of_stage(batch_of(x, y), number).random_start() for number in range(3)] + [batch_of(x, y).random_start()]
+    assert len({tuple(start.flatten().tolist()) for start in starts}) == 4

@@ -1,0 +1,81 @@
+"""Attacks that begin with images of others, which their entry names; and attacks that may only ask."""
+
+from typing import Any
+
+import pytest
+from helpers.plans import planned
+from helpers.sweeps import sweep
+
+from mi_ray.plan.work import AttackWork, Plan
+
+TWO: list[Any] = [{"name": name, "architecture": {"cnn_small": 4}, "seed": seed} for seed, name in enumerate("ab")]
+
+
+def cascade(images: Any = (), **more: Any) -> dict[str, Any]:
+    return {"cascade": {"effort": "quick"}, "epsilon": 0.1, "knowledge": "adaptive", "images": list(images), **more}
+
+
+def through(plan: Plan) -> list[AttackWork]:
+    return [work for work in plan.attacks if work.method == "cascade"]
+
+
+def study(*attacks: Any) -> Plan:
+    return planned(attacks=list(attacks), classifiers=TWO, defenses=[{"mi_ol": 0.5}], checks="cheap")
+
+
+def test_images_that_an_entry_names_are_work_of_their_own_done_first_and_no_cell() -> None:
+    plan = study(cascade([{"pgd": {"steps": 4}}, {"pgd": {"steps": 4}, "classifier": "b"}]))
+    pgd = [work for work in plan.attacks if work.method == "pgd"]
+    assert {work.classifier for work in pgd} == {work.key for work in plan.classifiers}
+    assert len(pgd) == 2
+    on_a, on_b = (next(w for w in through(plan) if w.classifier == c.key) for c in plan.classifiers)
+    assert [inputs.stop for inputs in on_a.given] == [4, 4]
+    assert [inputs.attack.classifier for inputs in on_a.given if inputs.attack] == [c.key for c in plan.classifiers]
+    assert [inputs.attack.classifier for inputs in on_b.given if inputs.attack] == [on_b.classifier] * 2
+    assert on_a.stands_on() >= {work.key for work in pgd}
+    assert [work.phase for work in plan.attacks] == sorted(work.phase for work in plan.attacks)
+    assert {cell.identity["attack"] for cell in plan.cells} == {"none", "cascade"}
+
+
+def test_they_are_shared_with_the_study_and_are_part_of_the_key_as_nothing_else_is() -> None:
+    entry, own = cascade([{"pgd": {"steps": 4}}]), {"pgd": {"steps": 4}, "epsilon": 0.1}
+    alone, beside = study(entry), study(entry, own)
+    assert {work.key for work in through(alone)} == {work.key for work in through(beside)}
+    assert {work.key for work in alone.attacks} == {work.key for work in beside.attacks}
+    others = [study(cascade()), study(cascade([{"pgd": {"steps": 5}}])), study(cascade([{"pgd": {"steps": 4}}] * 2))]
+    keys = [frozenset(work.key for work in through(plan)) for plan in (alone, *others)]
+    assert len(set(keys)) == 4
+
+
+def test_a_cascade_with_images_costs_their_scoring_more() -> None:
+    without, with_one = through(study(cascade()))[0], through(study(cascade([{"pgd": {"steps": 4}}])))[0]
+    assert with_one.cost[0] - without.cost[0] == 5 * (1 + sum(with_one.parts))
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        ({"pgd": {"steps": 4}, "epsilon": 0.1, "images": [{"pgd": {"steps": 2}}]}, "`images` is for cascade"),
+        (cascade([{"pgd": {"steps": 4}, "classifier": "c"}]), "unknown classifier 'c'"),
+        (cascade([{"pgd": {"steps": 4}, "epsilon": 0.1}]), "images are one attack"),
+        ({"pgd": {"steps": 4}, "epsilon": 0.1, "knowledge": "black_box"}, "does not see; got black_box"),
+    ],
+)
+def test_what_cannot_be_is_refused_before_any_work(attack: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        study(attack)
+
+
+def test_a_black_box_attack_goes_through_each_defense_and_is_named_so() -> None:
+    asked = {"square": {"queries": 5}, "epsilon": 0.1, "knowledge": "black_box"}
+    plan = study(asked, {"pgd": {"steps": 4}, "epsilon": 0.1})
+    worst = [cell for cell in plan.cells if cell.members and cell.defense.name == "mi_ol"]
+    assert {cell.identity["knowledge"] for cell in plan.cells if cell.identity["attack"] == "square"} == {"black_box"}
+    assert {cell.identity["knowledge"] for cell in worst} == {"black_box"}
+    assert {work.defense.name for work in plan.attacks if work.method == "square" and work.defense} == {"mi_ol"}
+
+
+def test_a_sweep_with_images_is_written_and_read_back() -> None:
+    made = sweep(classifiers=TWO, attacks=[cascade([{"pgd": {"steps": 4}, "classifier": "b"}])], defenses=["none"])
+    assert made.document()["attacks"][0]["images"] == [{"classifier": "b", "pgd": {"steps": 4}}]
+    assert type(made).model_validate(made.document()) == made
