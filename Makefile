@@ -37,9 +37,11 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# A file at a time on each core: most tests use one. In order, since those that start Ray and take longest come early.
+# A file at a time in each process: most tests use one core, and one process more than there are cores uses what others leave while
+# they wait for servers and programs. In order, since those that start Ray and take longest come early.
+WORKERS = $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
 test: lint
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # For between two edits: no Ray, no training, no studies computed, no other programs started again and again.
 test-fast: .venv/installed-test

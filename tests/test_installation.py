@@ -91,6 +91,7 @@ def test_the_commands_work_from_any_folder(installed: Installed) -> None:
 
 @pytest.mark.ray
 @pytest.mark.timeout(900)
+@pytest.mark.long  # It is the smoke quickstart on Ray once more, from the wheel; `.ci/run` runs the quickstart itself.
 def test_the_quickstart_and_a_study_of_ones_own_run_from_python_and_are_found_by_the_command(
     installed: Installed,
 ) -> None:

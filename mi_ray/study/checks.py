@@ -309,13 +309,13 @@ def _in_a_large_ball(attack: Attacked) -> Control | None:
     return Control(attack.method, values, LARGE_EPSILON)
 
 
-def _without_gradients(method: str, values: Mapping[str, int]) -> Callable[[Attacked], Control | None]:
-    """An attack that asks for no gradient, for one that does."""
+def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> Callable[[Attacked], Control | None]:
+    """An attack that asks for no gradient, for one that does. values: how long it runs."""
 
     def control(attack: Attacked) -> Control | None:
         if not attack.threat.leaves_label or not attack.follows_gradients or attack.threat.epsilon == 0:
             return None
-        return Control(method, {**values, **_few_executions(attack)}, attack.threat.epsilon)
+        return Control(method, {**values(), **_few_executions(attack)}, attack.threat.epsilon)
 
     return control
 
@@ -428,7 +428,7 @@ CONTROLS = (
     ),
     CheckRule(
         "random_noise_not_stronger",
-        control=_without_gradients("random_noise", {"tries": TRIES}),
+        control=_without_gradients("random_noise", lambda: {"tries": TRIES}),
         of_trajectory=False,
         points=OWN_POINTS,
         criterion="The best of 20 uniform points in the ball does not leave significantly less.",
@@ -436,7 +436,7 @@ CONTROLS = (
     ),
     CheckRule(
         "black_box_not_stronger",
-        control=_without_gradients("square", {"queries": QUERIES, "schedule": QUERIES}),
+        control=_without_gradients("square", lambda: {"queries": QUERIES, "schedule": QUERIES}),
         of_trajectory=False,
         one_setting=True,
         points=OWN_POINTS,

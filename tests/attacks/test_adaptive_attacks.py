@@ -342,7 +342,7 @@ def test_evade_stores_its_own_loss_and_needs_a_detector(classifier: Any, pool: A
 @pytest.mark.parametrize("defense", ["mi_ol", "mi_combined"])
 def test_an_adaptive_result_does_not_depend_on_the_batch(name: str, defense: str, linear: Any) -> None:
     f, x, y = linear(5, SHAPE, scale=0.05), _images(7), torch.arange(7) % 5
-    short = {"steps": 3, "queries": 3, "tries": 3, "restarts": 2}
+    short = {"steps": 3, "queries": 3, "tries": 3, "restarts": 2, "effort": "quick"}
     attack = make_attack(name, **{key: value for key, value in short.items() if key in ATTACKS[name].parameters()})
     model, points = _behind(f, _small_pool(5), defense, 5), [40, 3, 8, 11, 2, 77, 5]
 
