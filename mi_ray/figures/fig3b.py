@@ -80,8 +80,19 @@ def _judged(table: pd.DataFrame) -> pd.DataFrame:
     table = table.assign(undominated=False, ringed=False)
     for _, group in table.groupby(["classifier", "line"], sort=False):
         table.loc[group.index, "undominated"] = _best(group)
-    has_worst = table["classifier"].isin(table.loc[table["line"] == WORST, "classifier"])
-    return table.assign(ringed=table["undominated"] & ((table["line"] == WORST) | ~has_worst))
+    for _, group in table.groupby("classifier", sort=False):
+        competing = _competing(group)
+        table.loc[competing.index, "ringed"] = _best(competing)
+    return table
+
+
+def _competing(group: pd.DataFrame) -> pd.DataFrame:
+    """The rows among which rings are given: worst cases where there are some, with the bare classifier's only attack."""
+    worst = group["line"] == WORST
+    if not worst.any():
+        return group
+    bare = (group["defense"] == "none") & ~(group["defense"].where(worst) == "none").any()
+    return group[worst | bare]
 
 
 def _best(group: pd.DataFrame) -> npt.NDArray[np.bool_]:

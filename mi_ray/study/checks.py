@@ -112,7 +112,8 @@ class Evidence:
 
     linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
     point were zero in every pixel, and how many it took, [P]. rival: the control in words. success: the share of the
-    control's own draws in which each of its restarts reached the goal, [restarts, P].
+    control's own draws in which each of its restarts reached the goal, [restarts, P]. leaves_some: whether the attack leaves
+    points alone that fail when clean in draws of its own.
     """
 
     judged: Answers
@@ -125,11 +126,18 @@ class Evidence:
     classes: int
     rival: str = ""
     success: Array | None = None
+    leaves_some: bool = False
 
     @property
     def stands(self) -> npt.NDArray[np.bool_]:
         """Which points the judged attack has not fooled, by the mean answer."""
         found: npt.NDArray[np.bool_] = self.judged.margin <= 0
+        return found
+
+    @property
+    def tried(self) -> npt.NDArray[np.bool_]:
+        """Which points stand although the attack has not left them alone."""
+        found: npt.NDArray[np.bool_] = self.stands & ((self.linf > 0) | (not self.leaves_some))
         return found
 
     def against(self) -> Answers:
@@ -178,8 +186,8 @@ def _gains(found: Evidence) -> bool:
 
 
 BLIND = (
-    "the reference gains nothing here, so that gradients may be masked: what tells is black_box_not_stronger and the "
-    "oblivious attacks"
+    "the reference does not leave significantly less than the clean images: the points are too few, or gradients are masked, "
+    "and then what tells is black_box_not_stronger and the oblivious attacks"
 )
 
 
@@ -190,7 +198,7 @@ def _judge_reference(found: Evidence) -> Finding:
 def _judge_headway(found: Evidence) -> Finding:
     if not _gains(found):
         return not_run(BLIND)
-    made = battery.headway(found.stands, found.clean.margin, found.judged.margin, found.against().margin)
+    made = battery.headway(found.tried, found.clean.margin, found.judged.margin, found.against().margin)
     if made.points == 0:
         return not_run("no point stands on which the reference made headway")
     why = (
@@ -201,7 +209,7 @@ def _judge_headway(found: Evidence) -> Finding:
 
 
 def _judge_budget(found: Evidence) -> Finding:
-    inside, count = battery.at_the_edge(found.stands, found.linf, found.epsilon)
+    inside, count = battery.at_the_edge(found.tried, found.linf, found.epsilon)
     if count == 0 or found.epsilon == 0:
         return not_run("no point stands" if count == 0 else "epsilon is 0")
     why = f"of {count} points that stand, {100 * inside:.1f} % were moved by less than 0.99 epsilon"

@@ -196,6 +196,7 @@ class Verdicts:
             self.results.data.classes,
             rival,
             None if check.control is None else self.results.success(check.control.inputs, check.points),
+            ATTACKS[inputs.attack.method].stops_early,
         )
         return checks.judge(check.name, evidence)
 

@@ -207,6 +207,15 @@ def test_one_output_that_cannot_be_a_probability_vector_is_enough() -> None:
     assert logits_not_probabilities(found).state == "passed"
 
 
+def test_points_that_an_attack_leaves_alone_on_purpose_are_not_held_against_it() -> None:
+    linf = np.full(POINTS, 0.1)
+    linf[:50] = 0.0  # half of the points that stand: they failed when clean in the attack's own draws
+    for leaves, states in ((True, ["passed", "passed"]), (False, ["failed", "failed"])):
+        judged = Answers(answers(100).right, 1, np.where(answers(100).right > 0, np.where(linf > 0, -0.2, -1.0), 1.0))
+        found = evidence(linf=linf, judged=judged, leaves_some=leaves)
+        assert [state(name, found) for name in ("budget", "headway")] == states
+
+
 def test_what_is_left_where_draws_are_fixed_stands_beside_what_is_reported() -> None:
     success = np.zeros((2, POINTS))
     success[0, :300], success[1, :340] = 1, 1
