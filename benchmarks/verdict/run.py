@@ -7,6 +7,7 @@ counts where it leaves more than 5 points more than PGD-50 (EOT-PGD-50 behind a 
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pandas as pd
 
 import mi_ray
 
+FIRST, LAST = "<!-- make verdict -->", "<!-- end of make verdict -->"
 HARM = 0.05  # A broken attack that leaves less than this more has done no harm.
 DEFENSES: list[Any] = [
     {"mi_ol": {"lam": 0.6}},
@@ -180,6 +182,33 @@ def table(options: argparse.Namespace) -> pd.DataFrame:
     return frame
 
 
+def markdown(frame: pd.DataFrame) -> str:
+    """The table of docs/checks.md: each attack, what it leaves more than PGD-50, in how many settings it is refused, by what."""
+    rows = [
+        "| attack | settings | leaves more, points | did harm | of these refused | refused in all | most often by |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (_, label), some in frame.groupby(["broken", "attack"], sort=False):
+        harmful, refused = some["harm"] > HARM, some["verdict"] == "failed"
+        names = [name for text in some.loc[refused, "failed"] for name in text.split(", ")]
+        often = ", ".join(f"`{name}`" for name, _ in Counter(names).most_common(3))
+        is_broken = bool(some["broken"].iloc[0])
+        rows.append(
+            f"| {label} | {len(some)} | {100 * some['harm'].min():.0f} to {100 * some['harm'].max():.0f} | "
+            f"{int(harmful.sum()) if is_broken else 'sound'} | {int((harmful & refused).sum()) if is_broken else '–'} | "
+            f"{int(refused.sum())} | {often} |"
+        )
+    return "\n".join(rows)
+
+
+def write(frame: pd.DataFrame, document: Path) -> None:
+    """Put the table between the two marks of a document."""
+    text = document.read_text(encoding="utf-8")
+    before, _, rest = text.partition(FIRST)
+    _, _, after = rest.partition(LAST)
+    document.write_text(f"{before}{FIRST}\n\n{markdown(frame)}\n\n{LAST}{after}", encoding="utf-8")
+
+
 def told(frame: pd.DataFrame) -> str:
     """Both figures, and what was missed and what was refused by mistake."""
     harmful = frame[frame["broken"] & ~(frame["harm"] <= HARM)]
@@ -209,11 +238,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--settings", choices=["alone", "defended", "both"], default="both")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--document", help="a Markdown file whose table is written anew, such as docs/checks.md")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
     options.classifiers = digits(options.seeds, options.networks)
     frame = table(options)
     frame.to_csv(Path(options.out) / "verdict.csv", index=False)
+    if options.document:
+        write(frame, Path(options.document))
     print(told(frame))
 
 
