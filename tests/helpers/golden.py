@@ -29,8 +29,10 @@ from mi_ray.sweep_files import load_sweep
 
 FILE = Path(__file__).parent.parent / "golden.json"
 SWEEPS = Path(__file__).parents[2] / "sweeps"
-# Columns of cells.parquet that came after the digests were made, on a kind of processor that is not always at hand.
-LATER = ["detection_gap", "detection_gap_low", "detection_gap_high"]
+LEFT_OUT = [
+    "seconds",
+    "checks",
+]  # Columns of cells.parquet: a clock, and reasons in words; what the checks say is `verdict`.
 CLASSIFIERS: list[Any] = [
     {"name": "mixup", "architecture": {"cnn_small": {"width": 2}}, "objective": "mixup", "training": {"epochs": 2}},
     {
@@ -249,7 +251,7 @@ def study(name: str, document: dict[str, Any], folder: Path) -> dict[str, Any]:
     mark_selected(rows)
     write_study(store, prepared, plan, rows, {})
     records = mi_ray.read_records(store, study=name).sort_values(["cell", "point"])
-    cells = mi_ray.read_cells(store, study=name).drop(columns=["seconds", *LATER]).sort_values("cell")
+    cells = mi_ray.read_cells(store, study=name).drop(columns=LEFT_OUT).sort_values("cell")
     failed = int((cells["state"] != "done").sum())
     told = {"records": digest(records), "summary": digest(cells), "failed": failed, "rows": len(records)}
     return {**_keys(prepared, plan), **told}
