@@ -72,9 +72,8 @@ def auto_attack(version: Any, epsilon: float) -> Attack:
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
         from pyautoattack import AutoAttack
 
-        found: Tensor = AutoAttack(model, eps=epsilon, norm="Linf", version=version, seed=0).run_standard_evaluation(
-            x, y, batch_size=len(x)
-        )
+        made = AutoAttack(model, eps=epsilon, norm="Linf", version=version, seed=0)
+        found: Tensor = made.run_standard_evaluation(x, y, batch_size=len(x))[0]
         return found
 
     return run

@@ -87,7 +87,7 @@ class Cascade(Attack):
         long = self.effort == "thorough"
         if parts:
             yield Stage(_pgd(epsilon, 10), FEW)
-        yield Stage(_pgd(epsilon, 20))
+        yield Stage(_pgd(epsilon, {"quick": 20, "standard": 50, "thorough": 100}[self.effort]))
         if parts > 1:
             yield Stage(_pgd(epsilon, 20, branch="fallback"))
             yield Stage(_pgd(epsilon, 20, branch="detector"))
