@@ -35,11 +35,6 @@ class Answers:
         """Mean survival."""
         return float(self.right.mean() / self.draws)
 
-    @property
-    def random(self) -> bool:
-        """Whether some point is right in some draws and wrong in others."""
-        return bool(((self.right > 0) & (self.right < self.draws)).any())
-
 
 def answers(probabilities: npt.NDArray[np.float32], labels: npt.NDArray[np.int64]) -> Answers:
     """What a defense's probabilities [draws, P, L] say of points with these labels [P]."""
