@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mi_ray.device import Passes
-from mi_ray.parameters import Parameterized, Registry, integer
+from mi_ray.parameters import Parameterized, Registry, integer, unknown
 from mi_ray.store.files import Files
+from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 Precision = Literal["fp32", "bf16"]
 # Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
@@ -302,12 +303,17 @@ def classifier_from_bytes(
     return set_weights(build_classifier(description), state, origin)
 
 
-def load_classifier(path: str | Path) -> Classifier:
-    """The classifier in a store's folder `classifiers/<key>`, in eval mode on the CPU.
+ZOO = "zoo:"
 
-    path: the folder, also behind a URI. Raises ValueError when it holds none or a damaged one, or when its weights are of
-    another architecture.
+
+def load_classifier(path: str | Path) -> Classifier:
+    """The classifier in a store's folder `classifiers/<key>`, or one of the zoo, in eval mode on the CPU.
+
+    path: the folder, also behind a URI, or "zoo:" and a name, such as "zoo:mixup". Raises ValueError when there is none or
+    a damaged one, or when its weights are of another architecture.
     """
+    if str(path).startswith(ZOO):
+        return _of_the_zoo(str(path).removeprefix(ZOO))
     folder = Files(path)
     try:
         about = folder.read_json("classifier.json")
@@ -318,6 +324,18 @@ def load_classifier(path: str | Path) -> Classifier:
     if about.get("weights_sha256", weights_digest(content)) != weights_digest(content):
         raise ValueError(f"{path}/model.safetensors must have the SHA-256 that classifier.json names; it was changed")
     return found
+
+
+def _of_the_zoo(name: str) -> Classifier:
+    if name not in zoo_names():
+        raise unknown("classifier of the zoo", name, zoo_names())
+    card = zoo_card(name)
+    description = {key: card[key] for key in ("mean", "std", "classes")}
+    description |= dict(zip(("architecture", "arguments"), card["architecture"], strict=True))
+    content = zoo_weights(name).read_bytes()
+    if weights_digest(content) != card["weights_sha256"]:
+        raise ValueError(f"{zoo_weights(name)} must have the SHA-256 that its card names; it was changed")
+    return classifier_from_bytes(description, content, str(zoo_weights(name)))
 
 
 def prepared(

@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mi_ray.parameters import Method, unknown
 from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
+from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 
 def read_method(written: object) -> Method:
@@ -226,7 +227,8 @@ class Training(Strict):
 
 
 class ClassifierEntry(Strict):
-    """A classifier to train, by its `architecture` and `objective`, or one of your own, by its `factory` and `weights`."""
+    """A classifier to train, by its `architecture` and `objective`, one of your own, by its `weights` and its `factory` or
+    `architecture`, or one of the `zoo`."""
 
     name: str = Field(min_length=1, description="The name under which results know it, different from all others.")
     architecture: MethodField | None = Field(None, description="The network to train; `mi-ray list` names all.")
@@ -249,6 +251,11 @@ class ClassifierEntry(Strict):
     weights: str | None = Field(
         None, description="The file with the network's weights, .safetensors or of `torch.save`, read as tensors alone."
     )
+    zoo: str | None = Field(
+        None,
+        description="A trained classifier that comes with the program, by its name; its architecture, its weights and its "
+        "normalisation come with it.",
+    )
     mean: tuple[float, ...] = Field(
         (0.5, 0.5, 0.5), description="What is subtracted from each channel of an image in [0, 1], before the network."
     )
@@ -256,8 +263,10 @@ class ClassifierEntry(Strict):
 
     @model_validator(mode="after")
     def _trained_or_own(self) -> "ClassifierEntry":
-        if (self.architecture is None) == (self.factory is None):
-            raise ValueError(f"classifier {self.name!r} must have either `architecture` or `factory`")
+        if [self.architecture, self.factory, self.zoo].count(None) != 2:
+            raise ValueError(f"classifier {self.name!r} must have one of `architecture`, `factory` and `zoo`")
+        if self.zoo is not None:
+            self._refuse_beside_zoo(self.zoo)
         if self.factory is not None and self.weights is None:
             raise ValueError(f"classifier {self.name!r} has a factory and so must name its `weights` file")
         if any(s <= 0 for s in self.std) or not len(self.mean) == len(self.std) == 3:
@@ -271,6 +280,25 @@ class ClassifierEntry(Strict):
                 f"got {self.training.batch_size} over {self.workers}"
             )
         return self
+
+    def _refuse_beside_zoo(self, zoo: str) -> None:
+        if zoo not in zoo_names():
+            raise unknown("classifier of the zoo", zoo, zoo_names())
+        known = ("arguments", "weights", "mean", "std", "objective", "training", "workers", "seed")
+        beside = [name for name in known if name in self.model_fields_set]
+        if beside:
+            raise ValueError(
+                f"classifier {self.name!r} is of the zoo, which says all of it but its name; it has {', '.join(beside)} too"
+            )
+
+    def written_out(self) -> "ClassifierEntry":
+        """The entry with what the zoo knows of it in place of its name there; any other entry as it is."""
+        if self.zoo is None:
+            return self
+        card = zoo_card(self.zoo)
+        facts = {name: tuple(card[name]) for name in ("mean", "std")}
+        made = {"architecture": Method(*card["architecture"]), "weights": str(zoo_weights(self.zoo)), "zoo": None}
+        return self.model_copy(update={**facts, **made})
 
 
 def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, object]:

@@ -21,22 +21,27 @@ MERGED = ("points", "options", "resources", "checks")  # what an overlay changes
 
 def packaged_sweeps() -> dict[str, str]:
     """The name of each sweep that comes with the program, and the first line of its file, which says what it makes."""
-    files = sorted(PACKAGED.glob("*.yaml"))
-    return {file.stem: file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files}
+    files = [
+        file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(PACKAGED.glob(pattern)) if file.parent != START
+    ]
+    lines = [file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files]
+    return {str(file.relative_to(PACKAGED).with_suffix("")): line for file, line in zip(files, lines, strict=True)}
 
 
 def find_sweep(source: str | Path) -> Path:
-    """The file that a person means by a path or by the bare name of a packaged sweep.
+    """The file that a person means by a path or by the name of a packaged sweep, such as fig3b or cifar10/fig3b.
 
     A file comes first, and is named with its ending: `quickstart` is the packaged sweep even where a quickstart.yaml
     lies in the current folder, so that the name means one thing everywhere.
     Raises ValueError for a bare name that is neither a file nor a packaged sweep.
     """
     path, name = Path(source), str(source)
-    if path.is_file() or path.suffix or len(path.parts) != 1:
+    if path.is_file() or path.suffix:
         return path
     known = packaged_sweeps()
     if name not in known:
+        if len(path.parts) != 1:
+            return path
         here = path.with_name(f"{name}.yaml")
         problem = unknown("packaged sweep", name, list(known))
         raise ValueError(f"{problem}. A file is named with its ending{f': {here}' if here.is_file() else ''}")

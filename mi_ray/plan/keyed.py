@@ -64,6 +64,7 @@ class KeyedWork:
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
+        entry = entry.written_out()
         base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
         if entry.factory is not None:
             description = {**base, "factory": entry.factory, "arguments": entry.arguments}
@@ -74,6 +75,11 @@ class KeyedWork:
             return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
         assert entry.architecture is not None
         architecture = self.registries.architectures.make(*entry.architecture)
+        description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
+        if entry.weights is not None:
+            # Of the file only its content is in the key, so that it may lie anywhere.
+            facts = {**description, "weights": self.facts.sources[entry.weights], "version": architecture.version}
+            return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
         training = self.sweep.training_options()
         method = self.registries.objectives[entry.objective.name]
         axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
@@ -87,7 +93,6 @@ class KeyedWork:
                 f"classifier {entry.name!r}: batch_size must not exceed the {self.facts.train_count} training images; "
                 f"got {entry.training.batch_size}"
             )
-        description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
         seed = self.sweep.seed if entry.seed is None else entry.seed
         device = "cuda" if self.sweep.resources.train.gpus > 0 else "cpu"
         facts = {

@@ -102,10 +102,11 @@ def _sources(sweep: Sweep) -> dict[str, str]:
             module = registry[name].__module__
             if not module.startswith("mi_ray."):
                 found[name] = _source_hash(module)
-    for entry in sweep.classifiers:
-        if entry.factory is not None and entry.weights is not None:
+    for entry in (written.written_out() for written in sweep.classifiers):
+        if entry.factory is not None:
             load_factory(entry.factory)
             found[entry.factory] = _source_hash(entry.factory.partition(":")[0])
+        if entry.weights is not None:
             try:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:

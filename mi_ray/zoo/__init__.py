@@ -1,0 +1,29 @@
+"""Trained classifiers that come with the program: the weights of each as safetensors, beside a card that says what it is.
+
+A card is a JSON object: architecture ([name, parameters]), mean and std of the normalisation, classes, side of the images,
+weights_sha256, how it was trained, and the training's curve.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+
+
+def zoo_names() -> list[str]:
+    """The names of all classifiers of the zoo."""
+    return sorted(path.stem for path in FOLDER.glob("*.json"))
+
+
+@cache
+def zoo_card(name: str) -> dict[str, Any]:
+    """What the zoo says of a classifier. Raises FileNotFoundError for a name that it does not have."""
+    card: dict[str, Any] = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return card
+
+
+def zoo_weights(name: str) -> Path:
+    """The safetensors file of a classifier of the zoo."""
+    return FOLDER / f"{name}.safetensors"
