@@ -275,6 +275,23 @@ def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike)
     return Estimate(value, *_wilson_effective(value, variance, sizes))
 
 
+def auc_difference(left: tuple[npt.ArrayLike, npt.ArrayLike], right: tuple[npt.ArrayLike, npt.ArrayLike]) -> Estimate:
+    """The AUC of one detector less that of another on the same points, with its interval (DeLong et al. 1988).
+
+    left, right: the clean and the adversarial scores of each, [points] each, in the same order. Raises ValueError for
+    other numbers of points.
+    """
+    sides = [tuple(np.asarray(scores, float) for scores in side) for side in (left, right)]
+    for low, high in sides:
+        _check_paired(low, sides[0][0])
+        _check_paired(low, high)
+    influences = [_placements(low, high) - _placements(high, low) for low, high in sides]
+    value = detection_auc(*sides[0]) - detection_auc(*sides[1])
+    points = len(influences[0])
+    error = math.sqrt(float((influences[0] - influences[1]).var()) / max(points - 1, 1))
+    return Estimate(value, value - _normal() * error, value + _normal() * error)
+
+
 def _placements(others: Floats, scores: Floats) -> Floats:
     """Of each score the share of the others that are below it; those that are equal count half."""
     order = np.sort(others)
@@ -653,6 +670,25 @@ def at_matched_clean_interval(
         value, each = (_along(x, y, np.asarray(start + step)) for (x, y), start in sides)
         found.append(_estimate(float(value), each, both[0].shape[1]))
     return found
+
+
+def matched_difference(
+    left: Sequence[npt.ArrayLike], right: Sequence[npt.ArrayLike], undefended: npt.ArrayLike, loss: float
+) -> Estimate:
+    """Adversarial accuracy of one curve less that of another where both give up the same clean accuracy, with its interval.
+
+    left, right: the clean and the adversarial survival of each curve's settings, [settings, points] each, all of the same
+    points; undefended: the clean survival without a defense, [points]. loss: clean accuracy below that one. All three are
+    resampled together, so that the interval is of the difference; NaN where a curve does not reach there.
+    """
+    bare = np.asarray(undefended, float)
+    start = bare.mean() - loss, resampled_accuracies(bare[None], 1)[:, 0] - loss
+    ends = []
+    for clean, adversarial in (left, right):
+        both = _both(clean, 1, adversarial, 1)
+        own, resampled = [side.mean(axis=1) for side in both], [resampled_accuracies(side, 1) for side in both]
+        ends.append([_along(x, y, np.asarray(at)) for (x, y), at in zip((own, resampled), start, strict=True)])
+    return _estimate(float(ends[0][0] - ends[1][0]), ends[0][1] - ends[1][1], len(bare))
 
 
 THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]

@@ -15,6 +15,7 @@ Source = str | Path | Mapping[str, object]  # a path, the name of a packaged swe
 
 # In a checkout this is a link to the folder `sweeps` at its top; an installation holds the files themselves.
 PACKAGED = Path(__file__).parent / "sweeps"
+CLAIMS = "claims"  # a file of claims about the sweeps beside it (`mi_ray.figures.claims`), and no sweep
 START = PACKAGED / "init"  # what `mi-ray init` copies
 MERGED = ("points", "options", "resources", "checks")  # what an overlay changes key by key; all else it replaces
 

@@ -1,0 +1,423 @@
+"""Claims about defenses, each decided by a program from stored rows: it holds, it does not hold, or it is undecided.
+
+A file of claims says of each what is compared with what and which way the difference has to go. The difference is
+measured with its interval on the reported points; whether it is above, below or equal to what the claim says is tested,
+and all tests of a file are corrected together after Holm. A claim that nothing stored speaks of is `not measured`.
+"""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.stats
+import yaml
+
+from mi_ray.choice import curve, frontier
+from mi_ray.figures import fig2, fig3a
+from mi_ray.figures.names import Names
+from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.tables import markdown
+from mi_ray.figures.verdict_marks import mark
+from mi_ray.statistics import (
+    Estimate,
+    auc_difference,
+    auc_interval,
+    counts_of,
+    holm,
+    matched_difference,
+    mean_interval,
+    of_variant,
+    paired_test,
+)
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_records
+
+SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among all claims of a file
+RELEVANT = 0.01  # a gain below one point of accuracy, AUC or probability is no gain
+KNOWN = ("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam")
+Filter = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim of a file, on one attack. left, right, attack: which cells, by columns or parameters of theirs.
+
+    is_: whether left minus right is said to be "above" `by`, "below" it, or "equal" within it. at: the clean accuracy
+    that is given up (kind "matched"). lam: λ (kinds "condition" and "mechanism").
+    """
+
+    text: str
+    where: str
+    study: str
+    kind: str
+    classifier: str
+    left: Filter
+    right: Filter
+    attack: Filter
+    is_: Literal["above", "below", "equal"]
+    by: float = 0.0
+    at: float = 0.05
+    variant: str = ""
+    lam: float | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What stored rows say of a claim: the number with its 95 % interval, and the one-sided chances of its being at 0.
+
+    p_greater, p_less: exact where the number's own test is, else None, for the normal one. checks: verdicts of the
+    attacked cells.
+    """
+
+    estimate: Estimate
+    points: int
+    checks: str
+    p_greater: float | None = None
+    p_less: float | None = None
+
+    def p_above(self, level: float) -> float:
+        """The chance of a number this high, if the true one were at the level."""
+        if level == 0 and self.p_greater is not None:
+            return self.p_greater
+        return float(scipy.stats.norm.sf(self._away(level)))
+
+    def p_below(self, level: float) -> float:
+        """The chance of a number this low, if the true one were at the level."""
+        if level == 0 and self.p_less is not None:
+            return self.p_less
+        return float(scipy.stats.norm.cdf(self._away(level)))
+
+    def _away(self, level: float) -> float:
+        error = (self.estimate.high - self.estimate.low) / (2 * float(scipy.stats.norm.ppf(0.975)))
+        distance = self.estimate.value - level
+        return distance / error if error > 0 else math.copysign(math.inf, distance) if distance else 0.0
+
+
+def read_claims(path: str | Path) -> list[Claim]:
+    """The claims of a YAML file: `attacks`, name -> filter, and `claims`, of which each may name several attacks.
+
+    Raises ValueError with the claim and the rule where one is not as it must be.
+    """
+    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(document, Mapping) or not isinstance(document.get("claims"), list):
+        raise ValueError(f"{path} must be a mapping with `attacks` and a list of `claims`")
+    attacks = {str(name): _filter(written) for name, written in document.get("attacks", {}).items()}
+    return [claim for written in document["claims"] for claim in _claims(written, attacks)]
+
+
+def _claims(written: Mapping[str, Any], attacks: Mapping[str, Filter]) -> list[Claim]:
+    told = str(written.get("claim"))
+    unknown = [key for key in written if key not in KNOWN]
+    if unknown or written.get("kind") not in KINDS or written.get("is") not in ("above", "below", "equal"):
+        raise ValueError(
+            f"claim {told!r} must have a kind of {', '.join(KINDS)}, `is` of above, below, equal, and no other keys than "
+            f"{', '.join(KNOWN)}; got {dict(written)}"
+        )
+    found = []
+    named = written.get("attack", "clean")
+    for name in named if isinstance(named, list) else [named]:
+        if name not in attacks:
+            raise ValueError(f"claim {told!r}: attack must be one of {', '.join(attacks)}; got {name!r}")
+        found.append(
+            Claim(
+                text=told,
+                where=str(written.get("where", "")),
+                study=written["study"],
+                kind=written["kind"],
+                classifier=written["classifier"],
+                left=_filter(written.get("left", {})),
+                right=_filter(written.get("right", {})),
+                attack={**attacks[name], "called": name},
+                is_=written["is"],
+                by=float(written.get("by", 0)),
+                at=float(written.get("at", 0.05)),
+                variant=str(written.get("variant", "")),
+                lam=written.get("lam"),
+            )
+        )
+    return found
+
+
+def _filter(written: Mapping[str, Any]) -> Filter:
+    """A filter with its fractions, such as 8/255, as numbers."""
+
+    def number(value: object) -> object:
+        parts = value.split("/") if isinstance(value, str) else []
+        return float(parts[0]) / float(parts[1]) if len(parts) == 2 else value
+
+    return {key: number(value) for key, value in written.items()}
+
+
+class NotMeasuredError(ValueError):
+    """What a claim is about is not in the store, or more than once."""
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """What a store holds of one study: its finished cells and their rows."""
+
+    store: Store
+    cells: pd.DataFrame
+    records: pd.DataFrame
+    names: Names
+
+    def cell(self, claim: Claim, side: Filter, attack: Filter) -> "pd.Series[Any]":
+        """The one cell that a claim's side is about. Raises NotMeasuredError where there is none or several."""
+        own = of_variant(self.cells, str(side.get("variant", claim.variant)))
+        own = own[(own["classifier"] == side.get("classifier", claim.classifier)) & (own["state"] == "done")]
+        wanted = {**{k: v for k, v in attack.items() if k != "called"}, **side}
+        wanted = {k: v for k, v in wanted.items() if k not in ("variant", "classifier")}
+        found = _fitting(own, wanted)
+        if len(found) != 1:
+            raise NotMeasuredError(f"{len(found)} cells of {claim.study} fit {wanted}")
+        return found.iloc[0]
+
+
+def _fitting(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
+    """The rows whose columns, or parameters of their attack or defense, are what is wanted."""
+    for key, value in wanted.items():
+        known = (
+            table[key]
+            if key in table
+            else [
+                _parameters(*texts).get(key)
+                for texts in zip(table["attack_params"], table["defense_params"], strict=True)
+            ]
+        )
+        table = table[np.array([_same(stored, value) for stored in known], bool)]
+    return table
+
+
+@cache
+def _parameters(attack: str, defense: str) -> dict[str, object]:
+    return {**json.loads(attack or "{}"), **json.loads(defense or "{}")}
+
+
+def _same(stored: object, value: object) -> bool:
+    if isinstance(stored, (int, float)) and isinstance(value, (int, float)):
+        return abs(float(stored) - float(value)) < 1e-6
+    return stored == (list(value) if isinstance(value, tuple) else value)
+
+
+def _difference(rows: _Rows, claim: Claim) -> Measured:
+    """Accuracy of one cell less that of another, on the same points."""
+    left, right = (rows.cell(claim, side, claim.attack) for side in (claim.left, claim.right))
+    counts = counts_of(rows.records, [left["cell"], right["cell"]])
+    found = paired_test(counts[0], counts[1], int(left["draws"]), int(right["draws"]))
+    checks = " ".join(mark(row) for row in (left, right) if row["attack"] != "none")
+    return Measured(
+        Estimate(found.difference, found.low, found.high), found.points, checks, found.p_greater, found.p_less
+    )
+
+
+def _matched(rows: _Rows, claim: Claim) -> Measured:
+    """Adversarial accuracy of one defense's curve less that of another's, at the same clean accuracy."""
+    table = frontier(rows.cells, claim.variant)
+    wanted = {k: v for k, v in claim.attack.items() if k != "called"}
+    table = _fitting(table[table["classifier"] == claim.classifier], wanted)
+    bare = rows.cell(claim, {"defense": "none"}, {"attack": "none"})
+    sides = []
+    for side in (claim.left, claim.right):
+        settings = table[table["defense"] == side["defense"]]
+        if settings.empty:
+            raise NotMeasuredError(f"no setting of {side['defense']} in {claim.study}")
+        chosen = settings.loc[curve(settings)]
+        draws = chosen["draws"].to_numpy()
+        sides.append(
+            [counts_of(rows.records, chosen[name].tolist()) / draws[:, None] for name in ("clean_cell", "cell")]
+        )
+    undefended = counts_of(rows.records, [bare["cell"]])[0] / int(bare["draws"])
+    found = matched_difference(sides[0], sides[1], undefended, claim.at)
+    if math.isnan(found.value):
+        raise NotMeasuredError(f"a curve does not reach {100 * claim.at:g} points below the undefended clean accuracy")
+    return Measured(found, len(undefended), mark({"verdict": _worst(table["verdict"])}))
+
+
+def _worst(verdicts: "pd.Series[Any]") -> str:
+    found = set(verdicts)
+    return "failed" if "failed" in found else "passed" if found == {"passed"} else "not run"
+
+
+def _detection(rows: _Rows, claim: Claim) -> Measured:
+    """AUC of a detector less that of another; less one half (a guess) where there is no other."""
+
+    def scores(side: Filter) -> tuple[Any, "pd.Series[Any]"]:
+        what = {k: v for k, v in side.items() if k != "score"}
+        attacked = rows.cell(claim, what, claim.attack)
+        clean = rows.cell(claim, what, {"attack": "none"})
+        found = fig3a.pair(
+            records_of(rows.store, clean["cell"]),
+            records_of(rows.store, attacked["cell"]),
+            str(side.get("score", "score")),
+        )
+        found = found[~found["selection"]]
+        return (found["clean"].to_numpy(), found["adversarial"].to_numpy()), attacked
+
+    left, attacked = scores(claim.left)
+    if claim.right:
+        estimate = auc_difference(left, scores(claim.right)[0])
+    else:
+        own = auc_interval(*left)
+        estimate = Estimate(own.value - 0.5, own.low - 0.5, own.high - 0.5)
+    return Measured(estimate, len(left[0]), mark(attacked))
+
+
+def _changes(rows: _Rows, claim: Claim, side: Filter) -> pd.DataFrame:
+    settings, _, _ = fig2.settings_of(rows.store, rows.cells)
+    found = settings.get((claim.classifier, str(side["defense"]), float(claim.lam or 0)))
+    if found is None:
+        raise NotMeasuredError(f"no {side['defense']} with lam {claim.lam} and counterparts in {claim.study}")
+    return found
+
+
+def _condition(rows: _Rows, claim: Claim) -> Measured:
+    """How much more often the condition of ideal linearity is met by one defense than by the other (Eq. 12, 15)."""
+    met = []
+    for side in (claim.left, claim.right):
+        found, name = _changes(rows, claim, side), str(side["defense"])
+        limits = [fig2.condition(name, k, float(claim.lam or 0), 10) for k in ("y", "pred")]
+        met.append(((found["G_y"] > limits[0]) & (found["G_pred"] < limits[1])).to_numpy().astype(int))
+    test = paired_test(met[0], met[1], 1)
+    return Measured(Estimate(test.difference, test.low, test.high), test.points, "", test.p_greater, test.p_less)
+
+
+def _mechanism(rows: _Rows, claim: Claim) -> Measured:
+    """The mean of one curve of Fig. 2 over points, such as what input transfer gives the true label (Eq. 13)."""
+    found = _changes(rows, claim, claim.left)
+    mean = mean_interval(found[str(claim.left["curve"])])
+    return Measured(Estimate(mean.value, mean.low, mean.high), len(found), "")
+
+
+KINDS: dict[str, Callable[[_Rows, Claim], Measured]] = {
+    "difference": _difference,
+    "matched": _matched,
+    "detection": _detection,
+    "condition": _condition,
+    "mechanism": _mechanism,
+}
+
+
+def _chances(claim: Claim, found: Measured) -> tuple[float, float]:
+    """(p for the claim, p against it): a small one says that the data would be odd if the claim were false, or true.
+
+    A claim of a gain is held to be false where a gain of a whole point can be excluded.
+    """
+    if claim.is_ == "above":
+        return found.p_above(claim.by), found.p_below(claim.by + RELEVANT)
+    if claim.is_ == "below":
+        return found.p_below(claim.by), found.p_above(claim.by - RELEVANT)
+    within = max(found.p_above(-claim.by), found.p_below(claim.by))
+    return within, min(1.0, 2 * min(found.p_above(claim.by), found.p_below(-claim.by)))
+
+
+def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
+    """One row per claim and attack: the number, its interval, both corrected chances, and the verdict."""
+    read: dict[str, _Rows | str] = {}
+    rows = []
+    for claim in claims:
+        if claim.study not in read:
+            read[claim.study] = _read(store, claim.study)
+        rows.append(_row(claim, read[claim.study]))
+    table = pd.DataFrame(rows)
+    measured = table["value"].notna()
+    both: npt.NDArray[np.float64] = table.loc[measured, ["p_for", "p_against"]].to_numpy().T.ravel()
+    corrected = holm(both).reshape(2, -1) if both.size else np.empty((2, 0))
+    table.loc[measured, "p_for_holm"], table.loc[measured, "p_against_holm"] = corrected
+    return table.assign(verdict=[_verdict(row) for _, row in table.iterrows()])
+
+
+def _read(store: Store, study: str) -> "_Rows | str":
+    try:
+        cells, names = read_study(store, study)
+        finished(cells, "a claim needs finished cells")
+        return _Rows(store, cells, read_records(store, study), names)
+    except (ValueError, FileNotFoundError) as error:
+        return str(error)
+
+
+def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
+    told = {
+        "claim": claim.text,
+        "where": claim.where,
+        "study": claim.study,
+        "classifier": claim.classifier,
+        "variant": claim.variant or "honest",
+        "attack": claim.attack["called"],
+        "is": claim.is_,
+        "by": claim.by,
+    }
+    none = dict.fromkeys(
+        ("value", "low", "high", "points", "p_for", "p_against", "p_for_holm", "p_against_holm"), math.nan
+    )
+    if isinstance(rows, str):
+        return {**told, **none, "checks": "", "why": rows}
+    try:
+        found = KINDS[claim.kind](rows, claim)
+    except ValueError as error:
+        return {**told, **none, "checks": "", "why": str(error)}
+    p_for, p_against = _chances(claim, found)
+    numbers = {"value": found.estimate.value, "low": found.estimate.low, "high": found.estimate.high}
+    numbers |= {"points": found.points, "p_for": p_for, "p_against": p_against}
+    return {**told, **none, **numbers, "checks": found.checks, "why": ""}
+
+
+def _verdict(row: "pd.Series[Any]") -> str:
+    if math.isnan(row["value"]):
+        return "not measured"
+    if row["p_for_holm"] < SURE:
+        return "holds"
+    return "does not hold" if row["p_against_holm"] < SURE else "undecided"
+
+
+def shown(table: pd.DataFrame) -> pd.DataFrame:
+    """`facts` as text: differences in points (hundredths) with their intervals."""
+    said = {"above": "> {:+.0f}", "below": "< {:+.0f}", "equal": "within ±{:.0f}"}
+    return pd.DataFrame(
+        {
+            "Claim": table["claim"],
+            "Paper": table["where"],
+            "Classifier": table["classifier"],
+            "Under": [
+                f"{attack}, {variant}" for attack, variant in zip(table["attack"], table["variant"], strict=True)
+            ],
+            "Says": [said[how].format(100 * by) for how, by in zip(table["is"], table["by"], strict=True)],
+            "Measured": [
+                "–" if math.isnan(value) else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+                for value, low, high in zip(table["value"], table["low"], table["high"], strict=True)
+            ],
+            "Points": ["–" if math.isnan(points) else f"{points:.0f}" for points in table["points"]],
+            "Checks": table["checks"],
+            "Verdict": [f"**{verdict}**" for verdict in table["verdict"]],
+        }
+    )
+
+
+def document(table: pd.DataFrame) -> str:
+    """The claims as Markdown, with a note that says how they were decided."""
+    measured = int(table["value"].notna().sum())
+    note = (
+        "Left minus right in points (hundredths of accuracy, AUC or probability) with 95 % intervals over the reported points. "
+        f"Holds: the number is on the side that the claim says (within its bounds, for equality); does not hold: a gain of "
+        f"{100 * RELEVANT:.0f} point or more on that side can be excluded (for equality: it is outside its bounds). Both are "
+        f"one-sided tests, corrected together after Holm over the {measured} that were measured, at {100 * SURE:.0f} %; "
+        "undecided: neither. Checks: the verdict on the attacks (docs/checks.md)."
+    )
+    return markdown(shown(table), note)
+
+
+def make(store: Store, claims: str | Path, out: str | Path) -> list[Path]:
+    """Decide the claims of a file from a store; writes claims.md and claims.csv into a folder and returns the two files."""
+    table = facts(store, read_claims(claims))
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {"claims.md": document(table), "claims.csv": table.to_csv(index=False)}
+    for name, text in files.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    return [folder / name for name in files]

@@ -1,0 +1,112 @@
+"""Claims: what decides them, and that nothing stored means no verdict."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from mi_ray.figures.claims import Claim, Measured, facts, read_claims, shown
+from mi_ray.figures.claims import _chances as chances
+from mi_ray.statistics import Estimate, auc_difference, auc_interval, matched_difference
+from mi_ray.store.blocks import Store
+
+FILE = Path(__file__).parent.parent.parent / "sweeps/cifar10/claims.yaml"
+
+
+def claim(**changes: Any) -> Claim:
+    base: dict[str, Any] = {"text": "", "where": "", "study": "s", "kind": "difference", "classifier": "f"}
+    return Claim(**{**base, "left": {}, "right": {}, "attack": {"called": "a"}, "is_": "above", **changes})
+
+
+def measured(value: float, half: float) -> Measured:
+    return Measured(Estimate(value, value - half, value + half), 100, "")
+
+
+@pytest.mark.parametrize(
+    ("is_", "by", "value", "half", "holds", "refuted"),
+    [
+        ("above", 0.0, 0.05, 0.02, True, False),
+        ("above", 0.0, -0.05, 0.02, False, True),
+        ("above", 0.0, 0.0, 0.005, False, True),  # a gain of a point can be excluded
+        ("above", 0.0, 0.0, 0.05, False, False),
+        ("above", -0.1, -0.05, 0.02, True, False),
+        ("below", 0.0, -0.05, 0.02, True, False),
+        ("below", 0.0, 0.05, 0.02, False, True),
+        ("equal", 0.02, 0.0, 0.005, True, False),
+        ("equal", 0.02, 0.05, 0.005, False, True),
+        ("equal", 0.02, 0.02, 0.005, False, False),
+    ],
+)
+def test_a_claim_holds_fails_or_is_left_open(
+    is_: Any, by: float, value: float, half: float, holds: bool, refuted: bool
+) -> None:
+    p_for, p_against = chances(claim(is_=is_, by=by), measured(value, half))
+    assert (p_for < 0.01, p_against < 0.01) == (holds, refuted)
+
+
+def test_a_claim_is_never_both_for_and_against_by_chance_alone() -> None:
+    rng = np.random.default_rng(0)
+    both = [chances(claim(), measured(value, 0.02)) for value in rng.normal(0, 0.0102, 2000)]
+    for_, _ = np.mean(np.array(both) < 0.05, axis=0)
+    assert 0.03 < for_ < 0.07  # the true difference is 0: one in twenty
+
+
+def test_a_study_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
+    table = facts(Store(tmp_path, create=True), [claim()])
+    assert table["verdict"].tolist() == ["not measured"]
+    assert "–" in shown(table)["Measured"].tolist()
+
+
+def test_the_claims_about_cifar10_are_read_with_their_fractions() -> None:
+    claims = read_claims(FILE)
+    assert len(claims) >= 30
+    assert {found.kind for found in claims} == {"difference", "matched", "detection", "condition", "mechanism"}
+    assert claims[0].attack["epsilon"] == 8 / 255
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"kind": "guess"}, "must have a kind of difference"),
+        ({"is": "higher"}, "`is` of above"),
+        ({"odd": 1}, "no other keys"),
+    ],
+)
+def test_a_bad_claim_is_refused_by_name(tmp_path: Path, changes: dict[str, object], told: str) -> None:
+    written = {"claim": "this one", "study": "s", "kind": "difference", "classifier": "f", "is": "above", **changes}
+    (tmp_path / "claims.yaml").write_text(json.dumps({"attacks": {"clean": {"attack": "none"}}, "claims": [written]}))
+    with pytest.raises(ValueError, match=f"'this one'.*{told}"):
+        read_claims(tmp_path / "claims.yaml")
+
+
+def test_the_difference_of_two_detectors_is_that_of_their_areas_and_covers_the_truth() -> None:
+    rng = np.random.default_rng(1)
+    inside = 0
+    for _ in range(200):
+        base = rng.normal(size=200)
+        left = base + rng.normal(size=200), base + 1 + rng.normal(size=200)
+        right = base + 2 * rng.normal(size=200), base + 1 + 2 * rng.normal(size=200)
+        found = auc_difference(left, right)
+        assert np.isclose(found.value, auc_interval(*left).value - auc_interval(*right).value)
+        # The areas are Φ(1 / sqrt(2 v)), v the variance of a score: 2 and 5.
+        inside += found.low <= 0.6914625 - 0.6240852 <= found.high
+    assert 180 <= inside <= 199
+
+
+def test_two_curves_are_compared_where_both_give_up_the_same_clean_accuracy() -> None:
+    points = 400
+
+    def right_on(share: float) -> npt.NDArray[np.float64]:
+        return (np.arange(points) < share * points).astype(float)
+
+    left = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.6)]
+    right = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.4)]
+    found = matched_difference(left, right, right_on(0.9), 0.1)
+    assert np.isclose(found.value, 0.1)  # halfway between the settings: 0.4 against 0.3
+    assert found.low < 0.1 < found.high
+    assert np.isnan(matched_difference(left, right, right_on(0.9), 0.5).value)
+    same = matched_difference(left, left, right_on(0.9), 0.1)
+    assert same.value == same.low == same.high == 0
