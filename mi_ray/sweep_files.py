@@ -22,9 +22,8 @@ MERGED = ("points", "options", "resources", "checks")  # what an overlay changes
 
 def packaged_sweeps() -> dict[str, str]:
     """The name of each sweep that comes with the program, and the first line of its file, which says what it makes."""
-    files = [
-        file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(PACKAGED.glob(pattern)) if file.parent != START
-    ]
+    found = [file for pattern in ("*.yaml", "*/*.yaml") for file in sorted(PACKAGED.glob(pattern))]
+    files = [file for file in found if file.parent != START and file.stem != CLAIMS]
     lines = [file.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ") for file in files]
     return {str(file.relative_to(PACKAGED).with_suffix("")): line for file, line in zip(files, lines, strict=True)}
 

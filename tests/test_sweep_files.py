@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,12 @@ from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan
 from mi_ray.study.prepare import REGISTRIES, prepare
 from mi_ray.sweep_files import PACKAGED, find_sweep, load_sweep, packaged_sweeps, start_folder
+from mi_ray.zoo import zoo_weights
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
+OF_CIFAR10 = [
+    path for path in sorted((Path(__file__).parent.parent / "sweeps/cifar10").glob("*.yaml")) if path.stem != "claims"
+]
 EMBEDDED = ("digits",)  # data that every installation has
 CIFAR = Facts(
     dataset="cifar10",
@@ -112,9 +117,21 @@ def test_a_sweep_file_opens_with_what_it_makes_and_the_command(path: Path) -> No
 
 
 def test_the_packaged_sweeps_are_those_of_the_top_folder_with_their_first_lines() -> None:
-    assert list(packaged_sweeps()) == [path.stem for path in FILES]
+    assert list(packaged_sweeps()) == [*(path.stem for path in FILES), *(f"cifar10/{path.stem}" for path in OF_CIFAR10)]
     for path in FILES:
         assert path.read_text().startswith(f"# {packaged_sweeps()[path.stem]}\n")
+
+
+@pytest.mark.parametrize("path", OF_CIFAR10, ids=names)
+def test_a_sweep_of_cifar10_is_found_by_its_name_and_can_be_planned(path: Path) -> None:
+    name = f"cifar10/{path.stem}"
+    sweep = load_sweep(name)
+    assert sweep.name == f"cifar10_{path.stem}"
+    assert f"mi-ray sweep {name} " in path.read_text()
+    assert [find_figure(figure) for figure in sweep.figures]
+    weights = {str(zoo_weights(str(entry.zoo))): str(entry.zoo) for entry in sweep.classifiers}
+    planner = Planner(sweep, REGISTRIES, replace(CIFAR, sources=weights))
+    assert planner.plan(planner.settings()).cells
 
 
 def test_a_bare_name_means_the_packaged_sweep_and_a_file_is_named_with_its_ending(
