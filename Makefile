@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict lint smoke clean
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify lint smoke clean
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -84,3 +84,19 @@ smoke: .venv/installed
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+
+# The paper on real CIFAR-10 (sweeps/cifar10), into one store, resumable: make cifar10 DATA=FOLDER STORE=results. A folder with the
+# images in Hugging Face's layout; torchvision's own copy is downloaded where none is named.
+CIFAR10 := fig3b table2 fig3a presets fig2 adaptive seeds fig3a_evasion epsilon_curve fig4 table2_worst
+OF_DATA = $(if $(DATA),--set 'dataset={parquet: {path: $(DATA)}}')
+cifar10: .venv/installed
+	$(foreach name,$(CIFAR10),$(BIN)/mi-ray plan cifar10/$(name) --out $(or $(STORE),results) $(OF_DATA) &&) true
+	$(BIN)/mi-ray sweep $(addprefix cifar10/,$(CIFAR10)) --out $(or $(STORE),results) $(OF_DATA)
+
+# Every table and figure of docs/cifar10.md again, from the rows in docs/cifar10: nothing is computed.
+cifar10-figures: .venv/installed
+	$(BIN)/python analysis/cifar10.py draw
+
+# N published cells, drawn at random, computed again from the weights: make cifar10-verify DATA=FOLDER N=20 SEED=0
+cifar10-verify: .venv/installed
+	$(BIN)/python analysis/cifar10.py verify $(DATA) --number $(or $(N),20) --seed $(or $(SEED),0)

@@ -644,6 +644,10 @@ class Sweep(Strict):
         found["attacks"] = [entry.document() for entry in self.attacks]
         found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump()}
         for written, entry in zip(found["classifiers"], self.classifiers, strict=True):
+            if entry.zoo is not None:  # The zoo says all else.
+                for name in written.keys() - {"name", "zoo"}:
+                    del written[name]
+                continue
             written["objective"] = dict([entry.objective])
             written["architecture"] = None if entry.architecture is None else dict([entry.architecture])
         return found

@@ -13,6 +13,7 @@ from helpers.sweeps import sweep
 import mi_ray
 from mi_ray import zoo
 from mi_ray.classifiers import weights_digest
+from mi_ray.config import Sweep
 from mi_ray.plan.planner import Planner
 from mi_ray.study.prepare import REGISTRIES
 
@@ -59,7 +60,8 @@ def test_a_sweep_names_a_classifier_of_the_zoo_and_its_key_is_that_of_its_conten
     assert works[0].key == works[1].key
     assert works[0].objective is None
     assert works[0].cost == (0, 0)
-    assert by_name.document()["classifiers"][0]["zoo"] == "mixup"
+    assert by_name.document()["classifiers"] == [{"name": "f", "zoo": "mixup"}]
+    assert Sweep.model_validate(by_name.document()).document() == by_name.document()
 
 
 @pytest.mark.parametrize(
