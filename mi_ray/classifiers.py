@@ -21,11 +21,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mi_ray.device import Passes
+from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
 from mi_ray.parameters import Parameterized, Registry, integer, unknown
 from mi_ray.store.files import Files
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 Precision = Literal["fp32", "bf16"]
+TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
 CompileMode = Literal["default", "reduce-overhead"]
 
@@ -54,6 +56,7 @@ class Classifier(nn.Module):
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None  # The type to which `prepared` has each pass cast.
+        self.folded = False  # Whether `prepared` has brought the network into its fast form.
         self.passes = Passes()
         # This classifier in fp32, where it computes in less. It is in a sequence so that torch does not take it for a part.
         self.exact: Sequence[Classifier] = ()
@@ -339,25 +342,54 @@ def _of_the_zoo(name: str) -> Classifier:
 
 
 def prepared(
-    classifier: Classifier, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None
+    classifier: Classifier,
+    device: torch.device,
+    precision: Precision,
+    compile_mode: CompileMode | None = None,
+    folded: bool | None = None,
 ) -> Classifier:
     """A copy of a classifier for evaluation: frozen, in eval mode, on the device; its logits are float32 always.
 
     Networks of our own architectures get their batch norms folded into the convolutions, the channels_last layout, and
-    bfloat16 weights at "bf16". A network of a person's own may not stand that: it stays as it is, and "bf16" is autocast.
+    bfloat16 weights at "bf16". So does a network of a person's own that torch can trace. One that it cannot trace, or that
+    does not stand the form (`why_not_folded`), stays as it is, and "bf16" is autocast.
 
     compile_mode: compile the network for each shape that it meets, which is worth its minute on a GPU alone.
+    folded: whether a network of a person's own gets that form; left out, where it can be traced. Raises ValueError where it
+    is to have it and cannot be traced.
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
     fast.passes = Passes()
-    if "architecture" not in classifier.description:
-        fast.autocast = torch.bfloat16 if precision == "bf16" else None
+    if "architecture" in classifier.description:
+        _fold_adjacent(fast)
+    elif folded is not False:
+        _trace(fast, required=folded is True)
+    if fast.folded:
+        fast.network = arranged(fast.network.to(device), TYPES[precision])
     else:
-        _specialise(fast, device, precision)
+        fast.autocast = torch.bfloat16 if precision == "bf16" else None
     fast.to(device)
     if compile_mode is not None:
         _compile(fast, compile_mode)
     return fast
+
+
+def why_not_folded(classifier: Classifier, side: tuple[int, int], precision: Precision) -> str | None:
+    """Why a classifier of a person's own stays as it is in a precision; None where its fast form does the same.
+
+    side: height and width of its images, of which it is asked a few on the CPU.
+    """
+    x = torch.rand(TRIED, len(classifier.mean.flatten()), *side, generator=torch.Generator().manual_seed(0))
+    return why_not(classifier.network, (x - classifier.mean) / classifier.std, TYPES[precision])
+
+
+def _trace(fast: Classifier, *, required: bool) -> None:
+    """Bring a classifier of a person's own into its fast form, in place, where torch can trace its network."""
+    try:
+        fast.network, fast.folded = traced_and_folded(fast.network), True
+    except CannotTraceError:
+        if required:
+            raise
 
 
 def _compile(fast: Classifier, mode: CompileMode) -> None:
@@ -374,15 +406,12 @@ def _compile(fast: Classifier, mode: CompileMode) -> None:
     fast.compiled = True
 
 
-def _specialise(fast: Classifier, device: torch.device, precision: Precision) -> None:
-    """Fold the batch norms, and bring the weights into channels_last and the precision, in place."""
+def _fold_adjacent(fast: Classifier) -> None:
+    """Fold the batch norms of one of our own architectures, whose pairs stand one behind the other, in place."""
     for module in list(fast.modules()):
         if type(module) is nn.Sequential:
             _fold(module)
-    fast.to(device)
-    fast.network.to(memory_format=torch.channels_last)
-    if precision == "bf16":
-        fast.network.to(torch.bfloat16)
+    fast.folded = True
 
 
 def _fold(sequence: nn.Sequential) -> None:

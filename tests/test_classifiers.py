@@ -349,7 +349,7 @@ class _Flat(torch.nn.Module):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_network_of_ones_own_is_prepared_without_touching_its_memory_format(precision: Any) -> None:
+def test_a_network_of_ones_own_that_needs_contiguous_maps_is_prepared_too(precision: Any) -> None:
     classifier = wrap_classifier(_Flat())
     ready, x = prepared(classifier, torch.device("cpu"), precision), torch.rand(8, 3, 32, 32)
     assert ready(x).dtype == torch.float32

@@ -38,6 +38,8 @@ def run(session: Session, until: Until) -> Outcome:
 def _stages(session: Session, until: Until) -> None:
     plan = session.study.plan()
     mark(session.store, session.study, plan, "running")
+    for line in session.study.kept_as_they_are():
+        session.tell(line)
     train(session)
     if until == "train":
         mark(session.store, session.study, plan, "trained")

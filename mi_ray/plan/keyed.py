@@ -15,6 +15,8 @@ from mi_ray.plan.work import AttackWork, ClassifierWork, Inputs, OutputWork
 from mi_ray.store.keys import content_key
 from mi_ray.threat_model import ThreatModel
 
+FOLDED_VERSION = 1  # Of the fast form of a person's own networks: one that computes otherwise has another number.
+
 
 @dataclass(frozen=True)
 class Registries:
@@ -35,6 +37,7 @@ class Facts:
     pools: component name -> digest of the sample pool that it draws from; under "defense/component" that of a component
     which draws from another within a defense. plugins: plugin -> hash of its source.
     decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
+    folded: key of a person's own classifier -> the precisions in which it is computed in its fast form.
     """
 
     dataset: str
@@ -47,6 +50,7 @@ class Facts:
     device: str
     sources: Mapping[str, str]
     decided: Mapping[str, str] = field(default_factory=dict)
+    folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 class KeyedWork:
@@ -125,10 +129,24 @@ class KeyedWork:
         """What decides the outcome of the check behind `precision: auto`, beside the classifier."""
         return {"points": self._order, "seed": self.sweep.seed, "device": self.facts.device, "batch": self.sweep.batch}
 
-    def arithmetic(self, classifier: str) -> dict[str, Any]:
-        """What decides the last bits of a result. `auto` shares results with the precision that it decides on."""
-        found = {"device": self.facts.device, "precision": self.precision_of(classifier), "batch": self.sweep.batch}
-        return found if self.sweep.compile is None else {**found, "compile": self.sweep.compile}
+    def arithmetic(self, classifier: str, precision: str | None = None) -> dict[str, Any]:
+        """What decides the last bits of a result. `auto` shares results with the precision that it decides on.
+
+        precision: in which all of the result is computed; left out, the classifier's own, with fp32 for what is always so.
+        """
+        own = precision or self.precision_of(classifier)
+        found = {"device": self.facts.device, "precision": own, "batch": self.sweep.batch}
+        if self.sweep.compile is not None:
+            found["compile"] = self.sweep.compile
+        return {**found, **self.form(classifier, own)}
+
+    def form(self, classifier: str, precision: str) -> dict[str, Any]:
+        """What a key says of the fast form of a person's own classifier; nothing of one that is computed as it is.
+
+        Networks of our own architectures always had that form, so that their keys do not name it.
+        """
+        forms = [each for each in self.facts.folded.get(classifier, ()) if each in {"fp32", precision}]
+        return {"folded": [FOLDED_VERSION, *forms]} if forms else {}
 
     def training(self, entry: ClassifierEntry) -> dict[str, Any]:
         """The training settings with the learning-rate drops written out."""
@@ -215,8 +233,7 @@ class KeyedWork:
         facts = {
             "classifier": classifier.key,
             "inputs": self._inputs(inputs),
-            **self.arithmetic(classifier.key),
-            "precision": "fp32",
+            **self.arithmetic(classifier.key, "fp32"),
         }
         return OutputWork(content_key("undefended", facts), classifier.key, inputs)
 

@@ -180,6 +180,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
         if open_:
             planned = " and ".join(sorted(set(open_.values())))
             lines.append(f"precision: auto has not decided on {', '.join(open_)} yet; planned as {planned}")
+    lines += study.kept_as_they_are()
     trained = {work.entry.training.precision for work in plan.classifiers if work.objective}
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)

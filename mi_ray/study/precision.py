@@ -157,6 +157,7 @@ def decision_path(study: Study, key: str) -> str:
         "version": VERSION,
         "checked": checked,
         "compile": study.sweep.compile,
+        **study.planner.works.form(key, "bf16"),
     }
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
 

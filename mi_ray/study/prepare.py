@@ -21,6 +21,7 @@ from mi_ray.classifiers import (
     prepared,
     read_weights,
     set_weights,
+    why_not_folded,
 )
 from mi_ray.config import Options, Sweep
 from mi_ray.data import SOURCES, Dataset
@@ -44,7 +45,7 @@ class Study:
     """A sweep with everything loaded that decides its results.
 
     planner: of the study itself; variants: planners of all its sets of options by name, the study itself first, under
-    "". pools: digest -> sample pool.
+    "". pools: digest -> sample pool. unfolded: name of a person's own classifier -> why its network stays as it is.
     """
 
     sweep: Sweep
@@ -54,6 +55,7 @@ class Study:
     pools: Mapping[str, PoolData]
     points: list[int]
     left_out_of_pool: int
+    unfolded: Mapping[str, str]
 
     def plan(self) -> Plan:
         """The whole plan, of all variants; of a search the cells of `none` alone."""
@@ -69,6 +71,10 @@ class Study:
         }
         return replace(self, planner=made[""], variants=made)
 
+    def kept_as_they_are(self) -> list[str]:
+        """A line for each classifier of a person's own whose network does not get its fast form, with the reason."""
+        return [f"{name}: its network stays as it is, not folded: {why}" for name, why in self.unfolded.items()]
+
     def data(self, store: str, classifiers: Mapping[str, tuple[Mapping[str, Any], bytes]]) -> StudyData:
         """What workers are handed."""
         return StudyData(
@@ -82,6 +88,7 @@ class Study:
             seed=self.sweep.seed,
             batch=self.sweep.batch,
             precision={key: self.planner.works.precision_of(key) for key in classifiers},
+            folded={key: self.planner.facts.folded.get(key, ()) for key in classifiers},
             device=self.planner.facts.device,
             compile=self.sweep.compile,
         )
@@ -188,8 +195,11 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
-def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision) -> None:
-    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out."""
+def _try_own(work: ClassifierWork, side: tuple[int, int], precision: Precision) -> dict[Precision, str | None]:
+    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out.
+
+    Returns why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast form.
+    """
     entry, weights = work.entry, str(work.entry.weights)
     state = read_weights(Path(weights))
     try:
@@ -199,9 +209,10 @@ def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision
             f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
         ) from error
     set_weights(classifier, state, weights)
+    height, width = side
     try:
         with torch.no_grad():
-            ready = prepared(classifier, torch.device("cpu"), precision)
+            ready = prepared(classifier, torch.device("cpu"), precision, folded=False)
             shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
     except (RuntimeError, ValueError, TypeError) as error:
         raise ValueError(
@@ -212,6 +223,9 @@ def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision
             f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
             f"for one image it returned {shape}"
         )
+    exact = why_not_folded(classifier, side, "fp32")
+    # Where the trace drops something, it does so in any precision.
+    return {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
 
 
 def prepare(sweep: Sweep) -> Study:
@@ -233,17 +247,20 @@ def prepare(sweep: Sweep) -> Study:
         device=device_of(sweep),
         sources=sources,
     )
+    first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
+    asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
+    own = [work for work in first.classifiers if work.entry.weights is not None]
+    tried = [(work, _try_own(work, facts.side, asked)) for work in own]
+    folded = {work.key: [name for name, why in found.items() if why is None] for work, found in tried}
+    unfolded = {work.entry.name: why for work, found in tried if (why := found[asked]) is not None}
     variants = {
-        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen)), chosen)
+        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen), folded=folded), chosen)
         for name, chosen in options.items()
     }
     planner = variants[""]
-    for work in planner.classifiers:
-        if work.entry.weights is not None:
-            _try_own(work, height, width, "fp32" if sweep.precision == "fp32" else "bf16")
     for each in variants.values():
         each.settings()
         for work, setting in itertools.product(each.classifiers, each.settings()):
             each.adaptive(work, setting)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
-    return Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out)
+    return Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded)

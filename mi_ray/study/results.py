@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from mi_ray.attacks.base import best_restart
-from mi_ray.classifiers import CompileMode, Precision, weights_digest
+from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_from_bytes, prepared, weights_digest
 from mi_ray.defenses import DEFENSES
 from mi_ray.parameters import Method
 from mi_ray.plan.work import Inputs, OutputWork, Work
@@ -59,7 +59,8 @@ class StudyData:
     store: the store's address. images: uint8 [P, H, W, 3] of the stored points, in the study's order. labels: their true
     labels. points: their indices in the test split. pools: digest -> sample pool. classifiers: key -> (description,
     safetensors). batch: points that are computed together. precision: of each classifier's gradients and executions.
-    device: cpu or cuda. compile: the mode of torch.compile, if the networks are compiled.
+    folded: the precisions in which a person's own classifier is computed in its fast form. device: cpu or cuda. compile: the
+    mode of torch.compile, if the networks are compiled.
     """
 
     store: str
@@ -72,8 +73,16 @@ class StudyData:
     seed: int
     batch: int
     precision: Mapping[str, Precision]
+    folded: Mapping[str, Sequence[str]]
     device: str
     compile: CompileMode | None = None
+
+    def prepared(
+        self, key: str, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None
+    ) -> Classifier:
+        """The classifier of a key for evaluation, in the form that the study's keys name."""
+        plain = classifier_from_bytes(*self.classifiers[key])
+        return prepared(plain, device, precision, compile_mode, precision in self.folded[key])
 
 
 class Results:

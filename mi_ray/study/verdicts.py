@@ -12,7 +12,6 @@ import pyarrow as pa
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.classifiers import classifier_from_bytes, prepared
 from mi_ray.data import to_unit
 from mi_ray.defenses.base import CHUNK
 from mi_ray.plan.cost import Costs
@@ -39,7 +38,7 @@ Findings = dict[str, Finding]  # By the name of the check.
 def is_deterministic(data: StudyData, classifier: str) -> bool:
     """Whether F gives the same output five times, bit for bit. It is asked on the CPU where this machine has no GPU."""
     device = torch.device(data.device if data.device == "cpu" or torch.cuda.is_available() else "cpu")
-    network = prepared(classifier_from_bytes(*data.classifiers[classifier]), device, "fp32")
+    network = data.prepared(classifier, device, "fp32")
     x = to_unit(data.images[:REPEATED]).to(device)
     with torch.no_grad():
         found = [network(x) for _ in range(5)]

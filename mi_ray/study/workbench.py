@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Attack, Begun
 from mi_ray.attacks.base import Adversarial
-from mi_ray.classifiers import Classifier, Precision, classifier_from_bytes, prepared
+from mi_ray.classifiers import Classifier, Precision
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
@@ -77,8 +77,7 @@ class Workbench:
 
     def _classifier(self, key: str, precision: Precision) -> Classifier:
         """A classifier on the device, whose passes are counted here; one of less precision knows the exact one too."""
-        description, content = self.data.classifiers[key]
-        made = prepared(classifier_from_bytes(description, content), self.device, precision, self.data.compile)
+        made = self.data.prepared(key, self.device, precision, self.data.compile)
         made.passes = self.passes
         made.exact = [self.classifier(key, "fp32")] if precision != "fp32" else []
         return made
@@ -89,7 +88,7 @@ class Workbench:
         if self.device.type == "cpu" and most == 1:
             return 1
         height, width, channels = self.data.images.shape[1:]
-        plain = prepared(classifier_from_bytes(*self.data.classifiers[key]), self.device, "fp32")
+        plain = self.data.prepared(key, self.device, "fp32")
         one = activation_bytes(plain, (channels, height, width), self.device)
         batch = one * self.data.batch * CHUNK
         return lanes_within(self.limits.memory_budget, batch, self.device, most, self.limits.share)

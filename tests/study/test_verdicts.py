@@ -15,6 +15,7 @@ from helpers.sweeps import sweep
 from torch import nn
 
 import mi_ray.study.checks
+import mi_ray.study.results
 import mi_ray.study.verdicts
 from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
 from mi_ray.data import to_unit
@@ -381,12 +382,12 @@ def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pyt
     """But for five passes of F on a few images."""
     monkeypatch.setattr(Workbench, "compute", lambda *_: pytest.fail("computed"))
     seen: list[int] = []
-    network = mi_ray.study.verdicts.prepared
+    network = mi_ray.study.results.prepared
 
     def counted(*arguments: Any) -> Any:
         return lambda x: (seen.append(len(x)), network(*arguments)(x))[1]
 
-    monkeypatch.setattr(mi_ray.study.verdicts, "prepared", counted)
+    monkeypatch.setattr(mi_ray.study.results, "prepared", counted)
     assert {row["state"] for row in derived(judged)} == {"done"}
     assert seen == [8] * 5
 
