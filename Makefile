@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify lint smoke clean
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify lint smoke clean test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -56,6 +56,10 @@ test-cluster: .venv/installed-cluster
 	tests/cluster/two_hosts.sh
 	tests/cluster/slurm_alone.sh
 
+# Whether rows of a GPU are the CPU's within bounds, in under three minutes; one line where there is no GPU.
+test-gpu: .venv/installed
+	$(BIN)/python -m benchmarks.gpu check
+
 # Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
 chaos: .venv/installed-test
 	PYTHONPATH=tests $(BIN)/python tests/cluster/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
@@ -70,6 +74,10 @@ bench: .venv/installed-bench
 
 bench-quick: .venv/installed-bench
 	$(BIN)/python -m benchmarks.run --quick
+
+# Passes and attacks on a GPU against bare loops and other libraries, in under three minutes; one line where there is no GPU.
+bench-gpu: .venv/installed-bench
+	$(BIN)/python -m benchmarks.gpu bench
 
 # The cascade against all of its stages on all points, and against AutoAttack.
 bench-cascade: .venv/installed-bench

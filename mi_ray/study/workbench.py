@@ -83,9 +83,12 @@ class Workbench:
         return made
 
     def _lanes_of(self, key: str) -> int:
-        """How many batches of a classifier are computed side by side."""
+        """How many batches of a classifier are computed side by side; one of a network that is replayed as a CUDA graph.
+
+        PyTorch keeps these graphs for the thread that compiled them, and fails in another one.
+        """
         most = self.limits.threads
-        if self.device.type == "cpu" and most == 1:
+        if (self.device.type == "cpu" and most == 1) or self.data.compile == "reduce-overhead":
             return 1
         height, width, channels = self.data.images.shape[1:]
         plain = self.data.prepared(key, self.device, "fp32")
