@@ -693,6 +693,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = options.out or Path(f"build/gpu-{options.what}.json")
     report = Report(out, {"what": options.what, "device": name, "torch": str(torch.__version__)})
     exact_arithmetic(device)
+    if small:
+        torch.set_num_threads(1)  # Threads wait for one another where the machine does other work too.
     lab = Lab(*trained(device, small=small), device, 100 if small else 400)
     if options.what == "check":
         check(lab, report)

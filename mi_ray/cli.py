@@ -6,19 +6,13 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
-from rich.live import Live
 
-from mi_ray.progress import ctrl_c
-from mi_ray.run import StudyResult, Until, draw_figures, load_sweeps, plan_sweeps, run_sweeps
-from mi_ray.store.blocks import Store
-from mi_ray.store.files import DamagedFileError
-from mi_ray.store.locks import lock_store
-from mi_ray.store.manifest import is_sealed, seal_again, unseal
-from mi_ray.sweep_files import packaged_sweeps, parse_overrides, start_folder
+if TYPE_CHECKING:
+    from mi_ray.run import StudyResult, Until
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,7 +57,7 @@ StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder 
 
 
 def _run(
-    until: Until,
+    until: "Until",
     files: list[str],
     out: str,
     address: str | None,
@@ -75,6 +69,10 @@ def _run(
     callbacks: list[str] | None,
 ) -> None:
     began = time.perf_counter()
+    from mi_ray.progress import ctrl_c
+    from mi_ray.run import run_sweeps
+    from mi_ray.sweep_files import parse_overrides
+
     try:
         with ctrl_c(exits=True):
             results = run_sweeps(
@@ -112,7 +110,7 @@ def _show(parts: Iterable[RenderableType]) -> None:
         console.print(part)
 
 
-def _show_result(result: StudyResult) -> None:
+def _show_result(result: "StudyResult") -> None:
     """What a run left of a study: its frontiers and verdicts, its cost, its files, and what failed."""
     if result.did != "computed":
         what = "nothing to compute" if result.did == "nothing" else "its figures alone were drawn again"
@@ -127,9 +125,10 @@ def _show_result(result: StudyResult) -> None:
         errors.print("the same command tries what is not done again, and nothing else", style="yellow")
 
 
-def _show_study(result: StudyResult) -> None:
+def _show_study(result: "StudyResult") -> None:
     from mi_ray.figures.reading import read_study
     from mi_ray.figures.terminal import passes_summary, study_summary
+    from mi_ray.store.blocks import Store
 
     cells, names = read_study(Store(result.out), result.name)
     done = int((cells["state"] == "done").sum())
@@ -207,6 +206,9 @@ def figures(
     verbose: Verbose = False,
 ) -> None:
     """Draw a study's figures and tables again from its Parquet; computes nothing else."""
+    from mi_ray.run import draw_figures, load_sweeps
+    from mi_ray.sweep_files import parse_overrides
+
     failed = False
     for loaded in load_sweeps(files, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed):
         drawn = draw_figures(loaded, out)
@@ -229,9 +231,11 @@ def plan(
     verbose: Verbose = False,
 ) -> None:
     """Show a study's cells, its distinct work, what is stored already, and its cost against cell by cell."""
-    plans, together = plan_sweeps(files, out, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed)
     from mi_ray.figures.terminal import plan_table
+    from mi_ray.run import plan_sweeps
+    from mi_ray.sweep_files import parse_overrides
 
+    plans, together = plan_sweeps(files, out, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed)
     for found in plans:
         console.print(plan_table(f"{found.study} ({out})", found.rows))
         for line in found.lines:
@@ -251,7 +255,10 @@ def status(
 
     With --watch it ends when every study has ended (exit code 1 where one is not complete), or on Ctrl-C.
     """
+    from rich.live import Live
+
     from mi_ray.figures.terminal import states_table
+    from mi_ray.store.blocks import Store
     from mi_ray.store.manifest import overviews
 
     opened = Store(store)
@@ -281,7 +288,9 @@ def check(
     A study with a problem counts as unfinished from then on, so that the next `mi-ray sweep` of it looks at everything
     and computes what is damaged.
     """
+    from mi_ray.store.blocks import Store
     from mi_ray.store.check import check_store, studies_of
+    from mi_ray.store.manifest import unseal
 
     opened = Store(store)
     problems, counted = check_store(opened)
@@ -333,7 +342,10 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
     `records/` stays one Parquet dataset with the same rows. It waits for sweeps that write to the store.
     """
     from mi_ray.progress import stage
+    from mi_ray.store.blocks import Store
     from mi_ray.store.compact import compact as bring
+    from mi_ray.store.locks import lock_store
+    from mi_ray.store.manifest import is_sealed, seal_again
 
     opened = Store(store)
     with lock_store(opened, _tell, alone=True):
@@ -353,6 +365,7 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
 def sweeps(verbose: Verbose = False) -> None:
     """List the sweeps that come with the program, which `sweep` and `plan` take by their names."""
     from mi_ray.figures.terminal import sweeps_table
+    from mi_ray.sweep_files import packaged_sweeps
 
     console.print(sweeps_table(packaged_sweeps()))
 
@@ -363,6 +376,8 @@ def init(
     verbose: Verbose = False,
 ) -> None:
     """Copy a commented sweep, with a defense of one's own beside it, into a folder: where a study of yours begins."""
+    from mi_ray.sweep_files import start_folder
+
     copies = start_folder(folder)
     for file in copies:
         console.print(f"{file}", highlight=False)
@@ -377,6 +392,7 @@ def gc(
     verbose: Verbose = False,
 ) -> None:
     """List what no study of a store refers to; remove it with --yes."""
+    from mi_ray.store.blocks import Store
     from mi_ray.store.manifest import unreferenced
 
     opened = Store(store)
@@ -433,7 +449,7 @@ def main() -> None:
     except KeyboardInterrupt:
         errors.print("\nstopped; the same command goes on from here", style="yellow")
         raise SystemExit(130) from None
-    except (ValueError, DamagedFileError) as error:
+    except ValueError as error:  # a bad file or option; what is damaged in a store is one too
         if verbose:
             raise
         _fail(error, 2)

@@ -19,7 +19,7 @@ from mi_ray.store.files import DamagedFileError
 from mi_ray.study.precision import check_passes, check_pays, decisions, has_bf16
 from mi_ray.study.prepare import Study
 
-MEASURE_SECONDS = 0.5
+MEASURE_SECONDS = 0.2
 DIFFERING = 0.1  # the share of points on which two cells are taken to differ, where a plan says what it can tell apart
 EMULATED = (
     "bf16: this machine's processor has no bfloat16 arithmetic and emulates it, many times slower than fp32. Set fp32 for "
