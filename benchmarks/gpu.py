@@ -41,6 +41,10 @@ CPU = torch.device("cpu")
 EPSILON = 4 / 255
 GRAPHS: CompileMode = "reduce-overhead"
 SECONDS = 140.0  # What has not begun by then is left out, so that the command takes less than three minutes.
+PARTS = {
+    "check": ("exact", "draws", "outputs", "attacks", "repeats", "pinned", "traced", "processes", "graphs"),
+    "bench": ("peaks", "passes", "attacks", "eot", "copies", "processes", "compiled"),
+}
 Row = dict[str, Any]
 
 
@@ -50,6 +54,7 @@ class Report:
 
     out: Path
     about: dict[str, Any]
+    limit: float = SECONDS
     rows: list[Row] = field(default_factory=list)
     began: float = field(default_factory=time.perf_counter)
 
@@ -72,9 +77,9 @@ class Report:
 
     def late(self, name: str) -> bool:
         """Whether no time is left for something, which a row then says."""
-        late = time.perf_counter() - self.began > SECONDS
+        late = time.perf_counter() - self.began > self.limit
         if late:
-            self.add(name, left_out=f"it had not begun after {SECONDS:.0f} seconds")
+            self.add(name, left_out=f"it had not begun after {self.limit:.0f} seconds")
         return late
 
     def markdown(self) -> str:
@@ -310,15 +315,6 @@ DRAWN: dict[str, dict[str, Any]] = {
 }
 
 
-def check(lab: Lab, report: Report) -> None:
-    """Run all checks, cheap ones first."""
-    checks = Checks(lab, report)
-    for part in ("exact", "draws", "outputs", "attacks", "repeats", "pinned", "traced", "processes", "graphs"):
-        report.part(part, getattr(checks, part))
-    if torch.cuda.device_count() < 2:
-        print("NCCL: not checked, since this machine has fewer than two GPUs")
-
-
 def _child(
     pipe: Any, description: dict[str, Any], content: bytes, device: str, points: int, part: tuple[int, int]
 ) -> None:
@@ -456,6 +452,10 @@ class Bench:
                 self._forward(f, bare, precision, batch, mode)
                 self._gradient(f, bare, precision, batch, mode)
 
+    def compiled(self) -> None:
+        """The same of compiled networks, which are CUDA graphs on a GPU; it takes longest, and comes last."""
+        self.passes(GRAPHS)
+
     def _images(self, batch: int) -> Tensor:
         """Four batches of images."""
         return self.lab.x.repeat(-(-4 * batch // len(self.lab.x)), 1, 1, 1)[: 4 * batch]
@@ -512,7 +512,7 @@ class Bench:
         """A row for each side that ours is held against, with the share of the peak that ours reaches."""
         took = seconds(sides, self.lab.device)
         ours = amount / took["ours"]
-        share = ours * flops / self.peak[precision]
+        share = ours * flops / self.peak.get(precision, float("nan"))
         for against in list(sides)[1:]:
             self.report.add(
                 f"{what}{'' if mode is None else ', compiled'}",
@@ -668,14 +668,6 @@ def eot_peers(calls: int) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def bench(lab: Lab, report: Report, *, quick: bool) -> None:
-    """Run all measurements; what has to be compiled comes last."""
-    made = Bench(lab, report, quick=quick)
-    for part in ("peaks", "passes", "attacks", "eot", "copies", "processes"):
-        report.part(part, getattr(made, part))
-    report.part("passes, compiled", lambda: made.passes(GRAPHS))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `check` or `bench` and write its rows. Exit code 1 where something did not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -684,22 +676,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, help="the JSON file; build/gpu-check.json or build/gpu-bench.json when left out"
     )
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="what has not begun by then is left out")
+    parser.add_argument("--only", default="", help="parts, separated by commas; all when left out")
     options = parser.parse_args(arguments)
+    parts = [part for part in options.only.split(",") if part] or PARTS[options.what]
+    if unknown := set(parts) - set(PARTS[options.what]):
+        parser.error(f"--only takes {', '.join(PARTS[options.what])}; got {', '.join(sorted(unknown))}")
     if options.device == "cuda" and not torch.cuda.is_available():
         print(f"skipped: torch {torch.__version__} sees no GPU here")
         return 0
     device, small = torch.device(options.device), options.device == "cpu"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU, a small network"
     out = options.out or Path(f"build/gpu-{options.what}.json")
-    report = Report(out, {"what": options.what, "device": name, "torch": str(torch.__version__)})
+    report = Report(out, {"what": options.what, "device": name, "torch": str(torch.__version__)}, options.seconds)
     exact_arithmetic(device)
     if small:
         torch.set_num_threads(1)  # Threads wait for one another where the machine does other work too.
     lab = Lab(*trained(device, small=small), device, 100 if small else 400)
-    if options.what == "check":
-        check(lab, report)
-    else:
-        bench(lab, report, quick=small)
+    made = Checks(lab, report) if options.what == "check" else Bench(lab, report, quick=small)
+    for part in parts:
+        report.part(part, getattr(made, part))
+    if torch.cuda.device_count() < 2:
+        print("NCCL: not checked, since this machine has fewer than two GPUs")
     print(
         f"\n{name}, torch {torch.__version__}, {time.perf_counter() - report.began:.0f} s\n\n{report.markdown()}\n\n{out}"
     )

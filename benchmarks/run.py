@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import cluster, plans
+from benchmarks import cluster, limit, plans
 from benchmarks.measure import CORES, Row, Runner, measure
 from benchmarks.sides import FAST, median
 
@@ -255,6 +255,7 @@ def main() -> None:
             "plan": lambda: plans.rows(quick=quick),
             "pgd small": lambda: pgd(small(), "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 100}, peers),
             "pgd large": lambda: pgd(large(), "paper's ResNet-50", {4: 200}, peers[::2]),
+            "limit": lambda: limit.rows(small(), 2 if quick else 5),
             "executions": lambda: executions(small(), 100, 1 if quick else 2),
             "transforms": lambda: transforms(small(), 100, 2 if quick else 3),
             "eot": lambda: eot(small(), 100, 1 if quick else 2, 1 if quick else 2),

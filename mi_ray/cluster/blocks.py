@@ -12,6 +12,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mi_ray.cluster.actors import read_progress
 from mi_ray.cluster.retries import Fault, Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
+from mi_ray.cluster.spent import Span, spans_of
 from mi_ray.cluster.worker import Item, compute_block, limits_of
 from mi_ray.events import event
 from mi_ray.plan.work import OutputWork, Work
@@ -117,11 +118,13 @@ def whole_node(gpus: float) -> dict[str, Any]:
 class Ran:
     """What became of blocks.
 
-    forward, backward: passes, as counted, of those that are stored. failures: position -> error of those given up.
+    forward, backward: passes, as counted, of those that are stored. spans: when each of them ran. failures: position ->
+    error of those given up.
     """
 
     forward: int = 0
     backward: int = 0
+    spans: list[Span] = field(default_factory=list)
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
@@ -200,6 +203,7 @@ class Blocks:
             self.shown.advance(facts.pop("points"))
             self.ran.forward += facts["forward"]
             self.ran.backward += facts["backward"]
+            self.ran.spans += spans_of(facts)
             self._note("block done", position, **facts)
 
     def _failed(self, position: int, fault: Fault, error: Exception) -> None:
@@ -256,11 +260,13 @@ def compute_missing(
     todo = [item for work in ready for item in session.bench.results.missing(work, size.points, limit)]
     if not todo:
         return
+    began = time.time()
     with session.outcome.timed(name):
         session.connect(size.cpus)
         points = sum(stop - start for _, start, stop in todo)
         with stage(name, points, "points", session.console) as shown:
             ran = run_blocks(RayCluster(session), todo, size.time_limit, shown, starved)
+    session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
     for position, error in ran.failures.items():
         work = todo[position][0]
         # What is computed here of a defense itself are the settings that trials have lost.

@@ -1,5 +1,6 @@
 """A study from end to end, one stage after another: train, attack, evaluate, write the cells, check, write them again."""
 
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -23,6 +24,7 @@ TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_pa
 
 def run(session: Session, until: Until) -> Outcome:
     """Do all of a study that is missing, up to a stage."""
+    began = time.time()
     with about(study=session.sweep.name):
         event("study begun", until=until)
         try:
@@ -32,7 +34,16 @@ def run(session: Session, until: Until) -> Outcome:
         remove_temporary_files(session.store)
         seconds = round(sum(session.outcome.seconds.values()), 3)
         event("study done", failed=len(session.outcome.failures), seconds=seconds)
+        _tell_of_time(session, time.time() - began)
     return session.outcome
+
+
+def _tell_of_time(session: Session, seconds: float) -> None:
+    """Say where the run's time went: how many seconds of each place, such as a core, were passes, and what the others were."""
+    spent, places = session.outcome.spent, session.places()
+    told = {name: round(value, 3) for name, value in spent.seconds.items()}
+    event("time spent", wall=round(seconds, 3), places=places, **told)
+    session.tell(f"{session.sweep.name}: {spent.line(seconds, places)}")
 
 
 def _stages(session: Session, until: Until) -> None:

@@ -1,5 +1,6 @@
 """One run's Ray, progress, failures and counts: what every stage of a study is handed."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from mi_ray.cluster.actors import start_progress
 from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.retries import innermost
+from mi_ray.cluster.spent import Spent
 from mi_ray.plan.work import Cell, Work
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import scratch_of
@@ -29,13 +31,14 @@ CellsWritten = Callable[[Store, str], None]  # Called with the store and the stu
 class Outcome:
     """What a run did: seconds by stage, passes as counted by stage and direction, causes of failure by key of the work.
 
-    cells: the rows of cells.parquet, where the run has come as far as the cells.
+    cells: the rows of cells.parquet, where the run has come as far as the cells. spent: where its time went.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     cells: list[dict[str, Any]] = field(default_factory=list)
+    spent: Spent = field(default_factory=Spent)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -126,6 +129,13 @@ class Session:
     def cpus(self) -> float:
         """How many CPUs may be asked for at once: this machine's, or more than any cluster that grows on demand has."""
         return float(ray.cluster_resources().get("CPU", 0)) if self.address is None else MANY
+
+    def places(self) -> int:
+        """How many blocks run at once on what this machine or the cluster has now; those of a machine before Ray starts."""
+        have = ray.cluster_resources() if ray.is_initialized() else {"CPU": os.cpu_count() or 1}
+        size = self.sweep.resources.block
+        needs = {what: need for what, need in (("CPU", size.cpus), ("GPU", size.gpus)) if need}
+        return max(1, int(min(have.get(what, 0) / need for what, need in needs.items())))
 
     def tell(self, text: str, style: str | None = None) -> None:
         """Print a line for people."""

@@ -1,5 +1,6 @@
 """The classifiers of a study: every one that is not in the store yet is trained with Ray Train, several at once."""
 
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
@@ -40,8 +41,10 @@ def train(session: Session) -> None:
     todo = [work for work in left if work.objective is not None]
     if not todo:
         return
+    began = time.time()
     with session.outcome.timed("train"):
         _Trainings(session, todo).run()
+    session.outcome.spent.add("training", (time.time() - began) * session.places())
     trained = [work for work in todo if work.key not in session.outcome.failures]
     _tell_of_chance(session, trained)
     session.outcome.count("training", *(sum(work.cost[way] for work in trained) for way in (0, 1)))

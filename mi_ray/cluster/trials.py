@@ -5,6 +5,7 @@
 
 import contextlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
-from mi_ray.cluster.worker import Boxed, Item, where, workbench
+from mi_ray.cluster.worker import Boxed, Item, lasted, where, workbench
 from mi_ray.parameters import Method, load_plugins
 from mi_ray.plan.work import LAST_PHASE, OutputWork, Work
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
@@ -132,13 +133,13 @@ class SettingTrainable(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """Compute the next missing range, if any, and report the accuracies so far."""
-        done: list[Done] = []
+        began, done = time.time(), list[Done]()
         if self._todo:
             (_, start, stop), works = self._todo.pop(0)
             done = [block for work in works for block in self._computed(work, start, stop)]
-        spent = {name: sum(getattr(block, name) for block in done) for name in ("forward", "backward")}
+        spent = {name: sum(getattr(block, name) for block in done) for name in ("forward", "backward", "store")}
         computed = sum(block.points for block in done)
-        return {**self._so_far(), **spent, "computed": computed, "done": not self._todo, **where()}
+        return {**self._so_far(), **spent, **lasted(began), "computed": computed, "done": not self._todo, **where()}
 
     def _so_far(self) -> dict[str, float]:
         """The accuracies on the reported points that are stored in full, and the number of these points."""

@@ -17,6 +17,7 @@ from mi_ray.cluster.blocks import compute_missing
 from mi_ray.cluster.retries import fault_of
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.session import TUNE, Session
+from mi_ray.cluster.spent import Span, spans_of
 from mi_ray.cluster.trials import Config, Job, ResolveGrid, SettingTrainable, Trial, TrialNames, grid_trials, phases
 from mi_ray.cluster.worker import limits_of
 from mi_ray.config import OptunaSearch
@@ -100,6 +101,7 @@ def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch
 def _run(session: Session, request: Request) -> Tuned:
     """Run trials to their end; what those leave whose actors were lost is computed as blocks, by the rules of blocks."""
     size, points = session.sweep.resources.block, session.sweep.points
+    began = time.time()
     with session.outcome.timed("sweep"):
         session.connect(size.cpus)
         at_once = session.sweep.resources.trials_at_once or max(1, int(session.cpus() // size.cpus))
@@ -126,6 +128,7 @@ def _run(session: Session, request: Request) -> Tuned:
                 ended = _fit(session, request, job, at_once, progress)
             except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
                 session.fail(TUNE, request.name, error)  # Tune itself has failed; what its trials stored stays.
+    session.outcome.spent.stage(progress.spans, began, time.time(), session.places())
     session.outcome.count("evaluation", progress.forward, progress.backward)
     lost = _lost(session, request, ended)
     return Tuned([config for config, _ in ended], lost)
@@ -175,6 +178,7 @@ class TrialProgress(tune.Callback):
     def __init__(self, shown: Stage, job: Job, limit: float | None) -> None:
         self._shown, self._job, self._limit = shown, job, limit
         self.forward = self.backward = 0
+        self.spans: list[Span] = []
         self._since = dict[TuneTrial, tuple[float, int]]()
 
     def __getstate__(self) -> dict[str, object]:
@@ -187,6 +191,7 @@ class TrialProgress(tune.Callback):
         """Count what a step did and show it."""
         self.forward += int(result.get("forward", 0))
         self.backward += int(result.get("backward", 0))
+        self.spans += spans_of(result)
         self._shown.advance(int(result.get("computed", 0)))
         if trial in self._since:
             self._since[trial] = (time.monotonic(), self._since[trial][1])
@@ -198,6 +203,7 @@ class TrialProgress(tune.Callback):
             seconds=round(float(result["time_this_iter_s"]), 3),
             pid=result.get("pid"),
             node=result.get("node"),
+            store=result.get("store"),
         )
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:

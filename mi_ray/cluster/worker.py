@@ -63,16 +63,22 @@ def where() -> dict[str, object]:
     return {"node": ray.get_runtime_context().get_node_id()[:12], "pid": os.getpid()}
 
 
+def lasted(began: float) -> dict[str, float]:
+    """When something began and ended, in seconds since the epoch, and how long it took, for events."""
+    ended = time.time()
+    return {"began": round(began, 3), "ended": round(ended, 3), "seconds": round(ended - began, 3)}
+
+
 @ray.remote(max_retries=0)
 def compute_block(
     data: Boxed, plugins: Sequence[str], limits: WorkerLimits, item: Item, progress: ActorHandle, turn: tuple[int, int]
 ) -> Mapping[str, object]:
     """Compute and store one block; returns what was done, the seconds, and where it ran. turn: which attempt this is."""
-    began = time.perf_counter()
+    began = time.time()
     progress.tell.remote("block", {"turn": turn, **where()})
     load_plugins(plugins)
     done = workbench(data, limits).compute(*item)
-    return {**asdict(done), "seconds": round(time.perf_counter() - began, 3), **where()}
+    return {**asdict(done), **lasted(began), **where()}
 
 
 @ray.remote

@@ -8,7 +8,9 @@ files that hold the rows of many cells (see `compact`); an index then says where
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -70,11 +72,12 @@ class Store(Files):
     """A results folder or URI.
 
     create: whether a folder that is empty or not there becomes a store. Raises ValueError when the place cannot be a
-    store because it holds something else, or cannot be read or written.
+    store because it holds something else, or cannot be read or written. `seconds` is how long tables were read and written.
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
         super().__init__(uri)
+        self.seconds = 0.0
         self._group = lru_cache(maxsize=16)(self._read_group)
         self._open(create)
 
@@ -100,13 +103,22 @@ class Store(Files):
                 raise
             raise ValueError(f"a store must be readable and writable; {self.uri}: {error}") from error
 
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
     def write_table(self, path: str, table: pa.Table) -> None:
         """Write a Parquet file, whole or not at all, with page checksums and a digest of its rows and metadata."""
-        metadata = dict(table.schema.metadata or {})
-        table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        self.write_bytes(path, sink.getvalue().to_pybytes())
+        with self._timed():
+            metadata = dict(table.schema.metadata or {})
+            table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+            self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def _parsed(self, path: str, parse: Callable[[pq.ParquetFile], Result], *, whole: bool = True) -> Result:
         """What `parse` makes of a Parquet file.
@@ -145,7 +157,8 @@ class Store(Files):
             metadata = dict(table.schema.metadata or {})
             return table, metadata, metadata.pop(_DIGEST, None), _digest(table, metadata)
 
-        stored, metadata, written, found = self._parsed(path, parse)
+        with self._timed():
+            stored, metadata, written, found = self._parsed(path, parse)
         table = with_later(stored, schema)
         if not table.schema.equals(schema):
             raise DamagedFileError(f"{path} must have the columns {schema.names}; it has {stored.schema.names}")

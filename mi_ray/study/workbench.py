@@ -53,11 +53,13 @@ class WorkerLimits:
 
 @dataclass(frozen=True)
 class Done:
-    """A block that was computed and stored: its points, and the passes that were counted on the way."""
+    """A block that was computed and stored: its points, the passes that were counted on the way, and the seconds for which
+    it read or wrote the store."""
 
     points: int
     forward: int
     backward: int
+    store: float = 0.0
 
 
 class Workbench:
@@ -206,10 +208,13 @@ class Workbench:
     def compute(self, work: Work, start: int, stop: int) -> Done:
         """Compute and store a block of either kind."""
         self.passes.take()
+        before = self.store.seconds
         if isinstance(work, AttackWork):
-            return self.attack(work, start, stop)
-        assert isinstance(work, OutputWork)
-        return self.outputs(work, start, stop)
+            done = self.attack(work, start, stop)
+        else:
+            assert isinstance(work, OutputWork)
+            done = self.outputs(work, start, stop)
+        return replace(done, store=round(self.store.seconds - before, 4))
 
     def _block(self, work: Work, x: Tensor, points: Sequence[int]) -> Block:
         """These images as they are gone through for a piece of work."""

@@ -1,0 +1,80 @@
+"""Where a run's time went: passes, the store, starts of processes, waiting for the driver, and tails with nothing to do.
+
+A place is what one block runs on, such as a core. Each second of each place is counted once, so that the parts add up to the
+run's length times its places.
+"""
+
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+PARTS = {
+    "passes": "passes",
+    "store": "reading and writing the store",
+    "training": "training with its starts",
+    "starts": "starts of processes",
+    "waiting": "waiting between blocks",
+    "tails": "tails with nothing to do",
+    "driver": "the driver alone",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """A piece of work that a process did: seconds since the epoch, and how many of them it read or wrote the store."""
+
+    worker: Hashable
+    began: float
+    ended: float
+    store: float
+
+
+def spans_of(facts: Mapping[str, Any]) -> list[Span]:
+    """The span that a worker tells of a block or of a trial's step; none where it computed nothing."""
+    if not facts.get("began"):
+        return []
+    worker = facts.get("node"), facts.get("pid")
+    return [Span(worker, facts["began"], facts["ended"], facts.get("store", 0.0))]
+
+
+@dataclass
+class Spent:
+    """Seconds of places by what they were spent on, see `PARTS`, as far as stages have ended."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def add(self, part: str, seconds: float) -> None:
+        """Add seconds to a part."""
+        self.seconds[part] = self.seconds.get(part, 0.0) + max(0.0, seconds)
+
+    def stage(self, spans: Iterable[Span], began: float, ended: float, places: int) -> None:
+        """Take up a stage that ran from `began` to `ended`, seconds since the epoch, on so many places.
+
+        Until a worker's first span its place starts, between two spans it waits, and behind its last one it has nothing to
+        do; neither has a place without a worker.
+        """
+        of_worker: dict[Hashable, list[Span]] = {}
+        for span in sorted(spans, key=lambda each: each.began):
+            of_worker.setdefault(span.worker, []).append(span)
+        for own in of_worker.values():
+            last = max(span.ended for span in own)
+            self.add("starts", own[0].began - began)
+            self.add("waiting", sum(max(0.0, after.began - before.ended) for before, after in pairwise(own)))
+            self.add("store", sum(span.store for span in own))
+            self.add("passes", sum(span.ended - span.began - span.store for span in own))
+            self.add("tails", ended - last)
+        self.add("tails", max(0, places - len(of_worker)) * (ended - began))
+
+    def line(self, seconds: float, places: int) -> str:
+        """What a run of so many seconds says at its end; what no stage has taken up, the driver has done alone."""
+        whole = seconds * places
+        parts = {**self.seconds, "driver": max(0.0, whole - sum(self.seconds.values()))}
+        shares = [f"{100 * parts[name] / whole:.0f} % {told}" for name, told in PARTS.items() if parts.get(name, 0) > 0]
+        return f"{seconds:.1f} s on {places} {'place' if places == 1 else 'places'}: {', '.join(_sorted(shares))}"
+
+
+def _sorted(shares: Sequence[str]) -> list[str]:
+    """Shares, the largest first; those that round to nothing are left out."""
+    told = [share for share in shares if not share.startswith("0 %")]
+    return sorted(told, key=lambda share: -int(share.split()[0]))

@@ -1,0 +1,30 @@
+"""Where a run's time went: every second of every place is counted once."""
+
+import pytest
+
+from mi_ray.cluster.spent import Span, Spent, spans_of
+
+
+def test_a_stage_is_starts_passes_store_waiting_and_tails_and_nothing_else() -> None:
+    spent = Spent()
+    first = [Span("a", 2.0, 5.0, 0.5), Span("a", 6.0, 9.0, 0.25)]
+    spent.stage([*reversed(first), Span("b", 3.0, 7.0, 0.0)], 0.0, 10.0, 3)
+    assert spent.seconds == pytest.approx(
+        {"starts": 2 + 3, "waiting": 1.0, "store": 0.75, "passes": 2.5 + 2.75 + 4, "tails": 1 + 3 + 10}
+    )
+    assert sum(spent.seconds.values()) == pytest.approx(3 * 10)
+
+
+def test_the_line_says_shares_of_all_places_and_leaves_what_no_stage_took_to_the_driver() -> None:
+    spent = Spent()
+    spent.add("training", 6.0)
+    spent.stage([Span("a", 4.0, 10.0, 0.0)], 4.0, 10.0, 1)
+    told = spent.line(10.0, 2)
+    assert told == "10.0 s on 2 places: 40 % the driver alone, 30 % passes, 30 % training with its starts"
+    assert Spent().line(1.0, 1) == "1.0 s on 1 place: 100 % the driver alone"
+
+
+def test_a_worker_tells_when_it_began_and_one_that_computed_nothing_tells_no_span() -> None:
+    facts = {"began": 1.0, "ended": 2.5, "store": 0.25, "node": "n", "pid": 7, "forward": 3}
+    assert spans_of(facts) == [Span(("n", 7), 1.0, 2.5, 0.25)]
+    assert spans_of({"forward": 0}) == []
