@@ -21,7 +21,7 @@ from mi_ray.config import Sweep
 from mi_ray.data import Digits
 from mi_ray.plan.work import OutputWork
 from mi_ray.store.blocks import Store
-from mi_ray.store.schemas import TRAINING
+from mi_ray.store.schemas import CELLS, TRAINING
 from mi_ray.study.prepare import prepare
 from mi_ray.study.workbench import Workbench
 
@@ -256,6 +256,57 @@ def workers(folder: Path, small: str, *, quick: bool) -> list[Row]:
             "points/s",
             "rows equal bit for bit" if same else "rows differ",
             same,
+        )
+    ]
+
+
+def study(folder: Path, small: str, *, quick: bool) -> list[Row]:
+    """A whole study, from the command to its figures, against its counted passes in bare loops on all cores."""
+    points, settings = (200, 5) if quick else (400, 12)
+    document = _study(
+        "study",
+        [_classifier("small", SMALL, 5)],
+        points={"count": points},
+        precision=FAST,
+        executions=[30],
+        draws=3,
+        attacks=[{"pgd": {"steps": [20]}, "epsilon": "4/255"}],
+        defenses=["none", {"mi_ol": {"lam": {"linspace": [0.2, 0.8, settings]}}}],
+        resources={"block": {"cpus": 1, "points": 100}},
+    )
+    _put(small, folder / "study")
+    wall, manifest = _run("sweep", folder, document, "study")
+    counted = manifest["last_run"]["counted_passes"]
+    forward, backward = (sum(n for what, n in counted.items() if what.endswith(way)) for way in ("forward", "backward"))
+    loops = {name: Runner(name, small, workers=CORES, threads=1) for name in ("OurForward", "BarePgd")}
+    images, steps = 100 * CORES, 4
+    for_forward, for_gradients = [], []
+    for turn in range(4):
+        seconds = loops["OurForward"](images, 30)[0], loops["BarePgd"](images, steps, 4 / 255)[0]
+        if turn:  # The first one warms up.
+            for_forward.append(seconds[0] / (30 * images))
+            for_gradients.append(seconds[1] / (steps * images))
+    for loop in loops.values():
+        loop.close()
+    bare = [(forward - backward) * f + backward * g for f, g in zip(for_forward, for_gradients, strict=True)]
+    states = [
+        row["state"] for row in Store(folder / "study").read_table("studies/study/cells.parquet", CELLS).to_pylist()
+    ]
+    stages = ", ".join(f"{name} {took:.0f}" for name, took in manifest["last_run"]["seconds"].items())
+    told = f"{states.count('done')} of {len(states)} cells; seconds by stage: {stages}"
+    ratios, all_done = [wall / each for each in bare], states.count("done") == len(states)
+    return [
+        Row(
+            "study, wall",
+            "its passes in bare loops",
+            1.25,
+            ratios,
+            wall,
+            float(np.median(bare)),
+            "s",
+            told,
+            all_done,
+            True,
         )
     ]
 

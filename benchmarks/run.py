@@ -261,6 +261,7 @@ def main() -> None:
             "eot": lambda: eot(small(), 100, 1 if quick else 2, 1 if quick else 2),
             "training": lambda: cluster.training(Path(folder), small(), quick=quick),
             "tune": lambda: cluster.tune(Path(folder), small(), quick=quick),
+            "study": lambda: cluster.study(Path(folder), small(), quick=quick),
             "workers": lambda: cluster.workers(Path(folder), small(), quick=quick),
         }
         for name, group in groups.items():

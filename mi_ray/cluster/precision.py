@@ -60,5 +60,9 @@ def _settle(session: Session, work: ClassifierWork, made: Sequence[Made]) -> Non
     found = [each for piece in made for each in piece or ()]
     able = None not in made
     decided = decision(session.bench.data.device, checked_points(session.bench), found if able else None)
+    if work.objective is None:
+        decided["folded"] = list(
+            session.bench.data.folded[work.key]
+        )  # the form of a person's own network that was compared
     session.store.write_json(decision_path(session.study, work.key), decided)
     session.tell(f"{work.entry.name}: {decided['decision']} ({decided['reason']})")
