@@ -43,7 +43,7 @@ class OwnBlock(nn.Module):
 
 
 class Own(nn.Module):
-    """What a `factory` may return: a small wide residual network (Zagoruyko & Komodakis, 2016), 0.7 M parameters."""
+    """What a `factory` may return: a small wide residual network (Zagoruyko & Komodakis, 2016), 0.5 M parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +154,7 @@ def rows(folder: str, turns: int, points: int = 250) -> list[Row]:
     torch.set_num_threads(1)
     keep_memory()
     found = []
-    networks = {"0.7 M ResNet": load_classifier(folder), "a person's own, 0.7 M": own()}
+    networks = {"0.7 M ResNet": load_classifier(folder), "a person's own, 0.5 M": own()}
     for precision in dict.fromkeys((FAST, "fp32")):
         for name, plain in networks.items():
             loops = Loops(plain.requires_grad_(False), precision, points)  # type: ignore[arg-type]
