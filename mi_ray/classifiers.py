@@ -354,7 +354,8 @@ def prepared(
     bfloat16 weights at "bf16". So does a network of a person's own that torch can trace. One that it cannot trace, or that
     does not stand the form (`why_not_folded`), stays as it is, and "bf16" is autocast.
 
-    compile_mode: compile the network for each shape that it meets, which is worth its minute on a GPU alone.
+    compile_mode: compile the network for each shape that it meets, which takes half a minute for each and, on a CPU, a C++
+    compiler; forward passes are then up to 1.3 times as fast there (benchmarks/README.md).
     folded: whether a network of a person's own gets that form; left out, where it can be traced. Raises ValueError where it
     is to have it and cannot be traced.
     """

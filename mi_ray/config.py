@@ -587,7 +587,9 @@ class Sweep(Strict):
         description="The arithmetic of attacks and evaluation; `auto` takes bf16 where a paired check shows no difference.",
     )
     compile: Literal["default", "reduce-overhead"] | None = Field(
-        None, description="The mode of `torch.compile`, worth its time on a GPU alone; not compiled when left out."
+        None,
+        description="The mode of `torch.compile`, which takes half a minute for each shape in each worker and, on a CPU, a C++ "
+        "compiler; not compiled when left out.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="The kind of device that blocks run on; `auto` is cuda where blocks ask for GPUs."
