@@ -60,7 +60,7 @@ def _settle(session: Session, work: ClassifierWork, made: Sequence[Made]) -> Non
     found = [each for piece in made for each in piece or ()]
     able = None not in made
     decided = decision(session.bench.data.device, checked_points(session.bench), found if able else None)
-    if work.objective is None:
+    if "factory" in work.description:
         decided["folded"] = list(
             session.bench.data.folded[work.key]
         )  # the form of a person's own network that was compared

@@ -198,7 +198,8 @@ def device_of(sweep: Sweep) -> str:
 def _try_own(work: ClassifierWork, side: tuple[int, int], precision: Precision) -> dict[Precision, str | None]:
     """Build a person's own classifier and pass one image. Raises ValueError when that does not work out.
 
-    Returns why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast form.
+    Returns why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast form,
+    and nothing of our own architectures.
     """
     entry, weights = work.entry, str(work.entry.weights)
     state = read_weights(Path(weights))
@@ -223,6 +224,8 @@ def _try_own(work: ClassifierWork, side: tuple[int, int], precision: Precision) 
             f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
             f"for one image it returned {shape}"
         )
+    if entry.factory is None:
+        return {}  # One of our own architectures, which always has that form.
     exact = why_not_folded(classifier, side, "fp32")
     # Where the trace drops something, it does so in any precision.
     return {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
@@ -251,8 +254,8 @@ def prepare(sweep: Sweep) -> Study:
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
     own = [work for work in first.classifiers if work.entry.weights is not None]
     tried = [(work, _try_own(work, facts.side, asked)) for work in own]
-    folded = {work.key: [name for name, why in found.items() if why is None] for work, found in tried}
-    unfolded = {work.entry.name: why for work, found in tried if (why := found[asked]) is not None}
+    folded = {work.key: [name for name, why in found.items() if why is None] for work, found in tried if found}
+    unfolded = {work.entry.name: why for work, found in tried if (why := found.get(asked)) is not None}
     variants = {
         name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen), folded=folded), chosen)
         for name, chosen in options.items()
