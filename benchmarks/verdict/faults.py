@@ -333,7 +333,7 @@ class LastBatchOnly(Faulty):
 
 @DEFENSES.register
 @dataclass(frozen=True)
-class HiddenRotation(RandomTransform):
+class HiddenShift(RandomTransform):
     """A small brightness shift behind a rounding to 32 grey levels, through which no gradient passes."""
 
     name: ClassVar[str] = "hidden"
@@ -348,3 +348,15 @@ class HiddenRotation(RandomTransform):
     def identity(cls) -> dict[str, float]:
         """No shift; the rounding stays."""
         return {"amplitude": 0.0}
+
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class OpenedShift(HiddenShift):
+    """The same defense, whose adversary passes the rounding as if it were not there (BPDA): what a sound attack leaves."""
+
+    name: ClassVar[str] = "opened"
+
+    def backward_transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """[E, B, C, H, W], not rounded."""
+        return x + (self.amplitude * (2 * draws.uniform(1) - 1))[..., None, None]

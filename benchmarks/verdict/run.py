@@ -1,7 +1,8 @@
 """What the verdict is worth: broken and sound attacks, each alone in a real study; how many are refused. `make verdict`.
 
 Each attack has a study of its own on the same classifiers, since its peers would else help to judge it. A broken one
-counts where it leaves more than 5 points more than PGD-50 (EOT-PGD-50 behind a defense) on the same points.
+counts where it leaves more than 5 points more than PGD-50 (EOT-PGD-50 behind a defense) on the same points. By default
+the networks are trained on digits; `--dataset` and `--weights` judge the verdict on any that somebody else has trained.
 """
 
 import argparse
@@ -9,14 +10,23 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import scipy
+import yaml
+from torch import nn
 
 import mi_ray
+from mi_ray.classifiers import ARCHITECTURES
+from mi_ray.data import SOURCES
 
 FIRST, LAST = "<!-- make verdict -->", "<!-- end of make verdict -->"
+YARDSTICK, HIDES = "PGD-50", "a defense that hides its gradient"
+POOL, TEST = 5000, 2000  # Images that are kept of another dataset: the sample pool, and what points are drawn from.
 HARM = 0.05  # A broken attack that leaves less than this more has done no harm.
 DEFENSES: list[Any] = [
     {"mi_ol": {"lam": 0.6}},
@@ -24,6 +34,9 @@ DEFENSES: list[Any] = [
     {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.6, "threshold": 0.1}},
 ]
 HIDDEN: list[Any] = [{"hidden": {"amplitude": 0.05}}]
+OPENED: list[Any] = [
+    {"opened": {"amplitude": 0.05}}
+]  # The same defense to an adversary who knows what hides the gradient.
 
 
 SETTINGS = {"alone": (False,), "defended": (True,), "both": (False, True)}
@@ -45,6 +58,48 @@ def digits(seeds: int, wanted: Sequence[str] = ("mixup", "interpolated_at")) -> 
         for name, kind in kinds.items()
         if name in wanted
     ]
+
+
+def given(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Classifiers with weights of their own. Raises ValueError for what is not NAME=FILE."""
+    shared = {"factory": "benchmarks.verdict.run:network", "mean": options.mean, "std": options.std}
+    shared["arguments"] = {"architecture": yaml.safe_load(options.architecture), "classes": options.classes}
+    found = []
+    for written in options.weights:
+        name, equals, file = written.partition("=")
+        if not (name and equals and file):
+            raise ValueError(f"--weights must be NAME=FILE; got {written!r}")
+        found.append({"name": name, **shared, "weights": file})
+    return found
+
+
+def network(architecture: dict[str, dict[str, Any]], classes: int) -> nn.Module:
+    """A freshly initialised network of one of the program's architectures: {name: its parameters}."""
+    ((name, values),) = architecture.items()
+    made: nn.Module = ARCHITECTURES.make(name, values).build(classes)
+    return made
+
+
+def reduced(written: str, out: Path) -> Any:
+    """A dataset that is read once: an archive of some of its images, since every study of so many keeps a copy.
+
+    written: as a sweep names a dataset. Returns the same. What is left out is drawn with a fixed seed.
+    """
+    source = yaml.safe_load(written)
+    if isinstance(source, str):
+        return source
+    archive = out.with_name(f"{out.name}-images.npz")
+    if not archive.exists():
+        ((name, values),) = source.items()
+        data, drawn = SOURCES.make(name, values).load(), np.random.default_rng(0)
+        found = {}
+        for split, count in (("train", POOL), ("test", TEST)):
+            images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
+            some = drawn.permutation(len(labels))[:count]
+            found |= {f"x_{split}": images[some], f"y_{split}": labels[some]}
+        out.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(archive, **found)
+    return {"npz": {"path": str(archive.resolve())}}
 
 
 def steps(epsilon: float, count: int = 20) -> dict[str, Any]:
@@ -90,24 +145,25 @@ def sound(epsilon: float) -> dict[str, Any]:
     """Label -> attack."""
     return {
         "PGD-20": {"eot_pgd": steps(epsilon)},
-        "PGD-50": {"eot_pgd": steps(epsilon, 50)},
+        YARDSTICK: {"eot_pgd": steps(epsilon, 50)},
         "PGD-20, mean of losses": {"eot_pgd": {**steps(epsilon), "loss": "mean_cross_entropy"}},
         "PGD-20, long steps": {"eot_pgd": {"steps": [20], "step_size": epsilon / 2}},
+        "PGD-40, short steps": {"eot_pgd": {"steps": [40], "step_size": epsilon / 8}},
         "PGD-20, no random start": {"eot_pgd": {**steps(epsilon), "random_start": False}},
         "APGD-CE": {"apgd": {"steps": 20}},
         "APGD-DLR": {"apgd": {"steps": 30, "loss": "dlr"}},
     }
 
 
-def study(name: str, attack: Any, behind: bool, options: argparse.Namespace, epsilon: float) -> dict[str, Any]:
+def study(name: str, attack: Any, defenses: list[Any], options: argparse.Namespace, epsilon: float) -> dict[str, Any]:
     """A sweep of one attack on every classifier: on F alone, or through every defense."""
+    behind = defenses != ["none"]
     entry = {**attack, "epsilon": epsilon, "knowledge": "adaptive" if behind else "oblivious"}
-    defenses = (HIDDEN if "hidden" in name else DEFENSES) if behind else ["none"]
     return {
         "name": name,
         "seed": options.seed,
         "plugins": ["benchmarks.verdict.faults"],
-        "dataset": "digits",
+        "dataset": options.dataset,
         "points": {"count": options.points},
         "batch": 50,
         "classifiers": options.classifiers,
@@ -128,21 +184,19 @@ def studies(options: argparse.Namespace) -> Iterator[tuple[str, bool, bool, floa
         found = [(label, True, attack) for label, attack in broken(epsilon).items()]
         found = [*((label, False, attack) for label, attack in sound(epsilon).items()), *found]
         for number, (label, is_broken, attack) in enumerate(found):
+            if options.attacks and label not in {*options.attacks, YARDSTICK}:
+                continue
             for behind in SETTINGS[options.settings]:
                 method = next(iter(attack))
                 if not behind and method in ("fixed_draw", "ignores_defense"):
                     continue
                 name = f"v{number}-{'defended' if behind else 'alone'}-{round(1000 * epsilon)}"
-                yield label, is_broken, behind, epsilon, study(name, attack, behind, options, epsilon)
-        if options.settings == "alone":
-            continue
-        yield (
-            "a defense that hides its gradient",
-            True,
-            True,
-            epsilon,
-            study(f"hidden-{round(1000 * epsilon)}", sound(epsilon)["PGD-20"], True, options, epsilon),
-        )
+                sweep = study(name, attack, DEFENSES if behind else ["none"], options, epsilon)
+                yield label, is_broken, behind, epsilon, sweep
+        if options.settings != "alone" and (not options.attacks or HIDES in options.attacks):
+            attack, at = sound(epsilon)[YARDSTICK], round(1000 * epsilon)
+            yield HIDES, True, True, epsilon, study(f"hidden-{at}", attack, HIDDEN, options, epsilon)
+            yield YARDSTICK, False, True, epsilon, study(f"opened-{at}", attack, OPENED, options, epsilon)
 
 
 def cells(result: mi_ray.StudyResult) -> pd.DataFrame:
@@ -170,14 +224,16 @@ def table(options: argparse.Namespace) -> pd.DataFrame:
                     "classifier": cell["classifier"],
                     "setting": cell["defense"],
                     "epsilon": epsilon,
+                    "points": f"{options.points} by seed {options.seed}",
                     "accuracy": cell["accuracy"],
                     "verdict": cell["verdict"],
                     "failed": ", ".join(cell["failed"]),
                 }
             )
     frame = pd.DataFrame(rows)
-    sound_50 = frame[frame["attack"] == "PGD-50"].set_index(["classifier", "setting", "epsilon"])["accuracy"]
-    where = pd.MultiIndex.from_frame(frame[["classifier", "setting", "epsilon"]])
+    sound_50 = frame[frame["attack"] == YARDSTICK].set_index(["classifier", "setting", "epsilon"])["accuracy"]
+    known = frame.replace({"setting": {"hidden": "opened"}})  # What hides its gradient is held against its opened twin.
+    where = pd.MultiIndex.from_frame(known[["classifier", "setting", "epsilon"]])
     frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
     return frame
 
@@ -209,15 +265,32 @@ def write(frame: pd.DataFrame, document: Path) -> None:
     document.write_text(f"{before}{FIRST}\n\n{markdown(frame)}\n\n{LAST}{after}", encoding="utf-8")
 
 
+def upper(alarms: pd.Series, clusters: pd.Series) -> float:
+    """Upper end of the 95 % interval of a rate whose cells come in clusters (Korn and Graubard, 1998).
+
+    Clopper and Pearson's interval for as many independent cells as have the variance between clusters. Without an alarm there
+    is no variance to see: then each cluster counts as one cell, which is the most that their likeness can cost.
+    """
+    cells, found = len(alarms), float(alarms.mean())
+    excess = (alarms - found).groupby(clusters).sum()
+    many = len(excess)
+    spread = many / max(many - 1, 1) * float((excess**2).sum()) / cells**2
+    effective = min(cells, found * (1 - found) / spread) if spread > 0 else many
+    return float(scipy.stats.beta.ppf(0.975, found * effective + 1, (1 - found) * effective)) if found < 1 else 1.0
+
+
 def told(frame: pd.DataFrame) -> str:
     """Both figures, and what was missed and what was refused by mistake."""
     harmful = frame[frame["broken"] & ~(frame["harm"] <= HARM)]
     fine = frame[~frame["broken"]]
     refused, alarms = harmful["verdict"] == "failed", fine["verdict"] == "failed"
+    clusters = fine["classifier"].astype(str) + ", " + fine["points"].astype(str)
     lines = [
         f"refused: {int(refused.sum())} of {len(harmful)} broken attacks that leave more than 5 points "
         f"({100 * refused.mean():.1f} %)",
-        f"false alarms: {int(alarms.sum())} of {len(fine)} sound cells ({100 * alarms.mean():.1f} %)",
+        f"false alarms: {int(alarms.sum())} of {len(fine)} sound cells ({100 * alarms.mean():.1f} %); upper end of the 95 % "
+        f"interval {100 * upper(alarms, pd.Series(range(len(fine)), fine.index)):.1f} % if all were independent, "
+        f"{100 * upper(alarms, clusters):.1f} % with the {clusters.nunique()} pairs of a network and its points as clusters",
         "",
         "missed:",
         harmful[~refused].to_string(index=False),
@@ -228,6 +301,11 @@ def told(frame: pd.DataFrame) -> str:
     return "\n".join(lines)
 
 
+def radius(written: str) -> float:
+    """A radius in [0, 1] pixels, which may be written as a fraction."""
+    return float(Fraction(written))
+
+
 def main(arguments: list[str]) -> None:
     """Run everything, print both figures, and keep the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -235,15 +313,27 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--points", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--networks", nargs="+", default=["mixup", "interpolated_at"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="of the points and of everything that is drawn")
+    parser.add_argument("--dataset", default="digits", help="as a sweep names it, such as 'parquet: {path: FOLDER}'")
+    parser.add_argument("--weights", nargs="+", default=[], metavar="NAME=FILE", help="networks instead of digits' own")
+    parser.add_argument("--architecture", default="resnet_small: {width: 32}", help="of the networks of --weights")
+    parser.add_argument("--classes", type=int, default=10)
+    parser.add_argument("--mean", type=float, nargs=3, default=[0.4914, 0.4822, 0.4465])
+    parser.add_argument("--std", type=float, nargs=3, default=[0.2470, 0.2435, 0.2616])
+    parser.add_argument(
+        "--attacks", nargs="+", metavar="LABEL", help="these rows of the table alone; PGD-50 is always run"
+    )
     parser.add_argument("--settings", choices=["alone", "defended", "both"], default="both")
-    parser.add_argument("--epsilons", type=float, nargs="+", default=[0.05])
+    parser.add_argument("--epsilons", type=radius, nargs="+", default=[0.05], help="such as 0.05 or 8/255")
+    parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of earlier runs, which are counted in")
     parser.add_argument("--document", help="a Markdown file whose table is written anew, such as docs/checks.md")
     parser.add_argument("--progress", action="store_true")
     options = parser.parse_args(arguments)
-    options.classifiers = digits(options.seeds, options.networks)
+    options.dataset = reduced(options.dataset, Path(options.out))
+    options.classifiers = given(options) if options.weights else digits(options.seeds, options.networks)
     frame = table(options)
     frame.to_csv(Path(options.out) / "verdict.csv", index=False)
+    frame = pd.concat([frame, *map(pd.read_csv, options.tables)], ignore_index=True)
     if options.document:
         write(frame, Path(options.document))
     print(told(frame))

@@ -152,6 +152,11 @@ class Attack(Parameterized):
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property
+    def revision(self) -> int:
+        """What its key says of its code: `version`, and more where a change concerns some values of its parameters alone."""
+        return self.version
+
+    @property
     def by_accuracy(self) -> bool:
         """Whether lost accuracy is what it is after and can be judged by; an attack that evades a detector is after more."""
         return True

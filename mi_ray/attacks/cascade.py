@@ -22,14 +22,20 @@ from mi_ray.threat_model import ThreatModel
 SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
 FEW = 5  # Executions of a random defense that the first steps average.
 NEAREST = 9  # Classes that the targeted stages aim at, as AutoAttack does.
+TRIAL = 5  # A search by queries alone is tried with a fifth of its queries first.
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One attack of the cascade. executions: of the defense at each of its steps; the model's own where None."""
+    """One attack of the cascade.
+
+    executions: of the defense at each of its steps; the model's own where None. trial: whether it only tells on which points
+    the next stage is worth its passes: those whose kept image it has improved on.
+    """
 
     attack: Attack
     executions: int | None = None
+    trial: bool = False
 
 
 def _pgd(epsilon: float, steps: int, **more: Any) -> EotPgd:
@@ -55,8 +61,10 @@ class Cascade(Attack):
     Points that fail on the clean image are never attacked, and images that are handed in (`images` of the entry in a sweep)
     are tried before anything is computed. Then EOT-PGD on the logarithm of the mean answer, first with few executions and
     then with all; APGD on the cross-entropy and on the difference-of-logits ratio of the mean answer; APGD towards each of
-    the nearest classes; Square, by queries alone, its schedule scaled to its budget. Of a defense of several components
-    the detector and the fallback are attacked as well. `thorough` begins all of it again from other random starts.
+    the nearest classes; Square, by queries alone, its schedule scaled to its budget: with a fifth of its queries first, and
+    with all of them on those points alone where so few find a better image than the gradients did, as they do where
+    gradients are masked. Of a defense of several components the detector and the fallback are attacked as well. `thorough`
+    begins all of it again from other random starts.
 
     Every image is scored by five draws of the attack's own: a point is settled when it fails in all of them, and of its
     images the one is kept that fails most often, of equals the one with the highest loss. Neither looks at a draw that
@@ -73,6 +81,11 @@ class Cascade(Attack):
         "standard",
     )
     rounds: int = integer("how often all stages are run; `thorough` doubles it", 1, low=1)
+
+    @property
+    def revision(self) -> int:
+        """One more for an effort with Square, which once took all of its queries on every point that stood."""
+        return self.version + (self.effort != "quick")
 
     def stops(self) -> tuple[int, ...]:
         """One: it is read at its end."""
@@ -98,7 +111,9 @@ class Cascade(Attack):
                 aims = min(NEAREST, classes - 1)
                 yield Stage(_apgd("targeted_dlr", 100 if long else 20, targets=aims), FEW if parts else None)
         if self.effort != "quick":
-            yield Stage(_square(5000 if long else 1000), FEW if parts else None)
+            queries, executions = 5000 if long else 1000, FEW if parts else None
+            yield Stage(_square(queries // TRIAL), executions, trial=True)
+            yield Stage(_square(queries), executions)
 
     def all_stages(self, threat: ThreatModel, classes: int, parts: int) -> list[Stage]:
         """The stages of every round; see `stages`."""
@@ -128,12 +143,16 @@ class Cascade(Attack):
             standing = kept.standing()
             kept.offer(batch.given[number][standing], standing)
         stages = self.all_stages(batch.threat, kept.classes, parts) if batch.epsilon > 0 else []
+        promising: Tensor | None = None
         for number, stage in enumerate(stages):
             standing = kept.standing()
-            if len(standing) == 0:
-                break
-            found = stage.attack.run(with_executions(model, stage.executions), of_stage(batch.of(standing), number))
-            kept.offer(found.best(found.stops[-1]), standing)
+            if promising is not None:
+                standing = standing[torch.isin(standing, promising)]
+            better = standing
+            if len(standing) > 0:
+                found = stage.attack.run(with_executions(model, stage.executions), of_stage(batch.of(standing), number))
+                better = kept.offer(found.best(found.stops[-1]), standing)
+            promising = better if stage.trial else None
         unused = torch.full((1, 1, len(batch)), -1, device=batch.x.device)
         return Adversarial(kept.image[None, None], kept.loss[None, None], kept.failed[None, None], (1,), unused)
 
@@ -154,13 +173,14 @@ class Kept:
         """The places of the points that were right in some draw."""
         return torch.nonzero(self.failed < 1)[:, 0]
 
-    def offer(self, images: Float[Tensor, "K C H W"], places: Int64[Tensor, "K"]) -> None:
-        """Score images of the points at these places, and keep each that is better than what is kept."""
+    def offer(self, images: Float[Tensor, "K C H W"], places: Int64[Tensor, "K"]) -> Int64[Tensor, "better"]:
+        """Score images of the points at these places, and keep each that is better than what is kept. Returns where."""
         some = self.batch.of(places)
         loss, failed = (found[0] for found in score(self.model, images[None], some, SCORING))
         better = (failed > self.failed[places]) | ((failed == self.failed[places]) & (loss > self.loss[places]))
         at = places[better]
         self.image[at], self.loss[at], self.failed[at] = images[better], loss[better], failed[better]
+        return at
 
 
 def of_stage(batch: Batch, number: int) -> Batch:

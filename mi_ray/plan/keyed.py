@@ -180,7 +180,7 @@ class KeyedWork:
             "classifier": classifier.key,
             "points": self._order,
             "method": attack.name,
-            "version": attack.version,
+            "version": attack.revision,
             "values": deciding,
             "epsilon": threat.epsilon,
             "goal": threat.goal,

@@ -80,6 +80,38 @@ def test_each_stage_is_handed_the_points_that_stand_and_none_that_is_wrong_when_
     assert torch.equal(found.success[0, 0] == 1, fooled)
 
 
+@dataclass(frozen=True)
+class OnTrial(Cascade):  # type: ignore[misc]
+    """PGD that is tried with so many steps, and run with more where those improve an image."""
+
+    tried: ClassVar[int] = 0
+
+    def stages(self, threat: ThreatModel, classes: int, parts: int) -> Iterator[Stage]:
+        """The trial and what it is of, after a stage of its own."""
+        yield Stage(Told(8))
+        yield Stage(Told(self.tried), trial=True)
+        yield Stage(Told(12))
+        yield Stage(Told(2))
+
+
+@pytest.mark.parametrize("tried", [1, 10])
+def test_what_is_on_trial_is_run_on_the_points_alone_whose_image_the_trial_improved(
+    tried: int, classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    Told.handed.clear()
+    OnTrial.tried = tried
+    OnTrial().run(classifier, batch_of(x, y, 0.008))
+    first, trial, *after = Told.handed
+    if tried == 1:  # One step is worse than eight, everywhere: nothing but the last stage follows.
+        assert after == [trial]
+    else:
+        whole, last = after
+        assert len(whole) > 0
+        assert set(whole) <= set(trial) <= set(first)
+        assert set(last) <= set(trial)
+
+
 @pytest.mark.parametrize("name", ["none", "mi_ol", "mi_combined"])
 def test_the_cascade_leaves_no_more_than_its_first_stage_and_costs_no_more_than_it_says(
     name: str, classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]
@@ -129,9 +161,11 @@ def test_the_stages_of_each_effort_and_defense() -> None:
         return [stage.attack.name for stage in Cascade(effort=effort).stages(ThreatModel(0.1), 10, parts)]
 
     assert names("quick", 0) == ["eot_pgd", "apgd"]
-    assert names("standard", 1) == ["eot_pgd", "eot_pgd", "apgd", "apgd", "apgd", "square"]
+    assert names("standard", 1) == ["eot_pgd", "eot_pgd", "apgd", "apgd", "apgd", "square", "square"]
     assert names("standard", 2)[1:4] == ["eot_pgd"] * 3  # whole, fallback, detector
     assert {stage.attack.name for stage in Cascade().stages(ThreatModel(0.1), 3, 0)} == {"eot_pgd", "apgd", "square"}
+    # What a quick cascade computes did not change when Square got a trial, and so its key must not.
+    assert [Cascade(effort=effort).revision for effort in ("quick", "standard", "thorough")] == [2, 3, 3]
     once, every = Cascade(effort="thorough"), ThreatModel(0.1)
     assert len(once.all_stages(every, 10, 0)) == 2 * len(list(once.stages(every, 10, 0)))
     towards = [stage.attack for stage in Cascade().stages(ThreatModel(0.1, "targeted"), 10, 0)]
@@ -246,6 +280,29 @@ def test_a_defense_that_hides_its_gradient_may_name_a_backward_pass(
         executed = Executions(Rounding(), None, Key(0, "x"), range(len(x)), 5)
         copies = next(executed.copies(x, y))
     torch.testing.assert_close(copies * 15, (copies * 15).round())
+
+
+@dataclass(frozen=True)
+class Masked(Cascade):  # type: ignore[misc]
+    """PGD, Square on trial, and a stage that notes on which points the trial was better."""
+
+    def stages(self, threat: ThreatModel, classes: int, parts: int) -> Iterator[Stage]:
+        """Few steps and few queries."""
+        yield Stage(make_attack("eot_pgd", steps=5, step_size=threat.epsilon / 4))
+        yield Stage(Square(queries=(40,), schedule=40, scoring_draws=1), trial=True)
+        yield Stage(Told(1))
+
+
+def test_where_gradients_are_masked_a_search_by_queries_is_not_given_up_after_its_trial(
+    classifier: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    gone_on = {}
+    for kind in (Rounding(), Hidden()):
+        Told.handed.clear()
+        Masked().run(DefendedClassifier(classifier, kind, None, 5), batch_of(x, y, 0.03))
+        gone_on[type(kind).__name__] = sum(map(len, Told.handed))
+    assert gone_on["Hidden"] > gone_on["Rounding"]
 
 
 def test_attacks_say_what_they_are() -> None:
