@@ -61,7 +61,8 @@ def read_counts(store: Store, study: str, cells: Sequence[str], examples: Sequen
     wanted = pa.array(list(examples), pa.int32())
     for table in record_tables(store, study):
         tables.append(table.select(NEEDED))
-        shown = table.filter(pc.is_in(table["point"], wanted)).select(["cell", "point", "probabilities"])
+        kept = pc.and_(pc.is_in(table["point"], wanted), pc.is_valid(table["probabilities"]))
+        shown = table.filter(kept).select(["cell", "point", "probabilities"])
         answers.append(shown.to_pandas())
     places = {cell: at for at, cell in enumerate(cells)}
     frame = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=list(NEEDED))
@@ -69,10 +70,8 @@ def read_counts(store: Store, study: str, cells: Sequence[str], examples: Sequen
     known = frame.drop_duplicates("point").sort_values("point")
     points = known["point"].to_numpy(np.int64)
     right = np.full((len(cells), len(points)), ABSENT, np.int64)
-    at_cell, at_point = (
-        frame["cell"].map(places).to_numpy(np.int64),
-        np.searchsorted(points, frame["point"].to_numpy(np.int64)),
-    )
+    at_cell = frame["cell"].map(places).to_numpy(np.int64)
+    at_point = np.searchsorted(points, frame["point"].to_numpy(np.int64))
     right[at_cell, at_point] = frame["correct_draws"].to_numpy(np.int64)
     told = pd.concat(answers) if answers else pd.DataFrame(columns=["cell", "point", "probabilities"])
     own = {str(cell): rows for cell, rows in told.groupby("cell")}

@@ -144,7 +144,10 @@ def _result(row: Row, findings: Pool) -> dict[str, object]:
     told |= {name: None if number(row.get(name)) is None else int(row[name]) for name in COUNTS}
     survival = [number(value) for value in _listed(row.get("survival"))]
     state = {"state": row["state"], "cause": row["cause"] if isinstance(row["cause"], str) else ""}
-    verdict = {"mark": mark(row) if row["attack"] != "none" else "", "verdict": row["verdict"]}
+    verdict = {
+        "mark": mark(row) if row["attack"] != "none" else "",
+        "verdict": row["verdict"] if isinstance(row["verdict"], str) else "",
+    }
     return {**told, **state, **verdict, "survival": survival, "checks": checks}
 
 
