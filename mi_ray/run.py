@@ -297,8 +297,9 @@ class _Runs:
         return self._result(sweep, "computed", drawn.paths, failures, **spent)
 
     def _finished(self, sweep: Sweep) -> StudyResult:
-        drawn = sorted(Store(self.out).files(f"studies/{sweep.name}/figures"))
-        return self._result(sweep, "nothing", [*drawn, report_path(sweep.name)], {})
+        store, page = Store(self.out), report_path(sweep.name)
+        drawn = sorted(store.files(f"studies/{sweep.name}/figures"))
+        return self._result(sweep, "nothing", [*drawn, page] if store.exists(page) else drawn, {})
 
     def _result(
         self, sweep: Sweep, did: Did, paths: Sequence[str], failures: Mapping[str, str], **spent: Mapping[str, Any]

@@ -89,13 +89,13 @@ const accuracyAxis = (field, title, values) => ({
   field, type: "quantitative", scale: { domain: ends(values, 0, 100), nice: false, padding: 12 }, axis: { title, tickCount: 6 },
 });
 
-/** Clean against adversarial accuracy. rows: of `frontierRows`; looks: of the defenses that they have. */
-function frontierSpec(rows, looks, height) {
+/** Clean against adversarial accuracy. rows: of `frontierRows`; looks: of the defenses that they have; all: what axes hold. */
+function frontierSpec(rows, looks, height, all = rows) {
   const names = Object.keys(looks);
   const colour = { field: "defense", type: "nominal", legend: null, scale: { domain: names, range: names.map((n) => ink(looks[n].colour)) } };
   const marker = { ...colour, scale: { domain: names, range: names.map((n) => shape(looks[n].marker)) } };
-  const clean = accuracyAxis("clean", "Clean accuracy (%)", rows.map((row) => row.clean));
-  const left = accuracyAxis("left", "Adversarial accuracy (%)", rows.flatMap((row) => [row.left, row.worst]));
+  const clean = accuracyAxis("clean", "Clean accuracy (%)", all.flatMap((row) => [row.clean, ...(row.undominated ? [row.clean_low, row.clean_high] : [])]));
+  const left = accuracyAxis("left", "Adversarial accuracy (%)", all.flatMap((row) => [row.left, row.worst, ...(row.undominated ? [row.low, row.high] : [])]));
   const bars = { type: "rule", color: INK, opacity: 0.55, aria: false, clip: true };
   const symbol = { type: "point", filled: true, stroke: INK, opacity: 1 };
   return {

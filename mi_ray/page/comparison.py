@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mi_ray.page.counts import Counts
+from mi_ray.page.counts import Counts, Ints
 from mi_ray.page.facts import Loaded, number
 from mi_ray.statistics import PairedTest, holm, paired_test
 
@@ -59,7 +59,7 @@ def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> Iterator[tuple[int, int]]
         yield from ((at, other) for other in alike or rivals)
 
 
-def _both(left: Counts, own: str, right: Counts, other: str) -> "tuple[object, object] | None":
+def _both(left: Counts, own: str, right: Counts, other: str) -> tuple[Ints, Ints] | None:
     """Right draws of the two cells on the reported points of both studies; None where they share none."""
     places = {int(point): at for at, point in enumerate(right.points) if right.reported[at]}
     shared = [

@@ -174,9 +174,9 @@ def _undefended(
     keys = dict.fromkeys(_text(work.get("undefended")) for work in works)
     found = {}
     for key in (key for key in keys if key and points):
-        parts = []
+        parts: list[pd.DataFrame] = []
         for block in store.blocks("outputs", key):
-            if block.stop > first and sum(map(len, parts)) < len(points):
+            if block.stop > first and sum(len(rows) for rows in parts) < len(points):
                 rows = store.read_block("outputs", key, block)[0].to_pandas()
                 parts.append(rows[rows["point"].isin(points) & (rows["draw"] == 0)])
         if parts:

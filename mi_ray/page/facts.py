@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+import numpy as np
 import pandas as pd
 import yaml
 
@@ -80,9 +81,9 @@ def threat_of(cells: pd.DataFrame, names: Names) -> pd.Series:
     return pd.Series(told, attacked.index, dtype=object).reindex(cells.index, fill_value="")
 
 
-def number(value: object) -> float | None:
-    """A number as JSON has it: rounded; nothing where there is none."""
-    return None if value is None or pd.isna(value) else round(float(str(value)), DIGITS)
+def number(value: float | None) -> float | None:
+    """A number as JSON has it: rounded; nothing where there is none, or no number."""
+    return None if value is None or value != value else round(float(value), DIGITS)
 
 
 def study_facts(loaded: Loaded) -> dict[str, object]:
@@ -142,7 +143,7 @@ def _result(row: Row, findings: Pool) -> dict[str, object]:
     checks = [findings.place([name, found["state"], found["why"]]) for name, found in said.items()]
     told: dict[str, object] = {name: number(row.get(name)) for name in NUMBERS}
     told |= {name: None if number(row.get(name)) is None else int(row[name]) for name in COUNTS}
-    survival = [number(value) for value in _listed(row.get("survival"))]
+    survival = [number(share) for share in np.atleast_1d(row["survival"])] if np.ndim(row["survival"]) else []
     state = {"state": row["state"], "cause": row["cause"] if isinstance(row["cause"], str) else ""}
     verdict = {
         "mark": mark(row) if row["attack"] != "none" else "",
@@ -173,7 +174,7 @@ def _best(cells: pd.DataFrame, variant: str, places: Mapping[str, int]) -> dict[
 def asked(loaded: Loaded) -> str:
     """What the study asked, on what, in a few sentences."""
     cells, sweep, manifest = loaded.cells, loaded.sweep, loaded.manifest
-    settings = len(cells[[*FRONTIER_KEYS]].drop_duplicates())
+    settings = len(cells.loc[cells["defense"] != "none", FRONTIER_KEYS].drop_duplicates())
     methods = [name for name in dict.fromkeys(cells["defense"]) if name != "none"]
     attacked = cells[~cells["attack"].isin(["none", "worst_case"])]
     radii = ", ".join(epsilon_text(value) for value in sorted(set(attacked["epsilon"])))

@@ -182,7 +182,7 @@ async function renderFrontier() {
   const found = of.cells.find((cell) => done(cell));
   byId("frontier-note").textContent =
     `Each mark is a setting; bars are 95 % intervals over ${found ? found.points : "no"} points of undominated ones, ` +
-    `lines go through a defense's own undominated settings, the dashed line is no defense, and ✗ is a failed check.` +
+    `lines go through a defense's own undominated settings${rows.some((row) => row.bare) ? ", the dashed line is no defense" : ""}, and ✗ is a failed check.` +
     (rows.some((row) => row.worst !== null) ? " Hollow marks are the worst case of all attacks, point by point." : "") +
     " Click a mark, or reach it with Tab and the arrow keys and press Enter.";
   const left = all.length - rows.length - all.filter((row) => chosen.hidden.has(row.defense)).length;
@@ -503,15 +503,18 @@ function renderTraining() {
 
 function renderSides() {
   if (DATA.studies.length < 2) return;
-  fill(byId("side-charts"), DATA.studies.map((of) => {
+  const sides = DATA.studies.map((of) => {
     const own = of.settings.some((setting) => setting[0] === chosen.classifier) ? chosen.classifier : of.settings[0] && of.settings[0][0];
     const threats = attacksOf(of, own, 0);
     const threat = threats.find((t) => t.name === chosen.attack && t.epsilon === chosen.epsilon) || threats[0];
+    return { of, own, threat, rows: frontierRows(of, own, threat, false) };
+  });
+  const every = sides.flatMap(({ rows }) => rows);
+  fill(byId("side-charts"), sides.map(({ of, own, threat, rows }) => {
     const host = h("div", { class: "chart" });
-    const rows = frontierRows(of, own, threat, false);
     setTimeout(async () => {
       if (!rows.length) return;
-      const view = await draw(host, frontierSpec(rows, looksOf(of, rows), 300), `Frontier of ${of.name}`);
+      const view = await draw(host, frontierSpec(rows, looksOf(of, rows), 300, every), `Frontier of ${of.name}`);
       if (host.querySelector("svg")) reachable(host, view, { show: showTip, hide: hideTip, choose: (row, byKey) => {
         [chosen.study, chosen.classifier] = [DATA.studies.indexOf(of), own];
         chosen.setting = row.setting;
@@ -537,12 +540,13 @@ function renderSides() {
     : "The studies have no setting in common (classifier by name, defense, N, goal, ε), so nothing is paired.";
   const signed = (value) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + (100 * value).toFixed(1));
   const columns = [
-    { key: "setting", title: "Setting" }, { key: "classifier", title: "Classifier" }, { key: "executions", title: "N", num: true },
-    { key: "attacks", title: "Attack" }, { key: "epsilon", title: "ε", num: true, text: (row) => row.epsilon_text },
+    { key: "setting", title: "Setting" }, { key: "attacks", title: "Attack" }, { key: "epsilon", title: "ε", num: true, text: (row) => row.epsilon_text },
+    { key: "difference", title: "Difference", num: true, text: (row) => (row.same ? "same result" : `${signed(row.difference)} [${signed(row.low)}, ${signed(row.high)}]`) },
+    { key: "p_holm", title: "p (Holm)", num: true }, { key: "p", title: "p", num: true },
     { key: "first", title: "First" }, { key: "left", title: "Its %", num: true, text: (row) => percent(row.left) },
     { key: "second", title: "Second" }, { key: "right", title: "Its %", num: true, text: (row) => percent(row.right) },
-    { key: "difference", title: "Difference", num: true, text: (row) => (row.same ? "same result" : `${signed(row.difference)} [${signed(row.low)}, ${signed(row.high)}]`) },
-    { key: "p", title: "p", num: true }, { key: "p_holm", title: "p (Holm)", num: true }, { key: "points", title: "Points", num: true }, { key: "method", title: "Test" },
+    { key: "classifier", title: "Classifier" }, { key: "executions", title: "N", num: true },
+    { key: "points", title: "Points", num: true }, { key: "method", title: "Test", text: (row) => (row.method || "–").replace("_", " ") },
   ];
   if (rows.length) grid(byId("side-table"), { name: "comparison", caption: "Paired tests of two studies", columns, rows, search: true });
 }
