@@ -63,7 +63,7 @@ def read_counts(store: Store, study: str, cells: Sequence[str], examples: Sequen
         tables.append(table.select(NEEDED))
         kept = pc.and_(pc.is_in(table["point"], wanted), pc.is_valid(table["probabilities"]))
         shown = table.filter(kept).select(["cell", "point", "probabilities"])
-        answers.append(shown.to_pandas())
+        answers.append(shown)
     places = {cell: at for at, cell in enumerate(cells)}
     frame = pa.concat_tables(tables).to_pandas() if tables else pd.DataFrame(columns=list(NEEDED))
     frame = frame[frame["cell"].isin(list(places))]
@@ -73,7 +73,9 @@ def read_counts(store: Store, study: str, cells: Sequence[str], examples: Sequen
     at_cell = frame["cell"].map(places).to_numpy(np.int64)
     at_point = np.searchsorted(points, frame["point"].to_numpy(np.int64))
     right[at_cell, at_point] = frame["correct_draws"].to_numpy(np.int64)
-    told = pd.concat(answers) if answers else pd.DataFrame(columns=["cell", "point", "probabilities"])
+    told = (
+        pa.concat_tables(answers).to_pandas() if answers else pd.DataFrame(columns=["cell", "point", "probabilities"])
+    )
     own = {str(cell): rows for cell, rows in told.groupby("cell")}
     labels, reported = known["label"].to_numpy(np.int64), ~known["selection"].to_numpy(bool)
     return Counts(places, points, labels, reported, right, own)

@@ -128,7 +128,7 @@ def _knowledge(row: Row) -> str:
 
 def _setting(row: Row, names: Names) -> list[object]:
     """A setting: classifier, defense, its label, its parameters as text and as YAML, N and draws."""
-    params = json.loads(row["defense_params"])
+    params = {name: value for name, value in json.loads(row["defense_params"]).items() if value is not None}
     entry: object = {row["defense"]: params} if params else row["defense"]
     whole = yaml.safe_dump({"defenses": [entry]}, sort_keys=False, default_flow_style=None, width=1000)
     own = parameters(row["defense_params"])

@@ -190,4 +190,5 @@ def test_paper_is_white_in_dark_mode_and_shows_no_controls(browser: "Browser", h
         shown.emulate_media(media="print", color_scheme="dark")
         assert shown.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         assert not shown.is_visible("form.choices")
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 900
         assert len(shown.pdf(path=tmp_path / "page.pdf")) > 10_000

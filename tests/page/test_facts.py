@@ -11,6 +11,8 @@ import pytest
 import yaml
 from helpers.extreme import write_extreme_study
 from helpers.frames import cell, failed
+from helpers.studies import TINY
+from helpers.sweeps import sweep
 
 from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
@@ -23,6 +25,8 @@ from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
 from mi_ray.study.checks import CHECKS, CRITERIA
+from mi_ray.study.prepare import prepare
+from mi_ray.sweep_files import load_sweep
 
 PGD = {"goal": "untargeted", "epsilon": 8 / 255}
 
@@ -164,8 +168,23 @@ def test_a_report_names_what_it_cannot_show(store: Store, tmp_path: Path) -> Non
         write_pages(Store(tmp_path / "empty", create=True), ())
 
 
+def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_path: Path) -> None:
+    defenses = [{"mi_combined": {"lam_pl": 0.5, "lam_ol": [0.5, 0.6], "threshold": 0.2}}, {"mi_pl": {"lam": 0.5}}]
+    study = prepare(sweep(**{**TINY, "defenses": defenses}))
+    rows = [{**cell("f", "none", {}, "none", 0.5), **each.identity, "cell": each.key} for each in study.plan().cells]
+    frame = pd.DataFrame(rows).assign(state="missing")
+    whole = Loaded("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
+    told = study_facts(whole)
+    for at, setting in enumerate(told["settings"]):
+        text = f"{told['yaml'][setting[0]]}{setting[4]}executions: {setting[5]}\ndraws: {setting[6]}\n"
+        (file := tmp_path / "one.yaml").write_text(text)
+        planned = {each.key for each in prepare(load_sweep(file)).plan().cells}
+        shown = {each["key"] for each in told["cells"] if each["setting"] == at}
+        assert shown <= planned
+
+
 def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> None:
-    sweep = {
+    written = {
         "name": "s",
         "options": {"pool_limit_mi_pl": None},
         "points": {"count": 9, "order": None},
@@ -174,8 +193,8 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
         "defenses": ["none"],
     }
     frame = pd.DataFrame([cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9)])
-    loaded = Loaded("s", frame, Names.of({}, ["mi_ol"]), {}, sweep)
-    found = yaml.safe_load(sweep_parts(loaded)["m"] + study_facts(loaded)["settings"][0][4])  # type: ignore[index]
+    loaded = Loaded("s", frame, Names.of({}, ["mi_ol"]), {}, written)
+    found = yaml.safe_load(sweep_parts(loaded)["m"] + study_facts(loaded)["settings"][0][4])
     assert found == {
         "name": "s_one",
         "options": {"pool_limit_mi_pl": None},
