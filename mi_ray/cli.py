@@ -222,6 +222,27 @@ def figures(
 
 
 @app.command()
+def report(
+    store: StoreArgument = "results",
+    study: Annotated[
+        list[str] | None,
+        typer.Option("--study", help="A study of the store; several are shown side by side.", metavar="NAME"),
+    ] = None,
+    to: Annotated[str | None, typer.Option("--to", help="The file to write.", metavar="FILE")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Write the page that shows a study, or several side by side: one HTML file that opens without a network.
+
+    Every sweep writes its own, `report.html` in the study's folder. Without --study that of every study is made again.
+    Several are written into one file, `report-A-B.html` here unless --to names another.
+    """
+    from mi_ray.page.write import write_pages
+
+    for path in write_pages(Store(store), study or (), to):
+        _say(path)
+
+
+@app.command()
 def plan(
     files: Files,
     out: Out = "results",

@@ -14,7 +14,7 @@ from mi_ray.parameters import look_in
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.locks import lock_store, lock_study
-from mi_ray.store.manifest import read_manifest, seal, seal_figures, study_state
+from mi_ray.store.manifest import read_manifest, report_path, seal, seal_figures, study_state
 from mi_ray.sweep_files import Source, find_sweep, load_sweep
 
 if TYPE_CHECKING:  # What takes seconds to import is imported by the functions that need it.
@@ -35,7 +35,8 @@ class StudyResult:
 
     name: the study's name; that of a smoke run ends in "-smoke". out: its store. until: the stage that was asked for.
     did: "computed"; "drew", where only its figures had to be drawn again; "nothing", where it was finished already.
-    figures: the files of its figures and tables. failures: the cause by what failed: trainings, attacks, cells, figures.
+    figures: the files of its figures and tables, and the page that shows it. failures: the cause by what failed:
+    trainings, attacks, cells, figures.
     seconds: by stage. planned, counted: passes as planned for an empty store and as made in this run, by stage and
     direction.
     """
@@ -181,9 +182,21 @@ def plan_sweeps(
 def draw_figures(sweep: Sweep, out: str | Path = "results") -> Drawn:
     """Draw a stored study's figures and tables again: what `mi-ray figures` does. Nothing else is computed."""
     store = Store(out)
-    drawn = draw(store, sweep.name, sweep.figures)
+    drawn = _with_page(store, draw(store, sweep.name, sweep.figures), sweep.name)
     seal_figures(store, sweep, drawn.paths, drawn=not drawn.failures)
     return drawn
+
+
+def _with_page(store: Store, drawn: Drawn, study: str) -> Drawn:
+    """What was drawn, and the page that shows the study: as with a figure, one that fails costs nothing else."""
+
+    def make(store: Store, study: str) -> list[str]:
+        from mi_ray.page.write import make as make_page  # Pandas and the template engine take a moment to import.
+
+        return make_page(store, study)
+
+    page = draw(store, study, (), {"report": make})
+    return Drawn((*drawn.paths, *page.paths), {**drawn.failures, **page.failures})
 
 
 def load_sweeps(
@@ -273,6 +286,7 @@ class _Runs:
         outcome = run_study(study, store, *where, self.until, self.tensorboard, self.callbacks, draw_again)
         if self.until != "sweep":
             return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
+        drawn = _with_page(store, drawn, sweep.name)
         if all(row["state"] == "done" for row in outcome.cells):
             seal(store, sweep, drawn=not drawn.failures)
         if len(store.folders("records")) > MANY_CELLS:
@@ -283,8 +297,9 @@ class _Runs:
         return self._result(sweep, "computed", drawn.paths, failures, **spent)
 
     def _finished(self, sweep: Sweep) -> StudyResult:
-        drawn = sorted(Store(self.out).files(f"studies/{sweep.name}/figures"))
-        return self._result(sweep, "nothing", drawn, {})
+        store, page = Store(self.out), report_path(sweep.name)
+        drawn = sorted(store.files(f"studies/{sweep.name}/figures"))
+        return self._result(sweep, "nothing", [*drawn, page] if store.exists(page) else drawn, {})
 
     def _result(
         self, sweep: Sweep, did: Did, paths: Sequence[str], failures: Mapping[str, str], **spent: Mapping[str, Any]

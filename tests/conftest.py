@@ -42,6 +42,7 @@ HEAVY = (
     "figures/test_statistics_tables.py",
     "launch/test_ray_up.py",
     "mutation/test_mutate.py",
+    "page/test_browser.py",
     "plan/test_imports.py",
     "store/test_check.py",
     "store/test_compact.py",

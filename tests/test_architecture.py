@@ -21,6 +21,7 @@ NEVER_HEAVY = [
     "mi_ray.plan",
     "mi_ray.store",
     "mi_ray.figures",
+    "mi_ray.page",
     "mi_ray.launch",
     "mi_ray.statistics",
     "mi_ray.choice",

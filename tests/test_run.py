@@ -9,7 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from helpers.studies import DEFENSE_GRID, TINY, Tiny, derived, finish, tiny
+from helpers.studies import DEFENSE_GRID, TINY, Tiny, derived, finish, problems_in, tiny
 from helpers.sweeps import document
 
 import mi_ray
@@ -110,12 +110,34 @@ def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
     result = mi_ray.run_sweep(SWEEP, out, set=changed)
     assert (result.did, result.complete, computed) == ("drew", False, [])
     assert dict(result.failures) == {"figure own_figures.bad": "ZeroDivisionError: no bars"}
-    assert result.figures == (f"{out}/studies/tiny/figures/own.txt",)
+    assert result.figures == (f"{out}/studies/tiny/figures/own.txt", f"{out}/studies/tiny/report.html")
     (tmp_path / "own_figures/bad.py").write_text(FIGURE)
     sys.modules.pop("own_figures.bad")
     again = mi_ray.run_sweep(SWEEP, out, set=changed)
     assert (again.did, again.complete, computed) == ("drew", True, [])
     assert mi_ray.run_sweep(SWEEP, out, set=changed).did == "nothing"
+
+
+def test_a_page_that_fails_costs_nothing_else_and_is_made_by_the_next_run(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(store: Store, study: str) -> list[str]:
+        raise RuntimeError("no paper")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mi_ray.page.write.make", failing)
+        result = mi_ray.run_sweep(SWEEP, out, seed=1, progress=False)
+    assert dict(result.failures) == {"figure report": "RuntimeError: no paper"}
+    assert any(path.endswith("fig3b.png") for path in result.figures)
+    page = Path(out) / "studies/tiny/report.html"
+    assert not page.exists()
+    assert mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).did == "drew"
+    assert "Without a defense" in page.read_text(encoding="utf-8")
+    page.write_text("another page")  # It is made again at any time, so no seal holds it.
+    assert study_state(load_sweep(SWEEP, seed=1), out) == "finished"
+    assert problems_in(Store(out)) == []
+    page.unlink()
+    assert study_state(load_sweep(SWEEP, seed=1), out) == "figures"
 
 
 def test_cells_and_trainings_that_failed_are_in_the_result_with_their_causes(

@@ -11,10 +11,13 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from mi_ray.store.blocks import Store
 
 logger = logging.getLogger(__name__)
+
+Make: TypeAlias = Callable[[Store, str], Iterable[str]]
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,21 @@ def find_figure(name: str) -> str:
     )
 
 
-def draw(store: Store, study: str, names: Iterable[str]) -> Drawn:
+def draw(store: Store, study: str, names: Iterable[str], others: Mapping[str, Make] | None = None) -> Drawn:
     """Draw figures of a study into its folder; whatever one of them raises, the others are drawn.
 
-    names: as a sweep lists its figures. A Ctrl-C ends all of it. Raises ValueError for a study that is not in the store.
+    names: as a sweep lists its figures. others: what else is made in the same way, by name. A Ctrl-C ends all of it.
+    Raises ValueError for a study that is not in the store.
     """
     from mi_ray.store.read import read_cells
 
     read_cells(store, study)
     paths: list[str] = []
     failures: dict[str, str] = {}
-    for name in names:
+    known = {} if others is None else others
+    for name in [*names, *known]:
         try:
-            make: Callable[[Store, str], Iterable[str]] = importlib.import_module(find_figure(name)).make
+            make = known[name] if name in known else importlib.import_module(find_figure(name)).make
             paths += _checked(make(store, study))
         except (Exception, SystemExit) as error:
             logger.debug("figure %s", name, exc_info=True)

@@ -32,12 +32,21 @@ Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
-NO_ROWS = ("figures", "sweeps")  # folders of the program that no row comes from; sweeps has templates of plugins
+NO_ROWS = (
+    "figures",
+    "page",
+    "sweeps",
+)  # folders of the program that no row comes from; sweeps has templates of plugins
 SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
 
 
 def _path(study: str) -> str:
     return f"studies/{study}/manifest.json"
+
+
+def report_path(study: str) -> str:
+    """Where the page that shows a study is. It is made again at any time, so no seal holds its content."""
+    return f"studies/{study}/report.html"
 
 
 def read_manifest(store: Store, study: str) -> dict[str, Any]:
@@ -139,11 +148,12 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
 def figures_fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's figures came from beside its rows.
 
-    It covers the list of figures, mi_ray/figures with the statistics that it uses, and, for each figure of a person's
-    own, all Python files in the folder of its module, since a script may call what lies beside it.
+    It covers the list of figures, mi_ray/figures and mi_ray/page with the statistics that they use, and, for each figure
+    of a person's own, all Python files in the folder of its module, since a script may call what lies beside it.
     """
     digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
     code = set((PROGRAM / "figures").rglob("*.py")) | set(PROGRAM.glob("statistics.py"))
+    code |= {path for path in (PROGRAM / "page").iterdir() if path.is_file()}
     for module in (name for name in sweep.figures if "." in name):
         code.update(file for path in _source(module) for file in path.parent.glob("*.py"))
     for path in sorted(code):
@@ -176,7 +186,7 @@ def inventory(store: Store, study: str, keys: Mapping[str, Iterable[str]]) -> st
     """
     digest = hashlib.sha256()
     own = store.files(f"studies/{study}")
-    apart = (_path(study), f"studies/{study}/figures/")
+    apart = (_path(study), report_path(study), f"studies/{study}/figures/")
     digest.update(repr(sorted(item for item in own.items() if not item[0].startswith(apart))).encode())
     for kind in sorted(keys):
         sizes = store.files(kind)
@@ -200,11 +210,12 @@ def _compacted(store: Store, wanted: set[str], sizes: Mapping[str, int]) -> Iter
 
 
 def _drawn(store: Store, sweep: Sweep) -> dict[str, str]:
-    """What a sealed manifest says of its study's figures: what they came from, and their names and sizes."""
+    """What a sealed manifest says of its study's figures: what they came from, their names and sizes, if the page is there."""
     files = sorted(store.files(f"studies/{sweep.name}/figures").items())
+    there = (*files, store.exists(report_path(sweep.name)))
     return {
         "fingerprint": figures_fingerprint(sweep),
-        "inventory": hashlib.sha256(repr(files).encode()).hexdigest(),
+        "inventory": hashlib.sha256(repr(there).encode()).hexdigest(),
     }
 
 
@@ -214,7 +225,8 @@ def seal(store: Store, sweep: Sweep, *, drawn: bool = True) -> None:
     drawn: whether all of its figures could be drawn; where not, the next run draws them again and does nothing else.
     """
     manifest = read_manifest(store, sweep.name)
-    own = sorted(name for name in store.files(f"studies/{sweep.name}") if name != _path(sweep.name))
+    apart = (_path(sweep.name), report_path(sweep.name))
+    own = sorted(name for name in store.files(f"studies/{sweep.name}") if name not in apart)
     found = {
         "fingerprint": fingerprint(sweep),
         "inventory": inventory(store, sweep.name, manifest["keys"]),
@@ -234,7 +246,7 @@ def seal_figures(store: Store, sweep: Sweep, paths: Iterable[str], *, drawn: boo
     if not is_sealed(store, sweep.name):
         return
     manifest = read_manifest(store, sweep.name)
-    changed = list(paths)
+    changed = [path for path in paths if path != report_path(sweep.name)]
     same = manifest["fingerprint"] == fingerprint(sweep)
     if same and manifest.get("figures") != list(sweep.figures):
         write_sweep(store, sweep)

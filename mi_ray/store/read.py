@@ -102,6 +102,16 @@ def read_records(store: str | Path | Store, study: str | None = None, filters: F
     return _read_records(opened, study, filters)  # The files were compacted while they were read.
 
 
+def record_tables(store: Store, study: str) -> Iterator[pa.Table]:
+    """The records of a study as Arrow tables, some cells at a time, for whoever needs few of their columns of many rows.
+
+    Raises ValueError when the store has no such study, and DamagedFileError for a file that is not what its name says.
+    """
+    store.refresh()
+    wanted = set(cells_table(store, study)["cell"].to_pylist())
+    yield from _stored_rows(store, wanted, set(store.compacted.places))
+
+
 def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataFrame:
     names: dict[str, str] | None = None
     known: pa.Table | None = None

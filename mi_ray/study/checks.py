@@ -455,6 +455,7 @@ CONTROLS = (
 _RULES = {rule.name: rule for rule in CONTROLS}
 NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free)
 CHECKS = (*STORED, *_RULES)
+CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
 
 
 def is_own(name: str) -> bool:

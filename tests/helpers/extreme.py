@@ -18,7 +18,7 @@ EOT = {"attack_params": json.dumps({"steps": STEPS, "eot": EXECUTIONS}), "knowle
 WORST = {"attack_params": "{}", "goal": "any", "epsilon": 8 / 255, "knowledge": "adaptive"}
 
 
-def _filled(schema: pa.Schema, rows: int, **columns: Any) -> pa.Table:
+def filled(schema: pa.Schema, rows: int, **columns: Any) -> pa.Table:
     """A table of a schema; columns left out are empty."""
     arrays = [pa.array(columns[f.name], f.type) if f.name in columns else pa.nulls(rows, f.type) for f in schema]
     return pa.table(arrays, schema=schema)
@@ -30,14 +30,14 @@ def _write_outputs(store: Store, key: str, labels: np.ndarray, right: bool, exec
     probabilities = 0.1 + 0.6 * np.eye(CLASSES)[answered]
     size = len(labels)
     told = {"point": range(size), "draw": [0] * size, "executions": [executions] * size}
-    table = _filled(OUTPUTS, size, **told, probabilities=list(probabilities))
+    table = filled(OUTPUTS, size, **told, probabilities=list(probabilities))
     store.write_block("outputs", key, 0, size, table, {"stops": []})
 
 
 def _write_records(store: Store, row: dict[str, Any], labels: np.ndarray, right: bool) -> None:
     size = len(labels)
     answered = labels if right else (labels + 1) % CLASSES
-    table = _filled(
+    table = filled(
         RECORDS,
         size,
         cell=[row["cell"]] * size,
@@ -56,10 +56,10 @@ def _write_records(store: Store, row: dict[str, Any], labels: np.ndarray, right:
 def _write_images(store: Store, labels: np.ndarray) -> None:
     size, pixels = len(labels), 3 * SIDE * SIDE
     grey = [np.full(pixels, 0.5, np.float32)] * size
-    examples = _filled(EXAMPLES, size, point=range(size), label=labels, image=grey)
+    examples = filled(EXAMPLES, size, point=range(size), label=labels, image=grey)
     store.write_table("studies/s/examples.parquet", examples)
     told = {"restart": [0] * size, "steps": [STEPS] * size, "success": [1.0] * size, "loss": [1.0] * size}
-    table = _filled(ADVERSARIAL, size, point=range(size), label=labels, image=grey, **told)
+    table = filled(ADVERSARIAL, size, point=range(size), label=labels, image=grey, **told)
     store.write_block("adversarial", "adv", 0, size, table, {"stops": [STEPS]})
 
 

@@ -1,0 +1,105 @@
+"""The answer of a study in three sentences, computed from its rows, for each classifier and attack.
+
+What the classifier keeps by itself; what the best defense keeps, and whether that is more than chance; and whether the
+number can be believed. The best is chosen on the selection points and reported on the others.
+"""
+
+import pandas as pd
+
+from mi_ray.choice import CLEAN_BUDGET, chosen_on, frontier, picked
+from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.tables import percent, points
+from mi_ray.figures.verdict_marks import failed_checks
+from mi_ray.page.counts import Counts
+from mi_ray.page.facts import number, threat_of
+from mi_ray.statistics import by_threat, paired_test
+
+
+def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str, object]]:
+    """One entry for each classifier, attack and ε: these three, the position of the best setting's cell, three sentences.
+
+    cells: all rows of cells.parquet of a study, whose positions are counted.
+    """
+    if (cells["state"] == "done").sum() == 0:
+        return []
+    called = dict(zip(cells["cell"], threat_of(cells, names), strict=True))
+    places = dict(zip(cells["cell"], range(len(cells)), strict=True))
+    found = []
+    for group in by_threat(frontier(cells)):
+        first, best = group.iloc[0], _best(group)
+        told = [_alone(group), _gain(group, best, counts, names), _trust(best, called[best["cell"]])]
+        where = {
+            "classifier": first["classifier"],
+            "threat": called[first["cell"]],
+            "epsilon": number(first["epsilon"]),
+        }
+        found.append({**where, "cell": places[best["cell"]], "sentences": told})
+    return found
+
+
+def _best(group: pd.DataFrame) -> "pd.Series":
+    """The setting with the highest adversarial accuracy on the points that choose, of each defense's own choice."""
+    chosen = picked(group)
+    defended = chosen[(chosen["defense"] != "none") & chosen["within_budget"]]
+    competing = defended if len(defended) else chosen
+    return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False, kind="stable").iloc[0]
+
+
+def _bare(group: pd.DataFrame) -> pd.DataFrame:
+    return group[group["defense"] == "none"].head(1)
+
+
+def _both(row: Row) -> tuple[str, str]:
+    """Clean and adversarial accuracy of a setting as text."""
+    clean, left = ([row[f"{side}{end}"] for end in ("", "_low", "_high")] for side in ("clean", "adversarial"))
+    return percent(clean[0], clean[1], clean[2]), percent(left[0], left[1], left[2])
+
+
+def _alone(group: pd.DataFrame) -> str:
+    bare, first = _bare(group), group.iloc[0]
+    if bare.empty:
+        return f"The study did not measure {first['classifier']} without a defense under this attack."
+    clean, left = _both(bare.iloc[0])
+    return (
+        f"Without a defense, {first['classifier']} is right on {clean} % of {int(first['points'])} clean images and on "
+        f"{left} % of the attacked ones."
+    )
+
+
+def _gain(group: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
+    """What the best setting keeps, against no defense on the same points."""
+    own, bare = parameters(best["defense_params"]), _bare(group)
+    if best["defense"] == "none":
+        return "No defense was measured under this attack within the budget of clean accuracy."
+    name = names.defense(best["defense"]) + (f" ({own})" if own else "")
+    clean, left = _both(best)
+    where = chosen_on(int(best["choosing_points"]))
+    told = (
+        f"Of the settings that give up at most {100 * CLEAN_BUDGET:.0f} points of clean accuracy the best, chosen on {where}, "
+        f"is {name}: it keeps {left} % under attack and {clean} % of clean images"
+    )
+    if bare.empty:
+        return f"{told}."
+    rival = bare.iloc[0]
+    pair = counts.paired(best["cell"], rival["cell"])
+    if pair is None:
+        return f"{told}."
+    test = paired_test(*pair, int(best["draws"]), int(rival["draws"]))
+    known = "more than chance" if test.p_value < 0.05 else "no more than chance allows"
+    gain = points(test.difference, test.low, test.high)
+    return f"{told}, {gain} points against no defense, which is {known} (paired, p = {test.p_value:.2g})."
+
+
+def _trust(best: Row, threat: str) -> str:
+    """Whether the number can be quoted, and what it does not say."""
+    broken = failed_checks(best)
+    if broken:
+        said = f"The number is not to be quoted as it stands: the attack fails {', '.join(broken)}"
+    elif best["verdict"] == "passed":
+        said = "No check of the attack objects"
+    else:
+        said = "No control attack has judged this number yet"
+    if best["knowledge"] == "oblivious" and best["defense"] != "none":
+        of = "all attacks in it" if best["attack"] == "worst_case" else threat
+        return f"{said}; but {of} saw the classifier alone, so nothing here says what an adversary leaves who knows the defense."
+    return f"{said}; it bounds what is left from above, for the attacks that were run."

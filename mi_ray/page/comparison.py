@@ -1,0 +1,83 @@
+"""Studies side by side: paired tests of the cells that two studies have of the same setting, on the points of both."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from mi_ray.page.counts import Counts, Ints
+from mi_ray.page.facts import Loaded, number
+from mi_ray.statistics import PairedTest, holm, paired_test
+
+SETTING = ["dataset", "classifier", "defense", "defense_params", "executions", "goal", "epsilon"]
+ATTACK = ["attack", "attack_params", "knowledge"]
+MOST = 2000  # comparisons that a page holds
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """A study that is compared: how it was read, and the right draws of its cells."""
+
+    loaded: Loaded
+    counts: Counts
+
+
+def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
+    """Every comparison of two studies: their positions, their cells' positions, and the paired test.
+
+    Cells of the same classifier (by name), defense, N, goal, ε and attack are compared; where the other study has no such
+    attack, all of its attacks on that setting are. A pair that is one result, by its key, has no test. P-values are
+    corrected over all pairs of these studies (Holm).
+    """
+    rows: list[dict[str, object]] = []
+    tests: list[PairedTest] = []
+    for left in range(len(sides)):
+        for right in range(left + 1, len(sides)):
+            for first, second in _pairs(sides[left].loaded.cells, sides[right].loaded.cells):
+                own, other = sides[left].loaded.cells.iloc[first], sides[right].loaded.cells.iloc[second]
+                told: dict[str, object] = {"studies": [left, right], "cells": [first, second]}
+                if own["cell"] == other["cell"]:
+                    rows.append({**told, "same": True})
+                    continue
+                counts = _both(sides[left].counts, own["cell"], sides[right].counts, other["cell"])
+                if counts is not None:
+                    tests.append(paired_test(*counts, int(own["draws"]), int(other["draws"])))
+                    rows.append({**told, "same": False, **_told(tests[-1])})
+    corrected = iter(holm([test.p_value for test in tests]).tolist())
+    return [row if row["same"] else {**row, "p_holm": _p(next(corrected))} for row in rows[:MOST]]
+
+
+def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> Iterator[tuple[int, int]]:
+    """The positions of cells to compare."""
+    known: dict[tuple[object, ...], list[int]] = {}
+    done = right.reset_index(drop=True)
+    for at, row in done[done["state"] == "done"].iterrows():
+        known.setdefault(tuple(row[SETTING]), []).append(int(str(at)))
+    for at, (_, row) in enumerate(left.iterrows()):
+        rivals = known.get(tuple(row[SETTING]), []) if row["state"] == "done" else []
+        alike = [other for other in rivals if tuple(done.loc[other, ATTACK]) == tuple(row[ATTACK])]
+        yield from ((at, other) for other in alike or rivals)
+
+
+def _both(left: Counts, own: str, right: Counts, other: str) -> tuple[Ints, Ints] | None:
+    """Right draws of the two cells on the reported points of both studies; None where they share none."""
+    places = {int(point): at for at, point in enumerate(right.points) if right.reported[at]}
+    shared = [
+        (at, places[int(point)]) for at, point in enumerate(left.points) if left.reported[at] and int(point) in places
+    ]
+    if not shared or own not in left.cells or other not in right.cells:
+        return None
+    here, there = ([pair[side] for pair in shared] for side in (0, 1))
+    rows = left.right[left.cells[own]][here], right.right[right.cells[other]][there]
+    both = (rows[0] >= 0) & (rows[1] >= 0)
+    return (rows[0][both], rows[1][both]) if both.any() else None
+
+
+def _told(test: PairedTest) -> dict[str, object]:
+    numbers = {name: number(getattr(test, name)) for name in ("difference", "low", "high", "left_higher", "left_lower")}
+    return {**numbers, "p": _p(test.p_value), "points": test.points, "method": test.method}
+
+
+def _p(value: float) -> float:
+    """A p-value with three digits that count."""
+    return float(f"{value:.3g}")

@@ -1,0 +1,204 @@
+"""What a page holds of a study, read back from its HTML: numbers from the rows, and nothing that the rows do not say."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from helpers.extreme import write_extreme_study
+from helpers.frames import cell, failed
+from helpers.studies import TINY
+from helpers.sweeps import sweep
+
+from mi_ray.figures.names import Names
+from mi_ray.page.answer import answers
+from mi_ray.page.comparison import Side, comparisons
+from mi_ray.page.counts import FIRST, Counts
+from mi_ray.page.facts import Loaded, study_facts, sweep_parts
+from mi_ray.page.remedies import REMEDIES
+from mi_ray.page.write import library, page, write_pages
+from mi_ray.statistics import paired_test
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells
+from mi_ray.study.checks import CHECKS, CRITERIA
+from mi_ray.study.prepare import prepare
+from mi_ray.sweep_files import load_sweep
+
+PGD = {"goal": "untargeted", "epsilon": 8 / 255}
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """The data of a page, as its own program reads them."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, re.DOTALL)
+    assert found
+    told: dict[str, Any] = json.loads(found.group(1))
+    return told
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store(tmp_path / "results", create=True)
+    write_extreme_study(store, clean=True, attacked=False)
+    return store
+
+
+def counted(cells: list[str], right: list[list[int]]) -> Counts:
+    points = np.arange(len(right[0]))
+    everywhere = np.ones(len(points), bool)
+    return Counts({name: at for at, name in enumerate(cells)}, points, points % 10, everywhere, np.array(right), {})
+
+
+def test_every_check_has_a_criterion_and_says_what_to_do_where_it_fails() -> None:
+    assert set(CRITERIA) == set(CHECKS) == set(REMEDIES)
+    assert all(text.strip().endswith(".") for text in (*CRITERIA.values(), *REMEDIES.values()))
+
+
+def test_a_page_holds_every_cell_and_every_points_right_draws(store: Store) -> None:
+    (study,) = data_of(page(store, ["s"]))["studies"]
+    cells = read_cells(store, "s")
+    assert [each["key"] for each in study["cells"]] == cells["cell"].tolist()
+    assert [each["accuracy"] for each in study["cells"]] == cells["accuracy"].tolist()
+    clean, attacked = chr(FIRST + 2) * 3, chr(FIRST) * 3
+    assert [study["right"][at] for at in (2, 3)] == [clean, attacked]
+    assert study["points"]["label"] == [0, 1, 2]
+    assert study["examples"]["attacked"].keys() == {"adv 10"}
+    f_says = study["examples"]["undefended"]["attacked"][0]
+    assert f_says[0][0] == 1  # a wrong class comes first under attack
+    assert f_says[0][1] == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_page_names_no_address_and_no_text_of_a_study_ends_its_data(store: Store) -> None:
+    told = store.read_json("studies/s/manifest.json")
+    told["appearance"]["defenses"]["mi_ol"]["label"] = "</script><script>alert(1)</script><!--"
+    store.write_json("studies/s/manifest.json", told)
+    html = page(store, ["s"])
+    assert "https:" not in html
+    assert set(re.findall(r"http://[\w./]+", html)) <= {
+        f"http://www.w3.org/{name}" for name in ("2000/svg", "2000/xmlns/", "1999/xlink", "1999/xhtml")
+    }
+    assert html.count("<script") == html.count("</script>") == 3
+    assert data_of(html)["studies"][0]["looks"]["mi_ol"]["label"].startswith("</script>")
+
+
+def test_the_library_can_stand_in_a_page() -> None:
+    assert not re.search(r"</script|<!--", library())
+    assert "vegaEmbed" in library()
+
+
+def test_the_answer_is_of_the_setting_that_the_selection_points_choose_and_of_its_rows() -> None:
+    rows = [
+        cell("m", "none", {}, "none", 0.9, cell="bare clean", executions=1, draws=1, selection_accuracy=0.9),
+        cell("m", "none", {}, "pgd", 0.2, cell="bare", executions=1, draws=1, selection_accuracy=0.2, **PGD),
+        cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9, cell="a clean", selection_accuracy=0.88),
+        cell("m", "mi_ol", {"lam": 0.5}, "pgd", 0.4, cell="a", selection_accuracy=0.6, **PGD),
+        cell("m", "mi_ol", {"lam": 0.6}, "none", 0.9, cell="b clean", selection_accuracy=0.88),
+        cell("m", "mi_ol", {"lam": 0.6}, "pgd", 0.8, cell="b", selection_accuracy=0.5, **PGD),
+    ]
+    store_rows = pd.DataFrame(rows)
+    right = [[1] * 10, [1] * 2 + [0] * 8, [2] * 10, [2] * 4 + [0] * 6, [2] * 10, [2] * 8 + [0] * 2]
+    counts = counted([row["cell"] for row in rows], right)
+    (answer,) = answers(store_rows, counts, Names.of({}, store_rows["defense"]))
+    assert answer["cell"] == 3  # chosen on the selection points, though the other one came out better
+    first, second, third = answer["sentences"]
+    assert "20.0 [15.0, 25.0] % of the attacked ones" in first
+    test = paired_test(right[3], right[1], 2, 1)
+    assert "mi_ol (lam=0.5): it keeps 40.0 [35.0, 45.0] % under attack" in second
+    assert f"{100 * test.difference:+.1f} [" in second
+    assert "no more than chance allows (paired, p = 0.5)" in second
+    assert "saw the classifier alone" in third
+
+
+def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None:
+    rows = [
+        cell("m", "none", {}, "none", 0.9, cell="clean", executions=1, draws=1),
+        cell("m", "none", {}, "pgd", 0.2, cell="x", executions=1, draws=1, verdict="failed", **PGD)
+        | {"checks": failed("more_steps", "it left less")},
+    ]
+    frame = pd.DataFrame(rows)
+    (answer,) = answers(frame, counted(["clean", "x"], [[1] * 4, [0] * 4]), Names.of({}, frame["defense"]))
+    assert "not to be quoted as it stands: the attack fails more_steps" in answer["sentences"][2]
+
+
+def side(name: str, rows: list[dict[str, Any]], right: list[list[int]]) -> Side:
+    frame = pd.DataFrame(rows)
+    loaded = Loaded(name, frame, Names.of({}, frame["defense"]), {}, {})
+    return Side(loaded, counted(frame["cell"].tolist(), right))
+
+
+def test_studies_are_compared_on_the_settings_that_both_have_and_one_result_is_not_tested() -> None:
+    def rows(tag: str) -> list[dict[str, Any]]:
+        return [
+            cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9, cell="shared"),
+            cell("m", "mi_ol", {"lam": 0.5}, "pgd", 0.5, cell=f"{tag} attacked", **PGD),
+            cell("m", "mi_ol", {"lam": float(tag)}, "pgd", 0.5, cell=f"{tag} alone", **PGD),
+        ]
+
+    left = side("a", rows("1"), [[2] * 20, [2] * 15 + [0] * 5, [0] * 20])
+    right = side("b", rows("2"), [[2] * 20, [0] * 20, [0] * 20])
+    same, tested = comparisons([left, right])
+    assert (same["same"], same["cells"]) == (True, [0, 0])
+    assert (tested["same"], tested["cells"]) == (False, [1, 1])
+    expected = paired_test([2] * 15 + [0] * 5, [0] * 20, 2)
+    assert tested["difference"] == pytest.approx(expected.difference)
+    assert tested["p"] == tested["p_holm"] == pytest.approx(expected.p_value, rel=0.01)
+
+
+def test_a_study_without_a_finished_cell_has_a_page(tmp_path: Path) -> None:
+    from mi_ray.store.read import write_cells
+
+    store = Store(tmp_path / "results", create=True)
+    rows = [cell("m", "none", {}, name, 0.0) for name in ("none", "pgd")]
+    missing = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "points", "selection_points", "verdict"))
+    write_cells(store, "s", [{**row, **missing, "state": "missing", "cause": "not reached"} for row in rows])
+    (study,) = data_of(page(store, ["s"]))["studies"]
+    assert [each["state"] for each in study["cells"]] == ["missing", "missing"]
+    assert study["answers"] == []
+
+
+def test_a_report_names_what_it_cannot_show(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"study 'x' must be in .*known: s"):
+        write_pages(store, ["x"])
+    with pytest.raises(ValueError, match="must be different ones; got s, s"):
+        write_pages(store, ["s", "s"])
+    with pytest.raises(ValueError, match="has come as far as its cells"):
+        write_pages(Store(tmp_path / "empty", create=True), ())
+
+
+def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_path: Path) -> None:
+    defenses = [{"mi_combined": {"lam_pl": 0.5, "lam_ol": [0.5, 0.6], "threshold": 0.2}}, {"mi_pl": {"lam": 0.5}}]
+    study = prepare(sweep(**{**TINY, "defenses": defenses}))
+    rows = [{**cell("f", "none", {}, "none", 0.5), **each.identity, "cell": each.key} for each in study.plan().cells]
+    frame = pd.DataFrame(rows).assign(state="missing")
+    whole = Loaded("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
+    told = study_facts(whole)
+    for at, setting in enumerate(told["settings"]):
+        text = f"{told['yaml'][setting[0]]}{setting[4]}executions: {setting[5]}\ndraws: {setting[6]}\n"
+        (file := tmp_path / "one.yaml").write_text(text)
+        planned = {each.key for each in prepare(load_sweep(file)).plan().cells}
+        shown = {each["key"] for each in told["cells"] if each["setting"] == at}
+        assert shown <= planned
+
+
+def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> None:
+    written = {
+        "name": "s",
+        "options": {"pool_limit_mi_pl": None},
+        "points": {"count": 9, "order": None},
+        "plugins": [],
+        "classifiers": [{"name": "m", "architecture": {"cnn_small": {}}, "factory": None}, {"name": "n"}],
+        "defenses": ["none"],
+    }
+    frame = pd.DataFrame([cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9)])
+    loaded = Loaded("s", frame, Names.of({}, ["mi_ol"]), {}, written)
+    found = yaml.safe_load(sweep_parts(loaded)["m"] + study_facts(loaded)["settings"][0][4])
+    assert found == {
+        "name": "s_one",
+        "options": {"pool_limit_mi_pl": None},
+        "points": {"count": 9},
+        "classifiers": [{"name": "m", "architecture": {"cnn_small": {}}}],
+        "defenses": [{"mi_ol": {"lam": 0.5}}],
+    }
