@@ -12,7 +12,7 @@ from mi_ray.parameters import Method, Registry, expand
 from mi_ray.plan.controls import ControlRule
 from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import AttackWork, ClassifierWork, Inputs, OutputWork
-from mi_ray.store.keys import content_key
+from mi_ray.store.keys import Values, content_key
 from mi_ray.threat_model import ThreatModel
 
 
@@ -34,7 +34,8 @@ class Facts:
 
     pools: component name -> digest of the sample pool that it draws from; under "defense/component" that of a component
     which draws from another within a defense. plugins: plugin -> hash of its source.
-    decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
+    decided: classifier key -> the precision that `precision: auto` found good for it, where that is known. given: name of a
+    classifier that its source gives whole -> (its description, the digest of its weights).
     """
 
     dataset: str
@@ -47,6 +48,7 @@ class Facts:
     device: str
     sources: Mapping[str, str]
     decided: Mapping[str, str] = field(default_factory=dict)
+    given: Mapping[str, tuple[Values, str]] = field(default_factory=dict)
 
 
 class KeyedWork:
@@ -65,7 +67,15 @@ class KeyedWork:
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
         entry = entry.written_out()
+        if entry.given_whole:
+            description, weights = self.facts.given[entry.name]
+            source = {k: v for k, v in self.facts.sources.items() if k == entry.factory}
+            return ClassifierWork(
+                content_key("own", {**description, "weights": weights, **source}), entry, description, None, 0, (0, 0)
+            )
         base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
+        if entry.input_size is not None:
+            base["input_size"] = entry.input_size
         if entry.factory is not None:
             description = {**base, "factory": entry.factory, "arguments": entry.arguments}
             facts = {

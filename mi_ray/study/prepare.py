@@ -13,15 +13,7 @@ import numpy as np
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.classifiers import (
-    ARCHITECTURES,
-    Precision,
-    build_classifier,
-    load_factory,
-    prepared,
-    read_weights,
-    set_weights,
-)
+from mi_ray.classifiers import ARCHITECTURES, Precision, load_factory, weights_bytes, weights_digest
 from mi_ray.config import Options, Sweep
 from mi_ray.data import SOURCES, Dataset
 from mi_ray.defenses import DEFENSES
@@ -30,10 +22,11 @@ from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
-from mi_ray.plan.work import ClassifierWork, Plan, united
+from mi_ray.plan.work import Plan, united
 from mi_ray.sample_pool import augmented_once, without
-from mi_ray.store.keys import canonical
+from mi_ray.store.keys import Values, canonical
 from mi_ray.study.checks import CONTROLS
+from mi_ray.study.given import given_classifier, try_classifier
 from mi_ray.study.results import PoolData, StudyData
 
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
@@ -106,7 +99,7 @@ def _sources(sweep: Sweep) -> dict[str, str]:
         if entry.factory is not None:
             load_factory(entry.factory)
             found[entry.factory] = _source_hash(entry.factory.partition(":")[0])
-        if entry.weights is not None:
+        if entry.weights is not None and not entry.given_whole:
             try:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:
@@ -188,30 +181,19 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
-def _try_own(work: ClassifierWork, height: int, width: int, precision: Precision) -> None:
-    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out."""
-    entry, weights = work.entry, str(work.entry.weights)
-    state = read_weights(Path(weights))
-    try:
-        classifier = build_classifier(work.description)
-    except TypeError as error:
-        raise ValueError(
-            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
-        ) from error
-    set_weights(classifier, state, weights)
-    try:
-        with torch.no_grad():
-            ready = prepared(classifier, torch.device("cpu"), precision)
-            shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
-        ) from error
-    if shape != [1, classifier.classes]:
-        raise ValueError(
-            f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
-            f"for one image it returned {shape}"
-        )
+def _try_given(study: Planner, height: int, width: int) -> None:
+    """Build each classifier that is not trained and pass one image. Raises ValueError when that does not work out."""
+    sweep = study.sweep
+    for work in study.classifiers:
+        if work.objective is None:
+            classifier = given_classifier(work.entry, study.facts.classes, sweep.seed, work.description)
+            try_classifier(work.entry, classifier, height, width, sweep.precision != "fp32")
+
+
+def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
+    """Of each classifier that its source gives whole: its description, and the digest of its weights."""
+    made = [(e.name, given_classifier(e, classes, sweep.seed)) for e in sweep.classifiers if e.given_whole]
+    return {name: (found.description, weights_digest(weights_bytes(found))) for name, found in made}
 
 
 def prepare(sweep: Sweep) -> Study:
@@ -232,15 +214,14 @@ def prepare(sweep: Sweep) -> Study:
         pools={},
         device=device_of(sweep),
         sources=sources,
+        given=_given(sweep, dataset.classes),
     )
     variants = {
         name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen)), chosen)
         for name, chosen in options.items()
     }
     planner = variants[""]
-    for work in planner.classifiers:
-        if work.entry.weights is not None:
-            _try_own(work, height, width, "fp32" if sweep.precision == "fp32" else "bf16")
+    _try_given(planner, height, width)
     for each in variants.values():
         each.settings()
         for work, setting in itertools.product(each.classifiers, each.settings()):
