@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import ray
 
 from mi_ray.cluster.actors import read_progress
 from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
-from mi_ray.cluster.train_loop import TrainingConfig, TrainingValues, finished, fit, write_classifier
+from mi_ray.cluster.train_loop import MEASURED, TrainingConfig, TrainingValues, finished, fit, write_classifier
 from mi_ray.events import event
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
@@ -86,10 +87,10 @@ class _Trainings:
         dataset = session.study.dataset
         data = ray.put(
             {
-                "train_images": dataset.train_images,
+                "train_images": np.asarray(dataset.train_images),
                 "train_labels": dataset.train_labels,
-                "test_images": dataset.test_images,
-                "test_labels": dataset.test_labels,
+                "test_images": dataset.test_images[:MEASURED],
+                "test_labels": dataset.test_labels[:MEASURED],
             }
         )
         images = sum(planner.works.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)

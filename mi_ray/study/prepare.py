@@ -15,11 +15,13 @@ import torch
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import ARCHITECTURES, Precision, load_factory, weights_bytes, weights_digest
 from mi_ray.config import Options, Sweep
-from mi_ray.data import SOURCES, Dataset
+from mi_ray.data import Dataset
 from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
+from mi_ray.disk_images import chosen
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
+from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan, united
@@ -66,7 +68,7 @@ class Study:
         """What workers are handed."""
         return StudyData(
             store=store,
-            images=self.dataset.test_images[self.points],
+            images=chosen(self.dataset.test_images, self.points),
             labels=self.dataset.test_labels[self.points],
             points=self.points,
             classes=self.dataset.classes,
@@ -136,8 +138,8 @@ class _Pools:
         if name not in self._known:
             images, labels = self._split(split)
             if limit is not None:
-                chosen = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
-                images, labels = images[chosen], labels[chosen]
+                some = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
+                images, labels = chosen(images, some), labels[some]
             data = PoolData(images, labels, split, augmented and not frozen, self.foreign is not None)
             pool = data.pool(self.dataset.classes, torch.device("cpu"))
             if split == "train":
@@ -217,8 +219,7 @@ def prepare(sweep: Sweep) -> Study:
         given=_given(sweep, dataset.classes),
     )
     variants = {
-        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen)), chosen)
-        for name, chosen in options.items()
+        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(each)), each) for name, each in options.items()
     }
     planner = variants[""]
     _try_given(planner, height, width)

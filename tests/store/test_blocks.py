@@ -341,10 +341,12 @@ def two_studies(store: Store) -> Store:
 
 def test_a_studys_rows_carry_its_own_name_of_the_classifier(two_studies: Store) -> None:
     frame = read_records(two_studies.root, study="one")
+    assert set(frame["study"]) == {"one"}
+    assert {"one", "two"} <= set(", ".join(read_records(two_studies)["study"]).split(", "))
     assert len(frame) == 8
     assert set(frame["cell"]) == {"c1", "c2"}
     assert set(frame["classifier"]) == {"mine"}
-    assert list(frame.columns) == RECORDS.names
+    assert list(frame.columns) == [*RECORDS.names, "study"]
     assert set(read_records(two_studies)["classifier"]) == {"first name"}
 
 
