@@ -18,6 +18,9 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 	$(PIP) --editable '.[test]'
 	# Without its dependencies: visdom, which its attacks do not use, does not build with today's setuptools.
 	$(PIP) --no-deps 'adv-lib>=0.2.8'
+	# Without its dependencies: it pins old versions of timm and gdown.
+	$(PIP) --no-deps 'robustbench>=1.1'
+	$(PIP) gdown geotorch torchdiffeq
 	touch $@
 
 .venv/installed-bench: .venv/installed-test

@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 
 from mi_ray.progress import ctrl_c
-from mi_ray.run import StudyResult, Until, draw_figures, load_sweeps, plan_sweeps, run_sweeps
+from mi_ray.run import StudyResult, Until, draw_figures, load_sweeps, plan_sweeps, run_sweeps, why_sweep
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.locks import lock_store
@@ -403,6 +403,20 @@ def test_plugin(
     if failures:
         raise typer.Exit(1)
     _say(f"{file}: the contract is kept")
+
+
+@app.command()
+def why(
+    file: Annotated[str, typer.Argument(help="A sweep file, or a name that `mi-ray sweeps` lists.", metavar="FILE")],
+    out: Out = "results",
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say for each thing that would be computed again which part of its key changed, against the nearest that is stored."""
+    for line in why_sweep(file, out, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed):
+        _say(line)
 
 
 @app.command()

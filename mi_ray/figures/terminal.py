@@ -153,7 +153,7 @@ def comparison_table(found: pd.DataFrame, left: str, right: str) -> Table:
         threat = f"{row['attack']} {parameters(row['attack_params'])} ε={row['epsilon']:.4g} {row['knowledge']}"
         defense = f"{row['defense']} {parameters(row['defense_params'])}"
         difference = "the same cell" if row["same_cell"] else points(row["difference"], row["low"], row["high"])
-        numbers = (row["executions"], percent(row["left"]), percent(row["right"]), difference)
+        numbers = (row["executions"], f"{100 * row['left']:.1f}", f"{100 * row['right']:.1f}", difference)
         told = (row["classifier"], threat, defense, *numbers, f"{row['p_value']:.2g}", row["points"])
         shown.add_row(*(Text(str(each)) for each in told))
     return shown

@@ -57,12 +57,21 @@ class KeyedWork:
     def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options) -> None:
         self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
         self.costs = Costs(registries.attacks, registries.chunk)
+        self.ingredients: dict[
+            str, tuple[str, Values]
+        ] = {}  # Of every key that was made: its kind, and what decides it.
         order = sweep.points_order()
         self._order = {
             "dataset": facts.digest,
             "order": order,
             **({"seed": sweep.seed} if order == "drawn" else {}),
         }
+
+    def _key(self, kind: str, facts: Values) -> str:
+        """A content key, whose ingredients are kept for whoever asks why it is another one than before."""
+        key = content_key(kind, facts)
+        self.ingredients[key] = (kind, facts)
+        return key
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
@@ -71,7 +80,7 @@ class KeyedWork:
             description, weights = self.facts.given[entry.name]
             source = {k: v for k, v in self.facts.sources.items() if k == entry.factory}
             return ClassifierWork(
-                content_key("own", {**description, "weights": weights, **source}), entry, description, None, 0, (0, 0)
+                self._key("own", {**description, "weights": weights, **source}), entry, description, None, 0, (0, 0)
             )
         base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
         if entry.input_size is not None:
@@ -82,7 +91,7 @@ class KeyedWork:
                 **description,
                 **{k: v for k, v in self.facts.sources.items() if k in (entry.factory, entry.weights)},
             }
-            return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
+            return ClassifierWork(self._key("own", facts), entry, description, None, 0, (0, 0))
         assert entry.architecture is not None
         architecture = self.registries.architectures.make(*entry.architecture)
         description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
@@ -120,7 +129,7 @@ class KeyedWork:
             facts["architecture_source"] = self.facts.sources[architecture.name]
         images = entry.training.epochs * self.images_an_epoch(entry)
         forward, backward = (images * passes for passes in objective.cost())
-        key = content_key("train", facts)
+        key = self._key("train", facts)
         return ClassifierWork(
             key, entry, description, Method(objective.name, objective.values()), seed, (forward, backward)
         )
@@ -192,7 +201,7 @@ class KeyedWork:
             facts |= {**behind, **more}
             each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
             parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
-        key = content_key("attack", facts)
+        key = self._key("attack", facts)
         work = AttackWork(
             key,
             classifier.key,
@@ -228,7 +237,7 @@ class KeyedWork:
             **self.arithmetic(classifier.key),
             "precision": "fp32",
         }
-        return OutputWork(content_key("undefended", facts), classifier.key, inputs)
+        return OutputWork(self._key("undefended", facts), classifier.key, inputs)
 
     def _pool(self, defense: str, component: Any) -> str:
         """The digest of the pool that a component draws from within a defense."""
@@ -269,9 +278,9 @@ class KeyedWork:
             facts["judged_by"] = self._inputs(judged_by)
         method = Method(component.name, component.values())
         undefended = self.undefended(classifier, judged_by or inputs)
-        return OutputWork(content_key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
+        return OutputWork(self._key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
 
     def perturbed(self, counterpart: OutputWork) -> OutputWork:
         """The same outputs with the whole perturbation added to each mixture (Eq. 13)."""
-        key = content_key("outputs", {"counterpart": counterpart.key, "perturbed": True})
+        key = self._key("outputs", {"counterpart": counterpart.key, "perturbed": True})
         return replace(counterpart, key=key, perturbed=True)

@@ -1,5 +1,6 @@
 """A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
 
+import ast
 import hashlib
 import importlib
 import importlib.metadata
@@ -85,7 +86,35 @@ class Study:
 def _source_hash(module: str) -> str:
     found = importlib.import_module(module)
     file = getattr(found, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else module
+    return hashlib.sha256(syntax_of(Path(file)).encode()).hexdigest() if file else module
+
+
+def syntax_of(file: Path) -> str:
+    """What a Python file says, without its comments, docstrings and layout; the bytes as text where it is no Python.
+
+    A tree is written out here, since `ast.dump` writes it differently from one version of Python to the next.
+    """
+    content = file.read_bytes()
+    try:
+        return _written(ast.parse(content))
+    except (SyntaxError, ValueError):
+        return content.hex()
+
+
+def _written(node: object) -> str:
+    """A part of a syntax tree as text: names and values, and no place in the file."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    body = getattr(node, "body", None)
+    told = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+        node
+    )
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"}
+    if told and isinstance(body, list):
+        fields["body"] = body[1:]
+    return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
 
 
 def _sources(sweep: Sweep) -> dict[str, str]:
