@@ -69,7 +69,7 @@ ATTACK = [
         "cost() must be the passes of one image, 2 forward and 1 backward; it says (3, 1)",
     ),
     (".sign())", ".sign() * torch.rand(1))", "the same seed must give the same images"),
-    (".sign())", ".sign() * (batch.labels == 0).float().mean())", "an image must come out the same in any batch"),
+    (".sign())", ".sign() * (batch.labels == 1).float().mean())", "an image must come out the same in any batch"),
     (".sign())", ".sign() * float('nan'))", "images must be finite"),
     ("self.share *", "self.sharp *", "it must run; AttributeError"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
