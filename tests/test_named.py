@@ -370,7 +370,10 @@ def test_pretrained_weights_with_other_classes_say_what_to_do(hub: Path) -> None
             "a classifier by name must have one of timm, torchvision, .*; got name, timm",
         ),
         ({"source": {"timm": "a"}}, "a classifier by name must have one of timm"),
-        ({"timm": "a", "architecture": "cnn_small"}, "classifier 'f' must have one of `architecture`, `factory` and `zoo`, or one of timm"),
+        (
+            {"timm": "a", "architecture": "cnn_small"},
+            "classifier 'f' must have one of `architecture`, `factory` and `zoo`, or one of timm",
+        ),
         ({}, "classifier 'f' must have one of `architecture`, `factory` and `zoo`, or one of timm"),
     ],
 )

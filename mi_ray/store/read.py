@@ -120,7 +120,8 @@ def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataF
     if names is not None:
         frame["classifier"] = frame["cell"].map(names)
         return frame.assign(study=study)
-    return frame.assign(study=frame["cell"].map(_studies_of(store)).fillna(""))
+    known_by = _studies_of(store)
+    return frame.assign(study=[known_by.get(cell, "") for cell in frame["cell"]])
 
 
 def _studies_of(store: Store) -> dict[str, str]:

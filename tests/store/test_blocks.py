@@ -398,7 +398,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(two_studies: Store) -> 
 def test_an_empty_store_has_empty_frames_with_all_columns(store: Store) -> None:
     assert list(read_cells(store).columns) == list(read_cells(store, flat=True).columns) == CELLS.names
     frame = read_records(store)
-    assert list(frame.columns) == RECORDS.names
+    assert list(frame.columns) == [*RECORDS.names, "study"]
     assert isinstance(frame, pd.DataFrame)
     assert frame.empty
 
