@@ -18,6 +18,9 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 	$(PIP) --editable '.[test]'
 	# Without its dependencies: visdom, which its attacks do not use, does not build with today's setuptools.
 	$(PIP) --no-deps 'adv-lib>=0.2.8'
+	# Without its dependencies: it pins old versions of timm and gdown.
+	$(PIP) --no-deps 'robustbench>=1.1'
+	$(PIP) gdown geotorch torchdiffeq
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
@@ -103,8 +106,8 @@ cifar10: .venv/installed
 
 # Every table and figure of docs/cifar10.md again, from the rows in docs/cifar10: nothing is computed.
 cifar10-figures: .venv/installed
-	$(BIN)/python analysis/cifar10.py draw
+	$(BIN)/python -m benchmarks.cifar10 draw
 
 # N published cells, drawn at random, computed again from the weights: make cifar10-verify DATA=FOLDER N=20 SEED=0
 cifar10-verify: .venv/installed
-	$(BIN)/python analysis/cifar10.py verify $(DATA) --number $(or $(N),20) --seed $(or $(SEED),0)
+	$(BIN)/python -m benchmarks.cifar10 verify $(DATA) --number $(or $(N),20) --seed $(or $(SEED),0)

@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mi_ray.device import Passes
 from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
+from mi_ray.named import NETWORKS
 from mi_ray.parameters import Parameterized, Registry, integer, unknown
 from mi_ray.store.files import Files
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
@@ -61,13 +62,23 @@ class Classifier(nn.Module):
         # This classifier in fp32, where it computes in less. It is in a sequence so that torch does not take it for a part.
         self.exact: Sequence[Classifier] = ()
         self.compiled = False
+        self.side: int | None = self.description.get("input_size")
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
+        x = self._resized(x)
         logits = self._logits((x - self.mean) / self.std)
         # A compiled network may write its next answer over this one, so the answer is copied.
         return counted(logits.float().clone() if self.compiled else logits.float())
+
+    def _resized(self, x: Float[Tensor, "B C H W"]) -> Tensor:
+        """Images of the side that the network takes, where that is another: bilinear, and averaged where they shrink."""
+        if self.side is None or (self.side, self.side) == tuple(x.shape[-2:]):
+            return x
+        smooth = self.side < min(x.shape[-2:])
+        side = (self.side, self.side)
+        return nn.functional.interpolate(x, side, mode="bilinear", align_corners=False, antialias=smooth)
 
     def _logits(self, normalised: Tensor) -> Tensor:
         cast: AbstractContextManager[object] = nullcontext()
@@ -77,8 +88,9 @@ class Classifier(nn.Module):
             own = next((p.dtype for p in self.network.parameters()), normalised.dtype)
             normalised = normalised.to(own)
         with cast:
-            found: Tensor = self.network(normalised)
-        return found
+            found = self.network(normalised)
+        answer: Tensor = getattr(found, "logits", found)  # Networks of transformers answer with more than logits.
+        return answer
 
 
 def wrap_classifier(
@@ -242,11 +254,14 @@ def load_factory(factory: str) -> Any:
 def build_classifier(description: Mapping[str, Any]) -> Classifier:
     """A classifier with initial weights, built from the description that `save_classifier` writes.
 
-    description: architecture or factory, arguments, classes, mean and std.
+    description: architecture or factory with its arguments, or the source and the blueprint of a network by name; classes,
+    mean and std, and perhaps input_size.
     """
     d = description
     if d.get("factory"):
         network = load_factory(d["factory"])(**d["arguments"])
+    elif d.get("named"):
+        network = NETWORKS[d["named"]].build(d["blueprint"], d["classes"])
     else:
         network = ARCHITECTURES.make(d["architecture"], d["arguments"]).build(d["classes"])
     return Classifier(network, d["mean"], d["std"], d["classes"], d)
@@ -270,7 +285,8 @@ def set_weights(classifier: Classifier, state: Mapping[str, Tensor], origin: str
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
-        made = classifier.description.get("factory") or classifier.description.get("architecture")
+        about = classifier.description
+        made = about.get("factory") or about.get("architecture") or about.get("named")
         raise ValueError(
             f"{origin} must hold the weights of {made} with {classifier.classes} classes; {len(wrong)} of "
             f"{len(own)} tensors are absent, extra or of another shape, e.g. {wrong[0]}"

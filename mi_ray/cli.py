@@ -237,6 +237,7 @@ def report(
     Several are written into one file, `report-A-B.html` here unless --to names another.
     """
     from mi_ray.page.write import write_pages
+    from mi_ray.store.blocks import Store
 
     for path in write_pages(Store(store), study or (), to):
         _say(path)
@@ -407,6 +408,106 @@ def init(
 
 
 @app.command()
+def new(
+    kind: Annotated[str, typer.Argument(help="attack, defense or objective.", metavar="KIND")],
+    name: Annotated[str, typer.Argument(help="Its name, in sweep files too.", metavar="NAME")],
+    folder: Annotated[str, typer.Option("--folder", help="Where the two files go.")] = ".",
+    verbose: Verbose = False,
+) -> None:
+    """Write a working attack, defense or objective to change into yours, with its test."""
+    from mi_ray.sweep_files import new_plugin
+
+    plugin, test = new_plugin(kind, name, folder)
+    for file in (plugin, test):
+        _say(f"{file}")
+    _say(f"now: mi-ray test-plugin {plugin}")
+
+
+@app.command(name="test-plugin")
+def test_plugin(
+    file: Annotated[Path, typer.Argument(help="A Python file; its code runs.", metavar="FILE")],
+    verbose: Verbose = False,
+) -> None:
+    """Hold a plugin's classes against the contract of their kind; each failure is a line, and exit code 1.
+
+    Shapes, the ball and the pixel box, randomness that is keyed by the point, passes as counted, gradients, any size.
+    """
+    from mi_ray.plugins import contract_failures
+
+    if not file.is_file():
+        raise ValueError(f"a plugin must be a Python file; {file} is none")
+    failures = contract_failures(file)
+    for failure in failures:
+        errors.print(failure, style="red", markup=False)
+    if failures:
+        raise typer.Exit(1)
+    _say(f"{file}: the contract is kept")
+
+
+@app.command()
+def why(
+    file: Annotated[str, typer.Argument(help="A sweep file, or a name that `mi-ray sweeps` lists.", metavar="FILE")],
+    out: Out = "results",
+    smoke: Smoke = False,
+    set_: Set = None,
+    seed: Seed = None,
+    verbose: Verbose = False,
+) -> None:
+    """Say for each thing that would be computed again which part of its key changed, against the nearest that is stored."""
+    from mi_ray.run import why_sweep
+    from mi_ray.sweep_files import parse_overrides
+
+    for line in why_sweep(file, out, smoke=smoke, set=parse_overrides(set_ or ()), seed=seed):
+        _say(line)
+
+
+@app.command()
+def schema(verbose: Verbose = False) -> None:
+    """Print a JSON Schema of sweep files, by which an editor completes and checks them.
+
+    A file names it in a comment: `# yaml-language-server: $schema=sweep.schema.json`.
+    """
+    import json
+
+    from mi_ray.schema import sweep_schema
+
+    sys.stdout.write(json.dumps(sweep_schema(), indent=1, ensure_ascii=False) + "\n")
+
+
+@app.command()
+def compare(
+    store: StoreArgument,
+    left: Annotated[str, typer.Argument(help="A study.", metavar="A")],
+    right: Annotated[str, typer.Argument(help="The study that is held against it.", metavar="B")],
+    csv: Annotated[Path | None, typer.Option("--csv", help="Write all of it there too.", metavar="FILE")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Show the cells that two studies both have: B's accuracy less A's on common points, with paired intervals."""
+    from mi_ray.figures.comparing import compared
+    from mi_ray.figures.terminal import comparison_table
+    from mi_ray.store.blocks import Store
+
+    found = compared(Store(store), left, right)
+    console.print(comparison_table(found, left, right))
+    if csv is not None:
+        found.to_csv(csv, index=False)
+
+
+@app.command()
+def export(
+    store: StoreArgument,
+    file: Annotated[Path, typer.Argument(help="A .csv, .xlsx or .json file.", metavar="FILE")],
+    study: Annotated[str, typer.Option("--study", help="The study.", metavar="NAME")],
+    verbose: Verbose = False,
+) -> None:
+    """Write a study's cells for other programs: CSV, Excel, or RobustBench's form (.json)."""
+    from mi_ray.figures.exporting import export as write_export
+    from mi_ray.store.blocks import Store
+
+    _say(f"{file}: {write_export(Store(store), study, file)} entries")
+
+
+@app.command()
 def gc(
     store: StoreArgument = "results",
     yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
@@ -435,8 +536,8 @@ def list_(
     verbose: Verbose = False,
 ) -> None:
     """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
-    from mi_ray.data import SOURCES
     from mi_ray.parameters import default_of, load_plugins, look_in, plain
+    from mi_ray.pictures import SOURCES
     from mi_ray.study.prepare import REGISTRIES
 
     if plugin:

@@ -226,9 +226,13 @@ class Training(Strict):
     channels_last: bool = Field(True, description="Whether images and weights lie in memory with the channels last.")
 
 
+# The sources of networks by name that `mi_ray.named` registers, which imports torch and so is not imported here.
+NETWORKS = ("timm", "torchvision", "huggingface", "robustbench", "torchscript", "exported")
+
+
 class ClassifierEntry(Strict):
     """A classifier to train, by its `architecture` and `objective`, one of your own, by its `weights` and its `factory` or
-    `architecture`, or one of the `zoo`."""
+    `architecture`, one of the `zoo`, or one by the name that a library, a hub or a file gives it."""
 
     name: str = Field(min_length=1, description="The name under which results know it, different from all others.")
     architecture: MethodField | None = Field(None, description="The network to train; `mi-ray list` names all.")
@@ -247,9 +251,22 @@ class ClassifierEntry(Strict):
         pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
         description="A function of yours that builds the network, as `package.module:function`. Its code runs.",
     )
-    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the factory.")
+    arguments: dict[str, Any] = Field({}, description="Keyword arguments of the factory, or for the source's network.")
+    source: Method | None = Field(
+        None,
+        title="a name, or a mapping",
+        description="A network by the name that one of these libraries, hubs or files gives it (docs/classifiers.md).",
+    )
     weights: str | None = Field(
-        None, description="The file with the network's weights, .safetensors or of `torch.save`, read as tensors alone."
+        None,
+        description="The file with the network's weights, .safetensors or of `torch.save`, read as tensors alone; those that "
+        "the factory or the source itself gives it when left out.",
+    )
+    input_size: int | None = Field(
+        None,
+        ge=1,
+        description="The side in pixels to which the classifier itself resizes its images, bilinearly; what the source says "
+        "of its weights, or the images' own size, when left out.",
     )
     zoo: str | None = Field(
         None,
@@ -257,18 +274,32 @@ class ClassifierEntry(Strict):
         "normalisation come with it.",
     )
     mean: tuple[float, ...] = Field(
-        (0.5, 0.5, 0.5), description="What is subtracted from each channel of an image in [0, 1], before the network."
+        (0.5, 0.5, 0.5),
+        description="What is subtracted from each channel of an image in [0, 1], before the network; of a network by name "
+        "what its source says, when left out.",
     )
     std: tuple[float, ...] = Field((0.5, 0.5, 0.5), description="What each channel is then divided by.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, data: object) -> object:
+        if not isinstance(data, Mapping) or isinstance(data.get("source"), Method):
+            return data
+        named = [key for key in data if key in NETWORKS]
+        if len(named) > 1 or "source" in data:
+            raise ValueError(f"a classifier by name must have one of {', '.join(NETWORKS)}; got {', '.join(data)}")
+        rest = {key: value for key, value in data.items() if key not in named}
+        return {**rest, "source": Method(named[0], data[named[0]])} if named else rest
+
     @model_validator(mode="after")
     def _trained_or_own(self) -> "ClassifierEntry":
-        if [self.architecture, self.factory, self.zoo].count(None) != 2:
-            raise ValueError(f"classifier {self.name!r} must have one of `architecture`, `factory` and `zoo`")
+        if [self.architecture, self.factory, self.zoo, self.source].count(None) != 3:
+            raise ValueError(
+                f"classifier {self.name!r} must have one of `architecture`, `factory` and `zoo`, or one of "
+                f"{', '.join(NETWORKS)}"
+            )
         if self.zoo is not None:
             self._refuse_beside_zoo(self.zoo)
-        if self.factory is not None and self.weights is None:
-            raise ValueError(f"classifier {self.name!r} has a factory and so must name its `weights` file")
         if any(s <= 0 for s in self.std) or not len(self.mean) == len(self.std) == 3:
             raise ValueError(
                 f"classifier {self.name!r}: mean and std need one entry for each of 3 channels, std > 0; got "
@@ -284,7 +315,7 @@ class ClassifierEntry(Strict):
     def _refuse_beside_zoo(self, zoo: str) -> None:
         if zoo not in zoo_names():
             raise unknown("classifier of the zoo", zoo, zoo_names())
-        known = ("arguments", "weights", "mean", "std", "objective", "training", "workers", "seed")
+        known = ("arguments", "weights", "input_size", "mean", "std", "objective", "training", "workers", "seed")
         beside = [name for name in known if name in self.model_fields_set]
         if beside:
             raise ValueError(
@@ -299,6 +330,21 @@ class ClassifierEntry(Strict):
         facts = {name: tuple(card[name]) for name in ("mean", "std")}
         made = {"architecture": Method(*card["architecture"]), "weights": str(zoo_weights(self.zoo)), "zoo": None}
         return self.model_copy(update={**facts, **made})
+
+    def document(self) -> dict[str, Any]:
+        """The entry as a file would say it; what the zoo or its source says of it is left for them to say again."""
+        if self.zoo is not None:
+            return {"name": self.name, "zoo": self.zoo}
+        unsaid = {"mean", "std"} - self.model_fields_set if self.source is not None else set()
+        found = self.model_dump(mode="json", exclude={"source", *unsaid})
+        found["objective"] = dict([self.objective])
+        found["architecture"] = None if self.architecture is None else dict([self.architecture])
+        return {**found, **dict([self.source])} if self.source is not None else found
+
+    @property
+    def given_whole(self) -> bool:
+        """Whether its source gives it what the file does not say: all but a factory's network with a weights file."""
+        return self.source is not None or (self.factory is not None and self.weights is None)
 
 
 def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, object]:
@@ -645,13 +691,7 @@ class Sweep(Strict):
         found["defenses"] = [entry.document() for entry in self.defenses]
         found["attacks"] = [entry.document() for entry in self.attacks]
         found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump()}
-        for written, entry in zip(found["classifiers"], self.classifiers, strict=True):
-            if entry.zoo is not None:  # The zoo says all else.
-                for name in written.keys() - {"name", "zoo"}:
-                    del written[name]
-                continue
-            written["objective"] = dict([entry.objective])
-            written["architecture"] = None if entry.architecture is None else dict([entry.architecture])
+        found["classifiers"] = [entry.document() for entry in self.classifiers]
         return found
 
     @property

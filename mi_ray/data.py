@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Int64, Shaped, UInt8
 from torch import Tensor
 
+from mi_ray.disk_images import DiskImages, Pictures
 from mi_ray.parameters import Parameterized, Registry, flag, text
 from mi_ray.randomness import draw_points
 
@@ -27,13 +28,13 @@ Labels = Int64[np.ndarray, "N"]
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Two splits of RGB images, uint8 [N, H, W, 3], with labels in 0..classes-1."""
+    """Two splits of RGB images, uint8 [N, H, W, 3], with labels in 0..classes-1; images may stay on disk."""
 
     name: str
     classes: int
-    train_images: UInt8[np.ndarray, "train H W 3"]
+    train_images: Pictures
     train_labels: Int64[np.ndarray, "train"]
-    test_images: UInt8[np.ndarray, "test H W 3"]
+    test_images: Pictures
     test_labels: Int64[np.ndarray, "test"]
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Dataset:
         digest = hashlib.sha256(f"{self.classes}".encode())
         for array in (self.train_images, self.train_labels, self.test_images, self.test_labels):
             digest.update(f"{array.shape}{array.dtype}".encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(b"".join(array.hashes) if isinstance(array, DiskImages) else np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
     def points(self, order: Literal["drawn", "first"], seed: int) -> list[int]:

@@ -179,6 +179,22 @@ def plan_sweeps(
     return [estimate(study, store) for study in studies], together(studies)
 
 
+def why_sweep(
+    source: Source,
+    out: str | Path = "results",
+    *,
+    smoke: bool = False,
+    set: Mapping[str, object] | None = None,
+    seed: int | None = None,
+) -> list[str]:
+    """Which parts of keys changed, where a sweep would compute what is not stored: what `mi-ray why` prints."""
+    (sweep,) = load_sweeps([source], smoke=smoke, set=set, seed=seed)
+    from mi_ray.study.prepare import prepare
+    from mi_ray.study.why import why
+
+    return why(prepare(sweep), Store(out) if _occupied(str(out)) else None)
+
+
 def draw_figures(sweep: Sweep, out: str | Path = "results") -> Drawn:
     """Draw a stored study's figures and tables again: what `mi-ray figures` does. Nothing else is computed."""
     store = Store(out)

@@ -7,10 +7,11 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from mi_ray.data import flip_and_crop
+from mi_ray.disk_images import DiskImages, Pictures, chosen, image_hash
 from mi_ray.randomness import Draws
 
 
@@ -29,8 +30,12 @@ def _as_uint8(images: Any) -> Tensor:
 
 def image_hashes(images: Tensor) -> list[bytes]:
     """One hash of the pixels for each image of a uint8 [N, C, H, W] tensor."""
-    array = images.cpu().numpy()
-    return [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in array]
+    return [image_hash(image) for image in images.cpu().numpy()]
+
+
+def _hashes(images: Any) -> list[bytes]:
+    """`image_hashes` of images as a pool takes them."""
+    return images.hashes if isinstance(images, DiskImages) else image_hashes(_as_uint8(images))
 
 
 class SamplePool:
@@ -61,13 +66,19 @@ class SamplePool:
                 "a sample pool must be of the train split, since a pool of the test split holds the image under "
                 f"attack; got source={source!r}. Allowed: 'train', or 'test' with the option pool_split: test"
             )
-        pixels, label = _as_uint8(images), torch.as_tensor(np.asarray(labels)).long().reshape(-1)
+        pixels = images if isinstance(images, DiskImages) else _as_uint8(images)
+        label = torch.as_tensor(np.asarray(labels)).long().reshape(-1)
         if len(pixels) != len(label) or len(label) == 0 or label.min() < 0:
             raise ValueError(f"a pool needs one label >= 0 an image; got {len(pixels)} images, {len(label)} labels")
         self.source, self.augmented, self.foreign = source, augmented, foreign
         self.classes = int(label.max()) + 1 if classes is None else classes
         order = torch.argsort(label, stable=True)
-        self.images, self.labels = pixels[order].contiguous(), label[order]
+        # What stays on disk is read when it is drawn.
+        if isinstance(pixels, DiskImages):
+            self.images: Tensor | DiskImages = pixels.take(order.numpy())
+        else:
+            self.images = pixels[order].contiguous()
+        self.labels = label[order]
         self.counts = torch.bincount(self.labels, minlength=self.classes)
         self.starts = torch.cumsum(self.counts, 0) - self.counts
         if len(self.counts) > self.classes:
@@ -83,20 +94,23 @@ class SamplePool:
     def digest(self) -> str:
         """SHA-256 of the pool's images, labels and options, by which content keys tell pools apart."""
         digest = hashlib.sha256(f"{self.augmented}{self.foreign}{self.classes}{list(self.images.shape)}".encode())
-        digest.update(self.images.cpu().numpy().tobytes())
+        whole = self.images
+        digest.update(b"".join(whole.hashes) if isinstance(whole, DiskImages) else whole.cpu().numpy().tobytes())
         digest.update(self.labels.cpu().numpy().tobytes())
         return digest.hexdigest()
 
     def to(self, device: torch.device) -> "SamplePool":
         """Move the images to a device, in place; returns the pool."""
-        self.images, self.labels = self.images.to(device), self.labels.to(device)
+        if isinstance(self.images, Tensor):
+            self.images = self.images.to(device)
+        self.labels = self.labels.to(device)
         self.counts, self.starts = self.counts.to(device), self.starts.to(device)
         return self
 
     def holds(self, images: Any) -> int:
         """How many of these images (as in the constructor) are in the pool, pixel for pixel."""
-        own = set(image_hashes(self.images))
-        return sum(image in own for image in image_hashes(_as_uint8(images)))
+        own = set(self.images.hashes if isinstance(self.images, DiskImages) else image_hashes(self.images))
+        return sum(image in own for image in _hashes(images))
 
     def refuse_evaluated(self, images: Any) -> None:
         """Raise ValueError when the pool holds an evaluated point: it would be mixed into its own defense."""
@@ -121,17 +135,25 @@ class SamplePool:
                 other = (u[..., 0] * (self.classes - 1)).long()
                 klass = other + (other >= klass)
             index = self.starts[klass] + (u[..., 1] * self.counts[klass]).long()
-        images = self.images[index.to(self.images.device)]
+        images = self._taken(index)
         if self.augmented:
             images = flip_and_crop(images, draws.uniform(3), padding=4, flip=True)
         return images.float().div(255)
 
+    def _taken(self, index: Int64[Tensor, "E B"]) -> Shaped[Tensor, "E B C H W"]:
+        """The images at these places; of those on disk each is read once."""
+        if isinstance(self.images, Tensor):
+            return self.images[index.to(self.images.device)]
+        places, back = np.unique(index.cpu().numpy(), return_inverse=True)
+        read = torch.from_numpy(self.images[places]).permute(0, 3, 1, 2)
+        return read.to(self.labels.device)[torch.from_numpy(back.reshape(index.shape)).to(self.labels.device)]
 
-def without(images: npt.NDArray[Any], labels: npt.NDArray[Any], evaluated: npt.NDArray[Any]) -> tuple[Any, Any, int]:
+
+def without(images: Pictures, labels: npt.NDArray[Any], evaluated: Pictures) -> tuple[Any, Any, int]:
     """Leave out of a split every exact copy of an evaluated point: (images, labels, number left out); uint8 NHWC."""
-    taken = set(image_hashes(_as_uint8(evaluated)))
-    keep = np.array([image not in taken for image in image_hashes(_as_uint8(images))])
-    return images[keep], labels[keep], int((~keep).sum())
+    taken = set(_hashes(evaluated))
+    keep = np.array([image not in taken for image in _hashes(images)])
+    return chosen(images, np.flatnonzero(keep)), labels[keep], int((~keep).sum())
 
 
 def augmented_once(images: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.uint8]:

@@ -17,6 +17,7 @@ Source = str | Path | Mapping[str, object]  # a path, the name of a packaged swe
 PACKAGED = Path(__file__).parent / "sweeps"
 CLAIMS = "claims"  # a file of claims about the sweeps beside it (`mi_ray.figures.claims`), and no sweep
 START = PACKAGED / "init"  # what `mi-ray init` copies
+NEW = PACKAGED / "new"  # what `mi-ray new` writes
 MERGED = ("points", "options", "resources", "checks")  # what an overlay changes key by key; all else it replaces
 
 
@@ -49,11 +50,13 @@ def find_sweep(source: str | Path) -> Path:
 
 
 def start_folder(folder: str | Path) -> list[Path]:
-    """Copy a commented sweep, and a module with a defense of one's own beside it, into a folder; returns the files.
+    """Copy a commented sweep, a module with a defense of one's own beside it, and a schema for editors into a folder.
+
+    Returns the files.
 
     Raises ValueError, before anything is written, when one of them is there already.
     """
-    sources = sorted(file for file in START.iterdir() if file.is_file())
+    sources = [*sorted(file for file in START.iterdir() if file.is_file()), PACKAGED / "sweep.schema.json"]
     copies = [Path(folder) / file.name for file in sources]
     there = [str(file) for file in copies if file.exists() or file.is_symlink()]
     if there:
@@ -62,6 +65,28 @@ def start_folder(folder: str | Path) -> list[Path]:
     for file, target in zip(sources, copies, strict=True):
         shutil.copyfile(file, target)
     return copies
+
+
+def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
+    """Write a working attack, defense or objective of that name, and its test; returns the two files.
+
+    Raises ValueError for another kind or a name that Python cannot import, and where one of the files is there already.
+    """
+    kinds = sorted(file.stem for file in NEW.glob("*.py") if not file.stem.startswith("test_"))
+    if kind not in kinds:
+        raise unknown("kind of plugin", kind, kinds)
+    if not name.isidentifier() or not name.islower():
+        raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
+    files = {Path(folder) / f"{name}.py": f"{kind}.py", Path(folder) / f"test_{name}.py": "test_plugin.py"}
+    there = [str(file) for file in files if file.exists()]
+    if there:
+        raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    for file, source in files.items():
+        text = (NEW / source).read_text(encoding="utf-8")
+        class_name = name.title().replace("_", "")
+        file.write_text(text.replace("NAME", name).replace("CLASS", class_name).replace("KIND", kind), encoding="utf-8")
+    return list(files)
 
 
 def parse_overrides(written: Iterable[str]) -> dict[str, object]:

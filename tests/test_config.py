@@ -78,7 +78,10 @@ def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
         ({"counterparts": "both"}, ["counterparts", "must be true, false or mechanisms; got 'both'"]),
         ({"classifiers": classifier() * 2}, ["different names", "f, f"]),
         ({"classifiers": classifier(training={"batch_size": 64}, workers=3)}, ["evenly", "64 over 3"]),
-        ({"classifiers": [{"name": "f", "factory": "nets:build"}]}, ["factory", "weights"]),
+        (
+            {"classifiers": [{"name": "f", "factory": "nets:build", "timm": "resnet18"}]},
+            ["one of", "`factory`", "timm"],
+        ),
         ({"classifiers": [{"name": "f", "factory": "nets.build", "weights": "w.pt"}]}, ["factory", "nets.build"]),
         ({"classifiers": [{"name": "f"}]}, ["one of `architecture`, `factory` and `zoo`"]),
         ({"classifiers": classifier(factory="a:b", weights="w")}, ["one of `architecture`, `factory` and `zoo`"]),

@@ -178,7 +178,8 @@ def test_what_init_copies_is_ready_to_plan_and_nothing_is_overwritten(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = start_folder(tmp_path / "deep/mine")
-    assert sorted(file.name for file in copies) == ["my_defense.py", "sweep.yaml"]
+    assert [file.name for file in copies] == ["my_defense.py", "sweep.yaml", "sweep.schema.json"]
+    copies.pop().unlink()
     monkeypatch.syspath_prepend(tmp_path / "deep/mine")
     for smoke in (True, False):
         plan = planned(load_sweep(tmp_path / "deep/mine/sweep.yaml", smoke=smoke))

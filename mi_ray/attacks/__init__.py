@@ -8,8 +8,9 @@ import importlib
 import pkgutil
 
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Begun, attack_labels
+from mi_ray.attacks.images import ImagesAttack
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
 
-__all__ = ["ATTACKS", "Adversarial", "Attack", "Batch", "Begun", "attack_labels"]
+__all__ = ["ATTACKS", "Adversarial", "Attack", "Batch", "Begun", "ImagesAttack", "attack_labels"]

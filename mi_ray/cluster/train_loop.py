@@ -19,7 +19,7 @@ from ray.actor import ActorHandle
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from mi_ray.classifiers import Classifier, build_classifier, set_weights, weights_bytes, weights_digest
+from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weights_digest
 from mi_ray.cluster.retries import fault_of
 from mi_ray.data import flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
@@ -336,11 +336,3 @@ def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float, scratch:
     why = ray.get(config["progress"].why.remote(config["key"]))
     if why is not None:
         raise DivergedError(why)
-
-
-def take_own(
-    store: Store, key: str, description: Mapping[str, object], state: Mapping[str, Tensor], origin: str
-) -> None:
-    """Put a user's own classifier into the store. Raises ValueError when the weights are of another architecture."""
-    classifier = set_weights(build_classifier(description), state, origin)
-    write_classifier(store, key, classifier, {"weights_from": Path(origin).name}, [])

@@ -5,18 +5,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
+import numpy as np
 import ray
 
-from mi_ray.classifiers import read_weights
 from mi_ray.cluster.actors import read_progress
 from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
-from mi_ray.cluster.train_loop import TrainingConfig, TrainingValues, finished, fit, take_own
+from mi_ray.cluster.train_loop import MEASURED, TrainingConfig, TrainingValues, finished, fit, write_classifier
 from mi_ray.events import event
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
 from mi_ray.store.files import Files
 from mi_ray.store.schemas import TRAINING
+from mi_ray.study.given import given_classifier
 
 CHANCE = 1.5  # Times chance: a classifier below it has learnt nothing worth defending.
 REMEDY = (
@@ -35,9 +36,9 @@ def train(session: Session) -> None:
             _remove_checkpoints(session, work.key)
     for work in left:
         if work.objective is None:
-            assert work.entry.weights is not None
-            weights = read_weights(Path(work.entry.weights))
-            take_own(session.store, work.key, work.description, weights, work.entry.weights)
+            made = given_classifier(work.entry, session.study.dataset.classes, session.sweep.seed, work.description)
+            origin = work.entry.weights or work.entry.factory or str(work.entry.source)
+            write_classifier(session.store, work.key, made, {"weights_from": Path(origin).name}, [])
     todo = [work for work in left if work.objective is not None]
     if not todo:
         return
@@ -89,10 +90,10 @@ class _Trainings:
         dataset = session.study.dataset
         data = ray.put(
             {
-                "train_images": dataset.train_images,
+                "train_images": np.asarray(dataset.train_images),
                 "train_labels": dataset.train_labels,
-                "test_images": dataset.test_images,
-                "test_labels": dataset.test_labels,
+                "test_images": dataset.test_images[:MEASURED],
+                "test_labels": dataset.test_labels[:MEASURED],
             }
         )
         images = sum(planner.works.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)

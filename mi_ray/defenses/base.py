@@ -245,7 +245,7 @@ class DefendedClassifier(nn.Module):
 
     def _pool_of(self, component: RandomTransform, device: torch.device) -> SamplePool | None:
         pool = self.pool.get(component.name) if isinstance(self.pool, Mapping) else self.pool
-        if pool is not None and pool.images.device != device:
+        if pool is not None and pool.labels.device != device:
             pool.to(device)
         return pool
 

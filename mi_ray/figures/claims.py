@@ -412,9 +412,9 @@ def document(table: pd.DataFrame) -> str:
     return markdown(shown(table), note)
 
 
-def make(store: Store, claims: str | Path, out: str | Path) -> list[Path]:
+def make(store: str | Path, claims: str | Path, out: str | Path) -> list[Path]:
     """Decide the claims of a file from a store; writes claims.md and claims.csv into a folder and returns the two files."""
-    table = facts(store, read_claims(claims))
+    table = facts(Store(store), read_claims(claims))
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"claims.md": document(table), "claims.csv": table.to_csv(index=False)}

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mi_ray.choice import chosen_on, frontier
 from mi_ray.figures.names import Names, parameters
-from mi_ray.figures.tables import percent
+from mi_ray.figures.tables import percent, points
 
 THREAT = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
 STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
@@ -142,6 +142,20 @@ def states_table(states: Iterable[Sequence[str]]) -> Table:
     shown.add_column("Written")
     for state in states:
         shown.add_row(*map(Text, state))
+    return shown
+
+
+def comparison_table(found: pd.DataFrame, left: str, right: str) -> Table:
+    """Cells of two studies with their differences, in points of accuracy. found: of `mi_ray.figures.comparing.compared`."""
+    title = f"{right} less {left}, points of accuracy with 95 % intervals, paired by point"
+    shown = _table(title, "Classifier", "Attack", "Defense", right=("N", left, right, "Difference", "p", "Points"))
+    for row in found.to_dict("records"):
+        threat = f"{row['attack']} {parameters(row['attack_params'])} ε={row['epsilon']:.4g} {row['knowledge']}"
+        defense = f"{row['defense']} {parameters(row['defense_params'])}"
+        difference = "the same cell" if row["same_cell"] else points(row["difference"], row["low"], row["high"])
+        numbers = (row["executions"], f"{100 * row['left']:.1f}", f"{100 * row['right']:.1f}", difference)
+        told = (row["classifier"], threat, defense, *numbers, f"{row['p_value']:.2g}", row["points"])
+        shown.add_row(*(Text(str(each)) for each in told))
     return shown
 
 

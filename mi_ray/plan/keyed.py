@@ -12,7 +12,7 @@ from mi_ray.parameters import Method, Registry, expand
 from mi_ray.plan.controls import ControlRule
 from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import AttackWork, ClassifierWork, Inputs, OutputWork
-from mi_ray.store.keys import content_key
+from mi_ray.store.keys import Values, content_key
 from mi_ray.threat_model import ThreatModel
 
 FOLDED_VERSION = 1  # Of the fast form of a person's own networks: one that computes otherwise has another number.
@@ -38,6 +38,7 @@ class Facts:
     which draws from another within a defense. plugins: plugin -> hash of its source.
     decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
     folded: key of a person's own classifier -> the precisions in which it is computed in its fast form.
+    given: name of a classifier that its source gives whole -> (its description, the digest of its weights).
     """
 
     dataset: str
@@ -51,6 +52,7 @@ class Facts:
     sources: Mapping[str, str]
     decided: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    given: Mapping[str, tuple[Values, str]] = field(default_factory=dict)
 
 
 class KeyedWork:
@@ -59,6 +61,9 @@ class KeyedWork:
     def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options) -> None:
         self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
         self.costs = Costs(registries.attacks, registries.chunk)
+        self.ingredients: dict[
+            str, tuple[str, Values]
+        ] = {}  # Of every key that was made: its kind, and what decides it.
         order = sweep.points_order()
         self._order = {
             "dataset": facts.digest,
@@ -66,24 +71,46 @@ class KeyedWork:
             **({"seed": sweep.seed} if order == "drawn" else {}),
         }
 
+    def _key(self, kind: str, facts: Values) -> str:
+        """A content key, whose ingredients are kept for whoever asks why it is another one than before."""
+        key = content_key(kind, facts)
+        self.ingredients[key] = (kind, facts)
+        return key
+
+    def _base(self, entry: ClassifierEntry) -> dict[str, Any]:
+        size = {} if entry.input_size is None else {"input_size": entry.input_size}
+        return {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std), **size}
+
+    def _of_architecture(self, entry: ClassifierEntry) -> tuple[Any, dict[str, Any]]:
+        """The architecture of an entry, and the description that its network is built from."""
+        assert entry.architecture is not None
+        architecture = self.registries.architectures.make(*entry.architecture)
+        return architecture, {
+            **self._base(entry),
+            "architecture": architecture.name,
+            "arguments": architecture.values(),
+        }
+
+    def _untrained(self, entry: ClassifierEntry) -> ClassifierWork:
+        """A classifier that comes with its weights. Of a weights file only the content is in the key, or its hash."""
+        sources = self.facts.sources
+        if entry.given_whole:
+            description, weights = self.facts.given[entry.name]
+            facts = {**description, "weights": weights, **{k: v for k, v in sources.items() if k == entry.factory}}
+        elif entry.factory is not None:
+            description = {**self._base(entry), "factory": entry.factory, "arguments": entry.arguments}
+            facts = {**description, **{k: v for k, v in sources.items() if k in (entry.factory, entry.weights)}}
+        else:
+            architecture, description = self._of_architecture(entry)
+            facts = {**description, "weights": sources[str(entry.weights)], "version": architecture.version}
+        return ClassifierWork(self._key("own", facts), entry, dict(description), None, 0, (0, 0))
+
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
         entry = entry.written_out()
-        base = {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std)}
-        if entry.factory is not None:
-            description = {**base, "factory": entry.factory, "arguments": entry.arguments}
-            facts = {
-                **description,
-                **{k: v for k, v in self.facts.sources.items() if k in (entry.factory, entry.weights)},
-            }
-            return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
-        assert entry.architecture is not None
-        architecture = self.registries.architectures.make(*entry.architecture)
-        description = {**base, "architecture": architecture.name, "arguments": architecture.values()}
-        if entry.weights is not None:
-            # Of the file only its content is in the key, so that it may lie anywhere.
-            facts = {**description, "weights": self.facts.sources[entry.weights], "version": architecture.version}
-            return ClassifierWork(content_key("own", facts), entry, description, None, 0, (0, 0))
+        if entry.given_whole or entry.factory is not None or entry.weights is not None:
+            return self._untrained(entry)
+        architecture, description = self._of_architecture(entry)
         training = self.sweep.training_options()
         method = self.registries.objectives[entry.objective.name]
         axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
@@ -114,7 +141,7 @@ class KeyedWork:
             facts["architecture_source"] = self.facts.sources[architecture.name]
         images = entry.training.epochs * self.images_an_epoch(entry)
         forward, backward = (images * passes for passes in objective.cost())
-        key = content_key("train", facts)
+        key = self._key("train", facts)
         return ClassifierWork(
             key, entry, description, Method(objective.name, objective.values()), seed, (forward, backward)
         )
@@ -200,7 +227,7 @@ class KeyedWork:
             facts |= {**behind, **more}
             each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
             parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
-        key = content_key("attack", facts)
+        key = self._key("attack", facts)
         work = AttackWork(
             key,
             classifier.key,
@@ -235,7 +262,7 @@ class KeyedWork:
             "inputs": self._inputs(inputs),
             **self.arithmetic(classifier.key, "fp32"),
         }
-        return OutputWork(content_key("undefended", facts), classifier.key, inputs)
+        return OutputWork(self._key("undefended", facts), classifier.key, inputs)
 
     def _pool(self, defense: str, component: Any) -> str:
         """The digest of the pool that a component draws from within a defense."""
@@ -276,9 +303,9 @@ class KeyedWork:
             facts["judged_by"] = self._inputs(judged_by)
         method = Method(component.name, component.values())
         undefended = self.undefended(classifier, judged_by or inputs)
-        return OutputWork(content_key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
+        return OutputWork(self._key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
 
     def perturbed(self, counterpart: OutputWork) -> OutputWork:
         """The same outputs with the whole perturbation added to each mixture (Eq. 13)."""
-        key = content_key("outputs", {"counterpart": counterpart.key, "perturbed": True})
+        key = self._key("outputs", {"counterpart": counterpart.key, "perturbed": True})
         return replace(counterpart, key=key, perturbed=True)

@@ -138,6 +138,7 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     # A dataset that has files and names no place for them is looked for in data/.
     places = [place for _, written in sources for place in list(_texts(written)) or ["data"]]
     places += [entry.weights for entry in sweep.classifiers if entry.weights]
+    places += [place for entry in sweep.classifiers if entry.source for place in _texts(entry.source.values)]
     for place in sorted(map(Path, places)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():

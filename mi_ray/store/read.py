@@ -86,7 +86,8 @@ def cells_table(store: Store, study: str) -> pa.Table:
 def read_records(store: str | Path | Store, study: str | None = None, filters: Filters = None) -> pd.DataFrame:
     """A frame with a row per cell and point of a study, or of the whole store when no study is named.
 
-    Its columns are those of `records` (docs/results.md). filters: a pyarrow.dataset expression, or pyarrow's list of
+    Its columns are those of `records` (docs/results.md) and `study`: the name, or, of a whole store, those of all studies
+    that have the cell, with commas between. filters: a pyarrow.dataset expression, or pyarrow's list of
     (column, operator, value); only cells that it may let through are read. Raises ValueError when the store has no such
     study, and DamagedFileError for a file that is not what its name says (`mi-ray check` names all of them).
     """
@@ -128,7 +129,19 @@ def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataF
     frame: pd.DataFrame = pa.concat_tables([RECORDS.empty_table(), *tables]).to_pandas()
     if names is not None:
         frame["classifier"] = frame["cell"].map(names)
-    return frame
+        return frame.assign(study=study)
+    known_by = _studies_of(store)
+    return frame.assign(study=[known_by.get(cell, "") for cell in frame["cell"]])
+
+
+def _studies_of(store: Store) -> dict[str, str]:
+    """The names of the studies that have each cell, with commas between."""
+    found: dict[str, list[str]] = {}
+    for study in store.folders("studies"):
+        if store.exists(_cells_path(study)):
+            for cell in cells_table(store, study)["cell"].to_pylist():
+                found.setdefault(cell, []).append(study)
+    return {cell: ", ".join(dict.fromkeys(names)) for cell, names in found.items()}
 
 
 def _stored_rows(store: Store, wanted: set[str] | None, compacted: set[str]) -> Iterator[pa.Table]:

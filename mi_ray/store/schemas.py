@@ -197,6 +197,15 @@ INDEX_COLUMNS: Columns = (
 )
 
 
+KEYS_COLUMNS: Columns = (
+    Column(
+        "key", TEXT, "A content key that the study refers to: a folder in `classifiers/`, `adversarial/` or `outputs/`."
+    ),
+    Column("kind", TEXT, "What the key is of: `train`, `own`, `attack`, `undefended` or `outputs`."),
+    Column("facts", TEXT, "Everything that decides the result, as JSON text; the key is a hash of it and of the kind."),
+)
+
+
 def _schema(columns: Columns) -> pa.Schema:
     return pa.schema([(column.name, column.type) for column in columns])
 
@@ -209,6 +218,7 @@ CELLS = _schema(CELLS_COLUMNS)
 EXAMPLES = _schema(EXAMPLES_COLUMNS)
 TRAINING = _schema(TRAINING_COLUMNS)
 INDEX = _schema(INDEX_COLUMNS)
+KEYS = _schema(KEYS_COLUMNS)
 
 LATER = frozenset(column.name for column in CELLS_COLUMNS if column.later)
 

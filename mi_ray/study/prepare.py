@@ -1,5 +1,6 @@
 """A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
 
+import ast
 import hashlib
 import importlib
 import importlib.metadata
@@ -13,28 +14,22 @@ import numpy as np
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.classifiers import (
-    ARCHITECTURES,
-    Precision,
-    build_classifier,
-    load_factory,
-    prepared,
-    read_weights,
-    set_weights,
-    why_not_folded,
-)
+from mi_ray.classifiers import ARCHITECTURES, Precision, load_factory, weights_bytes, weights_digest, why_not_folded
 from mi_ray.config import Options, Sweep
-from mi_ray.data import SOURCES, Dataset
+from mi_ray.data import Dataset
 from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
+from mi_ray.disk_images import chosen
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
+from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Plan, united
 from mi_ray.sample_pool import augmented_once, without
-from mi_ray.store.keys import canonical
+from mi_ray.store.keys import Values, canonical
 from mi_ray.study.checks import CONTROLS
+from mi_ray.study.given import given_classifier, try_classifier
 from mi_ray.study.results import PoolData, StudyData
 
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
@@ -79,7 +74,7 @@ class Study:
         """What workers are handed."""
         return StudyData(
             store=store,
-            images=self.dataset.test_images[self.points],
+            images=chosen(self.dataset.test_images, self.points),
             labels=self.dataset.test_labels[self.points],
             points=self.points,
             classes=self.dataset.classes,
@@ -97,7 +92,35 @@ class Study:
 def _source_hash(module: str) -> str:
     found = importlib.import_module(module)
     file = getattr(found, "__file__", None)
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest() if file else module
+    return hashlib.sha256(syntax_of(Path(file)).encode()).hexdigest() if file else module
+
+
+def syntax_of(file: Path) -> str:
+    """What a Python file says, without its comments, docstrings and layout; the bytes as text where it is no Python.
+
+    A tree is written out here, since `ast.dump` writes it differently from one version of Python to the next.
+    """
+    content = file.read_bytes()
+    try:
+        return _written(ast.parse(content))
+    except (SyntaxError, ValueError):
+        return content.hex()
+
+
+def _written(node: object) -> str:
+    """A part of a syntax tree as text: names and values, and no place in the file."""
+    if isinstance(node, list):
+        return f"[{','.join(map(_written, node))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    body = getattr(node, "body", None)
+    told = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+        node
+    )
+    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"}
+    if told and isinstance(body, list):
+        fields["body"] = body[1:]
+    return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
 
 
 def _sources(sweep: Sweep) -> dict[str, str]:
@@ -113,7 +136,7 @@ def _sources(sweep: Sweep) -> dict[str, str]:
         if entry.factory is not None:
             load_factory(entry.factory)
             found[entry.factory] = _source_hash(entry.factory.partition(":")[0])
-        if entry.weights is not None:
+        if entry.weights is not None and not entry.given_whole:
             try:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:
@@ -150,8 +173,8 @@ class _Pools:
         if name not in self._known:
             images, labels = self._split(split)
             if limit is not None:
-                chosen = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
-                images, labels = images[chosen], labels[chosen]
+                some = np.random.default_rng(self.sweep.seed).permutation(len(labels))[:limit]
+                images, labels = chosen(images, some), labels[some]
             data = PoolData(images, labels, split, augmented and not frozen, self.foreign is not None)
             pool = data.pool(self.dataset.classes, torch.device("cpu"))
             if split == "train":
@@ -195,40 +218,26 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
-def _try_own(work: ClassifierWork, side: tuple[int, int], precision: Precision) -> dict[Precision, str | None]:
-    """Build a person's own classifier and pass one image. Raises ValueError when that does not work out.
+def _tried(study: Planner, work: ClassifierWork, precision: Precision) -> dict[Precision, str | None]:
+    """Build a classifier that is not trained and pass one image. Raises ValueError when that does not work out.
 
     Returns why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast form,
     and nothing of our own architectures.
     """
-    entry, weights = work.entry, str(work.entry.weights)
-    state = read_weights(Path(weights))
-    try:
-        classifier = build_classifier(work.description)
-    except TypeError as error:
-        raise ValueError(
-            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
-        ) from error
-    set_weights(classifier, state, weights)
-    height, width = side
-    try:
-        with torch.no_grad():
-            ready = prepared(classifier, torch.device("cpu"), precision, folded=False)
-            shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
-        ) from error
-    if shape != [1, classifier.classes]:
-        raise ValueError(
-            f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
-            f"for one image it returned {shape}"
-        )
-    if entry.factory is None:
-        return {}  # One of our own architectures, which always has that form.
+    side = study.facts.side
+    classifier = given_classifier(work.entry, study.facts.classes, study.sweep.seed, work.description)
+    try_classifier(work.entry, classifier, *side, precision)
+    if work.entry.architecture is not None:
+        return {}  # It always has that form.
     exact = why_not_folded(classifier, side, "fp32")
     # Where the trace drops something, it does so in any precision.
     return {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
+
+
+def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
+    """Of each classifier that its source gives whole: its description, and the digest of its weights."""
+    made = [(e.name, given_classifier(e, classes, sweep.seed)) for e in sweep.classifiers if e.given_whole]
+    return {name: (found.description, weights_digest(weights_bytes(found))) for name, found in made}
 
 
 def prepare(sweep: Sweep) -> Study:
@@ -249,11 +258,11 @@ def prepare(sweep: Sweep) -> Study:
         pools={},
         device=device_of(sweep),
         sources=sources,
+        given=_given(sweep, dataset.classes),
     )
     first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
-    own = [work for work in first.classifiers if work.entry.weights is not None]
-    tried = [(work, _try_own(work, facts.side, asked)) for work in own]
+    tried = [(work, _tried(first, work, asked)) for work in first.classifiers if work.objective is None]
     folded = {work.key: [name for name, why in found.items() if why is None] for work, found in tried if found}
     unfolded = {work.entry.name: why for work, found in tried if (why := found.get(asked)) is not None}
     variants = {

@@ -8,9 +8,10 @@ import pyarrow as pa
 
 from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
+from mi_ray.store.keys import Values, canonical
 from mi_ray.store.manifest import State, write_manifest, write_sweep
 from mi_ray.store.read import write_cells
-from mi_ray.store.schemas import EXAMPLES, images_column
+from mi_ray.store.schemas import EXAMPLES, KEYS, images_column
 from mi_ray.study.prepare import REGISTRIES, Study
 
 SHOWN = 16  # A study keeps this many clean images for its figures.
@@ -31,6 +32,19 @@ def appearance() -> dict[str, dict[str, object]]:
     looks: dict[str, object] = {name: REGISTRIES.defenses[name].look() for name in REGISTRIES.defenses}
     labels: dict[str, object] = {name: REGISTRIES.attacks[name].display_name or name for name in REGISTRIES.attacks}
     return {"defenses": looks, "attacks": labels}
+
+
+def ingredients(study: Study, plan: Plan) -> dict[str, tuple[str, Values]]:
+    """Of each key that a plan refers to: its kind, and what decides it."""
+    wanted = {key for keys in keys_of(plan).values() for key in keys}
+    every = [planner.works.ingredients for planner in (study.planner, *study.variants.values())]
+    return {key: made for found in every for key, made in found.items() if key in wanted}
+
+
+def _keys_table(study: Study, plan: Plan) -> pa.Table:
+    found = ingredients(study, plan)
+    columns = [list(found), [kind for kind, _ in found.values()], [canonical(facts) for _, facts in found.values()]]
+    return pa.table([pa.array(column, pa.string()) for column in columns], schema=KEYS)
 
 
 def mark(store: Store, study: Study, plan: Plan, state: State) -> None:
@@ -68,6 +82,7 @@ def write_study(
     write_sweep(store, study.sweep)
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
+    store.write_table(f"studies/{name}/keys.parquet", _keys_table(study, plan))
     state: State = "complete" if all(row["state"] == "done" for row in rows) else "incomplete"
     told = {
         "planned": study.planner.cost(plan),

@@ -25,6 +25,7 @@ from mi_ray.store.keys import Values
 from mi_ray.store.schemas import Array, Kind, list_column
 
 COST = ("forward_passes", "backward_passes", "seconds")  # What each block says that it has cost.
+KEPT = 2**30  # Bytes of adversarial images that a process keeps, or one block of them.
 Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
 
 
@@ -93,7 +94,9 @@ class Results:
         self.store = Store(data.store)
         self._digests: dict[str, str] = {}
         self._outputs = lru_cache(maxsize=256)(self._output_block)
-        self._best = lru_cache(maxsize=64)(self._best_restarts)
+        # Blocks of large images are few in memory: of 200 images of 224 x 224 pixels 8 take a GiB.
+        block = 200 * 4 * int(np.prod(data.images.shape[1:]))
+        self._best = lru_cache(maxsize=max(1, min(64, KEPT // block)))(self._best_restarts)
 
     def weights(self, classifier: str) -> str:
         """SHA-256 of the weights of the classifier of that key: every block names the weights that it is of."""

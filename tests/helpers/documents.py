@@ -22,6 +22,7 @@ KEYS = {
     (config.AttackEntry, "method"): "*the attack*",
     (config.DefenseEntry, "method"): "*the defense*",
     (config.ImagesEntry, "method"): "*the attack*",
+    (config.ClassifierEntry, "source"): ", ".join(f"`{name}`" for name in config.NETWORKS),
 }
 SECTIONS: Mapping[str, type[BaseModel]] = {
     "A sweep": config.Sweep,

@@ -250,7 +250,7 @@ def study(name: str, document: dict[str, Any], folder: Path) -> dict[str, Any]:
     rows = derived(one)
     mark_selected(rows)
     write_study(store, prepared, plan, rows, {})
-    records = mi_ray.read_records(store, study=name).sort_values(["cell", "point"])
+    records = mi_ray.read_records(store, study=name).drop(columns="study").sort_values(["cell", "point"])
     cells = mi_ray.read_cells(store, study=name).drop(columns=LEFT_OUT).sort_values("cell")
     failed = int((cells["state"] != "done").sum())
     told = {"records": digest(records), "summary": digest(cells), "failed": failed, "rows": len(records)}

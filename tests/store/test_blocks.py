@@ -341,10 +341,12 @@ def two_studies(store: Store) -> Store:
 
 def test_a_studys_rows_carry_its_own_name_of_the_classifier(two_studies: Store) -> None:
     frame = read_records(two_studies.root, study="one")
+    assert set(frame["study"]) == {"one"}
+    assert {"one", "two"} <= set(", ".join(read_records(two_studies)["study"]).split(", "))
     assert len(frame) == 8
     assert set(frame["cell"]) == {"c1", "c2"}
     assert set(frame["classifier"]) == {"mine"}
-    assert list(frame.columns) == RECORDS.names
+    assert list(frame.columns) == [*RECORDS.names, "study"]
     assert set(read_records(two_studies)["classifier"]) == {"first name"}
 
 
@@ -396,7 +398,7 @@ def test_an_unknown_study_is_refused_with_the_known_ones(two_studies: Store) -> 
 def test_an_empty_store_has_empty_frames_with_all_columns(store: Store) -> None:
     assert list(read_cells(store).columns) == list(read_cells(store, flat=True).columns) == CELLS.names
     frame = read_records(store)
-    assert list(frame.columns) == RECORDS.names
+    assert list(frame.columns) == [*RECORDS.names, "study"]
     assert isinstance(frame, pd.DataFrame)
     assert frame.empty
 

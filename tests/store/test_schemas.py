@@ -17,6 +17,7 @@ SECTIONS: dict[str, Columns] = {
     "`adversarial`": schemas.ADVERSARIAL_COLUMNS,
     "`outputs`": schemas.OUTPUTS_COLUMNS,
     "`examples.parquet`": schemas.EXAMPLES_COLUMNS,
+    "`keys.parquet`": schemas.KEYS_COLUMNS,
     "`training.parquet`": schemas.TRAINING_COLUMNS,
     "`compacted/index.parquet`": schemas.INDEX_COLUMNS[N:],
 }

@@ -1,8 +1,8 @@
 """The study of real CIFAR-10: what is published of it, and the document that shows it.
 
-python analysis/cifar10.py publish STORE   copies the excerpt of a store's finished studies into docs/cifar10, and draws
-python analysis/cifar10.py draw            draws tables, figures and docs/cifar10.md again from the excerpt alone
-python analysis/cifar10.py verify DATA     computes cells drawn at random again (--number, --seed), and compares every point
+python -m benchmarks.cifar10 publish STORE   copies the excerpt of a store's finished studies into docs/cifar10, and draws
+python -m benchmarks.cifar10 draw            draws tables, figures and docs/cifar10.md again from the excerpt alone
+python -m benchmarks.cifar10 verify DATA     computes cells drawn at random again (--number, --seed), and compares every point
 """
 
 import argparse
@@ -40,7 +40,7 @@ INTRODUCTION = """# Mixup inference on real CIFAR-10
 
 Does mixup inference (Pang, Xu and Zhu, ICLR 2020) work? Each claim of the paper is held here against real images, by the
 studies in [`sweeps/cifar10`](../sweeps/cifar10), and decided by a program. This document is written by
-[`analysis/cifar10.py`](../analysis/cifar10.py) from the rows in [`docs/cifar10`](cifar10); no number in it was typed.
+[`benchmarks/cifar10.py`](../benchmarks/cifar10.py) from the rows in [`docs/cifar10`](cifar10); no number in it was typed.
 
 **What limits it.** One small residual network (0.3 M parameters) in place of the paper's, trained for a few minutes each;
 few points, so that intervals are wide; and a copy of CIFAR-10 whose images were compressed as JPEG, about 8/255 (RMSE)
@@ -186,11 +186,8 @@ def verify(data: str, number: int, seed: int, points: int) -> bool:
     """
     store, drawn = Store(PUBLISHED), np.random.default_rng(seed)
     cells = read_cells(store)
-    own = cells[
-        (cells["state"] == "done")
-        & ~cells["attack"].isin(["worst_case", "cascade"])
-        & [list(v) == [""] for v in cells["variants"]]
-    ]
+    plain = np.array([list(variants) == [""] for variants in cells["variants"]])
+    own = cells[(cells["state"] == "done") & ~cells["attack"].isin(["worst_case", "cascade"]) & plain]
     chosen = own.iloc[drawn.choice(len(own), min(number, len(own)), replace=False)]
     with tempfile.TemporaryDirectory() as folder:
         sweeps = [_alone(cell, f"verify_{i}", data, points) for i, (_, cell) in enumerate(chosen.iterrows())]

@@ -1,0 +1,266 @@
+"""Plugins: a file to begin with, and the contract that every attack, defense and objective keeps."""
+
+import contextlib
+import importlib.util
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mi_ray.attacks import ATTACKS, Adversarial, Attack
+from mi_ray.attacks.criterion import criterion
+from mi_ray.classifiers import Classifier, build_classifier
+from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
+from mi_ray.device import Passes
+from mi_ray.objectives import OBJECTIVES, Objective
+from mi_ray.parameters import Parameter, Parameterized, Registry, look_in
+from mi_ray.randomness import Draws, Key
+from mi_ray.sample_pool import SamplePool
+from mi_ray.threat_model import Goal, ThreatModel
+
+KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
+EPSILON, CLASSES = 8 / 255, 4
+POINTS = range(100, 106)
+CPU = torch.device("cpu")
+STATES = itertools.count(1)
+Problems = Iterator[str]
+
+
+def contract_failures(file: str | Path) -> list[str]:
+    """What a plugin's classes do not keep of their contracts, a line each; nothing where all is well.
+
+    file: a Python file, which is imported: its code runs. Raises ValueError where it registers nothing.
+    """
+    failures = []
+    path = Path(file)
+    try:
+        methods = _registered(path)
+    except (Exception, SystemExit) as error:  # The code is a person's own, and may raise anything.
+        return [" ".join(f"{path.name} must be importable: {type(error).__name__}: {error}".split())]
+    if not methods:
+        raise ValueError(f"{path} must register an attack, a defense or an objective; it registers none")
+    for kind, method in methods:
+        failures += [f"{kind} {method.name}: {problem}" for problem in _told(CONTRACTS[kind], method)]
+    return [" ".join(failure.split()) for failure in failures]
+
+
+def _told(checks: Callable[[Any], Problems], method: type[Parameterized]) -> Problems:
+    """What the checks of one method find, and what it raises as the last of them."""
+    try:
+        if not (method.__doc__ or "").strip() or (method.__doc__ or "").startswith(f"{method.__name__}("):
+            yield "it must have a docstring, whose first sentence `mi-ray list` shows"
+        yield from checks(method.make(_example(method)))
+    except Exception as error:  # as above
+        yield f"it must run; {type(error).__name__}: {error}"
+
+
+def _registered(path: Path) -> list[tuple[str, type[Parameterized]]]:
+    """(kind, class) of everything that a file registers, after importing it."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None:
+        raise ValueError(f"{path} must be a Python file")
+    look_in(path.resolve().parent)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[path.stem] = module
+    spec.loader.exec_module(module)
+    every = [(kind, registry[name]) for kind, registry in KINDS.items() for name in registry]
+    return [(kind, method) for kind, method in every if method.__module__ == path.stem]
+
+
+def _example(method: type[Parameterized]) -> dict[str, Any]:
+    """A value in the middle of the range of each parameter that has no default."""
+    return {key: _middle(method.parameters()[key]) for key in method.required()}
+
+
+def _middle(parameter: Parameter) -> Any:
+    low = 0.0 if parameter.low is None else parameter.low
+    high = low + 1.0 if parameter.high is None else parameter.high
+    if parameter.kind in ("integer", "integers"):
+        return int(min(low + 2, high))
+    if parameter.kind == "choice":
+        return parameter.choices[0]
+    known = {"flag": True, "pair": [int(low), int(min(low + 2, high))], "text": "text"}
+    return known.get(parameter.kind, low + 0.3 * (high - low))
+
+
+def _images(height: int = 16, width: int = 16) -> Tensor:
+    """[6, 3, H, W], each with pixels at both ends of the box."""
+    found = torch.rand(len(POINTS), 3, height, width, generator=torch.Generator().manual_seed(0))
+    found[:, 0, 0, 0], found[:, 0, 0, 1] = 0, 1
+    return found
+
+
+def _classifier() -> Classifier:
+    """An untrained classifier whose answers differ from image to image."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        normal = {"mean": [0.5] * 3, "std": [0.25] * 3}
+        f = build_classifier(
+            {"architecture": "cnn_small", "arguments": {"width": 4}, "classes": CLASSES, **normal}
+        ).eval()
+        torch.nn.init.normal_(cast("torch.nn.Linear", cast("torch.nn.Sequential", f.network)[-1]).weight, std=3.0)
+    return f.requires_grad_(False)
+
+
+def _pool(side: tuple[int, int] = (16, 16)) -> SamplePool:
+    images = np.random.default_rng(2).integers(0, 256, (8 * CLASSES, *side, 3), np.uint8)
+    return SamplePool(images, np.arange(8 * CLASSES) % CLASSES, classes=CLASSES)
+
+
+@contextmanager
+def _another_state() -> Iterator[None]:
+    """torch's own generator in a state that no earlier run had: what is keyed does not ask it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(next(STATES))
+        yield
+
+
+def _attack(attack: Attack) -> Problems:
+    """The contract of an attack: shapes, ball and box, keyed randomness, honest cost."""
+    f = _classifier()
+    stops = attack.stops()
+    if not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
+        yield f"stops() must be increasing whole numbers from 1 on; got {stops}"
+        return
+    model: torch.nn.Module = f
+    if attack.needs_defense:
+        model = DefendedClassifier(f, DEFENSES.make("mi_ol", {"lam": 0.6}), _pool(), executions=5)
+    goals: tuple[Goal, ...] = ("untargeted", "targeted")
+    for goal in goals:
+        threat = ThreatModel(EPSILON, goal)
+        try:
+            attack.check(threat, CLASSES)
+        except ValueError:
+            continue  # It says itself that it has no such goal.
+        for problem in _attacked(attack, model, threat):
+            yield f"{goal}: {problem}"
+    if not attack.needs_defense:
+        yield from _counted(attack, f)
+
+
+def _crafted(attack: Attack, model: torch.nn.Module, threat: ThreatModel, x: Tensor, places: slice) -> Adversarial:
+    labels = criterion(threat).labels(torch.arange(len(x)) % CLASSES, CLASSES, 0, POINTS)
+    with _another_state():
+        return attack.craft(model, x[places], labels[places], threat, seed=3, points=POINTS[places])
+
+
+def _attacked(attack: Attack, model: torch.nn.Module, threat: ThreatModel) -> Problems:
+    x, every = _images(), slice(None)
+    try:
+        found = _crafted(attack, model, threat, x, every)
+    except AssertionError as error:
+        yield f"images must be finite, within epsilon of the clean ones and in [0, 1]: {error}"
+        return
+    restarts, stops = len(found.images), len(attack.stops())
+    wanted = {
+        "images": [restarts, stops, *x.shape],
+        "loss": [restarts, stops, len(x)],
+        "success": [restarts, stops, len(x)],
+    }
+    for name, shape in wanted.items():
+        if list(getattr(found, name).shape) != shape:
+            yield f"{name} must have the shape {shape}; got {list(getattr(found, name).shape)}"
+            return
+    if not torch.equal(_crafted(attack, model, threat, x, every).images, found.images):
+        yield "the same seed must give the same images: draw from batch.key and batch.points alone"
+    some = _crafted(attack, model, threat, x, slice(2, 5)).images
+    if (some - found.images[:, :, 2:5]).abs().max() > 1e-5:
+        yield "an image must come out the same in any batch: draw from batch.points, and never average over a batch"
+    if attack.needs_defense:
+        return
+    other = _images(12, 20)
+    shape = list(_crafted(attack, model, threat, other, every).images.shape[2:])
+    if shape != list(other.shape):
+        yield f"images of any size must keep it: of {list(other.shape)} it makes {shape}"
+
+
+def _counted(attack: Attack, f: Classifier) -> Problems:
+    """Whether `cost` says what an attack on F really passes through it."""
+    said = attack.cost()
+    if len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
+        yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
+        return
+    f.passes = Passes()
+    x = _images()
+    with contextlib.suppress(AssertionError):  # Images outside the ball are told of already.
+        _crafted(attack, f, ThreatModel(EPSILON), x, slice(None))
+    made = tuple(passes / len(x) for passes in f.passes.take())
+    over = any(m > s for m, s in zip(made, said, strict=True))
+    if over or (made != said and not attack.stops_early):
+        yield f"cost() must be the passes of one image, {made[0]:g} forward and {made[1]:g} backward; it says {said}"
+
+
+def _defense(defense: Defense) -> Problems:
+    """The contract of a defense: probabilities, the identity, keyed randomness, gradients, any size."""
+    f, x = _classifier(), _images()
+    p = _predicted(f, defense, x)
+    if list(p.shape) != [len(x), CLASSES] or not p.isfinite().all() or (p.sum(1) - 1).abs().max() > 1e-4:
+        yield f"it must answer with probabilities [B, {CLASSES}] that are finite and sum to 1"
+        return
+    identity = _predicted(f, type(defense).make(type(defense).identity()), x)
+    if (identity - f(x).softmax(1)).abs().max() > 1e-5:
+        yield "with the parameters of identity() the probabilities must be those of F itself"
+    if not torch.equal(_predicted(f, defense, x), p):
+        yield "the same seed must give the same answer: draw from `draws` alone"
+    if (_predicted(f, defense, x[2:5], POINTS[2:5]) - p[2:5]).abs().max() > 1e-5:
+        yield "a point must be answered the same in any batch"
+    for part in defense.components():
+        yield from _transformation(part, x)
+
+
+def _predicted(f: Classifier, defense: Defense, x: Tensor, points: range = POINTS) -> Tensor:
+    with _another_state(), torch.no_grad():
+        return predict(f, defense, x, _pool(), executions=5, seed=3, points=points)
+
+
+def _transformation(part: RandomTransform, x: Tensor) -> Problems:
+    def copies(images: Tensor) -> Tensor:
+        pool = _pool((images.shape[2], images.shape[3])) if part.uses_pool else None
+        predicted = torch.arange(len(images)) % CLASSES
+        return part.copies(images, lambda: Draws(Key(3, "test"), POINTS, 5, 0, CPU), predicted, pool)
+
+    for images in (x, _images(12, 20)):
+        try:
+            part.check_images(images.shape[2], images.shape[3])
+        except ValueError:
+            continue  # It says itself that it takes no images of that size.
+        leaf = images.clone().requires_grad_()
+        found = copies(leaf)
+        if found.shape[:2] != (5, len(images)) or found.ndim != 5:
+            yield f"transform must return [5, {len(images)}, C, H, W] for 5 executions; got {list(found.shape)}"
+            return
+        if not found.isfinite().all():
+            yield "transform must return finite pixels"
+        if not found.requires_grad or torch.autograd.grad(found.sum(), leaf)[0].abs().max() == 0:
+            yield "the gradient must reach the images; where it cannot, write backward_transform"
+            return
+
+
+def _objective(objective: Objective) -> Problems:
+    """The contract of an objective: a finite mean that trains, drawn from `rng` alone."""
+    f, x = _classifier().requires_grad_(True), _images()
+    y = torch.arange(len(x)) % CLASSES
+    said = objective.cost()
+    if len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
+        yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
+    losses = []
+    for _ in range(2):
+        with _another_state():
+            losses.append(objective.loss(f, f, x, y, np.random.default_rng(4)))
+    if losses[0].ndim != 0 or not losses[0].isfinite():
+        yield f"loss must be one finite number; got {losses[0]}"
+        return
+    if losses[0].item() != losses[1].item():
+        yield "the same rng must give the same loss: draw from `rng` alone"
+    gradients = torch.autograd.grad(losses[0], list(f.parameters()), allow_unused=True)
+    if not any(g is not None and g.abs().max() > 0 for g in gradients):
+        yield "the loss must have a gradient with respect to the weights"
+
+
+CONTRACTS: dict[str, Callable[[Any], Problems]] = {"attack": _attack, "defense": _defense, "objective": _objective}

@@ -1,0 +1,130 @@
+"""A JSON Schema of sweep files, from the keys of `mi_ray.config` and the registries: what an editor completes and checks by.
+
+It is as strict as JSON Schema allows; what needs more, such as a selection below the number of points, `mi-ray plan` says.
+"""
+
+from collections.abc import Iterable
+from typing import Any, get_args
+
+from mi_ray.attacks import ATTACKS
+from mi_ray.classifiers import ARCHITECTURES
+from mi_ray.config import ADAPTIVE, Sweep
+from mi_ray.defenses import DEFENSES
+from mi_ray.named import NETWORKS
+from mi_ray.objectives import OBJECTIVES
+from mi_ray.parameters import Parameter, Parameterized, Registry
+from mi_ray.pictures import SOURCES
+from mi_ray.threat_model import Goal
+
+Schema = dict[str, Any]
+TEXT, NUMBER = {"type": "string"}, {"type": ["number", "string"]}  # A number may be written as 8/255.
+
+
+def sweep_schema() -> Schema:
+    """The schema of a sweep file, draft 2020-12."""
+    found = Sweep.model_json_schema()
+    defs, top = found["$defs"], found["properties"]
+    defs.pop("Method", None)
+    top["dataset"] = _described(top["dataset"], _method(SOURCES))
+    top["pool"] = _described(top["pool"], {"anyOf": [{"type": "null"}, _method(SOURCES)]})
+    top["executions"] = _described(top["executions"], _one_or_list({"type": "integer", "minimum": 1}))
+    top["search"] = _described(
+        top["search"],
+        {"anyOf": [{"const": "grid"}, {"const": "optuna"}, _object({"optuna": {"$ref": "#/$defs/OptunaSearch"}})]},
+    )
+    levels = {"enum": ["cheap", "subset", "full"]}
+    top["checks"] = _described(top["checks"], {"anyOf": [levels, {"$ref": "#/$defs/Checks"}]})
+    top["smoke"] = {
+        "type": "object",
+        "description": "What --smoke lays over the file.",
+        "properties": {key: {"$ref": f"#/properties/{key}"} for key in top},
+    }
+    entry = defs["ClassifierEntry"]["properties"]
+    entry["architecture"] = _described(entry["architecture"], {"anyOf": [{"type": "null"}, _method(ARCHITECTURES)]})
+    entry["objective"] = _described(entry["objective"], _method(OBJECTIVES))
+    source = entry.pop("source")
+    entry |= {name: _described(source, _values(NETWORKS[name], axes=False)) for name in NETWORKS}
+    for registry, models in ((ATTACKS, ("AttackEntry", "ImagesEntry")), (DEFENSES, ("DefenseEntry",))):
+        defs |= {f"{registry.noun} {name}": _values(registry[name], axes=True) for name in registry}
+        for model in models:
+            _entry(defs[model], registry)
+    attack = defs["AttackEntry"]["properties"]
+    attack["epsilon"] = _described(attack["epsilon"], _one_or_list(NUMBER))
+    attack["goal"] = _described(attack["goal"], _one_or_list({"enum": list(get_args(Goal))}))
+    attack[ADAPTIVE] = {"type": "object", "description": "The attack that the option `adaptive_attack` names."}
+    names = {"anyOf": [{"type": "null"}, _one_or_list(TEXT)]}
+    for model, key in (("AttackEntry", "classifiers"), ("AttackEntry", "defenses"), ("DefenseEntry", "classifiers")):
+        defs[model]["properties"][key] = _described(defs[model]["properties"][key], names)
+    defense = defs["DefenseEntry"]
+    defs["DefenseEntry"] = {"anyOf": [{"enum": list(DEFENSES)}, defense]}
+    defs["BlockResources"]["properties"]["memory_budget"] |= {"anyOf": [{"type": ["integer", "string", "null"]}]}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A sweep file of mi_ray", **found}
+
+
+def _described(written: Schema, schema: Schema) -> Schema:
+    """Another schema with the description and title that a key has."""
+    return {**{key: written[key] for key in ("description", "title") if key in written}, **schema}
+
+
+def _object(properties: Schema, required: Iterable[str] = ()) -> Schema:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": list(required),
+        "additionalProperties": False,
+    }
+
+
+def _one_or_list(value: Schema) -> Schema:
+    return {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
+
+
+def _entry(model: Schema, registry: Registry[Any]) -> None:
+    """An entry whose one other key is a method of the registry, in place; names of plugins are allowed too."""
+    properties = model["properties"]
+    properties.pop("method")
+    properties |= {name: {"$ref": f"#/$defs/{registry.noun} {name}"} for name in registry}
+    model["required"] = [key for key in model.get("required", []) if key != "method"]
+    model["additionalProperties"] = {"type": ["object", "null", "number", "string", "array"]}
+
+
+def _method(registry: Registry[Any]) -> Schema:
+    """A method by its name, or by its name with parameters; names of plugins are allowed too."""
+    known = {name: _values(registry[name], axes=False) for name in registry}
+    described = {"type": "object", "properties": known, "minProperties": 1, "maxProperties": 1}
+    return {"anyOf": [{"type": "string", "examples": list(registry)}, described]}
+
+
+def _values(method: type[Parameterized], *, axes: bool) -> Schema:
+    """What is written under a method's name. axes: whether a parameter may have several values."""
+    parameters = {key: _parameter(parameter, axes) for key, parameter in method.parameters().items()}
+    first = next(iter(parameters.values()), None)
+    known = _object(parameters, method.required())
+    if method is SOURCES["torchvision"]:  # Its class may be called `name`.
+        known = {**known, "properties": {**parameters, "name": parameters["dataset"]}, "required": []}
+    sentence = " ".join((method.__doc__ or "").split("\n\n")[0].split())
+    return {"description": sentence, "anyOf": [known, {"type": "null"}, *([] if first is None else [first])]}
+
+
+def _parameter(parameter: Parameter, axes: bool) -> Schema:
+    bounds = {"minimum": parameter.low, "maximum": parameter.high}
+    limits = {key: bound for key, bound in bounds.items() if bound is not None}
+    whole: Schema = {"type": "integer", **limits}
+    pair = {"type": "array", "items": whole, "minItems": 2, "maxItems": 2}
+    number = {"type": ["number", "string"], **limits}
+    kinds: dict[str, Schema] = {
+        "number": number,
+        "integer": whole,
+        "integers": _one_or_list(whole),
+        "pair": pair,
+        "flag": {"type": "boolean"},
+        "choice": {"enum": list(parameter.choices)},
+        "text": TEXT,
+        "ratio": {"anyOf": [number, {"type": "object", "minProperties": 1, "maxProperties": 1}]},
+    }
+    value: Schema = {"anyOf": [kinds[parameter.kind], {"type": "null"}]}
+    if axes:
+        spaced = {"type": "array", "items": NUMBER, "minItems": 3, "maxItems": 3}
+        ranges = [_object({how: spaced}, [how]) for how in ("linspace", "arange")]
+        value = {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}, *ranges]}
+    return {"description": f"{parameter.help}; {parameter.allowed()}", **value}

@@ -1,0 +1,172 @@
+"""Every block of Python in README and docs runs as it stands, and README's three lines give the accuracies of the cells."""
+
+import ast
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers.studies import Tiny
+
+import mi_ray
+from mi_ray.data import Dataset, to_unit
+from mi_ray.defenses import DEFENSES
+
+ROOT = Path(__file__).parent.parent
+BLOCKS = [
+    (file.name, number, block)
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+    for number, block in enumerate(re.findall(r"```python\n(.*?)```", file.read_text(encoding="utf-8"), re.DOTALL))
+]
+README = {number: block for name, number, block in BLOCKS if name == "README.md"}
+# What other libraries' attacks need; tests/attacks/test_other_libraries.py runs the same calls against our own.
+ELSEWHERE = {"other-attacks.md"}
+
+
+@pytest.fixture
+def store(original: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a finished study in the folder that the documents name, which is the current one."""
+    monkeypatch.chdir(tmp_path)
+    return Path(shutil.copytree(original.store.root, tmp_path / "results"))
+
+
+def run_block(block: str, names: dict[str, Any]) -> Any:
+    """Run a block; returns the value of its last line where that is an expression."""
+    tree = ast.parse(block)
+    last = ast.Expression(tree.body.pop().value) if isinstance(tree.body[-1], ast.Expr) else None  # type: ignore[attr-defined]
+    exec(compile(tree, "block", "exec"), names)
+    return None if last is None else eval(compile(last, "block", "eval"), names)
+
+
+def test_every_block_is_python_and_is_run_by_a_test() -> None:
+    for name, number, block in BLOCKS:
+        ast.parse(block)
+        assert name in ELSEWHERE or (name, number) in {("README.md", n) for n in range(4)}, (name, number)
+
+
+def test_readmes_lines_give_the_accuracy_of_each_cell(store: Path) -> None:
+    found = run_block(README[0].replace("quickstart", "tiny"), {})
+    cells = mi_ray.read_cells("results", study="tiny")
+    wanted = cells.set_index(found.index.names)["accuracy"]
+    assert len(found) == len(cells) > 4  # nothing was averaged that is two cells
+    np.testing.assert_allclose(found.sort_index().to_numpy(), wanted.sort_index().to_numpy(), atol=1e-9)
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_the_block_that_plans_and_runs_a_study(store: Path) -> None:
+    names: dict[str, Any] = {"mi_ray": mi_ray}
+    run_block(README[1], names)
+    assert names["result"].complete
+
+
+def test_the_block_of_parts(store: Path, digits: Dataset) -> None:
+    (key,) = (path.name for path in (store / "classifiers").iterdir())
+    x, y = to_unit(digits.test_images[:4]), torch.from_numpy(digits.test_labels[:4])
+    names: dict[str, Any] = {"mi_ray": mi_ray, "x": x, "y": y}
+    names |= {"train_images": digits.train_images, "train_labels": digits.train_labels}
+    run_block(README[2].replace("<key>", key), names)
+    assert names["p"].shape == (4, 10)
+    assert (names["x_adv"] - x).abs().max() <= 8 / 255 + 1e-6
+
+
+def test_the_block_of_a_defense(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(DEFENSES, "_classes", dict(DEFENSES._classes))
+    run_block(README[3], {"__name__": "my_defense"})
+    assert DEFENSES.make("brightness", {"amplitude": 0.2}).values() == {"amplitude": 0.2}
+
+
+# compare, export, why
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+def test_export_writes_each_form(store: Path, run: Run, tmp_path: Path) -> None:
+    import json
+
+    import pandas as pd
+
+    source, cells = str(store), mi_ray.read_cells(store, "tiny", flat=True)
+    assert run("export", source, str(tmp_path / "cells.csv"), "--study", "tiny")[0] == 0
+    read = pd.read_csv(tmp_path / "cells.csv")
+    assert list(read.columns) == list(cells.columns)
+    np.testing.assert_allclose(read["accuracy"], cells["accuracy"])
+    pytest.importorskip("openpyxl")
+    assert run("export", source, str(tmp_path / "cells.xlsx"), "--study", "tiny")[0] == 0
+    assert len(pd.read_excel(tmp_path / "cells.xlsx")) == len(cells)
+    assert run("export", source, str(tmp_path / "robustbench.json"), "--study", "tiny")[0] == 0
+    entries = json.loads((tmp_path / "robustbench.json").read_text())
+    worst = cells[cells["attack"] == "worst_case"]
+    assert sorted(entry["reported"] for entry in entries) == sorted(round(100 * each, 2) for each in worst["accuracy"])
+    assert all(entry["autoattack_acc"] is None for entry in entries)
+    code, _, err = run("export", source, str(tmp_path / "cells.txt"), "--study", "tiny")
+    assert (code, "an export must be a file .csv, .xlsx or .json" in err) == (2, True)
+
+
+def test_compare_pairs_the_cells_of_two_studies_by_point(original: Tiny, store: Path, run: Run, tmp_path: Path) -> None:
+    import pandas as pd
+    from helpers.studies import ONE_GRID, finish, tiny
+
+    from mi_ray.statistics import paired_test
+
+    other = tiny(
+        store, **{**ONE_GRID, "name": "other", "seed": 5, "points": {"count": 40, "selection": 0, "order": "first"}}
+    )
+    finish(other)
+    assert run("compare", str(store), "tiny", "other", "--csv", str(tmp_path / "c.csv"))[0] == 0
+    found = pd.read_csv(tmp_path / "c.csv")
+    cells = [mi_ray.read_cells(store, study) for study in ("tiny", "other")]
+    assert len(found) == len(cells[0])
+    rows = [mi_ray.read_records(store, study) for study in ("tiny", "other")]
+    at = [each[(each["attack"] == "none") & (each["defense"] == "none") & ~each["selection"]] for each in rows]
+    pairs = at[0].merge(at[1], on="point")
+    wanted = paired_test(pairs["correct_draws_y"].to_numpy(), pairs["correct_draws_x"].to_numpy(), 1, 1)
+    bare = found[(found["attack"] == "none") & (found["defense"] == "none")].iloc[0]
+    assert (bare["points"], bare["difference"]) == (len(pairs), pytest.approx(wanted.difference))
+    code, _, err = run("compare", str(store), "tiny", "absent")
+    assert (code, "study 'absent' must be in" in err) == (2, True)
+
+
+def test_why_names_what_changed_against_the_nearest_that_is_stored(original: Tiny, store: Path) -> None:
+    from helpers.studies import ONE_GRID, TINY
+    from helpers.sweeps import document
+
+    said = document(**TINY, **{key: value for key, value in ONE_GRID.items() if key not in TINY}) | ONE_GRID
+
+    def told(**changes: Any) -> list[str]:
+        return mi_ray.run.why_sweep({**said, **changes}, str(store))
+
+    stored = ["nothing has another key: what is stored serves, and at most more points, draws or executions are added"]
+    assert told() == stored
+    assert told(draws=5, executions=[1, 3, 7]) == stored  # more draws add to the stored ones
+    assert told(draws=1, executions=[1]) == stored
+    (line,) = told(defenses=[{"gaussian_noise": {"sigma": 0.3}}])
+    assert re.search(r"outputs of gaussian_noise on f: .*values\.sigma 0\.2 -> 0\.3", line)
+    lines = told(seed=1, attacks=[{"pgd": {"steps": [1, 3], "step_size": 0.05, "restarts": 2}, "epsilon": 0.2}])
+    assert any("classifier f: seed 0 -> 1" in line for line in lines)
+    assert any("attack pgd on f: " in line and "epsilon 0.1 -> 0.2" in line for line in lines)
+
+
+def test_fewer_draws_and_executions_than_are_stored_compute_nothing(original: Tiny, store: Path) -> None:
+    from helpers.studies import ONE_GRID, compute, tiny
+
+    for less in ({"draws": 1}, {"executions": [1]}, {"executions": 3, "draws": 1}):
+        assert compute(tiny(store, **{**ONE_GRID, **less})) == 0
+    assert compute(tiny(store, **{**ONE_GRID, "draws": 3})) > 0
+
+
+def test_a_comment_in_a_persons_module_is_no_change(tmp_path: Path) -> None:
+    from mi_ray.study.prepare import syntax_of
+
+    def said(text: str) -> str:
+        (tmp_path / "net.py").write_text(text)
+        return syntax_of(tmp_path / "net.py")
+
+    plain = said('"""Mine."""\ndef net(x):\n    return x + 1\n')
+    assert said('"""Yours."""\n# why\ndef net(x):\n\n    "says"\n    return x+1  # so\n') == plain
+    for other in ("return x + 2", "return x - 1", "return y + 1", "return x + '1'", "return x + 1.0"):
+        assert said(f"def net(x):\n    {other}\n") != plain

@@ -1,0 +1,120 @@
+"""A new plugin works as it is written, and each way of breaking its contract is a line."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import mi_ray
+from mi_ray.plugins import KINDS, contract_failures
+from mi_ray.sweep_files import new_plugin
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The registries, the modules and the path are afterwards what they were."""
+    before = {kind: dict(registry._classes) for kind, registry in KINDS.items()}
+    modules = set(sys.modules)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    yield
+    for kind, registry in KINDS.items():
+        registry._classes = before[kind]
+    for name in set(sys.modules) - modules:
+        if name.startswith(("my_", "broken_")):
+            del sys.modules[name]
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_what_new_writes_keeps_its_contract_and_is_never_overwritten(kind: str, tmp_path: Path) -> None:
+    plugin, test = new_plugin(kind, f"my_{kind}", tmp_path)
+    assert contract_failures(plugin) == []
+    assert f"every {kind} keeps" in test.read_text()
+    with pytest.raises(ValueError, match="nothing is overwritten"):
+        new_plugin(kind, f"my_{kind}", tmp_path)
+
+
+def test_a_new_attack_takes_fifteen_lines(tmp_path: Path) -> None:
+    text = new_plugin("attack", "my_attack", tmp_path)[0].read_text()
+    body = text.split('"""', 2)[2]
+    lines = [line for line in body.splitlines() if line.strip() and not line.startswith(("from ", "import "))]
+    assert len(lines) <= 15
+
+
+def test_its_own_test_passes(tmp_path: Path) -> None:
+    new_plugin("defense", "my_defense", tmp_path)
+    path = {**os.environ, "PYTHONPATH": str(Path(mi_ray.__file__).parent.parent)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_my_defense.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=path)
+    assert done.returncode == 0, done.stdout
+
+
+ATTACK = [
+    (
+        "return batch.projected(",
+        "return (lambda images: images)(2 * ",
+        "images must be finite, within epsilon of the clean ones",
+    ),
+    (
+        "return batch.projected(batch.x",
+        "return (batch.x",
+        "images must be finite, within epsilon of the clean ones and in [0, 1]",
+    ),
+    (
+        "passes = (1, 1)",
+        "passes = (2, 1)",
+        "cost() must be the passes of one image, 2 forward and 1 backward; it says (3, 1)",
+    ),
+    (".sign())", ".sign() * torch.rand(1))", "the same seed must give the same images"),
+    (".sign())", ".sign() * (batch.labels == 1).float().mean())", "an image must come out the same in any batch"),
+    (".sign())", ".sign() * float('nan'))", "images must be finite"),
+    ("self.share *", "self.sharp *", "it must run; AttributeError"),
+    ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
+    ("import torch\n", "import torch\nraise SystemExit(3)\n", "my_plugin.py must be importable: SystemExit: 3"),
+]
+DEFENSE = [
+    (
+        "x + self.amplitude *",
+        "x.mean(0, keepdim=True) + self.amplitude *",
+        "a point must be answered the same in any batch",
+    ),
+    (
+        "return x + ",
+        "return x.detach() + ",
+        "the gradient must reach the images; where it cannot, write backward_transform",
+    ),
+    ('"amplitude": 0.0', '"amplitude": 0.3', "with the parameters of identity() the probabilities must be those of F"),
+    ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
+]
+OBJECTIVE = [
+    ("return cross_entropy(model(x)", "return cross_entropy(model(x).detach()", "it must run; RuntimeError"),
+    ("return 1, 1", "return 1.5, 1", "cost() must be (forward, backward) passes, whole numbers; got (1.5, 1)"),
+    ("label_smoothing=self.smoothing)", "reduction='none')", "loss must be one finite number"),
+    ("model(x), y", "model(x + __import__('torch').rand(1)), y", "the same rng must give the same loss"),
+]
+BROKEN = [(kind, *each) for kind, broken in zip(KINDS, (ATTACK, DEFENSE, OBJECTIVE), strict=True) for each in broken]
+
+
+@pytest.mark.parametrize(("kind", "old", "new", "line"), BROKEN)
+def test_each_breach_of_a_contract_is_a_line(kind: str, old: str, new: str, line: str, tmp_path: Path) -> None:
+    plugin: Any = new_plugin(kind, "my_plugin", tmp_path)[0]
+    text = plugin.read_text()
+    assert old in text
+    plugin.write_text(text.replace(old, new, 1))
+    failures = contract_failures(plugin)
+    assert any(line in failure for failure in failures), failures
+    assert not any("\n" in failure for failure in failures)
+
+
+def test_a_file_that_registers_nothing_and_names_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "broken_empty.py").write_text("x = 1\n")
+    with pytest.raises(ValueError, match="must register an attack, a defense or an objective; it registers none"):
+        contract_failures(tmp_path / "broken_empty.py")
+    for name in ("My", "1st", "a-b"):
+        with pytest.raises(ValueError, match="must be a Python name in lower case"):
+            new_plugin("attack", name, tmp_path)
+    with pytest.raises(ValueError, match="unknown kind of plugin 'figure'; known: attack, defense, objective"):
+        new_plugin("figure", "my_figure", tmp_path)
