@@ -94,7 +94,7 @@ def publish(store: Store) -> None:
     """Copy the excerpt of every finished study, in place of what was published before."""
     shutil.rmtree(PUBLISHED, ignore_errors=True)
     out = Store(PUBLISHED, create=True)
-    for study in SECTIONS:
+    for study in sorted(SECTIONS, key=lambda name: name not in DETECTION):
         if store.exists(f"studies/{study}/manifest.json") and read_manifest(store, study)["state"] == "complete":
             excerpt(store, out, study, detection=study in DETECTION, outputs=study in OUTPUTS)
             _without_places(PUBLISHED / f"studies/{study}/study.yaml")

@@ -22,7 +22,8 @@ def excerpt(store: Store, out: Store, study: str, *, detection: bool = False, ou
     """Copy a study's excerpt into another store, which is compacted then.
 
     detection: whether the scores of Fig. 3(a) are in it; outputs: whether the mean outputs are that Fig. 2 is drawn from.
-    Columns that an excerpt leaves out are null. Raises ValueError when the store has no such study.
+    Columns that an excerpt leaves out are null. A cell that is in the other store already stays as it is there, so the
+    studies with detection come first. Raises ValueError when the store has no such study.
     """
     cells = cells_table(store, study)
     for name in FILES:
@@ -30,7 +31,7 @@ def excerpt(store: Store, out: Store, study: str, *, detection: bool = False, ou
     kept = OF_POINTS | (OF_DETECTION if detection else set())
     done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
     for row in done:
-        for block in store.blocks("records", row["cell"]):
+        for block in () if out.blocks("records", row["cell"]) else store.blocks("records", row["cell"]):
             table, facts = store.read_block("records", row["cell"], block)
             out.write_block("records", row["cell"], block.start, block.stop, _thinned(table, kept), _own(facts))
     if outputs:
@@ -39,6 +40,7 @@ def excerpt(store: Store, out: Store, study: str, *, detection: bool = False, ou
                 table, facts = store.read_block("outputs", key, block)
                 out.write_block("outputs", key, block.start, block.stop, table, _own(facts))
     compact(out)
+    out.refresh()
 
 
 def _thinned(table: pa.Table, kept: set[str]) -> pa.Table:

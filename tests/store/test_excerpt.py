@@ -31,6 +31,15 @@ def test_an_excerpt_gives_the_same_tables_as_its_store(original: Tiny, tmp_path:
     assert tables[0].equals(tables[1])
 
 
+def test_a_cell_that_two_studies_share_keeps_the_scores_that_the_first_brought(original: Tiny, tmp_path: Path) -> None:
+    out = Store(tmp_path / "excerpt", create=True)
+    excerpt(original.store, out, "tiny", detection=True)
+    excerpt(original.store, out, "tiny")
+    rows = read_records(out, "tiny")
+    assert len(rows) == len(read_records(original.store, "tiny"))
+    assert not rows["score"].isna().any()
+
+
 def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left_to_attack(
     original: Tiny, tmp_path: Path
 ) -> None:
