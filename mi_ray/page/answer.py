@@ -75,8 +75,8 @@ def _gain(group: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
     clean, left = _both(best)
     where = chosen_on(int(best["choosing_points"]))
     told = (
-        f"Of the settings that give up at most {100 * CLEAN_BUDGET:.0f} points of clean accuracy the best, chosen on {where}, "
-        f"is {name}: it keeps {left} % under attack and {clean} % of clean images"
+        f"Of the settings that give up at most {100 * CLEAN_BUDGET:.0f} points of clean accuracy the best, both judged on "
+        f"{where}, is {name}: it keeps {left} % under attack and {clean} % of clean images"
     )
     if bare.empty:
         return f"{told}."

@@ -181,8 +181,8 @@ async function renderFrontier() {
   const host = byId("frontier-chart");
   const found = of.cells.find((cell) => done(cell));
   byId("frontier-note").textContent =
-    `Each mark is a setting; bars are 95 % intervals over ${found ? found.points : "no"} points of undominated ones, ` +
-    `lines go through a defense's own undominated settings${rows.some((row) => row.bare) ? ", the dashed line is no defense" : ""}, and ✗ is a failed check.` +
+    `Each mark is a setting; bars are 95 % intervals over ${found ? found.points : "no"} points of settings that no other beats on the points that choose, ` +
+    `lines go through those of each defense${rows.some((row) => row.bare) ? ", the dashed line is no defense" : ""}, and ✗ is a failed check.` +
     (rows.some((row) => row.worst !== null) ? " Hollow marks are the worst case of all attacks, point by point." : "") +
     " Click a mark, or reach it with Tab and the arrow keys and press Enter.";
   const left = all.length - rows.length - all.filter((row) => chosen.hidden.has(row.defense)).length;
