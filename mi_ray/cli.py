@@ -237,6 +237,7 @@ def report(
     Several are written into one file, `report-A-B.html` here unless --to names another.
     """
     from mi_ray.page.write import write_pages
+    from mi_ray.store.blocks import Store
 
     for path in write_pages(Store(store), study or (), to):
         _say(path)
