@@ -463,7 +463,7 @@ def test_a_network_with_randomness_of_its_own_is_found_out(attacked: Tiny, monke
     assert is_deterministic(replace(attacked.bench.data, device="cuda"), key)
     whole = attacked.bench.classifier(key, "fp32")
     noisy: Any = lambda *_: lambda x: torch.nn.functional.dropout(whole(x), 0.5)  # noqa: E731
-    monkeypatch.setattr(mi_ray.study.verdicts, "prepared", noisy)
+    monkeypatch.setattr(mi_ray.study.results, "prepared", noisy)
     assert not is_deterministic(attacked.bench.data, key)
 
 
