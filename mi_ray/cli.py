@@ -535,7 +535,8 @@ def list_(
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Import this module first.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Show every registered dataset, architecture, objective, attack and defense with its parameters."""
+    """Show every registered dataset, source of networks, architecture, objective, attack and defense with its parameters."""
+    from mi_ray.named import NETWORKS
     from mi_ray.parameters import default_of, load_plugins, look_in, plain
     from mi_ray.pictures import SOURCES
     from mi_ray.study.prepare import REGISTRIES
@@ -543,7 +544,14 @@ def list_(
     if plugin:
         look_in(Path.cwd())
     load_plugins(plugin or ())
-    for registry in (SOURCES, REGISTRIES.architectures, REGISTRIES.objectives, REGISTRIES.attacks, REGISTRIES.defenses):
+    for registry in (
+        SOURCES,
+        NETWORKS,
+        REGISTRIES.architectures,
+        REGISTRIES.objectives,
+        REGISTRIES.attacks,
+        REGISTRIES.defenses,
+    ):
         console.print(f"\n[bold]{registry.noun}[/]")
         for name in registry:
             cls = registry[name]

@@ -32,6 +32,7 @@ Labels = npt.NDArray[np.int64]
 class _Pictures(Source):
     """Pictures that are brought to one size. The rule is in every key, since it decides the pixels."""
 
+    short: ClassVar[str] = "path"  # The parameter that is meant where a file gives one text alone.
     size: int = integer("the side in pixels to which pictures are resized; left out, all have one size", None, low=1)
     fit: Literal["crop", "squash"] = choice(
         "crop: the shorter side becomes `resize`, and the middle is cut out; squash: each side becomes `size`",
@@ -47,6 +48,11 @@ class _Pictures(Source):
         super().__post_init__()
         if self.resize is not None and (self.size is None or self.resize < self.size):
             raise ValueError(f"{self.name}.resize must be at least `size`, {self.size}; got {self.resize}")
+
+    @classmethod
+    def as_mapping(cls, written: object) -> Any:
+        """`{imagefolder: DIR}` is short for `{imagefolder: {path: DIR}}`."""
+        return {cls.short: written} if isinstance(written, str) else super().as_mapping(written)
 
     def _fitted(self, picture: Any) -> npt.NDArray[np.uint8]:
         """A PIL image as uint8 [H, W, 3], bilinearly and averaged where it shrinks."""
@@ -169,6 +175,7 @@ class TorchvisionDataset(_Pictures):
     """A dataset of torchvision.datasets, such as SVHN, STL10 or CIFAR100."""
 
     name: ClassVar[str] = "torchvision"
+    short: ClassVar[str] = "dataset"
     dataset: str = choice("its class", tuple(SPLITS), "CIFAR10")
     root: str = text("folder that holds, or will hold, torchvision's copy", "data")
     download: bool = flag("fetch it with torchvision when it is absent", False)
@@ -176,8 +183,6 @@ class TorchvisionDataset(_Pictures):
     @classmethod
     def as_mapping(cls, written: object) -> Any:
         """`{torchvision: SVHN}` and `{torchvision: {name: SVHN}}` both name the class."""
-        if isinstance(written, str):
-            return {"dataset": written}
         if isinstance(written, dict) and "name" in written:
             written = {"dataset": written["name"], **{key: value for key, value in written.items() if key != "name"}}
         return super().as_mapping(written)

@@ -98,7 +98,7 @@ def _method(registry: Registry[Any]) -> Schema:
 def _values(method: type[Parameterized], *, axes: bool) -> Schema:
     """What is written under a method's name. axes: whether a parameter may have several values."""
     parameters = {key: _parameter(parameter, axes) for key, parameter in method.parameters().items()}
-    first = next(iter(parameters.values()), None)
+    first = parameters.get(getattr(method, "short", ""), next(iter(parameters.values()), None))
     known = _object(parameters, method.required())
     if method is SOURCES["torchvision"]:  # Its class may be called `name`.
         known = {**known, "properties": {**parameters, "name": parameters["dataset"]}, "required": []}

@@ -552,7 +552,12 @@ def test_init_says_what_it_copied_and_how_to_go_on_and_overwrites_nothing(run: R
     code, out, _ = run("init", "mine")
     assert (code, out.splitlines()) == (
         0,
-        ["mine/my_defense.py", "mine/sweep.yaml", "now: mi-ray sweep mine/sweep.yaml --smoke"],
+        [
+            "mine/my_defense.py",
+            "mine/sweep.yaml",
+            "mine/sweep.schema.json",
+            "now: mi-ray sweep mine/sweep.yaml --smoke",
+        ],
     )
     (tmp_path / "mine/my_defense.py").unlink()
     assert_refused(run("init", "mine"), "nothing is overwritten", "mine/sweep.yaml")

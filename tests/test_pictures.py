@@ -56,6 +56,13 @@ def test_a_folder_of_pictures_of_any_size(tmp_path: Path, fit: str, resize: Any)
     assert np.abs(np.asarray(wanted).astype(int) - found.test_images[3].astype(int)).max() <= 1
 
 
+def test_a_folder_by_its_name_alone_and_a_class_of_torchvision_by_its_own(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path, sizes=((8, 8),))
+    assert SOURCES.make("imagefolder", str(root)).load().train_images.shape == (4, 8, 8, 3)
+    found: Any = SOURCES.make("torchvision", "SVHN")
+    assert (found.dataset, found.size) == ("SVHN", None)
+
+
 def test_the_rule_of_resizing_is_in_the_digest(tmp_path: Path) -> None:
     root = str(folder_of_pictures(tmp_path))
     rules: list[dict[str, Any]] = [{"size": 8}, {"size": 8, "resize": 9}, {"size": 8, "fit": "squash"}, {"size": 7}]
