@@ -88,6 +88,7 @@ SECTIONS = {
     "cifar10_epsilon_curve": ("Accuracy against ε", "", ("epsilon_curve.png",)),
     "cifar10_seeds": ("Other seeds", "The same objectives, trained from other seeds.", ("frontier_table.md",)),
 }
+SHOWN = {"table2.md", "frontier_table.md", "presets_table.md"}  # of the other tables the document has a link
 
 
 def publish(store: Store) -> None:
@@ -137,8 +138,10 @@ def document(store: Store, decided: pd.DataFrame) -> str:
             whole = PUBLISHED / f"studies/{study}/figures/{name}"
             if name.endswith(".png"):
                 parts.append(f"![{title}]({folder}/{name})\n")
-            elif whole.exists():
+            elif whole.exists() and name in SHOWN:
                 parts.append(whole.read_text(encoding="utf-8"))
+            elif whole.exists():
+                parts.append(f"Also: [{name}]({folder}/{name})\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
 
 

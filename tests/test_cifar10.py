@@ -1,0 +1,52 @@
+"""What is published of real CIFAR-10: the document and the verdicts are those of the published rows, and nothing else is in them."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from benchmarks import cifar10
+from mi_ray.figures import claims
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import read_cells, read_records
+
+STORE = Store(cifar10.PUBLISHED)
+
+
+@pytest.fixture(scope="module")
+def decided() -> pd.DataFrame:
+    return claims.facts(STORE, claims.read_claims(cifar10.CLAIMS))
+
+
+def test_every_number_of_the_document_is_made_from_the_published_rows(decided: pd.DataFrame) -> None:
+    assert (cifar10.DOCS / "cifar10.md").read_text(encoding="utf-8") == cifar10.document(STORE, decided)
+
+
+def test_the_committed_verdicts_are_those_that_the_rows_give(decided: pd.DataFrame) -> None:
+    written = pd.read_csv(cifar10.PUBLISHED / "claims.csv")
+    assert written["verdict"].tolist() == decided["verdict"].tolist()
+    assert {"holds", "does not hold", "undecided"} <= set(decided["verdict"])
+
+
+@pytest.mark.parametrize("study", STORE.folders("studies"))
+def test_accuracies_are_the_shares_of_the_published_points(study: str) -> None:
+    cells, rows = read_cells(STORE, study), read_records(STORE, study)
+    rows = rows[~rows["selection"].astype(bool)]
+    share = rows.groupby("cell")["correct_draws"].mean()
+    done = cells[(cells["state"] == "done") & (cells["attack"] != "worst_case")].set_index("cell")
+    assert ((share.loc[done.index] / done["draws"] - done["accuracy"]).abs() < 1e-9).all()
+
+
+def test_nothing_that_is_published_says_where_it_was_made() -> None:
+    texts = [
+        path.read_text(encoding="utf-8")
+        for path in Path(cifar10.PUBLISHED).rglob("*")
+        if path.suffix in (".yaml", ".json", ".md", ".csv")
+    ]
+    assert texts
+    assert not any(re.search(r"(?<![\w.])/(root|work|home|tmp)/", text) for text in texts)
+
+
+def test_all_of_it_is_small() -> None:
+    assert sum(path.stat().st_size for path in Path(cifar10.PUBLISHED).rglob("*") if path.is_file()) < 6e6
