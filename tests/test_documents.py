@@ -15,6 +15,7 @@ from helpers.studies import Tiny
 import mi_ray
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DEFENSES
+from mi_ray.run import why_sweep
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -138,7 +139,7 @@ def test_why_names_what_changed_against_the_nearest_that_is_stored(original: Tin
     said = document(**TINY, **{key: value for key, value in ONE_GRID.items() if key not in TINY}) | ONE_GRID
 
     def told(**changes: Any) -> list[str]:
-        return mi_ray.run.why_sweep({**said, **changes}, str(store))
+        return why_sweep({**said, **changes}, str(store))
 
     stored = ["nothing has another key: what is stored serves, and at most more points, draws or executions are added"]
     assert told() == stored

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFacts, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
-from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KINDS, TRAINING, Kind
+from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KEYS, KINDS, TRAINING, Kind
 from mi_ray.threat_model import TOLERANCE
 
 SAME_ACCURACY = 1e-9  # how far the mean of many rows may be from itself when it is summed in another order
@@ -199,7 +199,9 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
     """(what is wrong with a study's own files, how many were read)."""
     folder = f"studies/{name}"
     problems: list[str] = []
-    looked_at = 2 + store.exists(f"{folder}/examples.parquet")
+    more = {f"{folder}/examples.parquet": EXAMPLES, f"{folder}/keys.parquet": KEYS}
+    more = {path: schema for path, schema in more.items() if store.exists(path)}
+    looked_at = 2 + len(more)
     try:
         manifest = read_manifest(store, name)
         if manifest["state"] in UNFINISHED:
@@ -208,8 +210,8 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
         looked_at += sum(not path.endswith(".parquet") for path in sealed)
         problems += _changed(store, {path: sealed[path] for path in sealed if not path.endswith(".parquet")})
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
-        if store.exists(f"{folder}/examples.parquet"):
-            store.read_table(f"{folder}/examples.parquet", EXAMPLES)
+        for path, schema in more.items():
+            store.read_table(path, schema)
         done = cells.filter(pc.equal(cells["state"], "done"))
         for row in done.to_pylist():
             problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))

@@ -66,6 +66,7 @@ PLACES = {
     "manifest": "studies/tiny/manifest.json",
     "study": "studies/tiny/study.yaml",
     "examples": "studies/tiny/examples.parquet",
+    "keys": "studies/tiny/keys.parquet",
 }
 
 
