@@ -2,14 +2,14 @@
 
 import copy
 import hashlib
-import importlib
 import itertools
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, cast, final
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from mi_ray.device import Passes
 from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
 from mi_ray.named import NETWORKS
-from mi_ray.parameters import Parameterized, Registry, integer, unknown
+from mi_ray.parameters import Parameterized, Registry, import_own, integer, kind_of, unknown
 from mi_ray.store.files import Files
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -31,6 +31,8 @@ Precision = Literal["fp32", "bf16"]
 TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
 CompileMode = Literal["default", "reduce-overhead"]
+WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the name of every tensor
+DIFFERING = 5  # tensors that are named where weights are of another architecture
 
 
 class Classifier(nn.Module):
@@ -88,9 +90,26 @@ class Classifier(nn.Module):
             own = next((p.dtype for p in self.network.parameters()), normalised.dtype)
             normalised = normalised.to(own)
         with cast:
-            found = self.network(normalised)
-        answer: Tensor = getattr(found, "logits", found)  # Networks of transformers answer with more than logits.
-        return answer
+            return logits_in(self.network(normalised))
+
+
+def logits_in(answer: object) -> Tensor:
+    """The logits in what a network answers: the tensor itself, what it calls `logits`, or the first of several answers.
+
+    Raises ValueError where there are none.
+    """
+    found = answer
+    if not isinstance(found, Tensor):
+        named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
+        several = answer[0] if isinstance(answer, (tuple, list)) and answer else None
+        found = named.get("logits", several)
+    if isinstance(found, Tensor):
+        return found
+    keys = f" with {', '.join(map(str, answer)) or 'nothing in it'}" if isinstance(answer, Mapping) else ""
+    raise ValueError(
+        "a network must return one tensor of logits, something with `logits`, or a tuple whose first entry they are; it "
+        f"returned {kind_of(answer)}{keys}"
+    )
 
 
 def wrap_classifier(
@@ -111,7 +130,7 @@ def wrap_classifier(
     first = next(iter(network.parameters()), torch.empty(0))
     if classes is None:
         with torch.no_grad():
-            classes = network(torch.full((1, len(mean), 32, 32), 0.5, device=first.device)).shape[1]
+            classes = logits_in(network(torch.full((1, len(mean), 32, 32), 0.5, device=first.device))).shape[1]
     return Classifier(network, mean, std, classes).to(first.device).eval()
 
 
@@ -239,27 +258,31 @@ class CnnSmall(Architecture):
         )
 
 
-def load_factory(factory: str) -> Any:
+def load_factory(factory: str) -> Callable[..., object]:
     """The callable that `package.module:function` names; importing it runs the user's own code.
 
     Raises ValueError when there is no such module or callable.
     """
-    module_name, _, function = factory.partition(":")
-    try:
-        return getattr(importlib.import_module(module_name), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"factory must be an importable package.module:function; got {factory!r}: {error}") from error
+    module, _, function = factory.partition(":")
+    rule = f"factory must be an importable package.module:function; got {factory!r}"
+    found = getattr(import_own(rule, module), function, None)
+    if not callable(found):
+        raise ValueError(f"{rule}; in the module {function} is {'not there' if found is None else 'no function'}")
+    return cast("Callable[..., object]", found)
 
 
 def build_classifier(description: Mapping[str, Any]) -> Classifier:
     """A classifier with initial weights, built from the description that `save_classifier` writes.
 
     description: architecture or factory with its arguments, or the source and the blueprint of a network by name; classes,
-    mean and std, and perhaps input_size.
+    mean and std, and perhaps input_size. Raises ValueError when a factory
+    returns something else than a network.
     """
     d = description
     if d.get("factory"):
         network = load_factory(d["factory"])(**d["arguments"])
+        if not isinstance(network, nn.Module):
+            raise ValueError(f"factory {d['factory']} returned {kind_of(network)}, and no torch.nn.Module")
     elif d.get("named"):
         network = NETWORKS[d["named"]].build(d["blueprint"], d["classes"])
     else:
@@ -279,6 +302,22 @@ def weights_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
+def unwrapped(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """(weights by the names that the network itself gives them, the prefix that torch's wrappers have put before all)."""
+    found, prefix = dict(state), ""
+    for name in WRAPPERS * 2:  # A wrapped network may be wrapped again.
+        if found and all(key.startswith(name) for key in found):
+            found, prefix = {key.removeprefix(name): value for key, value in found.items()}, prefix + name
+    return found, prefix
+
+
+def _difference(own: Tensor | None, stored: Tensor | None) -> str:
+    """How a stored tensor differs from the network's own."""
+    if own is None:
+        return "the network has none"
+    return "not in the file" if stored is None else f"{list(stored.shape)}, not {list(own.shape)}"
+
+
 def set_weights(classifier: Classifier, state: Mapping[str, Tensor], origin: str) -> Classifier:
     """Put weights into a classifier, strictly. Raises ValueError when they are of another architecture."""
     own = classifier.network.state_dict()
@@ -287,28 +326,45 @@ def set_weights(classifier: Classifier, state: Mapping[str, Tensor], origin: str
     if wrong:
         about = classifier.description
         made = about.get("factory") or about.get("architecture") or about.get("named")
+        named = [f"{key} ({_difference(own.get(key), state.get(key))})" for key in wrong[:DIFFERING]]
         raise ValueError(
-            f"{origin} must hold the weights of {made} with {classifier.classes} classes; {len(wrong)} of "
-            f"{len(own)} tensors are absent, extra or of another shape, e.g. {wrong[0]}"
+            f"{origin} must hold the weights of {made} with {classifier.classes} classes, {len(own)} tensors; "
+            f"{len(wrong)} differ: {', '.join(named)}{', …' if len(wrong) > DIFFERING else ''}"
         )
     classifier.network.load_state_dict(dict(state))
     return classifier.eval()
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from .safetensors, or from torch.save (read with weights_only=True: no code runs)."""
+def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """(a state dict, the prefix of torch's wrappers that its names had) from .safetensors, or from torch.save.
+
+    The latter is read with weights_only=True: no code runs. Raises ValueError for a file that cannot be read,
+    holds something else than tensors by their names, or numbers that are not finite.
+    """
+    rule = f"weights must be a safetensors file or a state dict of torch.save; {path}"
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, ValueError, SafetensorError, EOFError, KeyError) as error:
-        raise ValueError(f"weights must be a readable safetensors or torch file; {path}: {error}") from error
-    except Exception as error:  # pickle's own error types, when a file holds more than tensors
-        raise ValueError(f"{path} must hold tensors alone (weights_only): {error}") from error
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path} must hold a state dict: names -> tensors")
-    return state
+        with warnings.catch_warnings():  # of torch, about the form of a file that is refused anyway
+            warnings.simplefilter("ignore")
+            if path.suffix == ".safetensors":
+                content = load_file(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise ValueError(f"{rule}: {error.strerror or 'it cannot be read'}") from error
+    except EOFError as error:
+        raise ValueError(f"{rule} is empty, or ends too early") from error
+    except Exception as error:  # pickle's own error types too, when a file holds more than tensors
+        raise ValueError(f"{rule} is neither, or holds more than tensors, such as code, which is never run") from error
+    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
+    named = isinstance(state, dict) and state and all(isinstance(key, str) for key in state)
+    if not named or not all(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f"{rule} holds no tensors by their names; save network.state_dict(), and not the network")
+    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"
+        )
+    return unwrapped(state)
 
 
 def classifier_from_bytes(

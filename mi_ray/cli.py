@@ -2,8 +2,10 @@
 
 import contextlib
 import logging
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -281,7 +283,7 @@ def status(
 
     from mi_ray.figures.terminal import states_table
     from mi_ray.store.blocks import Store
-    from mi_ray.store.manifest import overviews
+    from mi_ray.store.manifest import ENDED, overviews
 
     opened = Store(store)
     if not watch:
@@ -292,7 +294,7 @@ def status(
         while not ended:
             found = overviews(opened)
             live.update(states_table(found), refresh=True)
-            ended = bool(found) and all(state[1] in ("complete", "incomplete") for state in found)
+            ended = bool(found) and all(state[1].startswith(ENDED) for state in found)
             if not ended:
                 time.sleep(every)
     if ended and any(state[1] != "complete" for state in found):
@@ -572,6 +574,7 @@ def main() -> None:
     """The console script: every expected failure is one message and an exit code, never a traceback."""
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
     logging.basicConfig(level=logging.WARNING)
+    warnings.filterwarnings("ignore", message=".* cells have no rows here")  # What failed is told cell by cell.
     if verbose:
         logging.getLogger("mi_ray").setLevel(logging.DEBUG)
     try:
@@ -580,6 +583,11 @@ def main() -> None:
         errors.print("\nstopped; the same command goes on from here", style="yellow")
         raise SystemExit(130) from None
     except ValueError as error:  # a bad file or option; what is damaged in a store is one too
+        from mi_ray.store.files import NoAnswerError
+
+        if isinstance(error, NoAnswerError):
+            errors.print(f"error: {error}", style="red", markup=False)
+            os._exit(2)  # A request that nobody answers would keep the process alive.
         if verbose:
             raise
         _fail(error, 2)

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mi_ray.parameters import Method, unknown
+from mi_ray.refusals import FACTORY, MODULE, NAME, first_problem, shown
 from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -25,7 +26,7 @@ def read_method(written: object) -> Method:
     if isinstance(written, Mapping) and len(written) == 1:
         ((name, value),) = written.items()
         return Method(str(name), {} if value is None else value)
-    raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {written!r}")
+    raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {shown(written)}")
 
 
 def _listed(written: object) -> object:
@@ -49,7 +50,7 @@ def _method_if_any(written: object) -> Method | None:
 
 
 # A module by its dotted name: what is imported is found on Python's path, and never by a path that a file names.
-Module = Annotated[str, Field(pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$")]
+Module = Annotated[str, Field(pattern=MODULE)]
 NUMBERS = (int, float, int | None, float | None)  # Pydantic alone would take `true` for 1 here.
 
 
@@ -248,7 +249,7 @@ class ClassifierEntry(Strict):
     )
     factory: str | None = Field(
         None,
-        pattern=r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$",
+        pattern=FACTORY,
         description="A function of yours that builds the network, as `package.module:function`. Its code runs.",
     )
     arguments: dict[str, Any] = Field({}, description="Keyword arguments of the factory, or for the source's network.")
@@ -300,6 +301,25 @@ class ClassifierEntry(Strict):
             )
         if self.zoo is not None:
             self._refuse_beside_zoo(self.zoo)
+        if self.factory is not None and (self.training, self.objective, self.workers) != (
+            Training(),
+            Method("erm", {}),
+            1,
+        ):
+            raise ValueError(
+                f"classifier {self.name!r} is your own, by its factory, and is not trained here: leave out `training`, "
+                "`objective` and `workers`"
+            )
+        if self.architecture is not None and (self.weights is not None or self.arguments):
+            raise ValueError(
+                f"classifier {self.name!r} is trained here, from its architecture: leave out `weights` and `arguments`, which "
+                "are for a factory"
+            )
+        if max((*self.mean, *self.std), default=0) > 1:
+            raise ValueError(
+                f"classifier {self.name!r}: mean and std must be those of pixels in [0, 1], at most 1; got {list(self.mean)} "
+                f"and {list(self.std)}: divide what is of 0..255 by 255"
+            )
         if any(s <= 0 for s in self.std) or not len(self.mean) == len(self.std) == 3:
             raise ValueError(
                 f"classifier {self.name!r}: mean and std need one entry for each of 3 channels, std > 0; got "
@@ -350,7 +370,7 @@ class ClassifierEntry(Strict):
 def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, object]:
     """What is written under the known keys, and the one other key as the method. Raises ValueError for none or two."""
     if not isinstance(data, Mapping):
-        raise ValueError(f"{what}; got {data!r}")
+        raise ValueError(f"{what}; got {shown(data)}")
     known = {key: data[key] for key in keys if key in data}
     rest = {key: value for key, value in data.items() if key not in known}
     if len(rest) != 1:
@@ -513,7 +533,7 @@ def _bytes(written: object) -> object:
         return None
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]+)\s*", written)
     if found is None or found[2].upper() not in UNITS:
-        raise ValueError(f"must be auto, bytes, or a number with B, kB, MB, GB, KiB, MiB or GiB; got {written!r}")
+        raise ValueError(f"must be auto, bytes, or a number with B, kB, MB, GB, KiB, MiB or GiB; got {shown(written)}")
     return int(float(found[1]) * UNITS[found[2].upper()])
 
 
@@ -566,7 +586,7 @@ def _search(written: object) -> object:
 
 def _counterparts(written: object) -> object:
     if not isinstance(written, bool) and written != "mechanisms":
-        raise ValueError(f"must be true, false or mechanisms; got {written!r}")
+        raise ValueError(f"must be true, false or mechanisms; got {shown(written)}")
     return written
 
 
@@ -574,7 +594,7 @@ class Sweep(Strict):
     """One study: classifiers, attacks and defenses with their grids, on one dataset."""
 
     name: str = Field(
-        pattern=r"^[A-Za-z0-9][\w.-]*$",  # It names a folder, and must never be a path.
+        pattern=NAME,  # It names a folder, and must never be a path.
         max_length=100,
         description="The study's name, and its folder in the store.",
     )
@@ -748,14 +768,3 @@ def _options(base: Options, changes: Mapping[str, object]) -> Options:
         return Options.model_validate({**base.model_dump(), **changes})
     except ValidationError as error:
         raise ValueError("options: " + first_problem(error)) from error
-
-
-def first_problem(error: ValidationError) -> str:
-    """The most telling of pydantic's problems as one line: where, the rule, the value."""
-    problem = error.errors(include_url=False)[0]
-    where = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in problem["loc"]).lstrip(".")
-    text = problem["msg"].removeprefix("Value error, ")
-    shown = problem.get("input")
-    if problem["type"] != "value_error" and problem["type"] != "missing":
-        text += f"; got {shown!r}"
-    return f"{where}: {text}" if where else text

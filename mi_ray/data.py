@@ -24,6 +24,7 @@ from mi_ray.randomness import draw_points
 
 Images = UInt8[np.ndarray, "N H W 3"]
 Labels = Int64[np.ndarray, "N"]
+MOST_CLASSES = 100_000  # A label beyond is no class: a network would have an output for each.
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +46,17 @@ class Dataset:
                     f"{self.name}: {split} images must be uint8 [N, H, W, 3] with one label each; got {images.dtype} "
                     f"{list(images.shape)} with {len(labels)} labels"
                 )
-            if len(labels) == 0 or labels.min() < 0 or labels.max() >= self.classes:
-                raise ValueError(f"{self.name}: {split} labels must be in 0..{self.classes - 1} and not empty")
+            if len(labels) == 0:
+                raise ValueError(f"{self.name}: the {split} split must hold images; it is empty")
+            if labels.min() < 0 or labels.max() >= self.classes:
+                raise ValueError(
+                    f"{self.name}: {split} labels must be in 0..{self.classes - 1}; got {labels.min()} to {labels.max()}"
+                )
+        if self.classes > MOST_CLASSES:
+            raise ValueError(
+                f"{self.name}: labels must be the numbers of classes, from 0 on and below {MOST_CLASSES:,}; got labels up to "
+                f"{self.classes - 1}"
+            )
         sizes = [list(images.shape[1:3]) for images in (self.train_images, self.test_images)]
         if sizes[0] != sizes[1]:
             raise ValueError(f"{self.name}: train and test images must have one size; got {sizes[0]} and {sizes[1]}")
@@ -145,8 +155,9 @@ class _Cifar(Source):
         try:
             train, test = (make(self.root, train=is_train, download=self.download) for is_train in (True, False))
         except (RuntimeError, OSError) as error:
+            tried = f"; fetching it failed: {error}" if self.download else ""
             raise ValueError(
-                f"{self.name} must be in {Path(self.root).resolve() / self.folder} (torchvision: {error}). Remedy: "
+                f"{self.name} must be in {Path(self.root).resolve() / self.folder}{tried}. Remedy: "
                 f"`dataset: {{{self.name}: {{root: {self.root}, download: true}}}}` on a machine with a network, or "
                 f"name another copy with {{parquet: folder}} or {{npz: file}}"
             ) from error
@@ -209,9 +220,9 @@ class ParquetFolder(Source):
             try:
                 table = pq.read_table(file)
             except (pa.ArrowException, OSError) as error:
-                raise ValueError(f"{file} must be a Parquet file: {error}") from error
+                raise ValueError(f"{file} must be a Parquet file; it is none, or it is cut short") from error
             column, label = self._columns(file, table.schema)
-            labels.append(np.asarray(table.column(label).to_numpy(), np.int64))
+            labels.append(whole_labels(f"{file}: {label}", table.column(label).to_numpy()))
             pictures = table.column(column).combine_chunks().field("bytes")
             images.extend(_decode(file, row, picture.as_py()) for row, picture in enumerate(pictures))
         shapes = {image.shape for image in images}
@@ -261,16 +272,34 @@ class Npz(Source):
         try:
             with Path(self.path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays: dict[str, Any] = {key: archive[key] for key in archive.files}
+        except OSError as error:
+            raise ValueError(
+                f"{self.path} must be a readable .npz archive: {error.strerror or 'it is damaged'}"
+            ) from error
         # A lone .npy array is no archive and no context manager, which gives a TypeError or an AttributeError.
-        except (OSError, ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{self.path} must be a readable .npz archive without pickles: {error}") from error
+        except (ValueError, EOFError, TypeError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self.path} must be a readable .npz archive of plain arrays, without pickles; it is none"
+            ) from error
         missing = [key for key in ("x_train", "y_train", "x_test", "y_test") if key not in arrays]
         if missing:
             raise ValueError(f"{self.path} must hold x_train, y_train, x_test, y_test; it lacks {', '.join(missing)}")
-        labels = [arrays[f"y_{split}"].astype(np.int64).reshape(-1) for split in ("train", "test")]
+        labels = [whole_labels(f"{self.path}: y_{split}", arrays[f"y_{split}"]) for split in ("train", "test")]
         images = [_rgb(arrays[f"x_{split}"]) for split in ("train", "test")]
         classes = int(max(label.max() for label in labels)) + 1
         return Dataset(Path(self.path).stem, classes, images[0], labels[0], images[1], labels[1])
+
+
+def whole_labels(what: str, found: npt.NDArray[Any]) -> Labels:
+    """Labels as int64 [N]. Raises ValueError, naming where they are from, unless each is one whole number from 0 on."""
+    flat = found.reshape(-1) if found.size == len(found) else found
+    if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or np.issubdtype(flat.dtype, np.floating)):
+        raise ValueError(f"{what} must hold one whole number for each image; got {found.dtype} {list(found.shape)}")
+    wrong = np.flatnonzero(~(np.isfinite(flat) & (flat >= 0) & (flat == np.floor(flat))))
+    if len(wrong):
+        value = "none" if np.isnan(flat[wrong[0]]) else flat[wrong[0]]
+        raise ValueError(f"{what} must hold one whole number from 0 on for each image; image {wrong[0]} has {value}")
+    return flat.astype(np.int64)
 
 
 def _rgb(images: npt.NDArray[Any]) -> npt.NDArray[Any]:

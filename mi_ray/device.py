@@ -6,11 +6,29 @@ no row depends on it.
 
 import ctypes
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+
+class NotFiniteError(ValueError):
+    """A classifier, a defense or an attack has made a NaN or an infinity, of which no row may come."""
+
+
+def refuse_not_finite(what: str, values: Tensor, axis: int, points: Sequence[int]) -> None:
+    """Raise NotFiniteError, which names the first point that shows it, unless all values are finite.
+
+    what: they are, in words. axis: along which of their axes the points lie. points: the images' indices in their dataset.
+    """
+    good = values.isfinite().movedim(axis, 0).flatten(1).all(1)
+    bad = torch.nonzero(~good).flatten().tolist()
+    if bad:
+        raise NotFiniteError(
+            f"{what} must be finite numbers; they are NaN or infinite at {len(bad)} of {len(good)} images, first at test "
+            f"image {points[bad[0]]}"
+        )
 
 
 class Passes:

@@ -188,7 +188,7 @@ def _frozen(plain: Classifier, device: torch.device) -> Classifier:
 class _InnerAttack(Objective):
     version: ClassVar[int] = 2  # In 1, the inner attack had fp32 weights, which each pass cast to bfloat16.
     epsilon: float = number("radius of the inner attack, in [0, 1] pixels", 8 / 255, low=0.0, high=1.0)
-    step_size: float = number("step of the inner attack, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
+    step_size: float = number("step of the inner attack, in [0, 1] pixels", 2 / 255, low=1e-6, high=1.0)
     steps: int = integer("steps of the inner attack", 10, low=1)
 
     def ascended(self, frozen: Classifier, x: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:

@@ -7,16 +7,23 @@ messages, axes of a grid, the lines of `mi-ray list` and the content keys all co
 import difflib
 import importlib
 import json
+import re
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, field, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from mi_ray.threat_model import parse_number
 
+LONGEST = 300  # characters of another program's message that are shown
+INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text"]
 
 
@@ -344,6 +351,23 @@ def default_of(cls: type[Parameterized], key: str) -> Any:
     return next(f.default for f in fields(cls) if f.name == key)
 
 
+def _refuse_class(noun: str, cls: type) -> None:
+    """Raise ValueError for a class that cannot be a method of its kind."""
+    title = f"{noun} {cls.__module__}.{cls.__qualname__}"
+    if not issubclass(cls, Parameterized):
+        raise ValueError(f"{title} must be a subclass of the class of its kind, such as RandomTransform or Attack")
+    name = getattr(cls, "name", None)
+    if not isinstance(name, str) or re.fullmatch(r"[a-z_][a-z0-9_]*", name) is None:
+        raise ValueError(f"{title} must have a `name` of small letters, digits and _, as files call it; got {name!r}")
+    if any(isinstance(value, Field) for value in vars(cls).values()):
+        raise ValueError(
+            f"{title} must be a frozen dataclass, or it has no parameters: @dataclass(frozen=True) above it"
+        )
+    open_ = [key for key in dir(cls) if getattr(getattr(cls, key, None), "__isabstractmethod__", False)]
+    if open_:
+        raise ValueError(f"{title} must write {', '.join(f'`{key}`' for key in open_)}")
+
+
 class Registry(Generic[T]):
     """The methods of one kind by name, in the order in which they were registered."""
 
@@ -352,7 +376,9 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
-        """Class decorator. Raises ValueError when another class has the name already."""
+        """Class decorator. Raises ValueError for a class without a name or without a method that it must write, and when
+        another class has the name already."""
+        _refuse_class(self.noun, cls)
         previous = self._classes.get(cls.name)
         if previous is not None and previous.__qualname__ != cls.__qualname__:
             raise ValueError(f"the {self.noun} name {cls.name!r} is taken by {previous.__module__}")
@@ -395,10 +421,60 @@ def expand(method: type[Parameterized], written: object, option: Callable[[str],
 def load_plugins(plugins: Iterable[str]) -> None:
     """Import a person's own modules (their code runs). Raises ValueError for one that cannot be imported."""
     for plugin in plugins:
-        try:
-            importlib.import_module(plugin)
-        except ImportError as error:
-            raise ValueError(f"plugins must be importable modules; {plugin!r}: {error}") from error
+        import_own("plugins must be importable modules", plugin)
+
+
+def import_own(rule: str, module: str) -> ModuleType:
+    """A person's own module, whose code runs. Raises ValueError with the rule and what happened, whatever it raises."""
+    try:
+        return importlib.import_module(module)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # A module may raise anything, and may exit.
+        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
+        why = "there is no such module beside the file, in the current folder or installed"
+        raise ValueError(f"{rule}; {module!r}: {why if absent else in_a_line(error)}") from error
+
+
+def in_a_line(error: BaseException) -> str:
+    """What an error of a person's own code says, in one line, with the place in that code."""
+    if isinstance(error, SyntaxError):
+        return f"{error.msg} ({Path(error.filename or '').name}, line {error.lineno})"
+    text = f"{error.strerror}: {error.filename!r}" if isinstance(error, OSError) and error.strerror else str(error)
+    told = shortened(re.sub(r" \(/[^)]*\)", "", text.replace("'NoneType' object", "None")))
+    said = told if isinstance(error, ValueError) and told else f"{type(error).__name__}{told and ': '}{told}"
+    if isinstance(error, SystemExit):
+        said = f"it exits, with {'nothing' if error.code is None else repr(error.code)}"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
+    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said
+
+
+@contextmanager
+def own_code(rule: str) -> Iterator[None]:
+    """Raise ValueError with the rule and what happened in a line, whatever a person's own code raises or exits with."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        raise ValueError(f"{rule}; {in_a_line(error)}") from error
+
+
+def shortened(text: str) -> str:
+    """A text on one line, cut where it is long."""
+    line = " ".join(text.split())
+    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+
+
+def kind_of(value: object) -> str:
+    """What a value is, in a word: its type's name; nothing for None."""
+    return "nothing" if value is None else f"a {type(value).__name__}"
+
+
+def _is_own(file: str) -> bool:
+    """Whether a file is a person's own code: none of this program, of a package or of Python."""
+    path, places = Path(file), (Path(__file__).parent, *map(Path, INSTALLED))
+    return path.is_file() and not any(path.is_relative_to(place) for place in places)
 
 
 def look_in(*folders: Path) -> None:

@@ -84,11 +84,15 @@ def raise_if_stopped() -> None:
 
 
 class Stage:
-    """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C."""
+    """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C.
 
-    def __init__(self, name: str, total: int, unit: str, console: Console) -> None:
-        self.name, self.total, self.unit, self.console = name, total, unit, console
+    waits_for: what it is waiting for until the work begins, in words; shown in place of a rate, which is of the work alone.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, console: Console, waits_for: str = "") -> None:
+        self.name, self.total, self.unit, self.console, self.waits_for = name, total, unit, console, waits_for
         self.done, self.started, self._printed = 0, time.monotonic(), time.monotonic()
+        self._begun: tuple[float, int] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -99,12 +103,21 @@ class Stage:
                 TimeRemainingColumn(),
                 console=console,
             )
-            self._task = self._bar.add_task(name, total=total, unit=unit)
+            self._task = self._bar.add_task(waits_for or name, total=total, unit=unit)
             self._bar.start()
+
+    def begin(self, ago: float = 0.0) -> None:
+        """Note that the work has begun, so many seconds ago; only the first call counts, and `advance` is one too."""
+        if self._begun is None:
+            self._begun = time.monotonic() - ago, self.done
+            if self._bar is not None:
+                self._bar.update(self._task, description=self.name)
 
     def advance(self, count: int) -> None:
         """Count some more units as done, and show how many are."""
         self.done += count
+        if count and self._begun is None:
+            self.begin()
         raise_if_stopped()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
@@ -113,11 +126,22 @@ class Stage:
             self._line()
 
     def _line(self) -> None:
-        passed = time.monotonic() - self.started
-        rate = self.done / passed if passed > 0 else 0.0
+        now = time.monotonic()
+        passed, text = now - self.started, f"{self.name}: {self.done:,}/{self.total:,} {self.unit}"
+        rate = self.rate(now)
+        if self._begun is None and self.waits_for:
+            text += f", {self.waits_for}"
+        else:
+            text += f", {_rate(rate)} {self.unit}/s"
         left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        text = f"{self.name}: {self.done:,}/{self.total:,} {self.unit}, {_rate(rate)} {self.unit}/s"
         self.console.print(f"{text}, {passed:.0f} s{left}", highlight=False, soft_wrap=True)
+
+    def rate(self, now: float) -> float:
+        """Units a second since the work began; over all of the time where too little of it has passed to tell."""
+        began, before = self._begun or (self.started, 0)
+        if self.done == before:  # All at once, in the very step that began it.
+            began, before = self.started, 0
+        return (self.done - before) / (now - began) if now > began else 0.0
 
     def close(self) -> None:
         """Stop the bar, or print the last line."""
@@ -128,9 +152,9 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str, console: Console) -> Iterator[Stage]:
-    """Open a stage for a block of code, and close it also when the block fails."""
-    running = Stage(name, total, unit, console)
+def stage(name: str, total: int, unit: str, console: Console, waits_for: str = "") -> Iterator[Stage]:
+    """Open a stage for a block of code, and close it also when the block fails. waits_for: see `Stage`."""
+    running = Stage(name, total, unit, console, waits_for)
     _CtrlC.open += 1
     try:
         yield running

@@ -1,5 +1,7 @@
 """A sweep from its file to its figures, called from Python; the command line calls the same functions."""
 
+import errno
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -135,7 +137,7 @@ def run_sweeps(
     if callbacks:
         look_in(Path.cwd())
     console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True)
-    curves = None if tensorboard is None else str(tensorboard)
+    curves = _folder_for("--tensorboard", tensorboard)
     runs = _Runs(str(out), address, until, console, curves, tuple(callbacks))
     results = []
     with ctrl_c(), written_to(log):
@@ -239,6 +241,21 @@ def load_sweeps(
     return sweeps
 
 
+def _folder_for(option: str, folder: str | Path | None) -> str | None:
+    """A folder that is to be written to, which is made. Raises ValueError where there can be none; None stays None."""
+    if folder is None:
+        return None
+    try:
+        if not str(folder):
+            raise NotADirectoryError(errno.ENOTDIR, "an empty name")
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, "Permission denied")
+    except OSError as error:
+        raise ValueError(f"{option} must name a folder that can be written; {folder}: {error.strerror}") from error
+    return str(folder)
+
+
 def _occupied(out: str) -> bool:
     """Whether there is something in the place where the store is to be."""
     place = Path(out)
@@ -278,6 +295,8 @@ class _Runs:
         from mi_ray.study.prepare import prepare
 
         studies = [prepare(sweep) for sweep in sweeps]
+        for note in dict.fromkeys(note for study in studies for note in study.notes):
+            self._tell(note)
         store = Store(self.out, create=True)
         with one_ray(), lock_store(store, self._tell):
             for study in studies:

@@ -8,8 +8,9 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
-from mi_ray.config import Sweep, first_problem
+from mi_ray.config import Sweep
 from mi_ray.parameters import unknown
+from mi_ray.refusals import first_problem, shown
 
 Source = str | Path | Mapping[str, object]  # a path, the name of a packaged sweep, or what a file would hold
 
@@ -18,6 +19,7 @@ PACKAGED = Path(__file__).parent / "sweeps"
 CLAIMS = "claims"  # a file of claims about the sweeps beside it (`mi_ray.figures.claims`), and no sweep
 START = PACKAGED / "init"  # what `mi-ray init` copies
 NEW = PACKAGED / "new"  # what `mi-ray new` writes
+MOST_VALUES = 1_000_000  # of a YAML text, with what its aliases repeat
 MERGED = ("points", "options", "resources", "checks")  # what an overlay changes key by key; all else it replaces
 
 
@@ -61,7 +63,10 @@ def start_folder(folder: str | Path) -> list[Path]:
     there = [str(file) for file in copies if file.exists() or file.is_symlink()]
     if there:
         raise ValueError(f"nothing is overwritten: {folder} must not hold {', '.join(there)}; name another folder")
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ValueError(f"{folder} must be a folder, or a place for a new one: {error.strerror}") from error
     for file, target in zip(sources, copies, strict=True):
         shutil.copyfile(file, target)
     return copies
@@ -96,11 +101,7 @@ def parse_overrides(written: Iterable[str]) -> dict[str, object]:
         key, equals, text = override.partition("=")
         if not equals or not key:
             raise ValueError(f"--set must be key=value, as in --set points.count=100; got {override!r}")
-        try:
-            found[key] = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            told = " ".join(str(error).split())
-            raise ValueError(f"--set {key}: the value must be YAML; got {text!r}: {told}") from error
+        found[key] = parse_yaml(f"--set {key}: the value", text)
     return found
 
 
@@ -135,21 +136,88 @@ def load_sweep(
 def read_document(path: Path) -> dict[str, object]:
     """The YAML mapping in a sweep file. Raises ValueError when there is none."""
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise ValueError(f"a sweep file must be readable; {path}: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} must be YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} must be YAML in UTF-8; byte {error.start} is not") from error
+    document = parse_yaml(str(path), text)
     if not isinstance(document, dict):
-        raise ValueError(
-            f"{path} must hold a mapping with keys such as name, classifiers; got {type(document).__name__}"
-        )
+        raise ValueError(f"{path} must hold a mapping with keys such as name, classifiers; got {shown(document)}")
     return document
+
+
+def parse_yaml(what: str, text: str) -> object:
+    """The value of a YAML text. Raises ValueError, naming what it is, for another text and for a key that stands twice."""
+    try:
+        loader = yaml.SafeLoader(text)
+        node = loader.get_single_node()
+        _values_in(what, node, {})
+        return None if node is None else _made(what, loader, node)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        where = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        told = " ".join(str(error.problem).split())
+        told = "plain values alone are read here, and no tags with ! such as this one" if "the tag" in told else told
+        raise ValueError(f"{what} must be YAML; {where}{told}") from error
+    except yaml.YAMLError as error:
+        raise ValueError(f"{what} must be YAML; it holds a character that YAML does not allow") from error
+    except RecursionError as error:
+        raise ValueError(f"{what} must be YAML; it is nested too deeply") from error
+
+
+def _made(what: str, loader: yaml.SafeLoader, node: yaml.Node) -> object:
+    """The value of a node. Raises ValueError where what looks like a number or a date is none."""
+    try:
+        return loader.construct_document(node)
+    except (ValueError, TypeError, OverflowError) as error:
+        raise ValueError(
+            f"{what} must be YAML; a value in it looks like a number or a date and is none: if it is text, put it in quotes"
+        ) from error
+
+
+def _values_in(what: str, node: yaml.Node | None, known: dict[int, int]) -> int:
+    """How many values a node of a YAML text stands for, with what its aliases repeat. known: of nodes, by their identity.
+
+    Raises ValueError for a key that stands twice in a mapping, of which the second one would win and nobody would know, for
+    a key that is no plain word, and for aliases that go in a circle or stand for more values than any sweep has.
+    """
+    if node is None or isinstance(node, yaml.ScalarNode):
+        return 1
+    if id(node) in known:
+        if known[id(node)] == 0:
+            raise ValueError(
+                f"{what} must not hold itself; the alias in line {node.start_mark.line + 1} goes in a circle"
+            )
+        return known[id(node)]
+    known[id(node)] = 0
+    parts = node.value if isinstance(node, yaml.SequenceNode) else [value for _, value in node.value]
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twice(what, [key for key, _ in node.value])
+    known[id(node)] = 1 + sum(_values_in(what, part, known) for part in parts)
+    if known[id(node)] > MOST_VALUES:
+        raise ValueError(f"{what} must hold at most {MOST_VALUES:,} values; its aliases stand for more")
+    return known[id(node)]
+
+
+def _refuse_twice(what: str, keys: Iterable[yaml.Node]) -> None:
+    """Raise ValueError for a key of one mapping that stands twice, or that is no plain text or number."""
+    lines: dict[str, int] = {}
+    for key in keys:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise ValueError(f"{what} must have plain words as keys; in line {line} a key is a list or a mapping")
+        if key.value in lines:
+            where = f"twice in line {line}" if lines[key.value] == line else f"in lines {lines[key.value]} and {line}"
+            raise ValueError(f"{what} must not have a key twice in one mapping; {shown(key.value)} is {where}")
+        lines[key.value] = line
 
 
 def _overlay(origin: str, document: dict[str, object], smoke: bool) -> None:
     """Take the `smoke` mapping out of a document, and lay it over the document where that is asked for."""
     overlay = document.pop("smoke", None)
+    if overlay is not None and not isinstance(overlay, Mapping):
+        raise ValueError(f"{origin}: smoke must be a mapping of keys to values; got {shown(overlay)}")
     if not smoke:
         return
     if not isinstance(overlay, Mapping):

@@ -1,4 +1,4 @@
-"""What is published of real CIFAR-10: the document and the verdicts are those of the published rows, and nothing else is in them."""
+"""What is published of CIFAR-10: the document and the verdicts are those of the published rows, and of nothing else."""
 
 import re
 from pathlib import Path

@@ -139,9 +139,7 @@ def test_truncated_weights_are_refused(folder: Path, length: int) -> None:
 )
 def test_weights_of_another_architecture_are_refused(changed: Any, classifier: Any, describe: Any) -> None:
     description = describe(**changed)
-    said = (
-        f"theirs must hold the weights of {description['architecture']} with {description['classes']} classes; .* e.g."
-    )
+    said = f"theirs must hold the weights of {description['architecture']} with {description['classes']} classes, .* differ: "
     with pytest.raises(ValueError, match=said):
         classifier_from_bytes(description, weights_bytes(classifier), "theirs")
 
@@ -153,9 +151,7 @@ def test_absent_and_extra_tensors_are_refused(spoil: str, classifier: Any, descr
         del state["0.0.weight"]
     else:
         state["more"] = torch.zeros(1)
-    with pytest.raises(
-        ValueError, match=r"net.pt must hold .*; 1 of \d+ tensors are absent, extra or of another shape"
-    ):
+    with pytest.raises(ValueError, match=r"net.pt must hold .*, \d+ tensors; 1 differ: \S+ \("):
         set_weights(build_classifier(describe(width=8)), state, "net.pt")
 
 
@@ -170,7 +166,8 @@ def test_a_users_weights_are_read_from_safetensors_and_torch_files(how: str, cla
         save_file(state, path)
     else:
         torch.save(state if how == "torch" else {"state_dict": state, "epoch": 3}, path)
-    found = read_weights(path)
+    found, prefix = read_weights(path)
+    assert prefix == ""
     assert set(found) == set(state)
     assert all(torch.equal(found[key], state[key]) for key in state)
 
@@ -231,7 +228,7 @@ def test_files_that_hold_no_weights_are_refused(name: str, content: bytes, tmp_p
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"weights must be a readable .*absent.pt"):
+    with pytest.raises(ValueError, match=r"weights must be .*absent.pt: No such file"):
         read_weights(tmp_path / "absent.pt")
 
 

@@ -143,7 +143,7 @@ def test_a_file_that_is_no_sweep_is_refused(run: Run, tmp_path: Path, content: s
         (["--set", "points.count=[3"], "the value must be YAML"),
         (["--set", "classifiers.9.seed=3"], "must be an index from 0 to 0"),
         (["--smoke"], "--smoke needs a `smoke:` mapping"),
-        (["--seed", "-1"], "seed: Input should be greater than or equal to 0; got -1"),
+        (["--seed", "-1"], "seed must be at least 0; got -1"),
         (["--address", "127.0.0.1:1"], "--address must be of a Ray head that answers; 127.0.0.1:1"),
         (["--address", "somewhere"], "--address must be `auto` or host:port of a Ray head; got 'somewhere'"),
         (["--address", "host:port"], "--address must be `auto` or host:port of a Ray head; got 'host:port'"),
@@ -226,8 +226,8 @@ def few():
         ("gone", {"weights": "other.pt"}, ["weights must be a file", "other.pt"]),
         ("text", {"weights": "sweep.yaml"}, ["sweep.yaml"]),
         ("argued", {"arguments": {"depth": 3}}, ["must accept its arguments", "depth"]),
-        ("grey", {"factory": "nets_grey:grey"}, ["must take [B, 3, 32, 32] images"]),
-        ("few", {"factory": "nets_few:few"}, ["must return logits [B, 10]", "[1, 7]"]),
+        ("grey", {"factory": "nets_grey:grey"}, ["must answer images [B, 3, 32, 32]"]),
+        ("few", {"factory": "nets_few:few"}, ["must return logits [B, 10]", "[4, 7]"]),
         ("absent", {"factory": "nets_absent:built"}, ["importable package.module:function", "nets_absent:built"]),
         ("module", {"factory": "no_such_nets:build"}, ["importable package.module:function", "no_such_nets:build"]),
     ],
@@ -461,6 +461,7 @@ def test_list_shows_a_plugins_methods_and_refuses_one_that_is_not_there(run: Run
     (tmp_path / "plugin_of_the_list.py").write_text(
         "from mi_ray.data import SOURCES, Source\n\n"
         "@SOURCES.register\nclass Mine(Source):\n    '''A source of one's own.'''\n    name = 'mine_xyz'\n"
+        "    def load(self):\n        return None\n"
     )
     try:
         assert "mine_xyz  A source of one's own." in run("list", "--plugin", "plugin_of_the_list")[1]

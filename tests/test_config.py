@@ -72,7 +72,7 @@ def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
         ({"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": "sideways"}]}, ["goal", "untargeted", "sideways"]),
         ({"defenses": [["none"]]}, ["defenses[0]", "must be a name"]),
         ({"defenses": []}, ["defenses", "at least 1"]),
-        ({"points": {"count": 0}}, ["points.count", "greater than or equal to 1", "0"]),
+        ({"points": {"count": 0}}, ["points.count", "at least 1", "0"]),
         ({"points": {"count": 10, "selection": 10}}, ["points.selection must be less than points.count", "10 of 10"]),
         ({"search": {"optuna": {}}}, ["points.selection must be above 0"]),
         ({"counterparts": "both"}, ["counterparts", "must be true, false or mechanisms; got 'both'"]),
@@ -91,7 +91,7 @@ def test_an_unknown_key_lists_every_known_one(model: Any) -> None:
         ({"executions": [1, 0]}, ["executions", "0"]),
         ({"executions": []}, ["executions", "at least 1"]),
         ({"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": []}]}, ["goal", "at least 1"]),
-        ({"classifiers": classifier(seed=-1)}, ["seed", "greater than or equal to 0", "-1"]),
+        ({"classifiers": classifier(seed=-1)}, ["seed", "at least 0", "-1"]),
         ({"name": "a/b"}, ["name", "a/b"]),
         ({"options": {"draws": 0}}, ["options: draws", "0"]),
         ({"options": {"attack_labels": "guess"}}, ["options: attack_labels", "true", "predicted", "guess"]),
@@ -249,7 +249,7 @@ def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_pat
         ("name.deeper=1", "there is nothing at name.deeper to set"),
         ("points.cuont=3", "unknown key 'cuont' (did you mean 'count'?)"),
         ("points.count=none", "points.count"),
-        ("points.count=[1", "the value must be YAML; got '[1'"),
+        ("points.count=[1", "the value must be YAML; line 1, column 3"),
     ],
 )
 def test_a_bad_set_is_refused_with_what_is_wrong(tmp_path: Path, override: str, words: str) -> None:
@@ -270,10 +270,10 @@ def test_a_sweep_written_out_with_its_defaults_reads_back_as_the_same_sweep(tmp_
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"seed": 2**63}, "seed: .*less than"),
-        ({"classifiers": classifier(training={"lr": float("inf")})}, "lr: .*finite"),
+        ({"seed": 2**63}, "seed must be .*below 2"),
+        ({"classifiers": classifier(training={"lr": float("inf")})}, "lr must be a finite"),
         ({"classifiers": classifier(training={"epochs": True})}, "epochs must be a number; got true"),
-        ({"classifiers": classifier(training={"lr_drops": [0]})}, "lr_drops.*greater than or equal to 1"),
+        ({"classifiers": classifier(training={"lr_drops": [0]})}, "lr_drops.*at least 1"),
         (
             {"defenses": ["none"], "search": {"optuna": {}}, "points": {"count": 9, "selection": 3}},
             "a defense to search",
@@ -308,7 +308,7 @@ ADAPTIVE: dict[str, Any] = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge"
         ({"defenses": [{"mi_ol": 0.5, "mi_pl": 0.5}]}, ["a defense must be a name", "'mi_ol', 'mi_pl'"]),
         ({"checks": "some"}, ["checks.level", "cheap", "subset", "full", "'some'"]),
         ({"checks": {"pionts": 3}}, ["unknown key 'pionts' (did you mean 'points'?)"]),
-        ({"checks": {"points": 0}}, ["checks.points", "greater than or equal to 1"]),
+        ({"checks": {"points": 0}}, ["checks.points", "at least 1"]),
         ({"variants": "every_option"}, ["variants", "each_option"]),
         ({"variants": {"v": {"eight_bits": True}}}, ["unknown key 'eight_bits' (did you mean 'eight_bit'?)"]),
         ({"variants": {"": {"draws": 1}}}, ["variants must have names"]),

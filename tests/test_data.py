@@ -106,9 +106,12 @@ def _dataset(**changes: Any) -> Dataset:
         ({"train_images": _pictures(4).astype(np.float32)}, "train images must be uint8 .*; got float32"),
         ({"test_images": _pictures(2)[..., 0]}, r"test images must be uint8 .*; got uint8 \[2, 6, 6\]"),
         ({"train_images": _pictures(3)}, r"train images .*; got uint8 \[3, 6, 6, 3\] with 4 labels"),
-        ({"test_labels": np.array([1, 3])}, r"test labels must be in 0..2 and not empty"),
-        ({"train_labels": np.array([0, 1, 2, -1])}, r"train labels must be in 0..2 and not empty"),
-        ({"test_images": _pictures(0), "test_labels": np.array([], np.int64)}, "test labels must be .* not empty"),
+        ({"test_labels": np.array([1, 3])}, r"test labels must be in 0..2; got 1 to 3"),
+        ({"train_labels": np.array([0, 1, 2, -1])}, r"train labels must be in 0..2; got -1 to 2"),
+        (
+            {"test_images": _pictures(0), "test_labels": np.array([], np.int64)},
+            "the test split must hold images; it is empty",
+        ),
         ({"test_images": _pictures(2, size=(5, 6))}, r"train and test images must have one size; got \[6, 6\] and \[5"),
     ],
 )
@@ -265,8 +268,8 @@ def test_grey_images_of_an_npz_become_rgb(axes: int, tmp_path: Path) -> None:
         ({"y_test": None}, "must hold x_train, y_train, x_test, y_test; it lacks y_test"),
         ({"x_train": _pictures(4) / 255}, "train images must be uint8"),
         ({"x_train": _pictures(3)}, "with one label each"),
-        ({"y_train": np.array([0, 1, 2, -1])}, "train labels must be in 0..2"),
-        ({"y_train": np.array([{}, 1, 2, 3], object)}, "archive without pickles"),
+        ({"y_train": np.array([0, 1, 2, -1])}, "y_train must hold one whole number from 0 on"),
+        ({"y_train": np.array([{}, 1, 2, 3], object)}, "archive of plain arrays, without pickles"),
     ],
 )
 def test_an_npz_of_another_form_is_refused(changes: Any, said: str, tmp_path: Path) -> None:
@@ -311,7 +314,7 @@ def test_a_damaged_npz_is_refused(compressed: bool, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [Cifar10, Cifar100])
 def test_an_absent_cifar_says_how_to_get_it(source: Any, tmp_path: Path) -> None:
-    said = rf"{source.name} must be in .*{source.folder} .*Remedy: .*download: true.* or .*\{{parquet: folder\}}"
+    said = rf"{source.name} must be in .*{source.folder}.*Remedy: .*download: true.* or .*\{{parquet: folder\}}"
     with pytest.raises(ValueError, match=said):
         source(root=str(tmp_path)).load()
     assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Ctrl-C with and without a stage, temporary files of killed processes, callbacks by name: without Ray's processes."""
 
+import io
 import signal
 import subprocess
 import sys
@@ -8,10 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+import mi_ray.progress
 import mi_ray.store.files
 from mi_ray.cluster.callbacks import Callbacks
-from mi_ray.progress import ctrl_c
+from mi_ray.progress import Stage, ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import remove_temporary_files
 
@@ -128,3 +131,32 @@ def test_temporary_files_of_killed_processes_go_and_those_being_written_and_all_
 def test_a_callback_that_is_none_is_refused_with_what_it_must_be(written: str) -> None:
     with pytest.raises(ValueError, match=r"--callback must be package\.module:factory"):
         Callbacks(factories=[written])
+
+
+def told(stage: Stage, now: float, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The plain line of a stage at a time."""
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: now)
+    stage.console.file = io.StringIO()
+    stage._line()
+    return str(stage.console.file.getvalue())
+
+
+def test_a_rate_is_of_the_work_and_not_of_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    shown = Stage("attack", 1000, "points", Console(file=io.StringIO()), "starting 2 workers")
+    assert told(shown, 20.0, monkeypatch) == "attack: 0/1,000 points, starting 2 workers, 20 s\n"
+    shown.begin()
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 30.0)
+    shown.advance(200)
+    assert told(shown, 30.0, monkeypatch) == "attack: 200/1,000 points, 20 points/s, 30 s, 40 s left\n"
+
+
+def test_a_stage_that_nobody_has_begin_begins_with_its_first_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    shown = Stage("train", 400, "images", Console(file=io.StringIO()), "starting a worker")
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 10.0)
+    shown.advance(100)
+    assert told(shown, 10.0, monkeypatch) == "train: 100/400 images, 10 images/s, 10 s, 30 s left\n"
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 12.0)
+    shown.advance(100)
+    assert told(shown, 12.0, monkeypatch) == "train: 200/400 images, 50 images/s, 12 s, 4 s left\n"

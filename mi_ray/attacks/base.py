@@ -12,9 +12,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.criterion import Criterion, criterion
-from mi_ray.parameters import Parameterized, Registry
+from mi_ray.device import NotFiniteError, refuse_not_finite
+from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.threat_model import TOLERANCE, Knowledge, ThreatModel
+
+SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
+NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
 
 @runtime_checkable
@@ -216,8 +220,9 @@ class Attack(Parameterized):
         labels: of each image the label to leave or to reach (see `attack_labels`). begun: where a stored trajectory of
         these points stands, from which the attack goes on. given: what other attacks made of the images.
 
-        Raises ValueError when labels are missing or the images are not in [0, 1]; AssertionError when what `run`
-        returned leaves the ball of radius epsilon or the pixel box.
+        Raises ValueError when labels are missing or the images are not in [0, 1], and when `run` returns something else
+        than `Adversarial` with these shapes; NotFiniteError when its images, or the gradients that led to them, are not
+        finite; AssertionError when they leave the ball of radius epsilon or the pixel box.
         """
         if labels is None or len(labels) != len(x):
             raise ValueError(f"an attack needs one label an image; got {'None' if labels is None else len(labels)}")
@@ -228,10 +233,31 @@ class Attack(Parameterized):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
         batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
         found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
+        self._refuse(found, batch)
         assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
         assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"
         return found
+
+    def _refuse(self, found: object, batch: Batch) -> None:
+        """Raise ValueError for a result of another form, and NotFiniteError for one that is not finite."""
+        if not isinstance(found, Adversarial):
+            raise ValueError(f"{self.name}.run must return an Adversarial; got {kind_of(found)}")
+        restarts = len(found.loss) if isinstance(found.loss, Tensor) and found.loss.ndim else 1
+        kept = [restarts, len(self.stops()), len(batch)]
+        told = {"loss": kept, "success": kept, "zero_gradients": kept, "images": [*kept, *batch.x.shape[1:]]}
+        for name, shape in told.items():
+            value: object = getattr(found, name)
+            got = list(value.shape) if isinstance(value, Tensor) else kind_of(value)
+            if got != shape:
+                raise ValueError(f"{self.name}.run must return {name} {shape}, first restarts and stops; got {got}")
+        if (found.zero_gradients >= NOT_FINITE).any():
+            bad = (found.zero_gradients >= NOT_FINITE).any(1).any(0)
+            raise NotFiniteError(
+                f"{self.name} must follow finite gradients; that of the attacked model is NaN or infinite at "
+                f"{int(bad.sum())} of {len(batch)} images, first at test image {batch.points[int(bad.int().argmax())]}"
+            )
+        refuse_not_finite(f"the images of {self.name}", found.images, 2, batch.points)
 
     @final
     def __call__(

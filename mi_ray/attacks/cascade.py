@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.auto_pgd import Apgd
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
+from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch, score
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
@@ -41,7 +41,7 @@ class Stage:
 def _pgd(epsilon: float, steps: int, **more: Any) -> EotPgd:
     """EOT-PGD on the logarithm of the mean answer; on F itself it is PGD."""
     share = 4 if steps <= 20 else 10
-    return EotPgd(steps=(steps,), step_size=epsilon / share, scoring_draws=SCORING, **more)
+    return EotPgd(steps=(steps,), step_size=max(epsilon / share, SMALLEST_STEP), scoring_draws=SCORING, **more)
 
 
 def _apgd(loss: Literal["ce", "dlr", "targeted_dlr"], steps: int, **more: Any) -> Apgd:

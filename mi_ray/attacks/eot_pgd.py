@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
+from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Batch, Begun, score
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, integer, integers, number
@@ -211,7 +211,7 @@ class EotPgd(StepAttack):
     display_name: ClassVar[str] = "EOT-PGD"
     goes_on: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=0.0, high=1.0)
+    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=1.0)
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
     loss: Literal["mean_cross_entropy", "cross_entropy_of_mean", "evade"] = choice(
         "what it ascends: the executions' mean cross-entropy, that of their mean, or F's while a detector is evaded",

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Batch, Begun, scorer
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, mean_gradient, of_label
 from mi_ray.attacks.pgd import OneRestart, Restarted, all_zero
@@ -110,7 +110,7 @@ class Evasion(Restarted):
     display_name: ClassVar[str] = "Evasion"
     needs_defense: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=0.0, high=1.0)
+    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=1.0)
     update: Literal["orthogonal", "selective"] = choice(
         "how a step closes the gap where F is fooled: orthogonal to the gradient of F's loss, or whatever F's loss does",
         ("orthogonal", "selective"),

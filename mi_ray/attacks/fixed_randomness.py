@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
+from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, log_mean_gradient
 from mi_ray.parameters import integer, number
 
@@ -27,7 +27,7 @@ class FixedRandomness(Attack):
     display_name: ClassVar[str] = "Fixed randomness"
     needs_defense: ClassVar[bool] = True
     steps: int = integer("steps of each of the two", 20, low=1, high=100_000)
-    step_size: float = number("length of a step, as a share of epsilon", 0.25, low=0.0, high=1.0)
+    step_size: float = number("length of a step, as a share of epsilon", 0.25, low=SMALLEST_STEP, high=1.0)
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
 
     def stops(self) -> tuple[int, ...]:

@@ -9,13 +9,18 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, NOT_FINITE, SMALLEST_STEP, Adversarial, Attack, Batch, Begun, scorer
 from mi_ray.parameters import flag, integer, integers, number
 
 
 def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
-    """1 for each point whose whole gradient is zero: a step along it goes nowhere, and masked gradients look like this."""
-    return (gradient == 0).flatten(1).all(1).long()
+    """1 for each point whose whole gradient is zero: a step along it goes nowhere, and masked gradients look like this.
+
+    For a gradient that is not finite it is `NOT_FINITE`, so that whoever adds these up knows without waiting for the device:
+    the sign of NaN is 0, and an image that does not move looks robust.
+    """
+    flat = gradient.flatten(1)
+    return (flat == 0).all(1).long() + NOT_FINITE * (~flat.isfinite()).any(1)
 
 
 OneRestart = tuple[Tensor, Tensor, Tensor, Tensor]  # images, loss, success, zero gradients: each with an entry a stop
@@ -30,7 +35,7 @@ class Restarted(Attack):
 
     stop_parameter: ClassVar[str | None] = "steps"
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (10,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=0.0, high=1.0)
+    step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=SMALLEST_STEP, high=1.0)
     restarts: int = integer("independent random starts", 1, low=1)
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
 

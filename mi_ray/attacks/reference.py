@@ -5,7 +5,7 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
+from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.parameters import integer
 
@@ -26,7 +26,7 @@ class Reference(Attack):
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
 
     def _made(self, epsilon: float) -> EotPgd:
-        return EotPgd(steps=(STEPS,), step_size=epsilon / 4, eot=self.eot, scoring_draws=1)
+        return EotPgd(steps=(STEPS,), step_size=max(epsilon / 4, SMALLEST_STEP), eot=self.eot, scoring_draws=1)
 
     def stops(self) -> tuple[int, ...]:
         """Its number of steps alone."""

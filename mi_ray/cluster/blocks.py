@@ -14,6 +14,7 @@ from mi_ray.cluster.retries import Fault, Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.spent import Span, spans_of
 from mi_ray.cluster.worker import Item, compute_block, limits_of
+from mi_ray.device import NotFiniteError
 from mi_ray.events import event
 from mi_ray.plan.work import OutputWork, Work
 from mi_ray.progress import Stage, stage
@@ -132,12 +133,14 @@ class Ran:
 class _Running:
     """An attempt at a block that is queued or running.
 
-    since: when it began to run, None while it is queued. overdue: whether it was stopped at the time limit.
+    since: when it began to run, None while it is queued. overdue: whether it was stopped at the time limit. useless: whether
+    it was dropped from the queue, since its work has failed for good.
     """
 
     position: int
     since: float | None = None
     overdue: bool = False
+    useless: bool = False
 
 
 class Blocks:
@@ -155,6 +158,7 @@ class Blocks:
         self.pending: dict[Hashable, _Running] = {}
         self._turns: dict[Turn, _Running] = {}
         self._queue = deque(range(len(items)))
+        self._hopeless = set[str]()
 
     def run(self) -> Ran:
         """Run them all."""
@@ -171,6 +175,7 @@ class Blocks:
             found = self._turns.get(tuple(facts.pop("turn")))
             if found is not None:
                 found.since = self.cluster.now()
+                self.shown.begin()
                 self._note("block begun", found.position, **facts)
         for task in ended:
             self._ended(task)
@@ -185,6 +190,8 @@ class Blocks:
                 self.cluster.cancel(task)
 
     def _submit(self, position: int) -> None:
+        if self.items[position][0].key in self._hopeless:
+            return
         retries = self.retries[position]
         retries.tried += 1
         turn, running = (position, retries.tried), _Running(position)
@@ -198,7 +205,8 @@ class Blocks:
         try:
             facts = self.cluster.result(task)
         except ray.exceptions.RayError as error:
-            self._failed(position, "time limit" if found.overdue else fault_of(error), error)
+            if not found.useless:
+                self._failed(position, "time limit" if found.overdue else fault_of(error), error)
         else:
             self.shown.advance(facts.pop("points"))
             self.ran.forward += facts["forward"]
@@ -215,6 +223,16 @@ class Blocks:
             self._submit(position)
         else:
             self.ran.failures[position] = why
+            if isinstance(why, NotFiniteError):
+                self._give_up(self.items[position][0].key)
+
+    def _give_up(self, key: str) -> None:
+        """Begin no further block of a work of which one has shown that it comes to nothing."""
+        self._hopeless.add(key)
+        for task, found in self.pending.items():
+            if self.items[found.position][0].key == key and found.since is None:
+                found.useless = True
+                self.cluster.cancel(task)
 
     def _note(self, what: str, position: int, **facts: object) -> None:
         work, start, stop = self.items[position]
@@ -264,7 +282,7 @@ def compute_missing(
     with session.outcome.timed(name):
         session.connect(size.cpus)
         points = sum(stop - start for _, start, stop in todo)
-        with stage(name, points, "points", session.console) as shown:
+        with stage(name, points, "points", session.console, "starting workers") as shown:
             ran = run_blocks(RayCluster(session), todo, size.time_limit, shown, starved)
     session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
     for position, error in ran.failures.items():

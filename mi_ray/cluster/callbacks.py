@@ -1,14 +1,15 @@
 """What a person follows a run with: TensorBoard, and any other of Ray Tune's callbacks. No result depends on it."""
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
+
+from mi_ray.parameters import import_own
 
 if TYPE_CHECKING:  # Importing it takes a second, which only runs that draw curves should pay.
     from tensorboardX import SummaryWriter
@@ -19,16 +20,12 @@ def load_callback(written: str) -> Callable[[], tune.Callback]:
 
     Raises ValueError when there is no such factory.
     """
+    rule = f"--callback must be package.module:factory, a callable; got {written!r}"
     module, colon, name = written.partition(":")
-    try:
-        factory = getattr(importlib.import_module(module), name) if colon and module else None
-    except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"--callback must be package.module:factory that can be imported; {written!r}: {error}"
-        ) from error
+    factory = getattr(import_own(rule, module), name, None) if colon and module and name else None
     if not callable(factory):
-        raise ValueError(f"--callback must be package.module:factory, a callable; got {written!r}")
-    return factory
+        raise ValueError(rule)
+    return cast("Callable[[], tune.Callback]", factory)
 
 
 class Curves(TBXLoggerCallback):

@@ -15,6 +15,7 @@ from typing import Any
 from mi_ray.events import event
 
 CONNECT_SECONDS = 10.0
+HIGHEST_PORT = 65_535
 
 
 def prepare_environment(*, local: bool) -> None:
@@ -63,12 +64,13 @@ def check_address(address: str | None) -> None:
             )
         return
     host, colon, port = address.rpartition(":")
-    if not colon or not port.isdigit() or not host:
+    if not colon or not port.isdigit() or int(port) > HIGHEST_PORT or not host or "/" in host:
         raise ValueError(f"--address must be `auto` or host:port of a Ray head; got {address!r}")
     try:
         socket.create_connection((host, int(port)), CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
-        raise ValueError(f"--address must be of a Ray head that answers; {address}: {error}") from error
+        why = getattr(error, "strerror", None) or "it does not answer"
+        raise ValueError(f"--address must be of a Ray head that answers; {address}: {why}") from error
 
 
 def _note(data: Mapping[str, object], ignore_prefix: bool = False) -> None:

@@ -25,7 +25,7 @@ def decide(session: Session) -> None:
     with session.outcome.timed("precision"):
         session.connect(session.sweep.resources.block.cpus)
         points = checked_points(session.bench) * (len(EPSILONS) + len(PIECES)) * len(todo)
-        with stage("precision: auto", points, "points", session.console) as shown:
+        with stage("precision: auto", points, "points", session.console, "starting workers") as shown:
             _compare_all(session, todo, shown)
     session.take_up(session.study.decided(decisions(session.store, session.study)))
 

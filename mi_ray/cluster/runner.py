@@ -75,15 +75,20 @@ def attack(session: Session, plan: Plan) -> None:
     """Craft the study's adversarial examples, and pass them through F.
 
     A few trajectories are computed for their checks as well (see `Plan.attacks_at_once`); all else of the checks waits,
-    so that the first frontier is there early.
+    so that the first frontier is there early. A classifier that has no answer to the clean points is given up first, with
+    everything on it.
     """
+    of_f = [work for work in plan.outputs if work.component is None]
+    clean = [work for work in of_f if work.inputs.attack is None]
+    compute_missing(session, "outputs of F", "evaluation", clean)
+    failed = session.outcome.failures
+    failed |= {work.classifier: failed[work.key] for work in clean if work.key in failed}
     at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
     for points, some in plan.by_points(at_once):
         compute_missing(session, "attacks that checks share", "checks", some, points)
     for begins in (False, True):
         some = [work for work in plan.attacks if bool(work.given) == begins]
         compute_missing(session, "attack", "attack", some)
-    of_f = [work for work in plan.outputs if work.component is None]
     compute_missing(session, "outputs of F", "evaluation", of_f)
 
 

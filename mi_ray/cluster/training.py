@@ -98,7 +98,9 @@ class _Trainings:
         )
         images = sum(planner.works.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)
         free = session.cpus()
-        with stage("train", images, "images", session.console) as shown:
+        workers = sum(work.entry.workers for work in self.todo)
+        starting = f"starting {workers} training worker{'s' if workers > 1 else ''}"
+        with stage("train", images, "images", session.console, starting) as shown:
             while self.waiting or self.running:
                 self._fill(free, data)
                 done, _ = ray.wait(list(self.running), timeout=1.0)

@@ -122,7 +122,8 @@ def _run(session: Session, request: Request) -> Tuned:
             run=request.name,
         )
         ended: Sequence[tuple[Config, Exception | None]] = ()
-        with stage(request.name, request.points, "points", session.console) as shown:
+        starting = f"starting {job.together} workers" if job.together > 1 else "starting a worker"
+        with stage(request.name, request.points, "points", session.console, starting) as shown:
             progress = TrialProgress(shown, job, size.time_limit)
             try:
                 ended = _fit(session, request, job, at_once, progress)
@@ -192,6 +193,7 @@ class TrialProgress(tune.Callback):
         self.forward += int(result.get("forward", 0))
         self.backward += int(result.get("backward", 0))
         self.spans += spans_of(result)
+        self._shown.begin(float(result["time_this_iter_s"]))
         self._shown.advance(int(result.get("computed", 0)))
         if trial in self._since:
             self._since[trial] = (time.monotonic(), self._since[trial][1])

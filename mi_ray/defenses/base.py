@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.parameters import Parameterized, Registry
+from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 
@@ -112,8 +112,16 @@ class RandomTransform(Defense):
         predicted: Int64[Tensor, "B"],
         pool: SamplePool | None,
     ) -> Float[Tensor, "E B C H W"]:
-        """The transformed copies, whose gradient is that of `backward_transform` where there is one. draws: made afresh."""
-        found = self.transform(x, draws(), predicted, pool)
+        """The transformed copies, whose gradient is that of `backward_transform` where there is one. draws: made afresh.
+
+        Raises ValueError when `transform` returns something else than one tensor of that shape.
+        """
+        drawn = draws()
+        found = self.transform(x, drawn, predicted, pool)
+        wanted = [drawn.executions, *x.shape]
+        if not isinstance(found, Tensor) or list(found.shape) != wanted:
+            what = list(found.shape) if isinstance(found, Tensor) else kind_of(found)
+            raise ValueError(f"{self.name}.transform must return images {wanted}, executions first; got {what}")
         if not (torch.is_grad_enabled() and x.requires_grad):
             return found
         smooth = self.backward_transform(x, draws(), predicted, pool)

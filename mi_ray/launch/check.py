@@ -10,6 +10,7 @@ from mi_ray.launch.kubernetes import RAY_KINDS, check_kubernetes
 from mi_ray.launch.ray_up import check_ray_up
 from mi_ray.launch.rules import Complaint, scalars, secrets_in, unfilled
 from mi_ray.launch.slurm import check_slurm
+from mi_ray.parameters import kind_of
 
 
 def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Complaint]]:
@@ -22,7 +23,8 @@ def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Comp
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise ValueError(f"a cluster file must be readable text; {path}: {problem}") from problem
+        why = getattr(problem, "strerror", None) or "it is not in UTF-8"
+        raise ValueError(f"a cluster file must be readable text; {path}: {why}") from problem
     common = [*secrets_in(text), *unfilled(text)]
     if re.search(r"^#SBATCH\b", text, re.MULTILINE):
         return "a Slurm script", _sorted([*common, *check_slurm(text)])
@@ -52,10 +54,12 @@ def _documents(path: Path, text: str) -> list[Mapping[str, object]]:
     try:
         found = [document for document in map(_parsed, parts) if document is not None]
     except (yaml.YAMLError, RecursionError) as problem:
-        raise ValueError(f"{path} must be YAML that ends: {' '.join(str(problem).split())}") from problem
+        mark, told = getattr(problem, "problem_mark", None), getattr(problem, "problem", None) or "it holds itself"
+        where = f"line {mark.line + 1}: " if mark else ""
+        raise ValueError(f"{path} must be YAML that ends; {where}{told}") from problem
     mappings = [document for document in found if isinstance(document, Mapping)]
     if not mappings or len(mappings) < len(found):
-        got = type(next((document for document in found if not isinstance(document, Mapping)), None)).__name__
+        got = kind_of(next((document for document in found if not isinstance(document, Mapping)), None))
         raise ValueError(f"{path} must hold YAML mappings, such as cluster_name: …; got {got}")
     return mappings
 

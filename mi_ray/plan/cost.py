@@ -49,7 +49,10 @@ class Costs:
         if method.stop_parameter is not None:
             values[method.stop_parameter] = list(stops)
         attack = method.make(values)
-        forward, backward = attack.cost(work.parts)
+        found = attack.cost(work.parts)
+        if not (isinstance(found, tuple) and [type(passes) for passes in found] == [int, int]):
+            raise ValueError(f"attack {work.method}: cost must return (forward, backward) passes; got {found!r}")
+        forward, backward = found
         forward += len(work.given) * attack.cost_of_an_image(work.parts)
         return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
 

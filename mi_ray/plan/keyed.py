@@ -201,6 +201,9 @@ class KeyedWork:
         n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
+        stops = attack.stops()
+        if not (isinstance(stops, tuple) and stops and [*stops] == sorted({at for at in stops if isinstance(at, int)})):
+            raise ValueError(f"attack {attack.name}: stops must return a tuple of rising whole numbers; got {stops!r}")
         labels = self.options.attack_labels if threat.leaves_label else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
@@ -234,7 +237,7 @@ class KeyedWork:
             attack.name,
             attack.values(),
             threat,
-            attack.stops(),
+            stops,
             (0, 0),
             labels,
             **behind,

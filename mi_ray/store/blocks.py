@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mi_ray.store.files import DamagedFileError, Files, StorageError
+from mi_ray.store.files import DamagedFileError, Files, StorageError, answer
 from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind, with_later
 
 FORMAT = 1
@@ -79,11 +79,16 @@ class Store(Files):
         super().__init__(uri)
         self.seconds = 0.0
         self._group = lru_cache(maxsize=16)(self._read_group)
-        self._open(create)
+        if self.local:
+            self._open(create)
+        else:
+            answer(self.uri, lambda: self._open(create))
 
     def _open(self, create: bool) -> None:
         what = f"a store must be a folder that mi-ray made, or an empty or new one; {self.uri}"
         try:
+            if not self.root:
+                raise ValueError(f"a store must be in a bucket or folder; {self.uri} names none")
             info = self.filesystem.get_file_info(self.root)
             if info.type == pafs.FileType.File:
                 raise ValueError(f"{what} is a file")
@@ -101,7 +106,8 @@ class Store(Files):
         except (OSError, pa.ArrowException) as error:
             if isinstance(error, StorageError) and not error.lasting:
                 raise
-            raise ValueError(f"a store must be readable and writable; {self.uri}: {error}") from error
+            why = (isinstance(error, OSError) and error.strerror) or error
+            raise ValueError(f"a store must be readable and writable; {self.uri}: {why}") from error
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

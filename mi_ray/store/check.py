@@ -6,6 +6,7 @@ Nothing is changed here; a problem says what would have to be removed for a swee
 import contextlib
 import hashlib
 import itertools
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -212,9 +213,10 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
         cells = store.read_table(f"{folder}/cells.parquet", CELLS)
         for path, schema in more.items():
             store.read_table(path, schema)
-        done = cells.filter(pc.equal(cells["state"], "done"))
-        for row in done.to_pylist():
+        done = cells.filter(pc.equal(cells["state"], "done")).to_pylist()
+        for row in done:
             problems += (f"{folder}: cell {row['cell']} {problem}" for problem in _cell(store, row))
+        problems += (f"{folder}: {problem}" for problem in _gone(store, manifest, done))
         if len(set(cells["cell"].to_pylist())) != len(cells):
             problems.append(f"{folder}/cells.parquet must name each cell once")
         if not problems:  # A damaged table has been told already.
@@ -222,6 +224,32 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
     except (DamagedFileError, FileNotFoundError, KeyError) as error:
         problems.append(f"{folder} must hold manifest.json and cells.parquet: {error}")
     return problems, looked_at
+
+
+def _gone(store: Store, manifest: Mapping[str, Any], done: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What a complete study refers to and the store does not have, as a whole or for some of the points.
+
+    done: the rows of its finished cells, whose inputs cover all of the study's points; those of checks cover the first ones.
+    """
+    if manifest["state"] != "complete":
+        return
+    wanted: dict[str, int] = {}
+    for row in done:
+        work = json.loads(row["work"])
+        keys = [work.get("undefended"), *(key for key, _ in work.get("outputs", [])), *work.get("counterparts", [])]
+        paths = [f"outputs/{key}" for key in keys if key] + [f"adversarial/{work.get('adversarial')}"]
+        wanted |= dict.fromkeys(paths, row["points"] + row["selection_points"])
+    for kind in KINDS[:2]:
+        for key in manifest["keys"].get(kind, []):
+            end = 0
+            for block in store.blocks(kind, key):
+                end = max(end, block.stop) if block.start <= end else end
+            least = wanted.get(f"{kind}/{key}", 1)
+            if end < least:
+                told = f"points {end} to {least} are gone" if end else "it is gone"
+                yield f"{kind}/{key} must be there, of which its cells came; {told}"
+    for key in {*manifest["keys"].get("classifiers", [])} - {*store.folders("classifiers")}:
+        yield f"classifiers/{key} must be there, of which its cells came; it is gone"
 
 
 def _changed(store: Store, sealed: Mapping[str, str]) -> Iterator[str]:

@@ -8,6 +8,8 @@ import json
 import os
 import random
 import re
+import sys
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -20,6 +22,7 @@ import pyarrow.fs as pafs
 
 # How often a request to an object store is made; in each try pyarrow's S3 client asks about 30 times within six seconds.
 TRIES = 4
+TOLD_AFTER, GIVEN_UP_AFTER = 10.0, 60.0  # seconds without a first answer of an object store
 FIRST_WAIT = 0.5  # seconds before the second try; each further wait is twice as long
 SELF = "sha256"  # the key under which a JSON file keeps the hash of its other values
 # Errors that no second try changes, as pyarrow's S3 client names them in its messages.
@@ -34,6 +37,14 @@ Result = TypeVar("Result")
 
 class DamagedFileError(ValueError):
     """A stored file is not what its name says, so that nothing in it may be used."""
+
+
+class UnfinishedStudyWarning(UserWarning):
+    """A study has cells without rows, since the work for them failed or has not been done."""
+
+
+class NoAnswerError(ValueError):
+    """An object store has not answered at all."""
 
 
 class StorageError(OSError):
@@ -64,6 +75,39 @@ def again(what: str, request: Callable[[], Result]) -> Result:
                 raise failed from error
         time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.5))  # noqa: S311 - spreads the tries of many workers
     raise AssertionError("the last try returns or raises")
+
+
+def answer(uri: str, request: Callable[[], Result]) -> Result:
+    """The result of the first request to an object store, with a line while it keeps a person waiting.
+
+    Raises NoAnswerError when there is none within `GIVEN_UP_AFTER` seconds: a wrong address, or a network that drops
+    what is sent, would else look like a long computation.
+    """
+    found: list[Result] = []
+    failed: list[BaseException] = []
+
+    def asked() -> None:
+        """Make the request, and keep what comes of it."""
+        try:
+            found.append(request())
+        except BaseException as error:
+            failed.append(error)
+
+    asking = threading.Thread(target=asked, daemon=True)
+    asking.start()
+    asking.join(TOLD_AFTER)
+    if asking.is_alive():
+        sys.stderr.write(
+            f"waiting for {uri}, which has not answered for {TOLD_AFTER:g} s; given up after {GIVEN_UP_AFTER:g} s\n"
+        )
+        asking.join(GIVEN_UP_AFTER - TOLD_AFTER)
+    if failed:
+        raise failed[0]
+    if not found:
+        raise NoAnswerError(
+            f"a store must answer; {uri} has not for {GIVEN_UP_AFTER:g} s: is its address right, and can this machine reach it?"
+        )
+    return found[0]
 
 
 def refuse_credentials(uri: str) -> None:
@@ -154,7 +198,7 @@ class Files:
             self.filesystem: Any = pafs.LocalFileSystem()
             self.root = str(Path(self.uri).resolve())
         else:
-            self.filesystem, self.root = open_uri(self.uri)
+            self.filesystem, self.root = answer(self.uri, lambda: open_uri(self.uri))
 
     @property
     def address(self) -> str:

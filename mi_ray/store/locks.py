@@ -54,9 +54,32 @@ def lock_study(store: Files, study: str, tell: Tell) -> Iterator[bool]:
         waited_for.append(who)
         tell(f"{study}: waiting for {who}, which runs it in {store.uri}")
 
-    lock = locked(Path(store.root) / f".study-{study}.lock", waiting) if store.local else contextlib.nullcontext()
+    lock = locked(_study_lock(store, study), waiting) if store.local else contextlib.nullcontext()
     with lock:
         yield bool(waited_for)
+
+
+def running(store: Files, study: str) -> str | None:
+    """Who runs a study now, in words; None where nobody does, and where the storage has no locks to tell it by."""
+    path = _study_lock(store, study)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return holder(path)
+    except OSError:
+        return None
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _study_lock(store: Files, study: str) -> Path:
+    return Path(store.root) / f".study-{study}.lock"
 
 
 @contextlib.contextmanager

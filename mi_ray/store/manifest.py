@@ -23,11 +23,14 @@ from mi_ray.config import Sweep
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
+from mi_ray.store.locks import running
 from mi_ray.store.schemas import KINDS
 
 # "checking" is the state of a study whose cells and figures are there while its checks still run.
 State = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
 UNFINISHED: tuple[State, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
+DIED = "died"  # how the state of a study begins whose run has ended without a word
+ENDED = ("complete", "incomplete", DIED, "damaged")  # how the states begin of studies on which nobody works
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
@@ -305,9 +308,11 @@ class Overview(NamedTuple):
 def overviews(store: Store) -> list[Overview]:
     """How far each study of a store is.
 
-    While a study runs, its state counts the pieces of its plan whose folders are there. A study whose own files cannot
-    be read is "damaged".
+    While a study runs, its state counts the pieces of its plan whose folders are there. Where nobody holds its lock any
+    longer, its run has ended without a word, and it is "died". Of a study that has ended its state says what is gone since. A
+    study whose own files cannot be read is "damaged".
     """
+    store.refresh()
     return [_overview(store, name) for name in store.folders("studies")]
 
 
@@ -317,7 +322,9 @@ def _overview(store: Store, name: str) -> Overview:
         manifest = read_manifest(store, name)
         state = str(manifest.get("state", "unknown"))
         if state in UNFINISHED:
-            state += ": " + _pieces(store, manifest["keys"])
+            state = _while_running(store, name, state) + ": " + _pieces(store, manifest["keys"])
+        elif state == "complete" and (gone := _gone(store, manifest["keys"])):
+            state += f", but {gone} gone: the same sweep makes them again"
         if store.exists(f"studies/{name}/cells.parquet"):
             states = store.read_column(f"studies/{name}/cells.parquet", "state")
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}
@@ -327,6 +334,21 @@ def _overview(store: Store, name: str) -> Overview:
     written = str(manifest.get("provenance", {}).get("written", ""))
     done, failed, missing = (str(counts[each]) for each in ("done", "failed", "missing"))
     return Overview(name, state, str(total), done, failed, missing, written)
+
+
+def _while_running(store: Store, name: str, state: str) -> str:
+    """The state of a study that is not finished, with whether a process still works on it where that can be known."""
+    if not store.local or state not in ("running", "checking"):
+        return state
+    who = running(store, name)
+    return f"{state} ({who})" if who else f"{DIED} while {state}; the same command goes on"
+
+
+def _gone(store: Store, keys: Keys) -> str:
+    """What a study refers to and the store has no longer, as counts by kind; nothing where all is there."""
+    compacted = set(store.compacted.places) if "records" in keys else set()
+    counts = {kind: len({*some} - {*store.folders(kind)} - compacted) for kind, some in keys.items()}
+    return ", ".join(f"{count} of {len(keys[kind])} {kind}" for kind, count in counts.items() if count)
 
 
 def _pieces(store: Store, keys: Keys) -> str:

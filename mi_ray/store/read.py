@@ -5,6 +5,7 @@
 
 import contextlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mi_ray.store.blocks import READERS, Block, Place, Store, blocks_among
-from mi_ray.store.files import DamagedFileError
+from mi_ray.store.files import DamagedFileError, UnfinishedStudyWarning
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CELLS, IDENTITY, RECORDS
 
@@ -88,11 +89,14 @@ def read_records(store: str | Path | Store, study: str | None = None, filters: F
 
     Its columns are those of `records` (docs/results.md) and `study`: the name, or, of a whole store, those of all studies
     that have the cell, with commas between. filters: a pyarrow.dataset expression, or pyarrow's list of
-    (column, operator, value); only cells that it may let through are read. Raises ValueError when the store has no such
-    study, and DamagedFileError for a file that is not what its name says (`mi-ray check` names all of them).
+    (column, operator, value); only cells that it may let through are read. No cell is left out in silence: for those that
+    failed or were not computed there is an UnfinishedStudyWarning. Raises ValueError when the store has no such study, and
+    DamagedFileError for a file that is not what its name says and for rows that are gone (`mi-ray check` names all of them).
     """
     opened = store if isinstance(store, Store) else Store(store)
     opened.refresh()
+    if study is not None:
+        _tell_of_unfinished(study, cells_table(opened, study))
     try:
         return _read_records(opened, study, filters)
     except DamagedFileError:
@@ -106,11 +110,12 @@ def read_records(store: str | Path | Store, study: str | None = None, filters: F
 def record_tables(store: Store, study: str) -> Iterator[pa.Table]:
     """The records of a study as Arrow tables, some cells at a time, for whoever needs few of their columns of many rows.
 
-    Raises ValueError when the store has no such study, and DamagedFileError for a file that is not what its name says.
+    Raises ValueError when the store has no such study, and DamagedFileError for a file that is not what its name says or
+    for rows that are gone.
     """
     store.refresh()
     wanted = set(cells_table(store, study)["cell"].to_pylist())
-    yield from _stored_rows(store, wanted, set(store.compacted.places))
+    yield from _stored_rows(store, wanted, set(store.compacted.places), _finished(store, study))
 
 
 def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataFrame:
@@ -124,7 +129,7 @@ def _read_records(store: Store, study: str | None, filters: Filters) -> pd.DataF
     wanted = None if known is None else _matching(known, filters)
     tables = [
         rows if expression is None else rows.filter(expression)
-        for rows in _stored_rows(store, wanted, _matching(store.compacted.index, filters))
+        for rows in _stored_rows(store, wanted, _matching(store.compacted.index, filters), _finished(store, study))
     ]
     frame: pd.DataFrame = pa.concat_tables([RECORDS.empty_table(), *tables]).to_pandas()
     if names is not None:
@@ -144,16 +149,62 @@ def _studies_of(store: Store) -> dict[str, str]:
     return {cell: ", ".join(dict.fromkeys(names)) for cell, names in found.items()}
 
 
-def _stored_rows(store: Store, wanted: set[str] | None, compacted: set[str]) -> Iterator[pa.Table]:
+def _tell_of_unfinished(study: str, cells: pa.Table) -> None:
+    """Warn of cells of a study that have no rows because they are not done."""
+    states = [state for state in cells["state"].to_pylist() if state != "done"]
+    if states:
+        counted = ", ".join(f"{states.count(state)} {state}" for state in sorted({*states}))
+        warnings.warn(
+            f"{study}: {len(states)} of {len(cells)} cells have no rows here ({counted}); read_cells says why, and the same "
+            "sweep tries them again",
+            UnfinishedStudyWarning,
+            stacklevel=3,
+        )
+
+
+def _finished(store: Store, study: str | None) -> dict[str, int]:
+    """Cell -> how many rows it must have, of the finished cells of a study, or of all studies."""
+    found: dict[str, int] = {}
+    for name in store.folders("studies") if study is None else [study]:
+        if study is not None or store.exists(_cells_path(name)):
+            cells = cells_table(store, name)
+            cells = cells.filter(pc.equal(cells["state"], "done")).select(["cell", "points", "selection_points"])
+            for row in cells.to_pylist():
+                found[row["cell"]] = row["points"] + row["selection_points"]
+    return found
+
+
+def _refuse_absent(
+    store: Store, finished: Mapping[str, int], wanted: set[str] | None, stored: Mapping[str, int]
+) -> None:
+    """Raise DamagedFileError when finished cells that are wanted have fewer rows in the store than they had."""
+    lost = [
+        cell for cell, rows in finished.items() if (wanted is None or cell in wanted) and stored.get(cell, 0) < rows
+    ]
+    if lost:
+        raise DamagedFileError(
+            f"every finished cell must have its rows in {store.uri}/records; of {len(lost)} cells of {len(finished)} they are "
+            f"gone, first {lost[0]}: the same sweep makes them again, and `mi-ray check {store.uri}` names all that is gone"
+        )
+
+
+def _stored_rows(
+    store: Store, wanted: set[str] | None, compacted: set[str], finished: Mapping[str, int]
+) -> Iterator[pa.Table]:
     """The rows of the wanted cells, or of all when `wanted` is None.
 
-    compacted: those cells among the compacted ones that a filter may let through.
+    compacted: those cells among the compacted ones that a filter may let through. finished: see `_finished`. Raises
+    DamagedFileError when some of their rows are not there.
     """
     places = store.compacted.places
     groups: dict[tuple[str, int], list[Place]] = {}
     for cell in compacted if wanted is None else compacted & wanted:
         groups.setdefault((places[cell].part, places[cell].group), []).append(places[cell])
     small = [block for block in _small_blocks(store, wanted) if block[0] not in places]
+    stored = {cell: place.rows for cell, place in places.items()}
+    for cell, block in small:
+        stored[cell] = stored.get(cell, 0) + block.stop - block.start
+    _refuse_absent(store, finished, wanted, stored)
     with ThreadPoolExecutor(READERS) as pool:
         yield from pool.map(lambda found: _rows_of(store, *found), sorted(groups.items()))
         yield from pool.map(lambda found: store.read_block("records", *found)[0], small)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
 from mi_ray.attacks.base import scorer
 from mi_ray.defenses.base import EVALUATE, DefendedClassifier, Executions, RandomTransform
+from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -56,14 +57,16 @@ class Block:
 
 
 def undefended_outputs(classifier: nn.Module, block: Block) -> Float[Tensor, "P L"]:
-    """The softmax outputs F(x)."""
+    """The softmax outputs F(x). Raises NotFiniteError where they are not finite."""
 
     def outputs(part: slice) -> Tensor:
         """F's outputs on one batch."""
         with torch.no_grad():
             return F.softmax(classifier(block.x[part]).float(), dim=1)
 
-    return torch.cat(block.each(outputs))
+    found = torch.cat(block.each(outputs))
+    refuse_not_finite("the classifier's outputs", found, 0, block.points)
+    return found
 
 
 class Displaced(nn.Module):
@@ -92,7 +95,7 @@ def component_outputs(
     """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
 
     predicted: ŷ on the block's images. delta: what is added to each transformed copy of a point, unscaled and not
-    clipped, where F is asked for x̃_0 + δ (Eq. 13).
+    clipped, where F is asked for x̃_0 + δ (Eq. 13). Raises NotFiniteError, saying whose it is, where they are not finite.
     """
 
     def outputs(part: slice) -> Tensor:
@@ -107,7 +110,17 @@ def component_outputs(
             runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)
 
-    return torch.cat(block.each(outputs), dim=2)
+    found = torch.cat(block.each(outputs), dim=2)
+    try:
+        refuse_not_finite(f"the outputs behind {component.name}", found, 2, block.points)
+    except NotFiniteError as error:
+        keys = (Key(block.seed, EVALUATE, draw=draw) for draw in range(draws))
+        runs = (Executions(component, pool, key, block.points, max(executions)) for key in keys)
+        with torch.no_grad():
+            sound = all(copies.isfinite().all() for run in runs for copies in run.copies(block.x, predicted))
+        whose = "the classifier answers so to copies that are finite" if sound else "its transform makes such copies"
+        raise NotFiniteError(f"{error}: {whose}") from None
+    return found
 
 
 def attack_outputs(

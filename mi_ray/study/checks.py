@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
+from mi_ray.attacks.base import SMALLEST_STEP
 from mi_ray.plan.controls import Attacked, Control, ControlRule
 from mi_ray.statistics import holm
 from mi_ray.study import battery
@@ -297,7 +298,7 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
             return None
         values = dict(attack.values)
         if "step_size" in values and factor > 0:
-            values["step_size"] = min(1.0, factor * values["step_size"])
+            values["step_size"] = max(SMALLEST_STEP, min(1.0, factor * values["step_size"]))
         return Control(attack.method, values, min(1.0, factor * attack.threat.epsilon))
 
     return control

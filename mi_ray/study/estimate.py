@@ -163,6 +163,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     rows = rows_of(study, plan, store)
     points, draws = study.sweep.points, study.sweep.draws_of(study.planner.options)
     lines = [
+        *study.notes,
         requested_line(plan, study.planner.cost(plan), points.count),
         resolution_line(points.count - points.selection, draws),
     ]
@@ -184,8 +185,25 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     trained = {work.entry.training.precision for work in plan.classifiers if work.objective}
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
+    lines += _checks_line(study, rows)
     lines.append(_time_line(study, plan, rows))
     return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines)
+
+
+def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:
+    """That the checks cost more than the study, where they do, and how to spend less."""
+    passes = {row.name: sum(row.planned) for row in rows}
+    own, wanted = passes["attack"] + passes["evaluate"], study.sweep.checks
+    if passes["checks"] <= own:
+        return []
+    less = max(study.sweep.batch, min(wanted.points, study.sweep.points.count) // 4)
+    fewer = (
+        f"`checks: {{points: {less}}}` judges on fewer points, " if wanted.level == "subset" else "`checks: subset`, "
+    )
+    return [
+        f"the checks cost more than the study itself, {passes['checks']:,} passes against {own:,}: {fewer}`checks: cheap` "
+        "judges by stored rows alone, and `mi-ray sweep` shows the first frontier before it begins them"
+    ]
 
 
 def distinct_and_requested(studies: Sequence[Study]) -> tuple[Passes, Passes, int]:

@@ -1,13 +1,15 @@
 """Classifiers that are not trained here: a person's own, and networks by name, with their weights."""
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mi_ray.classifiers import Classifier, Precision, build_classifier, prepared, read_weights, set_weights
+from mi_ray.classifiers import Classifier, build_classifier, load_factory, read_weights, set_weights
 from mi_ray.config import ClassifierEntry
 from mi_ray.named import NETWORKS
+from mi_ray.parameters import own_code
 from mi_ray.store.keys import Values
 
 
@@ -24,7 +26,9 @@ def given_classifier(entry: ClassifierEntry, classes: int, seed: int, descriptio
             torch.manual_seed(seed if entry.seed is None else entry.seed)
             found = _made(entry, description or _described(entry, classes))
     return (
-        found.eval() if entry.weights is None else set_weights(found, read_weights(Path(entry.weights)), entry.weights)
+        found.eval()
+        if entry.weights is None
+        else set_weights(found, read_weights(Path(entry.weights))[0], entry.weights)
     )
 
 
@@ -38,11 +42,22 @@ def _factory(entry: ClassifierEntry) -> dict[str, Any]:
 
 
 def _made(entry: ClassifierEntry, description: Values) -> Classifier:
-    try:
+    if entry.factory is not None:
+        _refuse_arguments(entry)
+    with own_code(f"classifier {entry.name!r} must have a factory that returns a network"):
         return build_classifier(description)
+
+
+def _refuse_arguments(entry: ClassifierEntry) -> None:
+    """Raise ValueError where a factory does not take the arguments that the sweep has for it."""
+    takes = inspect.signature(load_factory(str(entry.factory)))
+    try:
+        takes.bind(**entry.arguments)
     except TypeError as error:
+        names, given = ", ".join(takes.parameters) or "none", ", ".join(entry.arguments) or "none"
         raise ValueError(
-            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments: {error}"
+            f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments; it takes {names}, and "
+            f"`arguments` has {given}"
         ) from error
 
 
@@ -62,23 +77,3 @@ def _named(entry: ClassifierEntry, classes: int) -> Classifier:
     if entry.input_size is None and loaded.side is not None:
         description["input_size"] = loaded.side
     return Classifier(loaded.network, description["mean"], description["std"], classes, description)
-
-
-def try_classifier(
-    entry: ClassifierEntry, classifier: Classifier, height: int, width: int, precision: Precision
-) -> None:
-    """Pass one image through a classifier. Raises ValueError when that does not work out, or gives another number of logits."""
-    try:
-        with torch.no_grad():
-            ready = prepared(classifier, torch.device("cpu"), precision, folded=False)
-            shape = list(ready(torch.full((1, 3, height, width), 0.5)).shape)
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise ValueError(
-            f"classifier {entry.name!r} must take [B, 3, {height}, {width}] images; its network says: {error}"
-        ) from error
-    if shape != [1, classifier.classes]:
-        remedy = "; `weights:` of yours give it a head for them" if entry.source and entry.weights is None else ""
-        raise ValueError(
-            f"classifier {entry.name!r} must return logits [B, {classifier.classes}], one for each class of the dataset; "
-            f"for one image it returned {shape}{remedy}"
-        )

@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,18 @@ import numpy as np
 import torch
 
 from mi_ray.attacks import ATTACKS
-from mi_ray.classifiers import ARCHITECTURES, Precision, load_factory, weights_bytes, weights_digest, why_not_folded
+from mi_ray.classifiers import (
+    ARCHITECTURES,
+    Precision,
+    load_factory,
+    read_weights,
+    weights_bytes,
+    weights_digest,
+    why_not_folded,
+)
 from mi_ray.config import Options, Sweep
 from mi_ray.data import Dataset
-from mi_ray.defenses import DEFENSES
+from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
 from mi_ray.objectives import OBJECTIVES
@@ -25,12 +33,13 @@ from mi_ray.parameters import Registry, load_plugins
 from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
-from mi_ray.plan.work import ClassifierWork, Plan, united
-from mi_ray.sample_pool import augmented_once, without
+from mi_ray.plan.work import AttackWork, ClassifierWork, Plan, united
+from mi_ray.sample_pool import SamplePool, augmented_once, without
 from mi_ray.store.keys import Values, canonical
 from mi_ray.study.checks import CONTROLS
-from mi_ray.study.given import given_classifier, try_classifier
+from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
+from mi_ray.study.trying import try_attack, try_classifier, try_defense
 
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
 
@@ -41,6 +50,7 @@ class Study:
 
     planner: of the study itself; variants: planners of all its sets of options by name, the study itself first, under
     "". pools: digest -> sample pool. unfolded: name of a person's own classifier -> why its network stays as it is.
+    notes: what a person is told of their own classifiers.
     """
 
     sweep: Sweep
@@ -51,6 +61,7 @@ class Study:
     points: list[int]
     left_out_of_pool: int
     unfolded: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     def plan(self) -> Plan:
         """The whole plan, of all variants; of a search the cells of `none` alone."""
@@ -87,6 +98,19 @@ class Study:
             device=self.planner.facts.device,
             compile=self.sweep.compile,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class Tried:
+    """What came of trying a person's own classifier.
+
+    unfolded: why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast
+    form, and nothing of our own architectures. notes: what the person is told.
+    """
+
+    work: ClassifierWork
+    unfolded: Mapping[Precision, str | None]
+    notes: Sequence[str]
 
 
 def _source_hash(module: str) -> str:
@@ -141,7 +165,7 @@ def _sources(sweep: Sweep) -> dict[str, str]:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:
                 raise ValueError(
-                    f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error}"
+                    f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error.strerror}"
                 ) from error
     return found
 
@@ -190,7 +214,13 @@ class _Pools:
         source = self.dataset if self.foreign is None else self.foreign
         images, labels = getattr(source, f"{split}_images"), getattr(source, f"{split}_labels")
         if split == "train":
+            total = len(labels)
             images, labels, self.left_out = without(images, labels, self.dataset.test_images)
+            if len(labels) == 0:
+                raise ValueError(
+                    f"{source.name}: the train split must hold images that are no copies of test images, of which mixup "
+                    f"inference draws; all {total} of it are"
+                )
         # Another dataset's labels mean nothing here: x_s is drawn from all of it.
         return images, labels if self.foreign is None else np.zeros_like(labels)
 
@@ -218,20 +248,49 @@ def device_of(sweep: Sweep) -> str:
     return reserved if sweep.device == "auto" else sweep.device
 
 
-def _tried(study: Planner, work: ClassifierWork, precision: Precision) -> dict[Precision, str | None]:
-    """Build a classifier that is not trained and pass one image. Raises ValueError when that does not work out.
+def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterator[Tried]:
+    """Run the classifiers that are not trained on a few images. Raises ValueError for one that cannot serve."""
+    follows = any(ATTACKS[work.method].follows_gradients for work in _attacks(planner))
+    for work in planner.classifiers:
+        if work.objective is not None:
+            continue
+        entry, side = work.entry, planner.facts.side
+        classifier = given_classifier(entry, planner.facts.classes, planner.sweep.seed, work.description)
+        try_classifier(entry, classifier, dataset, precision, gradients=follows)
+        prefix = "" if entry.weights is None else read_weights(Path(entry.weights))[1]
+        told = f"note: the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
+        unfolded: dict[Precision, str | None] = {}
+        if entry.architecture is None:  # Our own always have that form.
+            exact = why_not_folded(classifier, side, "fp32")
+            # Where the trace drops something, it does so in any precision.
+            unfolded = {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
+        yield Tried(work, unfolded, [told] if prefix else [])
 
-    Returns why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast form,
-    and nothing of our own architectures.
-    """
-    side = study.facts.side
-    classifier = given_classifier(work.entry, study.facts.classes, study.sweep.seed, work.description)
-    try_classifier(work.entry, classifier, *side, precision)
-    if work.entry.architecture is not None:
-        return {}  # It always has that form.
-    exact = why_not_folded(classifier, side, "fp32")
-    # Where the trace drops something, it does so in any precision.
-    return {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
+
+def _try_plugins(study: Study) -> None:
+    """Run a person's own defenses and attacks on a few images. Raises ValueError for one that cannot serve."""
+    dataset, planner = study.dataset, study.planner
+
+    def pool_of(component: RandomTransform) -> SamplePool:
+        """The sample pool that a component draws from under the study's own options."""
+        digest = planner.facts.pools[component.name]
+        return study.pools[digest].pool(dataset.classes, torch.device("cpu"))
+
+    own = planner.facts.sources
+    through = {work.defense.name for work in _attacks(planner) if work.defense is not None}
+    settings = {setting.name: setting for setting in planner.settings()}
+    for name in own.keys() & settings.keys():
+        try_defense(settings[name], dataset, pool_of, gradients=name in through)
+    for attack in {work.method: work for work in _attacks(planner) if work.method in own}.values():
+        made = ATTACKS.make(attack.method, attack.values)
+        behind = None if attack.defense is None else DEFENSES.make(*attack.defense)
+        try_attack(made, attack.threat, dataset, behind, pool_of)
+
+
+def _attacks(planner: Planner) -> list[AttackWork]:
+    """The attacks on each classifier alone, and through each setting of the grid."""
+    behind = [planner.adaptive(work, each) for work in planner.classifiers for each in planner.settings()]
+    return [*planner.attacks, *itertools.chain.from_iterable(behind)]
 
 
 def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
@@ -262,9 +321,9 @@ def prepare(sweep: Sweep) -> Study:
     )
     first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
-    tried = [(work, _tried(first, work, asked)) for work in first.classifiers if work.objective is None]
-    folded = {work.key: [name for name, why in found.items() if why is None] for work, found in tried if found}
-    unfolded = {work.entry.name: why for work, found in tried if (why := found.get(asked)) is not None}
+    tried = list(_try_own(first, dataset, asked))
+    folded = {each.work.key: [n for n, why in each.unfolded.items() if why is None] for each in tried if each.unfolded}
+    unfolded = {each.work.entry.name: why for each in tried if (why := each.unfolded.get(asked)) is not None}
     variants = {
         name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen), folded=folded), chosen)
         for name, chosen in options.items()
@@ -274,5 +333,9 @@ def prepare(sweep: Sweep) -> Study:
         each.settings()
         for work, setting in itertools.product(each.classifiers, each.settings()):
             each.adaptive(work, setting)
+    planner = variants[""]
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
-    return Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded)
+    notes = tuple(note for each in tried for note in each.notes)
+    study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes)
+    _try_plugins(study)
+    return study

@@ -28,6 +28,7 @@ from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
 from mi_ray.cluster.tuning import Request, begin_together
 from mi_ray.cluster.worker import Item
+from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
 from mi_ray.progress import Stage
 
@@ -311,3 +312,14 @@ def test_as_many_trainings_run_at_once_in_order_as_there_are_cpus_for_and_at_lea
     assert [trainings.retries[key].tried for key in "abc"] == [int(key in begun) for key in "abc"]
     trainings._fill(free, None)
     assert list(trainings.running) == begun
+
+
+def test_no_further_block_of_a_work_begins_once_one_has_shown_that_it_is_not_finite(study: Tiny) -> None:
+    first, second = (study.bench.results.missing(work, 20) for work in study.plan.attacks[:2])
+    items = [*first, *second]
+    cluster = SimulatedCluster(1, 0, {0: Trouble(error=NotFiniteError("NaN"))})
+    failures = run(items, cluster)
+    assert set(failures) == {0}
+    computed = {items[position][0].key for position in cluster.stored}
+    assert second[0][0].key in computed
+    assert sum(items[position][0].key == first[0][0].key for position in cluster.stored) < len(first) - 1

@@ -1,0 +1,161 @@
+"""What a few passes find of a person's own code before any work: classifiers, defenses and attacks that cannot serve.
+
+Everything here costs a second at most. What shows only on some images is found by the first block that meets it.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mi_ray.attacks import Attack, attack_labels
+from mi_ray.classifiers import Classifier, Precision, prepared
+from mi_ray.config import ClassifierEntry
+from mi_ray.data import Dataset, to_unit
+from mi_ray.defenses import DefendedClassifier, Defense, RandomTransform
+from mi_ray.defenses.base import CHUNK
+from mi_ray.parameters import own_code
+from mi_ray.randomness import Draws, Key
+from mi_ray.sample_pool import SamplePool
+from mi_ray.threat_model import ThreatModel
+
+IMAGES = 4  # test images that are passed
+SUMS_TO_ONE = 1e-4  # how far the sum of probabilities in float32, or in bfloat16 once it is rounded, may be from 1
+ALIKE = 1e-6  # answers to different images that are closer than this are one answer
+
+
+def try_classifier(
+    entry: ClassifierEntry, classifier: Classifier, dataset: Dataset, precision: Precision, *, gradients: bool
+) -> None:
+    """Pass some test images through a classifier that is not trained here, forwards and backwards.
+
+    gradients: whether any attack of the study follows them. Raises ValueError when the answers cannot serve: of another
+    width, not finite, the same to every image or different to the same one, probabilities in place of logits, or such that
+    no gradient goes through.
+    """
+    height, width = dataset.test_images.shape[1:3]
+    x = to_unit(dataset.test_images[:IMAGES])
+    with own_code(f"classifier {entry.name!r} must answer images [B, 3, {height}, {width}]"):
+        ready = prepared(classifier, torch.device("cpu"), precision, folded=False)
+        with torch.no_grad():
+            again = ready(x)
+        x.requires_grad_(gradients)
+        answers = ready(x)
+    _refuse_answers(entry, answers, again, [len(x), dataset.classes])
+    if gradients:
+        _refuse_gradient(entry, x, answers)
+
+
+def _refuse_answers(entry: ClassifierEntry, answers: Tensor, again: Tensor, shape: list[int]) -> None:
+    """Raise ValueError unless these are logits of that shape that tell images apart. again: of the same images once more."""
+    must, found = f"classifier {entry.name!r} must return", answers.detach()
+    remedy = "; `weights:` of yours give it a head for them" if entry.source and entry.weights is None else ""
+    if list(found.shape) != shape:
+        raise ValueError(
+            f"{must} logits [B, {shape[1]}], one for each class of the dataset; for {shape[0]} images it returned "
+            f"{list(found.shape)}{remedy}"
+        )
+    if not found.isfinite().all():
+        raise ValueError(
+            f"{must} finite numbers; of {len(found)} test images {int((~found.isfinite()).any(1).sum())} have a NaN or an "
+            "infinity among their logits"
+        )
+    if not torch.equal(found, again):
+        raise ValueError(f"{must} the same answer to the same image; two passes differ (is a dropout left on?)")
+    if min(shape) > 1 and (found - found[0]).abs().max() < ALIKE:
+        raise ValueError(f"{must} an answer to its image; {len(found)} different test images all get the same logits")
+    if found.min() >= 0 and (found.sum(1) - 1).abs().max() < SUMS_TO_ONE:
+        raise ValueError(f"{must} logits; each of its answers is at least 0 and sums to 1: leave the softmax out")
+
+
+def _refuse_gradient(entry: ClassifierEntry, x: Tensor, answers: Tensor) -> None:
+    """Raise ValueError unless a finite gradient reaches the images."""
+    rule = f"classifier {entry.name!r}: a gradient must reach the images, which attacks follow"
+    if not answers.requires_grad:
+        raise ValueError(f"{rule}; its answers are detached from them (a .detach(), no_grad() or NumPy on the way?)")
+    with own_code(rule):
+        gradient = torch.autograd.grad(answers.logsumexp(1).sum() - answers[:, 0].sum(), x)[0]
+    if not gradient.isfinite().all():
+        raise ValueError(f"{rule}; it is NaN or infinite")
+
+
+class _StandIn(nn.Module):
+    """A small smooth network with fixed weights, for code that has to be run before there is a classifier."""
+
+    def __init__(self, size: int, classes: int) -> None:
+        super().__init__()
+        self.weight = torch.randn(classes, size, generator=torch.Generator().manual_seed(0)) / size**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits, not all of one sign."""
+        found: Tensor = torch.tanh(x.flatten(1) @ self.weight.T)
+        return found
+
+
+def try_defense(
+    defense: Defense, dataset: Dataset, pools: Callable[[RandomTransform], SamplePool], *, gradients: bool
+) -> None:
+    """Run a person's own defense on some test images. pools: the pool of a component. gradients: whether it is attacked.
+
+    Raises ValueError when its copies are not of their shape, not finite, or not decided by the keyed draws alone, or when
+    attacks follow gradients and none reaches the images.
+    """
+    x = to_unit(dataset.test_images[:IMAGES])
+    for component in defense.components():
+        must = f"defense {component.name}: transform must"
+        pool = pools(component) if component.uses_pool else None
+        with own_code(f"defense {component.name} must run on test images"):
+            copies, again = (_copies(component, x, range(IMAGES), pool) for _ in range(2))
+            alone = _copies(component, x[1:2], [1], pool)
+        if not copies.isfinite().all():
+            raise ValueError(f"{must} return finite numbers; of some test images it makes NaN or infinite pixels")
+        if not torch.equal(copies, again):
+            raise ValueError(f"{must} take its random numbers from `draws` alone; two runs with the same draws differ")
+        if not torch.allclose(copies[:, 1:2], alone, atol=1e-4):
+            raise ValueError(
+                f"{must} treat each image by itself; beside others an image becomes something else than alone"
+            )
+        if gradients:
+            with own_code(f"{must} let a gradient through, or `backward_transform` must"):
+                torch.autograd.grad(_copies(component, x.requires_grad_(), range(IMAGES), pool).sum(), x)
+    with own_code(f"defense {defense.name}: join must return probabilities"):
+        undefended = torch.softmax(_StandIn(x[0].numel(), dataset.classes)(x.detach()), 1)
+        joined = defense.join(undefended, [undefended] * len(defense.components()))
+    if not isinstance(joined, Tensor) or joined.shape != undefended.shape:
+        raise ValueError(f"defense {defense.name}: join must return probabilities {list(undefended.shape)}")
+
+
+def _copies(component: RandomTransform, x: Tensor, points: Sequence[int], pool: SamplePool | None) -> Tensor:
+    """One chunk of copies of these images."""
+    predicted = torch.zeros(len(x), dtype=torch.int64)
+    return component.copies(x, lambda: Draws(Key(0, "try"), points, CHUNK, 0, x.device), predicted, pool)
+
+
+def try_attack(
+    attack: Attack,
+    threat: ThreatModel,
+    dataset: Dataset,
+    defense: Defense | None,
+    pools: Callable[[RandomTransform], SamplePool],
+) -> None:
+    """Run a person's own attack on a stand-in for a classifier. defense, pools: what it goes through, if anything.
+
+    Raises ValueError when it fails, when what it returns is not what an attack returns, leaves the ball or the box, or is
+    not decided by the batch's key and points alone.
+    """
+    x = to_unit(dataset.test_images[:IMAGES])
+    y = torch.from_numpy(np.array(dataset.test_labels[:IMAGES]))
+    model: nn.Module = _StandIn(x[0].numel(), dataset.classes)
+    if defense is not None:
+        used = {component.name: pools(component) for component in defense.components() if component.uses_pool}
+        model = DefendedClassifier(model, defense, used, executions=CHUNK)
+    must = f"attack {attack.name}: run must"
+    given = [x] * attack.takes_images
+    labels = attack_labels(y, dataset.classes, threat, 0, range(IMAGES))
+    with own_code(f"attack {attack.name} must run on test images"):
+        found, again = (attack.craft(model, x, labels, threat, given=given) for _ in range(2))
+    if not torch.equal(found.images, again.images):
+        raise ValueError(
+            f"{must} take its random numbers from the batch's key and points; two runs of one batch differ"
+        )
