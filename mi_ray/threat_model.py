@@ -9,6 +9,7 @@ Goal = Literal["untargeted", "targeted"]
 Norm = Literal["linf"]
 Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
+SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 
 

@@ -17,7 +17,6 @@ from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.threat_model import TOLERANCE, Knowledge, ThreatModel
 
-SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
 

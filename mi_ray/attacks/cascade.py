@@ -13,11 +13,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.auto_pgd import Apgd
-from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch, score
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import SMALLEST_STEP, ThreatModel
 
 SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
 FEW = 5  # Executions of a random defense that the first steps average.

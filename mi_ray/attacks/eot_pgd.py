@@ -10,11 +10,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Batch, Begun, score
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, integer, integers, number
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import SMALLEST_STEP, ThreatModel
 
 TEMPERATURE = 0.05  # Width of a smooth decision, on the scale of the gap that it judges.
 

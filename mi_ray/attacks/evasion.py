@@ -9,12 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, scorer
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, mean_gradient, of_label
 from mi_ray.attacks.pgd import OneRestart, Restarted, all_zero
 from mi_ray.parameters import choice, integer, integers, number
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import SMALLEST_STEP, ThreatModel
 
 NOT_FOOLED = 4.0  # More than two gaps, which are in [-1, 1], can differ: fooling F comes before closing the gap.
 

@@ -6,9 +6,10 @@ from typing import ClassVar, final
 import torch
 from torch import nn
 
-from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, log_mean_gradient
 from mi_ray.parameters import integer, number
+from mi_ray.threat_model import SMALLEST_STEP
 
 
 @final

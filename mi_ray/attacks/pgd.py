@@ -9,8 +9,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, NOT_FINITE, SMALLEST_STEP, Adversarial, Attack, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, NOT_FINITE, Adversarial, Attack, Batch, Begun, scorer
 from mi_ray.parameters import flag, integer, integers, number
+from mi_ray.threat_model import SMALLEST_STEP
 
 
 def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:

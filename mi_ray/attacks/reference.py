@@ -5,9 +5,10 @@ from typing import ClassVar, final
 
 from torch import nn
 
-from mi_ray.attacks.base import ATTACKS, SMALLEST_STEP, Adversarial, Attack, Batch
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.parameters import integer
+from mi_ray.threat_model import SMALLEST_STEP
 
 STEPS = 20
 

@@ -14,12 +14,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from mi_ray.attacks.base import SMALLEST_STEP
 from mi_ray.plan.controls import Attacked, Control, ControlRule
 from mi_ray.statistics import holm
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
-from mi_ray.threat_model import TOLERANCE
+from mi_ray.threat_model import SMALLEST_STEP, TOLERANCE
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
