@@ -88,6 +88,13 @@ SECTIONS = {
     "cifar10_epsilon_curve": ("Accuracy against ε", "", ("epsilon_curve.png",)),
     "cifar10_seeds": ("Other seeds", "The same objectives, trained from other seeds.", ("frontier_table.md",)),
 }
+README = DOCS.parent / "README.md"
+MARK = "<!-- three verdicts of docs/cifar10.md -->\n"
+FIRST = (  # the claims that README begins with: words of the claim, classifier, attack
+    ("MI-OL raises accuracy over the undefended network", "interpolated_at", "PGD-10 8/255", "honest"),
+    ("MI-OL leaves more than Guo et al. at equal clean accuracy", "interpolated_at", "PGD-10 8/255", "honest"),
+    ("the released code's choices together add accuracy (MI-OL)", "interpolated_at", "PGD-10 8/255", "honest"),
+)
 SHOWN = {"table2.md", "frontier_table.md", "presets_table.md"}  # of the other tables the document has a link
 
 
@@ -125,6 +132,7 @@ def draw() -> None:
     table = claims.facts(store, claims.read_claims(CLAIMS))
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
+    README.write_text(readme(README.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 
 def document(store: Store, decided: pd.DataFrame) -> str:
@@ -143,6 +151,19 @@ def document(store: Store, decided: pd.DataFrame) -> str:
             elif whole.exists():
                 parts.append(f"Also: [{name}]({folder}/{name})\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def readme(text: str, decided: pd.DataFrame) -> str:
+    """README with the verdicts of `FIRST` between its two marks. decided: the table of claims."""
+    before, _, after = text.split(MARK)
+    named = decided.set_index(["claim", "classifier", "attack", "variant"])
+    lines = []
+    for key in FIRST:
+        row = named.loc[key]
+        low, high = (f"{100 * row[end]:+.1f}" for end in ("low", "high"))
+        numbers = f"{100 * row['value']:+.1f} [{low}, {high}] points on {row['points']:.0f} images"
+        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): **{row['verdict']}**, {numbers}\n")
+    return MARK.join([before, "".join(lines), after])
 
 
 def networks(store: Store) -> str:

@@ -23,6 +23,11 @@ def test_every_number_of_the_document_is_made_from_the_published_rows(decided: p
     assert (cifar10.DOCS / "cifar10.md").read_text(encoding="utf-8") == cifar10.document(STORE, decided)
 
 
+def test_readme_begins_with_verdicts_of_the_published_rows(decided: pd.DataFrame) -> None:
+    text = cifar10.README.read_text(encoding="utf-8")
+    assert cifar10.readme(text, decided) == text
+
+
 def test_the_committed_verdicts_are_those_that_the_rows_give(decided: pd.DataFrame) -> None:
     written = pd.read_csv(cifar10.PUBLISHED / "claims.csv")
     assert written["verdict"].tolist() == decided["verdict"].tolist()
