@@ -65,8 +65,9 @@ SECTIONS = {
         ("table2.md", "paired_tests.md"),
     ),
     "cifar10_adaptive": (
-        "The worst case: cascade through the defense",
-        "Mixup at ε = 2/255, since it keeps nothing at 8/255, and interpolated AT at 8/255.",
+        "The worst case: an adaptive attack through the defense",
+        "EOT-PGD-20 and oblivious PGD-10, and the worse of both by point. Mixup at ε = 2/255, since it keeps nothing at 8/255, and "
+        "interpolated AT at 8/255. A stronger attack (`cifar10/table2_worst`) may leave less.",
         ("frontier_table.md", "paired_tests.md"),
     ),
     "cifar10_presets": (
