@@ -5,7 +5,7 @@ python analysis/claims.py STORE CLAIMS.yaml FOLDER
 
 import argparse
 
-from mi_ray.figures.claims import make
+from mi_ray.figures.claims import decide
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
@@ -13,5 +13,5 @@ if __name__ == "__main__":
     parser.add_argument("claims", help="the file of claims")
     parser.add_argument("folder", help="where claims.md and claims.csv go")
     given = parser.parse_args()
-    for path in make(given.store, given.claims, given.folder):
+    for path in decide(given.store, given.claims, given.folder):
         print(path)

@@ -301,19 +301,15 @@ class ClassifierEntry(Strict):
             )
         if self.zoo is not None:
             self._refuse_beside_zoo(self.zoo)
-        if self.factory is not None and (self.training, self.objective, self.workers) != (
-            Training(),
-            Method("erm", {}),
-            1,
-        ):
+        own = "factory" if self.factory is not None else "weights" if self.weights is not None else None
+        if own and (self.training, self.objective, self.workers) != (Training(), Method("erm", {}), 1):
             raise ValueError(
-                f"classifier {self.name!r} is your own, by its factory, and is not trained here: leave out `training`, "
+                f"classifier {self.name!r} is your own, by its {own}, and is not trained here: leave out `training`, "
                 "`objective` and `workers`"
             )
-        if self.architecture is not None and (self.weights is not None or self.arguments):
+        if self.architecture is not None and self.arguments:
             raise ValueError(
-                f"classifier {self.name!r} is trained here, from its architecture: leave out `weights` and `arguments`, which "
-                "are for a factory"
+                f"classifier {self.name!r}: `arguments` are for a factory; an architecture has its parameters under its name"
             )
         if max((*self.mean, *self.std), default=0) > 1:
             raise ValueError(

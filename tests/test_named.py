@@ -357,7 +357,7 @@ def test_pretrained_weights_with_other_classes_say_what_to_do(hub: Path) -> None
 
     network = timm.create_model("test_resnet.r160_in1k")
     save_file(network.state_dict(), cached(hub, "timm/test_resnet.r160_in1k") / "model.safetensors")
-    said = r"logits \[B, 10\], .* it returned \[1, 1000\]; `weights:` of yours give it a head for them"
+    said = r"logits \[B, 10\], .*it returned \[4, 1000\]; `weights:` of yours give it a head for them"
     with pytest.raises(ValueError, match=said):
         prepare(sweep(classifiers=[{"name": "f", "timm": "test_resnet.r160_in1k"}]))
 

@@ -70,7 +70,7 @@ ATTACK = [
     ),
     (".sign())", ".sign() * torch.rand(1))", "the same seed must give the same images"),
     (".sign())", ".sign() * (batch.labels == 1).float().mean())", "an image must come out the same in any batch"),
-    (".sign())", ".sign() * float('nan'))", "images must be finite"),
+    (".sign())", ".sign() * float('nan'))", "must be finite numbers"),
     ("self.share *", "self.sharp *", "it must run; AttributeError"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
     ("import torch\n", "import torch\nraise SystemExit(3)\n", "my_plugin.py must be importable: SystemExit: 3"),

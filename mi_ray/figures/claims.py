@@ -339,7 +339,7 @@ def _read(store: Store, study: str) -> "_Rows | str":
         finished(cells, "a claim needs finished cells")
         return _Rows(store, cells, read_records(store, study), names)
     except (ValueError, FileNotFoundError) as error:
-        return str(error)
+        return str(error).replace(store.uri, "the store")
 
 
 def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
@@ -412,7 +412,7 @@ def document(table: pd.DataFrame) -> str:
     return markdown(shown(table), note)
 
 
-def make(store: str | Path, claims: str | Path, out: str | Path) -> list[Path]:
+def decide(store: str | Path, claims: str | Path, out: str | Path) -> list[Path]:
     """Decide the claims of a file from a store; writes claims.md and claims.csv into a folder and returns the two files."""
     table = facts(Store(store), read_claims(claims))
     folder = Path(out)

@@ -151,7 +151,7 @@ def _studies_of(store: Store) -> dict[str, str]:
 
 def _tell_of_unfinished(study: str, cells: pa.Table) -> None:
     """Warn of cells of a study that have no rows because they are not done."""
-    states = [state for state in cells["state"].to_pylist() if state != "done"]
+    states = [state for state in cells["state"].to_pylist() if state in ("failed", "missing")]
     if states:
         counted = ", ".join(f"{states.count(state)} {state}" for state in sorted({*states}))
         warnings.warn(
@@ -170,7 +170,7 @@ def _finished(store: Store, study: str | None) -> dict[str, int]:
             cells = cells_table(store, name)
             cells = cells.filter(pc.equal(cells["state"], "done")).select(["cell", "points", "selection_points"])
             for row in cells.to_pylist():
-                found[row["cell"]] = row["points"] + row["selection_points"]
+                found[row["cell"]] = (row["points"] or 0) + (row["selection_points"] or 0)
     return found
 
 

@@ -149,10 +149,12 @@ from mi_ray.defenses import DEFENSES, RandomTransform
 @DEFENSES.register
 @dataclass(frozen=True)
 class Poison(RandomTransform):
-    'Always fails.'
+    'Fails on every block, and not on the few images that are tried before any work.'
     name = 'poison'
     def transform(self, x, draws, predicted, pool):
-        raise RuntimeError('the poison works')
+        if len(x) > 4:
+            raise RuntimeError('the poison works')
+        return x[None].expand(draws.executions, *x.shape)
     @classmethod
     def identity(cls):
         return {}

@@ -403,6 +403,7 @@ def test_an_empty_store_has_empty_frames_with_all_columns(store: Store) -> None:
     assert frame.empty
 
 
+@pytest.mark.filterwarnings("ignore::mi_ray.store.files.UnfinishedStudyWarning")
 @pytest.mark.parametrize("damage", ["truncate", "flip", "schema", "rename"])
 def test_damaged_records_are_never_read_as_rows(two_studies: Store, damage: str) -> None:
     path = Path(two_studies.root) / "records" / "c1" / "points-00000-00004.parquet"

@@ -26,7 +26,7 @@ from mi_ray.classifiers import load_classifier
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import compact
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.locks import LOCK_EVERY, holder, locked
+from mi_ray.store.locks import LOCK_EVERY, holder, lock_study, locked
 from mi_ray.store.manifest import overviews, study_state
 from mi_ray.store.read import read_cells, read_records
 
@@ -323,7 +323,8 @@ def test_status_watches_until_every_study_has_ended_and_says_whether_all_are_com
     manifest = store.read_json(path)
     store.write_json(path, {**manifest, "state": "running"})
     meanwhile(monkeypatch, lambda: store.write_json(path, {**manifest, "state": ending}), 0.125)
-    assert call(monkeypatch, "status", store.root, "--watch", "--every", "0.125") == code
+    with lock_study(store, "tiny", print):  # A study that nobody runs has ended, whatever its manifest says.
+        assert call(monkeypatch, "status", store.root, "--watch", "--every", "0.125") == code
     said = capsys.readouterr().out
     assert re.search(rf"tiny\s+{ending}\s+{len(original.plan.cells)}\s", said), said
 

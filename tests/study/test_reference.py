@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import mi_ray.study.workbench
+import mi_ray.study.results
 from mi_ray.classifiers import Classifier, build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
 from mi_ray.randomness import Draws, Key
@@ -202,7 +202,7 @@ def test_in_float64_every_row_of_a_sweep_is_that_of_the_plain_reference(
     def in_float64(classifier: Classifier, *rest: Any) -> Classifier:
         return prepared(classifier.double(), *rest)
 
-    monkeypatch.setattr(mi_ray.study.workbench, "prepared", in_float64)
+    monkeypatch.setattr(mi_ray.study.results, "prepared", in_float64)
     rows = _rows(tmp_path / "s", trained, "fp32")
     assert len(rows) == 3 * (1 + 2 * 4) + 2
     assert rows.keys() == told.keys()

@@ -362,20 +362,23 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
 
 
 @pytest.mark.parametrize(
-    ("factory", "failed"),
+    ("factory", "told"),
     [
-        ("logits", set()),
-        ("probabilities", {"logits_not_probabilities"}),
-        ("dropping", {"randomness_declared"}),
+        ("probabilities", "must return logits; each of its answers is at least 0 and sums to 1"),
+        ("dropping", "must return the same answer to the same image; two passes differ"),
     ],
 )
-def test_a_network_that_an_attack_would_misread_fails_every_cell_of_it(
-    own_network: Own, factory: str, failed: set[str]
+def test_a_network_that_an_attack_would_misread_is_refused_before_any_work(
+    own_network: Own, factory: str, told: str
 ) -> None:
-    for row in own_network(factory):
-        found = json.loads(row["checks"])
-        assert failed == {name for name, check in found.items() if check["state"] == "failed"}
-        assert (row["verdict"] == "failed") == bool(failed)
+    with pytest.raises(ValueError, match=told):
+        own_network(factory)
+
+
+def test_a_network_that_answers_with_logits_fails_no_check(own_network: Own) -> None:
+    for row in own_network("logits"):
+        assert not [name for name, check in json.loads(row["checks"]).items() if check["state"] == "failed"]
+        assert row["verdict"] != "failed"
 
 
 def test_verdicts_read_the_store_and_nothing_else(judged: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
