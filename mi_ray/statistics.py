@@ -167,15 +167,16 @@ def cross_fitted(right: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], n
     """The worst of several attacks at each point without bias, from right [attacks, draws, points], at least two draws.
 
     Returns (chosen [draws, points], right [draws, points]): each draw is reported under the attack that leaves the fewest
-    of the *other* draws right, of equals the first. The least of several counts would be lower than what a fresh draw of
-    the same choice finds, since its draws would choose what they report. Raises ValueError for one draw.
+    of the *other* draws right at its point; of equals, which few draws make of many, under the one that leaves the fewest
+    of the other draws right over all points, then the first. The least of several counts would be lower than what a fresh
+    draw of the same choice finds, since its draws would choose what they report. Raises ValueError for one draw.
     """
     if right.ndim != 3 or right.shape[1] < 2:
         raise ValueError(
             f"a cross-fitted worst case needs right [attacks, draws >= 2, points]; got {list(right.shape)}"
         )
     others = right.sum(1, keepdims=True) - right
-    chosen = others.argmin(0)
+    chosen = (others * (others.max() * right.shape[2] + 1) + others.sum(2, keepdims=True)).argmin(0)
     return chosen, np.take_along_axis(right, chosen[None], 0)[0]
 
 

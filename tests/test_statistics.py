@@ -308,6 +308,21 @@ def test_a_cross_fitted_worst_case_is_not_biased_by_the_draws_that_choose() -> N
         cross_fitted(np.ones((2, 1, 5), bool))
 
 
+def test_two_draws_are_enough_for_a_worst_case_not_to_lie_above_its_strongest_attack() -> None:
+    """The first of two attacks is far weaker, and most points are equal under both in the one draw that chooses."""
+    rng, cross, strongest, truth = np.random.default_rng(0), [], [], []
+    for _ in range(200):
+        strong = rng.beta(0.3, 0.3, 100) * 0.7
+        survival = np.stack([np.clip(strong + 0.3, 0, 1), strong])
+        right = rng.random((2, 2, 100)) < survival[:, None]
+        chosen, reported = cross_fitted(right)
+        cross.append(reported.mean())
+        strongest.append(right[1].mean())
+        truth.append(np.take_along_axis(survival, chosen, 0).mean())
+    assert np.mean(cross) == pytest.approx(np.mean(truth), abs=0.005)
+    assert np.mean(cross) < np.mean(strongest) + 0.02
+
+
 def test_the_detection_gap_is_the_mean_paired_difference_with_its_t_interval() -> None:
     rng = np.random.default_rng(0)
     clean = rng.normal(size=60)
