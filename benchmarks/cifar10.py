@@ -237,8 +237,8 @@ def _alone(cell: "pd.Series[Any]", name: str, data: str, points: int) -> dict[st
     }
     sweep["points"] = {"count": points, "selection": 0}
     sweep["classifiers"] = [entry for entry in sweep["classifiers"] if entry["name"] == cell["classifier"]]
-    bare = "none" if cell["defense"] == "none" else {cell["defense"]: json.loads(cell["defense_params"])}
-    sweep["defenses"] = list({json.dumps(one): one for one in ("none", bare)}.values())
+    values = {name: value for name, value in json.loads(cell["defense_params"]).items() if value is not None}
+    sweep["defenses"] = ["none", *([] if cell["defense"] == "none" else [{cell["defense"]: values}])]
     wanted = [entry for entry in sweep["attacks"] if cell["attack"] in entry and _is_of(entry, cell)]
     entry = (wanted or [entry for entry in sweep["attacks"] if "pgd" in entry])[0]
     sweep["attacks"] = [{**entry, "classifiers": None, "defenses": None}]
