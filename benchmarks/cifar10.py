@@ -27,7 +27,7 @@ from mi_ray.store.excerpt import excerpt
 from mi_ray.store.manifest import read_manifest
 from mi_ray.store.read import read_cells
 from mi_ray.sweep_files import read_document
-from mi_ray.zoo import zoo_card, zoo_names
+from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 DOCS = Path(__file__).parent.parent / "docs"
 PUBLISHED = DOCS / "cifar10"
@@ -134,6 +134,10 @@ def draw() -> None:
     table = claims.facts(store, claims.read_claims(CLAIMS))
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
+    for name in zoo_names():
+        card = {**zoo_card(name), "measured": measured(store, name)}
+        lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
+        zoo_weights(name).with_suffix(".json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 
@@ -153,6 +157,33 @@ def document(store: Store, decided: pd.DataFrame) -> str:
             elif whole.exists():
                 parts.append(f"Also: [{name}]({folder}/{name})\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def measured(store: Store, name: str) -> list[dict[str, Any]]:
+    """What the published rows say of a network without a defense: accuracy with its interval, of each attack and radius once.
+
+    Of an attack that several studies made it is that of the study with the most reported points.
+    """
+    cells = read_cells(store).sort_values("points", ascending=False, kind="stable")
+    own = cells[(cells["classifier"] == name) & (cells["defense"] == "none") & (cells["state"] == "done")]
+    own = own[np.array(["" in variants for variants in own["variants"]], bool)]
+    own = own.drop_duplicates(["attack", "attack_params", "goal", "epsilon"])
+    kept = (
+        "study",
+        "attack",
+        "attack_params",
+        "goal",
+        "epsilon",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "points",
+        "verdict",
+    )
+    rows = own.sort_values(["attack", "epsilon", "goal", "attack_params"])[list(kept)].to_dict("records")
+    return [
+        {str(key): round(value, 6) if isinstance(value, float) else value for key, value in row.items()} for row in rows
+    ]
 
 
 def readme(text: str, decided: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ from benchmarks import cifar10
 from mi_ray.figures import claims
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
+from mi_ray.zoo import zoo_card, zoo_names
 
 STORE = Store(cifar10.PUBLISHED)
 
@@ -21,6 +22,11 @@ def decided() -> pd.DataFrame:
 
 def test_every_number_of_the_document_is_made_from_the_published_rows(decided: pd.DataFrame) -> None:
     assert (cifar10.DOCS / "cifar10.md").read_text(encoding="utf-8") == cifar10.document(STORE, decided)
+
+
+@pytest.mark.parametrize("name", zoo_names())
+def test_the_cards_of_the_zoo_say_what_the_published_rows_say(name: str) -> None:
+    assert zoo_card(name)["measured"] == cifar10.measured(STORE, name)
 
 
 def test_readme_begins_with_verdicts_of_the_published_rows(decided: pd.DataFrame) -> None:

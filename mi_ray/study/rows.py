@@ -62,8 +62,8 @@ def worst_case(results: Results, cell: Cell, members: Sequence[Cell], count: int
     """The rows of the members of a worst-case cell that are worst, point by point.
 
     Where a defense draws, each draw is reported under the attack that the other draws choose (fewest of them right, of
-    equals the first member), so that no draw chooses what it reports. The columns of one draw are those of the first. With
-    a single draw, and without randomness, it is the attack that leaves the point right least often.
+    equals the strongest over all points), so that no draw chooses what it reports. The columns of one draw are those of the
+    first. With a single draw, and without randomness, it is the attack that leaves the point right least often.
     """
     tables = []
     for member in members:

@@ -193,7 +193,10 @@ def test_the_worst_case_has_each_point_at_its_worst(judged: Tiny, cells: list[di
             if draws == 1:
                 chosen, expected = of_point.sum(1).argmin(), of_point.sum(1).min()
             else:
-                picked = [np.delete(of_point, draw, 1).sum(1).argmin() for draw in range(draws)]
+                picked = []
+                for draw in range(draws):
+                    others = [np.delete(found, draw, 0) for found in right]  # of each attack, [other draws, points]
+                    picked.append(min(range(attacks), key=lambda a: (others[a][:, place].sum(), others[a].sum(), a)))
                 chosen, expected = picked[0], sum(of_point[attack, draw] for draw, attack in enumerate(picked))
             assert row["correct_draws"] == expected
             source = rows[(rows["cell"] == members[chosen].key) & (rows["point"] == row.name)].iloc[0]
