@@ -195,7 +195,7 @@ def readme(text: str, decided: pd.DataFrame) -> str:
         row = named.loc[key]
         low, high = (f"{100 * row[end]:+.1f}" for end in ("low", "high"))
         numbers = f"{100 * row['value']:+.1f} [{low}, {high}] points on {row['points']:.0f} images"
-        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): **{row['verdict']}**, {numbers}\n")
+        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): {claims.told(row)}, {numbers}\n")
     return MARK.join([before, "".join(lines), after])
 
 

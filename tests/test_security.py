@@ -69,7 +69,10 @@ ALLOWED = {
     ("tests/test_documents.py", "compile"): "runs the Python blocks of README and the documents, as their readers do",
     ("tests/test_documents.py", "exec"): "the same",
     ("tests/test_documents.py", "eval"): "the same",
-    ("tests/test_pictures.py", "pickle.loads"): "shows that images on disk are handed to workers by their place",
+    (
+        "tests/test_pictures.py",
+        "pickle.loads",
+    ): "hands images on disk over as Ray does, which must bring none of their pixels along",
     ("tests/mutation/mutate.py", "tarfile.open"): "unpacks a copy of this repository that it packed itself",
 }
 

@@ -40,6 +40,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_records
 
 SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among all claims of a file
+FAILED = mark({"verdict": "failed"})
 RELEVANT = 0.01  # a gain below one point of accuracy, AUC or probability is no gain
 KNOWN = ("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam")
 Filter = Mapping[str, object]
@@ -249,6 +250,7 @@ def _detection(rows: _Rows, claim: Claim) -> Measured:
     """AUC of a detector less that of another; less one half (a guess) where there is no other."""
 
     def scores(side: Filter) -> tuple[Any, "pd.Series[Any]"]:
+        """The clean and the adversarial scores of a side's detector on the reported points, and its attacked cell."""
         what = {k: v for k, v in side.items() if k != "score"}
         attacked = rows.cell(claim, what, claim.attack)
         clean = rows.cell(claim, what, {"attack": "none"})
@@ -376,6 +378,12 @@ def _verdict(row: "pd.Series[Any]") -> str:
     return "does not hold" if row["p_against_holm"] < SURE else "undecided"
 
 
+def told(row: "pd.Series[Any]") -> str:
+    """A row's verdict as Markdown, with a word where it stands on an attack that its own checks refuse."""
+    refused = " (on an attack that its checks refuse)" if FAILED in str(row["checks"]) else ""
+    return f"**{row['verdict']}**{refused}"
+
+
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """`facts` as text: differences in points (hundredths) with their intervals."""
     said = {"above": "> {:+.0f}", "below": "< {:+.0f}", "equal": "within ±{:.0f}"}
@@ -394,7 +402,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             ],
             "Points": ["–" if math.isnan(points) else f"{points:.0f}" for points in table["points"]],
             "Checks": table["checks"],
-            "Verdict": [f"**{verdict}**" for verdict in table["verdict"]],
+            "Verdict": [told(row) for _, row in table.iterrows()],
         }
     )
 

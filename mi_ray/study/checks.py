@@ -279,6 +279,7 @@ def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
     """The same attack with twice the value of a parameter, where it has one."""
 
     def control(attack: Attacked) -> Control | None:
+        """The attack with the doubled parameter; None where it has none."""
         name = attack.stop_parameter if parameter == "steps" and attack.stop_parameter else parameter
         value = attack.executions if parameter == "eot" else attack.values.get(name)
         if name not in attack.values or value is None:
@@ -293,6 +294,7 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
     own stronger versions alone: it is the untargeted one that an accuracy on true labels should hold against."""
 
     def control(attack: Attacked) -> Control | None:
+        """The attack in the other ball; None for a targeted one."""
         if not attack.threat.leaves_label:
             return None
         values = dict(attack.values)
@@ -321,6 +323,7 @@ def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> 
     """An attack that asks for no gradient, for one that does. values: how long it runs."""
 
     def control(attack: Attacked) -> Control | None:
+        """The attack in the other ball; None for a targeted one."""
         if not attack.threat.leaves_label or not attack.follows_gradients or attack.threat.epsilon == 0:
             return None
         return Control(method, {**values(), **_few_executions(attack)}, attack.threat.epsilon)

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 import pytest
 
-from mi_ray.figures.claims import Claim, Measured, facts, read_claims, shown
+from mi_ray.figures.claims import Claim, Measured, facts, read_claims, shown, told
 from mi_ray.figures.claims import _chances as chances
 from mi_ray.statistics import Estimate, auc_difference, auc_interval, matched_difference
 from mi_ray.store.blocks import Store
@@ -45,6 +46,11 @@ def test_a_claim_holds_fails_or_is_left_open(
 ) -> None:
     p_for, p_against = chances(claim(is_=is_, by=by), measured(value, half))
     assert (p_for < 0.01, p_against < 0.01) == (holds, refuted)
+
+
+def test_a_verdict_on_a_refused_attack_says_so() -> None:
+    told_of = {checks: told(pd.Series({"verdict": "holds", "checks": checks})) for checks in ("✓ –", "✗ ✓")}
+    assert told_of == {"✓ –": "**holds**", "✗ ✓": "**holds** (on an attack that its checks refuse)"}
 
 
 def test_a_claim_is_never_both_for_and_against_by_chance_alone() -> None:
