@@ -20,6 +20,7 @@ from mi_ray.store.blocks import Store
 NEEDS = "the table needs finished cells"
 GOALS = ("none", "untargeted", "targeted", "any")
 # The columns of the paper's Tables 2 and 3: clean, then (goal, steps) of oblivious PGD.
+EPSILON = 8 / 255  # the radius of all of them
 PUBLISHED = ("Clean", *((goal, steps) for goal in ("untargeted", "targeted") for steps in (10, 50, 200)))
 
 
@@ -36,7 +37,8 @@ class Paper:
         column: object = "Clean"
         if row["attack"] != "none":
             steps = json.loads(row["attack_params"]).get("steps")
-            column = (row["goal"], steps) if (row["attack"], row["knowledge"]) == ("pgd", "oblivious") else None
+            alike = (row["attack"], row["knowledge"]) == ("pgd", "oblivious") and abs(row["epsilon"] - EPSILON) < 1e-6
+            column = (row["goal"], steps) if alike else None
         known = self.values.get((row["classifier"], row["defense"]))
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
 

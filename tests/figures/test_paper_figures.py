@@ -107,6 +107,14 @@ def test_the_papers_values_are_labelled_as_the_papers_and_of_its_own_data() -> N
     assert "paper" not in paper_table.footnote(cells, paper_table.facts(cells, NAMES), NAMES, paper_table.NO_PAPER)
 
 
+def test_another_radius_is_not_put_beside_the_papers() -> None:
+    attacks = [
+        cell("mixup", "none", {}, "pgd", 0.1, **{**pgd(10), "epsilon": epsilon}) for epsilon in (8 / 255, 2 / 255)
+    ]
+    table = paper_table.facts(frame(*attacks), NAMES, table2.PAPER)
+    assert [bool(value) for value in table["paper"]].count(True) == 1
+
+
 def test_an_adaptive_pgd_is_not_put_beside_the_papers_oblivious_one() -> None:
     row = cell("mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.3, **pgd(10), knowledge="adaptive")
     assert table2.PAPER.value(pd.Series(row)) == ""
