@@ -20,7 +20,7 @@ import yaml
 from mi_ray.figures import claims
 from mi_ray.figures.draw import draw as draw_figures
 from mi_ray.figures.reading import records_of
-from mi_ray.figures.tables import percent
+from mi_ray.figures.tables import markdown, percent
 from mi_ray.run import run_sweeps
 from mi_ray.store.blocks import Store
 from mi_ray.store.excerpt import excerpt
@@ -42,16 +42,23 @@ Does mixup inference (Pang, Xu and Zhu, ICLR 2020) work? Each claim of the paper
 studies in [`sweeps/cifar10`](../sweeps/cifar10), and decided by a program. This document is written by
 [`benchmarks/cifar10.py`](../benchmarks/cifar10.py) from the rows in [`docs/cifar10`](cifar10); no number in it was typed.
 
+## In one minute
+
+{answer}
 **What limits it.** One small residual network (0.3 M parameters) in place of the paper's, trained for a few minutes each;
-few points, so that intervals are wide; and a copy of CIFAR-10 whose images were compressed as JPEG, about 8/255 (RMSE)
-away from the original ones. Training and test images are of the same copy. Whatever is undecided here may be decided by
-more points: the same sweeps go on from what is stored.
+hundreds of points, so that intervals are of several points; and a copy of CIFAR-10 whose images were compressed as JPEG,
+about 8/255 (RMSE) away from the original ones. Training and test images are of the same copy. Whatever is undecided here
+may be decided by more points: the same sweeps go on from what is stored.
 """
 CLAIMED = """## The claims
 
 `honest` leaves the true label under attack and draws the sample pool from the training split; `as_published` follows the
 released code ([methods](methods.md)). The attack is oblivious (it sees F alone) unless it is called the worst case.
 """
+LITERATURE = (
+    "With the defense less without it (or less the other defense), in per cent. Other networks and another copy of the data: "
+    "what can be compared is the direction, which is open where our interval has 0 in it."
+)
 SECTIONS = {
     "cifar10_fig3b": (
         "Fig. 3(b): accuracy under attack against clean accuracy",
@@ -90,13 +97,19 @@ SECTIONS = {
     "cifar10_seeds": ("Other seeds", "The same objectives, trained from other seeds.", ("frontier_table.md",)),
 }
 README = DOCS.parent / "README.md"
-MARK = "<!-- three verdicts of docs/cifar10.md -->\n"
-FIRST = (  # the claims that README begins with: words of the claim, classifier, attack
+MARK = "<!-- first verdicts of docs/cifar10.md -->\n"
+FIRST = (  # the claims that README and the document begin with: words of the claim, classifier, attack, variant
     ("MI-OL raises accuracy over the undefended network", "interpolated_at", "PGD-10 8/255", "honest"),
     ("MI-OL leaves more than Guo et al. at equal clean accuracy", "interpolated_at", "PGD-10 8/255", "honest"),
     ("MI-OL leaves more than rotation in the worst case", "interpolated_at", "worst case 8/255", "honest"),
     ("the released code's choices together add accuracy (MI-OL)", "interpolated_at", "PGD-10 8/255", "honest"),
 )
+COUNTED = {
+    "holds": "hold",
+    "does not hold": "do not hold",
+    "undecided": "are undecided",
+    "not measured": "were not measured",
+}
 SHOWN = {"table2.md", "frontier_table.md", "presets_table.md"}  # of the other tables the document has a link
 
 
@@ -143,7 +156,14 @@ def draw() -> None:
 
 def document(store: Store, decided: pd.DataFrame) -> str:
     """The text of docs/cifar10.md, from the excerpt and from the table of claims."""
-    parts = [INTRODUCTION, networks(store), CLAIMED, claims.document(decided)]
+    parts = [
+        INTRODUCTION.format(answer=answer(decided)),
+        networks(store),
+        CLAIMED,
+        claims.document(decided),
+        "## What others measured\n",
+        markdown(claims.literature(CLAIMS, decided), LITERATURE),
+    ]
     for study in store.folders("studies"):
         title, said, files = SECTIONS[study]
         folder = f"cifar10/studies/{study}/figures"
@@ -186,17 +206,25 @@ def measured(store: Store, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def readme(text: str, decided: pd.DataFrame) -> str:
-    """README with the verdicts of `FIRST` between its two marks. decided: the table of claims."""
-    before, _, after = text.split(MARK)
+def answer(decided: pd.DataFrame) -> str:
+    """How many claims hold, and the verdicts of `FIRST`, a line each. decided: the table of claims."""
+    counts = decided["verdict"].value_counts()
+    said = ", ".join(f"{counts.get(name, 0)} {words}" for name, words in COUNTED.items())
+    lines = [f"Of {len(decided)} claims {said}. Of the most important ones:\n\n"]
     named = decided.set_index(["claim", "classifier", "attack", "variant"])
-    lines = []
     for key in FIRST:
         row = named.loc[key]
-        low, high = (f"{100 * row[end]:+.1f}" for end in ("low", "high"))
-        numbers = f"{100 * row['value']:+.1f} [{low}, {high}] points on {row['points']:.0f} images"
-        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): {claims.told(row)}, {numbers}\n")
-    return MARK.join([before, "".join(lines), after])
+        told = (
+            "nothing" if math.isnan(row["value"]) else f"{claims.in_points(row)} points on {row['points']:.0f} images"
+        )
+        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): {claims.told(row)}, {told}\n")
+    return "".join(lines)
+
+
+def readme(text: str, decided: pd.DataFrame) -> str:
+    """README with `answer` between its two marks. decided: the table of claims."""
+    before, _, after = text.split(MARK)
+    return MARK.join([before, answer(decided), after])
 
 
 def networks(store: Store) -> str:

@@ -675,8 +675,8 @@ def at_matched_clean_interval(
 
 def matched_difference(
     left: Sequence[npt.ArrayLike], right: Sequence[npt.ArrayLike], undefended: npt.ArrayLike, loss: float
-) -> Estimate:
-    """Adversarial accuracy of one curve less that of another where both give up the same clean accuracy, with its interval.
+) -> tuple[Estimate, float, float]:
+    """Adversarial accuracy of one curve less that of another where both give up the same clean accuracy; and both of them.
 
     left, right: the clean and the adversarial survival of each curve's settings, [settings, points] each, all of the same
     points; undefended: the clean survival without a defense, [points]. loss: clean accuracy below that one. All three are
@@ -689,7 +689,8 @@ def matched_difference(
         both = _both(clean, 1, adversarial, 1)
         own, resampled = [side.mean(axis=1) for side in both], [resampled_accuracies(side, 1) for side in both]
         ends.append([_along(x, y, np.asarray(at)) for (x, y), at in zip((own, resampled), start, strict=True)])
-    return _estimate(float(ends[0][0] - ends[1][0]), ends[0][1] - ends[1][1], len(bare))
+    both_values = float(ends[0][0]), float(ends[1][0])
+    return _estimate(both_values[0] - both_values[1], ends[0][1] - ends[1][1], len(bare)), *both_values
 
 
 THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]

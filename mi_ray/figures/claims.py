@@ -42,6 +42,7 @@ from mi_ray.store.read import read_records
 SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among all claims of a file
 FAILED = mark({"verdict": "failed"})
 RELEVANT = 0.01  # a gain below one point of accuracy, AUC or probability is no gain
+FLOOR = 0.05  # where both sides leave less under attack, their difference says little of the two defenses
 KNOWN = ("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam")
 Filter = Mapping[str, object]
 
@@ -73,15 +74,21 @@ class Claim:
 class Measured:
     """What stored rows say of a claim: the number with its 95 % interval, and the one-sided chances of its being at 0.
 
-    p_greater, p_less: exact where the number's own test is, else None, for the normal one. checks: verdicts of the
-    attacked cells.
+    checks: verdicts of the attacked cells. sides: the two numbers whose difference it is, None where it is no difference.
+    p_greater, p_less: exact where the number's own test is, else None, for the normal one.
     """
 
     estimate: Estimate
     points: int
     checks: str
+    sides: tuple[float, float] | None = None
     p_greater: float | None = None
     p_less: float | None = None
+
+    @property
+    def floor(self) -> bool:
+        """Whether these are attacked cells that both leave next to nothing."""
+        return bool(self.checks) and self.sides is not None and max(self.sides) < FLOOR
 
     def p_above(self, level: float) -> float:
         """The chance of a number this high, if the true one were at the level."""
@@ -213,9 +220,9 @@ def _difference(rows: _Rows, claim: Claim) -> Measured:
     counts = counts_of(rows.records, [left["cell"], right["cell"]])
     found = paired_test(counts[0], counts[1], int(left["draws"]), int(right["draws"]))
     checks = " ".join(mark(row) for row in (left, right) if row["attack"] != "none")
-    return Measured(
-        Estimate(found.difference, found.low, found.high), found.points, checks, found.p_greater, found.p_less
-    )
+    sides = float(left["accuracy"]), float(right["accuracy"])
+    estimate = Estimate(found.difference, found.low, found.high)
+    return Measured(estimate, found.points, checks, sides, found.p_greater, found.p_less)
 
 
 def _matched(rows: _Rows, claim: Claim) -> Measured:
@@ -235,10 +242,10 @@ def _matched(rows: _Rows, claim: Claim) -> Measured:
             [counts_of(rows.records, chosen[name].tolist()) / draws[:, None] for name in ("clean_cell", "cell")]
         )
     undefended = counts_of(rows.records, [bare["cell"]])[0] / int(bare["draws"])
-    found = matched_difference(sides[0], sides[1], undefended, claim.at)
+    found, left, right = matched_difference(sides[0], sides[1], undefended, claim.at)
     if math.isnan(found.value):
         raise NotMeasuredError(f"a curve does not reach {100 * claim.at:g} points below the undefended clean accuracy")
-    return Measured(found, len(undefended), mark({"verdict": _worst(table["verdict"])}))
+    return Measured(found, len(undefended), mark({"verdict": _worst(table["verdict"])}), (left, right))
 
 
 def _worst(verdicts: "pd.Series[Any]") -> str:
@@ -263,12 +270,12 @@ def _detection(rows: _Rows, claim: Claim) -> Measured:
         return (found["clean"].to_numpy(), found["adversarial"].to_numpy()), attacked
 
     left, attacked = scores(claim.left)
+    own, other = auc_interval(*left), 0.5
+    estimate = Estimate(own.value - other, own.low - other, own.high - other)
     if claim.right:
-        estimate = auc_difference(left, scores(claim.right)[0])
-    else:
-        own = auc_interval(*left)
-        estimate = Estimate(own.value - 0.5, own.low - 0.5, own.high - 0.5)
-    return Measured(estimate, len(left[0]), mark(attacked))
+        right = scores(claim.right)[0]
+        estimate, other = auc_difference(left, right), auc_interval(*right).value
+    return Measured(estimate, len(left[0]), mark(attacked), (own.value, other))
 
 
 def _changes(rows: _Rows, claim: Claim, side: Filter) -> pd.DataFrame:
@@ -287,7 +294,9 @@ def _condition(rows: _Rows, claim: Claim) -> Measured:
         limits = [fig2.condition(name, k, float(claim.lam or 0), 10) for k in ("y", "pred")]
         met.append(((found["G_y"] > limits[0]) & (found["G_pred"] < limits[1])).to_numpy().astype(int))
     test = paired_test(met[0], met[1], 1)
-    return Measured(Estimate(test.difference, test.low, test.high), test.points, "", test.p_greater, test.p_less)
+    sides = float(met[0].mean()), float(met[1].mean())
+    estimate = Estimate(test.difference, test.low, test.high)
+    return Measured(estimate, test.points, "", sides, test.p_greater, test.p_less)
 
 
 def _mechanism(rows: _Rows, claim: Claim) -> Measured:
@@ -355,19 +364,22 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
         "is": claim.is_,
         "by": claim.by,
     }
-    none = dict.fromkeys(
-        ("value", "low", "high", "points", "p_for", "p_against", "p_for_holm", "p_against_holm"), math.nan
+    none: dict[str, Any] = dict.fromkeys(
+        ("value", "low", "high", "left", "right", "points", "p_for", "p_against", "p_for_holm", "p_against_holm"),
+        math.nan,
     )
+    none |= {"floor": False, "checks": ""}
     if isinstance(rows, str):
-        return {**told, **none, "checks": "", "why": rows}
+        return {**told, **none, "why": rows}
     try:
         found = KINDS[claim.kind](rows, claim)
     except ValueError as error:
-        return {**told, **none, "checks": "", "why": str(error)}
+        return {**told, **none, "why": str(error)}
     p_for, p_against = _chances(claim, found)
     numbers = {"value": found.estimate.value, "low": found.estimate.low, "high": found.estimate.high}
     numbers |= {"points": found.points, "p_for": p_for, "p_against": p_against}
-    return {**told, **none, **numbers, "checks": found.checks, "why": ""}
+    numbers |= dict(zip(("left", "right"), found.sides or (), strict=False))
+    return {**told, **none, **numbers, "floor": found.floor, "checks": found.checks, "why": ""}
 
 
 def _verdict(row: "pd.Series[Any]") -> str:
@@ -379,9 +391,18 @@ def _verdict(row: "pd.Series[Any]") -> str:
 
 
 def told(row: "pd.Series[Any]") -> str:
-    """A row's verdict as Markdown, with a word where it stands on an attack that its own checks refuse."""
+    """A row's verdict as Markdown, with a word where its attack's own checks refuse it, or where both sides are at the floor."""
     refused = " (on an attack that its checks refuse)" if FAILED in str(row["checks"]) else ""
-    return f"**{row['verdict']}**{refused}"
+    floor = f" (both leave next to nothing, under {100 * FLOOR:.0f} %)" if row["floor"] else ""
+    return f"**{row['verdict']}**{refused}{floor}"
+
+
+def in_points(row: "pd.Series[Any]") -> str:
+    """A row's difference in points with its interval, after the two numbers whose difference it is."""
+    if math.isnan(row["value"]):
+        return "–"
+    sides = "" if math.isnan(row["left"]) else f"{100 * row['left']:.1f} − {100 * row['right']:.1f} = "
+    return f"{sides}{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
@@ -396,15 +417,38 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
                 f"{attack}, {variant}" for attack, variant in zip(table["attack"], table["variant"], strict=True)
             ],
             "Says": [said[how].format(100 * by) for how, by in zip(table["is"], table["by"], strict=True)],
-            "Measured": [
-                "–" if math.isnan(value) else f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-                for value, low, high in zip(table["value"], table["low"], table["high"], strict=True)
-            ],
+            "Measured": [in_points(row) for _, row in table.iterrows()],
             "Points": ["–" if math.isnan(points) else f"{points:.0f}" for points in table["points"]],
             "Checks": table["checks"],
             "Verdict": [told(row) for _, row in table.iterrows()],
         }
     )
+
+
+def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
+    """What others measured, from a file's `literature`, beside the claim of the same file that speaks of it.
+
+    The direction is the same where the whole interval of ours lies on the side of theirs, opposite where it lies on the
+    other, and open else. table: `facts` of the file.
+    """
+    written = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("literature", [])
+    honest = table[table["variant"] == "honest"].drop_duplicates(["claim", "classifier", "attack"])
+    named = honest.set_index(["claim", "classifier", "attack"])
+    rows = []
+    for entry in written:
+        row = named.loc[(entry["claim"], entry["classifier"], entry["attack"])]
+        theirs = entry["left"] - entry["right"]
+        same, opposite = (row["low"] > 0, row["high"] < 0) if theirs > 0 else (row["high"] < 0, row["low"] > 0)
+        rows.append(
+            {
+                "Source": entry["source"],
+                "Of what": entry["says"],
+                "There": f"{entry['left']:g} − {entry['right']:g} = {theirs:+.1f}",
+                "Here": in_points(row),
+                "Direction": "same" if same else "opposite" if opposite else "open",
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 def document(table: pd.DataFrame) -> str:

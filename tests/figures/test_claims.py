@@ -8,9 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import pytest
+import yaml
 
-from mi_ray.figures.claims import Claim, Measured, facts, read_claims, shown, told
+from mi_ray.figures.claims import Claim, Measured, facts, literature, read_claims, shown, told
 from mi_ray.figures.claims import _chances as chances
+from mi_ray.figures.table2 import PAPER
 from mi_ray.statistics import Estimate, auc_difference, auc_interval, matched_difference
 from mi_ray.store.blocks import Store
 
@@ -49,8 +51,19 @@ def test_a_claim_holds_fails_or_is_left_open(
 
 
 def test_a_verdict_on_a_refused_attack_says_so() -> None:
-    told_of = {checks: told(pd.Series({"verdict": "holds", "checks": checks})) for checks in ("✓ –", "✗ ✓")}
+    told_of = {
+        checks: told(pd.Series({"verdict": "holds", "checks": checks, "floor": False})) for checks in ("✓ –", "✗ ✓")
+    }
     assert told_of == {"✓ –": "**holds**", "✗ ✓": "**holds** (on an attack that its checks refuse)"}
+
+
+@pytest.mark.parametrize(("left", "right", "floor"), [(0.04, 0.01, True), (0.06, 0.01, False), (0.01, 0.3, False)])
+def test_two_sides_that_leave_next_to_nothing_are_told_from_two_that_are_alike(
+    left: float, right: float, floor: bool
+) -> None:
+    assert Measured(Estimate(left - right, -0.01, 0.02), 100, "✓", (left, right)).floor == floor
+    told_of = told(pd.Series({"verdict": "undecided", "checks": "✓", "floor": floor}))
+    assert ("next to nothing" in told_of) == floor
 
 
 def test_a_claim_is_never_both_for_and_against_by_chance_alone() -> None:
@@ -110,9 +123,36 @@ def test_two_curves_are_compared_where_both_give_up_the_same_clean_accuracy() ->
 
     left = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.6)]
     right = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.4)]
-    found = matched_difference(left, right, right_on(0.9), 0.1)
-    assert np.isclose(found.value, 0.1)  # halfway between the settings: 0.4 against 0.3
+    found, *sides = matched_difference(left, right, right_on(0.9), 0.1)
+    assert np.isclose(found.value, 0.1)
+    assert np.allclose(sides, [0.4, 0.3])  # halfway between the settings
     assert found.low < 0.1 < found.high
-    assert np.isnan(matched_difference(left, right, right_on(0.9), 0.5).value)
-    same = matched_difference(left, left, right_on(0.9), 0.1)
+    assert np.isnan(matched_difference(left, right, right_on(0.9), 0.5)[0].value)
+    same = matched_difference(left, left, right_on(0.9), 0.1)[0]
     assert same.value == same.low == same.high == 0
+
+
+def test_what_others_measured_stands_beside_the_claim_that_speaks_of_it() -> None:
+    claims = read_claims(FILE)
+    table = pd.DataFrame(
+        {
+            "claim": [found.text for found in claims],
+            "classifier": [found.classifier for found in claims],
+            "attack": [str(found.attack["called"]) for found in claims],
+            "variant": [found.variant or "honest" for found in claims],
+            **{"left": 0.4, "right": 0.3, "value": 0.1, "low": 0.05, "high": 0.15},
+        }
+    )
+    for low, high, expected in ((0.05, 0.15, "same"), (-0.15, -0.05, "opposite"), (-0.1, 0.1, "open")):
+        found = literature(FILE, table.assign(low=low, high=high))
+        adds = found[~found["Of what"].str.startswith("clean")]
+        assert set(adds["Direction"]) == {expected}
+    assert found["Here"].iloc[0].startswith("40.0 − 30.0 = +10.0")
+
+
+def test_what_the_paper_measured_is_what_its_table_says() -> None:
+    written = yaml.safe_load(FILE.read_text(encoding="utf-8"))["literature"]
+    own = [entry for entry in written if entry["source"].endswith("Table 2")]
+    printed = {float(value) for row in PAPER.values.values() for value in row if not value.startswith("≤")}
+    assert own
+    assert all({entry["left"], entry["right"]} <= printed for entry in own)
