@@ -8,8 +8,9 @@ docs/sweep-file.md and the table of presets in docs/methods.md hold the same sen
 import re
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mi_ray.parameters import Method, unknown
 from mi_ray.refusals import FACTORY, MODULE, NAME, first_problem, shown
@@ -508,6 +509,22 @@ def _checks(written: object) -> object:
 EACH_OPTION = "each_option"
 
 
+def _storage(written: str) -> str:
+    """Where Optuna keeps a search. Raises ValueError for text that is neither a database's URL nor a journal file."""
+    if "://" in written:
+        if urlsplit(written).password is not None:
+            raise ValueError(
+                "must be a URL without a password, since it is written into the study's files: a password comes from the "
+                "database's own file or variable, such as ~/.pgpass"
+            )
+    elif not written.endswith((".log", ".journal")):
+        raise ValueError(
+            f"must be a database's URL, such as sqlite:///search.db, or a journal file, whose name ends in .log or .journal; "
+            f"got {shown(written)}"
+        )
+    return written
+
+
 class OptunaSearch(Strict):
     """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points."""
 
@@ -515,6 +532,12 @@ class OptunaSearch(Strict):
     trials: int = Field(64, ge=1, description="Settings that are tried on each classifier.")
     round: int = Field(
         8, ge=1, description="Settings that are proposed together, before the sampler is told their results."
+    )
+    storage: Annotated[str, AfterValidator(_storage)] | None = Field(
+        None,
+        description="Where Optuna keeps the search, so that `optuna-dashboard` shows it while it runs: a database's URL, such as "
+        "`sqlite:///search.db`, or a journal file, whose name ends in .log or .journal. In memory when left out. No result "
+        "depends on it: each run writes its search there anew, in place of the one of the run before.",
     )
 
 
@@ -706,7 +729,7 @@ class Sweep(Strict):
         found["pool"] = None if self.pool is None else dict([self.pool])
         found["defenses"] = [entry.document() for entry in self.defenses]
         found["attacks"] = [entry.document() for entry in self.attacks]
-        found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump()}
+        found["search"] = "grid" if self.search is None else {"optuna": self.search.model_dump(exclude_none=True)}
         found["classifiers"] = [entry.document() for entry in self.classifiers]
         return found
 

@@ -256,6 +256,17 @@ def _folder_for(option: str, folder: str | Path | None) -> str | None:
     return str(folder)
 
 
+def _try_storages(sweeps: Sequence[Sweep]) -> None:
+    """Open Optuna's own storages that sweeps name. Raises ValueError, before any work, where one cannot be."""
+    for search in (sweep.search for sweep in sweeps):
+        if search is not None and search.storage is not None:
+            from mi_ray.cluster.optuna_study import (
+                open_storage,
+            )  # Imports no Ray, which must find its environment set up.
+
+            open_storage(search)
+
+
 def _occupied(out: str) -> bool:
     """Whether there is something in the place where the store is to be."""
     place = Path(out)
@@ -297,6 +308,7 @@ class _Runs:
         studies = [prepare(sweep) for sweep in sweeps]
         for note in dict.fromkeys(note for study in studies for note in study.notes):
             self._tell(note)
+        _try_storages(sweeps)
         store = Store(self.out, create=True)
         with one_ray(), lock_store(store, self._tell):
             for study in studies:

@@ -1,6 +1,5 @@
 """Searching for defense settings with Optuna: the space of a sweep's defenses, and settings proposed in fixed rounds."""
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
+from mi_ray.cluster.optuna_study import begin_anew, open_storage, sampler_of
 from mi_ray.cluster.trials import OBJECTIVES, Config, Trial
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES
@@ -144,21 +144,13 @@ class ResolveSearch:
         return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs))
 
 
-def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSampler":
-    """The Optuna sampler that a sweep names, seeded."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    if settings.sampler == "tpe":
-        with warnings.catch_warnings():  # `group` is experimental, and a conditional space needs it.
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))
-
-
-def optuna_search(space: Space, settings: SearchSettings, seed: int) -> RoundsSearch:
-    """The searcher of one classifier's frontier."""
+def optuna_search(space: Space, settings: SearchSettings, seed: int, name: str = "") -> RoundsSearch:
+    """The searcher of one classifier's frontier. name: of the study in Optuna's own storage, where the sweep names one."""
     from ray.tune.search.optuna import OptunaSearch
 
-    inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler_of(settings, seed))
+    sampler, storage = sampler_of(settings, seed), open_storage(settings)
+    if storage is not None:
+        begin_anew(storage, name, OBJECTIVES)
+    kept = {"storage": storage, "study_name": name} if storage is not None else {}
+    inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler, **kept)
     return RoundsSearch(inner, settings)

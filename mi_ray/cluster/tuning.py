@@ -90,7 +90,8 @@ def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch
     for again in range(1 + AGAIN):
         # A sampler that was told that settings have failed would propose others than one that knows their results,
         # which are stored by now: after a loss the search begins anew, and goes through what is stored in no time.
-        search = optuna_search(space, settings, session.sweep.seed)
+        kept = f"{session.sweep.name} on {classifier.entry.name}"
+        search = optuna_search(space, settings, session.sweep.seed, kept)
         name = f"search on {classifier.entry.name}"
         found = _run(session, Request(name, resolve, 0 if again else points, settings.trials, search=search))
         if not found.lost:

@@ -3,13 +3,16 @@
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from helpers.studies import compute, tiny
 
+from mi_ray.cluster.optuna_study import open_storage
 from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_space
 from mi_ray.cluster.trials import OBJECTIVES, accuracies
 from mi_ray.config import OptunaSearch
 from mi_ray.parameters import Axis
+from mi_ray.run import run_sweep
 
 SPACE = Space((("gaussian_noise", {"sigma": Axis((), (0.0, 1.0))}), ("mi_ol", {"lam": Axis((), (0.1, 0.9))})))
 
@@ -74,3 +77,46 @@ def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterpar
                 one.bench.compute(*block)
         found[counterparts] = accuracies(one.bench, trial, (0, 60))
     assert found[True] == found[False]
+
+
+@pytest.mark.parametrize("where", ["sqlite:///{}/search.db", "{}/search.journal"])
+def test_a_search_in_optunas_own_storage_is_written_anew_and_proposes_the_same(tmp_path: Path, where: str) -> None:
+    kept = settings("nsgaii").model_copy(update={"storage": where.format(tmp_path)})
+    proposed = [searched(optuna_search(SPACE, kept, 0, "study on f"), backwards=False) for _ in range(2)]
+    assert proposed[0] == proposed[1] == searched(optuna_search(SPACE, settings("nsgaii"), 0), backwards=False)
+    study = optuna.load_study(study_name="study on f", storage=open_storage(kept))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 9
+    assert study.metric_names == list(OBJECTIVES)
+
+
+def test_somebody_elses_study_in_the_storage_is_left_alone(tmp_path: Path) -> None:
+    kept = settings("tpe").model_copy(update={"storage": f"sqlite:///{tmp_path}/search.db"})
+    optuna.create_study(study_name="study on f", storage=kept.storage).add_trial(optuna.create_trial(value=1.0))
+    with pytest.raises(ValueError, match="'study on f' already that is not of mi_ray; name another storage"):
+        optuna_search(SPACE, kept, 0, "study on f")
+    assert len(optuna.load_study(study_name="study on f", storage=kept.storage).trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [
+        ("sqlite:////nowhere/at/all/search.db", "cannot be opened: .*unable to open database file"),
+        ("/nowhere/at/all/search.log", "cannot be opened: .*No such file or directory"),
+        ("odd://host/search", "cannot be opened"),
+    ],
+)
+def test_a_storage_that_cannot_be_opened_is_told_before_any_work(tmp_path: Path, storage: str, told: str) -> None:
+    sweep = {**tiny(tmp_path).study.sweep.document(), "search": {"optuna": {"trials": 1, "storage": storage}}}
+    with pytest.raises(ValueError, match=told):
+        run_sweep(sweep, tmp_path / "results", progress=False)
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("storage", "told"),
+    [("search", "must be a database's URL"), ("postgresql://me:secret@host/db", "must be a URL without a password")],
+)
+def test_a_storage_is_a_url_without_a_password_or_a_journal(storage: str, told: str) -> None:
+    with pytest.raises(ValueError, match=told) as refused:
+        OptunaSearch.model_validate({"storage": storage})
+    assert told.startswith("must be a database's") or "secret" not in str(refused.value.errors()[0]["msg"])  # type: ignore[attr-defined]
