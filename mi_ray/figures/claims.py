@@ -431,11 +431,11 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     The direction is the same where the whole interval of ours lies on the side of theirs, opposite where it lies on the
     other, and open else. table: `facts` of the file.
     """
-    written = yaml.safe_load(Path(path).read_text(encoding="utf-8")).get("literature", [])
+    document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     honest = table[table["variant"] == "honest"].drop_duplicates(["claim", "classifier", "attack"])
     named = honest.set_index(["claim", "classifier", "attack"])
     rows = []
-    for entry in written:
+    for entry in document.get("literature", []):
         row = named.loc[(entry["claim"], entry["classifier"], entry["attack"])]
         theirs = entry["left"] - entry["right"]
         same, opposite = (row["low"] > 0, row["high"] < 0) if theirs > 0 else (row["high"] < 0, row["low"] > 0)
