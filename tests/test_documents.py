@@ -1,8 +1,12 @@
 """Every block of Python in README and docs runs as it stands, and README's three lines give the accuracies of the cells."""
 
 import ast
+import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -171,3 +175,24 @@ def test_a_comment_in_a_persons_module_is_no_change(tmp_path: Path) -> None:
     assert said('"""Yours."""\n# why\ndef net(x):\n\n    "says"\n    return x+1  # so\n') == plain
     for other in ("return x + 2", "return x - 1", "return y + 1", "return x + '1'", "return x + 1.0"):
         assert said(f"def net(x):\n    {other}\n") != plain
+
+
+@pytest.mark.ray
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_the_notebook_goes_from_a_sweep_to_a_frontier(tmp_path: Path) -> None:
+    document = json.loads((ROOT / "docs/frontier.ipynb").read_text(encoding="utf-8"))
+    cells = [cell for cell in document["cells"] if cell["cell_type"] == "code"]
+    # What stands in the file came from running it: a cell without an output is the first, which only defines.
+    assert all(cell["outputs"] for cell in cells[1:])
+    told = "print(result.complete, len(axis.lines) == 2 * table['defense'].nunique())"
+    (tmp_path / "notebook.py").write_text("\n".join(["".join(cell["source"]) for cell in cells] + [told]))
+    done = subprocess.run(
+        [sys.executable, "notebook.py"],
+        cwd=tmp_path,
+        env={**os.environ, "MPLBACKEND": "agg", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines()[-1] == "True True", done.stderr
