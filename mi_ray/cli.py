@@ -591,6 +591,12 @@ def main() -> None:
         if verbose:
             raise
         _fail(error, 2)
+    except RuntimeError as error:
+        from mi_ray.cluster.connect import NoRayError
+
+        if verbose or not isinstance(error, NoRayError):
+            raise
+        _fail(error, 1)
     except OSError as error:
         if verbose:
             raise

@@ -15,6 +15,7 @@ from typing import Any
 from mi_ray.events import event
 
 CONNECT_SECONDS = 10.0
+STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
 HIGHEST_PORT = 65_535
 
 
@@ -112,10 +113,14 @@ def paths_of_ones_own() -> list[str]:
     ]
 
 
+class NoRayError(RuntimeError):
+    """Ray did not come up on this machine."""
+
+
 def connect(address: str | None) -> None:
     """Join the Ray cluster at the address, or start one on this machine; the same one again while it lasts.
 
-    Raises ValueError when the address does not accept us.
+    Raises ValueError when the address does not accept us, NoRayError when none comes up on this machine.
     """
     import ray
 
@@ -132,8 +137,30 @@ def connect(address: str | None) -> None:
     if level != logging.INFO:
         # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
         ray._private.worker.print_to_stdstream = _note
+    options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths_of_ones_own())}}
     try:
         with _nowhere():
-            ray.init(runtime_env={"env_vars": {"PYTHONPATH": os.pathsep.join(paths_of_ones_own())}}, **options)
+            _start(options) if address is None else ray.init(**options)
     except ConnectionError as error:
         raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error
+
+
+def _start(options: Mapping[str, Any]) -> None:
+    """Start a Ray on this machine. Raises NoRayError when it does not come up in several attempts."""
+    import ray
+
+    for attempt in range(1, STARTS + 1):
+        try:
+            ray.init(**options)
+        except Exception as error:  # Ray raises Exception itself where a node does not come up in time.
+            ray.shutdown()  # Ends what of it was started.
+            event("ray did not start", attempt=attempt, cause=str(error))
+            if attempt == STARTS:
+                cause = str(error).strip().splitlines()[0]
+                raise NoRayError(
+                    f"Ray did not start on this machine in {STARTS} attempts: {cause} Its logs are in "
+                    "/tmp/ray/session_latest/logs; a machine with less to do at the time, or `--address` of a Ray that runs, "
+                    "helps. Nothing is lost: the same command goes on"
+                ) from error
+        else:
+            return

@@ -1,0 +1,61 @@
+"""A Ray of this machine that does not come up is started again, and at last told in one line."""
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import ray
+
+from mi_ray import cli
+from mi_ray.cluster.connect import STARTS, NoRayError, connect
+
+
+@pytest.fixture
+def starts(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """Lets the first so many starts of Ray fail; returns what was done to it."""
+
+    def fail(times: int) -> list[str]:
+        done: list[str] = []
+
+        def init(**options: Any) -> None:
+            assert options["address"] == "local"
+            assert options["_node_ip_address"] == "127.0.0.1"
+            done.append("init")
+            if done.count("init") <= times:
+                raise Exception("The current node timed out during startup.\nIts last lines: …")  # noqa: TRY002 - what Ray raises
+
+        monkeypatch.setattr(ray, "init", init)
+        monkeypatch.setattr(ray, "shutdown", lambda: done.append("shutdown"))
+        monkeypatch.setattr(ray, "is_initialized", lambda: False)
+        return done
+
+    return fail
+
+
+def test_a_ray_that_does_not_come_up_is_ended_and_started_again(starts: Callable[[int], list[str]]) -> None:
+    done = starts(STARTS - 1)
+    connect(None)
+    assert done == ["init", "shutdown"] * (STARTS - 1) + ["init"]
+
+
+def test_one_that_never_comes_up_is_told_in_one_line(
+    starts: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    done = starts(STARTS)
+    with pytest.raises(
+        NoRayError, match="did not start on this machine in 3 attempts: The current node timed out"
+    ) as told:
+        connect(None)
+    assert done == ["init", "shutdown"] * STARTS
+    assert "\n" not in str(told.value)
+
+    def refuse(**options: object) -> None:
+        raise told.value
+
+    monkeypatch.setattr(sys, "argv", ["mi-ray", "list"])
+    monkeypatch.setattr(cli, "app", refuse)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    assert "Traceback" not in capsys.readouterr().err
