@@ -158,9 +158,8 @@ def _start(options: Mapping[str, Any]) -> None:
             if attempt == STARTS:
                 cause = str(error).strip().splitlines()[0]
                 raise NoRayError(
-                    f"Ray did not start on this machine in {STARTS} attempts: {cause} Its logs are in "
-                    "/tmp/ray/session_latest/logs; a machine with less to do at the time, or `--address` of a Ray that runs, "
-                    "helps. Nothing is lost: the same command goes on"
+                    f"Ray did not start on this machine in {STARTS} attempts: {cause} A machine with less to do at the time, "
+                    "or `--address` of a Ray that runs, helps; Ray's own logs say more. Nothing is lost: the same command goes on"
                 ) from error
         else:
             return
