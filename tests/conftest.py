@@ -1,8 +1,6 @@
 """Shape checks while tests run, one torch thread, and small shared fixtures."""
 
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -180,22 +178,12 @@ def linear() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of tests/cluster/test_studies.py; tests that change it work on a copy.
-
-    Modules named as packages that are imported late lay in the folder meanwhile.
-    """
-    from helpers.commands import LATE, TINY, command
+    """A finished study that Ray computed with nothing in its way; tests that change it work on a copy."""
+    from helpers.commands import TINY, command, console
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    hostile = [folder / f"{name}.py" for name in LATE]
-    for file in hostile:
-        file.write_text(f"import os\nos.makedirs({str(folder / 'hostile')!r}, exist_ok=True)\n")
-    script = Path(sysconfig.get_path("scripts")) / "mi-ray"  # `python -m` would look into the current folder itself
-    logged = [script, *command(folder, TINY)[3:], "--log", str(folder / "run.jsonl")]
-    done = subprocess.run(logged, capture_output=True, text=True, cwd=folder)
+    done = console(folder, *command(folder, TINY)[3:])
     assert done.returncode == 0, done.stdout + done.stderr
-    for file in hostile:
-        file.unlink()
     return folder
 
 
