@@ -215,7 +215,7 @@ def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, original: T
 def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, original: Tiny, run: Any) -> None:
     s3.put(original.store)
     store = Store(s3.uri)
-    s3.faults(share=0.1, seed=2)
+    s3.faults(share=0.3, seed=2)
     compact(store)
     assert sum(s3.failed().values()) > 3
     s3.faults()

@@ -40,7 +40,7 @@ STUDY: dict[str, Any] = {
     "defenses": [{"mi_ol": 0.5}],
     "executions": 3,
     "draws": 2,
-    "checks": {"points": 80, "black_box": "always"},
+    "checks": {"points": 40, "black_box": "always"},
 }
 
 
@@ -105,8 +105,8 @@ def test_checks_that_need_passes_were_run_where_they_apply(cells: list[dict[str,
     assert {name for name in NEED_PASSES if eot["checks"][name]["state"] == "not run"} <= {"headway"}
     assert pgd["checks"]["oblivious_not_stronger"]["state"] == "not run"
     assert {name: pgd["checks"][name]["points"] for name in ("reference", "more_steps", "large_epsilon")} == {
-        "reference": 80,
-        "more_steps": 80,
+        "reference": 40,
+        "more_steps": 40,
         "large_epsilon": 20,
     }
     for row in (pgd, eot):
