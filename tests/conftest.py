@@ -178,11 +178,15 @@ def linear() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study that Ray computed with nothing in its way; tests that change it work on a copy."""
-    from helpers.commands import TINY, command, console
+    """A finished study that Ray computed with nothing in its way; tests that change it work on a copy.
+
+    Modules named as packages that are imported late lay in the folder meanwhile.
+    """
+    from helpers.commands import TINY, command, console, hostile_modules
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    done = console(folder, *command(folder, TINY)[3:])
+    with hostile_modules(folder):
+        done = console(folder, *command(folder, TINY)[3:])
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 

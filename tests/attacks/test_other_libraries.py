@@ -43,8 +43,10 @@ EVERY_CASE = [*SOME_CASES, *(pytest.param(*case, marks=pytest.mark.long) for cas
 def split(*first: str) -> list[Any]:
     """The foreign network behind these defenses; behind the others, which another comparison has first, it is long."""
     others = [case for case in SOME_CASES if case[0] != "foreign" or case[1] not in first]
-    return [*(("foreign", defense) for defense in first), *(pytest.param(*case, marks=pytest.mark.long) for case in others)]
-
+    return [
+        *(("foreign", defense) for defense in first),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in others),
+    ]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")  # foolbox's import
