@@ -721,7 +721,9 @@ def counts_of(records: pd.DataFrame, cells: Sequence[str]) -> npt.NDArray[np.int
     rows, or other points than the first.
     """
     reported = records["cell"].isin(list(cells)) & ~records["selection"].astype(bool)
-    rows = records.loc[reported, ["cell", "point", "correct_draws"]]  # Copying the probabilities too takes ten times as long.
+    rows = records.loc[
+        reported, ["cell", "point", "correct_draws"]
+    ]  # Copying the probabilities too takes ten times as long.
     # Not pivot_table, which would average rows that stand twice instead of refusing them.
     table = rows.pivot(index="cell", columns="point", values="correct_draws").reindex(list(dict.fromkeys(cells)))  # noqa: PD010
     incomplete = table.index[table.isna().any(axis=1)].tolist()

@@ -49,7 +49,8 @@ STUDY: dict[str, Any] = {
 def quick() -> Any:
     """Controls of a few queries; what they find is told by the real ones in the checks of a sweep."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("LARGE_STEPS", 20), ("QUERIES", 5), ("TRIES", 3), ("FEW_EXECUTIONS", 2)):
+        few = {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 3, "FEW_EXECUTIONS": 2, "FIXED_STEPS": 3}
+        for name, value in few.items():
             patch.setattr(mi_ray.study.checks, name, value)
         yield
 

@@ -529,7 +529,7 @@ CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}]
 @pytest.fixture
 def quick_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls of a few steps: here it is their blocks that matter."""
-    for name in ("LARGE_STEPS", "QUERIES", "TRIES"):
+    for name in ("LARGE_STEPS", "QUERIES", "TRIES", "FIXED_STEPS"):
         monkeypatch.setattr(mi_ray.study.checks, name, 2)
 
 
