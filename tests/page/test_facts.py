@@ -14,6 +14,7 @@ from helpers.frames import cell, failed
 from helpers.studies import TINY
 from helpers.sweeps import sweep
 
+import mi_ray.page.write
 from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
@@ -82,6 +83,15 @@ def test_a_page_names_no_address_and_no_text_of_a_study_ends_its_data(store: Sto
     }
     assert html.count("<script") == html.count("</script>") == 3
     assert data_of(html)["studies"][0]["looks"]["mi_ol"]["label"].startswith("</script>")
+
+
+def test_a_number_that_json_does_not_know_is_refused_and_not_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page with NaN among its data could not be read by any browser."""
+    monkeypatch.setattr(mi_ray.page.write, "training_curves", lambda *_: [{"loss": float("nan")}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        page(store, ["s"])
 
 
 def test_the_library_can_stand_in_a_page() -> None:
