@@ -548,6 +548,22 @@ def test_auto_pgd_returns_what_fools_before_what_has_a_higher_loss() -> None:
     assert torch.equal(search(evaluate, centre, start, 0.1, 10, 0.75), start)
 
 
+def test_a_step_size_is_halved_where_the_loss_rose_in_just_that_share_of_the_steps() -> None:
+    """Nineteen steps have their first checkpoint after four: at three rises of four it is halved, at four it is not."""
+    losses = torch.tensor([[0, 1, 0.5, 1.5, 2], [0, 1, 2, 3, 4]])
+    seen: list[Tensor] = []
+
+    def evaluate(image: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        seen.append(image)
+        gradient = torch.full_like(image, float(step >= 5))  # it stands still until the checkpoint
+        return gradient, losses[:, min(step, 5) - 1], torch.zeros(2)
+
+    centre = torch.full((2, 1, 1, 1), 0.5)
+    search(evaluate, centre, centre - 0.4, 0.4, 19, 0.75)
+    # From the lower edge of the ball, three quarters of a step of 0.4 and of 0.8.
+    torch.testing.assert_close(seen[5].flatten(), torch.tensor([0.4, 0.7]))
+
+
 def test_the_ratio_is_its_formula_and_ignores_shift_and_scale() -> None:
     z = torch.tensor([[1.0, 5.0, 2.0, 4.0, -3.0]])
     y, t = torch.tensor([3]), torch.tensor([0])
