@@ -37,13 +37,7 @@ TINY: dict[str, Any] = {
     "checks": "cheap",
 }
 
-ONE_GRID: dict[
-    str, Any
-] = {  # the study of the fixture `original`: one cell of each kind, since it is copied, read and damaged often
-    "defenses": DEFENSE_GRID[:1],
-    "attacks": [{"pgd": {"steps": [3], "step_size": 0.05, "restarts": 1}, "epsilon": 0.1}],
-    "executions": 3,
-}
+ONE_GRID: dict[str, Any] = {"defenses": DEFENSE_GRID[:1]}  # what the study of the fixture `original` has of them
 
 
 @dataclass(frozen=True)

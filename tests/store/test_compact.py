@@ -22,14 +22,14 @@ from mi_ray.store.manifest import is_sealed, seal_again, study_state, unreferenc
 from mi_ray.store.read import read_records, write_cells
 from mi_ray.store.schemas import CELLS, RECORDS
 
-FEW = 5  # cells of a study whose compaction is killed at every step: three row groups, two parts
+FEW = 7  # cells of a study whose compaction is killed at every step: four row groups, two parts
 
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Row groups of two cells and parts of few, so that a tiny study has several of each."""
     monkeypatch.setattr(mi_ray.store.compact, "GROUP_ROWS", 120)
-    monkeypatch.setattr(mi_ray.store.compact, "PART_BYTES", 8_000)
+    monkeypatch.setattr(mi_ray.store.compact, "PART_BYTES", 15_000)
 
 
 @pytest.fixture
