@@ -41,8 +41,10 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 # A file at a time in each process: most tests use one core, and one process more than there are cores uses what others leave while
-# they wait for servers and programs. In order, since those that start Ray and take longest come early.
+# they wait for servers and programs. In the order of tests/conftest.py, which has the longest first. Whatever the environment says,
+# what Python and pytest make of the source is kept: each of these processes would make it again.
 WORKERS = $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
+test: export PYTHONDONTWRITEBYTECODE :=
 test: lint
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 

@@ -1,8 +1,6 @@
 """Shape checks while tests run, one torch thread, and small shared fixtures."""
 
-import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,36 +29,42 @@ install_import_hook(_checked_modules(), f"{shapes.__name__}.checked")
 torch.set_num_threads(1)
 
 
-# Files whose tests compute studies or attacks at length, or start other programs again and again.
+# Files whose tests compute studies or attacks at length, or start other programs again and again. The longest come first, and
+# are run first: a long file that one process begins last would keep the others waiting.
 HEAVY = (
+    "cluster/test_studies.py",
+    "store/test_object_stores.py",
+    "study/test_verdicts.py",
+    "study/test_workbench.py",
+    "test_golden.py",
     "attacks/test_adaptive_attacks.py",
     "attacks/test_other_libraries.py",
-    "cluster/test_faults.py",
-    "cluster/test_studies.py",
+    "test_device.py",
     "figures/test_extreme_studies.py",
-    "figures/test_paper_figures.py",
-    "figures/test_statistics_tables.py",
-    "launch/test_ray_up.py",
-    "mutation/test_mutate.py",
-    "page/test_browser.py",
-    "plan/test_imports.py",
-    "store/test_check.py",
     "store/test_compact.py",
     "store/test_damage.py",
-    "store/test_object_stores.py",
-    "study/test_reference.py",
-    "study/test_workbench.py",
+    "figures/test_paper_figures.py",
+    "figures/test_statistics_tables.py",
     "test_command_line.py",
     "test_coverage.py",
-    "test_device.py",
-    "test_golden.py",
     "test_installation.py",
+    "mutation/test_mutate.py",
+    "page/test_browser.py",
+    "launch/test_ray_up.py",
+    "plan/test_imports.py",
+    "store/test_check.py",
+    "study/test_reference.py",
     "test_run.py",
+    "cluster/test_faults.py",
 )
 
 
+def _place(path: Path) -> str:
+    return str(path.relative_to(Path(__file__).parent))
+
+
 def _is_heavy(path: Path) -> bool:
-    return str(path.relative_to(Path(__file__).parent)) in HEAVY if path.suffix == ".py" else False
+    return _place(path) in HEAVY if path.suffix == ".py" else False
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -69,13 +73,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark heavy tests, among them those whose fixture trains or computes, and those of the study that Ray runs."""
+    """Mark heavy tests, among them those whose fixture trains or computes, and those of the study that Ray runs; sort them."""
     for item in items:
         used = getattr(item, "fixturenames", ())
         if {"classifier", "original"} & {*used} or _is_heavy(item.path):
             item.add_marker("heavy")
         if "undisturbed" in used:
             item.add_marker("ray")
+    first = {name: position for position, name in enumerate(HEAVY)}
+    items.sort(key=lambda item: first.get(_place(item.path), len(first)))
 
 
 @pytest.fixture
@@ -172,22 +178,16 @@ def linear() -> Callable[..., nn.Module]:
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished study of tests/cluster/test_studies.py; tests that change it work on a copy.
+    """A finished study that Ray computed with nothing in its way; tests that change it work on a copy.
 
     Modules named as packages that are imported late lay in the folder meanwhile.
     """
-    from helpers.commands import LATE, TINY, command
+    from helpers.commands import TINY, command, console, hostile_modules
 
     folder = tmp_path_factory.mktemp("undisturbed")
-    hostile = [folder / f"{name}.py" for name in LATE]
-    for file in hostile:
-        file.write_text(f"import os\nos.makedirs({str(folder / 'hostile')!r}, exist_ok=True)\n")
-    script = Path(sysconfig.get_path("scripts")) / "mi-ray"  # `python -m` would look into the current folder itself
-    logged = [script, *command(folder, TINY)[3:], "--log", str(folder / "run.jsonl")]
-    done = subprocess.run(logged, capture_output=True, text=True, cwd=folder)
+    with hostile_modules(folder):
+        done = console(folder, *command(folder, TINY)[3:])
     assert done.returncode == 0, done.stdout + done.stderr
-    for file in hostile:
-        file.unlink()
     return folder
 
 

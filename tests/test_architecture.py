@@ -14,9 +14,8 @@ FILES = {
     for folder in ("mi_ray", "analysis")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-TREES = {module: ast.parse(path.read_text(encoding="utf-8")) for module, path in FILES.items()}
-OURS = [module for module in TREES if module.startswith("mi_ray")]
-ANALYSIS = [module for module in TREES if module.startswith("analysis")]
+OURS = [module for module in FILES if module.startswith("mi_ray")]
+ANALYSIS = [module for module in FILES if module.startswith("analysis")]
 NEVER_HEAVY = [
     "mi_ray.plan",
     "mi_ray.store",
@@ -28,6 +27,17 @@ NEVER_HEAVY = [
     "mi_ray.cli",
     "mi_ray.run",
 ]
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    """A module as it is written. Parsed when a test asks: every process of a test run reads this file, and one runs it."""
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def trees() -> dict[str, ast.Module]:
+    """Every module of the program and of analysis."""
+    return {module: tree_of(module) for module in FILES}
 
 
 def rooms() -> list[tuple[list[str], str, list[str]]]:
@@ -56,17 +66,17 @@ def imports(module: str, *, at_import: bool = False) -> set[str]:
     found: set[str] = set()
     inside = {
         node
-        for function in ast.walk(TREES[module])
+        for function in ast.walk(tree_of(module))
         if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
         for node in ast.walk(function)
     }
     inside |= {
         node
-        for block in ast.walk(TREES[module])
+        for block in ast.walk(tree_of(module))
         if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
         for node in ast.walk(block)
     }
-    for node in ast.walk(TREES[module]):
+    for node in ast.walk(tree_of(module)):
         if at_import and node in inside:
             continue
         if isinstance(node, ast.Import):
@@ -75,7 +85,7 @@ def imports(module: str, *, at_import: bool = False) -> set[str]:
             assert node.level == 0, f"{module}: a relative import"
             assert node.module
             found.add(node.module)
-            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in TREES}
+            found |= {f"{node.module}.{alias.name}" for alias in node.names if f"{node.module}.{alias.name}" in FILES}
     return found
 
 
@@ -89,11 +99,11 @@ def own(module: str) -> set[str]:
 
 
 def under(package: str) -> list[str]:
-    return [module for module in TREES if within(module, [package])]
+    return [module for module in FILES if within(module, [package])]
 
 
 def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
                 yield f"{module}:{node.lineno} {node.name}", node
@@ -101,14 +111,14 @@ def functions() -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
 
 def calls() -> Iterator[tuple[str, str, ast.Call]]:
     """(place, dotted name, call) of every call by name."""
-    for module, tree in TREES.items():
+    for module, tree in trees().items():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call):
                 yield f"{module}:{node.lineno}", ast.unparse(node.func), node
 
 
 def test_the_source_was_found() -> None:
-    assert {"mi_ray.plan.planner", "mi_ray.cluster.runner", "mi_ray.attacks.pgd", "analysis.fig3b"} <= TREES.keys()
+    assert {"mi_ray.plan.planner", "mi_ray.cluster.runner", "mi_ray.attacks.pgd", "analysis.fig3b"} <= FILES.keys()
     assert "mi_ray.parameters" in own("mi_ray.config")
     assert "mi_ray.study.estimate" in imports("mi_ray.run") - imports("mi_ray.run", at_import=True)
 
@@ -134,7 +144,7 @@ def test_no_room_may_import_one_that_stands_below_it_in_the_table() -> None:
 )
 def test_a_folder_says_of_itself_what_the_table_says(folder: str) -> None:
     (sentence,) = [sentence for names, sentence, _ in ROOMS if folder in names]
-    told = ast.get_docstring(TREES[folder]) or ""
+    told = ast.get_docstring(tree_of(folder)) or ""
     assert " ".join(told.split("\n\n")[0].split()) == sentence
 
 
@@ -155,7 +165,7 @@ def test_what_reads_plans_and_draws_never_imports_torch_or_ray(module: str) -> N
     while todo:  # and neither does anything that it imports
         reached.add(todo.pop())
         todo += [
-            name for at in reached for name in imports(at, at_import=True) if name in TREES and name not in reached
+            name for at in reached for name in imports(at, at_import=True) if name in FILES and name not in reached
         ]
     heavy = {name for at in reached for name in imports(at, at_import=True) if within(name, ["torch", "ray"])}
     assert heavy == set()
@@ -168,7 +178,7 @@ def test_a_script_calls_the_figure_of_its_name_and_holds_no_logic(module: str) -
 
 
 def test_no_import_goes_in_a_circle() -> None:
-    graph = {module: {name for name in imports(module, at_import=True) if name in TREES} - {module} for module in TREES}
+    graph = {module: {name for name in imports(module, at_import=True) if name in FILES} - {module} for module in FILES}
     while True:
         leaves = {module for module, needs in graph.items() if not needs & graph.keys()}
         if not leaves:
@@ -185,7 +195,7 @@ def test_no_text_is_run_as_code() -> None:
 
 def test_no_pickle_is_read_or_written() -> None:
     banned = {"pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
-    assert [(m, name) for m in TREES for name in imports(m) if name.split(".")[0] in banned] == []
+    assert [(m, name) for m in FILES for name in imports(m) if name.split(".")[0] in banned] == []
     arguments = {place: [k for k in call.keywords if k.arg == "allow_pickle"] for place, _, call in calls()}
     assert all(ast.unparse(k.value) == "False" for found in arguments.values() for k in found)
     assert [place for place, name, _ in calls() if name == "torch.save"] == []
@@ -222,9 +232,9 @@ DOCUMENTED_BY_THEIR_BASE = {"setup", "step", "reset_config"}
 
 
 def test_every_public_module_class_and_function_has_a_docstring() -> None:
-    bare = [module for module, tree in TREES.items() if not ast.get_docstring(tree)]
+    bare = [module for module, tree in trees().items() if not ast.get_docstring(tree)]
     for module in OURS:
-        for place, node in public(TREES[module].body, module):
+        for place, node in public(tree_of(module).body, module):
             assert isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
             if not ast.get_docstring(node) and place.split(".")[-1] not in DOCUMENTED_BY_THEIR_BASE:
                 bare.append(place)
@@ -279,5 +289,5 @@ def test_few_arguments_are_of_any_type() -> None:
 
 
 def test_every_module_and_folder_says_what_it_is_for() -> None:
-    short = {module for module, tree in TREES.items() if len(ast.get_docstring(tree) or "") < 20}
+    short = {module for module, tree in trees().items() if len(ast.get_docstring(tree) or "") < 20}
     assert short == set()

@@ -71,7 +71,7 @@ def bench_of(
         "executions": [7],
         "draws": 2,
         "checks": "cheap",
-        "classifiers": [{"name": "a", "architecture": {"cnn_small": {"width": 8}}}],
+        "classifiers": [{"name": "a", "architecture": {"cnn_small": {"width": 2 if classifier is None else 8}}}],
         "attacks": [{"pgd": {"steps": [2, 4], "restarts": 2}, "epsilon": 0.03}],
         "defenses": ["none"],
         **changes,
@@ -291,7 +291,7 @@ def test_a_memory_budget_is_written_with_its_unit(written: Any, found: int | Non
 
 
 def test_auto_takes_bf16_where_no_comparison_tells_the_two_apart(tmp_path: Path, classifier: Any) -> None:
-    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 100}, batch=50, precision="auto")
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 60}, batch=30, precision="auto")
     key = study.planner.classifiers[0].key
     found = decide(bench, key)
     assert found["decision"] == ("bf16" if has_bf16(CPU) else "fp32")
@@ -303,7 +303,7 @@ def test_auto_takes_bf16_where_no_comparison_tells_the_two_apart(tmp_path: Path,
 
 
 def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifier: Any, monkeypatch: Any) -> None:
-    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 100}, batch=50, precision="auto")
+    study, bench = bench_of(tmp_path / "s", classifier, points={"count": 60}, batch=30, precision="auto")
     monkeypatch.setattr("mi_ray.study.precision.has_bf16", lambda device: True)
     own = bench.classifier
 
@@ -325,7 +325,7 @@ def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifi
     found = decide(bench, study.planner.classifiers[0].key)
     assert found["decision"] == "fp32"
     assert any(not each["passed"] for each in found["comparisons"])
-    assert "comparisons on 100 points failed" in found["reason"]
+    assert "comparisons on 60 points failed" in found["reason"]
 
 
 def test_auto_compares_gradients_of_both_precisions_and_scores_what_they_made_in_fp32(

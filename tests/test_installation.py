@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from helpers.commands import hostile_modules
 
 ROOT = Path(__file__).parent.parent
 PYTHON_RUN = """
@@ -83,8 +84,11 @@ def test_the_wheel_holds_one_package_with_every_module_and_every_packaged_sweep(
 def test_the_commands_work_from_any_folder(installed: Installed) -> None:
     where = done(installed.run("python", "-c", "import mi_ray; print(mi_ray.__file__)"))
     assert Path(where.strip()).is_relative_to(installed.folder)
-    assert "quickstart" in done(installed.run("mi-ray", "sweeps"))
-    assert done(installed.run("mi-ray", "plan", "quickstart", "--smoke")).startswith("quickstart-smoke (results)")
+    here = installed.folder / "elsewhere"
+    with hostile_modules(here):
+        assert "quickstart" in done(installed.run("mi-ray", "sweeps"))
+        assert done(installed.run("mi-ray", "plan", "quickstart", "--smoke")).startswith("quickstart-smoke (results)")
+    assert not (here / "hostile").exists(), "a module that lies in the folder was run"
     refused = installed.run("mi-ray", "plan", "quikstart")
     assert (refused.returncode, "did you mean 'quickstart'?" in refused.stderr) == (2, True)
     done(installed.run("mi-ray", "init", "planned"))

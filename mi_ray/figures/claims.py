@@ -9,7 +9,7 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,6 +163,10 @@ def _filter(written: Mapping[str, Any]) -> Filter:
     return {key: number(value) for key, value in written.items()}
 
 
+# Of the rows of points, what claims compare; the probabilities would be copied with every choice of rows.
+NEEDED = ["cell", "point", "selection", "correct_draws"]
+
+
 class NotMeasuredError(ValueError):
     """What a claim is about is not in the store, or more than once."""
 
@@ -175,6 +179,11 @@ class _Rows:
     cells: pd.DataFrame
     records: pd.DataFrame
     names: Names
+
+    @cached_property
+    def changes(self) -> dict[tuple[str, str, float], pd.DataFrame]:
+        """What mixing changes at each setting (`fig2.settings_of`), read once for all claims of a study."""
+        return fig2.settings_of(self.store, self.cells)[0]
 
     def cell(self, claim: Claim, side: Filter, attack: Filter) -> "pd.Series[Any]":
         """The one cell that a claim's side is about. Raises NotMeasuredError where there is none or several."""
@@ -279,8 +288,7 @@ def _detection(rows: _Rows, claim: Claim) -> Measured:
 
 
 def _changes(rows: _Rows, claim: Claim, side: Filter) -> pd.DataFrame:
-    settings, _, _ = fig2.settings_of(rows.store, rows.cells)
-    found = settings.get((claim.classifier, str(side["defense"]), float(claim.lam or 0)))
+    found = rows.changes.get((claim.classifier, str(side["defense"]), float(claim.lam or 0)))
     if found is None:
         raise NotMeasuredError(f"no {side['defense']} with lam {claim.lam} and counterparts in {claim.study}")
     return found
@@ -348,7 +356,7 @@ def _read(store: Store, study: str) -> "_Rows | str":
     try:
         cells, names = read_study(store, study)
         finished(cells, "a claim needs finished cells")
-        return _Rows(store, cells, read_records(store, study), names)
+        return _Rows(store, cells, read_records(store, study)[NEEDED], names)
     except (ValueError, FileNotFoundError) as error:
         return str(error).replace(store.uri, "the store")
 

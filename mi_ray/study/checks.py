@@ -27,6 +27,7 @@ SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 ZERO_GRADIENTS = 0.10
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
+FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
 Array = npt.NDArray[Any]
 
@@ -335,7 +336,9 @@ def _of_fixed_randomness(attack: Attacked) -> Control | None:
     """Behind a defense that draws, for an attack that follows its gradients."""
     if attack.executions is None or not attack.follows_gradients or not attack.threat.leaves_label:
         return None
-    return Control("fixed_randomness", {}, attack.threat.epsilon) if attack.threat.epsilon > 0 else None
+    if attack.threat.epsilon == 0:
+        return None
+    return Control("fixed_randomness", {"steps": FIXED_STEPS}, attack.threat.epsilon)
 
 
 # Checks that are read off what is stored for every cell, attacked or not, with their criteria.

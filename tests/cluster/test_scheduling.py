@@ -14,6 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from helpers.simulated import SimulatedCluster, Trouble
 from helpers.studies import Tiny, stages, tiny
 from ray import exceptions
@@ -21,7 +22,7 @@ from rich.console import Console
 
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import run_blocks
-from mi_ray.cluster.connect import paths_of_ones_own
+from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.train_loop import cause_of_failure
 from mi_ray.cluster.training import _Trainings
@@ -181,6 +182,23 @@ def blocks_of(study: Tiny) -> list[list[Item]]:
     return [
         [item for work in works for item in study.bench.results.missing(work, 20)] for kind, works in stages(study.plan)
     ]
+
+
+def test_ray_is_begun_in_another_folder_unless_modules_in_this_one_may_be_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its workers import from the folder in which it is begun before they look at what is installed."""
+    begun: list[Path] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **_: begun.append(Path.cwd()))
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", ray._private.worker.print_to_stdstream)
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path])
+    monkeypatch.chdir(tmp_path)
+    connect(None)
+    assert Path.cwd() == tmp_path
+    sys.path.append(str(tmp_path))  # as where a sweep names a person's own code
+    connect(None)
+    assert begun == [Path(sys.prefix), tmp_path]
 
 
 def test_a_study_on_64_nodes_of_which_many_vanish_ends_with_every_block_stored_once(study: Tiny) -> None:

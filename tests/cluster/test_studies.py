@@ -15,11 +15,12 @@ from typing import Any
 import pandas as pd
 import pytest
 import yaml
-from helpers.commands import TINY, assert_same_rows, command, rows, run
+from helpers.commands import TINY, assert_same_rows, command, console, rows
 
 import mi_ray
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
+from mi_ray.store.files import UnfinishedStudyWarning
 from mi_ray.store.manifest import unreferenced
 
 # Several times what they take on two idle cores: other tests run beside them.
@@ -33,8 +34,8 @@ def counted(folder: Path, study: str = "tiny", way: str = "forward") -> dict[str
     return {name: number for name, number in passes.items() if name.endswith(way)}
 
 
-def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undisturbed: Path) -> None:
-    cells, records = mi_ray.read_cells(undisturbed / "results", study="tiny"), rows(undisturbed)
+def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(tiny: Path) -> None:
+    cells, records = mi_ray.read_cells(tiny / "results", study="tiny"), rows(tiny)
     settings = 1 + (2 + 1 + 2 * 2) * 2  # none, and each setting at both N
     inputs = 1 + 2 * 2  # clean, and both goals at both stops
     assert len(cells) == settings * (inputs + 1)  # and the worst case of each setting
@@ -47,8 +48,8 @@ def test_a_study_leaves_every_cell_of_its_grid_with_a_row_for_each_point(undistu
     assert mean.loc[cells["cell"]].to_numpy() == pytest.approx(cells["accuracy"].to_numpy())
 
 
-def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> None:
-    study = undisturbed / "results/studies/tiny"
+def test_a_study_leaves_its_figures_tables_and_provenance(tiny: Path) -> None:
+    study = tiny / "results/studies/tiny"
     assert (study / "figures/fig3b.png").read_bytes().startswith(b"\x89PNG")
     assert (study / "figures/fig3b.pdf").read_bytes().startswith(b"%PDF")
     assert {p.name for p in (study / "figures").glob("frontier_table.*")} == {
@@ -61,54 +62,61 @@ def test_a_study_leaves_its_figures_tables_and_provenance(undisturbed: Path) -> 
     assert manifest["provenance"]["versions"]["torch"]
     assert len(manifest["points"]["indices"]) == 120
     assert yaml.safe_load((study / "study.yaml").read_text())["options"]["pool_split"] == "train"
-    assert not list((undisturbed / "results").rglob(".*")), "temporary files are left"
-    assert not (undisturbed / "results-scratch").exists()
+    assert not list((tiny / "results").rglob(".*")), "temporary files are left"
+    assert not (tiny / "results-scratch").exists()
 
 
-def test_two_workers_train_one_classifier(undisturbed: Path) -> None:
-    (about,) = (undisturbed / "results/classifiers").glob("*/classifier.json")
+def test_two_workers_train_one_classifier(tiny: Path) -> None:
+    (about,) = (tiny / "results/classifiers").glob("*/classifier.json")
     assert json.loads(about.read_text())["workers"] == 2
     losses = pd.read_parquet(about.parent / "training.parquet")["loss"].tolist()
     assert len(losses) == 3
     assert losses[-1] < losses[0]
 
 
-def test_counted_passes_are_the_planned_ones(undisturbed: Path) -> None:
-    manifest = Store(undisturbed / "results").read_json("studies/tiny/manifest.json")
+def test_counted_passes_are_the_planned_ones(tiny: Path) -> None:
+    manifest = Store(tiny / "results").read_json("studies/tiny/manifest.json")
     for way in ("forward", "backward"):
-        for what, passes in counted(undisturbed, way=way).items():
+        for what, passes in counted(tiny, way=way).items():
             assert passes == manifest["planned"].get(what, 0), what
 
 
+@pytest.mark.long  # On Ray once more; what keeps them out is held by test_scheduling.py and test_installation.py.
 def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_its_workers(undisturbed: Path) -> None:
     assert not (undisturbed / "hostile").exists()
     assert not list(undisturbed.rglob("__pycache__"))
 
 
-def test_trials_begin_together_one_on_each_core(undisturbed: Path) -> None:
-    events = [json.loads(line) for line in (undisturbed / "run.jsonl").read_text().splitlines()]
-    happened = [each["event"] for each in events if each["event"].startswith("trial ")]
+def test_trials_begin_together_one_on_each_core(tiny: Path) -> None:
+    events = [json.loads(line) for line in (tiny / "run.jsonl").read_text().splitlines()]
+    happened = [each["event"] for each in events if each["event"].startswith("trial ") and each["study"] == "tiny"]
     settings = happened.count("trial done")
     assert happened[: happened.index("trial step")].count("trial begun") == min(settings, os.cpu_count() or 1)
 
 
-def test_a_finished_study_is_recognised_without_importing_torch_or_ray(undisturbed: Path) -> None:
+def test_a_finished_study_is_recognised_without_importing_torch_or_ray(tiny: Path) -> None:
     program = (
         "import sys; from mi_ray.cli import main\n"
         "try: main()\n"
         "finally: print('heavy:', [m for m in ('torch', 'ray') if m in sys.modules])"
     )
-    arguments = command(undisturbed, TINY)[3:]
-    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=undisturbed)
+    arguments = command(tiny, TINY)[3:]
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, cwd=tiny)
     assert "finished already, nothing to compute" in done.stdout
     assert "heavy: []" in done.stdout, done.stdout + done.stderr
 
 
-EXTENDED = {**TINY, "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]]}
-POISONED = {**TINY, "name": "poisoned", "plugins": ["poison"], "defenses": [*TINY["defenses"][:1], "poison"]}
+WIDER = {  # one value more, and a defense that always fails
+    **TINY,
+    "name": "wider",
+    "plugins": ["poison"],
+    "figures": [],
+    "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:], "poison"],
+}
 SEARCH = {  # every setting that it can propose needs the same two components
     **TINY,
     "name": "search",
+    "figures": [],
     "executions": 5,
     "draws": 1,
     "points": {"count": 50, "selection": 20},
@@ -173,26 +181,34 @@ class Several:
         return mi_ray.read_cells(self.folder / "results", study=study)
 
 
-def beside(undisturbed: Path, folder: Path, studies: list[dict[str, Any]]) -> Several:
-    """Studies run by one command with one Ray, into a copy of the finished study's store."""
-    shutil.copytree(undisturbed / "results", folder / "results")
-    (folder / "poison.py").write_text(POISON)
-    return Several(folder, run(folder, *studies))
+def ran(folder: Path, studies: list[dict[str, Any]]) -> Several:
+    """Studies run by one command with one Ray; their plugin lies beside the sweep files, and the command is run elsewhere."""
+    sweeps = folder / "sweeps"
+    sweeps.mkdir()
+    (sweeps / "poison.py").write_text(POISON)
+    return Several(folder, console(folder, *command(sweeps, *studies)[3:-1], "results", "--log", "run.jsonl"))
 
 
 @pytest.fixture(scope="module")
-def several(undisturbed: Path, tmp_path_factory: pytest.TempPathFactory) -> Several:
-    """The finished study extended, and others beside it; read only."""
-    studies = [EXTENDED, POISONED, SEARCH, AGAIN, CHECKED]
-    return beside(undisturbed, tmp_path_factory.mktemp("several"), studies)
+def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
+    """A study, the same with more settings, and others beside them that take from the store what is there; read only."""
+    return ran(tmp_path_factory.mktemp("several"), [TINY, WIDER, SEARCH, CHECKED])
 
 
-def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, several: Several) -> None:
+@pytest.fixture(scope="module")
+def tiny(several: Several) -> Path:
+    """The folder of the first of them, which computed all of its own."""
+    return several.folder
+
+
+def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(several: Several) -> None:
     # one new setting: 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
-    assert counted(several.folder) == {"evaluation_forward": 5 * 150 * 2 * 10}
-    new = rows(several.folder)
+    assert counted(several.folder, "wider") == {"evaluation_forward": 5 * 150 * 2 * 10}
+    with pytest.warns(UnfinishedStudyWarning, match="12 failed"):  # those of the defense that always fails
+        new = rows(several.folder, "wider")
     old = new[~new["defense_params"].str.contains("0.15")].reset_index(drop=True)
-    assert_same_rows(old, rows(undisturbed))
+    assert len(old) < len(new)
+    assert_same_rows(old.assign(study="tiny"), rows(several.folder))
 
 
 def tried(of: Several, study: str, trials: int) -> set[frozenset[str]]:
@@ -208,9 +224,12 @@ def test_a_search_tries_its_settings_on_all_inputs(several: Several) -> None:
     assert tried(several, "search", 5) == {frozenset({"none", "pgd", "worst_case"})}
 
 
-def test_a_search_repeats_its_settings_from_what_is_stored(several: Several) -> None:
-    assert counted(several.folder, "again")["evaluation_forward"] == 0
-    assert sorted(several.cells("search")["cell"]) == sorted(several.cells("again")["cell"])
+@pytest.mark.long  # On Ray once more: that a search proposes the same again is held by test_search.py.
+def test_a_search_repeats_its_settings_from_what_is_stored(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "results", tmp_path / "results")
+    both = ran(tmp_path, [SEARCH, AGAIN])
+    assert counted(both.folder, "again")["evaluation_forward"] == 0
+    assert sorted(both.cells("search")["cell"]) == sorted(both.cells("again")["cell"])
 
 
 def test_trials_at_once_that_need_the_same_blocks_wait_for_one_computation_of_them(several: Several) -> None:
@@ -220,7 +239,8 @@ def test_trials_at_once_that_need_the_same_blocks_wait_for_one_computation_of_th
 
 @pytest.mark.long
 def test_a_search_attacks_each_setting_that_it_finds_and_checks_it(undisturbed: Path, tmp_path: Path) -> None:
-    found = beside(undisturbed, tmp_path / "beside", [ADAPTIVE_SEARCH])
+    shutil.copytree(undisturbed / "results", tmp_path / "results")
+    found = ran(tmp_path, [ADAPTIVE_SEARCH])
     assert tried(found, "adaptive", 2) == {frozenset({"none", "pgd", "eot_pgd", "worst_case"})}
     cells = found.cells("adaptive")
     adaptive = cells[cells["attack"] == "eot_pgd"]
@@ -290,7 +310,7 @@ def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) ->
 def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the_cells(several: Several) -> None:
     assert several.done.returncode == 1
     assert "the poison works" in several.done.stderr
-    cells = several.cells("poisoned")
+    cells = several.cells("wider")
     bad = cells[cells["defense"] == "poison"]
     assert set(bad["state"]) == {"failed"}
     assert bad["cause"].str.contains("the poison works").all()

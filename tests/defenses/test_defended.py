@@ -43,6 +43,13 @@ def numbers(name: str, executions: int = 7) -> list[int]:
     )
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_it_begins_in_the_mode_of_f(training: bool, linear: Any) -> None:
+    """A library that notes a module's mode and puts it back would else switch F's."""
+    f = linear(4).train(training)
+    assert DefendedClassifier(f, make_defense("none")).training is f.training is training
+
+
 @pytest.mark.parametrize("name", SETTINGS)
 def test_chunks_are_all_executions_a_few_at_a_time(name: str, defended: Any, batch: Any) -> None:
     model, sizes = defended(name), []

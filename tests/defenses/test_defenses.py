@@ -9,8 +9,6 @@ import torch
 import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import rotate
 
 from mi_ray import make_defense
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
@@ -377,6 +375,10 @@ def test_nearest_rotation_is_torchvisions_but_for_pixels_on_an_edge(batch: Any) 
 
 
 def _turned(x: Tensor, how: str, fill: float) -> tuple[Tensor, Tensor]:
+    # Imported here, since it takes as long as all else that is read before the first test.
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import rotate
+
     defense = make_defense("random_rotation", degrees=40, interpolation=how, fill=fill)
     unit = Draws(KEY, range(len(x)), 4, 0, CPU).uniform(1)[..., 0]
     reference = [

@@ -15,7 +15,11 @@ from mi_ray.store.blocks import Store
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.parametrize(("clean", "attacked", "points"), [(False, False, 1), (True, False, 3), (True, True, 2)])
+@pytest.mark.parametrize(
+    ("clean", "attacked", "points"),
+    # Both ends, together and one alone; all at 100 % has no error bar that neither of these has.
+    [(False, False, 1), (True, False, 3), pytest.param(True, True, 2, marks=pytest.mark.long)],
+)
 def test_every_figure_of_a_study_at_0_or_100_percent_is_drawn(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clean: bool, attacked: bool, points: int
 ) -> None:

@@ -477,6 +477,11 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     (strip,), _ = fig5.facts(store, "s", *read_study(store, "s"))
     assert strip.adversarial == pytest.approx(0.6)
     assert strip.answers.iloc[0].to_dict() == {"label": 1, "clean_f": 1, "clean_defense": 1, "f": 2, "defense": 1}
+    drawn = fig5.draw([strip], "").axes  # two clean images, the two that were moved, and the differences amplified
+    assert [float(np.mean(axes.images[0].get_array())) for axes in drawn] == pytest.approx(
+        [0.5, 0.5, 0.6, 0.6, 1.0, 1.0]
+    )
+    assert [text.get_color() for text in drawn[2].texts] == ["#D55E00", "black"]  # F is wrong, the defense is not
     assert fig5.make(store, "s") == ["studies/s/figures/fig5.png", "studies/s/figures/fig5.pdf"]
 
 

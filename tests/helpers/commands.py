@@ -2,6 +2,9 @@
 
 import subprocess
 import sys
+import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +52,23 @@ def command(folder: Path, *sweeps: dict[str, Any], verb: str = "sweep") -> list[
     for file, sweep in zip(files, sweeps, strict=True):
         file.write_text(yaml.safe_dump(sweep))
     return [sys.executable, "-m", "mi_ray.cli", verb, *map(str, files), "--out", str(folder / "results")]
+
+
+def console(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The installed console script run in a folder: `python -m` would look for modules in that folder itself."""
+    script = Path(sysconfig.get_path("scripts")) / "mi-ray"
+    return subprocess.run([script, *arguments], capture_output=True, text=True, cwd=folder)
+
+
+@contextmanager
+def hostile_modules(folder: Path) -> Iterator[None]:
+    """Modules named as packages that are imported late lie in the folder while the block runs; imported, they leave a trace."""
+    files = [folder / f"{name}.py" for name in LATE]
+    for file in files:
+        file.write_text(f"import os\nos.makedirs({str(folder / 'hostile')!r}, exist_ok=True)\n")
+    yield
+    for file in files:
+        file.unlink()
 
 
 def run(folder: Path, *sweeps: dict[str, Any]) -> subprocess.CompletedProcess[str]:

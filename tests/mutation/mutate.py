@@ -77,7 +77,8 @@ def imports_of_tests(root: Path) -> dict[str, set[str]]:
 def likely(root: Path, mutation: Mutation) -> tuple[str, ...]:
     """The test files that are likely to catch a mutation, the likeliest first.
 
-    First the file that is named like the module, then those that import the module, then all of the same folder.
+    First the file that is named like the module, then the one that is named like its folder, then those that import the
+    module, then all of the same folder, and where there are none of these, those that import the folder's package.
     """
     path = Path(mutation.path)
     dotted = ".".join(path.with_suffix("").parts).removesuffix(".__init__")
@@ -85,19 +86,27 @@ def likely(root: Path, mutation: Mutation) -> tuple[str, ...]:
     folder = str(Path("tests", *path.parts[1:-1]))
     named = [test for test in tests if Path(test).stem == f"test_{path.stem}"]
     named.sort(key=lambda test: str(Path(test).parent) != folder)
+    of_folder = [test for test in tests if Path(test).stem == f"test_{path.parent.name}"]
     importing = [test for test, modules in tests.items() if dotted in modules]
     same = [test for test in tests if str(Path(test).parent) == folder and folder != "tests"]
-    return tuple(dict.fromkeys([*named, *importing, *same]))
+    found = [*named, *of_folder, *importing, *same]
+    of_package = [test for test, modules in tests.items() if ".".join(path.parts[:-1]) in modules]
+    return tuple(dict.fromkeys(found or of_package))
 
 
 def stages(root: Path, mutation: Mutation, *, only_likely: bool) -> list[Stage]:
     """The runs of tests that a mutation must pass to survive, those first that are likely to catch it soon.
 
+    No test is in two of them: of the files that are likely to catch it, first what neither trains nor computes studies.
+
     only_likely: leave out what takes long and rarely catches what the others miss, tests on Ray of modules without Ray too.
     """
     first = likely(root, mutation)
     rest = tuple(test for test in imports_of_tests(root) if test not in first)
-    found = [Stage("likely tests without Ray", first, ("-m", "not long and not ray"))]
+    found = [
+        Stage("likely tests that are quick", first, ("-m", "not long and not ray and not heavy")),
+        Stage("likely tests that compute", first, ("-m", "not long and not ray and heavy")),
+    ]
     if not only_likely or mutation.folder == "mi_ray/cluster":
         found += [Stage("likely tests on Ray", first, ("-m", "not long and ray"))]
     if not only_likely:

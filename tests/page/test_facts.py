@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +15,12 @@ from helpers.frames import cell, failed
 from helpers.studies import TINY
 from helpers.sweeps import sweep
 
+import mi_ray.page.write
 from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
-from mi_ray.page.facts import Loaded, study_facts, sweep_parts
+from mi_ray.page.facts import Loaded, load, study_facts, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -82,6 +84,23 @@ def test_a_page_names_no_address_and_no_text_of_a_study_ends_its_data(store: Sto
     }
     assert html.count("<script") == html.count("</script>") == 3
     assert data_of(html)["studies"][0]["looks"]["mi_ol"]["label"].startswith("</script>")
+
+
+def test_a_study_without_variants_has_its_own_and_the_best_setting_of_it(store: Store) -> None:
+    """As of a store from before there were variants; the page lets choose by their places, the study's own first."""
+    loaded = load(store, "s")
+    told = study_facts(replace(loaded, cells=loaded.cells.assign(variants=None)))
+    assert told["variants"] == [""]
+    assert told["best"].keys() == {"0"}
+
+
+def test_a_number_that_json_does_not_know_is_refused_and_not_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page with NaN among its data could not be read by any browser."""
+    monkeypatch.setattr(mi_ray.page.write, "training_curves", lambda *_: [{"loss": float("nan")}])
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        page(store, ["s"])
 
 
 def test_the_library_can_stand_in_a_page() -> None:
