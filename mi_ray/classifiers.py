@@ -70,7 +70,7 @@ class Classifier(nn.Module):
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
         x = self._resized(x)
-        logits = self._logits((x - self.mean) / self.std)
+        logits = self._logits((x - self.mean).div_(self.std))
         # A compiled network may write its next answer over this one, so the answer is copied.
         return counted(logits.float().clone() if self.compiled else logits.float())
 
