@@ -62,10 +62,24 @@ class Graphs:
             return self.answer(x)
         if count < size:
             x = torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])])
+        x = x.contiguous()  # A library reads memory in the order that it was compiled for.
         place = (differentiated, x.shape)
         if place not in self._made:
-            self._made[place] = (_gradient if differentiated else _forward)(self.answer, x.detach())
+            self._made[place] = self._make(x.detach(), differentiated=differentiated)
         return self._made[place](x)[:count]
+
+    def _make(self, x: Tensor, *, differentiated: bool) -> Answer:
+        """The graph for such a batch. Raises ValueError where it cannot be made."""
+        try:
+            return (_gradient if differentiated else _forward)(self.answer, x)
+        except ValueError:
+            raise
+        except Exception as error:  # torch's compiler has many of its own.
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"compile: auto has chosen compiled graphs, and torch cannot make one of {list(x.shape)} here: {reason[0]}. "
+                "Leave `compile` out"
+            ) from error
 
 
 class _Differentiated(torch.autograd.Function):

@@ -17,6 +17,7 @@ from mi_ray.study.batches import Block, attack_outputs, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 SIZE = 10
+pytestmark = pytest.mark.timeout(900)  # Three libraries are compiled, which takes a minute of processor time.
 
 
 def network() -> Classifier:

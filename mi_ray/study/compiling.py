@@ -6,7 +6,6 @@ The choice decides keys, so that it is made by planned passes and the kind of pr
 from collections.abc import Iterator
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mi_ray.classifiers import build_classifier
 from mi_ray.device import has_bf16
@@ -17,6 +16,10 @@ from mi_ray.plan.work import ClassifierWork
 # Multiplications with addition from which on graphs pay: on one core an eager network does them in about five minutes, of
 # which graphs save more than the minute or two that a machine compiles for them (benchmarks/README.md).
 LEAST = {"bf16": 1e14, "fp32": 3e13}
+ONE_AT_A_TIME = (
+    "compile: auto: a worker runs one graph at a time, so that more than one CPU a block stands idle; set "
+    "resources.block.cpus to 1"
+)
 
 
 def choose(planner: Planner, passes: int) -> tuple[frozenset[str], list[str]]:
@@ -30,6 +33,8 @@ def choose(planner: Planner, passes: int) -> tuple[frozenset[str], list[str]]:
         if why is None:
             found.add(work.key)
         told.append(f"compile: auto: {work.entry.name}: {why or 'compiled graphs, which each machine makes once'}")
+    if found and planner.sweep.resources.block.cpus > 1:
+        told.append(ONE_AT_A_TIME)
     return frozenset(found), told
 
 
@@ -50,6 +55,8 @@ def _against(planner: Planner, work: ClassifierWork, passes: float) -> Iterator[
 
 def multiply_adds(work: ClassifierWork, side: tuple[int, int]) -> int:
     """Multiplications with addition that one image takes through a classifier, once. side: its height and width."""
+    from torch.utils.flop_counter import FlopCounterMode
+
     classifier = build_classifier(work.description).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         classifier(torch.full((1, len(classifier.mean.flatten()), *side), 0.5))

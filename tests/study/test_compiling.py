@@ -72,7 +72,9 @@ def test_without_a_compiler_nothing_is_compiled_and_the_run_says_so(monkeypatch:
 def test_what_graphs_compute_has_keys_of_its_own_and_what_they_do_not_shares_them() -> None:
     """F's own answers are in batches of one pass a point, for which there is no graph."""
     found = study(compile="auto")
-    assert found.notes == ("compile: auto: f: compiled graphs, which each machine makes once",)
+    told = ("compile: auto: f: compiled graphs, which each machine makes once",)
+    assert found.notes == told
+    assert study(compile="auto", resources={"block": {"cpus": 2}}).notes == (*told, compiling.ONE_AT_A_TIME)
     eager, compiled = keys(study()), keys(found)
     assert {kind for kind in eager if eager[kind] == compiled[kind]} == {"classifiers", "F on clean points"}
     assert all(eager[kind].isdisjoint(compiled[kind]) for kind in ("attacks", "defenses"))
