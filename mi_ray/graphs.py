@@ -132,7 +132,7 @@ def _halves(joint: fx.GraphModule) -> tuple[fx.GraphModule, fx.GraphModule]:
     """
     nodes = list(joint.graph.nodes)
     image, slope = (node for node in nodes if node.op == "placeholder")
-    logits, gradient = nodes[-1].args[0]
+    logits, gradient = nodes[-1].all_input_nodes
     later = {slope}
     for node in nodes:
         if later & set(node.all_input_nodes):
