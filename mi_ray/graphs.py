@@ -114,7 +114,8 @@ def _gradient(answer: Answer, x: Tensor) -> Answer:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     def joint(x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-        logits, pull = torch.func.vjp(answer, x)
+        found: Any = torch.func.vjp(answer, x)
+        logits, pull = found
         return logits, pull(slope)[0]
 
     with torch.no_grad():

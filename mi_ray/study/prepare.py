@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -72,12 +72,12 @@ class Study:
 
     def decided(self, precisions: Mapping[str, Precision]) -> "Study":
         """The same study once `precision: auto` has decided for these classifiers."""
-        return self._knowing(decided=precisions)
+        return self._knowing(lambda facts: replace(facts, decided=precisions))
 
-    def _knowing(self, **facts: Mapping[str, Precision] | frozenset[str]) -> "Study":
-        """The same study once something more is known of which its keys depend."""
+    def _knowing(self, more: Callable[[Facts], Facts]) -> "Study":
+        """The same study once more is known of what its keys depend on."""
         made = {
-            name: Planner(self.sweep, REGISTRIES, replace(planner.facts, **facts), planner.options)
+            name: Planner(self.sweep, REGISTRIES, more(planner.facts), planner.options)
             for name, planner in self.variants.items()
         }
         return replace(self, planner=made[""], variants=made)
@@ -87,7 +87,7 @@ class Study:
         if self.sweep.compile != "auto":
             return self
         found, notes = choose(self.planner, self.planner.planned_passes(self.plan()))
-        return replace(self._knowing(graphs=found), notes=(*self.notes, *notes))
+        return replace(self._knowing(lambda facts: replace(facts, graphs=found)), notes=(*self.notes, *notes))
 
     def kept_as_they_are(self) -> list[str]:
         """A line for each classifier of a person's own whose network does not get its fast form, with the reason."""
