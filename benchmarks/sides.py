@@ -22,11 +22,10 @@ from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import load_classifier, prepared
 from mi_ray.data import Digits, to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier
-from mi_ray.device import keep_memory
+from mi_ray.device import has_bf16, keep_memory
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.study.batches import Block, attack_outputs, component_outputs
-from mi_ray.study.precision import has_bf16
 from mi_ray.threat_model import ThreatModel
 
 BATCH = 50

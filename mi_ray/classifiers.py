@@ -22,6 +22,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from mi_ray.device import Passes
 from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
+from mi_ray.graphs import Graphs
 from mi_ray.named import NETWORKS
 from mi_ray.parameters import Parameterized, Registry, import_own, integer, kind_of, unknown
 from mi_ray.store.files import Files
@@ -64,15 +65,20 @@ class Classifier(nn.Module):
         # This classifier in fp32, where it computes in less. It is in a sequence so that torch does not take it for a part.
         self.exact: Sequence[Classifier] = ()
         self.compiled = False
+        self.graphs: Graphs | None = None  # Compiled graphs that stand for `answer`.
         self.side: int | None = self.description.get("input_size")
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
         x = self._resized(x)
-        logits = self._logits((x - self.mean) / self.std)
+        logits = self.answer(x) if self.graphs is None else self.graphs(x)
         # A compiled network may write its next answer over this one, so the answer is copied.
-        return counted(logits.float().clone() if self.compiled else logits.float())
+        return counted(logits.clone() if self.compiled else logits)
+
+    def answer(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
+        """Logits of images in [0, 1] of the side that the network takes; no pass is counted."""
+        return self._logits((x - self.mean).div_(self.std)).float()
 
     def _resized(self, x: Float[Tensor, "B C H W"]) -> Tensor:
         """Images of the side that the network takes, where that is another: bilinear, and averaged where they shrink."""

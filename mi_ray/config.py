@@ -671,10 +671,11 @@ class Sweep(Strict):
         "fp32",
         description="The arithmetic of attacks and evaluation; `auto` takes bf16 where a paired check shows no difference.",
     )
-    compile: Literal["default", "reduce-overhead"] | None = Field(
+    compile: Literal["auto", "default", "reduce-overhead"] | None = Field(
         None,
-        description="The mode of `torch.compile`, which takes half a minute for each shape in each worker and, on a CPU, a C++ "
-        "compiler; not compiled when left out.",
+        description="`auto`: on a CPU, networks become compiled graphs, once a machine, where enough passes are planned; or a "
+        "mode of `torch.compile`, which takes half a minute for each shape in each worker. On a CPU each needs a C++ compiler; "
+        "not compiled when left out.",
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="The kind of device that blocks run on; `auto` is cuda where blocks ask for GPUs."

@@ -171,14 +171,14 @@ def plan_sweeps(
     set: Mapping[str, object] | None = None,
     seed: int | None = None,
 ) -> tuple[list["StudyCost"], str]:
-    """The plan of each of several studies, and one line on what they cost together in one store."""
+    """The plan of each of several studies, and one line on what they cost together in one store; none of a single study."""
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
     from mi_ray.study.estimate import estimate, together
     from mi_ray.study.prepare import prepare
 
     store = Store(out) if _occupied(str(out)) else None
     studies = [prepare(sweep) for sweep in sweeps]
-    return [estimate(study, store) for study in studies], together(studies)
+    return [estimate(study, store) for study in studies], together(studies) if len(studies) > 1 else ""
 
 
 def why_sweep(

@@ -21,7 +21,7 @@ from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes, wrap_classifier
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
-from mi_ray.device import Passes, exact_arithmetic
+from mi_ray.device import Passes, exact_arithmetic, has_bf16
 from mi_ray.store.blocks import Store
 from mi_ray.study.batches import GRAPH, Block, activation_bytes, attack_outputs, lanes_within, side_by_side
 from mi_ray.study.estimate import distinct_and_requested, rows_of, together
@@ -34,7 +34,6 @@ from mi_ray.study.precision import (
     decide,
     decision_path,
     decisions,
-    has_bf16,
 )
 from mi_ray.study.prepare import Study, prepare
 from mi_ray.study.workbench import Workbench, WorkerLimits

@@ -4,6 +4,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
 
 import numpy as np
@@ -72,9 +73,19 @@ class Batch:
         """The context in which a random model draws for these points at that place; nothing for any other model."""
         return model.bind(self.key.at(**place), self.points) if isinstance(model, Bindable) else nullcontext()
 
+    @cached_property
+    def _region(self) -> tuple[Tensor, Tensor]:
+        return region(self.x, self.epsilon)
+
     def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The nearest images in the ball around the clean ones and in the pixel box."""
-        return project(x, self.x, self.epsilon)
+        return x.clamp(*self._region)
+
+    def stepped(
+        self, x: Float[Tensor, "B C H W"], size: float, direction: Float[Tensor, "B C H W"]
+    ) -> Float[Tensor, "B C H W"]:
+        """project(x + size * sign(direction)) (Eq. 18), in one new tensor: memory is what such a step costs."""
+        return direction.sign().mul_(size).add_(x).clamp_(*self._region)
 
     def random_start(self) -> Float[Tensor, "B C H W"]:
         """A point uniform in the ball around each image, projected into the pixel box."""
@@ -340,6 +351,11 @@ def without_gradients(
     return Adversarial(images[None], loss[None], success[None], stops, unused)
 
 
+def region(centre: Float[Tensor, "B C H W"], epsilon: float) -> tuple[Tensor, Tensor]:
+    """(the lowest, the highest image [B, C, H, W]) in the ball of radius epsilon (max norm) and in the pixel box."""
+    return (centre - epsilon).clamp_(0, 1), (centre + epsilon).clamp_(0, 1)
+
+
 def project(x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float) -> Float[Tensor, "B C H W"]:
     """The nearest point in the ball of radius epsilon (max norm) around the centre and in the pixel box."""
-    return torch.minimum(torch.maximum(x, centre - epsilon), centre + epsilon).clamp(0, 1)
+    return x.clamp(*region(centre, epsilon))

@@ -280,7 +280,7 @@ class EotPgd(StepAttack):
         for step in steps:
             with batch.bound(aim, step=1 if self.draws == "fixed" else step + 1):
                 gradient = self._gradient(aim, x, batch)
-            x = batch.projected(x + self.step_size * gradient.sign())
+            x = batch.stepped(x, self.step_size, gradient)
             yield x, gradient
 
     def measure(

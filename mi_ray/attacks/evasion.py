@@ -155,7 +155,7 @@ class Evasion(Restarted):
                 found = slopes(detector, x, batch.labels, batch.criterion)
             seen.add(x, found)
             direction = DIRECTIONS[self.update](found)
-            x, zero = batch.projected(x + self.step_size * direction.sign()), zero + all_zero(direction)
+            x, zero = batch.stepped(x, self.step_size, direction), zero + all_zero(direction)
             if step + 1 in self.steps:
                 kept.append((*self._best(detector, torch.cat([seen.images[: step + 1], x[None]]), batch), zero))
         images, loss, success, zeros = (torch.stack(column) for column in zip(*kept, strict=True))

@@ -49,7 +49,7 @@ class FixedRandomness(Attack):
             for step in range(self.steps):
                 with batch.bound(aim, step=1 if fixed else step + 1):
                     gradient = batch.criterion.sign * log_mean_gradient(aim, x, batch.labels)[0]
-                x = batch.projected(x + self.step_size * batch.epsilon * gradient.sign())
+                x = batch.stepped(x, self.step_size * batch.epsilon, gradient)
                 with torch.no_grad(), batch.bound(model, step=1 if fixed else step + 2):
                     reached = batch.criterion.reached(model(x).float(), batch.labels)
                 ever = torch.maximum(ever, reached)

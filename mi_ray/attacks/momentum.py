@@ -47,7 +47,7 @@ class Momentum(StepAttack):
                 gradient = batch.criterion.sign * log_mean_gradient(aim, x, batch.labels)[0]
             size = gradient.abs().flatten(1).sum(1).clamp_min(torch.finfo(x.dtype).tiny)
             total = self.decay * total + gradient / size[:, None, None, None]
-            x = batch.projected(x + self.step_size * total.sign())
+            x = batch.stepped(x, self.step_size, total)
             yield x, gradient
 
     def measure(

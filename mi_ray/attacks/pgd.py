@@ -20,8 +20,10 @@ def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
     For a gradient that is not finite it is `NOT_FINITE`, so that whoever adds these up knows without waiting for the device:
     the sign of NaN is 0, and an image that does not move looks robust.
     """
+    # A NaN is both the smallest and the largest entry. Two such passes take a tenth of what comparing each entry does.
     flat = gradient.flatten(1)
-    return (flat == 0).all(1).long() + NOT_FINITE * (~flat.isfinite()).any(1)
+    low, high = flat.amin(1), flat.amax(1)
+    return ((low == 0) & (high == 0)).long() + NOT_FINITE * ~(low.isfinite() & high.isfinite())
 
 
 OneRestart = tuple[Tensor, Tensor, Tensor, Tensor]  # images, loss, success, zero gradients: each with an entry a stop
@@ -150,7 +152,7 @@ class Pgd(StepAttack):
             with torch.enable_grad(), batch.bound(model, step=step + 1):
                 loss = batch.criterion.loss(model(x).float(), batch.labels)
             gradient = torch.autograd.grad(loss.sum(), x)[0]
-            x = batch.projected(x.detach() + self.step_size * gradient.sign())
+            x = batch.stepped(x.detach(), self.step_size, gradient)
             yield x, gradient
 
     def measure(

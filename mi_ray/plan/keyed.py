@@ -16,6 +16,7 @@ from mi_ray.store.keys import Values, content_key
 from mi_ray.threat_model import ThreatModel
 
 FOLDED_VERSION = 1  # Of the fast form of a person's own networks: one that computes otherwise has another number.
+GRAPHS_VERSION = 1  # Of compiled graphs, likewise.
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Facts:
     decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
     folded: key of a person's own classifier -> the precisions in which it is computed in its fast form.
     given: name of a classifier that its source gives whole -> (its description, the digest of its weights).
+    graphs: keys of the classifiers for which `compile: auto` has chosen compiled graphs.
     """
 
     dataset: str
@@ -53,6 +55,7 @@ class Facts:
     decided: Mapping[str, str] = field(default_factory=dict)
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     given: Mapping[str, tuple[Values, str]] = field(default_factory=dict)
+    graphs: frozenset[str] = frozenset()
 
 
 class KeyedWork:
@@ -163,9 +166,15 @@ class KeyedWork:
         """
         own = precision or self.precision_of(classifier)
         found = {"device": self.facts.device, "precision": own, "batch": self.sweep.batch}
-        if self.sweep.compile is not None:
-            found["compile"] = self.sweep.compile
-        return {**found, **self.form(classifier, own)}
+        # No graph is of the batches of what is always in fp32, which are F's own answers, one to each image.
+        compiled = self.compiled(classifier) if precision is None or self.sweep.compile != "auto" else None
+        return {**found, **({} if compiled is None else {"compile": compiled}), **self.form(classifier, own)}
+
+    def compiled(self, classifier: str) -> str | None:
+        """What a key says of how a classifier is compiled: the mode of torch.compile, or the graphs that `auto` has chosen."""
+        if self.sweep.compile != "auto":
+            return self.sweep.compile
+        return f"graphs {GRAPHS_VERSION}" if classifier in self.facts.graphs else None
 
     def form(self, classifier: str, precision: str) -> dict[str, Any]:
         """What a key says of the fast form of a person's own classifier; nothing of one that is computed as it is.

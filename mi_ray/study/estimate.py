@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 
 from mi_ray.classifiers import Precision, build_classifier, prepared
+from mi_ray.device import has_bf16
 from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
 from mi_ray.statistics import detectable_difference
 from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.study.precision import check_passes, check_pays, decisions, has_bf16
+from mi_ray.study.precision import check_passes, check_pays, decisions
 from mi_ray.study.prepare import Study
 
 MEASURE_SECONDS = 0.2

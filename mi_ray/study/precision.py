@@ -12,6 +12,7 @@ from torch import Tensor
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Precision
 from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.device import has_bf16
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -33,13 +34,6 @@ GRADIENTS, ANSWERS = f"gradients of PGD-{STEPS}", f"{EXECUTIONS} executions behi
 Comparison = dict[str, Any]  # What was compared, the accuracies, the paired test and its outcome, as JSON holds them.
 BOTH: tuple[Precision, Precision] = ("fp32", "bf16")
 LARGEST_SHARE = 0.1  # Where the check would take more than this share of a study's planned passes, `auto` means fp32.
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device computes in bfloat16 itself; elsewhere it is emulated, and slower than fp32."""
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def _right(probabilities: Tensor, labels: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
@@ -156,7 +150,7 @@ def decision_path(study: Study, key: str) -> str:
         **study.planner.works.check_facts(),
         "version": VERSION,
         "checked": checked,
-        "compile": study.sweep.compile,
+        "compile": study.planner.works.compiled(key),
         **study.planner.works.form(key, "bf16"),
     }
     return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"

@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -37,6 +37,7 @@ from mi_ray.plan.work import AttackWork, ClassifierWork, Plan, united
 from mi_ray.sample_pool import SamplePool, augmented_once, without
 from mi_ray.store.keys import Values, canonical
 from mi_ray.study.checks import CONTROLS
+from mi_ray.study.compiling import choose
 from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.trying import try_attack, try_classifier, try_defense
@@ -71,11 +72,22 @@ class Study:
 
     def decided(self, precisions: Mapping[str, Precision]) -> "Study":
         """The same study once `precision: auto` has decided for these classifiers."""
+        return self._knowing(lambda facts: replace(facts, decided=precisions))
+
+    def _knowing(self, more: Callable[[Facts], Facts]) -> "Study":
+        """The same study once more is known of what its keys depend on."""
         made = {
-            name: Planner(self.sweep, REGISTRIES, replace(planner.facts, decided=precisions), planner.options)
+            name: Planner(self.sweep, REGISTRIES, more(planner.facts), planner.options)
             for name, planner in self.variants.items()
         }
         return replace(self, planner=made[""], variants=made)
+
+    def with_graphs(self) -> "Study":
+        """The same study once `compile: auto` has chosen, with a note that says what it chose and why."""
+        if self.sweep.compile != "auto":
+            return self
+        found, notes = choose(self.planner, self.planner.planned_passes(self.plan()))
+        return replace(self._knowing(lambda facts: replace(facts, graphs=found)), notes=(*self.notes, *notes))
 
     def kept_as_they_are(self) -> list[str]:
         """A line for each classifier of a person's own whose network does not get its fast form, with the reason."""
@@ -96,7 +108,8 @@ class Study:
             precision={key: self.planner.works.precision_of(key) for key in classifiers},
             folded={key: self.planner.facts.folded.get(key, ()) for key in classifiers},
             device=self.planner.facts.device,
-            compile=self.sweep.compile,
+            compile=None if self.sweep.compile == "auto" else self.sweep.compile,
+            graphs=self.planner.facts.graphs,
         )
 
 
@@ -338,4 +351,4 @@ def prepare(sweep: Sweep) -> Study:
     notes = tuple(note for each in tried for note in each.notes)
     study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes)
     _try_plugins(study)
-    return study
+    return study.with_graphs()

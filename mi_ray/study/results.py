@@ -61,7 +61,7 @@ class StudyData:
     labels. points: their indices in the test split. pools: digest -> sample pool. classifiers: key -> (description,
     safetensors). batch: points that are computed together. precision: of each classifier's gradients and executions.
     folded: the precisions in which a person's own classifier is computed in its fast form. device: cpu or cuda. compile: the
-    mode of torch.compile, if the networks are compiled.
+    mode of torch.compile, if the networks are compiled by it. graphs: keys of the classifiers that have compiled graphs.
     """
 
     store: str
@@ -77,6 +77,7 @@ class StudyData:
     folded: Mapping[str, Sequence[str]]
     device: str
     compile: CompileMode | None = None
+    graphs: frozenset[str] = frozenset()
 
     def prepared(
         self, key: str, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None

@@ -23,6 +23,7 @@ from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
+from mi_ray.graphs import Graphs
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.keys import Values
@@ -82,6 +83,9 @@ class Workbench:
         made = self.data.prepared(key, self.device, precision, self.data.compile)
         made.passes = self.passes
         made.exact = [self.classifier(key, "fp32")] if precision != "fp32" else []
+        if key in self.data.graphs and precision == self.data.precision[key]:
+            executions = self.data.batch * CHUNK
+            made.graphs = Graphs(made.answer, forward=[executions], gradient=[self.data.batch, executions])
         return made
 
     def _lanes_of(self, key: str) -> int:

@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import mi_ray
-from mi_ray.study.precision import has_bf16
+from mi_ray.device import has_bf16
 
 # Where bfloat16 is emulated, two minutes of training would prove nothing more.
 FAST = "bf16" if has_bf16(torch.device("cpu")) else "fp32"

@@ -22,9 +22,10 @@ from torch import Tensor
 import mi_ray.study.results
 from mi_ray.classifiers import Classifier, build_classifier, prepared, weights_bytes
 from mi_ray.config import Sweep
+from mi_ray.device import has_bf16
 from mi_ray.randomness import Draws, Key
 from mi_ray.store.blocks import Store
-from mi_ray.study.precision import MOST, has_bf16
+from mi_ray.study.precision import MOST
 from mi_ray.study.prepare import Study, prepare
 from mi_ray.study.rows import derive
 from mi_ray.study.workbench import Workbench
