@@ -52,9 +52,11 @@ KINDS: dict[str, tuple[Any, tuple[float, ...]]] = {  # an objective, and the rad
     "trades": ({"trades": INNER}, (0.06, 0.1, 0.15)),
 }
 WIDTHS = (6, 8, 12)
+PLACE = ["classifier", "setting", "epsilon", "points"]  # What the yardstick is of that a cell is held against.
 # A setting of each network in turn: passes behind a defense cost several times those before F.
-PLACE = ["classifier", "setting", "epsilon", "points"]  # what is held against the yardstick there
-TURNS = ("none", "mi_ol", "none", "random_rotation", "none", "mi_ol", "none", "random_rotation", "none", "mi_combined")
+BEHIND = {1: "mi_ol", 5: "random_rotation", 11: "mi_ol", 15: "random_rotation", 19: "mi_combined"}
+TURNS = [BEHIND.get(number, "none") for number in range(20)]
+HIDING = 4  # Networks of this number in turn also stand behind a defense that hides its gradient.
 
 
 @dataclass(frozen=True)
@@ -249,7 +251,7 @@ def digits_jobs(options: argparse.Namespace) -> Iterator[Job]:
         chosen = _in_turn(list(wrong), number // 2 if behind else number, options.broken)
         found = [(SETTINGS[turn], YARDSTICK, some[YARDSTICK], False)]
         found += [(SETTINGS[turn], label, wrong[label], True) for label in chosen]
-        if number % len(TURNS) == 4:
+        if number % len(TURNS) == HIDING:
             found += [(OPENED, YARDSTICK, some[YARDSTICK], False), (HIDDEN, HIDES, some[YARDSTICK], True)]
         out += [
             Job(network, dataset, setting, epsilon, label, attack, is_broken, options.points, number)
