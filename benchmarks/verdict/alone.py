@@ -80,6 +80,12 @@ class Judge:
                 break
         return records.judged()
 
+    def right(self, row: Row) -> Any:
+        """Right draws of a cell at each of its reported points, int64 [points], in the points' order."""
+        (block,) = self.store.blocks("records", row["cell"])
+        table, _ = self.store.read_block("records", row["cell"], block)
+        return table["correct_draws"].to_numpy()[~table["selection"].to_numpy()]
+
     def _bench(self, study: Study) -> Workbench:
         made = {}
         for work in study.planner.classifiers:

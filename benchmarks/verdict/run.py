@@ -13,7 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,20 @@ from torch import nn
 from benchmarks.verdict.alone import Judge
 from mi_ray.classifiers import ARCHITECTURES
 from mi_ray.data import SOURCES
+from mi_ray.statistics import paired_test
 from mi_ray.store.keys import canonical
+from mi_ray.study.rows import Row
 
 FIRST, LAST = "<!-- make verdict -->", "<!-- end of make verdict -->"
 YARDSTICK, HIDES = "PGD-50", "a defense that hides its gradient"
+RIVALS = (
+    YARDSTICK,
+    "APGD-CE",
+    "APGD-DLR",
+)  # What a sound attack that was refused is held against elsewhere, and Square.
 POOL, TEST = 5000, 2000  # Images that are kept of another dataset: the sample pool, and what points are drawn from.
+DIGITS = 900  # Digits of which points are drawn.
+WEAKER = 0.01  # An attack that leaves more than this more than a stronger one is not to be quoted.
 HARM = 0.05  # A broken attack that leaves less than this more has done no harm.
 SETTINGS: dict[str, Any] = {
     "none": "none",
@@ -42,8 +51,8 @@ SETTINGS: dict[str, Any] = {
 }
 HIDDEN = {"hidden": {"amplitude": 0.05}}
 OPENED = {"opened": {"amplitude": 0.05}}  # The same defense to an adversary who knows what hides the gradient.
-SHORT = {"batch_size": 64, "flip": False, "crop_padding": 1, "epochs": 12, "lr": 0.1}
-INNER = {"epsilon": 0.1, "step_size": 0.05, "steps": 3}
+SHORT = {"batch_size": 64, "flip": False, "crop_padding": 1, "epochs": 10, "lr": 0.1}
+INNER = {"epsilon": 0.1, "step_size": 0.08, "steps": 2}
 KINDS: dict[str, tuple[Any, tuple[float, ...]]] = {  # an objective, and the radii of attacks on networks of it
     "erm": ("erm", (0.03, 0.05, 0.08)),
     "mixup": ({"mixup": {"alpha": 1.0}}, (0.03, 0.05, 0.08)),
@@ -76,6 +85,12 @@ class Job:
     points: int
     seed: int
 
+    def elsewhere(self, label: str, attack: Mapping[str, Any]) -> dict[str, Any]:
+        """The study of another attack in the same place, or of this one, on the points that this one is not judged on."""
+        other = replace(self, label=label, attack=attack).sweep()
+        count = DIGITS if self.network["name"].partition("_")[0] in KINDS else 2 * self.points
+        return {**other, "points": {"count": count, "selection": self.points}, "checks": "cheap"}
+
     def sweep(self) -> dict[str, Any]:
         """The study: on F alone, or through the defense."""
         knowledge = "oblivious" if self.setting == "none" else "adaptive"
@@ -104,19 +119,20 @@ class Job:
 
 
 def digits_archive(out: Path) -> Any:
-    """scikit-learn's 1,797 digits as they are, 8 x 8 pixels: 897 to train on, 900 of which points are drawn."""
+    """scikit-learn's 1,797 digits as they are, 8 x 8 pixels: 897 to train on, and 900 of which points are drawn."""
     archive = out / "digits.npz"
     if not archive.exists():
         from sklearn.datasets import load_digits
 
         raw, order = load_digits(), np.random.default_rng(0).permutation(1797)
         images, labels = np.round(raw.images / 16 * 255).astype(np.uint8)[order], raw.target[order]
-        np.savez(archive, x_train=images[:897], y_train=labels[:897], x_test=images[897:], y_test=labels[897:])
+        train, test = slice(-DIGITS), slice(-DIGITS, None)
+        np.savez(archive, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
     return {"npz": {"path": str(archive.resolve())}}
 
 
 def digits_network(number: int) -> tuple[dict[str, Any], float]:
-    """(a small network, the radius of attacks on it): its objective, its width, its seed and the radius change with its number."""
+    """(a small network, the radius of attacks on it); objective, width, seed and radius change with its number."""
     kind = list(KINDS)[(number + number // len(TURNS)) % len(KINDS)]
     objective, radii = KINDS[kind]
     network = {
@@ -237,27 +253,34 @@ def sound(epsilon: float) -> dict[str, Any]:
     }
 
 
-def digits_jobs(options: argparse.Namespace) -> Iterator[Job]:
-    """Of each network three sound attacks in its setting; then of each network in turn some broken ones in the same."""
-    dataset, out = digits_archive(Path(options.out)), []
-    for number in range(options.networks):
-        network, epsilon = digits_network(number)
-        turn = TURNS[number % len(TURNS)]
-        behind = turn != "none"
-        some = sound(epsilon)
-        for label in _in_turn(list(some), number, options.sound):
-            yield Job(network, dataset, SETTINGS[turn], epsilon, label, some[label], False, options.points, number)
-        wrong = {label: attack for label, attack in broken(epsilon).items() if suits(attack, turn)}
-        chosen = _in_turn(list(wrong), number // 2 if behind else number, options.broken)
-        found = [(SETTINGS[turn], YARDSTICK, some[YARDSTICK], False)]
-        found += [(SETTINGS[turn], label, wrong[label], True) for label in chosen]
-        if number % len(TURNS) == HIDING:
-            found += [(OPENED, YARDSTICK, some[YARDSTICK], False), (HIDDEN, HIDES, some[YARDSTICK], True)]
-        out += [
-            Job(network, dataset, setting, epsilon, label, attack, is_broken, options.points, number)
-            for setting, label, attack, is_broken in found
-        ]
-    yield from out
+def digits_jobs(options: argparse.Namespace) -> list[Job]:
+    """Of each network some sound attacks in its setting, and some broken ones; what costs least comes first.
+
+    First sound attacks where nothing stands before F, then what is behind one defense in turn with broken ones, and last
+    MI-Combined, whose passes are many.
+    """
+    dataset = digits_archive(Path(options.out))
+    found = [each for number in range(options.networks) for each in _of_network(number, dataset, options)]
+    return [job for _, job in sorted(found, key=lambda each: each[0])]
+
+
+def _of_network(number: int, dataset: Any, options: argparse.Namespace) -> Iterator[tuple[int, Job]]:
+    """(when its turn is, job) for each of one network: sound ones first, then broken ones with what they are held against."""
+    network, epsilon = digits_network(number)
+    turn = TURNS[number % len(TURNS)]
+    fine, setting = sound(epsilon), SETTINGS[turn]
+    wrong = {label: attack for label, attack in broken(epsilon).items() if suits(attack, turn)}
+    late = 2 if turn == "mi_combined" else 1
+    chosen = _in_turn(list(fine), number, options.sound)
+    found: list[tuple[int, Any, str, Any]] = [(late * (turn != "none"), setting, each, fine[each]) for each in chosen]
+    if options.broken:
+        found += [(late, setting, YARDSTICK, fine[YARDSTICK])]
+        found += [(late, setting, each, wrong[each]) for each in _in_turn(list(wrong), number, options.broken)]
+    if options.broken and number % len(TURNS) == HIDING:
+        found += [(late, OPENED, YARDSTICK, fine[YARDSTICK]), (late, HIDDEN, HIDES, fine[YARDSTICK])]
+    for place, where, label, attack in found:
+        is_broken = label not in fine
+        yield place, Job(network, dataset, where, epsilon, label, attack, is_broken, options.points, number)
 
 
 def _in_turn(labels: Sequence[str], number: int, count: int) -> list[str]:
@@ -285,7 +308,9 @@ def weights_jobs(options: argparse.Namespace) -> Iterator[Job]:
                 attack = fine[label] if label in fine else wrong[label]
                 if label in fine or suits(attack, name):
                     is_broken = label not in fine
-                    yield Job(network, dataset, setting, epsilon, label, attack, is_broken, options.points, options.seed)
+                    yield Job(
+                        network, dataset, setting, epsilon, label, attack, is_broken, options.points, options.seed
+                    )
         if HIDES in (options.attacks or [HIDES]) and any(name != "none" for name in settings):
             for setting, label in ((OPENED, YARDSTICK), (HIDDEN, HIDES)):
                 attack, is_broken = fine[YARDSTICK], label == HIDES
@@ -301,25 +326,59 @@ def judged(jobs: Sequence[Job], out: Path, minutes: float, tell: Callable[[str],
             continue
         if time.monotonic() - began > 60 * minutes:
             break
-        spent = time.process_time()
         row = {"job": job.name, **_row(job, Judge(out / "stores" / job.network["name"]))}
         with written.open("a") as file:
             file.write(json.dumps(row) + "\n")
         rows[job.name] = row
         said = f"{row['verdict']} {row['failed']}".strip()
         where = f"{row['classifier']}, {row['setting']}, {job.epsilon:.3g}"
-        tell(f"{place} of {len(jobs)}: {job.label} on {where}: {100 * row['accuracy']:.1f} % left, {said} ({time.process_time() - spent:.0f} s)")
+        tell(f"{place} of {len(jobs)}: {job.label} on {where}: {100 * row['accuracy']:.1f} % left, {said}")
     return [rows[job.name] for job in jobs if job.name in rows]
+
+
+def appealed(jobs: Sequence[Job], rows: Iterable[Mapping[str, Any]], out: Path) -> dict[str, dict[str, Any]]:
+    """What the points that a refused sound attack was not judged on say of it, by the name of its job.
+
+    An attack without a fault may be a weak one all the same, as where gradients are masked: then it is refused rightly.
+    """
+    written = out / "appeals.jsonl"
+    found = {row["job"]: row for row in map(json.loads, written.read_text().splitlines())} if written.exists() else {}
+    refused = {row["job"] for row in rows if row["verdict"] == "failed" and not row["broken"]}
+    for job in (job for job in jobs if job.name in refused - found.keys()):
+        found[job.name] = {"job": job.name, **_appeal(job, Judge(out / "stores" / job.network["name"]))}
+        with written.open("a") as file:
+            file.write(json.dumps(found[job.name]) + "\n")
+    return found
+
+
+def _appeal(job: Job, judge: Judge) -> dict[str, Any]:
+    """The attack against the strongest of a few others: how much more it leaves, with the 95 % interval."""
+    rivals = {label: each for label, each in sound(job.epsilon).items() if label in RIVALS and label != job.label}
+    if job.setting == "none":
+        rivals["Square"] = {"square": {"queries": 1000, "schedule": 1000}}
+    own = judge.right(_attacked(job, judge.judged(job.elsewhere(job.label, job.attack))))
+    right = {
+        label: judge.right(_attacked(job, judge.judged(job.elsewhere(label, attack))))
+        for label, attack in rivals.items()
+    }
+    strongest = min(right, key=lambda label: int(right[label].sum()))
+    test = paired_test(own, right[strongest], 3 if job.setting != "none" else 1)
+    return {"rival": strongest, "more": test.difference, "low": test.low, "high": test.high, "points": len(own)}
+
+
+def _attacked(job: Job, rows: Iterable[Row]) -> Row:
+    """The one row of a study that is of its attack where the job is."""
+    (found,) = (
+        row
+        for row in rows
+        if row["attack"] not in ("none", "worst_case") and (row["defense"] != "none") == (job.setting != "none")
+    )
+    return found
 
 
 def _row(job: Job, judge: Judge) -> dict[str, Any]:
     """One row of the table: the judged cell, with the checks that failed and what they say."""
-    behind = job.setting != "none"
-    (cell,) = (
-        row
-        for row in judge.judged(job.sweep())
-        if row["attack"] not in ("none", "worst_case") and (row["defense"] != "none") == behind
-    )
+    cell = _attacked(job, judge.judged(job.sweep()))
     checks = {name: each for name, each in json.loads(cell["checks"]).items() if each["state"] == "failed"}
     return {
         "attack": job.label,
@@ -335,14 +394,20 @@ def _row(job: Job, judge: Judge) -> dict[str, Any]:
     }
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The rows with what each leaves more than the yardstick on the same points; NaN where that is not judged yet."""
-    frame = pd.DataFrame(list(rows)).drop(columns=["job"]).drop_duplicates(["attack", *PLACE])
+def table(rows: Iterable[Mapping[str, Any]], appeals: Mapping[str, Any], tables: Sequence[str]) -> pd.DataFrame:
+    """The rows with what each leaves more than the yardstick on the same points; NaN where that is not judged yet.
+
+    `rightly`: of a sound attack that was refused, whether it leaves significantly more than a point more than a stronger one
+    on points that it was not judged on. tables: of other runs, added at the end.
+    """
+    frame = pd.DataFrame(list(rows)).drop_duplicates(["attack", *PLACE])
     known = frame.replace({"setting": {"hidden": "opened"}})  # What hides its gradient is held against its opened twin.
     sound_50 = frame[frame["attack"] == YARDSTICK].set_index(PLACE)["accuracy"]
     where = pd.MultiIndex.from_frame(known[PLACE])
     frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
-    return frame
+    frame["rightly"] = [name in appeals and appeals[name]["low"] > WEAKER for name in frame["job"]]
+    frame = pd.concat([frame.drop(columns=["job", "why"]), *map(pd.read_csv, tables)], ignore_index=True)
+    return frame.astype({"broken": bool}).fillna({"rightly": False, "failed": ""})
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -388,22 +453,25 @@ def upper(alarms: pd.Series, clusters: pd.Series) -> float:
 
 def told(frame: pd.DataFrame) -> str:
     """Both figures, and what was missed and what was refused by mistake."""
-    harmful = frame[frame["broken"] & ~(frame["harm"] <= HARM)]
-    fine = frame[~frame["broken"]]
-    refused, alarms = harmful["verdict"] == "failed", fine["verdict"] == "failed"
+    harmful, fine = frame[frame["broken"] & ~(frame["harm"] <= HARM)], frame[~frame["broken"]]
+    refused, stopped = harmful["verdict"] == "failed", fine["verdict"] == "failed"
+    alarms = stopped & ~fine["rightly"].astype(bool)
     clusters = fine["classifier"].astype(str) + ", " + fine["points"].astype(str)
+    alone = pd.Series(range(len(fine)), fine.index)
     lines = [
         f"refused: {int(refused.sum())} of {len(harmful)} broken attacks that leave more than 5 points "
         f"({100 * refused.mean():.1f} %)",
+        f"sound cells refused: {int(stopped.sum())} of {len(fine)}; {int(stopped.sum() - alarms.sum())} of them rightly, since "
+        "the attack leaves significantly more than a point more than a stronger one on points that it was not judged on",
         f"false alarms: {int(alarms.sum())} of {len(fine)} sound cells ({100 * alarms.mean():.1f} %); upper end of the 95 % "
-        f"interval {100 * upper(alarms, pd.Series(range(len(fine)), fine.index)):.1f} % if all were independent, "
-        f"{100 * upper(alarms, clusters):.1f} % with the {clusters.nunique()} pairs of a network and its points as clusters",
+        f"interval {100 * upper(alarms, alone):.1f} % if all were independent, {100 * upper(alarms, clusters):.1f} % with the "
+        f"{clusters.nunique()} pairs of a network and its points as clusters",
         "",
         "missed:",
         harmful[~refused].to_string(index=False),
         "",
-        "refused by mistake:",
-        fine[alarms].to_string(index=False),
+        "sound and refused:",
+        fine[stopped].to_string(index=False),
     ]
     return "\n".join(lines)
 
@@ -419,7 +487,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", default="results-verdict")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which nothing new is begun; 0 only counts")
     parser.add_argument("--points", type=int, default=400)
-    parser.add_argument("--networks", type=int, default=80, help="how many are trained on digits")
+    parser.add_argument("--networks", type=int, default=90, help="how many are trained on digits")
     parser.add_argument("--sound", type=int, default=3, help="sound attacks on each of them")
     parser.add_argument("--broken", type=int, default=4, help="broken attacks on each of them")
     parser.add_argument("--dataset", help="as a sweep names it, such as 'parquet: {path: FOLDER}', with --weights")
@@ -432,7 +500,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of them")
     parser.add_argument("--epsilons", type=radius, nargs="+", default=[8 / 255], help="on them, such as 0.05 or 8/255")
     parser.add_argument("--seed", type=int, default=0, help="of their points and of everything that is drawn")
-    parser.add_argument("--cells", nargs="+", type=Path, default=[], help="cells.jsonl of other runs, counted in")
+    parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of other runs, which are counted in")
     parser.add_argument("--document", type=Path, help="a file whose table is written anew, such as docs/checks.md")
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.dataset is None):
@@ -442,9 +510,10 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     jobs = list(weights_jobs(options) if options.weights else digits_jobs(options))
     rows = judged(jobs, out, options.minutes, lambda line: print(line, flush=True))
-    frame = table([*rows, *(json.loads(line) for file in options.cells for line in file.read_text().splitlines())])
+    frame = table(rows, appealed(jobs, rows, out), options.tables)
     if options.document:
         write(frame, options.document)
+    frame.to_csv(out / "verdict.csv", index=False)
     print(told(frame))
 
 

@@ -26,5 +26,7 @@ REMEDIES = {
     "monotone_in_epsilon": "The attack is stuck. Start it at random, and give it restarts.",
     "large_epsilon": "Any image can be turned grey there, so the gradient lies. Use `square`, or attack a smooth version.",
     "random_noise_not_stronger": "Noise is the better attack. Mend this one.",
+    "binarization": "The attack does not find what is there. Look for steps that are too short, a smaller ball, or masked "
+    "gradients; `apgd` with its difference-of-logits loss or `square` tells which.",
     "black_box_not_stronger": "The gradients mislead. Use `square`, or `apgd` with its difference-of-logits loss.",
 }

@@ -16,6 +16,7 @@ import scipy
 
 from mi_ray.plan.controls import Attacked, Control, ControlRule
 from mi_ray.statistics import holm
+from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
 from mi_ray.threat_model import SMALLEST_STEP, TOLERANCE
@@ -27,6 +28,7 @@ SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 ZERO_GRADIENTS = 0.10
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
+SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
 Array = npt.NDArray[Any]
 
@@ -244,6 +246,16 @@ def _judge_fixed_randomness(found: Evidence) -> Finding:
     return _judged(True, why, fixed=fixed, counted=counted, accuracy=found.judged.accuracy)
 
 
+def _judge_binarization(found: Evidence) -> Finding:
+    assert found.success is not None
+    valid = found.success[0][~np.isnan(found.success[0])]
+    if len(valid) == 0:
+        return not_run("no problem could be made that chance does not solve")
+    share = float(valid.mean())
+    p = float(scipy.stats.binom.cdf(round(float(valid.sum())), len(valid), SOLVED))
+    return _tested(p, f"{100 * share:.0f} % of {len(valid)} problems were solved", share=share, points=len(valid))
+
+
 def _judge_epsilon_zero(found: Evidence) -> Finding:
     clean, other = found.clean, found.against()
     same = bool((clean.right == other.right).all())
@@ -336,6 +348,15 @@ def _of_fixed_randomness(attack: Attacked) -> Control | None:
     if attack.executions is None or not attack.follows_gradients or not attack.threat.leaves_label:
         return None
     return Control("fixed_randomness", {}, attack.threat.epsilon) if attack.threat.epsilon > 0 else None
+
+
+def _of_known_solutions(attack: Attacked) -> Control | None:
+    """The judged attack on problems of its own, where it attacks F alone and follows gradients."""
+    if attack.executions is not None or not attack.follows_gradients or not attack.threat.leaves_label:
+        return None
+    if attack.threat.epsilon == 0:
+        return None
+    return Control("binarization", {"of": canonical({attack.method: attack.values})}, attack.threat.epsilon)
 
 
 # Checks that are read off what is stored for every cell, attacked or not, with their criteria.
@@ -454,10 +475,18 @@ CONTROLS = (
         criterion="The Square attack with 1,000 queries does not leave significantly less.",
         judge=_judge_stronger,
     ),
+    CheckRule(
+        "binarization",
+        control=_of_known_solutions,
+        by_option=True,
+        criterion="The attack solves no significantly smaller share than 95 % of problems whose solution is known to exist.",
+        judge=_judge_binarization,
+    ),
 )
 _RULES = {rule.name: rule for rule in CONTROLS}
-NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free)
-CHECKS = (*STORED, *_RULES)
+OPTIONAL = tuple(rule.name for rule in CONTROLS if rule.by_option)  # named by the cells that were asked for them alone
+NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free and not rule.by_option)
+CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named by every attacked cell
 CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
 
 
