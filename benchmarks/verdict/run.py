@@ -32,7 +32,8 @@ from mi_ray.statistics import paired_test
 from mi_ray.store.keys import canonical
 from mi_ray.study.rows import Row
 
-FIRST, LAST = "<!-- make verdict -->", "<!-- end of make verdict -->"
+TABLE = "<!-- make verdict -->", "<!-- end of make verdict -->"
+FIGURES = "<!-- figures of make verdict -->", "<!-- end of figures of make verdict -->"
 YARDSTICK, HIDES = "PGD-50", "a defense that hides its gradient"
 RIVALS = (
     YARDSTICK,
@@ -84,6 +85,7 @@ class Job:
     broken: bool
     points: int
     seed: int
+    batch: int = 50
 
     def elsewhere(self, label: str, attack: Mapping[str, Any]) -> dict[str, Any]:
         """The study of another attack in the same place, or of this one, on the points that this one is not judged on."""
@@ -100,7 +102,7 @@ class Job:
             "plugins": ["benchmarks.verdict.faults"],
             "dataset": self.dataset,
             "points": {"count": self.points},
-            "batch": 50,
+            "batch": self.batch,
             "classifiers": [self.network],
             "attacks": [{**self.attack, "epsilon": self.epsilon, "knowledge": knowledge}],
             "defenses": [self.setting],
@@ -278,9 +280,10 @@ def _of_network(number: int, dataset: Any, options: argparse.Namespace) -> Itera
         found += [(late, setting, each, wrong[each]) for each in _in_turn(list(wrong), number, options.broken)]
     if options.broken and number % len(TURNS) == HIDING:
         found += [(late, OPENED, YARDSTICK, fine[YARDSTICK]), (late, HIDDEN, HIDES, fine[YARDSTICK])]
+    batch = 50 if number < len(TURNS) else 100  # Both are judged; larger ones cost half as much.
     for place, where, label, attack in found:
         is_broken = label not in fine
-        yield place, Job(network, dataset, where, epsilon, label, attack, is_broken, options.points, number)
+        yield place, Job(network, dataset, where, epsilon, label, attack, is_broken, options.points, number, batch)
 
 
 def _in_turn(labels: Sequence[str], number: int, count: int) -> list[str]:
@@ -429,12 +432,13 @@ def markdown(frame: pd.DataFrame) -> str:
     return "\n".join(rows)
 
 
-def write(frame: pd.DataFrame, document: Path) -> None:
-    """Put the table between the two marks of a document."""
-    text = document.read_text(encoding="utf-8")
-    before, _, rest = text.partition(FIRST)
-    _, _, after = rest.partition(LAST)
-    document.write_text(f"{before}{FIRST}\n\n{markdown(frame)}\n\n{LAST}{after}", encoding="utf-8")
+def write(text: str, document: Path, marks: tuple[str, str]) -> None:
+    """Put a text between two marks of a document. Raises ValueError where they are not there."""
+    before, first, rest = document.read_text(encoding="utf-8").partition(marks[0])
+    _, last, after = rest.partition(marks[1])
+    if not (first and last):
+        raise ValueError(f"{document} must have the marks {marks[0]} and {marks[1]}")
+    document.write_text(f"{before}{marks[0]}\n{text}\n{marks[1]}{after}", encoding="utf-8")
 
 
 def upper(alarms: pd.Series, clusters: pd.Series) -> float:
@@ -451,29 +455,37 @@ def upper(alarms: pd.Series, clusters: pd.Series) -> float:
     return float(scipy.stats.beta.ppf(0.975, found * effective + 1, (1 - found) * effective)) if found < 1 else 1.0
 
 
-def told(frame: pd.DataFrame) -> str:
-    """Both figures, and what was missed and what was refused by mistake."""
-    harmful, fine = frame[frame["broken"] & ~(frame["harm"] <= HARM)], frame[~frame["broken"]]
+def figures(frame: pd.DataFrame) -> str:
+    """Both figures in a sentence each, as README and docs/checks.md have them."""
+    harmful, fine = _harmful(frame), frame[~frame["broken"]]
     refused, stopped = harmful["verdict"] == "failed", fine["verdict"] == "failed"
     alarms = stopped & ~fine["rightly"].astype(bool)
     clusters = fine["classifier"].astype(str) + ", " + fine["points"].astype(str)
-    alone = pd.Series(range(len(fine)), fine.index)
-    lines = [
-        f"refused: {int(refused.sum())} of {len(harmful)} broken attacks that leave more than 5 points "
-        f"({100 * refused.mean():.1f} %)",
-        f"sound cells refused: {int(stopped.sum())} of {len(fine)}; {int(stopped.sum() - alarms.sum())} of them rightly, since "
-        "the attack leaves significantly more than a point more than a stronger one on points that it was not judged on",
-        f"false alarms: {int(alarms.sum())} of {len(fine)} sound cells ({100 * alarms.mean():.1f} %); upper end of the 95 % "
-        f"interval {100 * upper(alarms, alone):.1f} % if all were independent, {100 * upper(alarms, clusters):.1f} % with the "
-        f"{clusters.nunique()} pairs of a network and its points as clusters",
-        "",
-        "missed:",
-        harmful[~refused].to_string(index=False),
-        "",
-        "sound and refused:",
-        fine[stopped].to_string(index=False),
-    ]
-    return "\n".join(lines)
+    ends = [100 * upper(each, clusters) for each in (alarms, stopped)]
+    rightly = int(stopped.sum() - alarms.sum())
+    appeals = (
+        f" {rightly} more were refused rightly: on points that they were not judged on they leave significantly more than a "
+        f"point more than a stronger attack. With those as alarms too it is {100 * stopped.mean():.1f} %, upper end "
+        f"{ends[1]:.1f} %."
+    )
+    return (
+        f"Of {len(harmful)} broken (attack, setting) pairs that leave more than five points too much, {int(refused.sum())} are "
+        f"refused ({100 * refused.mean():.1f} %). Of {len(fine)} sound cells {int(alarms.sum())} raised a false alarm "
+        f"({100 * alarms.mean():.1f} %; upper end of the 95 % interval {ends[0]:.1f} %, with the {clusters.nunique()} pairs of a "
+        f"network and its points as clusters)." + (appeals if rightly else "")
+    )
+
+
+def told(frame: pd.DataFrame) -> str:
+    """Both figures, and what was missed and what was refused although it is sound."""
+    harmful, fine = _harmful(frame), frame[~frame["broken"]]
+    missed, refused = harmful[harmful["verdict"] != "failed"], fine[fine["verdict"] == "failed"]
+    lists = [("missed", missed), ("sound and refused", refused)]
+    return "\n\n".join([figures(frame), *(f"{what}:\n{some.to_string(index=False)}" for what, some in lists)])
+
+
+def _harmful(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame[frame["broken"] & ~(frame["harm"] <= HARM)]
 
 
 def radius(written: str) -> float:
@@ -487,7 +499,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", default="results-verdict")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which nothing new is begun; 0 only counts")
     parser.add_argument("--points", type=int, default=400)
-    parser.add_argument("--networks", type=int, default=90, help="how many are trained on digits")
+    parser.add_argument("--networks", type=int, default=100, help="how many are trained on digits")
     parser.add_argument("--sound", type=int, default=3, help="sound attacks on each of them")
     parser.add_argument("--broken", type=int, default=4, help="broken attacks on each of them")
     parser.add_argument("--dataset", help="as a sweep names it, such as 'parquet: {path: FOLDER}', with --weights")
@@ -501,7 +513,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--epsilons", type=radius, nargs="+", default=[8 / 255], help="on them, such as 0.05 or 8/255")
     parser.add_argument("--seed", type=int, default=0, help="of their points and of everything that is drawn")
     parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of other runs, which are counted in")
-    parser.add_argument("--document", type=Path, help="a file whose table is written anew, such as docs/checks.md")
+    parser.add_argument("--table", type=Path, help="a file whose table is written anew, docs/checks.md")
+    parser.add_argument(
+        "--figures", type=Path, nargs="+", default=[], help="files whose sentences are, such as README.md"
+    )
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.dataset is None):
         parser.error("--weights and --dataset must be given together")
@@ -511,8 +526,10 @@ def main(arguments: list[str]) -> None:
     jobs = list(weights_jobs(options) if options.weights else digits_jobs(options))
     rows = judged(jobs, out, options.minutes, lambda line: print(line, flush=True))
     frame = table(rows, appealed(jobs, rows, out), options.tables)
-    if options.document:
-        write(frame, options.document)
+    if options.table:
+        write(f"\n{markdown(frame)}\n", options.table, TABLE)
+    for document in options.figures:
+        write(figures(frame), document, FIGURES)
     frame.to_csv(out / "verdict.csv", index=False)
     print(told(frame))
 

@@ -18,6 +18,7 @@ REMEDIES = {
     "peers": "Quote the attack that is named here, or the worst case.",
     "reference": "The attack is weaker than 20 plain steps. Mend it, or take `pgd`, `eot_pgd` or `cascade`.",
     "headway": "The attack has hardly moved these points. Take longer or more steps, or a less noisy gradient (a larger `eot`).",
+    "elsewhere": "The attack is strong on the checked points alone. Run `checks: full`, and do not quote it before that.",
     "fixed_randomness": "Nothing fails by it. A large gap says that the gain is that nobody knows the defense's draws.",
     "more_steps": "Run it with more steps; what is stored is continued, so that only the further ones cost anything.",
     "more_restarts": "Run it with more restarts, or take `cascade`.",

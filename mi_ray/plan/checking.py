@@ -70,6 +70,7 @@ class CheckPlanner:
         wanted = self.works.sweep.checks
         paid_for = wanted.level != "cheap" or held.rule.free
         asked = not held.rule.by_option or wanted.binarization > 0
+        asked &= not held.rule.of_drawn_points or self.works.sweep.points_order() == "drawn"
         return paid_for and asked and (first or not held.rule.one_setting)
 
     def _check(self, held: Held[ControlRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:

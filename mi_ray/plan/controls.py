@@ -44,7 +44,8 @@ class ControlRule:
     and no passes, and is judged on all points. of_trajectory: whether its verdict is of a whole trajectory, which is judged
     at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
     made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
-    it is made only where the sweep's `checks.binarization` asks for it, on so many points.
+    it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
+    on the points being in a drawn order.
     """
 
     name: str
@@ -54,6 +55,7 @@ class ControlRule:
     points: int | None = None
     one_setting: bool = False
     by_option: bool = False
+    of_drawn_points: bool = False
 
 
 Rule = TypeVar("Rule", bound=ControlRule)

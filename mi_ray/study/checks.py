@@ -28,6 +28,7 @@ SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 ZERO_GRADIENTS = 0.10
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
+FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
 Array = npt.NDArray[Any]
@@ -115,7 +116,7 @@ class Evidence:
     linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
     point were zero in every pixel, and how many it took, [P]. rival: the control in words. success: the share of the
     control's own draws in which each of its restarts reached the goal, [restarts, P]. leaves_some: whether the attack leaves
-    points alone that fail when clean in draws of its own.
+    points alone that fail when clean in draws of its own. checked: how many of the points, the first, controls are run on.
     """
 
     judged: Answers
@@ -129,6 +130,7 @@ class Evidence:
     rival: str = ""
     success: Array | None = None
     leaves_some: bool = False
+    checked: int = 0
 
     @property
     def stands(self) -> npt.NDArray[np.bool_]:
@@ -233,6 +235,17 @@ def _judge_pushed_back(found: Evidence) -> Finding:
         return not_run("no point is wrong when clean")
     why = f"of {back.points} points that are wrong when clean, {100 * back.share:.0f} % are right under attack"
     return _tested(back.p, why, share=back.share, points=back.points)
+
+
+def _judge_elsewhere(found: Evidence) -> Finding:
+    right, draws, checked = found.judged.right, found.judged.draws, found.checked
+    if checked == 0 or len(right) - checked < FEWEST:
+        return not_run("controls are run on all points, or on none")
+    there, here = right[checked:].mean() / draws, right[:checked].mean() / draws
+    p = battery.more_elsewhere(right, draws, checked)
+    others = len(right) - checked
+    why = f"{100 * there:.1f} % are left of {others} points that no control is run on, {100 * here:.1f} % of the others"
+    return _tested(p, why, accuracy=there, control=here, points=others)
 
 
 def _judge_fixed_randomness(found: Evidence) -> Finding:
@@ -405,6 +418,14 @@ CONTROLS = (
         of_trajectory=False,
         criterion="At most 2 % of the points that are wrong when clean are right under attack.",
         judge=_judge_pushed_back,
+    ),
+    CheckRule(
+        "elsewhere",
+        free=True,
+        of_trajectory=False,
+        of_drawn_points=True,
+        criterion="On points that no control is run on, the attack leaves no significantly larger share than on the others.",
+        judge=_judge_elsewhere,
     ),
     CheckRule(
         "fixed_randomness",

@@ -205,6 +205,7 @@ class Verdicts:
             rival,
             None if check.control is None else self.results.success(check.control.inputs, check.points),
             ATTACKS[inputs.attack.method].stops_early,
+            self.plan.checked,
         )
         return checks.judge(check.name, evidence)
 

@@ -70,6 +70,7 @@ BROKEN: list[tuple[str, Mapping[str, Any]]] = [
     ("gradients_not_zero", {"zero": np.full(POINTS, 2)}),
     ("pushed_back", {"judged": answers(150, first=200)}),
     ("epsilon_zero", {"control": answers(299)}),
+    ("elsewhere", {"judged": answers(100, first=200), "checked": 200}),
     ("monotone_in_epsilon", {"control": answers(130)}),
     ("large_epsilon", {"control": answers(80)}),
     ("binarization", {"success": np.repeat([[1.0, 0.0]], [40, 10], axis=1)}),
@@ -77,6 +78,7 @@ BROKEN: list[tuple[str, Mapping[str, Any]]] = [
 SOUND: dict[str, Mapping[str, Any]] = {
     "epsilon_zero": {"control": answers(300)},
     "monotone_in_epsilon": {"control": answers(40)},
+    "elsewhere": {"judged": answers(100, first=150), "checked": 200},
     "large_epsilon": {"control": answers(40)},  # chance
     "binarization": {"success": np.repeat([[1.0, 0.0, np.nan]], [46, 2, 2], axis=1)},
 }
@@ -100,6 +102,11 @@ def test_where_the_reference_gains_nothing_it_says_nothing() -> None:
     blind = evidence(judged=answers(300), control=answers(298))
     assert [judge(name, blind).state for name in ("reference", "headway")] == ["not run", "not run"]
     assert "masked" in judge("reference", blind).why
+
+
+@pytest.mark.parametrize("checked", [0, POINTS])
+def test_where_controls_are_run_on_all_points_there_is_no_elsewhere(checked: int) -> None:
+    assert judge("elsewhere", evidence(checked=checked)).state == "not run"
 
 
 def test_where_no_problem_could_be_made_binarization_says_nothing() -> None:
