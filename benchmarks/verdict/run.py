@@ -4,7 +4,7 @@ Each attack has a study of its own, since its peers would else help to judge it.
 than 5 points more than PGD-50 (EOT-PGD-50 behind a defense) on the same points. By default many small networks are trained
 on digits, each with points, a radius and a setting of its own, so that cells of different networks are independent;
 `--dataset` and `--weights` judge the verdict on any networks that somebody else has trained. What is judged stands in
-cells.jsonl as soon as it is, and is not computed again.
+cells.jsonl as soon as it is, and is not computed again: whoever changes the program begins with an empty folder.
 """
 
 import argparse
@@ -35,11 +35,7 @@ from mi_ray.study.rows import Row
 TABLE = "<!-- make verdict -->", "<!-- end of make verdict -->"
 FIGURES = "<!-- figures of make verdict -->", "<!-- end of figures of make verdict -->"
 YARDSTICK, HIDES = "PGD-50", "a defense that hides its gradient"
-RIVALS = (
-    YARDSTICK,
-    "APGD-CE",
-    "APGD-DLR",
-)  # What a sound attack that was refused is held against elsewhere, and Square.
+RIVALS = (YARDSTICK, "APGD-CE", "APGD-DLR")  # What a refused sound attack is held against elsewhere, beside Square.
 POOL, TEST = 5000, 2000  # Images that are kept of another dataset: the sample pool, and what points are drawn from.
 DIGITS = 900  # Digits of which points are drawn.
 WEAKER = 0.01  # An attack that leaves more than this more than a stronger one is not to be quoted.
@@ -90,8 +86,7 @@ class Job:
     def elsewhere(self, label: str, attack: Mapping[str, Any]) -> dict[str, Any]:
         """The study of another attack in the same place, or of this one, on the points that this one is not judged on."""
         other = replace(self, label=label, attack=attack).sweep()
-        count = DIGITS if self.network["name"].partition("_")[0] in KINDS else 2 * self.points
-        return {**other, "points": {"count": count, "selection": self.points}, "checks": "cheap"}
+        return {**other, "points": {"count": 2 * self.points, "selection": self.points}, "checks": "cheap"}
 
     def sweep(self) -> dict[str, Any]:
         """The study: on F alone, or through the defense."""
@@ -520,6 +515,9 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.dataset is None):
         parser.error("--weights and --dataset must be given together")
+    most = (TEST if options.weights else DIGITS) // 2  # A refused sound attack is run on as many other points.
+    if options.points > most:
+        parser.error(f"--points must be at most {most}; got {options.points}")
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)
