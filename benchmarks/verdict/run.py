@@ -409,6 +409,7 @@ def table(rows: Iterable[Mapping[str, Any]], appeals: Mapping[str, Any], tables:
     frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
     frame["rightly"] = [name in appeals and appeals[name]["low"] > WEAKER for name in frame["job"]]
     frame = pd.concat([frame.drop(columns=["job", "why"]), *map(pd.read_csv, tables)], ignore_index=True)
+    frame = frame.drop_duplicates(["attack", *PLACE], ignore_index=True)
     return frame.astype({"broken": bool}).fillna({"rightly": False, "failed": ""})
 
 
