@@ -88,9 +88,9 @@ bench-gpu: .venv/installed-bench
 bench-cascade: .venv/installed-bench
 	$(BIN)/python -m benchmarks.cascade
 
-# Whether the checks refuse attacks that are broken on purpose and pass sound ones: hours on two cores.
+# Whether the checks refuse attacks that are broken on purpose and pass sound ones: an hour or two of one core, resumable.
 verdict: .venv/installed-bench
-	$(BIN)/python -m benchmarks.verdict.run --progress
+	$(BIN)/python -m benchmarks.verdict.run
 
 smoke: .venv/installed
 	$(BIN)/mi-ray sweep --smoke sweeps/*.yaml

@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 
 import mi_ray
-from benchmarks.verdict.run import digits
 from mi_ray.attacks import Batch
 from mi_ray.attacks.cascade import Cascade, Kept, of_stage, with_executions
 from mi_ray.classifiers import classifier_from_bytes, prepared
@@ -38,6 +37,23 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "mi_combined": {"lam_pl": 0.5, "lam_ol": 0.6, "threshold": 0.1},
 }
 Attack = Callable[[nn.Module, Tensor, Tensor, range], Tensor]
+
+
+def digits(seeds: int) -> list[dict[str, Any]]:
+    """Classifiers of scikit-learn's digits: mixup and interpolated AT, as the quickstart trains them."""
+    short = {"batch_size": 64, "flip": False, "crop_padding": 2}
+    kinds: dict[str, dict[str, Any]] = {
+        "mixup": {"objective": {"mixup": {"alpha": 1.0}}, "training": {**short, "epochs": 20, "lr": 0.1}},
+        "interpolated_at": {
+            "objective": {"interpolated_at": {"epsilon": 0.06, "step_size": 0.015, "steps": 7}},
+            "training": {**short, "epochs": 10, "lr": 0.2, "warmup": 2},
+        },
+    }
+    return [
+        {"name": f"{name}_{seed}", "architecture": {"cnn_small": {"width": 8}}, "seed": seed, **kind}
+        for seed in range(seeds)
+        for name, kind in kinds.items()
+    ]
 
 
 def cascade(effort: Any, epsilon: float) -> Attack:

@@ -500,6 +500,12 @@ class Checks(Strict):
         description="Whether `subset` runs the black-box control: `auto` as far as all checks together cost no more than the "
         "study. `full` always does.",
     )
+    binarization: int = Field(
+        0,
+        ge=0,
+        description="On how many points each attack on the classifier alone also solves problems whose solution is known to "
+        "exist (Zimmermann et al. 2022), which costs the attack again and 1,200 forward passes a point; 0 for none.",
+    )
 
 
 def _checks(written: object) -> object:

@@ -331,6 +331,123 @@ class LastBatchOnly(Faulty):
         return torch.where(still[:, None, None, None], x, found)
 
 
+@ATTACKS.register
+@dataclass(frozen=True)
+class GivesBack(Faulty):
+    """Points that it has fooled are given back as they were, as where the two sets of images are mixed up."""
+
+    name: ClassVar[str] = "gives_back"
+
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """PGD's steps, the images at each of which it has fooled the model taken back."""
+        for step, (x, gradient) in enumerate(super().path(model, batch, begun)):
+            with torch.no_grad(), batch.bound(model, step=self.draw(step)):
+                fooled = model(x).argmax(1) != batch.labels
+            yield torch.where(fooled[:, None, None, None], batch.x, x), gradient
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class Unsigned(Faulty):
+    """A step is the gradient itself, of whatever length that is, and not its sign."""
+
+    name: ClassVar[str] = "unsigned"
+
+    def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
+        """Along the gradient of the mean loss of a batch."""
+        return batch.projected(x + self.step_size * gradient / len(x))
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class EuclideanStep(Faulty):
+    """A step of Euclidean length `step_size`, as it would suit a ball in that norm."""
+
+    name: ClassVar[str] = "euclidean_step"
+
+    def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
+        """Along the gradient of unit length."""
+        size = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(x.dtype).tiny)
+        return batch.projected(x + self.step_size * gradient / size[:, None, None, None])
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class Decays(Faulty):
+    """Steps become shorter too fast."""
+
+    name: ClassVar[str] = "decays"
+
+    def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
+        """Half of the step before."""
+        return batch.projected(x + 0.5**step * self.step_size * gradient.sign())
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class UpperHalf(Faulty):
+    """Only the upper half of an image is changed."""
+
+    name: ClassVar[str] = "upper_half"
+
+    def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
+        """A step in half of the rows."""
+        found = super().moved(x, gradient, batch, step).clone()
+        lower = x.shape[2] // 2
+        found[:, :, lower:] = batch.x[:, :, lower:]
+        return found
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class OneSided(Faulty):
+    """Pixels only become brighter, as where a difference is kept in unsigned numbers."""
+
+    name: ClassVar[str] = "one_sided"
+
+    def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
+        """A step, and nothing below the clean image."""
+        return torch.maximum(super().moved(x, gradient, batch, step), batch.x)
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class CleanGradient(Faulty):
+    """The gradient is always that at the clean image, so that all steps are one."""
+
+    name: ClassVar[str] = "clean_gradient"
+
+    def gradient(self, aim: nn.Module, x: Tensor, batch: Batch) -> Tensor:
+        """At the clean image."""
+        return super().gradient(aim, batch.x, batch)
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class WrongNetwork(Faulty):
+    """It follows the gradient of another network: the same images turned by a right angle, as where an axis is taken for
+    another when a network is read."""
+
+    name: ClassVar[str] = "wrong_network"
+
+    def gradient(self, aim: nn.Module, x: Tensor, batch: Batch) -> Tensor:
+        """Of the image turned by a right angle, and not turned back."""
+        return super().gradient(aim, x.rot90(1, (2, 3)), batch)
+
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class SwapsImages(Faulty):
+    """The images of each batch come back in another order, each cut to the ball of the one in whose place it stands."""
+
+    name: ClassVar[str] = "swaps_images"
+
+    def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+        """PGD's steps, each perturbation on the next image."""
+        for x, gradient in super().path(model, batch, begun):
+            yield batch.projected(batch.x + (x - batch.x).roll(1, 0)), gradient
+
+
 @DEFENSES.register
 @dataclass(frozen=True)
 class HiddenShift(RandomTransform):

@@ -171,6 +171,11 @@ class Attack(Parameterized):
         return self.version
 
     @property
+    def wraps(self) -> "Attack | None":
+        """The attack that it runs on a problem of its own making, whose code then decides its result as well."""
+        return None
+
+    @property
     def by_accuracy(self) -> bool:
         """Whether lost accuracy is what it is after and can be judged by; an attack that evades a detector is after more."""
         return True

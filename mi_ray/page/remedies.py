@@ -18,6 +18,7 @@ REMEDIES = {
     "peers": "Quote the attack that is named here, or the worst case.",
     "reference": "The attack is weaker than 20 plain steps. Mend it, or take `pgd`, `eot_pgd` or `cascade`.",
     "headway": "The attack has hardly moved these points. Take longer or more steps, or a less noisy gradient (a larger `eot`).",
+    "elsewhere": "The attack is strong on the checked points alone. Run `checks: full`, and do not quote it before that.",
     "fixed_randomness": "Nothing fails by it. A large gap says that the gain is that nobody knows the defense's draws.",
     "more_steps": "Run it with more steps; what is stored is continued, so that only the further ones cost anything.",
     "more_restarts": "Run it with more restarts, or take `cascade`.",
@@ -26,5 +27,7 @@ REMEDIES = {
     "monotone_in_epsilon": "The attack is stuck. Start it at random, and give it restarts.",
     "large_epsilon": "Any image can be turned grey there, so the gradient lies. Use `square`, or attack a smooth version.",
     "random_noise_not_stronger": "Noise is the better attack. Mend this one.",
+    "binarization": "The attack does not find what is there. Look for steps that are too short, a smaller ball, or masked "
+    "gradients; `apgd` with its difference-of-logits loss or `square` tells which.",
     "black_box_not_stronger": "The gradients mislead. Use `square`, or `apgd` with its difference-of-logits loss.",
 }

@@ -67,8 +67,11 @@ class CheckPlanner:
 
     def _wanted(self, held: Held[ControlRule], first: bool) -> bool:
         """Whether a check is to be made. first: of the first setting of its defense."""
-        paid_for = self.works.sweep.checks.level != "cheap" or held.rule.free
-        return paid_for and (first or not held.rule.one_setting)
+        wanted = self.works.sweep.checks
+        paid_for = wanted.level != "cheap" or held.rule.free
+        asked = not held.rule.by_option or wanted.binarization > 0
+        asked &= not held.rule.of_drawn_points or self.works.sweep.points_order() == "drawn"
+        return paid_for and asked and (first or not held.rule.one_setting)
 
     def _check(self, held: Held[ControlRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:
         classifier, n = self._by_key[attack.classifier], judged.identity["executions"]
@@ -83,9 +86,12 @@ class CheckPlanner:
     def _points(self, rule: ControlRule) -> int:
         """On how many points a check is made: in whole batches, so that all arithmetic is that of the study."""
         checks, batch = self.works.sweep.checks, self.works.sweep.batch
-        if checks.level == "full" or rule.free:
+        if rule.by_option:
+            wanted = checks.binarization
+        elif checks.level == "full" or rule.free:
             return self.stored_points
-        wanted = checks.points if rule.points is None else min(rule.points, checks.points)
+        else:
+            wanted = checks.points if rule.points is None else min(rule.points, checks.points)
         return min(-(-wanted // batch) * batch, self.stored_points)
 
     def _attacked(self, attack: AttackWork) -> Attacked:

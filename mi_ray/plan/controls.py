@@ -43,7 +43,9 @@ class ControlRule:
     control: what the attack is compared with; None where the check does not apply to it. free: whether it needs no control
     and no passes, and is judged on all points. of_trajectory: whether its verdict is of a whole trajectory, which is judged
     at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
-    made where it is None. one_setting: whether the control is run on one setting of each defense alone.
+    made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
+    it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
+    on the points being in a drawn order.
     """
 
     name: str
@@ -52,6 +54,8 @@ class ControlRule:
     of_trajectory: bool = True
     points: int | None = None
     one_setting: bool = False
+    by_option: bool = False
+    of_drawn_points: bool = False
 
 
 Rule = TypeVar("Rule", bound=ControlRule)

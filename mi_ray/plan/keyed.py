@@ -230,6 +230,8 @@ class KeyedWork:
             "source": self.facts.sources.get(attack.name),
             **self.arithmetic(classifier.key),
         }
+        if attack.wraps is not None:
+            facts["wraps"] = [attack.wraps.revision, self.facts.sources.get(attack.wraps.name)]
         if given:
             facts["given"] = [self._inputs(inputs) for inputs in given]
         behind: dict[str, Any] = {}

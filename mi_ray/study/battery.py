@@ -84,6 +84,17 @@ def _p_of_discordant(higher: Flags, lower: Flags, allowed: float) -> float:
     return float(scipy.stats.skellam.sf(up - down - 1, points * (rate + allowed), points * rate))
 
 
+def more_elsewhere(judged: Counts, draws: int, checked: int, allowed: float = ALLOWED) -> float:
+    """The one-sided p-value that an attack leaves at most `allowed` more beyond the first `checked` points than on them.
+
+    judged: right draws [P] of `draws`, in the order in which the points were drawn, so that both parts are alike. Welch's
+    test, with a right and a wrong answer added to each part: a part in which all points fare alike is not sure of it.
+    """
+    parts = [np.append(part / draws, (0.0, 1.0)) for part in (judged[checked:], judged[:checked])]
+    found = scipy.stats.ttest_ind(parts[0] - allowed, parts[1], equal_var=False, alternative="greater")
+    return float(found.pvalue)
+
+
 @dataclass(frozen=True)
 class Share:
     """A share of points, and the one-sided p-value that it is no worse than a sound attack's."""

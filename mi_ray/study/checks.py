@@ -16,6 +16,7 @@ import scipy
 
 from mi_ray.plan.controls import Attacked, Control, ControlRule
 from mi_ray.statistics import holm
+from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
 from mi_ray.threat_model import SMALLEST_STEP, TOLERANCE
@@ -28,6 +29,8 @@ ZERO_GRADIENTS = 0.10
 LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
+FEWEST = 20  # points that no control is run on, below which they say nothing of the others
+SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
 Array = npt.NDArray[Any]
 
@@ -114,7 +117,7 @@ class Evidence:
     linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
     point were zero in every pixel, and how many it took, [P]. rival: the control in words. success: the share of the
     control's own draws in which each of its restarts reached the goal, [restarts, P]. leaves_some: whether the attack leaves
-    points alone that fail when clean in draws of its own.
+    points alone that fail when clean in draws of its own. checked: how many of the points, the first, controls are run on.
     """
 
     judged: Answers
@@ -128,6 +131,7 @@ class Evidence:
     rival: str = ""
     success: Array | None = None
     leaves_some: bool = False
+    checked: int = 0
 
     @property
     def stands(self) -> npt.NDArray[np.bool_]:
@@ -234,6 +238,17 @@ def _judge_pushed_back(found: Evidence) -> Finding:
     return _tested(back.p, why, share=back.share, points=back.points)
 
 
+def _judge_elsewhere(found: Evidence) -> Finding:
+    right, draws, checked = found.judged.right, found.judged.draws, found.checked
+    if checked == 0 or len(right) - checked < FEWEST:
+        return not_run("controls are run on all points, or on none")
+    there, here = right[checked:].mean() / draws, right[:checked].mean() / draws
+    p = battery.more_elsewhere(right, draws, checked)
+    others = len(right) - checked
+    why = f"{100 * there:.1f} % are left of {others} points that no control is run on, {100 * here:.1f} % of the others"
+    return _tested(p, why, accuracy=there, control=here, points=others)
+
+
 def _judge_fixed_randomness(found: Evidence) -> Finding:
     """Two figures beside the reported one; no sound attack and no defense can fail by them."""
     assert found.success is not None
@@ -243,6 +258,16 @@ def _judge_fixed_randomness(found: Evidence) -> Finding:
         f"it optimises; reported are {100 * found.judged.accuracy:.1f} % on these {len(found.judged.right)} points"
     )
     return _judged(True, why, fixed=fixed, counted=counted, accuracy=found.judged.accuracy)
+
+
+def _judge_binarization(found: Evidence) -> Finding:
+    assert found.success is not None
+    valid = found.success[0][~np.isnan(found.success[0])]
+    if len(valid) == 0:
+        return not_run("no problem could be made that chance does not solve")
+    share = float(valid.mean())
+    p = float(scipy.stats.binom.cdf(round(float(valid.sum())), len(valid), SOLVED))
+    return _tested(p, f"{100 * share:.0f} % of {len(valid)} problems were solved", share=share, points=len(valid))
 
 
 def _judge_epsilon_zero(found: Evidence) -> Finding:
@@ -341,6 +366,15 @@ def _of_fixed_randomness(attack: Attacked) -> Control | None:
     return Control("fixed_randomness", {"steps": FIXED_STEPS}, attack.threat.epsilon)
 
 
+def _of_known_solutions(attack: Attacked) -> Control | None:
+    """The judged attack on problems of its own, where it attacks F alone and follows gradients."""
+    if attack.executions is not None or not attack.follows_gradients or not attack.threat.leaves_label:
+        return None
+    if attack.threat.epsilon == 0:
+        return None
+    return Control("binarization", {"of": canonical({attack.method: attack.values})}, attack.threat.epsilon)
+
+
 # Checks that are read off what is stored for every cell, attacked or not, with their criteria.
 STORED = {
     "in_ball": "The largest |delta| over all images is at most epsilon, up to 1e-6 of float32 rounding.",
@@ -387,6 +421,14 @@ CONTROLS = (
         of_trajectory=False,
         criterion="At most 2 % of the points that are wrong when clean are right under attack.",
         judge=_judge_pushed_back,
+    ),
+    CheckRule(
+        "elsewhere",
+        free=True,
+        of_trajectory=False,
+        of_drawn_points=True,
+        criterion="On points that no control is run on, the attack leaves no significantly larger share than on the others.",
+        judge=_judge_elsewhere,
     ),
     CheckRule(
         "fixed_randomness",
@@ -457,10 +499,18 @@ CONTROLS = (
         criterion="The Square attack with 1,000 queries does not leave significantly less.",
         judge=_judge_stronger,
     ),
+    CheckRule(
+        "binarization",
+        control=_of_known_solutions,
+        by_option=True,
+        criterion="The attack solves no significantly smaller share than 95 % of problems whose solution is known to exist.",
+        judge=_judge_binarization,
+    ),
 )
 _RULES = {rule.name: rule for rule in CONTROLS}
-NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free)
-CHECKS = (*STORED, *_RULES)
+OPTIONAL = tuple(rule.name for rule in CONTROLS if rule.by_option)  # named by the cells that were asked for them alone
+NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free and not rule.by_option)
+CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named by every attacked cell
 CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
 
 

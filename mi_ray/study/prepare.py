@@ -7,6 +7,7 @@ import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -163,16 +164,17 @@ def _written(node: object) -> str:
 def _sources(sweep: Sweep) -> dict[str, str]:
     """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
     found: dict[str, str] = {}
+    hashed = lru_cache(maxsize=None)(_source_hash)  # A module may register many methods.
     registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
     for registry in registries:
         for name in registry:
             module = registry[name].__module__
             if not module.startswith("mi_ray."):
-                found[name] = _source_hash(module)
+                found[name] = hashed(module)
     for entry in (written.written_out() for written in sweep.classifiers):
         if entry.factory is not None:
             load_factory(entry.factory)
-            found[entry.factory] = _source_hash(entry.factory.partition(":")[0])
+            found[entry.factory] = hashed(entry.factory.partition(":")[0])
         if entry.weights is not None and not entry.given_whole:
             try:
                 found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()

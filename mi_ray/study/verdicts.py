@@ -20,7 +20,16 @@ from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import Array
 from mi_ray.study import battery, checks
-from mi_ray.study.checks import CHECKS, NEED_PASSES, Evidence, Finding, compared, not_run, settled
+from mi_ray.study.checks import (
+    CHECKS,
+    NEED_PASSES,
+    OPTIONAL,
+    Evidence,
+    Finding,
+    compared,
+    not_run,
+    settled,
+)
 from mi_ray.study.results import Results, StudyData
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
@@ -144,7 +153,7 @@ class Verdicts:
         mine = dict(findings[speaker])
         if not able:
             why = "no adaptive attack on this defense in the study: the worst case is of oblivious ones"
-            mine |= {name: not_run(why) for name in NEED_PASSES if name in mine}
+            mine |= {name: not_run(why) for name in (*NEED_PASSES, *OPTIONAL) if name in mine}
         for name in ("in_ball", "in_box"):  # An image outside its threat model may decide any point.
             broken = [findings[key][name] for key in members if name in findings[key]]
             mine[name] = next((each for each in broken if each.state == "failed"), mine[name])
@@ -196,6 +205,7 @@ class Verdicts:
             rival,
             None if check.control is None else self.results.success(check.control.inputs, check.points),
             ATTACKS[inputs.attack.method].stops_early,
+            self.plan.checked,
         )
         return checks.judge(check.name, evidence)
 

@@ -1,5 +1,6 @@
 """The controls that a plan makes of the table of checks, and the cells that share them."""
 
+import json
 from typing import Any
 
 import pytest
@@ -123,7 +124,8 @@ def test_stops_share_the_checks_of_their_trajectory_and_have_their_own_of_more_s
     rules = {rule.name: rule for rule in REGISTRIES.checks}
     shared = [check for check in plan.checks if rules[check.name].of_trajectory]
     assert {check.name for check in shared} == {rule.name for rule in rules.values() if rule.of_trajectory} - {
-        "more_eot"
+        "more_eot",
+        "binarization",
     }
     assert all(set(check.cells) == set(cells.values()) for check in shared)
     references = {attack_of(check).key for check in plan.checks if check.name == "reference"}
@@ -165,6 +167,21 @@ def test_the_black_box_is_run_as_far_as_all_checks_cost_no_more_than_the_study()
     assert cost["checks_forward"] + cost["checks_backward"] <= study
     assert planned_by(black_box="always")[0] == 100
     assert planned_by(black_box="never")[0] == 0
+
+
+def test_known_solutions_are_sought_where_a_sweep_asks_for_it_and_by_attacks_on_f_alone() -> None:
+    attacks = [{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}, ON_MI_OL["attacks"][0]]
+    plans = {
+        count: planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], checks={"binarization": count}) for count in (0, 8)
+    }
+    assert not [check for check in plans[0].checks if check.name == "binarization"]
+    (check,) = (check for check in plans[8].checks if check.name == "binarization")
+    control = attack_of(check)
+    assert (control.method, control.defense) == ("binarization", None)
+    assert json.loads(control.values["of"]) == {"pgd": {**check.judged.inputs.attack.values, "steps": 4}}
+    cells = {cell.key: cell for cell in plans[8].cells}
+    assert {cells[key].defense.name for key in check.cells} == {"none", "mi_ol"}
+    assert {work.key for work in plans[8].attacks} == {work.key for work in plans[0].attacks}
 
 
 def test_the_black_box_is_run_on_one_setting_of_each_defense() -> None:

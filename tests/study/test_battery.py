@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mi_ray.study.battery import answers, at_the_edge, headway, loss, pushed_back
+from mi_ray.study.battery import answers, at_the_edge, headway, loss, more_elsewhere, pushed_back
 
 RUNS = 400
 
@@ -88,3 +88,28 @@ def test_points_are_pushed_back_when_they_were_wrong_and_are_right() -> None:
     found = pushed_back(clean, judged)
     assert (found.share, found.points) == (pytest.approx(1 / 3), 3)
     assert pushed_back(np.full(50, 1.0), np.full(50, -1.0)).p < 1e-9
+
+
+def elsewhere(draws: int, hidden: float, checked: int = 400, count: int = 1000, level: float = 0.05 / 9) -> float:
+    """The share of studies that are refused whose attack leaves `hidden` more beyond the checked points."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(RUNS):
+        right, _ = points(rng, count, draws, 0.0)
+        kept = (np.arange(count) >= checked) & (rng.random(count) < hidden / 0.6)  # 60 % are fooled
+        found.append(more_elsewhere(np.where(kept, draws, right), draws, checked) < level)
+    return float(np.mean(found))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_points_that_are_not_checked_fare_like_those_that_are(draws: int) -> None:
+    assert elsewhere(draws, 0.0) <= 0.0125
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+def test_an_attack_that_is_strong_on_the_checked_points_alone_is_refused(draws: int) -> None:
+    assert elsewhere(draws, 0.15) >= 0.9
+
+
+def test_a_part_in_which_all_points_fare_alike_is_not_sure_of_it() -> None:
+    assert more_elsewhere(np.repeat([0, 1], [992, 8]), 1, 400) > 0.05 / 9  # 1.3 % beyond, none of 400
+    assert more_elsewhere(np.zeros(1000, int), 1, 400) > 0.5

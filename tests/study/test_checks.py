@@ -16,6 +16,7 @@ from mi_ray.study.checks import (
     CHECKS,
     CONTROLS,
     NEED_PASSES,
+    OPTIONAL,
     STORED,
     Evidence,
     Finding,
@@ -69,13 +70,17 @@ BROKEN: list[tuple[str, Mapping[str, Any]]] = [
     ("gradients_not_zero", {"zero": np.full(POINTS, 2)}),
     ("pushed_back", {"judged": answers(150, first=200)}),
     ("epsilon_zero", {"control": answers(299)}),
+    ("elsewhere", {"judged": answers(100, first=200), "checked": 200}),
     ("monotone_in_epsilon", {"control": answers(130)}),
     ("large_epsilon", {"control": answers(80)}),
+    ("binarization", {"success": np.repeat([[1.0, 0.0]], [40, 10], axis=1)}),
 ]
 SOUND: dict[str, Mapping[str, Any]] = {
     "epsilon_zero": {"control": answers(300)},
     "monotone_in_epsilon": {"control": answers(40)},
+    "elsewhere": {"judged": answers(100, first=150), "checked": 200},
     "large_epsilon": {"control": answers(40)},  # chance
+    "binarization": {"success": np.repeat([[1.0, 0.0, np.nan]], [46, 2, 2], axis=1)},
 }
 
 
@@ -90,13 +95,23 @@ def test_both_outcomes_of_every_check_are_tried_above() -> None:
     assert {name for name, _ in BROKEN} == {rule.name for rule in CONTROLS} - {
         "fixed_randomness"
     }  # two figures, no test
-    assert set(CHECKS) == {*STORED, *(rule.name for rule in CONTROLS)}
+    assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in CONTROLS)}
 
 
 def test_where_the_reference_gains_nothing_it_says_nothing() -> None:
     blind = evidence(judged=answers(300), control=answers(298))
     assert [judge(name, blind).state for name in ("reference", "headway")] == ["not run", "not run"]
     assert "masked" in judge("reference", blind).why
+
+
+@pytest.mark.parametrize("checked", [0, POINTS])
+def test_where_controls_are_run_on_all_points_there_is_no_elsewhere(checked: int) -> None:
+    assert judge("elsewhere", evidence(checked=checked)).state == "not run"
+
+
+def test_where_no_problem_could_be_made_binarization_says_nothing() -> None:
+    found = judge("binarization", evidence(success=np.full((1, 50), np.nan)))
+    assert (found.state, found.p) == ("not run", None)
 
 
 def test_a_point_more_is_allowed_and_what_is_significantly_more_is_not() -> None:
@@ -269,10 +284,10 @@ def held(attack: Attacked, stop: int, last: bool) -> dict[str, Control]:
 def test_every_check_has_its_paragraph_which_begins_with_its_criterion() -> None:
     text = " ".join((Path(__file__).parents[2] / "docs/checks.md").read_text(encoding="utf-8").split())
     criteria = {**STORED, **{rule.name: rule.criterion for rule in CONTROLS}}
-    assert set(criteria) == set(CHECKS)
+    assert set(criteria) == {*CHECKS, *OPTIONAL}
     absent = [name for name, criterion in criteria.items() if f"**{name}.** {criterion}" not in text]
     assert absent == []
-    assert set(re.findall(r"\*\*(\w+)\.\*\*", text)) == set(CHECKS)
+    assert set(re.findall(r"\*\*(\w+)\.\*\*", text)) == {*CHECKS, *OPTIONAL}
 
 
 def test_controls_of_a_trajectory_are_named_once_and_the_others_at_each_stop() -> None:
@@ -280,7 +295,7 @@ def test_controls_of_a_trajectory_are_named_once_and_the_others_at_each_stop() -
     early, late = (held(attack, stop, last) for stop, last in ((2, False), (4, True)))
     each_stop = {rule.name for rule in CONTROLS if not rule.of_trajectory and not rule.free} - {"fixed_randomness"}
     assert set(early) == each_stop
-    assert set(late) == set(NEED_PASSES) - {"more_eot", "fixed_randomness"}
+    assert set(late) == {*NEED_PASSES, *OPTIONAL} - {"more_eot", "fixed_randomness"}
     assert (early["more_steps"].values["steps"], late["more_steps"].values["steps"]) == (4, 8)
     assert early["reference"] == late["reference"]
 

@@ -128,7 +128,7 @@ def test_a_defense_under_an_oblivious_attack_shares_the_controls_of_f(cells: lis
         mine, of_f = (one_of(cells, "pgd", defense, steps)["checks"] for defense in ("mi_ol", "none"))
         assert [mine[name] for name in NEED_PASSES] == [of_f[name] for name in NEED_PASSES]
     first, last = (one_of(cells, "pgd", "none", steps)["checks"] for steps in (4, 8))
-    whole = {rule.name for rule in CONTROLS if rule.of_trajectory}
+    whole = {rule.name for rule in CONTROLS if rule.of_trajectory and not rule.by_option}
     assert {name: first[name] for name in whole} == {name: last[name] for name in whole}
     assert first["reference"]["control"] == last["reference"]["control"]
     assert first["more_steps"]["control"] == last["more_steps"]["accuracy"]  # twice four steps are eight
@@ -436,3 +436,25 @@ def test_a_check_that_few_draws_leave_open_asks_for_more_and_is_judged_by_them(
     assert after.figures != before.figures
     alone = next(c for c in judged.plan.checks if c.name == "reference" and c.judged.defense.name == "none")
     assert told._finding(alone)[1] is None
+
+
+def test_known_solutions_are_found_by_a_sound_attack_and_not_by_one_that_hardly_moves(
+    tmp_path: Path, classifier: nn.Module, quick: None
+) -> None:
+    asked = [{"steps": 8, "step_size": 0.02}, {"steps": 2, "step_size": 0.0005, "random_start": False}]
+    changes = {
+        "points": {"count": 20},
+        "attacks": [{"pgd": values, "epsilon": 0.08} for values in asked],
+        "defenses": ["none"],
+        "checks": {"points": 20, "black_box": "never", "binarization": 20},
+    }
+    one = tiny(tmp_path, weights=weights_bytes(classifier), **{**STUDY, **changes})
+    compute(one)
+    found = {
+        json.loads(row["attack_params"])["steps"]: json.loads(row["checks"])["binarization"]
+        for row in derived(one)
+        if row["attack"] == "pgd"
+    }
+    assert (found[8]["state"], found[2]["state"]) == ("passed", "failed")
+    assert found[8]["share"] > 0.9
+    assert found[2]["share"] < 0.1
