@@ -222,9 +222,8 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
     import torch._inductor.cpu_vec_isa
 
     _remove_unused(path.parent)
-    with _torch_writes_to(
-        path.parent / "probes"
-    ):  # Small programs that try the processor's instructions, for all graphs.
+    # Small programs that try the processor's instructions, for all graphs.
+    with _torch_writes_to(path.parent / "probes"):
         torch._inductor.cpu_vec_isa.valid_vec_isa_list()
     with tempfile.TemporaryDirectory(prefix="build-", dir=path.parent) as scratch, _torch_writes_to(Path(scratch)):
         with torch.no_grad():

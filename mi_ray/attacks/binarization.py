@@ -15,17 +15,13 @@ from mi_ray.parameters import text
 from mi_ray.randomness import Draws
 from mi_ray.threat_model import ThreatModel
 
-INNER, SHRUNK = (
-    999,
-    0.95,
-)  # So many points inside the ball, in this share of its radius, must be told from one on its surface.
+# So many points inside the ball, in this share of its radius, must be told from one on its surface.
+INNER, SHRUNK = 999, 0.95
 CLOSE = 0.999  # The threshold lies so far on the way from the inner points to the one on the surface.
 TRIED = 200  # A problem that one of so many uniform points of the ball solves says nothing of an attack.
 TOGETHER = 50  # Points whose features are computed at once.
 RIDGE = 1e-3  # Of the mean variance of a feature, added to every one: features that never change have none.
-NEVER = (
-    -1000.0
-)  # Logit of the classes that a problem does not have, so that losses that need several of them have them.
+NEVER = -1000.0  # Logit of the classes that a problem does not have: losses may need several.
 
 
 @final
@@ -109,9 +105,8 @@ class _LastLayer(nn.Module):
 
     def __init__(self, model: nn.Module, x: Float[Tensor, "B C H W"]) -> None:
         super().__init__()
-        self.model = copy.deepcopy(
-            model
-        )  # Others may pass through the model meanwhile, and are not to meet another layer.
+        # A copy, since others may pass through the model meanwhile, and are not to meet another layer.
+        self.model = copy.deepcopy(model)
         own: Any = self.model
         own.passes = getattr(model, "passes", None)
         given: list[tuple[nn.Module, Tensor]] = []
