@@ -22,7 +22,8 @@ from mi_ray.study.batches import Block, attack_outputs
 EPSILON = 8 / 255
 GOALS = ["untargeted", "targeted"]
 SHAPE = (3, 8, 8)
-over_attacks = pytest.mark.parametrize("name", list(ATTACKS))
+# `binarization` runs another attack on a problem of its own: whether that one keeps the contract is asked of it itself.
+over_attacks = pytest.mark.parametrize("name", [name for name in ATTACKS if name != "binarization"])
 over_goals = pytest.mark.parametrize("goal", GOALS)
 
 

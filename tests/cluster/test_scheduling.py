@@ -198,7 +198,7 @@ def test_ray_is_begun_in_another_folder_unless_modules_in_this_one_may_be_import
     assert Path.cwd() == tmp_path
     sys.path.append(str(tmp_path))  # as where a sweep names a person's own code
     connect(None)
-    assert begun == [Path(sys.prefix), tmp_path]
+    assert [path.resolve() for path in begun] == [Path(sys.prefix).resolve(), tmp_path.resolve()]
 
 
 def test_a_study_on_64_nodes_of_which_many_vanish_ends_with_every_block_stored_once(study: Tiny) -> None:
