@@ -197,7 +197,7 @@ def document(store: Store, decided: pd.DataFrame) -> str:
         claims.document(decided),
         "## What others measured\n",
         markdown(claims.literature(CLAIMS, decided), LITERATURE),
-        agreement(pd.read_csv(AGREEMENT)),
+        *([agreement(pd.read_csv(AGREEMENT))] if AGREEMENT.exists() else []),
     ]
     for study in store.folders("studies"):
         title, said, files = SECTIONS[study]

@@ -7,6 +7,7 @@ weights and no probabilities of single points; `mi-ray check` says so of every c
 import json
 
 import pyarrow as pa
+import yaml
 
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import compact
@@ -35,8 +36,10 @@ def excerpt(store: Store, out: Store, study: str, *, detection: bool = False, ou
             table, facts = store.read_block("records", row["cell"], block)
             out.write_block("records", row["cell"], block.start, block.stop, _thinned(table, kept), _own(facts))
     if outputs:
+        count = yaml.safe_load(store.read_bytes(f"studies/{study}/study.yaml"))["points"]["count"]
         for key in sorted({key for row in done for key in _outputs_of(json.loads(row["work"]))}):
-            for block in store.blocks("outputs", key):
+            # Another study may have passed more points through the same setting.
+            for block in (block for block in store.blocks("outputs", key) if block.start < count):
                 table, facts = store.read_block("outputs", key, block)
                 out.write_block("outputs", key, block.start, block.stop, table, _own(facts))
     compact(out)
