@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import yaml
+from PIL import Image
 
 from mi_ray.figures import claims
 from mi_ray.figures.draw import draw as draw_figures
@@ -178,6 +179,9 @@ def draw() -> None:
             raise SystemExit(f"{study}: {failures}")
     for path in PUBLISHED.rglob("*.pdf"):
         path.unlink()
+    for path in PUBLISHED.rglob("*.png"):
+        with Image.open(path) as picture:  # A palette of 256 colours takes a third of the room.
+            picture.convert("RGB").quantize(256).save(path, optimize=True)
     table = claims.facts(store, claims.read_claims(CLAIMS))
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
