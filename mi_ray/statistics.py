@@ -676,11 +676,12 @@ def at_matched_clean_interval(
 def matched_difference(
     left: Sequence[npt.ArrayLike], right: Sequence[npt.ArrayLike], undefended: npt.ArrayLike, loss: float
 ) -> tuple[Estimate, float, float]:
-    """Adversarial accuracy of one curve less that of another where both give up the same clean accuracy; and both of them.
+    """Adversarial accuracy of one curve less that of another where both give up so much clean accuracy; and both of them.
 
     left, right: the clean and the adversarial survival of each curve's settings, [settings, points] each, all of the same
-    points; undefended: the clean survival without a defense, [points]. loss: clean accuracy below that one. All three are
-    resampled together, so that the interval is of the difference; NaN where a curve does not reach there.
+    points; undefended: the clean survival without a defense, [points]. loss: clean accuracy below that one. A curve that
+    ends before, with a setting that gives up less, counts with that setting. All three are resampled together, so that the
+    interval is of the difference; NaN where a curve gives up more in each of its settings.
     """
     bare = np.asarray(undefended, float)
     start = bare.mean() - loss, resampled_accuracies(bare[None], 1)[:, 0] - loss
@@ -688,7 +689,9 @@ def matched_difference(
     for clean, adversarial in (left, right):
         both = _both(clean, 1, adversarial, 1)
         own, resampled = [side.mean(axis=1) for side in both], [resampled_accuracies(side, 1) for side in both]
-        ends.append([_along(x, y, np.asarray(at)) for (x, y), at in zip((own, resampled), start, strict=True)])
+        ends.append(
+            [_along(x, y, np.maximum(at, x.min(-1))) for (x, y), at in zip((own, resampled), start, strict=True)]
+        )
     both_values = float(ends[0][0]), float(ends[1][0])
     return _estimate(both_values[0] - both_values[1], ends[0][1] - ends[1][1], len(bare)), *both_values
 

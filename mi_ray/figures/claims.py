@@ -253,7 +253,9 @@ def _matched(rows: _Rows, claim: Claim) -> Measured:
     undefended = counts_of(rows.records, [bare["cell"]])[0] / int(bare["draws"])
     found, left, right = matched_difference(sides[0], sides[1], undefended, claim.at)
     if math.isnan(found.value):
-        raise NotMeasuredError(f"a curve does not reach {100 * claim.at:g} points below the undefended clean accuracy")
+        raise NotMeasuredError(
+            f"a curve gives up more than {100 * claim.at:g} points of clean accuracy in each setting"
+        )
     return Measured(found, len(undefended), mark({"verdict": _worst(table["verdict"])}), (left, right))
 
 
@@ -371,6 +373,7 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
         "attack": claim.attack["called"],
         "is": claim.is_,
         "by": claim.by,
+        "at": claim.at if claim.kind == "matched" else math.nan,
     }
     none: dict[str, Any] = dict.fromkeys(
         ("value", "low", "high", "left", "right", "points", "p_for", "p_against", "p_for_holm", "p_against_holm"),
@@ -424,7 +427,10 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             "Under": [
                 f"{attack}, {variant}" for attack, variant in zip(table["attack"], table["variant"], strict=True)
             ],
-            "Says": [said[how].format(100 * by) for how, by in zip(table["is"], table["by"], strict=True)],
+            "Says": [
+                said[how].format(100 * by) + ("" if math.isnan(at) else f", {100 * at:g} clean points given up")
+                for how, by, at in zip(table["is"], table["by"], table["at"], strict=True)
+            ],
             "Measured": [in_points(row) for _, row in table.iterrows()],
             "Points": ["–" if math.isnan(points) else f"{points:.0f}" for points in table["points"]],
             "Checks": table["checks"],
@@ -467,7 +473,9 @@ def document(table: pd.DataFrame) -> str:
         f"Holds: the number is on the side that the claim says (within its bounds, for equality); does not hold: a gain of "
         f"{100 * RELEVANT:.0f} point or more on that side can be excluded (for equality: it is outside its bounds). Both are "
         f"one-sided tests, corrected together after Holm over the {measured} that were measured, at {100 * SURE:.0f} %; "
-        "undecided: neither. Checks: the verdict on the attacks (docs/checks.md)."
+        "undecided: neither. At equal clean accuracy: where both frontiers give up as many points of the "
+        "undefended clean accuracy as the claim says, or fewer where a frontier ends before. Checks: the verdict on the "
+        "attacks (docs/checks.md)."
     )
     return markdown(shown(table), note)
 

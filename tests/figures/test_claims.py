@@ -127,7 +127,9 @@ def test_two_curves_are_compared_where_both_give_up_the_same_clean_accuracy() ->
     assert np.isclose(found.value, 0.1)
     assert np.allclose(sides, [0.4, 0.3])  # halfway between the settings
     assert found.low < 0.1 < found.high
-    assert np.isnan(matched_difference(left, right, right_on(0.9), 0.5)[0].value)
+    ended = matched_difference(left, right, right_on(0.9), 0.5)[0]
+    assert np.isclose(ended.value, 0.2)  # both curves end before, with 0.6 against 0.4
+    assert np.isnan(matched_difference(left, right, right_on(0.85), -0.1)[0].value)  # neither keeps as much
     same = matched_difference(left, left, right_on(0.9), 0.1)[0]
     assert same.value == same.low == same.high == 0
 
