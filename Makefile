@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify lint smoke clean test-gpu bench-gpu
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -109,6 +109,10 @@ cifar10: .venv/installed
 # Every table and figure of docs/cifar10.md again, from the rows in docs/cifar10: nothing is computed.
 cifar10-figures: .venv/installed
 	$(BIN)/python -m benchmarks.cifar10 draw
+
+# Other libraries' attacks, and Alg. 1 written again, on the networks of the zoo: make agreement DATA=FOLDER
+agreement: .venv/installed-bench
+	$(BIN)/python -m benchmarks.agreement $(DATA)
 
 # N published cells, drawn at random, computed again from the weights: make cifar10-verify DATA=FOLDER N=20 SEED=0
 cifar10-verify: .venv/installed
