@@ -64,8 +64,8 @@ LITERATURE = (
 AGREED = (
     "Accuracy in %, each side with its own random start (and draws), on the same points; behind MI-OL with N = 10, scored by "
     "draws that neither side has seen. They agree where the 95 % interval of the difference has 0 in it. Behind a "
-    "random defense adv-lib and pyautoattack return an image that one draw got wrong, which other draws may get right. Written by "
-    "`python -m benchmarks.agreement`."
+    "random defense adv-lib and pyautoattack return an image that one draw got wrong, which other draws may get right. Written "
+    "by `python -m benchmarks.agreement`."
 )
 SECTIONS = {
     "cifar10_fig3b": (
