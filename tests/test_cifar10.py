@@ -1,5 +1,6 @@
 """What is published of CIFAR-10: the document and the verdicts are those of the published rows, and of nothing else."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,8 +9,10 @@ import pytest
 
 from benchmarks import cifar10
 from mi_ray.figures import claims
+from mi_ray.figures.names import parameters
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
+from mi_ray.sweep_files import load_sweep
 from mi_ray.zoo import zoo_card, zoo_names
 
 STORE = Store(cifar10.PUBLISHED)
@@ -61,3 +64,16 @@ def test_nothing_that_is_published_says_where_it_was_made() -> None:
 
 def test_all_of_it_is_small() -> None:
     assert sum(path.stat().st_size for path in Path(cifar10.PUBLISHED).rglob("*") if path.is_file()) < 6e6
+
+
+def test_the_settings_under_the_cascade_are_those_that_the_selection_points_choose() -> None:
+    sweep = load_sweep("cifar10/frontier")
+    own = {
+        (name, entry.method.name, parameters(json.dumps(dict(sorted(entry.method.values.items())))))
+        for entry in sweep.defenses
+        for name in entry.classifiers or ("mixup", "interpolated_at")
+    }
+    chosen = pd.read_csv(cifar10.PUBLISHED / "studies/cifar10_fig3b/figures/frontier_table.csv")
+    rows = chosen[~chosen["defense"].isin(["none", "mi_pl"])]
+    told = set(zip(rows["classifier"], rows["defense"], rows["parameters"], strict=True))
+    assert told == {entry for entry in own if entry[1] != "none"}

@@ -1,9 +1,11 @@
 """Excerpts: tables and figures are drawn from them as from the whole store, and they hold nothing else of single points."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from helpers.studies import Tiny
 
 from mi_ray.figures import frontier_statistics
@@ -53,3 +55,17 @@ def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left
     assert not out.folders("classifiers")
     with pytest.raises(ValueError, match="study 'other' must be in"):
         excerpt(original.store, out, "other")
+
+
+def test_points_that_another_study_passed_through_a_setting_are_left_out(original: Tiny, tmp_path: Path) -> None:
+    store = Store(shutil.copytree(original.store.root, tmp_path / "copy"))
+    blocks = [block for key in store.folders("outputs") for block in store.blocks("outputs", key)]
+    file = tmp_path / "copy/studies/tiny/study.yaml"
+    written = yaml.safe_load(file.read_text())
+    written["points"]["count"] = first = min(block.stop for block in blocks)
+    file.write_text(yaml.safe_dump(written))
+    out = Store(tmp_path / "excerpt", create=True)
+    excerpt(store, out, "tiny", outputs=True)
+    kept = {block.start for key in out.folders("outputs") for block in out.blocks("outputs", key)}
+    assert kept == {0}
+    assert any(block.start >= first for block in blocks)
