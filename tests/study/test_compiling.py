@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers.sweeps import document
 
 from mi_ray.config import Sweep
 from mi_ray.store.blocks import Store
@@ -16,21 +17,12 @@ CLASSIFIER = {"name": "f", "architecture": {"cnn_small": {"width": 4}}, "trainin
 
 def study(**changes: Any) -> Study:
     """A study of an oblivious attack, an adaptive one, and a defense."""
-    written: dict[str, Any] = {
-        "name": "s",
-        "dataset": "digits",
-        "points": {"count": 20},
-        "batch": 10,
-        "classifiers": [CLASSIFIER],
-        "attacks": [
-            {"pgd": {"steps": [1]}, "epsilon": 0.02},
-            {"eot_pgd": {"steps": [1]}, "epsilon": 0.02, "knowledge": "adaptive"},
-        ],
-        "defenses": ["none", {"gaussian_noise": {"sigma": [0.1]}}],
-        "executions": [5],
-        **changes,
-    }
-    return prepare(Sweep.model_validate(written))
+    attacks = [
+        {"pgd": {"steps": [1]}, "epsilon": 0.02},
+        {"eot_pgd": {"steps": [1]}, "epsilon": 0.02, "knowledge": "adaptive"},
+    ]
+    own = {"points": {"count": 20}, "batch": 10, "classifiers": [CLASSIFIER], "attacks": attacks, "executions": [5]}
+    return prepare(Sweep.model_validate(document(**{**own, **changes})))
 
 
 def keys(of: Study) -> dict[str, set[str]]:
