@@ -3,21 +3,23 @@
 import itertools
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+import mi_ray.graphs
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Classifier, prepared, wrap_classifier
-from mi_ray.graphs import Graphs, compiler
+from mi_ray.graphs import Graphs, Library, compiler
 from mi_ray.study.batches import Block, attack_outputs, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 SIZE = 10
-pytestmark = pytest.mark.timeout(900)  # Three libraries are compiled, which takes a minute of processor time.
+# Compiling a library takes a quarter of a minute of processor time, so that most tests have torch interpret the graphs instead.
+pytestmark = pytest.mark.timeout(900)
 
 
 def network() -> Classifier:
@@ -46,9 +48,28 @@ def gradient(answer: Classifier, x: Tensor) -> Tensor:
     return torch.autograd.grad(answer(leaf).square().sum(), leaf)[0]
 
 
+def interpreted(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Library:
+    """In a library's place: the graph itself, on inputs of the shapes and strides that a library would be compiled for."""
+    expected = [(each.shape, each.stride(), each.dtype) for each in inputs]
+
+    def run(given: Sequence[Tensor]) -> list[Tensor]:
+        assert [(each.shape, each.stride(), each.dtype) for each in given] == expected
+        with torch.no_grad():
+            return list(graph(*given))
+
+    return run
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Classifier:
+    """The network with its graphs, which torch interprets."""
+    monkeypatch.setattr(mi_ray.graphs, "_library", interpreted)
+    return with_graphs()
+
+
 @pytest.fixture(scope="module")
 def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Classifier, Path]]:
-    """The network with its graphs made, and the folder in which `mi_ray/graphs` has their libraries."""
+    """The network with its graph of forward passes made, and the folder in which `mi_ray/graphs` has its library."""
     if compiler() is None:
         pytest.skip("this machine has no C++ compiler")
     folder = tmp_path_factory.mktemp("cache")
@@ -57,73 +78,90 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Classif
         found = with_graphs()
         with torch.no_grad():
             found(images())
-        gradient(found, images())
         yield found, folder
 
 
-def test_graphs_answer_and_lead_back_as_the_network_does(compiled: tuple[Classifier, Path]) -> None:
+def libraries(folder: Path) -> list[Path]:
+    """The libraries that are in a cache, beside which there is nothing but their locks and what tried the processor."""
+    files = [path for path in (folder / "mi_ray" / "graphs").iterdir() if path.is_file()]
+    assert {path.suffix for path in files} == {".so", ".lock"}
+    return [path for path in files if path.suffix == ".so"]
+
+
+def test_graphs_answer_and_lead_back_as_the_network_does(traced: Classifier) -> None:
+    with torch.no_grad():
+        torch.testing.assert_close(traced(images()), network()(images()))
+    torch.testing.assert_close(gradient(traced, images()), gradient(network(), images()))
+
+
+def test_a_library_answers_as_the_network_does(compiled: tuple[Classifier, Path]) -> None:
     found, folder = compiled
     with torch.no_grad():
         torch.testing.assert_close(found(images()), network()(images()))
+    assert len(libraries(folder)) == 1
+
+
+@pytest.mark.long  # Two more libraries; in `make test` torch interprets what they are compiled from.
+def test_the_libraries_of_a_gradient_lead_back_as_the_network_does_and_are_loaded_by_another_process(
+    compiled: tuple[Classifier, Path], tmp_path: Path
+) -> None:
+    found, folder = compiled
     torch.testing.assert_close(gradient(found, images()), gradient(network(), images()))
-    left = {path.suffix for path in (folder / "mi_ray" / "graphs").iterdir() if path.is_file()}
-    assert left == {".so", ".lock"}
-    assert len(list((folder / "mi_ray" / "graphs").glob("*.so"))) == 3
+    assert len(libraries(folder)) == 3
+    slope = elsewhere(folder, "t.gradient(g, t.images())", tmp_path / "f")
+    assert torch.equal(slope, gradient(found, images()))
 
 
-@pytest.mark.parametrize("count", [8, 9])
-def test_a_batch_that_is_nearly_full_is_filled_up(compiled: tuple[Classifier, Path], count: int) -> None:
-    """Each image's numbers are those that it has in the full batch, bit for bit, so that a graph has run."""
-    found, _ = compiled
-    with torch.no_grad():
-        assert torch.equal(found(images(count)), found(images())[:count])
-    assert torch.equal(gradient(found, images(count)), gradient(found, images())[:count])
-
-
-@pytest.mark.parametrize("count", [1, 7])
-def test_a_batch_far_from_every_size_is_computed_without_graphs(compiled: tuple[Classifier, Path], count: int) -> None:
-    found, _ = compiled
-    assert found.graphs is not None
-    made = len(found.graphs._made)
-    assert torch.equal(gradient(found, images(count)), gradient(network(), images(count)))
-    with torch.no_grad():
-        assert torch.equal(found(images(count)), network()(images(count)))
-        found(images(2 * SIZE))
-    assert len(found.graphs._made) == made == 2
+def elsewhere(folder: Path, what: str, file: Path) -> Tensor:
+    """What another process without a compiler makes with `g`, the network with its graphs, of `t`, this module."""
+    script = (
+        "import sys, torch, test_graphs as t\n"
+        "from mi_ray.graphs import compiler\n"
+        "assert compiler() is None\n"
+        "g = t.with_graphs()\n"
+        f"torch.save({what}, sys.argv[1])\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
+    )
+    environment = {"PATH": "", "XDG_CACHE_HOME": str(folder), "PYTHONPATH": ":".join(sys.path)}
+    subprocess.run([sys.executable, "-c", script, str(file)], env=environment, check=True)
+    made: Tensor = torch.load(file, weights_only=True)
+    return made
 
 
 def test_another_process_loads_what_is_there_without_a_compiler_and_answers_bit_for_bit(
     compiled: tuple[Classifier, Path], tmp_path: Path
 ) -> None:
     found, folder = compiled
-    script = (
-        "import sys, torch, test_graphs as t\n"
-        "from mi_ray.graphs import compiler\n"
-        "assert compiler() is None\n"
-        "g = t.with_graphs()\n"
-        "with torch.no_grad(): answer = g(t.images())\n"
-        "torch.save([answer, t.gradient(g, t.images())], sys.argv[1])\n"
-        "assert 'torch._inductor.compile_fx' not in sys.modules\n"
-    )
-    environment = {"PATH": "", "XDG_CACHE_HOME": str(folder), "PYTHONPATH": ":".join(sys.path)}
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "f")], env=environment, check=True)
-    answer, slope = torch.load(tmp_path / "f", weights_only=True)
     with torch.no_grad():
-        assert torch.equal(answer, found(images()))
-    assert torch.equal(slope, gradient(found, images()))
+        assert torch.equal(elsewhere(folder, "torch.no_grad()(g)(t.images())", tmp_path / "f"), found(images()))
 
 
-def test_a_point_has_the_same_numbers_in_whatever_block_and_lane_it_is_computed(
-    compiled: tuple[Classifier, Path],
-) -> None:
-    found, _ = compiled
+@pytest.mark.parametrize("count", [8, 9])
+def test_a_batch_that_is_nearly_full_is_filled_up(traced: Classifier, count: int) -> None:
+    """Each image's numbers are those that it has in the full batch, bit for bit, so that a graph has run."""
+    with torch.no_grad():
+        assert torch.equal(traced(images(count)), traced(images())[:count])
+    assert torch.equal(gradient(traced, images(count)), gradient(traced, images())[:count])
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_a_batch_far_from_every_size_is_computed_without_graphs(traced: Classifier, count: int) -> None:
+    assert traced.graphs is not None
+    with torch.no_grad():
+        assert torch.equal(traced(images(count)), network()(images(count)))
+        traced(images(2 * SIZE))
+    assert torch.equal(gradient(traced, images(count)), gradient(network(), images(count)))
+    assert not traced.graphs._made
+
+
+def test_a_point_has_the_same_numbers_in_whatever_block_and_lane_it_is_computed(traced: Classifier) -> None:
     x, y, pgd = images(3 * SIZE), torch.arange(3 * SIZE) % 10, ATTACKS.make("pgd", {"steps": [3]})
 
     def rows(start: int, stop: int, lanes: int) -> tuple[Tensor, Tensor]:
         """(what PGD makes of a range of points, the outputs on that)."""
         block = Block(x[start:stop], range(start, stop), 0, SIZE, lanes)
-        made = attack_outputs(found, pgd, block, y[start:stop], 10, ThreatModel(8 / 255))[0].images[0, 0]
-        return made, undefended_outputs(found, Block(made, range(start, stop), 0, SIZE, lanes))
+        made = attack_outputs(traced, pgd, block, y[start:stop], 10, ThreatModel(8 / 255))[0].images[0, 0]
+        return made, undefended_outputs(traced, Block(made, range(start, stop), 0, SIZE, lanes))
 
     whole = rows(0, 3 * SIZE, 1)
     assert not torch.equal(whole[0], x)
@@ -133,8 +171,8 @@ def test_a_point_has_the_same_numbers_in_whatever_block_and_lane_it_is_computed(
             assert torch.equal(torch.cat([part[place] for part in parts]), whole[place])
 
 
-def test_passes_are_counted_with_graphs_as_without(compiled: tuple[Classifier, Path]) -> None:
-    for each in (compiled[0], network()):
+def test_passes_are_counted_with_graphs_as_without(traced: Classifier) -> None:
+    for each in (traced, network()):
         each.passes.take()
         gradient(each, images(8))
         with torch.no_grad():
