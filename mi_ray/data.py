@@ -1,7 +1,9 @@
 """Datasets as uint8 arrays and labels, from the places where researchers keep them."""
 
 import hashlib
+import importlib.util
 import io
+import json
 import zipfile
 import zlib
 from abc import abstractmethod
@@ -119,24 +121,39 @@ SOURCES: Registry[Source] = Registry("dataset")
 class Digits(Source):
     """scikit-learn's 1,797 handwritten digits (8x8, 17 grey levels), enlarged to 32x32x3: 1,297 train, 500 test.
 
-    They are real images that every installation has. They are enlarged bilinearly, and split once, stratified by label,
-    with a fixed seed.
+    They are real images that every installation has. They are enlarged bilinearly. The split is stratified by label; it
+    was drawn once and lies in digits_split.json, so that no version of scikit-learn can draw another one.
     """
 
     name: ClassVar[str] = "digits"
 
     def load(self) -> Dataset:
         """The dataset; nothing is read from outside the installed packages."""
-        from sklearn.datasets import load_digits
-        from sklearn.model_selection import train_test_split
-
-        raw = load_digits()
-        grey = torch.from_numpy(raw.images).float().div(16)[:, None]
+        table = _digits_table()
+        grey = torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)).float().div(16)[:, None]
         large = torch.nn.functional.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False)
         images = large.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-        train, test = train_test_split(np.arange(len(images)), test_size=500, random_state=0, stratify=raw.target)
-        labels = raw.target.astype(np.int64)
+        labels = table[:, -1].astype(np.int64)
+        split = json.loads((Path(__file__).parent / "digits_split.json").read_text(encoding="utf-8"))
+        train, test = split["train"], split["test"]
         return Dataset("digits", 10, images[train], labels[train], images[test], labels[test])
+
+
+def _digits_table() -> Float[np.ndarray, "1797 65"]:
+    """scikit-learn's table of digits: 64 grey levels in 0..16 and the label.
+
+    Its file is read without importing scikit-learn, which would cost every process more time than all else that a plan
+    of digits needs; where a version keeps it elsewhere, scikit-learn is asked.
+    """
+    spec = importlib.util.find_spec("sklearn")
+    places = spec.submodule_search_locations if spec else None
+    file = Path(next(iter(places or ["."])), "datasets", "data", "digits.csv.gz")
+    if file.is_file():
+        return np.loadtxt(file, delimiter=",")
+    from sklearn.datasets import load_digits
+
+    data, labels = load_digits(return_X_y=True)
+    return np.column_stack([data, labels])
 
 
 @dataclass(frozen=True)

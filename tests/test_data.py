@@ -36,6 +36,23 @@ def test_digits_have_their_shapes_types_and_sizes(digits: Dataset) -> None:
     assert (digits.train_images.min(), digits.train_images.max()) == (0, 255)
 
 
+def test_digits_are_those_of_scikit_learn_split_as_it_once_split_them(digits: Dataset) -> None:
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    labels = load_digits().target
+    train, test = train_test_split(np.arange(len(labels)), test_size=500, random_state=0, stratify=labels)
+    assert (digits.train_labels == labels[train]).all()
+    assert (digits.test_labels == labels[test]).all()
+
+
+def test_digits_are_the_same_where_scikit_learn_keeps_its_file_elsewhere(
+    digits: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert Digits().load().digest == digits.digest
+
+
 def test_the_splits_of_digits_are_disjoint(digits: Dataset) -> None:
     train, test = ({image.tobytes() for image in split} for split in (digits.train_images, digits.test_images))
     assert not train & test

@@ -27,3 +27,13 @@ def test_what_trials_wait_for_starts_without_torch_and_ray_tune(module: str) -> 
     code = f"import sys, mi_ray.cluster.{module}; print(sorted({{'torch', 'ray.tune', 'pandas'}} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_a_plan_of_digits_needs_neither_scikit_learn_nor_what_scipy_has_of_statistics() -> None:
+    code = (
+        "import sys, mi_ray.study.estimate; from mi_ray.data import Digits; from mi_ray.statistics import detectable_difference\n"
+        "Digits().load(), detectable_difference(100)\n"
+        "print(sorted({'sklearn', 'scipy.stats', 'matplotlib', 'ray'} & set(sys.modules)))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
