@@ -1,4 +1,4 @@
-"""Fig. 3(b): adversarial against clean accuracy, a panel for each classifier, two lines for each defense.
+"""Fig. 3(b): adversarial against clean accuracy, a panel for each classifier and ε, two lines for each defense.
 
 A thin line is of the study's first attack, in the paper an oblivious one; a bold line is of the worst case of all attacks
 at the same ε, point by point. Both go through the defense's settings, so that the way down from the one to the other at
@@ -6,6 +6,8 @@ the same clean accuracy is what the first attack did not find.
 """
 
 import json
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mi_ray.choice import chosen_on, curve, frontier
-from mi_ray.figures.names import Names, Row
+from mi_ray.figures.names import Names, Row, epsilon_text
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
@@ -25,6 +27,12 @@ SHOWN = 0.30  # settings that give up more clean accuracy than this against no d
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
 THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+SAME_ATTACK = [
+    "attack",
+    "goal",
+    "knowledge",
+]  # what a study's first attack keeps at another ε, where its step may be another
+MOST = 4  # as many ε are drawn; attacks at others are counted
 FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
 WORST_CASE = "worst_case"
 WRITTEN = [  # the columns of the CSV file
@@ -47,24 +55,33 @@ LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie a
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """The frontier table of a study's first attack and of its worst case, each defense at its largest N, in drawing order.
 
-    `line`: `FIRST` or `WORST`; a study with one attack has no worst case. `curve`: whether the setting is on its defense's
-    line: all settings of a defense with one axis, in the order of that axis; of one with several axes, the settings that
-    no other of them dominates. `undominated`: whether no setting of any defense that is on the same kind of line
-    dominates it. Both are judged on the selection points where there are some. `ringed`: the undominated ones of the
-    worst case, or of the first attack where the classifier has no worst case. `shown`: whether it is drawn, which
-    settings that give up more clean accuracy than `SHOWN` are not; all are in a study without an undefended cell.
-    `attacks`: how many attacks at that ε the worst case is taken over. `others`: how many further attacks the study has
-    that neither line is of. Raises ValueError for a study without attacked cells.
+    Both at each ε that the first attack is made at, the first `MOST` of them: where the sweep lists it again with another
+    ε and step, that is the same attack. `line`: `FIRST` or `WORST`; a study with one attack has no worst case. `curve`:
+    whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that axis; of
+    one with several axes, the settings that no other of them dominates. `undominated`: whether no setting of any defense
+    that is on the same kind of line in the same panel dominates it. Both are judged on the selection points where there
+    are some. `ringed`: the undominated ones of the worst case, or of the first attack where the panel has no worst case.
+    `shown`: whether it is drawn, which settings that give up more clean accuracy than `SHOWN` are not; all are in a study
+    without an undefended cell. `attacks`: how many attacks at that ε the worst case is taken over. `others`: how many
+    further attacks the study has that no line is of. Raises ValueError for a study without attacked cells.
     """
     table = frontier(cells)
     tested = table[table["attack"] != WORST_CASE]
     if tested.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
-    first = tested.iloc[0]
-    worst = (table["attack"] == WORST_CASE) & (table["epsilon"] == first["epsilon"])
+    alike = tested[(tested[SAME_ATTACK] == tested.iloc[0][SAME_ATTACK]).all(axis=1)].drop_duplicates("epsilon")[:MOST]
     known = tested[THREAT].drop_duplicates()
-    inside = int((known["epsilon"] == first["epsilon"]).sum())
-    others = len(known) - (inside if worst.any() else 1)
+    parts, told = [], 0
+    for _, first in alike.iterrows():
+        inside = int((known["epsilon"] == first["epsilon"]).sum())
+        parts.append(_at_one_epsilon(table, first).assign(attacks=inside))
+        told += inside if (parts[-1]["line"] == WORST).any() else 1
+    return pd.concat(parts, ignore_index=True).assign(others=len(known) - told)
+
+
+def _at_one_epsilon(table: pd.DataFrame, first: "pd.Series[Any]") -> pd.DataFrame:
+    """The rows of `facts` of one ε. first: a row of the attack whose line is thin."""
+    worst = (table["attack"] == WORST_CASE) & (table["epsilon"] == first["epsilon"])
     table = table.assign(line=np.where(worst, WORST, FIRST))[worst | (table[THREAT] == first[THREAT]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
     table = _judged(table[table["executions"] == most])
@@ -72,7 +89,7 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     ordered = pd.concat(parts, ignore_index=True)
     bare = ordered[ordered["defense"] == "none"].groupby("classifier")["clean"].max()
     least = ordered["classifier"].map(bare).astype(float).fillna(0.0) - SHOWN
-    return ordered.assign(shown=ordered["clean"] >= least, attacks=inside, others=others)
+    return ordered.assign(shown=ordered["clean"] >= least)
 
 
 def _judged(table: pd.DataFrame) -> pd.DataFrame:
@@ -143,7 +160,7 @@ def _style(names: Names, defense: str, rows: pd.DataFrame) -> Style:
 
 
 def _panel(axes: Axes, panel: pd.DataFrame, names: Names, spans: tuple[float, float]) -> None:
-    """One classifier's lines. spans: how far the axes reach in clean and in adversarial accuracy, in per cent."""
+    """One classifier's lines at one ε. spans: how far the axes reach in clean and in adversarial accuracy, in per cent."""
     bare = panel[panel["defense"] == "none"].sort_values("line")
     for level in 100 * bare["adversarial"].tail(1):
         axes.axhline(level, color=names.look("none").colour, lw=0.7, ls=(0, (4, 3)), zorder=1)
@@ -170,24 +187,36 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names, spans: tuple[float, fl
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
-    """The figure of `facts`, as wide as a column of a paper for one classifier and as two for several."""
+    """The figure of `facts`, as wide as a column of a paper for one panel in a row and as two for several.
+
+    The classifiers at one ε stand in rows of three at most, and each ε begins a row; each panel says which it is where
+    there are several.
+    """
     shown = table[table["shown"]]
-    classifiers = list(dict.fromkeys(shown["classifier"]))
-    down = -(-len(classifiers) // A_ROW)
-    across = -(-len(classifiers) // down)
+    groups = [list(dict.fromkeys(found["classifier"])) for _, found in shown.groupby("epsilon", sort=False)]
+    several, most = len(groups) > 1, max(map(len, groups))
+    across = -(-most // -(-most // A_ROW))
+    down = sum(-(-len(group) // across) for group in groups)
     figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * down))
     panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
     spans = max(LEAST, float(100 * np.ptp(shown["clean"]))), max(LEAST, float(100 * np.ptp(shown["adversarial"])))
-    for row in panels:
-        row[0].set_ylabel("Adversarial accuracy (%)")
-    for axes in panels.flat[len(classifiers) :]:
+    row, lowest = 0, dict.fromkeys(range(across), panels[0, 0])
+    for axes in panels.flat:
         axes.set_visible(False)
-    for at, (axes, classifier) in enumerate(zip(panels.flat, classifiers, strict=False)):
-        _panel(axes, shown[shown["classifier"] == classifier], names, spans)
-        axes.set_title(classifier, fontsize=PRINT + 0.5)
-        if at + across >= len(classifiers):  # nothing stands below it
-            axes.set_xlabel("Clean accuracy (%)")
-            axes.xaxis.set_tick_params(labelbottom=True)
+    for group, (epsilon, found) in zip(groups, shown.groupby("epsilon", sort=False), strict=True):
+        for at, classifier in enumerate(group):
+            axes = lowest[at % across] = panels[row + at // across, at % across]
+            axes.set_visible(True)
+            _panel(axes, found[found["classifier"] == classifier], names, spans)
+            axes.set_title(
+                f"{classifier}, ε = {epsilon_text(epsilon)}" if several else classifier, fontsize=PRINT + 0.5
+            )
+        row += -(-len(group) // across)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("Adversarial accuracy (%)")
+    for axes in lowest.values():  # nothing stands below it
+        axes.set_xlabel("Clean accuracy (%)")
+        axes.xaxis.set_tick_params(labelbottom=True)
     figure.set_figheight(HIGH * down + framed(figure, title, note, _handles(shown, names), 5, size=PRINT - 0.5))
     return figure
 
@@ -217,16 +246,14 @@ def _kind(row: Row, knowledge: str, names: Names) -> str:
 
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
-    row, has_worst = table.iloc[0], (table["line"] == WORST).any()
+    row, known = table.iloc[0], [found for _, found in table.groupby("epsilon", sort=False)]
     chosen, hidden = int(row["choosing_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
     off = int((table["shown"] & ~table["curve"] & (table["line"] == FIRST)).sum())
     picked = chosen_on(chosen) + (", so that one may be dominated on those shown" if chosen else "")
     note = [
         f"{int(row['points'])} points; bars: 95 % intervals of ringed settings, where there is room",
         f"rings: undominated, and curves over several axes, chosen on {picked}",
-        f"worst case: the worst of {int(row['attacks'])} attacks, point by point"
-        if has_worst
-        else "no worst case: the study has one attack at this ε",
+        _worst_of(known),
     ]
     if off:
         note.append(
@@ -236,8 +263,17 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
         note.append(f"further attacks of the study, not shown: {int(row['others'])}")
     if hidden:
         note.append(f"settings that give up over {100 * SHOWN:.0f} points of clean accuracy, not shown: {hidden}")
-    title = f"{row['dataset']}: {names.threat(row)}"
-    return title, lines("; ".join(note), checks_note(table[table["shown"]]))
+    called = names.threat(row) if len(known) == 1 else f"{names.attack(row)}, {row['goal']}"
+    return f"{row['dataset']}: {called}", lines("; ".join(note), checks_note(table[table["shown"]]))
+
+
+def _worst_of(known: Sequence[pd.DataFrame]) -> str:
+    """What the worst case is taken over. known: the rows of each ε."""
+    counts = [int(rows["attacks"].iloc[0]) for rows in known if (rows["line"] == WORST).any()]
+    if not counts:
+        return "no worst case: the study has one attack at " + ("this ε" if len(known) == 1 else "each ε")
+    several = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
+    return f"worst case: the worst of {several} attacks, point by point"
 
 
 def make(store: Store, study: str) -> list[str]:

@@ -202,6 +202,25 @@ def test_panels_share_their_axes_and_stand_in_at_most_threes(cells: pd.DataFrame
     assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2
 
 
+def test_each_radius_of_the_first_attack_has_its_panels_and_is_judged_in_them_alone(cells: pd.DataFrame) -> None:
+    pgd = cells["attack"] == "pgd"
+    smaller = cells[pgd].assign(epsilon=4 / 255, accuracy=cells["accuracy"] + 0.1, attack_params='{"steps": 5}')
+    apgd = cells[pgd].assign(attack="apgd", epsilon=4 / 255)
+    table = fig3b.facts(pd.concat([cells, smaller, apgd], ignore_index=True))
+    figure = fig3b.draw(table, NAMES, *fig3b.describe(table, NAMES))
+    panels = [axes for axes in figure.axes if axes.get_visible()]
+    assert [axes.get_title() for axes in panels] == ["mixup, ε = 8/255", "mixup, ε = 4/255"]
+    assert [axes.get_xlabel() for axes in panels] == ["", "Clean accuracy (%)"]
+    alone = fig3b.facts(cells)
+    one = table[table["epsilon"] == 8 / 255].reset_index(drop=True)
+    pd.testing.assert_frame_equal(one.drop(columns="others"), alone.drop(columns="others"))
+    assert set(table["others"]) == {1}
+    title, note = fig3b.describe(table, NAMES)
+    assert title == "digits: PGD-10, untargeted"
+    assert "no worst case: the study has one attack at each ε" in note
+    assert "further attacks of the study, not shown: 1" in note
+
+
 def test_bars_are_of_ringed_settings_and_stand_apart(cells: pd.DataFrame) -> None:
     assert fig3b.apart([3.0, 3.2, 2.0, 1.4, 3.9], 0.5).tolist() == [True, False, True, True, True]
     near = cells["defense_params"] == json.dumps({"lam": 0.9})
