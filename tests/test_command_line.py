@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -563,3 +564,22 @@ def test_init_says_what_it_copied_and_how_to_go_on_and_overwrites_nothing(run: R
     (tmp_path / "mine/my_defense.py").unlink()
     assert_refused(run("init", "mine"), "nothing is overwritten", "mine/sweep.yaml")
     assert not (tmp_path / "mine/my_defense.py").exists()
+
+
+@pytest.mark.parametrize("verb", ["status", "sweep"])
+def test_an_object_store_that_never_answers_is_told_of_and_then_given_up(verb: str, tmp_path: Path) -> None:
+    """In a process of its own, which ends although the request that nobody answers does not."""
+    program = (
+        "import mi_ray.store.files as files; files.TOLD_AFTER, files.GIVEN_UP_AFTER = 0.2, 0.6\n"
+        "from mi_ray.cli import main; main()"
+    )
+    keys = {"AWS_ACCESS_KEY_ID": "anybody", "AWS_SECRET_ACCESS_KEY": "anything"}
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"s3://bucket/store?endpoint_override=http://127.0.0.1:{silent.getsockname()[1]}&region=us-east-1"
+        arguments = ["sweep", save(tmp_path), "--out", uri] if verb == "sweep" else [verb, uri]
+        command, environment = [sys.executable, "-c", program, *arguments], {**os.environ, **keys}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    *_, waiting, given_up = done.stderr.strip().splitlines()
+    assert waiting == f"waiting for {uri}, which has not answered for 0.2 s; given up after 0.6 s"
+    assert given_up.startswith(f"error: a store must answer; {uri} has not for 0.6 s")
