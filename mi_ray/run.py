@@ -65,11 +65,11 @@ class StudyResult:
 
         return read_cells(self.out, self.name)
 
-    def records(self, filters: object = None) -> "pd.DataFrame":
-        """One row per cell and point. filters: as `mi_ray.read_records` takes them."""
+    def records(self, filters: object = None, columns: Sequence[str] | None = None) -> "pd.DataFrame":
+        """One row per cell and point. filters, columns: as `mi_ray.read_records` takes them."""
         from mi_ray.store.read import read_records
 
-        return read_records(self.out, self.name, filters)
+        return read_records(self.out, self.name, filters, columns)
 
 
 def run_sweep(

@@ -18,6 +18,7 @@ import pandas as pd
 # those of `stats` bit for bit, which takes ten times as long to import.
 import scipy
 
+COUNTED = ("cell", "point", "selection", "correct_draws")  # what comparisons read of records
 CONFIDENCE = 0.95
 RESAMPLES = 2000
 POWER = 0.8  # how often a difference is to be found that a study is said to tell apart
@@ -723,13 +724,11 @@ def by_threat(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
 def counts_of(records: pd.DataFrame, cells: Sequence[str]) -> npt.NDArray[np.int64]:
     """Correct draws of cells on the reported points, [cells, points], points in increasing order.
 
-    records: rows of records (columns cell, point, selection, correct_draws). Raises ValueError where a cell has no
+    records: rows of records (columns `COUNTED`). Raises ValueError where a cell has no
     rows, or other points than the first.
     """
     reported = records["cell"].isin(list(cells)) & ~records["selection"].astype(bool)
-    rows = records.loc[
-        reported, ["cell", "point", "correct_draws"]
-    ]  # Copying the probabilities too takes ten times as long.
+    rows = records.loc[reported, ["cell", "point", "correct_draws"]]
     # Not pivot_table, which would average rows that stand twice instead of refusing them.
     table = rows.pivot(index="cell", columns="point", values="correct_draws").reindex(list(dict.fromkeys(cells)))  # noqa: PD010
     incomplete = table.index[table.isna().any(axis=1)].tolist()

@@ -26,6 +26,7 @@ from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.tables import markdown
 from mi_ray.figures.verdict_marks import mark
 from mi_ray.statistics import (
+    COUNTED,
     Estimate,
     auc_difference,
     auc_interval,
@@ -161,10 +162,6 @@ def _filter(written: Mapping[str, Any]) -> Filter:
         return float(parts[0]) / float(parts[1]) if len(parts) == 2 else value
 
     return {key: number(value) for key, value in written.items()}
-
-
-# Of the rows of points, what claims compare; the probabilities would be copied with every choice of rows.
-NEEDED = ["cell", "point", "selection", "correct_draws"]
 
 
 class NotMeasuredError(ValueError):
@@ -358,7 +355,7 @@ def _read(store: Store, study: str) -> "_Rows | str":
     try:
         cells, names = read_study(store, study)
         finished(cells, "a claim needs finished cells")
-        return _Rows(store, cells, read_records(store, study)[NEEDED], names)
+        return _Rows(store, cells, read_records(store, study, columns=COUNTED), names)
     except (ValueError, FileNotFoundError) as error:
         return str(error).replace(store.uri, "the store")
 

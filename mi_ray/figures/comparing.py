@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from mi_ray.statistics import of_variant, paired_test
+from mi_ray.statistics import COUNTED, of_variant, paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
 
@@ -36,7 +36,7 @@ def compared(store: Store, left: str, right: str) -> pd.DataFrame:
     both = done[0].merge(done[1], on=list(SAME), suffixes=("_left", "_right"))
     if both.empty:
         raise ValueError(f"two studies must share cells to be compared; {left} and {right} have none in common")
-    records = [read_records(store, study) for study in (left, right)]
+    records = [read_records(store, study, columns=COUNTED) for study in (left, right)]
     counts = [{str(cell): rows for cell, rows in _reported(each).groupby("cell")} for each in records]
     rows = [_row(cells, *counts) for cells in both.to_dict("records")]
     return pd.DataFrame(rows)

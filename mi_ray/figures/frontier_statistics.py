@@ -18,6 +18,7 @@ from mi_ray.figures.saving import save_texts
 from mi_ray.figures.tables import markdown, percent
 from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.statistics import (
+    COUNTED,
     Estimate,
     at_matched_clean_interval,
     by_threat,
@@ -193,7 +194,7 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
 def make(store: Store, study: str) -> list[str]:
     """Write the statistics of a study's frontiers as Markdown and CSV, and their spread over training seeds if any."""
     cells, names = read_study(store, study)
-    table = facts(cells, read_records(store, study))
+    table = facts(cells, read_records(store, study, columns=COUNTED))
     seeds = over_seeds(cells, table)
     text = markdown(shown(table, names), footnote(cells, table, names))
     files = {"frontier_statistics.csv": table.to_csv(index=False)}

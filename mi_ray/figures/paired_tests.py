@@ -17,7 +17,7 @@ from mi_ray.figures.reading import finished, read_study
 from mi_ray.figures.saving import save_texts
 from mi_ray.figures.tables import markdown, points
 from mi_ray.figures.verdict_marks import checks_footnote, mark
-from mi_ray.statistics import by_threat, counts_of, holm, paired_test
+from mi_ray.statistics import COUNTED, by_threat, counts_of, holm, paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_records
 
@@ -117,6 +117,6 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
 def make(store: Store, study: str) -> list[str]:
     """Write the paired tests of a study as Markdown and CSV."""
     cells, names = read_study(store, study)
-    table = facts(cells, read_records(store, study))
+    table = facts(cells, read_records(store, study, columns=COUNTED))
     text = markdown(shown(table, names), footnote(cells, table, names))
     return save_texts(store, study, {"paired_tests.md": text, "paired_tests.csv": table.to_csv(index=False)})

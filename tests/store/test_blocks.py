@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
+from helpers.studies import Tiny
 
 from mi_ray.store.blocks import MARKER, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
@@ -198,6 +199,17 @@ def test_leftover_temporary_and_foreign_files_are_ignored_by_every_reader(store:
     assert [block.start for block in store.blocks("records", "key")] == [0]
     assert len(read_records(store)) == 4
     assert not any("/." in name for name in store.files(""))
+
+
+@pytest.mark.parametrize("of_one_study", [True, False])
+def test_columns_that_are_wanted_are_those_of_the_whole_frame(original: Tiny, of_one_study: bool) -> None:
+    study = original.study.sweep.name if of_one_study else None
+    whole = read_records(original.store, study)
+    for columns in (["correct_draws", "point"], ["classifier", "study"], ["probabilities"]):
+        part = read_records(original.store, study, columns=columns)
+        pd.testing.assert_frame_equal(part, whole[columns])
+    with pytest.raises(ValueError, match=r"columns must be among .*point.*; got accuracy"):
+        read_records(original.store, study, columns=["point", "accuracy"])
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync"])
