@@ -8,6 +8,7 @@ deterministic cell has 0 or `draws` everywhere.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,7 @@ import scipy
 
 COUNTED = ("cell", "point", "selection", "correct_draws")  # what comparisons read of records
 CONFIDENCE = 0.95
+KEPT = 2_000  # points whose resamples are kept, 8 MB of them
 RESAMPLES = 2000
 POWER = 0.8  # how often a difference is to be found that a study is said to tell apart
 FALSE_POSITIVES = 0.05  # share of clean inputs that a detector may take for adversarial ones
@@ -357,13 +359,24 @@ def _check_paired(left: Numbers, right: Numbers) -> None:
 def _resamples(points: int) -> Iterator[Floats]:
     """How often each point occurs in each of RESAMPLES resamples, [some resamples, points] at a time.
 
-    The same for every call with as many points, so that cells on the same points are resampled together.
+    The same for every call with as many points, so that cells on the same points are resampled together. A figure calls
+    it a hundred times: the resamples of the last number of points are kept where they are small.
     """
+    for times in _kept_resamples(points) if points <= KEPT else _drawn_resamples(points):
+        yield times.astype(float)
+
+
+@lru_cache(maxsize=1)
+def _kept_resamples(points: int) -> list[npt.NDArray[np.uint16]]:
+    return list(_drawn_resamples(points))
+
+
+def _drawn_resamples(points: int) -> Iterator[npt.NDArray[np.uint16]]:
     rng, at_once = np.random.default_rng(0), max(1, 4_000_000 // points)
     for first in range(0, RESAMPLES, at_once):
         rows = min(at_once, RESAMPLES - first)
         chosen = rng.integers(0, points, (rows, points)) + points * np.arange(rows)[:, None]
-        yield np.bincount(chosen.ravel(), minlength=rows * points).reshape(rows, points).astype(float)
+        yield np.bincount(chosen.ravel(), minlength=rows * points).reshape(rows, points).astype(np.uint16)
 
 
 @dataclass(frozen=True)

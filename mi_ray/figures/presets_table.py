@@ -36,7 +36,8 @@ def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
     """A row for each cell and variant that it belongs to, with the columns by which variants are matched.
 
     exact: the attack and its parameters, but for the labels, which are an option. family: the same, but of the attacks
-    that an option chooses between only what both have.
+    that an option chooses between only what both have. place: what a variant's cell and its counterpart have in common,
+    `MATCHED`.
     """
     own = cells.explode("variants", ignore_index=True).rename(columns={"variants": "variant"})
     params = [{k: v for k, v in json.loads(text).items() if k != "labels"} for text in own["attack_params"]]
@@ -46,12 +47,14 @@ def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
         ("adaptive", {k: v for k, v in found.items() if k in both}) if attack in SWITCHED else (attack, found)
         for attack, found in zip(own["attack"], params, strict=True)
     ]
-    return own.assign(
+    own = own.assign(
         # Options change words and flags of a defense, and how many executions the detector has: numbers say the rest.
         setting=[parameters(text, frozenset({"executions_pl"})) for text in own["defense_params"]],
         exact=[json.dumps(pair, sort_keys=True) for pair in zip(own["attack"], params, strict=True)],
         family=[json.dumps(pair, sort_keys=True) for pair in families],
     )
+    # One text to compare in place of six columns: a row for each of a thousand cells is matched.
+    return own.assign(place=[json.dumps(found) for found in own[MATCHED].astype(object).to_numpy().tolist()])
 
 
 def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] | None":
@@ -60,9 +63,9 @@ def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] |
     Of several that match it is the one of the same attack, or, where an option chose another, the one whose attack
     the variant has not; then the one of the same N. Raises ValueError where several are left.
     """
-    base = table[(table["variant"] == "") & (table["state"] == "done")]
-    found = base[(base[MATCHED] == row[MATCHED]).all(axis=1)]
-    if (table.loc[table["variant"] == "", "exact"] == row["exact"]).any():
+    itself = table["variant"] == ""
+    found = table[itself & (table["state"] == "done") & (table["place"] == row["place"])]
+    if (table.loc[itself, "exact"] == row["exact"]).any():
         found = found[found["exact"] == row["exact"]]
     else:
         found = found[~found["exact"].isin(table.loc[table["variant"] == row["variant"], "exact"])]
@@ -92,8 +95,8 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
             name: row[name]
             for name in ("classifier", "defense", "setting", "accuracy", "accuracy_low", "accuracy_high")
         }
-        alike = itself[(itself[MATCHED] == ours[MATCHED]).all(axis=1) & (itself["exact"] == ours["exact"])]
-        if len(set(alike["executions"])) > 1:
+        alike = itself.loc[(itself["place"] == ours["place"]) & (itself["exact"] == ours["exact"]), "executions"]
+        if len(set(alike)) > 1:
             told["setting"] = f"{told['setting']} N={ours['executions']}".strip()
         told |= {
             "variant": row["variant"] or ITSELF,
