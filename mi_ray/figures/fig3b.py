@@ -24,7 +24,8 @@ from mi_ray.store.blocks import Store
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
-THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
+BALL = ["norm", "epsilon"]
 FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
 WORST_CASE = "worst_case"
 WRITTEN = [  # the columns of the CSV file
@@ -61,9 +62,9 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     if tested.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
     first = tested.iloc[0]
-    worst = (table["attack"] == WORST_CASE) & (table["epsilon"] == first["epsilon"])
+    worst = (table["attack"] == WORST_CASE) & (table[BALL] == first[BALL]).all(axis=1)
     known = tested[THREAT].drop_duplicates()
-    inside = int((known["epsilon"] == first["epsilon"]).sum())
+    inside = int((known[BALL] == first[BALL]).all(axis=1).sum())
     others = len(known) - (inside if worst.any() else 1)
     table = table.assign(line=np.where(worst, WORST, FIRST))[worst | (table[THREAT] == first[THREAT]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
