@@ -10,11 +10,20 @@ from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    model_validator,
+)
 
 from mi_ray.parameters import Method, unknown
 from mi_ray.refusals import FACTORY, MODULE, NAME, first_problem, shown
-from mi_ray.threat_model import Goal, Knowledge, ThreatModel, parse_number
+from mi_ray.threat_model import Goal, Knowledge, Norm, ThreatModel, parse_number
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 
@@ -38,8 +47,9 @@ def _listed_if_any(written: object) -> object:
     return None if written is None else _listed(written)
 
 
-def _epsilon(written: object) -> float:
-    return ThreatModel(parse_number("epsilon", written)).epsilon
+def _epsilon(written: object, info: ValidationInfo) -> float:
+    """A radius in the entry's norm, which pydantic has read before; in the max norm where that is wrong itself."""
+    return ThreatModel(parse_number("epsilon", written), norm=info.data.get("norm", "linf")).epsilon
 
 
 Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
@@ -407,11 +417,17 @@ class AttackEntry(Strict):
         description="The attack with its parameters, under its own name; `mi-ray list` names all. `adaptive` means the one "
         "that the option `adaptive_attack` names."
     )
+    norm: Norm = Field(
+        "linf",
+        description="The norm that bounds the perturbation: `linf`, the largest change of a pixel, or `l2`, the root of the sum "
+        "of squares over all pixels and channels.",
+    )
     epsilon: Annotated[
         tuple[Annotated[float, BeforeValidator(_epsilon)], ...], BeforeValidator(_listed), Field(min_length=1)
     ] = Field(
         title="a number, or a list",
-        description="The radius of the ball around each image in the max norm, in [0, 1] pixels.",
+        description="The radius of the ball around each image, in [0, 1] pixels: at most 1 in the max norm (8/255 is usual), and "
+        "at most the root of the number of pixels times channels in `l2` (0.5 is usual for 32 x 32 pixels).",
     )
     goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
         ("untargeted",),
@@ -438,7 +454,7 @@ class AttackEntry(Strict):
     @classmethod
     def _known_keys(cls, data: object) -> object:
         rule = "an attack is one method with its threat model, such as {pgd: {steps: 10}, epsilon: 8/255, goal: untargeted}"
-        return _one_method(data, ("epsilon", "goal", "knowledge", "classifiers", "defenses", "images"), rule)
+        return _one_method(data, ("norm", "epsilon", "goal", "knowledge", "classifiers", "defenses", "images"), rule)
 
     @model_validator(mode="after")
     def _defenses_are_for_adaptive_attacks(self) -> "AttackEntry":

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import project
+from mi_ray.attacks.balls import MaxBall
 from mi_ray.classifiers import Classifier, prepared
 from mi_ray.device import on_device
 from mi_ray.parameters import Distribution, Parameterized, Registry, choice, integer, number, plain, ratio
@@ -193,11 +193,12 @@ class _InnerAttack(Objective):
 
     def ascended(self, frozen: Classifier, x: Tensor, start: Tensor, loss: Callable[[Tensor], Tensor]) -> Tensor:
         """PGD (Eq. 18) from a start in the ball: ascends a loss of the logits of a frozen classifier."""
-        perturbed = project(start, x, self.epsilon)
+        ball = MaxBall(x, self.epsilon)
+        perturbed = ball.projected(start)
         for _ in range(self.steps):
             perturbed = perturbed.detach().requires_grad_(True)
             gradient = torch.autograd.grad(loss(frozen(perturbed)), perturbed)[0]
-            perturbed = project(perturbed.detach() + self.step_size * gradient.sign(), x, self.epsilon)
+            perturbed = ball.ascended(perturbed.detach(), self.step_size, gradient)
         return perturbed.detach()
 
 

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -22,10 +22,11 @@ from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.parameters import Parameter, Parameterized, Registry, look_in
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.threat_model import Goal, ThreatModel
+from mi_ray.threat_model import Goal, Norm, ThreatModel
 
 KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
-EPSILON, CLASSES = 8 / 255, 4
+CLASSES = 4
+RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 1.0}
 POINTS = range(100, 106)
 CPU = torch.device("cpu")
 STATES = itertools.count(1)
@@ -132,16 +133,17 @@ def _attack(attack: Attack) -> Problems:
     if attack.needs_defense:
         model = DefendedClassifier(f, DEFENSES.make("mi_ol", {"lam": 0.6}), _pool(), executions=5)
     goals: tuple[Goal, ...] = ("untargeted", "targeted")
-    for goal in goals:
-        threat = ThreatModel(EPSILON, goal)
+    for goal, norm in itertools.product(goals, attack.norms):
+        threat = ThreatModel(RADII[norm], goal, norm)
         try:
-            attack.check(threat, CLASSES)
+            attack.admit(threat, CLASSES)
         except ValueError:
             continue  # It says itself that it has no such goal.
         for problem in _attacked(attack, model, threat):
-            yield f"{goal}: {problem}"
+            yield f"{goal}, {norm}: {problem}"
     if not attack.needs_defense:
-        yield from _counted(attack, f)
+        for norm in attack.norms:
+            yield from _counted(attack, f, norm)
 
 
 def _crafted(attack: Attack, model: torch.nn.Module, threat: ThreatModel, x: Tensor, places: slice) -> Adversarial:
@@ -180,7 +182,7 @@ def _attacked(attack: Attack, model: torch.nn.Module, threat: ThreatModel) -> Pr
         yield f"images of any size must keep it: of {list(other.shape)} it makes {shape}"
 
 
-def _counted(attack: Attack, f: Classifier) -> Problems:
+def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
     """Whether `cost` says what an attack on F really passes through it."""
     said = attack.cost()
     if len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
@@ -189,7 +191,7 @@ def _counted(attack: Attack, f: Classifier) -> Problems:
     f.passes = Passes()
     x = _images()
     with contextlib.suppress(AssertionError):  # Images outside the ball are told of already.
-        _crafted(attack, f, ThreatModel(EPSILON), x, slice(None))
+        _crafted(attack, f, ThreatModel(RADII[norm], norm=norm), x, slice(None))
     made = tuple(passes / len(x) for passes in f.passes.take())
     over = any(m > s for m, s in zip(made, said, strict=True))
     if over or (made != said and not attack.stops_early):

@@ -713,7 +713,7 @@ def matched_difference(
     return _estimate(both_values[0] - both_values[1], ends[0][1] - ends[1][1], len(bare)), *both_values
 
 
-THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "epsilon", "knowledge"]
+THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 
 
 def of_variant(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:

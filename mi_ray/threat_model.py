@@ -1,14 +1,19 @@
 """What an adversary wants, may change and knows (paper, Appendix A.1)."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
+from math import isfinite, sqrt
 from typing import Literal, get_args
 
 Goal = Literal["untargeted", "targeted"]
-Norm = Literal["linf"]
+Norm = Literal["linf", "l2"]
 Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
+NORMS: tuple[Norm, ...] = get_args(Norm)
+# The largest distance between two images of so many numbers (pixels times channels), each in [0, 1].
+DIAMETERS: Mapping[Norm, Callable[[int], float]] = {"linf": lambda numbers: 1.0, "l2": sqrt}
+LONGEST_STEP = 1.0  # What an attack's step may be at most, in either norm.
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 
@@ -42,17 +47,24 @@ def _exact(text: str) -> Fraction:
     return Fraction(text) if near else Fraction(0)
 
 
+def step_of(epsilon: float, share: int) -> float:
+    """A step of that share of a radius, within what a step may be."""
+    return min(max(epsilon / share, SMALLEST_STEP), LONGEST_STEP)
+
+
 @dataclass(frozen=True)
 class ThreatModel:
     """An adversary's goal, capability and knowledge.
 
     epsilon: radius of the ball around the clean image, in [0, 1] pixels; a number or text such as "8/255".
     goal: "untargeted" (any wrong label) or "targeted" (one given label).
-    norm: "linf", the only norm of the paper.
+    norm: "linf", the paper's, the largest change of a pixel, which is at most 1; or "l2", the root of the sum of squares
+    over all pixels and channels, which is at most the root of their number: 55.4 for images of 3 x 32 x 32, where 0.5 is
+    what the field uses.
     knowledge: "oblivious" (sees the classifier F alone), "black_box" (may ask F behind the defense, and sees its answers
     alone) or "adaptive" (sees F and the defense).
 
-    Raises ValueError when epsilon is outside [0, 1] or a word is not one of those above.
+    Raises ValueError when epsilon is below 0, or above 1 in the max norm, or a word is not one of those above.
     """
 
     epsilon: float
@@ -62,7 +74,9 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         epsilon = parse_number("epsilon", self.epsilon)
-        if not 0 <= epsilon <= 1:
+        if self.norm == "l2" and epsilon < 0:
+            raise ValueError(f"epsilon must be at least 0; got {self.epsilon!r}")
+        if self.norm != "l2" and not 0 <= epsilon <= 1:
             raise ValueError(f"epsilon must be in [0, 1] (pixels are in [0, 1]); got {self.epsilon!r}")
         object.__setattr__(self, "epsilon", epsilon)
         for name, allowed in (("goal", Goal), ("norm", Norm), ("knowledge", Knowledge)):
@@ -74,3 +88,16 @@ class ThreatModel:
     def leaves_label(self) -> bool:
         """Whether the goal is to leave a label, whatever comes in its place; else one given label is to be reached."""
         return self.goal == "untargeted"
+
+    @property
+    def tolerance(self) -> float:
+        """So far may float32 rounding leave the ball: it grows with the radius where many pixels are added up."""
+        return TOLERANCE * max(1.0, self.epsilon)
+
+    def refuse_beyond(self, numbers: int) -> None:
+        """Raise ValueError for a radius beyond every image of so many numbers, pixels times channels."""
+        if self.epsilon > DIAMETERS[self.norm](numbers):
+            raise ValueError(
+                f"epsilon must be at most {DIAMETERS[self.norm](numbers):.4g} in the norm {self.norm}, the largest distance "
+                f"between two images of {numbers} numbers in [0, 1]; got {self.epsilon:g}"
+            )

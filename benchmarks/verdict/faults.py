@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Batch, Begun
-from mi_ray.attacks.base import project, score
+from mi_ray.attacks.balls import MaxBall
+from mi_ray.attacks.base import score
 from mi_ray.attacks.eot_pgd import attacked, log_mean_gradient
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.defenses import DEFENSES, RandomTransform
@@ -95,7 +96,7 @@ class SmallBall(Faulty):
 
     def moved(self, x: Tensor, gradient: Tensor, batch: Batch, step: int) -> Tensor:
         """A step within the smaller ball."""
-        return project(x + self.step_size * gradient.sign(), batch.x, self.share * batch.epsilon)
+        return MaxBall(batch.x, self.share * batch.epsilon).ascended(x, self.step_size, gradient)
 
 
 @ATTACKS.register

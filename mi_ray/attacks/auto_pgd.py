@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, project, score
+from mi_ray.attacks.balls import Ball
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
 from mi_ray.attacks.criterion import SMALL, criterion, ranked
 from mi_ray.attacks.eot_pgd import (
     TEMPERATURE,
@@ -22,7 +23,7 @@ from mi_ray.attacks.eot_pgd import (
 )
 from mi_ray.attacks.pgd import all_zero
 from mi_ray.parameters import choice, flag, integer, number
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import NORMS, Norm, ThreatModel
 
 MOMENTUM = 0.75  # The weight α of the new step in Eq. 1 of Croce and Hein.
 FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # Lengths between checkpoints, as shares of all steps.
@@ -78,28 +79,27 @@ Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]  # (image, ste
 
 def search(
     evaluate: Evaluate,
-    centre: Float[Tensor, "B C H W"],
+    ball: Ball,
     start: Float[Tensor, "B C H W"],
-    epsilon: float,
     steps: int,
     rho: float,
 ) -> Float[Tensor, "B C H W"]:
     """Algorithm 1 of Croce and Hein. Returns of all evaluated points one that reaches the goal, if any does.
 
-    Among equals it is the one with the highest loss. A step size starts at 2 epsilon. At a checkpoint it is halved, and
+    Among equals it is the one with the highest loss. A step size starts at twice the radius. At a checkpoint it is halved, and
     the search goes back to the highest loss, where the loss rose in at most `rho` of the steps since the last one, or
     where the highest loss has not risen although the step size was kept.
     """
     gradient, loss, fooled = evaluate(start, 1)
     seen = _Seen(start, gradient, loss, start, fooled, loss)
-    size, current, previous = torch.full_like(loss, 2 * epsilon), start, start
+    size, current, previous = torch.full_like(loss, 2 * ball.radius), start, start
     window, since = max(int(FIRST * steps), 1), 0
     rises, halved, highest = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), loss
     for step in range(steps):
-        ahead = project(current + size[:, None, None, None] * gradient.sign(), centre, epsilon)
+        ahead = ball.ascended(current, size[:, None, None, None], gradient)
         share = MOMENTUM if step else 1.0
         moved = current + share * (ahead - current) + (1 - share) * (current - previous)
-        previous, current, before = current, project(moved, centre, epsilon), loss
+        previous, current, before = current, ball.projected(moved), loss
         gradient, loss, fooled = evaluate(current, step + 2)
         seen.add(current, gradient, loss, fooled)
         rises, since = rises + (loss > before), since + 1
@@ -127,6 +127,7 @@ class Apgd(Attack):
     name: ClassVar[str] = "apgd"
     version: ClassVar[int] = 3  # In 2, it ascended the mean of the executions' losses alone.
     display_name: ClassVar[str] = "APGD"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     loss: Literal["ce", "dlr", "targeted_dlr"] = choice(
         "ce: cross-entropy; dlr: difference-of-logits ratio; targeted_dlr: that ratio towards each of `targets` classes",
         ("ce", "dlr", "targeted_dlr"),
@@ -197,7 +198,7 @@ class Apgd(Attack):
             return gradient, loss, batch.criterion.reached(answer, batch.labels)
 
         start = batch.random_start() if self.random_start else batch.x
-        return search(evaluate, batch.x, start, batch.epsilon, self.steps, self.rho), zero
+        return search(evaluate, batch.ball, start, self.steps, self.rho), zero
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """One search for every restart and every class that is aimed at. Raises ValueError where classes are too few."""

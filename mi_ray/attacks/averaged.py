@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, project, score
+from mi_ray.attacks.balls import MaxBall
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, flag, integer
 from mi_ray.randomness import Draws
@@ -103,7 +104,7 @@ class Averaged(StepAttack):
         if not self.random_start:
             return centre
         unit = Draws(batch.key, batch.points, len(copies), 0, copies.device).uniform_images(copies.shape[2:])
-        return project(centre + batch.epsilon * (2 * unit.flatten(0, 1) - 1), centre, batch.epsilon)
+        return MaxBall(centre, batch.epsilon).projected(centre + batch.epsilon * (2 * unit.flatten(0, 1) - 1))
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Every copy takes PGD's steps in its own ball, and the copies' mean perturbation is added to the image.
@@ -117,10 +118,11 @@ class Averaged(StepAttack):
             copies: Tensor = defended.copies(batch.x).clamp(0, 1)  # Mixtures are in the box, noise may leave it.
         left = self._labels(defended.classifier, copies, batch)
         centre, shape, moved = copies.flatten(0, 1), copies.shape, self._started(copies, batch)
+        ball = MaxBall(centre, batch.epsilon)
         for _ in range(max(self.steps)):
             gradients, log_p = copy_gradients(defended.classifier, moved.view(shape), left)
             step = batch.criterion.sign * self.step_size * self._direction(gradients, log_p).sign()
-            moved = project((moved.view(shape) + step).flatten(0, 1), centre, batch.epsilon)
+            moved = ball.projected((moved.view(shape) + step).flatten(0, 1))
             found = batch.x + (moved - centre).view(shape).mean(0)
             yield found.clamp(0, 1) if self.clip else found, gradients.transpose(0, 1)
 

@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from mi_ray.attacks.balls import BALLS, Ball
 from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import TOLERANCE, Knowledge, ThreatModel
+from mi_ray.threat_model import Knowledge, Norm, ThreatModel
 
 NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
@@ -74,23 +75,23 @@ class Batch:
         return model.bind(self.key.at(**place), self.points) if isinstance(model, Bindable) else nullcontext()
 
     @cached_property
-    def _region(self) -> tuple[Tensor, Tensor]:
-        return region(self.x, self.epsilon)
+    def ball(self) -> Ball:
+        """The images that the threat model allows."""
+        return BALLS[self.threat.norm](self.x, self.epsilon)
 
     def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The nearest images in the ball around the clean ones and in the pixel box."""
-        return x.clamp(*self._region)
+        return self.ball.projected(x)
 
     def stepped(
         self, x: Float[Tensor, "B C H W"], size: float, direction: Float[Tensor, "B C H W"]
     ) -> Float[Tensor, "B C H W"]:
-        """project(x + size * sign(direction)) (Eq. 18), in one new tensor: memory is what such a step costs."""
-        return direction.sign().mul_(size).add_(x).clamp_(*self._region)
+        """The images after a step of steepest ascent: project(x + size * sign(direction)) in the max norm (Eq. 18)."""
+        return self.ball.ascended(x, size, direction)
 
     def random_start(self) -> Float[Tensor, "B C H W"]:
         """A point uniform in the ball around each image, projected into the pixel box."""
-        unit = Draws(self.key, self.points, 1, 0, self.x.device).uniform_images(self.x.shape[1:])[0]
-        return self.projected(self.x + self.epsilon * (2 * unit - 1))
+        return self.ball.random_start(Draws(self.key, self.points, 1, 0, self.x.device))
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,6 +164,7 @@ class Attack(Parameterized):
     takes_images: ClassVar[bool] = False  # Whether it begins with images of other attacks, which a sweep may name.
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
     follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # Whose balls it stays in: NORMS if it goes by `batch.ball` alone.
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property
@@ -193,6 +195,16 @@ class Attack(Parameterized):
 
     def check(self, threat: ThreatModel, classes: int) -> None:
         """Raise ValueError where it cannot be run under that threat model on a classifier of that many classes."""
+
+    @final
+    def admit(self, threat: ThreatModel, classes: int) -> None:
+        """Raise ValueError for a norm that it does not know, and for what `check` refuses."""
+        self._refuse_norm(threat)
+        self.check(threat, classes)
+
+    def _refuse_norm(self, threat: ThreatModel) -> None:
+        if threat.norm not in self.norms:
+            raise ValueError(f"{self.name} attacks in the norm {', '.join(self.norms)}; got {threat.norm}")
 
     @abstractmethod
     def stops(self) -> tuple[int, ...]:
@@ -235,10 +247,11 @@ class Attack(Parameterized):
         labels: of each image the label to leave or to reach (see `attack_labels`). begun: where a stored trajectory of
         these points stands, from which the attack goes on. given: what other attacks made of the images.
 
-        Raises ValueError when labels are missing or the images are not in [0, 1], and when `run` returns something else
-        than `Adversarial` with these shapes; NotFiniteError when its images, or the gradients that led to them, are not
-        finite; AssertionError when they leave the ball of radius epsilon or the pixel box.
+        Raises ValueError when labels are missing, the images are not in [0, 1] or it does not know the norm, and when `run`
+        returns something else than `Adversarial` with these shapes; NotFiniteError when its images, or the gradients that led
+        to them, are not finite; AssertionError when they leave the ball of radius epsilon or the pixel box.
         """
+        self._refuse_norm(threat)
         if labels is None or len(labels) != len(x):
             raise ValueError(f"an attack needs one label an image; got {'None' if labels is None else len(labels)}")
         if x.ndim != 4 or x.min() < 0 or x.max() > 1:
@@ -249,7 +262,9 @@ class Attack(Parameterized):
         batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
         found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         self._refuse(found, batch)
-        assert (found.images - x).abs().max() <= threat.epsilon + TOLERANCE, "the attack left the epsilon-ball"
+        assert batch.ball.distance(found.images - x).max() <= threat.epsilon + threat.tolerance, (
+            "the attack left the ball"
+        )
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
         assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"
         return found
@@ -297,7 +312,7 @@ class Attack(Parameterized):
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
         knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
-        self.check(replace(threat, knowledge=knowledge), classes)
+        self.admit(replace(threat, knowledge=knowledge), classes)
         labels = attack_labels(y, classes, threat, seed, points)
         return self.craft(model, x, labels, threat, seed, points).best(self.stops()[-1])
 
@@ -354,13 +369,3 @@ def without_gradients(
     loss, success = score(model, images, batch, draws)
     unused = torch.full((1, *loss.shape), -1, device=images.device)
     return Adversarial(images[None], loss[None], success[None], stops, unused)
-
-
-def region(centre: Float[Tensor, "B C H W"], epsilon: float) -> tuple[Tensor, Tensor]:
-    """(the lowest, the highest image [B, C, H, W]) in the ball of radius epsilon (max norm) and in the pixel box."""
-    return (centre - epsilon).clamp_(0, 1), (centre + epsilon).clamp_(0, 1)
-
-
-def project(x: Float[Tensor, "B C H W"], centre: Float[Tensor, "B C H W"], epsilon: float) -> Float[Tensor, "B C H W"]:
-    """The nearest point in the ball of radius epsilon (max norm) around the centre and in the pixel box."""
-    return x.clamp(*region(centre, epsilon))

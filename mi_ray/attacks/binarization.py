@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.parameters import text
 from mi_ray.randomness import Draws
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import NORMS, Norm, ThreatModel
 
 # So many points inside the ball, in this share of its radius, must be told from one on its surface.
 INNER, SHRUNK = 999, 0.95
@@ -38,6 +38,7 @@ class Binarization(Attack):
 
     name: ClassVar[str] = "binarization"
     display_name: ClassVar[str] = "Binarization test"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     of: str = text("the judged attack with its parameters, as JSON: {name: {parameter: value}}")
 
     @property
@@ -49,7 +50,7 @@ class Binarization(Attack):
 
     def check(self, threat: ThreatModel, classes: int) -> None:
         """Raise ValueError where the judged attack cannot be run so."""
-        self.wraps.check(threat, classes)
+        self.wraps.admit(threat, classes)
 
     def stops(self) -> tuple[int, ...]:
         """One: the end of the judged attack."""
@@ -148,7 +149,7 @@ def _problem(last: _LastLayer, one: Batch) -> tuple[_Problem, bool]:
     """(the problem of one image, whether it says anything of an attack)."""
     inside, tried = _around(last, one, INNER, SHRUNK * one.epsilon, 1), _around(last, one, TRIED, one.epsilon, 2)
     signs = Draws(one.key.at(draw=3), one.points, 1, 0, one.x.device).uniform_images(one.x.shape[1:])[0] - 0.5
-    surface = last.features(one.projected(one.x + one.epsilon * signs.sign())).double()[0]
+    surface = last.features(one.projected(one.ball.reach(signs.sign()))).double()[0]
     tiny = torch.finfo(surface.dtype).tiny
     spread = (inside - inside.mean(0)).T @ (inside - inside.mean(0)) / INNER
     ridge = (RIDGE * spread.diagonal().mean()).clamp_min(tiny) * torch.eye(len(spread), device=spread.device)
@@ -165,8 +166,6 @@ def _around(last: _LastLayer, one: Batch, number: int, radius: float, draw: int)
     parts = []
     for begin in range(0, number, TOGETHER):
         count = min(TOGETHER, number - begin)
-        unit = Draws(one.key.at(step=begin, draw=draw), one.points, count, 0, one.x.device).uniform_images(
-            one.x.shape[1:]
-        )
-        parts.append(last.features((one.x + radius * (2 * unit[:, 0] - 1)).clamp(0, 1)))
+        draws = Draws(one.key.at(step=begin, draw=draw), one.points, count, 0, one.x.device)
+        parts.append(last.features((one.x + radius * one.ball.uniform(draws, one.x.shape[1:])[:, 0]).clamp(0, 1)))
     return torch.cat(parts).double()

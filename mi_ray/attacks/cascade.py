@@ -17,7 +17,7 @@ from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
-from mi_ray.threat_model import SMALLEST_STEP, ThreatModel
+from mi_ray.threat_model import NORMS, Norm, ThreatModel, step_of
 
 SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
 FEW = 5  # Executions of a random defense that the first steps average.
@@ -41,7 +41,7 @@ class Stage:
 def _pgd(epsilon: float, steps: int, **more: Any) -> EotPgd:
     """EOT-PGD on the logarithm of the mean answer; on F itself it is PGD."""
     share = 4 if steps <= 20 else 10
-    return EotPgd(steps=(steps,), step_size=max(epsilon / share, SMALLEST_STEP), scoring_draws=SCORING, **more)
+    return EotPgd(steps=(steps,), step_size=step_of(epsilon, share), scoring_draws=SCORING, **more)
 
 
 def _apgd(loss: Literal["ce", "dlr", "targeted_dlr"], steps: int, **more: Any) -> Apgd:
@@ -73,6 +73,7 @@ class Cascade(Attack):
 
     name: ClassVar[str] = "cascade"
     display_name: ClassVar[str] = "Cascade"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     stops_early: ClassVar[bool] = True
     takes_images: ClassVar[bool] = True
     effort: Literal["quick", "standard", "thorough"] = choice(

@@ -14,7 +14,7 @@ from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, integer, integers, number
-from mi_ray.threat_model import SMALLEST_STEP, ThreatModel
+from mi_ray.threat_model import NORMS, SMALLEST_STEP, Norm, ThreatModel
 
 TEMPERATURE = 0.05  # Width of a smooth decision, on the scale of the gap that it judges.
 
@@ -209,6 +209,7 @@ class EotPgd(StepAttack):
 
     name: ClassVar[str] = "eot_pgd"
     display_name: ClassVar[str] = "EOT-PGD"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     goes_on: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
     step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=1.0)

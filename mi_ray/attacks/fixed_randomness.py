@@ -9,7 +9,7 @@ from torch import nn
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, log_mean_gradient
 from mi_ray.parameters import integer, number
-from mi_ray.threat_model import SMALLEST_STEP
+from mi_ray.threat_model import NORMS, SMALLEST_STEP, Norm
 
 
 @final
@@ -26,6 +26,7 @@ class FixedRandomness(Attack):
 
     name: ClassVar[str] = "fixed_randomness"
     display_name: ClassVar[str] = "Fixed randomness"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     needs_defense: ClassVar[bool] = True
     steps: int = integer("steps of each of the two", 20, low=1, high=100_000)
     step_size: float = number("length of a step, as a share of epsilon", 0.25, low=SMALLEST_STEP, high=1.0)

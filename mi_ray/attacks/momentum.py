@@ -12,19 +12,21 @@ from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, log_mean_gradient
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import integer, number
+from mi_ray.threat_model import NORMS, Norm
 
 
 @final
 @ATTACKS.register
 @dataclass(frozen=True)
 class Momentum(StepAttack):
-    """Each step follows the sign of g = decay g + ∇/|∇|_1, the gradients of all steps so far.
+    """Each step follows the sign (in L2 the direction) of g = decay g + ∇/|∇|_1, the gradients of all steps so far.
 
     ∇ is the gradient of the cross-entropy of the mean answer, with fresh draws of a random defense at each step.
     """
 
     name: ClassVar[str] = "momentum"
     display_name: ClassVar[str] = "MI-FGSM"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     decay: float = number("weight of the gradients so far", 1.0, low=0.0, high=1.0)
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
     scoring_draws: int = integer("independent draws by which images at a stop are compared", 5, low=1)
@@ -38,7 +40,7 @@ class Momentum(StepAttack):
         return self.restarts * (steps * forward + scoring), self.restarts * steps * backward
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Sign steps along the sum of the gradients so far, each of which weighs the same."""
+        """Steps of steepest ascent along the sum of the gradients so far, each of which weighs the same."""
         aim = attacked(model)
         x, steps = self.start(batch, begun)
         total = torch.zeros_like(x)

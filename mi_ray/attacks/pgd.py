@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, NOT_FINITE, Adversarial, Attack, Batch, Begun, scorer
 from mi_ray.parameters import flag, integer, integers, number
-from mi_ray.threat_model import SMALLEST_STEP
+from mi_ray.threat_model import NORMS, SMALLEST_STEP, Norm
 
 
 def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
@@ -138,14 +138,17 @@ class StepAttack(Restarted):
 @ATTACKS.register
 @dataclass(frozen=True)
 class Pgd(StepAttack):
-    """PGD in the max norm: uniform random start, sign steps on the cross-entropy, last iterate (Eq. 18)."""
+    """PGD: uniform random start, steepest ascent on the cross-entropy (by its sign in the max norm), last iterate (Eq. 18)."""
 
     name: ClassVar[str] = "pgd"
     display_name: ClassVar[str] = "PGD"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     goes_on: ClassVar[bool] = True
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """At every step x becomes project(x + step_size * sign(gradient of the loss at x)), in float32 (Eq. 18)."""
+        """At every step x becomes project(x + step_size * sign(gradient of the loss at x)), in float32 (Eq. 18); in L2 the
+        gradient is divided by its length instead.
+        """
         x, steps = self.start(batch, begun)
         for step in steps:
             x = x.detach().requires_grad_(True)

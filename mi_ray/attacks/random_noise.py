@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, scorer, without_gradients
 from mi_ray.parameters import choice, integer, integers
 from mi_ray.randomness import Draws
+from mi_ray.threat_model import NORMS, Norm
 
 
 @final
@@ -24,11 +25,12 @@ class RandomNoise(Attack):
 
     name: ClassVar[str] = "random_noise"
     display_name: ClassVar[str] = "Random noise"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     follows_gradients: ClassVar[bool] = False
     stop_parameter: ClassVar[str | None] = "tries"
     tries: tuple[int, ...] = integers("points tried; a list is read off one run", (10,), low=1, high=100_000)
     where: Literal["uniform", "corners"] = choice(
-        "uniform: anywhere in the ball; corners: each pixel up or down by the whole epsilon",
+        "uniform: anywhere in the ball; corners: each pixel up or down as far as the ball lets, by epsilon in the max norm",
         ("uniform", "corners"),
         "uniform",
     )
@@ -44,17 +46,21 @@ class RandomNoise(Attack):
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.tries) + len(self.tries) * draws) * passes, 0
 
-    def _noise(self, batch: Batch) -> Float[Tensor, "B C H W"]:
-        """A point of the unit ball for each image, drawn by the batch's key."""
-        unit = 2 * Draws(batch.key, batch.points, 1, 0, batch.x.device).uniform_images(batch.x.shape[1:])[0] - 1
-        return torch.where(unit < 0, -1.0, 1.0) if self.where == "corners" else unit
+    def _tried(self, batch: Batch) -> Float[Tensor, "B C H W"]:
+        """A point of the ball around each image, drawn by the batch's key, perhaps outside the pixel box."""
+        unit = batch.ball.uniform(Draws(batch.key, batch.points, 1, 0, batch.x.device), batch.x.shape[1:])[0]
+        return (
+            batch.ball.reach(torch.where(unit < 0, -1.0, 1.0))
+            if self.where == "corners"
+            else batch.x + batch.epsilon * unit
+        )
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Try points one after another, and keep for each image the best so far."""
         best, kept = batch.x, []
         best_loss = best_success = torch.full((len(batch),), -torch.inf, device=batch.x.device)
         for step in range(1, max(self.tries) + 1):
-            tried = batch.projected(batch.x + batch.epsilon * self._noise(batch.at(step=step)))
+            tried = batch.projected(self._tried(batch.at(step=step)))
             with torch.no_grad(), batch.bound(model, step=step):
                 answer = scorer(model)(tried).float()
             loss, success = batch.criterion.loss(answer, batch.labels), batch.criterion.reached(answer, batch.labels)

@@ -8,7 +8,7 @@ from torch import nn
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.parameters import integer
-from mi_ray.threat_model import SMALLEST_STEP
+from mi_ray.threat_model import NORMS, Norm, step_of
 
 STEPS = 20
 
@@ -24,10 +24,11 @@ class Reference(Attack):
 
     name: ClassVar[str] = "reference"
     display_name: ClassVar[str] = "Reference PGD"
+    norms: ClassVar[tuple[Norm, ...]] = NORMS
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
 
     def _made(self, epsilon: float) -> EotPgd:
-        return EotPgd(steps=(STEPS,), step_size=max(epsilon / 4, SMALLEST_STEP), eot=self.eot, scoring_draws=1)
+        return EotPgd(steps=(STEPS,), step_size=step_of(epsilon, 4), eot=self.eot, scoring_draws=1)
 
     def stops(self) -> tuple[int, ...]:
         """Its number of steps alone."""

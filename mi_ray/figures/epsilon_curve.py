@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mi_ray.figures.names import Names
+from mi_ray.figures.names import MAX_NORM, Names
 from mi_ray.figures.panels import (
     ACCURACY,
     Style,
@@ -33,7 +33,7 @@ WORST = "Worst case of the study's attacks"
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """One row per (classifier, defense setting, attack, ε), ε = 0 the clean cell: accuracy, interval, verdict.
+    """One row per (classifier, defense setting, attack, norm, ε), ε = 0 the clean cell: accuracy, interval, verdict.
 
     A setting that a study attacks in one way alone at an ε has no cell of the worst case there: it is that attack's.
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
@@ -44,16 +44,22 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
         raise ValueError(f"{NEEDS}; this study has none")
     worst = attacked["attack"] == "worst_case"
     called = [f"{name}, {goal}" for name, goal in zip(names.attacks(attacked), attacked["goal"], strict=True)]
-    attacked = attacked.assign(curve=pd.Series(called, attacked.index).mask(worst, WORST))
+    norm = attacked["norm"].map(lambda name: "" if name == MAX_NORM else f", {name.upper()}")
+    of_all = WORST + norm
+    attacked = attacked.assign(curve=(pd.Series(called, attacked.index) + norm).mask(worst, of_all))
     if worst.any():
-        alone = attacked.groupby([*SETTING, "epsilon"])["cell"].transform("size") == 1
-        attacked = pd.concat([attacked, attacked[alone & ~worst].assign(curve=WORST)])
-    starts = clean.merge(attacked[[*SETTING, "curve"]].drop_duplicates(), on=SETTING).assign(epsilon=0.0)
+        alone = attacked.groupby([*SETTING, "norm", "epsilon"])["cell"].transform("size") == 1
+        attacked = pd.concat([attacked, attacked[alone & ~worst].assign(curve=of_all)])
+    starts = (
+        clean.drop(columns="norm")
+        .merge(attacked[[*SETTING, "curve", "norm"]].drop_duplicates(), on=SETTING)
+        .assign(epsilon=0.0)
+    )
     told = [*ACCURACY, "verdict", "checks", "points", "attack", "attack_params", "knowledge", "dataset"]
-    kept = [*SETTING, "curve", "epsilon", *told]
+    kept = [*SETTING, "curve", "norm", "epsilon", *told]
     table = pd.concat([starts[kept], attacked[kept]], ignore_index=True)
     check_each_once(table, [*SETTING, "curve", "epsilon"])
-    order = [name for name in dict.fromkeys(attacked["curve"]) if name != WORST] + [WORST]
+    order = sorted(dict.fromkeys(attacked["curve"]), key=lambda name: name.startswith(WORST))
     table["place"] = table["curve"].map(order.index)
     return table.sort_values(["place", "epsilon"], kind="stable", ignore_index=True).drop(columns="place")
 
@@ -62,25 +68,35 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
     for (defense, _, _), line in panel.groupby(["defense", "defense_params", "executions"], sort=False):
         look = names.look(str(defense))
         style: Style = {"color": look.colour, "marker": look.marker, "ms": 9 if defense == "none" else 4, "lw": 1.3}
-        curve(axes, 255 * line["epsilon"], line, ACCURACY, style, 100)
-        cross_out(axes, 255 * line["epsilon"], 100 * line["accuracy"], line)
+        radii = _unit(line) * line["epsilon"]
+        curve(axes, radii, line, ACCURACY, style, 100)
+        cross_out(axes, radii, 100 * line["accuracy"], line)
+
+
+def _unit(line: pd.DataFrame) -> int:
+    """What ε is multiplied by on an axis: the max norm's is in grey levels."""
+    return 255 if line["norm"].iloc[0] == MAX_NORM else 1
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`."""
     classifiers, curves = list(dict.fromkeys(table["classifier"])), list(dict.fromkeys(table["curve"]))
     defenses = list(dict.fromkeys(table["defense"]))
+    one_norm = len(set(table["norm"])) == 1
     figure = Figure(figsize=(1.0 + 3.1 * len(classifiers), 1.2 + 2.2 * len(curves)))
-    panels = figure.subplots(len(curves), len(classifiers), squeeze=False, sharex=True, sharey=True)
+    panels = figure.subplots(
+        len(curves), len(classifiers), squeeze=False, sharex="all" if one_norm else "row", sharey=True
+    )
     for row, name in zip(panels, curves, strict=True):
         for axes, classifier in zip(row, classifiers, strict=True):
             _panel(axes, table[(table["curve"] == name) & (table["classifier"] == classifier)], names)
             axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
         row[0].set_ylabel("Accuracy (%)")
+        levels = _unit(table[table["curve"] == name]) == 255
+        for axes in row if not one_norm or name == curves[-1] else ():
+            axes.set_xlabel("ε · 255" if levels else "ε")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=levels))
     show_percent(panels[0][0])
-    for axes in panels[-1]:
-        axes.set_xlabel("ε · 255")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     framed(figure, title, note, defense_handles(names, defenses), min(len(defenses), 4))
     return figure
 
@@ -88,7 +104,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
     note = f"{int(table['points'].iloc[0])} points; bands: 95 % over points; ε = 0: clean inputs"
-    shown = table[(table["curve"] != WORST) | (table["attack"] == "worst_case")]
+    shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == "worst_case")]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))
 
 

@@ -143,7 +143,7 @@ def settings_of(
     attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne("worst_case")]
     attacked = attacked[attacked["executions"] == attacked["executions"].max()]
     found, classes = {}, 0
-    threat = ["attack", "attack_params", "goal", "epsilon"]
+    threat = ["attack", "attack_params", "goal", "norm", "epsilon"]
     first = attacked[(attacked[threat] == attacked[threat].head(1).squeeze()).all(axis=1)]
     for _, row in first.iterrows():
         lam, work = json.loads(row["defense_params"])["lam"], json.loads(row["work"])

@@ -26,13 +26,14 @@ from mi_ray.store.blocks import Store
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
-THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
+BALL = ["norm", "epsilon"]
 SAME_ATTACK = [
     "attack",
     "goal",
     "knowledge",
-]  # what a study's first attack keeps at another ε, where its step may be another
-MOST = 4  # as many ε are drawn; attacks at others are counted
+]  # what a study's first attack keeps in another ball, where its step may differ
+MOST = 4  # as many balls are drawn; attacks in others are counted
 FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
 WORST_CASE = "worst_case"
 WRITTEN = [  # the columns of the CSV file
@@ -55,33 +56,33 @@ LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie a
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """The frontier table of a study's first attack and of its worst case, each defense at its largest N, in drawing order.
 
-    Both at each ε that the first attack is made at, the first `MOST` of them: where the sweep lists it again with another
-    ε and step, that is the same attack. `line`: `FIRST` or `WORST`; a study with one attack has no worst case. `curve`:
-    whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that axis; of
+    Both in each ball (norm and ε) that the first attack is made in, the first `MOST` of them: where the sweep lists it again
+    with another ε and step, that is the same attack. `line`: `FIRST` or `WORST`; a study with one attack has no worst case.
+    `curve`: whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that axis; of
     one with several axes, the settings that no other of them dominates. `undominated`: whether no setting of any defense
     that is on the same kind of line in the same panel dominates it. Both are judged on the selection points where there
     are some. `ringed`: the undominated ones of the worst case, or of the first attack where the panel has no worst case.
     `shown`: whether it is drawn, which settings that give up more clean accuracy than `SHOWN` are not; all are in a study
-    without an undefended cell. `attacks`: how many attacks at that ε the worst case is taken over. `others`: how many
+    without an undefended cell. `attacks`: how many attacks in that ball the worst case is taken over. `others`: how many
     further attacks the study has that no line is of. Raises ValueError for a study without attacked cells.
     """
     table = frontier(cells)
     tested = table[table["attack"] != WORST_CASE]
     if tested.empty:
         raise ValueError("Fig. 3(b) needs finished cells with and without an attack; this study has none")
-    alike = tested[(tested[SAME_ATTACK] == tested.iloc[0][SAME_ATTACK]).all(axis=1)].drop_duplicates("epsilon")[:MOST]
+    alike = tested[(tested[SAME_ATTACK] == tested.iloc[0][SAME_ATTACK]).all(axis=1)].drop_duplicates(BALL)[:MOST]
     known = tested[THREAT].drop_duplicates()
     parts, told = [], 0
     for _, first in alike.iterrows():
-        inside = int((known["epsilon"] == first["epsilon"]).sum())
-        parts.append(_at_one_epsilon(table, first).assign(attacks=inside))
+        inside = int((known[BALL] == first[BALL]).all(axis=1).sum())
+        parts.append(_in_one_ball(table, first).assign(attacks=inside))
         told += inside if (parts[-1]["line"] == WORST).any() else 1
     return pd.concat(parts, ignore_index=True).assign(others=len(known) - told)
 
 
-def _at_one_epsilon(table: pd.DataFrame, first: "pd.Series[Any]") -> pd.DataFrame:
-    """The rows of `facts` of one ε. first: a row of the attack whose line is thin."""
-    worst = (table["attack"] == WORST_CASE) & (table["epsilon"] == first["epsilon"])
+def _in_one_ball(table: pd.DataFrame, first: "pd.Series[Any]") -> pd.DataFrame:
+    """The rows of `facts` of one norm and ε. first: a row of the attack whose line is thin."""
+    worst = (table["attack"] == WORST_CASE) & (table[BALL] == first[BALL]).all(axis=1)
     table = table.assign(line=np.where(worst, WORST, FIRST))[worst | (table[THREAT] == first[THREAT]).all(axis=1)]
     most = table.groupby("defense")["executions"].transform("max")
     table = _judged(table[table["executions"] == most])
@@ -193,7 +194,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     there are several.
     """
     shown = table[table["shown"]]
-    groups = [list(dict.fromkeys(found["classifier"])) for _, found in shown.groupby("epsilon", sort=False)]
+    groups = [list(dict.fromkeys(found["classifier"])) for _, found in shown.groupby(BALL, sort=False)]
     several, most = len(groups) > 1, max(map(len, groups))
     across = -(-most // -(-most // A_ROW))
     down = sum(-(-len(group) // across) for group in groups)
@@ -203,14 +204,13 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     row, lowest = 0, dict.fromkeys(range(across), panels[0, 0])
     for axes in panels.flat:
         axes.set_visible(False)
-    for group, (epsilon, found) in zip(groups, shown.groupby("epsilon", sort=False), strict=True):
+    for group, (ball, found) in zip(groups, shown.groupby(BALL, sort=False), strict=True):
         for at, classifier in enumerate(group):
             axes = lowest[at % across] = panels[row + at // across, at % across]
             axes.set_visible(True)
             _panel(axes, found[found["classifier"] == classifier], names, spans)
-            axes.set_title(
-                f"{classifier}, ε = {epsilon_text(epsilon)}" if several else classifier, fontsize=PRINT + 0.5
-            )
+            told = f"{classifier}, ε = {epsilon_text(ball[1], ball[0])}" if several else classifier
+            axes.set_title(told, fontsize=PRINT + 0.5)
         row += -(-len(group) // across)
     for axes in panels[:, 0]:
         axes.set_ylabel("Adversarial accuracy (%)")
@@ -246,7 +246,7 @@ def _kind(row: Row, knowledge: str, names: Names) -> str:
 
 def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     """The title, and the note that says on how many points, how the rings were chosen, and what is left out."""
-    row, known = table.iloc[0], [found for _, found in table.groupby("epsilon", sort=False)]
+    row, known = table.iloc[0], [found for _, found in table.groupby(BALL, sort=False)]
     chosen, hidden = int(row["choosing_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
     off = int((table["shown"] & ~table["curve"] & (table["line"] == FIRST)).sum())
     picked = chosen_on(chosen) + (", so that one may be dominated on those shown" if chosen else "")

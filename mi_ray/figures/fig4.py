@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.figures.names import Names, epsilon_text, parameters
+from mi_ray.figures.names import Names, parameters, radii_text
 from mi_ray.figures.panels import ACCURACY, BAND, Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.verdict_marks import checks_note
@@ -27,7 +27,7 @@ LINES = {
     "oblivious": (":", "oblivious {} on the defended one"),
 }
 AXES = ("steps", "queries", "eot")  # panels and samples tell these apart
-THREAT = ["classifier", "goal", "epsilon"]
+THREAT = ["classifier", "goal", "norm", "epsilon"]
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -59,7 +59,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     rows.append(bare.merge(wanted, on=[*THREAT, "steps"]).assign(what="undefended"))
     told = ["what", "name", "samples", *ACCURACY, "verdict", "checks", "points"]
     kept = [*setting, *told, "attack", "attack_params", "knowledge", "state", "dataset"]
-    order = ["defense", "defense_params", "goal", "epsilon", "steps", "what", "name", "samples"]
+    order = ["defense", "defense_params", "goal", "norm", "epsilon", "steps", "what", "name", "samples"]
     table = pd.concat([part[kept] for part in rows]).sort_values(order, kind="stable")
     said = {what: text for what, (_, text) in LINES.items()}
     table["name"] = [said.get(what, "{}").format(name) for what, name in zip(table["what"], table["name"], strict=True)]
@@ -124,7 +124,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, which names ε, and the note that says how many points there are and what the checks say."""
     row = table.iloc[0]
-    radii = ", ".join(epsilon_text(epsilon) for epsilon in sorted(set(table["epsilon"])))
+    radii = radii_text(table)
     note = f"{int(row['points'])} points; bands: 95 % over points"
     note = lines(note, checks_note(table[~table["what"].isin(LINES)]))
     return f"{row['dataset']}: adaptive attacks, ε = {radii}", note

@@ -34,7 +34,7 @@ LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense,
 SURE = 0.95  # the share of resamples in which a number must exist not to be marked
 UNSURE = " †"  # the mark of one that exists in fewer
 NEEDS = "frontiers need finished cells with and without an attack"
-THREAT = ["attack", "attack_params", "goal", "epsilon", "knowledge"]
+THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 
 
 def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -30,6 +30,7 @@ SPARE_COLOURS = (
 SPARE_MARKERS = "sovD^Pp"
 NOT_ATTACKS = {"none": "Clean", "worst_case": "Worst case"}  # what stands in the column `attack` and is no method
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
+MAX_NORM = "linf"  # the usual norm, which no name says; its ε is written in grey levels
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
 
 
@@ -114,9 +115,9 @@ class Names:
         rows, params = [row for _, row in cells.iterrows()], cells["attack_params"].map(json.loads)
         names = [self.attack(row, without=axes) for row in rows]
         keys = [(name, str(row["goal"])) for name, row in zip(names, rows, strict=True)]
-        alike: dict[tuple[tuple[str, str], str, float], list[dict[str, object]]] = {}
+        alike: dict[tuple[tuple[str, str], str, str, float], list[dict[str, object]]] = {}
         for key, row, found in zip(keys, rows, params, strict=True):
-            alike.setdefault((key, self.attack(row), row["epsilon"]), []).append(found)
+            alike.setdefault((key, self.attack(row), row["norm"], row["epsilon"]), []).append(found)
         telling: dict[tuple[str, str], dict[str, None]] = {}
         for (key, *_), group in alike.items():
             known = dict.fromkeys(name for found in group for name in found)
@@ -136,13 +137,23 @@ class Names:
 def with_threat(name: str, row: Row) -> str:
     """An attack's name with its threat model: PGD-10, untargeted, ε = 0.05."""
     goal = "" if row["goal"] in ("any", "none") else f", {row['goal']}"
-    return f"{name}{goal}, ε = {epsilon_text(row['epsilon'])}"
+    return f"{name}{goal}, ε = {epsilon_text(row['epsilon'], row['norm'])}"
 
 
-def epsilon_text(epsilon: float) -> str:
-    """ε as the field writes it: 8/255 where it is a whole number of grey levels, else a decimal."""
+def epsilon_text(epsilon: float, norm: str = MAX_NORM) -> str:
+    """ε as the field writes it: 8/255 where it is a whole number of grey levels of the max norm, else a decimal; 0.5 in L2."""
+    if norm != MAX_NORM:
+        return f"{epsilon:g} in {norm.upper()}"
     levels = epsilon * 255
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
+
+
+def radii_text(cells: pd.DataFrame) -> str:
+    """Every ε of some attacked cells, in the order of their norms and sizes."""
+    balls = sorted(
+        set(zip(cells["norm"], cells["epsilon"], strict=True)), key=lambda ball: (ball[0] != MAX_NORM, *ball)
+    )
+    return ", ".join(epsilon_text(epsilon, norm) for norm, epsilon in balls)
 
 
 def _value(value: object) -> str:

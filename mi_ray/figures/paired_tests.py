@@ -55,7 +55,7 @@ def _pairs(group: pd.DataFrame) -> "Iterator[tuple[pd.Series[Any], pd.Series[Any
 
 def _identity(left: Row, right: Row) -> dict[str, object]:
     """What a row compares, and how far apart the two are in clean accuracy."""
-    shared = ["classifier", "attack", "attack_params", "goal", "epsilon", "knowledge"]
+    shared = ["classifier", "attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
     sides = {
         f"{side}_{name}": row.get(name)
         for side, row in (("left", left), ("right", right))

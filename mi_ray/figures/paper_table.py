@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from mi_ray.figures.names import Names, Row, parameters, with_threat
+from mi_ray.figures.names import MAX_NORM, Names, Row, parameters, with_threat
 from mi_ray.figures.panels import ACCURACY
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.saving import save_table
@@ -37,7 +37,8 @@ class Paper:
         column: object = "Clean"
         if row["attack"] != "none":
             steps = json.loads(row["attack_params"]).get("steps")
-            alike = (row["attack"], row["knowledge"]) == ("pgd", "oblivious") and abs(row["epsilon"] - EPSILON) < 1e-6
+            alike = (row["attack"], row["knowledge"], row["norm"]) == ("pgd", "oblivious", MAX_NORM)
+            alike &= abs(row["epsilon"] - EPSILON) < 1e-6
             column = (row["goal"], steps) if alike else None
         known = self.values.get((row["classifier"], row["defense"]))
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
@@ -60,7 +61,7 @@ def facts(cells: pd.DataFrame, names: Names, paper: Paper = NO_PAPER) -> pd.Data
     attacks and the worst case of all. Rows are in the order of the study. Raises ValueError for a study without finished cells.
     """
     own = finished(cells, NEEDS).copy()
-    one_radius = len(set(own.loc[own["attack"] != "none", "epsilon"])) == 1
+    one_radius = len(own.loc[own["attack"] != "none", ["norm", "epsilon"]].drop_duplicates()) == 1
     named = zip(names.attacks(own), own.iterrows(), strict=True)
     own["column"] = [_column(name, row, one_radius) for name, (_, row) in named]
     own["paper"] = [paper.value(row) for _, row in own.iterrows()]

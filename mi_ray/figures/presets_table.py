@@ -27,7 +27,7 @@ from mi_ray.store.blocks import Store
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
 SWITCHED = ("eot_pgd", "averaged")  # the attacks that the option `adaptive_attack` chooses between
-MATCHED = ["classifier", "defense", "setting", "family", "goal", "epsilon"]
+MATCHED = ["classifier", "defense", "setting", "family", "goal", "norm", "epsilon"]
 SIGNIFICANT = 0.05
 NEEDS = "a table of presets needs finished cells of the study itself and of a variant (`variants: each_option`)"
 

@@ -14,10 +14,10 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_ray.choice import chosen_on, frontier
-from mi_ray.figures.names import Names, parameters
+from mi_ray.figures.names import MAX_NORM, Names, parameters
 from mi_ray.figures.tables import percent, points
 
-THREAT = ["classifier", "attack", "goal", "epsilon", "knowledge", "attack_params"]
+THREAT = ["classifier", "attack", "goal", "norm", "epsilon", "knowledge", "attack_params"]
 STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
 
 
@@ -150,7 +150,8 @@ def comparison_table(found: pd.DataFrame, left: str, right: str) -> Table:
     title = f"{right} less {left}, points of accuracy with 95 % intervals, paired by point"
     shown = _table(title, "Classifier", "Attack", "Defense", right=("N", left, right, "Difference", "p", "Points"))
     for row in found.to_dict("records"):
-        threat = f"{row['attack']} {parameters(row['attack_params'])} ε={row['epsilon']:.4g} {row['knowledge']}"
+        radius = f"{row['epsilon']:.4g}" + ("" if row["norm"] == MAX_NORM else f" in {row['norm'].upper()}")
+        threat = f"{row['attack']} {parameters(row['attack_params'])} ε={radius} {row['knowledge']}"
         defense = f"{row['defense']} {parameters(row['defense_params'])}"
         difference = "the same cell" if row["same_cell"] else points(row["difference"], row["low"], row["high"])
         numbers = (row["executions"], f"{100 * row['left']:.1f}", f"{100 * row['right']:.1f}", difference)

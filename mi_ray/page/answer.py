@@ -7,11 +7,11 @@ number can be believed. The best is chosen on the selection points and reported 
 import pandas as pd
 
 from mi_ray.choice import CLEAN_BUDGET, chosen_on, frontier, picked
-from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.names import Names, Row, epsilon_text, parameters
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import failed_checks
 from mi_ray.page.counts import Counts
-from mi_ray.page.facts import number, threat_of
+from mi_ray.page.facts import threat_of
 from mi_ray.statistics import by_threat, paired_test
 
 
@@ -31,7 +31,7 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
         where = {
             "classifier": first["classifier"],
             "threat": called[first["cell"]],
-            "epsilon": number(first["epsilon"]),
+            "epsilon": epsilon_text(first["epsilon"], first["norm"]),
         }
         found.append({**where, "cell": places[best["cell"]], "sentences": told})
     return found

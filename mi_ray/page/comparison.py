@@ -9,7 +9,7 @@ from mi_ray.page.counts import Counts, Ints
 from mi_ray.page.facts import Loaded, number
 from mi_ray.statistics import PairedTest, holm, paired_test
 
-SETTING = ["dataset", "classifier", "defense", "defense_params", "executions", "goal", "epsilon"]
+SETTING = ["dataset", "classifier", "defense", "defense_params", "executions", "goal", "norm", "epsilon"]
 ATTACK = ["attack", "attack_params", "knowledge"]
 MOST = 2000  # comparisons that a page holds
 

@@ -14,7 +14,7 @@ import pandas as pd
 import yaml
 
 from mi_ray.choice import FRONTIER_KEYS, curve, frontier
-from mi_ray.figures.names import Names, Row, epsilon_text, parameters
+from mi_ray.figures.names import Names, Row, epsilon_text, parameters, radii_text
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import mark
 from mi_ray.statistics import by_threat
@@ -95,7 +95,7 @@ def study_facts(loaded: Loaded) -> dict[str, object]:
     rows = []
     for at, (_, row) in enumerate(cells.iterrows()):
         attacked = row["attack"] != "none"
-        threat = [called.iloc[at], number(row["epsilon"]), epsilon_text(row["epsilon"]), _knowledge(row)]
+        threat = [called.iloc[at], number(row["epsilon"]), epsilon_text(row["epsilon"], row["norm"]), _knowledge(row)]
         rows.append(
             {
                 "key": row["cell"],
@@ -177,7 +177,7 @@ def asked(loaded: Loaded) -> str:
     settings = len(cells.loc[cells["defense"] != "none", FRONTIER_KEYS].drop_duplicates())
     methods = [name for name in dict.fromkeys(cells["defense"]) if name != "none"]
     attacked = cells[~cells["attack"].isin(["none", "worst_case"])]
-    radii = ", ".join(epsilon_text(value) for value in sorted(set(attacked["epsilon"])))
+    radii = radii_text(attacked)
     attacks = list(dict.fromkeys(threat_of(attacked, loaded.names)))
     done = int((cells["state"] == "done").sum())
     first = cells[cells["state"] == "done"].head(1)

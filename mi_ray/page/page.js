@@ -2,7 +2,7 @@
 
 const DATA = JSON.parse(byId("data").textContent);
 const FIRST_COUNT = 35; // the character of no right draw (mi_ray/page/counts.py)
-const chosen = { study: 0, variant: 0, classifier: "", attack: "", epsilon: 0, setting: -1, hidden: new Set() };
+const chosen = { study: 0, variant: 0, classifier: "", attack: "", epsilon: "", setting: -1, hidden: new Set() };
 const NAMES = ["classifier", "defense", "label", "parameters", "yaml", "executions", "draws"];
 const settingOf = (study, at) => Object.fromEntries(NAMES.map((name, place) => [name, study.settings[at][place]]));
 const threatOf = (study, at) => {
@@ -50,19 +50,19 @@ function settle() {
   const names = [...new Set(threats.map((threat) => threat.name))];
   if (!names.includes(chosen.attack)) chosen.attack = names[0] || "";
   const radii = threats.filter((threat) => threat.name === chosen.attack);
-  if (!radii.some((threat) => threat.epsilon === chosen.epsilon)) chosen.epsilon = radii.length ? radii[0].epsilon : 0;
+  if (!radii.some((threat) => threat.text === chosen.epsilon)) chosen.epsilon = radii.length ? radii[0].text : "";
   options(byId("choose-study"), DATA.studies.map((each, at) => [at, each.name]), chosen.study);
   options(byId("choose-classifier"), classifiers.map((name) => [name, name]), chosen.classifier);
   options(byId("choose-attack"), names.map((name) => [name, name]), chosen.attack);
-  options(byId("choose-epsilon"), radii.map((threat) => [threat.epsilon, threat.text]), chosen.epsilon);
+  options(byId("choose-epsilon"), radii.map((threat) => [threat.text, threat.text]), chosen.epsilon);
   options(byId("choose-variant"), of.variants.map((name, at) => [at, name || "the study's own"]), chosen.variant);
   byId("label-variant").hidden = of.variants.length < 2;
-  byId("label-beside").hidden = chosen.attack === "Worst case" || !threats.some((t) => t.label === "Worst case" && t.epsilon === chosen.epsilon);
+  byId("label-beside").hidden = chosen.attack === "Worst case" || !threats.some((t) => t.label === "Worst case" && t.text === chosen.epsilon);
 }
 
 function threatNow(of = study()) {
   const all = of.threats.map((_, at) => threatOf(of, at));
-  return all.find((threat) => threat.name === chosen.attack && threat.epsilon === chosen.epsilon);
+  return all.find((threat) => threat.name === chosen.attack && threat.text === chosen.epsilon);
 }
 
 /** The checks that a cell failed, by name. */
@@ -80,7 +80,7 @@ function frontierRows(of, classifier, threat, beside, hidden = new Set(), near =
   const best = of.best[chosen.variant] || of.best[0];
   const undominated = new Set(best.undominated);
   const curve = new Set(best.curve);
-  const worst = of.threats.map((_, at) => threatOf(of, at)).find((t) => t.label === "Worst case" && t.epsilon === threat.epsilon);
+  const worst = of.threats.map((_, at) => threatOf(of, at)).find((t) => t.label === "Worst case" && t.text === threat.text);
   const rows = [];
   for (const [at, cells] of indexed(of, chosen.variant)) {
     const setting = settingOf(of, at);
@@ -139,7 +139,7 @@ const hideTip = () => (byId("tip").hidden = true);
 
 function renderAnswer() {
   const threat = threatNow();
-  const found = study().answers.find((a) => threat && a.classifier === chosen.classifier && a.threat === threat.label && a.epsilon === threat.epsilon);
+  const found = study().answers.find((a) => threat && a.classifier === chosen.classifier && a.threat === threat.label && a.epsilon === threat.text);
   fill(byId("answer-text"), found ? found.sentences.map((text) => h("p", {}, text)) : h("p", {}, "No finished cell says anything of this choice."));
   if (!study().settings[chosen.setting] || study().settings[chosen.setting][0] !== chosen.classifier) {
     const first = study().settings.findIndex((setting) => setting[0] === chosen.classifier);
@@ -270,7 +270,7 @@ function renderSetting() {
   const keys = cells.map(([, at]) => of.cells[at].key);
   const yaml = `${of.yaml[setting.classifier] || ""}${setting.yaml}executions: ${setting.executions}\ndraws: ${setting.draws}\n`;
   const code = `import mi_ray\nrows = mi_ray.read_records(${JSON.stringify(DATA.store)}, study="${of.name}", filters=[("cell", "in", ${JSON.stringify(keys)})])\n` +
-    `rows[~rows.selection].groupby(["attack", "goal", "epsilon", "cell"]).apply(lambda r: r.correct_draws.sum() / r.draws.sum())`;
+    `rows[~rows.selection].groupby(["attack", "goal", "norm", "epsilon", "cell"]).apply(lambda r: r.correct_draws.sum() / r.draws.sum())`;
   const charts = h("div", { class: "beside" });
   const checkTitle = cell.threat < 0 ? "clean images" : `${threatOf(of, cell.threat).name}, ε = ${threatOf(of, cell.threat).text}`;
   fill(body, attacks, h("p", { class: "note" }, "Passes and seconds are of the stored work that a cell stands on, which cells share."), charts,
@@ -474,7 +474,7 @@ function renderCells() {
   const pick = { is: (row) => row.setting_at === chosen.setting, go: (row) => {
     chosen.classifier = row.classifier;
     chosen.setting = row.setting_at;
-    if (row.threat >= 0) [chosen.attack, chosen.epsilon] = [row.attack, row.epsilon];
+    if (row.threat >= 0) [chosen.attack, chosen.epsilon] = [row.attack, row.epsilon_text];
     render();
     byId("setting-title").focus();
     byId("setting").scrollIntoView();
@@ -506,7 +506,7 @@ function renderSides() {
   const sides = DATA.studies.map((of) => {
     const own = of.settings.some((setting) => setting[0] === chosen.classifier) ? chosen.classifier : of.settings[0] && of.settings[0][0];
     const threats = attacksOf(of, own, 0);
-    const threat = threats.find((t) => t.name === chosen.attack && t.epsilon === chosen.epsilon) || threats[0];
+    const threat = threats.find((t) => t.name === chosen.attack && t.text === chosen.epsilon) || threats[0];
     return { of, own, threat, rows: frontierRows(of, own, threat, false) };
   });
   const every = sides.flatMap(({ rows }) => rows);
@@ -575,7 +575,7 @@ listen("choose-study", (value) => {
 });
 listen("choose-classifier", (value) => ((chosen.classifier = value), (chosen.setting = -1), render(), renderSides()));
 listen("choose-attack", (value) => ((chosen.attack = value), render(), renderSides()));
-listen("choose-epsilon", (value) => ((chosen.epsilon = Number(value)), render(), renderSides()));
+listen("choose-epsilon", (value) => ((chosen.epsilon = value), render(), renderSides()));
 listen("choose-variant", (value) => ((chosen.variant = Number(value)), render()));
 listen("choose-beside", () => renderFrontier());
 listen("choose-near", () => (renderFrontier(), renderSides()));

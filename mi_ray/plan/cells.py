@@ -69,11 +69,12 @@ class CellMaker:
         }
 
     def worst_cases(self, cells: list[Cell]) -> Iterator[Cell]:
-        """For each epsilon and N under which a setting is attacked in several ways: the worst of them, point by point."""
-        groups: dict[tuple[float, int], dict[str, Cell]] = {}
+        """For each ball and N under which a setting is attacked in several ways: the worst of them, point by point."""
+        groups: dict[tuple[str, float, int], dict[str, Cell]] = {}
         for cell in cells:
             if cell.inputs.attack is not None:
-                group = groups.setdefault((cell.identity["epsilon"], cell.identity["executions"]), {})
+                ball = (cell.identity["norm"], cell.identity["epsilon"])
+                group = groups.setdefault((*ball, cell.identity["executions"]), {})
                 group[cell.key] = cell  # an attack that two entries ask for is one
         for group in groups.values():
             if len(group) > 1:

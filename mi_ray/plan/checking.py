@@ -6,6 +6,7 @@ from dataclasses import replace
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, ControlRule, Held, controls
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
+from mi_ray.threat_model import DIAMETERS
 
 
 class CheckPlanner:
@@ -52,7 +53,7 @@ class CheckPlanner:
             assert attack is not None
             if not attack.by_accuracy:
                 continue
-            of_defense = (attack.classifier, judged.defense.name, attack.threat.epsilon, attack.threat.goal)
+            of_defense = (attack.classifier, judged.defense.name, replace(attack.threat, knowledge="oblivious"))
             first = settings.setdefault(of_defense, judged.defense) == judged.defense
             last = stop == max(stops for other, stops in by_inputs if other == key)
             for held in controls(self.works.registries.checks, self._attacked(attack), stop, last):
@@ -98,7 +99,13 @@ class CheckPlanner:
         method = self.works.registries.attacks[attack.method]
         executions = attack.executions if attack.defense is not None else None
         return Attacked(
-            attack.method, attack.values, attack.threat, method.stop_parameter, executions, method.follows_gradients
+            attack.method,
+            attack.values,
+            attack.threat,
+            method.stop_parameter,
+            executions,
+            method.follows_gradients,
+            DIAMETERS[attack.threat.norm](self.works.facts.numbers),
         )
 
     def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:

@@ -25,7 +25,8 @@ class Attacked:
 
     values: its parameters; where one trajectory is read at several stops, those of the stop that is judged.
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
-    alone. follows_gradients: whether it can be held against an attack that follows them.
+    alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
+    its ball can have.
     """
 
     method: str
@@ -34,6 +35,7 @@ class Attacked:
     stop_parameter: str | None
     executions: int | None
     follows_gradients: bool = True
+    diameter: float = 1.0
 
 
 @dataclass(frozen=True)

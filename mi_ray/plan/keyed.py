@@ -57,6 +57,11 @@ class Facts:
     given: Mapping[str, tuple[Values, str]] = field(default_factory=dict)
     graphs: frozenset[str] = frozenset()
 
+    @property
+    def numbers(self) -> int:
+        """Of how many numbers an image consists: its pixels in three channels."""
+        return 3 * self.side[0] * self.side[1]
+
 
 class KeyedWork:
     """Says of the classifiers, attacks and outputs of one sweep what they are and what decides them."""

@@ -75,8 +75,9 @@ class Planner:
         for values in product(axes):
             attack = method.make(values)
             for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
-                threat = ThreatModel(epsilon, goal, knowledge=entry.knowledge)
-                attack.check(threat, self.facts.classes)
+                threat = ThreatModel(epsilon, goal, entry.norm, entry.knowledge)
+                threat.refuse_beyond(self.facts.numbers)
+                attack.admit(threat, self.facts.classes)
                 given = tuple(self._given(entry, threat, classifier))
                 yield self.works.attack(attack, threat, classifier, defense, given)
 
@@ -86,7 +87,7 @@ class Planner:
         for listed in entry.images:
             attack = self.registries.attacks.make(*listed.method)
             oblivious = replace(threat, knowledge="oblivious")
-            attack.check(oblivious, self.facts.classes)
+            attack.admit(oblivious, self.facts.classes)
             of = classifier if listed.classifier is None else by_name[listed.classifier]
             yield Inputs(self.works.attack(attack, oblivious, of, None), attack.stops()[-1])
 

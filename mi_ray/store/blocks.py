@@ -37,7 +37,8 @@ Result = TypeVar("Result")
 
 # What a block says of itself in its Parquet metadata, by name: kind, key, start and stop, the weights that it is of,
 # device, seed, precision, forward_passes, backward_passes and seconds; an adversarial block also stops, epsilon and
-# keeps_box, a block of outputs executions and draws.
+# keeps_box, and of a norm other than the max norm the largest distance of its images under the norm's name; a block
+# of outputs executions and draws.
 BlockFacts = Mapping[str, Any]
 _BLOCK = re.compile(r"^points-(\d+)-(\d+)\.parquet$")
 

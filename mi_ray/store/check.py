@@ -141,9 +141,10 @@ def _adversarial(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[s
         yield "pixels must be finite"
     elif facts["keeps_box"] and not ((pixels >= 0) & (pixels <= 1)).all():
         yield "pixels must be in [0, 1]"
-    linf = float(table["linf"].to_numpy().max())
-    if not linf <= facts["epsilon"] + TOLERANCE:
-        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {linf}"
+    # No change of a pixel is larger than the L2 norm of all of them, of which a block says how large it is.
+    farthest = max(float(table["linf"].to_numpy().max()), facts.get("l2", 0.0))
+    if not farthest <= facts["epsilon"] + TOLERANCE * max(1.0, facts["epsilon"]):
+        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {farthest}"
 
 
 def _outputs(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:

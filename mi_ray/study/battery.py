@@ -104,9 +104,9 @@ class Share:
     p: float
 
 
-def at_the_edge(stands: Flags, linf: npt.NDArray[np.float32], epsilon: float) -> tuple[float, int]:
+def at_the_edge(stands: Flags, distance: npt.NDArray[np.float32], epsilon: float) -> tuple[float, int]:
     """(share of the points that stand which were moved by less than 0.99 epsilon, how many stand)."""
-    moved = linf[stands]
+    moved = distance[stands]
     return (float((moved < EDGE * epsilon).mean()) if len(moved) else 0.0), len(moved)
 
 

@@ -19,14 +19,17 @@ from mi_ray.statistics import holm
 from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
-from mi_ray.threat_model import SMALLEST_STEP, TOLERANCE
+from mi_ray.threat_model import TOLERANCE, ThreatModel, step_of
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio has none where the label comes
 # third or later: behind a random defense that is so in a few draws of points that stand (2.6 % were measured).
 ZERO_GRADIENTS = 0.10
-LARGE_EPSILON, LARGE_STEPS = 0.5, 100  # An attack of this radius and length can turn any image grey.
+# An attack of half the diameter of all images and of this length can turn any image grey. In L2 the radius ends at 50, where
+# a step, a fiftieth of it, is as long as one may be: that is enough for images of 57 x 57 pixels, and far beyond what any
+# network stands.
+LARGE_SHARE, LARGE_STEPS, LARGEST = 0.5, 100, 50.0
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
@@ -82,9 +85,11 @@ def settled(findings: Mapping[str, Finding]) -> dict[str, Finding]:
     }
 
 
-def in_ball(linf: float, epsilon: float) -> Finding:
-    """The largest |delta| is at most epsilon, up to 1e-6 of rounding. Both are in [0, 1] pixels."""
-    return _judged(linf <= epsilon + TOLERANCE, f"max |delta| is {linf:.6g}, epsilon {epsilon:.6g}", linf=linf)
+def in_ball(farthest: float, threat: ThreatModel) -> Finding:
+    """The largest distance in the threat model's norm is at most its epsilon, up to rounding. Both are in [0, 1] pixels."""
+    what = {"linf": "|delta|", "l2": "L2 norm of delta"}[threat.norm]
+    why = f"max {what} is {farthest:.6g}, epsilon {threat.epsilon:.6g}"
+    return _judged(farthest <= threat.epsilon + threat.tolerance, why, **{threat.norm: farthest})
 
 
 def in_box(low: float, high: float) -> Finding:
@@ -114,21 +119,23 @@ def randomness_declared(same: bool) -> Finding:
 class Evidence:
     """What a check looks at: the judged attack, the clean images and the control, on the same points.
 
-    linf: max |delta| of the judged images, [P]. zero, gradients: how many of the gradients that the attack took at each
-    point were zero in every pixel, and how many it took, [P]. rival: the control in words. success: the share of the
-    control's own draws in which each of its restarts reached the goal, [restarts, P]. leaves_some: whether the attack leaves
-    points alone that fail when clean in draws of its own. checked: how many of the points, the first, controls are run on.
+    moved: how far the judged images lie from the clean ones, in the norm of their threat model, [P]. zero, gradients: how
+    many of the gradients that the attack took at each point were zero in every pixel, and how many it took, [P]. rival: the
+    control in words. wider: the control's radius. success: the share of the control's own draws in which each of its restarts
+    reached the goal, [restarts, P]. leaves_some: whether the attack leaves points alone that fail when clean in draws of its
+    own. checked: how many of the points, the first, controls are run on.
     """
 
     judged: Answers
     clean: Answers
     control: Answers | None
-    linf: Array
+    moved: Array
     zero: Array
     gradients: Array
     epsilon: float
     classes: int
     rival: str = ""
+    wider: float = 0.0
     success: Array | None = None
     leaves_some: bool = False
     checked: int = 0
@@ -142,7 +149,7 @@ class Evidence:
     @property
     def tried(self) -> npt.NDArray[np.bool_]:
         """Which points stand although the attack has not left them alone."""
-        found: npt.NDArray[np.bool_] = self.stands & ((self.linf > 0) | (not self.leaves_some))
+        found: npt.NDArray[np.bool_] = self.stands & ((self.moved > 0) | (not self.leaves_some))
         return found
 
     def against(self) -> Answers:
@@ -214,7 +221,7 @@ def _judge_headway(found: Evidence) -> Finding:
 
 
 def _judge_budget(found: Evidence) -> Finding:
-    inside, count = battery.at_the_edge(found.tried, found.linf, found.epsilon)
+    inside, count = battery.at_the_edge(found.tried, found.moved, found.epsilon)
     if count == 0 or found.epsilon == 0:
         return not_run("no point stands" if count == 0 else "epsilon is 0")
     why = f"of {count} points that stand, {100 * inside:.1f} % were moved by less than 0.99 epsilon"
@@ -291,7 +298,7 @@ def _judge_large_epsilon(found: Evidence) -> Finding:
     left, chance = found.against().accuracy, 1 / found.classes
     points = len(found.against().right)
     p = float(scipy.stats.binom.sf(np.ceil(left * points - 1e-9) - 1, points, chance))
-    why = f"at epsilon 0.5 {100 * left:.1f} % of {points} points are left, chance is {100 * chance:.1f} %"
+    why = f"at epsilon {found.wider:.4g} {100 * left:.1f} % of {points} points are left, chance is {100 * chance:.1f} %"
     return _tested(p, why, control=left, points=points)
 
 
@@ -325,8 +332,8 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
             return None
         values = dict(attack.values)
         if "step_size" in values and factor > 0:
-            values["step_size"] = max(SMALLEST_STEP, min(1.0, factor * values["step_size"]))
-        return Control(attack.method, values, min(1.0, factor * attack.threat.epsilon))
+            values["step_size"] = step_of(factor * values["step_size"], 1)
+        return Control(attack.method, values, min(attack.diameter, factor * attack.threat.epsilon))
 
     return control
 
@@ -340,9 +347,10 @@ def _in_a_large_ball(attack: Attacked) -> Control | None:
     """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters."""
     if not attack.threat.leaves_label:
         return None
-    wanted = {"steps": LARGE_STEPS, "step_size": LARGE_EPSILON / 50, "restarts": 1, **_few_executions(attack)}
+    epsilon = min(LARGEST, LARGE_SHARE * attack.diameter)
+    wanted = {"steps": LARGE_STEPS, "step_size": step_of(epsilon, 50), "restarts": 1, **_few_executions(attack)}
     values = {**attack.values, **{name: value for name, value in wanted.items() if name in attack.values}}
-    return Control(attack.method, values, LARGE_EPSILON)
+    return Control(attack.method, values, epsilon)
 
 
 def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> Callable[[Attacked], Control | None]:
@@ -377,7 +385,8 @@ def _of_known_solutions(attack: Attacked) -> Control | None:
 
 # Checks that are read off what is stored for every cell, attacked or not, with their criteria.
 STORED = {
-    "in_ball": "The largest |delta| over all images is at most epsilon, up to 1e-6 of float32 rounding.",
+    "in_ball": "The largest distance of an image from its clean one, in the attack's norm, is at most epsilon, up to 1e-6 of "
+    "rounding.",
     "in_box": "Every pixel of every attacked image is in [0, 1].",
     "logits_not_probabilities": "The network's outputs are not themselves probability vectors.",
     "randomness_declared": "F gives the same output five times.",
@@ -479,7 +488,7 @@ CONTROLS = (
         "large_epsilon",
         control=_in_a_large_ball,
         points=RADIUS_POINTS,
-        criterion="The attack with epsilon 0.5 and 100 steps of 0.01 leaves at most chance, 1/classes.",
+        criterion="The attack with 100 steps in a ball in which any image can be turned grey leaves at most chance, 1/classes.",
         judge=_judge_large_epsilon,
     ),
     CheckRule(

@@ -13,8 +13,10 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mi_ray.attacks.balls import BALLS
 from mi_ray.attacks.base import best_restart
 from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_from_bytes, prepared, weights_digest
+from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES
 from mi_ray.parameters import Method
 from mi_ray.plan.work import Inputs, OutputWork, Work
@@ -167,6 +169,18 @@ class Results:
         _covered("adversarial", attack.key, (start, stop), sum(len(images) for images, _, _ in parts))
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
         return images, labels, linf
+
+    def distances(self, inputs: Inputs, count: int) -> Array:
+        """How far an attack moved each of the first points, in the norm of its threat model, [count].
+
+        Raises DamagedFileError when some are missing.
+        """
+        assert inputs.attack is not None
+        images, _, linf = self.adversarial(inputs, 0, count)
+        if inputs.attack.threat.norm == "linf":
+            return linf
+        moved = torch.from_numpy(images) - to_unit(self.data.images[:count])
+        return BALLS[inputs.attack.threat.norm].distance(moved).numpy()
 
     def pixel_range(self, inputs: Inputs) -> tuple[float, float]:
         """(lowest pixel, highest pixel) of what an attack made of the study's points."""

@@ -31,9 +31,19 @@ from mi_ray.study.checks import (
     settled,
 )
 from mi_ray.study.results import Results, StudyData
+from mi_ray.threat_model import ThreatModel
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
-SETTING = ("classifier_key", "defense", "defense_params", "executions", "draws", "epsilon", "goal")  # that rivals share
+SETTING = (
+    "classifier_key",
+    "defense",
+    "defense_params",
+    "executions",
+    "draws",
+    "norm",
+    "epsilon",
+    "goal",
+)  # that rivals share
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
@@ -64,12 +74,12 @@ class Verdicts:
         self._of_cell: dict[str, Findings] = {}
         self._of_attack: dict[str, Findings] = {}
         self._of_classifier: dict[str, Findings] = {}
+        self._farthest: dict[str, float] = {}
         self._of_free: dict[tuple[str, str], Finding] = {}
 
     def take(self, cell: Cell, reported: pa.Table) -> None:
         """Note what a cell's reported records tell. Raises DamagedFileError when its images are not there."""
-        linf = float(reported["linf"].to_numpy().max())
-        found = {"in_ball": checks.in_ball(linf, float(cell.identity["epsilon"]))}
+        found = {"in_ball": self._in_ball(cell, reported)}
         if cell.inputs.attack is not None and not cell.members:
             found |= self._attack_findings(cell.inputs)
         if cell.inputs.attack is None and cell.defense.name == "none":
@@ -80,6 +90,16 @@ class Verdicts:
             }
         self._counts[cell.key] = reported["correct_draws"].to_numpy()
         self._of_cell[cell.key] = found
+
+    def _in_ball(self, cell: Cell, reported: pa.Table) -> Finding:
+        """Whether a cell's images are in their ball. Of a worst case in another norm than linf its members say it."""
+        threat = ThreatModel(cell.identity["epsilon"], norm=cell.identity["norm"])
+        if threat.norm == "linf" or cell.members:
+            return checks.in_ball(float(reported["linf"].to_numpy().max()), threat)
+        if cell.inputs.name not in self._farthest:
+            count = len(self.results.data.points)
+            self._farthest[cell.inputs.name] = float(self.results.distances(cell.inputs, count).max())
+        return checks.in_ball(self._farthest[cell.inputs.name], threat)
 
     def _attack_findings(self, inputs: Inputs) -> Findings:
         """What the images of an attack tell, which all cells on them share."""
@@ -190,19 +210,20 @@ class Verdicts:
         assert clean is not None
         inputs = check.judged.inputs
         assert inputs.attack is not None
-        _, _, linf = self.results.adversarial(inputs, 0, check.points)
+        moved = self.results.distances(inputs, check.points)
         zero, gradients = self.results.gradients(inputs, check.points)
         rival = "" if check.control is None else _named(check.control)
         evidence = Evidence(
             judged,
             clean,
             control,
-            linf,
+            moved,
             zero,
             gradients,
             inputs.attack.threat.epsilon,
             self.results.data.classes,
             rival,
+            0.0 if check.control is None else check.control.identity["epsilon"],
             None if check.control is None else self.results.success(check.control.inputs, check.points),
             ATTACKS[inputs.attack.method].stops_early,
             self.plan.checked,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Attack, Begun
+from mi_ray.attacks.balls import BALLS
 from mi_ray.attacks.base import Adversarial
 from mi_ray.classifiers import Classifier, Precision
 from mi_ray.data import to_unit
@@ -150,6 +151,9 @@ class Workbench:
         )
         table = _in_order([stored, _adversarial_table(found, x, y, labels, points)], points)
         about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
+        if work.threat.norm != "linf":  # No column tells of any other norm, so that the block does.
+            farthest = float(BALLS[work.threat.norm].distance(found.images - x).max())
+            about[work.threat.norm] = max(farthest, facts.get(work.threat.norm, 0.0))
         return self._write(work, start, stop, table, began, about, facts)
 
     def _trajectory(self, work: AttackWork, start: int, stop: int) -> tuple[pa.Table, Mapping[str, Any]]:

@@ -16,10 +16,11 @@ from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks import ATTACKS, Batch
 from mi_ray.attacks.auto_pgd import search, towards
 from mi_ray.attacks.averaged import Averaged, copy_gradients
+from mi_ray.attacks.balls import MaxBall
 from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.eot_pgd import attacked, evasion_gradient, evasion_loss, log_mean_gradient, mean_gradient, of_label
 from mi_ray.attacks.pgd import StepAttack
-from mi_ray.attacks.square import Square, side, squares
+from mi_ray.attacks.square import SEARCHES, share_at, side, squares
 from mi_ray.config import Sweep
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, predict
@@ -532,7 +533,7 @@ def test_auto_pgd_lands_on_an_optimum_inside_the_ball_by_halving_its_step() -> N
         gap = image - goal
         return -gap, -gap.square().flatten(1).sum(1), torch.zeros(2)
 
-    found = search(evaluate, centre, centre.clone(), 0.1, 100, 0.75)
+    found = search(evaluate, MaxBall(centre, 0.1), centre.clone(), 100, 0.75)
     assert (found - goal).abs().max() < 0.005  # the first step is 0.2
     assert seen == list(range(1, 102))
 
@@ -545,7 +546,7 @@ def test_auto_pgd_returns_what_fools_before_what_has_a_higher_loss() -> None:
         return torch.ones_like(image), image.flatten(1)[:, 0], fooled
 
     start = torch.full((1, 1, 1, 1), 0.44)
-    assert torch.equal(search(evaluate, centre, start, 0.1, 10, 0.75), start)
+    assert torch.equal(search(evaluate, MaxBall(centre, 0.1), start, 10, 0.75), start)
 
 
 def test_a_step_size_is_halved_where_the_loss_rose_in_just_that_share_of_the_steps() -> None:
@@ -559,7 +560,7 @@ def test_a_step_size_is_halved_where_the_loss_rose_in_just_that_share_of_the_ste
         return gradient, losses[:, min(step, 5) - 1], torch.zeros(2)
 
     centre = torch.full((2, 1, 1, 1), 0.5)
-    search(evaluate, centre, centre - 0.4, 0.4, 19, 0.75)
+    search(evaluate, MaxBall(centre, 0.4), centre - 0.4, 19, 0.75)
     # From the lower edge of the ball, three quarters of a step of 0.4 and of 0.8.
     torch.testing.assert_close(seen[5].flatten(), torch.tensor([0.4, 0.7]))
 
@@ -674,7 +675,7 @@ def test_in_float64_auto_pgd_takes_the_steps_of_adversarial_library(
     with pytest.raises(EnoughError):
         reference._apgd(theirs, x, y, radius, float("inf"), x_init=x, n_iter=100, loss_function=loss)
     with pytest.raises(EnoughError):
-        search(evaluate, x, x, EPSILON, 100, 0.75)
+        search(evaluate, MaxBall(x, EPSILON), x, 100, 0.75)
     alike = (values[1] > values[0]) == (values[1] > 0)
     same = (torch.stack(ours.asked) - torch.stack(theirs.asked)).abs().flatten(2).amax(2) < 1e-9
     assert alike.float().mean() > 0.5
@@ -724,8 +725,8 @@ def test_a_square_that_would_change_nothing_is_turned_over() -> None:
     x = torch.full((2, 3, 6, 6), 0.5)
     best = torch.stack([x[0] + 0.1, x[1] - 0.1])
     up = torch.tensor([[0.2, 0.2, 0.9, 0.9, 0.9]] * 2)  # place, then a sign for each channel
-    proposal = Square()._proposal(x, best, 20, up, 0.1)
-    inside = squares(up[:, :2], side(20, 0.8, 6, 6), 6, 6).expand_as(x)
+    proposal = SEARCHES["linf"].proposal(MaxBall(x, 0.1), best, 0.4, up)
+    inside = squares(up[:, :2], side(0.4, 6, 6), 6, 6).expand_as(x)
     torch.testing.assert_close(proposal[0], torch.where(inside[0], 0.4, 0.6))
     torch.testing.assert_close(proposal[1], torch.where(inside[1], 0.6, 0.4))
 
@@ -740,9 +741,9 @@ def test_squares_are_where_the_uniforms_put_them_and_never_leave_the_image() -> 
 def test_the_sides_follow_the_published_schedule() -> None:
     published = {0: 0.8, 11: 0.4, 51: 0.2, 201: 0.1, 501: 0.05, 1001: 0.025, 2001: 0.0125, 8001: 0.8 / 512}
     for query, share in published.items():
-        assert side(query, 0.8, 100, 100) == round((share * 100 * 100) ** 0.5)
-    assert side(0, 1.0, 32, 32) == 31
-    assert side(9000, 0.8, 8, 8) == 1
+        assert side(share_at(query, 0.8), 100, 100) == round((share * 100 * 100) ** 0.5)
+    assert side(1.0, 32, 32) == 31
+    assert side(share_at(9000, 0.8), 8, 8) == 1
 
 
 def test_the_margin_is_negative_exactly_where_the_goal_is_reached() -> None:

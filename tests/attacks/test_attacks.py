@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, attack_labels
-from mi_ray.attacks.base import project
+from mi_ray.attacks.balls import MaxBall
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
@@ -24,7 +24,12 @@ GOALS = ["untargeted", "targeted"]
 SHAPE = (3, 8, 8)
 # `binarization` runs another attack on a problem of its own: whether that one keeps the contract is asked of it itself.
 over_attacks = pytest.mark.parametrize("name", [name for name in ATTACKS if name != "binarization"])
+over_balls = pytest.mark.parametrize(
+    ("name", "norm"), [(name, norm) for name in ATTACKS if name != "binarization" for norm in ATTACKS[name].norms]
+)
 over_goals = pytest.mark.parametrize("goal", GOALS)
+# Of images of 3 x 32 x 32: none, a usual radius, and one in which any image can be turned grey.
+RADII: dict[str, tuple[float, float, float]] = {"linf": (0.0, EPSILON, 0.5), "l2": (0.0, 1.0, 27.7)}
 
 
 def _example(name: str, length: int = 3, **more: Any) -> Attack:
@@ -52,28 +57,34 @@ def _grey(points: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
 # The contract
 
 
-@over_attacks
+def _moved(found: Tensor, x: Tensor, norm: Any) -> Tensor:
+    """How far each image has moved, in float64."""
+    order = {"linf": torch.inf, "l2": 2}[norm]
+    return torch.linalg.vector_norm((found.double() - x.double()).flatten(1), order, dim=1)
+
+
+@over_balls
 @over_goals
-@pytest.mark.parametrize("epsilon", [0.0, EPSILON, 0.5])
+@pytest.mark.parametrize("size", [0, 1, 2])
 def test_an_attack_stays_in_the_ball_and_in_the_pixel_box(
-    name: str, goal: Any, epsilon: float, classifier: Any, batch: Any
+    name: str, norm: Any, goal: Any, size: int, classifier: Any, batch: Any
 ) -> None:
-    x, y = batch
-    found = _example(name)(_target(name, classifier), x, y, ThreatModel(epsilon, goal))
+    (x, y), epsilon = batch, RADII[norm][size]
+    found = _example(name)(_target(name, classifier), x, y, ThreatModel(epsilon, goal, norm))
     assert found.shape == x.shape
-    assert (found - x).abs().max() <= epsilon + 1e-6
+    assert _moved(found, x, norm).max() <= epsilon + 1e-6 * max(1, epsilon)
     assert found.min() >= 0
     assert found.max() <= 1
     assert torch.equal(found, x) == (epsilon == 0)
 
 
-@over_attacks
+@over_balls
 @over_goals
-def test_an_attack_does_harm(name: str, goal: Any, classifier: Any, batch: Any) -> None:
+def test_an_attack_does_harm(name: str, norm: Any, goal: Any, classifier: Any, batch: Any) -> None:
     x, y = batch
-    threat = ThreatModel(0.1, goal)
+    threat = ThreatModel({"linf": 0.1, "l2": 2.0}[norm], goal, norm)
     labels = attack_labels(y, 10, threat, 0, range(8))
-    attack = _example(name, 10, step_size=0.02)
+    attack = _example(name, 10, step_size=threat.epsilon / 5)
     found = attack.craft(_target(name, classifier), x, labels, threat)
     before, after = (
         F.cross_entropy(classifier(images), labels, reduction="none") for images in (x, found.best(attack.stops()[-1]))
@@ -83,21 +94,23 @@ def test_an_attack_does_harm(name: str, goal: Any, classifier: Any, batch: Any) 
     assert (found.zero_gradients == -1).all() or (harm > 0).all()  # ten blind tries need not succeed everywhere
 
 
-@over_attacks
-def test_the_same_seed_gives_the_same_images_and_another_others(name: str, classifier: Any, batch: Any) -> None:
+@over_balls
+def test_the_same_seed_gives_the_same_images_and_another_others(
+    name: str, norm: Any, classifier: Any, batch: Any
+) -> None:
+    threat = ThreatModel(RADII[norm][1], norm=norm)
     first, again, other = (
-        _example(name)(_target(name, classifier), *batch, ThreatModel(EPSILON), seed=seed, points=range(50, 58))
-        for seed in (1, 1, 2)
+        _example(name)(_target(name, classifier), *batch, threat, seed=seed, points=range(50, 58)) for seed in (1, 1, 2)
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
-@over_attacks
+@over_balls
 @over_goals
-def test_splitting_the_points_splits_the_images(name: str, goal: Any, linear: Any) -> None:
+def test_splitting_the_points_splits_the_images(name: str, norm: Any, goal: Any, linear: Any) -> None:
     f, x, y, points = _target(name, linear(6, SHAPE), SHAPE, 6), _grey(9), torch.arange(9) % 6, list(range(70, 79))
-    threat = ThreatModel(EPSILON, goal)
+    threat = ThreatModel(RADII[norm][1], goal, norm)
     whole = _example(name)(f, x, y, threat, points=points)
     for cut in (1, 4):
         first = _example(name)(f, x[:cut], y[:cut], threat, points=points[:cut])
@@ -105,12 +118,12 @@ def test_splitting_the_points_splits_the_images(name: str, goal: Any, linear: An
         torch.testing.assert_close(torch.cat([first, rest]), whole, rtol=0, atol=1e-6)
 
 
-@over_attacks
-def test_permuted_points_give_permuted_images(name: str, classifier: Any, batch: Any) -> None:
+@over_balls
+def test_permuted_points_give_permuted_images(name: str, norm: Any, classifier: Any, batch: Any) -> None:
     (x, y), order = batch, torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
-    model = _target(name, classifier)
-    straight = _example(name)(model, x, y, ThreatModel(EPSILON), points=range(8))
-    mixed = _example(name)(model, x[order], y[order], ThreatModel(EPSILON), points=order.tolist())
+    model, threat = _target(name, classifier), ThreatModel(RADII[norm][1], norm=norm)
+    straight = _example(name)(model, x, y, threat, points=range(8))
+    mixed = _example(name)(model, x[order], y[order], threat, points=order.tolist())
     assert torch.equal(straight[order], mixed)
 
 
@@ -137,8 +150,8 @@ def test_images_outside_the_pixel_box_are_refused(name: str, wrong: Any, classif
         _example(name).craft(classifier, wrong(batch[0]), batch[1], ThreatModel(EPSILON))
 
 
-@over_attacks
-def test_the_cost_is_what_an_attack_asks_of_the_classifier(name: str, linear: Any) -> None:
+@over_balls
+def test_the_cost_is_what_an_attack_asks_of_the_classifier(name: str, norm: Any, linear: Any) -> None:
     f, passes = linear(4, SHAPE), [0, 0]
 
     class Counting(nn.Module):
@@ -151,7 +164,8 @@ def test_the_cost_is_what_an_attack_asks_of_the_classifier(name: str, linear: An
 
     attack = _example(name)
     model = _target(name, Counting(), SHAPE, 4)
-    attack.craft(model, _grey(5), torch.zeros(5, dtype=torch.int64), ThreatModel(EPSILON))
+    threat = ThreatModel(RADII[norm][1], norm=norm)
+    attack.craft(model, _grey(5), torch.zeros(5, dtype=torch.int64), threat)
     planned = [5 * cost for cost in attack.cost((5,) if attack.needs_defense else ())]  # N = 5, and ŷ
     if attack.stops_early:
         assert 0 < sum(passes) <= sum(planned)
@@ -176,7 +190,7 @@ def test_what_leaves_the_ball_or_the_box_is_a_bug_and_is_caught() -> None:
 
     attack, x, y = Escaping(), _grey(2), torch.zeros(2, dtype=torch.int64)
     attack.craft(nn.Identity(), x, y, ThreatModel(EPSILON))
-    for by, said in ((2 * EPSILON, "epsilon-ball"), (EPSILON, "pixel box"), (-EPSILON, "pixel box")):
+    for by, said in ((2 * EPSILON, "left the ball"), (EPSILON, "pixel box"), (-EPSILON, "pixel box")):
         Escaping.by = by
         with pytest.raises(AssertionError, match=said):
             attack.craft(nn.Identity(), x, y, ThreatModel(EPSILON))
@@ -288,7 +302,7 @@ def test_restarts_are_independent_and_the_first_is_the_same_alone(classifier: An
 
 def test_projection_is_the_nearest_point_of_ball_and_box() -> None:
     centre, x = torch.tensor([0.0, 0.5, 0.5, 0.98]), torch.tensor([-1.0, 0.55, 0.9, 2.0])
-    found = project(x.view(1, 1, 1, 4), centre.view(1, 1, 1, 4), 0.1)
+    found = MaxBall(centre.view(1, 1, 1, 4), 0.1).projected(x.view(1, 1, 1, 4))
     torch.testing.assert_close(found.flatten(), torch.tensor([0.0, 0.55, 0.6, 1.0]))
 
 
@@ -433,9 +447,10 @@ def test_each_step_and_restart_draws_afresh_by_key(linear: Any) -> None:
     [
         ({"epsilon": 2}, r"epsilon must be in \[0, 1\] .*; got 2"),
         ({"epsilon": -0.1}, r"epsilon must be in \[0, 1\] .*; got -0.1"),
+        ({"epsilon": -0.1, "norm": "l2"}, r"epsilon must be at least 0; got -0.1"),
         ({"epsilon": "8/0"}, r"epsilon must be a finite number or a fraction such as 8/255; got '8/0'"),
         ({"epsilon": 0.1, "goal": "both"}, r"goal must be one of untargeted, targeted; got 'both'"),
-        ({"epsilon": 0.1, "norm": "l2"}, r"norm must be one of linf; got 'l2'"),
+        ({"epsilon": 0.1, "norm": "l1"}, r"norm must be one of linf, l2; got 'l1'"),
         ({"epsilon": 0.1, "knowledge": "all"}, r"knowledge must be one of oblivious, black_box, adaptive; got 'all'"),
     ],
 )

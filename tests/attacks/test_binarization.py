@@ -7,9 +7,10 @@ from torch import Tensor, nn
 from mi_ray.attacks import ATTACKS, Adversarial
 from mi_ray.classifiers import ARCHITECTURES, Classifier, wrap_classifier
 from mi_ray.store.keys import canonical
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import Norm, ThreatModel
 
 EPSILON, COUNT = 0.06, 8
+RADII: dict[Norm, float] = {"linf": EPSILON, "l2": 1.0}
 STEPS = {"steps": [20], "step_size": EPSILON / 4}
 
 
@@ -30,15 +31,15 @@ def network(masked: bool = False) -> Classifier:
     return wrap_classifier(Rounded(made) if masked else made, classes=10)
 
 
-def crafted(method: str, values: object, model: nn.Module) -> Adversarial:
+def crafted(method: str, values: object, model: nn.Module, norm: Norm = "linf") -> Adversarial:
     """The test of an attack on some images of noise, whose labels mean nothing to it."""
     x = torch.rand(COUNT, 3, 16, 16, generator=torch.Generator().manual_seed(1))
     attack = ATTACKS.make("binarization", {"of": canonical({method: values})})
-    return attack.craft(model, x, torch.full((COUNT,), 3), ThreatModel(EPSILON))
+    return attack.craft(model, x, torch.full((COUNT,), 3), ThreatModel(RADII[norm], norm=norm))
 
 
-def solved(method: str, values: object, *, masked: bool = False) -> float:
-    success = crafted(method, values, network(masked)).success[0, 0]
+def solved(method: str, values: object, *, masked: bool = False, norm: Norm = "linf") -> float:
+    success = crafted(method, values, network(masked), norm).success[0, 0]
     assert int((~success.isnan()).sum()) >= COUNT // 2  # so many problems could be made
     return float(success.nanmean())
 
@@ -49,6 +50,13 @@ def solved(method: str, values: object, *, masked: bool = False) -> float:
 )
 def test_a_sound_attack_solves_its_problems(method: str, values: object) -> None:
     assert solved(method, values) == 1.0
+
+
+@pytest.mark.parametrize(("method", "values"), [("pgd", {**STEPS, "step_size": 0.25}), ("apgd", {"steps": 20})])
+def test_a_sound_attack_solves_its_problems_in_l2(method: str, values: dict[str, object]) -> None:
+    assert solved(method, values, norm="l2") == 1.0
+    short = {**values, "step_size": 0.001, "random_start": False}
+    assert method != "pgd" or solved(method, short, norm="l2") == 0.0
 
 
 def test_an_attack_that_hardly_moves_solves_none() -> None:

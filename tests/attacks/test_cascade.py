@@ -13,7 +13,7 @@ from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.cascade import Cascade, Stage, of_stage
 from mi_ray.attacks.eot_pgd import answer_gradient, log_mean_gradient, mean_answer
-from mi_ray.attacks.square import Square, side
+from mi_ray.attacks.square import Square, share_at
 from mi_ray.defenses import DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import Executions
 from mi_ray.parameters import integer
@@ -214,8 +214,8 @@ def test_square_leaves_fooled_images_alone_and_its_schedule_follows_its_budget(
     early, late = (classifier(images).argmax(1) != y for images in found.images[0])
     assert bool((late | ~early).all())
     assert torch.equal(found.images[0, 0][early], found.images[0, 1][early])
-    whole = [side(query, 0.8, 32, 32) for query in range(0, 10_000, 100)]
-    assert [side(query, 0.8, 32, 32, 100) for query in range(100)] == whole
+    whole = [share_at(query, 0.8) for query in range(0, 10_000, 100)]
+    assert [share_at(query, 0.8, 100) for query in range(100)] == whole
 
 
 def test_momentum_adds_up_the_gradients_of_all_steps(classifier: Any, batch: tuple[Tensor, Tensor]) -> None:

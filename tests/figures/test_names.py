@@ -31,6 +31,7 @@ def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
     ("row", "name"),
     [
         (cell("a", "none", {}, "pgd", 0.1), "PGD-10, untargeted, ε = 8/255"),
+        (cell("a", "none", {}, "pgd", 0.1, norm="l2", epsilon=1.0), "PGD-10, untargeted, ε = 1 in L2"),
         (cell("a", "mi_ol", {}, "pgd", 0.1, knowledge="adaptive"), "adaptive PGD-10, untargeted, ε = 8/255"),
         (cell("a", "mi_ol", {}, "eot_pgd", 0.1, **adaptive(50, 30)), "EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"),
         (cell("a", "mi_ol", {}, "averaged", 0.1, **adaptive(10, 5)), "Averaged PGD-10 (EOT 5), untargeted, ε = 8/255"),

@@ -625,6 +625,26 @@ def test_the_only_attack_on_a_setting_is_its_worst_case() -> None:
     assert list(dict.fromkeys(table["curve"]))[-1] == epsilon_curve.WORST
 
 
+def test_each_norm_has_curves_of_its_own_with_radii_in_its_own_unit() -> None:
+    cells = radii()
+    l2 = cells[cells["attack"] != "none"].assign(norm="l2", epsilon=lambda rows: 20 * rows["epsilon"])
+    l2["cell"] += " in L2"
+    table = epsilon_curve.facts(pd.concat([cells, l2], ignore_index=True), NAMES)
+    plain = [name for name in dict.fromkeys(table["curve"]) if not name.endswith(", L2")]
+    assert {f"{name}, L2" for name in plain} == {*dict.fromkeys(table["curve"])} - {*plain}
+    for name in plain:
+        here, there = (table[table["curve"] == each].reset_index(drop=True) for each in (name, f"{name}, L2"))
+        assert set(there["norm"]) == {"l2"}
+        assert there["epsilon"].tolist() == pytest.approx((20 * here["epsilon"]).tolist())
+        assert there["accuracy"].tolist() == here["accuracy"].tolist()
+    figure = epsilon_curve.draw(table, NAMES, *epsilon_curve.describe(table))
+    for axes in figure.axes:
+        levels = "L2" not in axes.get_title()
+        assert axes.get_xlabel() == ("ε · 255" if levels else "ε")
+        drawn = {float(x) for line in axes.lines for x in line.get_xdata()}
+        assert max(drawn) == pytest.approx(8 if levels else 160 / 255)
+
+
 def crosses(axes: Any) -> int:
     """How many points of a panel are crossed out."""
     return sum(len(found.get_offsets()) for found in axes.collections if found.get_zorder() == 9)

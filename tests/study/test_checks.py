@@ -47,12 +47,13 @@ def evidence(**changes: Any) -> Evidence:
         "judged": Answers(answers(100).right, 1, np.where(answers(100).right > 0, -0.2, 1.0)),
         "clean": answers(300),
         "control": Answers(answers(100).right, 1, np.where(answers(100).right > 0, -0.1, 1.0)),
-        "linf": np.full(POINTS, 0.1),
+        "moved": np.full(POINTS, 0.1),
         "zero": np.zeros(POINTS, int),
         "gradients": np.full(POINTS, 10),
         "epsilon": 0.1,
         "classes": CLASSES,
         "rival": "its control",
+        "wider": 0.5,
     }
     return Evidence(**{**usual, **changes})
 
@@ -66,7 +67,7 @@ BROKEN: list[tuple[str, Mapping[str, Any]]] = [
     *((name, {"control": answers(70)}) for name in ("reference", "more_steps", "more_restarts", "more_eot")),
     *((name, {"control": answers(70)}) for name in ("black_box_not_stronger", "random_noise_not_stronger")),
     ("headway", {"judged": answers(100)}),
-    ("budget", {"linf": np.full(POINTS, 0.04)}),
+    ("budget", {"moved": np.full(POINTS, 0.04)}),
     ("gradients_not_zero", {"zero": np.full(POINTS, 2)}),
     ("pushed_back", {"judged": answers(150, first=200)}),
     ("epsilon_zero", {"control": answers(299)}),
@@ -150,10 +151,10 @@ def test_errors_are_controlled_over_all_tests_of_a_cell_together() -> None:
 
 def test_max_delta_may_reach_epsilon_and_the_rounding_of_float32() -> None:
     epsilon = 8 / 255
-    assert in_ball(float(np.float32(epsilon)), epsilon).state == "passed"
-    assert in_ball(epsilon + 9e-7, epsilon).state == "passed"
-    assert in_ball(epsilon + 2e-6, epsilon).state == "failed"
-    assert in_ball(0.0, 0.0).state == "passed"
+    assert in_ball(float(np.float32(epsilon)), ThreatModel(epsilon)).state == "passed"
+    assert in_ball(epsilon + 9e-7, ThreatModel(epsilon)).state == "passed"
+    assert in_ball(epsilon + 2e-6, ThreatModel(epsilon)).state == "failed"
+    assert in_ball(0.0, ThreatModel(0.0)).state == "passed"
 
 
 @pytest.mark.parametrize(
@@ -227,7 +228,7 @@ def test_points_that_an_attack_leaves_alone_on_purpose_are_not_held_against_it()
     linf[:50] = 0.0  # half of the points that stand: they failed when clean in the attack's own draws
     for leaves, states in ((True, ["passed", "passed"]), (False, ["failed", "failed"])):
         judged = Answers(answers(100).right, 1, np.where(answers(100).right > 0, np.where(linf > 0, -0.2, -1.0), 1.0))
-        found = evidence(linf=linf, judged=judged, leaves_some=leaves)
+        found = evidence(moved=linf, judged=judged, leaves_some=leaves)
         assert [state(name, found) for name in ("budget", "headway")] == states
 
 

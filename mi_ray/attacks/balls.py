@@ -1,0 +1,172 @@
+"""The balls of threat models: all that differs between norms, so that an attack is written once for every norm it knows.
+
+A ball is that of one norm around each clean image, cut by the pixel box. Another norm is another class here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import final
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mi_ray.randomness import Draws
+from mi_ray.threat_model import Norm
+
+ROUNDS = 50  # More than the searches of `share_within` were ever seen to need; one that is cut short stays inside.
+
+
+class Ball(ABC):
+    """The images within `radius` of each centre, in the norm of the class, whose pixels are in [0, 1].
+
+    centre: clean images [B, C, H, W] in [0, 1]. radius: in [0, 1] pixels.
+    """
+
+    def __init__(self, centre: Float[Tensor, "B C H W"], radius: float) -> None:
+        self.centre, self.radius = centre, radius
+
+    @staticmethod
+    @abstractmethod
+    def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
+        """The norm of each difference of two images."""
+
+    @staticmethod
+    @abstractmethod
+    def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
+        """Points uniform in the unit ball, without a box. shape: that of one image."""
+
+    @abstractmethod
+    def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The nearest images (in L2, which is what a projection means) that the ball holds."""
+
+    @abstractmethod
+    def ascended(
+        self,
+        x: Float[Tensor, "B C H W"],
+        size: float | Float[Tensor, "B 1 1 1"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """The images after a step of that size in the norm, in which a linear function with that gradient rises most, projected.
+
+        Where a gradient is zero nothing moves.
+        """
+
+    @final
+    def reach(self, direction: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The images as far away in these directions as the radius lets, without a projection. No direction may be zero."""
+        return self.centre + direction * (self.radius / self.distance(direction)[:, None, None, None])
+
+    @final
+    def random_start(self, draws: Draws) -> Float[Tensor, "B C H W"]:
+        """A point uniform in the ball around each image, projected into the pixel box."""
+        return self.projected(self.centre + self.radius * self.uniform(draws, self.centre.shape[1:])[0])
+
+
+@final
+class MaxBall(Ball):
+    """The ball of the max norm: every pixel moves on its own."""
+
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor]:
+        """(the lowest, the highest image)."""
+        return (self.centre - self.radius).clamp_(0, 1), (self.centre + self.radius).clamp_(0, 1)
+
+    @staticmethod
+    def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
+        """The largest change of a pixel."""
+        return difference.abs().flatten(-3).amax(-1)
+
+    @staticmethod
+    def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
+        """Every pixel uniform in [-1, 1)."""
+        return 2 * draws.uniform_images(shape) - 1
+
+    def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """Every pixel where it is, or at its own end."""
+        return x.clamp(*self._ends)
+
+    def ascended(
+        self,
+        x: Float[Tensor, "B C H W"],
+        size: float | Float[Tensor, "B 1 1 1"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """Along the sign of the gradient (Eq. 18), in one new tensor: memory is what such a step costs."""
+        return gradient.sign().mul_(size).add_(x).clamp_(*self._ends)
+
+
+def share_within(
+    length: Float[Tensor, "B N"], room: Float[Tensor, "B N"], radius: float | Float[Tensor, "B"]
+) -> Float[Tensor, "B"]:
+    """The largest s for which min(s length, room) has an L2 norm of at most `radius`; infinite where every s does.
+
+    length, room: at least 0; room says how far a pixel can move. With the pixels that are at their end known, s is a square
+    root; more of them are there the larger it is, so that it rises to the answer from below, in as many rounds as it
+    takes.
+    """
+    share = radius / length.norm(dim=1).clamp_min(torch.finfo(length.dtype).tiny)
+    for _ in range(ROUNDS):
+        full = share[:, None] * length >= room
+        left = radius**2 - torch.where(full, room, 0).square().sum(1)
+        free = torch.where(full, 0, length).square().sum(1)
+        larger = torch.maximum(share, (left.clamp_min(0) / free).sqrt().nan_to_num(0.0, torch.inf))
+        if torch.equal(larger, share):
+            break
+        share = larger
+    return share
+
+
+def farthest(
+    centre: Float[Tensor, "B C H W"], direction: Float[Tensor, "B C H W"], radius: float, most: float = torch.inf
+) -> Float[Tensor, "B C H W"]:
+    """Of the images in the pixel box within an L2 distance of each centre, the one farthest along a direction.
+
+    It is where a linear function with that gradient is highest, and with `most` = 1 the image nearest to
+    centre + direction. A pixel moves by its part of the direction, times one number an image of at most `most`, and no
+    farther than the box. Where a direction is zero nothing moves.
+    """
+    length, room = direction.abs(), torch.where(direction > 0, 1 - centre, centre)
+    share = share_within(length.flatten(1), room.flatten(1), radius).clamp_max(most)[:, None, None, None]
+    moved = torch.minimum((share * length).nan_to_num(0.0), room)
+    return (centre + direction.sign() * moved).clamp_(0, 1)
+
+
+@final
+class EuclideanBall(Ball):
+    """The ball of the L2 norm: the root of the sum of squares over all pixels and channels."""
+
+    @staticmethod
+    def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
+        """The root of the sum of squares, added up in float64."""
+        return torch.linalg.vector_norm(difference.flatten(-3), dim=-1, dtype=torch.float64).to(difference.dtype)
+
+    @staticmethod
+    def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
+        """A direction that is uniform, at a distance whose d-th power is uniform."""
+        normal, share = draws.normal_images(shape), draws.uniform(1)[..., 0]
+        far = share ** (1 / normal[0, 0].numel()) / EuclideanBall.distance(normal)
+        return normal * far[..., None, None, None]
+
+    def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The nearest image in ball and box at once, which is not the box's nearest to the ball's nearest one."""
+        boxed = x.clamp(0, 1)
+        inside = self.distance(boxed - self.centre) <= self.radius
+        nearest = farthest(self.centre, x - self.centre, self.radius, most=1.0)
+        return torch.where(inside[:, None, None, None], boxed, nearest)
+
+    def ascended(
+        self,
+        x: Float[Tensor, "B C H W"],
+        size: float | Float[Tensor, "B 1 1 1"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """Along the gradient itself. It is scaled to its largest entry first, whose square float32 can hold."""
+        largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
+        scaled = gradient / largest
+        length = self.distance(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
+        return self.projected(x + size * (scaled / length))
+
+
+BALLS: Mapping[Norm, type[Ball]] = {"linf": MaxBall, "l2": EuclideanBall}

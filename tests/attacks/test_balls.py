@@ -1,0 +1,361 @@
+"""The ball of each norm: its projection, its steepest step, its uniform points; and what attacks find in it.
+
+What is compared with is worked out here by other means: bisections in float64, closed forms on linear classifiers, and
+other libraries on the same points.
+"""
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+
+from mi_ray import ThreatModel, make_attack
+from mi_ray.attacks import ATTACKS
+from mi_ray.attacks.auto_pgd import search
+from mi_ray.attacks.balls import BALLS, EuclideanBall, share_within
+from mi_ray.attacks.criterion import criterion
+from mi_ray.attacks.square import SEARCHES, bump, pyramid
+from mi_ray.data import to_unit
+from mi_ray.randomness import Draws, Key
+from mi_ray.statistics import paired_test
+from mi_ray.threat_model import DIAMETERS, NORMS
+
+SHAPE = (3, 8, 8)
+CPU = torch.device("cpu")
+MARGIN = 0.1  # as in test_other_libraries: two attacks agree within so much
+over_norms = pytest.mark.parametrize("norm", NORMS)
+
+
+def _images(points: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
+    """Random images a third of whose pixels are at an end of the box."""
+    drawn = 1.5 * torch.rand(points, *shape, generator=torch.Generator().manual_seed(seed)) - 0.25
+    return drawn.clamp(0, 1)
+
+
+def _nearest(x: Tensor, centre: Tensor, radius: float) -> Tensor:
+    """The nearest image in the L2 ball and the box: clamp((x + m centre) / (1 + m)) with the m that a bisection finds."""
+    x, centre, low, high = x.double(), centre.double(), 0.0, 1e9
+    if (x.clamp(0, 1) - centre).norm() <= radius:
+        return x.clamp(0, 1)
+    for _ in range(200):
+        middle = (low + high) / 2
+        inside = (((x + middle * centre) / (1 + middle)).clamp(0, 1) - centre).norm() <= radius
+        low, high = (low, middle) if inside else (middle, high)
+    return ((x + high * centre) / (1 + high)).clamp(0, 1)
+
+
+def _optimum(centre: Tensor, direction: Tensor, radius: float) -> Tensor:
+    """Where a linear function with that gradient is highest in the L2 ball and the box, by a bisection for its multiplier."""
+    centre, direction, low, high = centre.double(), direction.double(), 0.0, 1e9
+    for _ in range(200):
+        middle = (low + high) / 2
+        inside = ((centre + middle * direction).clamp(0, 1) - centre).norm() <= radius
+        low, high = (middle, high) if inside else (low, middle)
+    return (centre + low * direction).clamp(0, 1)
+
+
+# The ball of L2
+
+
+@pytest.mark.parametrize("radius", [0.0, 0.01, 1.0, 5.0, 12.0])
+@pytest.mark.parametrize("spread", [1e-3, 0.3, 20.0])
+def test_an_l2_projection_is_the_nearest_image_of_ball_and_box_at_once(radius: float, spread: float) -> None:
+    centre = _images(6)
+    x = centre + spread * torch.randn(centre.shape, generator=torch.Generator().manual_seed(1))
+    found = EuclideanBall(centre, radius).projected(x)
+    wanted = torch.stack([_nearest(one, of, radius) for one, of in zip(x, centre, strict=True)])
+    torch.testing.assert_close(found.double(), wanted, rtol=0, atol=2e-6)
+    assert ((found.double() - centre).flatten(1).norm(dim=1) <= radius + 1e-6 * max(1, radius)).all()
+
+
+def test_a_ball_and_then_a_box_are_not_the_nearest_image_of_both() -> None:
+    centre = torch.tensor([0.9, 0.5]).view(1, 1, 1, 2)
+    found = EuclideanBall(centre, 0.5).projected(centre + torch.tensor([1.0, 1.0]).view(1, 1, 1, 2))
+    torch.testing.assert_close(found.flatten(), torch.tensor([1.0, 0.5 + (0.25 - 0.01) ** 0.5]))  # not 0.5 + 0.5 / √2
+
+
+@over_norms
+def test_what_a_ball_holds_is_its_own_projection_and_the_centre_that_of_radius_0(norm: Any) -> None:
+    centre = _images(5)
+    ball = BALLS[norm](centre, 0.7)
+    once = ball.projected(centre + torch.randn(centre.shape, generator=torch.Generator().manual_seed(2)))
+    torch.testing.assert_close(ball.projected(once), once, rtol=0, atol=1e-6)
+    assert torch.equal(BALLS[norm](centre, 0.0).projected(once), centre)
+
+
+@over_norms
+def test_a_step_is_as_long_as_it_says_whatever_the_gradients_size_and_stays_without_one(norm: Any) -> None:
+    centre = torch.full((4, *SHAPE), 0.5)
+    gradient = torch.randn(centre.shape, generator=torch.Generator().manual_seed(3))
+    ball = BALLS[norm](centre, DIAMETERS[norm](192))
+    for scale in (1e-38, 1e-20, 1.0, 1e30):
+        found = ball.ascended(centre, 0.1, scale * gradient)
+        torch.testing.assert_close(ball.distance(found - centre), torch.full((4,), 0.1), rtol=1e-4, atol=1e-6)
+        rise = ((found - centre) * gradient).flatten(1).sum(1)
+        dual = {"linf": gradient.abs().flatten(1).sum(1), "l2": gradient.flatten(1).norm(dim=1)}[norm]
+        torch.testing.assert_close(rise, 0.1 * dual, rtol=1e-3, atol=0)
+    assert torch.equal(ball.ascended(centre, 0.1, torch.zeros_like(centre)), centre)
+    sizes = torch.tensor([0.1, 0.2, 0.0, 0.05])
+    found = ball.ascended(centre, sizes[:, None, None, None], gradient)
+    torch.testing.assert_close(ball.distance(found - centre), sizes, rtol=1e-4, atol=1e-6)
+
+
+@over_norms
+def test_uniform_points_are_uniform_in_the_unit_ball(norm: Any) -> None:
+    """A share r^d of them lies within r of the centre, and no direction is preferred."""
+    drawn = BALLS[norm].uniform(Draws(Key(0, "test"), range(500), 4, 0, CPU), (1, 2, 2)).flatten(0, 1)
+    far = BALLS[norm].distance(drawn)
+    assert stats.kstest(far**4, "uniform").pvalue > 1e-3
+    assert (drawn.flatten(1).mean(0).abs() < 0.05).all()
+    away = BALLS[norm](torch.full((8, *SHAPE), 0.5), 0.25).random_start(Draws(Key(0, "test"), range(8), 1, 0, CPU))
+    assert (BALLS[norm].distance(away - 0.5) <= 0.25 + 1e-6).all()
+    assert (BALLS[norm].distance(away - 0.5) > 0.2).all()  # of 192 dimensions nearly all of a ball is at its surface
+
+
+def test_a_share_is_infinite_where_every_pixel_may_go_to_its_end() -> None:
+    room = torch.tensor([[0.3, 0.4], [0.3, 0.4], [0.0, 0.0]])
+    found = share_within(torch.tensor([[1.0, 2.0]] * 3), room, 0.5 + 1e-6)
+    assert torch.isinf(found).all()
+    torch.testing.assert_close(
+        share_within(torch.tensor([[1.0, 2.0]]), room[:1], 0.45), torch.tensor([0.2]), atol=0.2, rtol=0
+    )
+    torch.testing.assert_close(share_within(torch.tensor([[3.0, 4.0]]), torch.ones(1, 2), 0.5), torch.tensor([0.1]))
+
+
+# What attacks find in it
+
+
+GRADIENTS = {
+    "pgd": {"steps": 30, "step_size": 1.0},
+    "eot_pgd": {"steps": 30, "step_size": 1.0},
+    "momentum": {"steps": 30, "step_size": 1.0},
+}
+FOUND = [  # every registered attack that makes sense on F alone, on each of its norms
+    (name, norm)
+    for name in ATTACKS
+    if not ATTACKS[name].needs_defense and name not in ("binarization",)
+    for norm in ATTACKS[name].norms
+]
+# Of the gain of the optimum; all others find all of it. A search over windows of three pixels and more does not on weights that
+# are noise.
+LEAST = {"random_noise": 0.02, "square": 0.45}
+
+
+@pytest.mark.parametrize(("name", "norm"), FOUND)
+@pytest.mark.parametrize("radius", ["small", "large"])
+@pytest.mark.parametrize("goal", ["untargeted", "targeted"])
+def test_on_two_linear_classes_an_attack_finds_the_closed_form_optimum(
+    name: str, norm: Any, radius: str, goal: Any, linear: Any
+) -> None:
+    f, x, y = linear(2, SHAPE), _images(6), torch.zeros(6, dtype=torch.int64)
+    epsilon = {"linf": (0.01, 0.4), "l2": (0.1, 4.0)}[norm][radius == "large"]
+    labels = y if goal == "untargeted" else 1 - y
+    away = (f.weight[1] - f.weight[0]).view(SHAPE)
+    best = (
+        (x + epsilon * away.sign()).clamp(0, 1)
+        if norm == "linf"
+        else torch.stack([_optimum(one, away, epsilon) for one in x]).float()
+    )
+    lead = f(best)[:, 1] - f(best)[:, 0]
+    f.bias.data[0] += lead.max() + 0.1  # so that no image is fooled, and none left alone because it is
+    attack = make_attack(name, **GRADIENTS.get(name, {"queries": 2000} if name == "square" else {}))
+    threat = ThreatModel(epsilon, goal, norm)
+    found = attack.craft(f, x, labels, threat).best(attack.stops()[-1])
+    gain, most = (((images - x) * away).flatten(1).sum(1) for images in (found, best))
+    assert (gain >= LEAST.get(name, 0.998) * most).all(), gain / most
+    assert (gain <= most * (1 + 1e-4) + 1e-5).all()
+
+
+def test_pgd_with_long_steps_finds_the_optimum_itself(linear: Any) -> None:
+    f, x = linear(2, SHAPE), _images(6)
+    away = (f.weight[1] - f.weight[0]).view(SHAPE)
+    found = make_attack("pgd", steps=40, step_size=1.0)(
+        f, x, torch.zeros(6, dtype=torch.int64), ThreatModel(2.0, norm="l2")
+    )
+    best = torch.stack([_optimum(one, away, 2.0) for one in x]).float()
+    torch.testing.assert_close(found, best, rtol=0, atol=1e-4)
+
+
+def test_an_attack_says_which_norms_it_knows(classifier: Any, batch: Any) -> None:
+    with pytest.raises(ValueError, match=r"averaged attacks in the norm linf; got l2"):
+        make_attack("averaged").craft(classifier, *batch, ThreatModel(0.5, norm="l2"))
+
+
+# Square
+
+
+def test_a_bump_is_a_hill_above_a_hollow_as_the_attacks_paper_has_it() -> None:
+    hill = torch.tensor([[1 / 9, 1 / 9 + 1 / 4, 1 / 9], [0, 0, 0], [0, 0, 0]])
+    assert hill.shape == (3, 3)
+    found = pyramid(3, 3)  # M is 1 in the middle and 0 around it: 1 / 1 + 1 / 4, and 1 / 4
+    torch.testing.assert_close(found, torch.tensor([[0.25] * 3, [0.25, 1.25, 0.25], [0.25] * 3]))
+    for length in (1, 2, 3, 5, 8):
+        made = bump(length)
+        assert made.norm().item() == pytest.approx(1.0, abs=1e-6)
+        assert (made[: length // 2] > 0).all()
+        assert (made[length // 2 :] < 0).all()
+
+
+def test_a_window_takes_the_budget_of_another_and_the_unused_one_and_leaves_the_rest_alone() -> None:
+    x = torch.full((3, *SHAPE), 0.5)
+    ball, unit = EuclideanBall(x, 0.3), torch.tensor([[0.0, 0.0, 0.99, 0.99, 0.9, 0.9, 0.1, 0.9]] * 3)
+    best = x + 0.01 * torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    found = SEARCHES["l2"].proposal(ball, best, 0.1, unit)
+    torch.testing.assert_close(ball.distance(found - x), torch.full((3,), 0.3), rtol=1e-5, atol=0)
+    untouched = torch.ones(8, 8, dtype=torch.bool)
+    untouched[:3, :3] = untouched[5:, 5:] = False  # windows of three pixels a side
+    torch.testing.assert_close(found[..., untouched], best[..., untouched])
+    assert torch.equal(found[..., 5:, 5:], x[..., 5:, 5:])  # emptied
+    middle = (found - x)[:, :, 0, 1]
+    assert (middle[:, [0, 2]] > middle[:, 1:2]).all()  # signs of the channels
+
+
+def test_a_search_in_l2_begins_at_the_surface_and_its_best_never_worsens(classifier: Any, batch: Any) -> None:
+    x, y = batch[0] * 0.5 + 0.25, batch[1]
+    threat = ThreatModel(1.0, norm="l2")
+    found = make_attack("square", queries=[1, 5, 50]).craft(classifier, x, y, threat)
+    torch.testing.assert_close(EuclideanBall.distance(found.images[0] - x), torch.ones(3, 8), rtol=1e-4, atol=0)
+    margins = torch.stack([criterion(threat).margin(classifier(images), y) for images in found.images[0]])
+    assert (margins[1:] <= margins[:-1] + 1e-5).all()
+    assert (margins[-1] < margins[0]).any()
+
+
+# Other libraries on the same points
+
+
+@pytest.fixture(scope="module")
+def adv_lib() -> Any:
+    """adv-lib's attacks; what draws their plots is not needed for them."""
+    pytest.importorskip("adv_lib")
+    with pytest.MonkeyPatch.context() as patch:
+        plots: Any = ModuleType("visdom")
+        plots.Visdom = object
+        patch.setitem(sys.modules, "visdom", plots)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield importlib.import_module("adv_lib.attacks")
+
+
+@pytest.fixture(scope="module")
+def fifty_more(digits: Any) -> tuple[Tensor, Tensor]:
+    return to_unit(digits.test_images[:150]), torch.from_numpy(digits.test_labels[:150])
+
+
+def _agree(f: Any, y: Tensor, theirs: Tensor, ours: Tensor) -> None:
+    """Some points stand, some do not, and the paired interval of the difference lies within MARGIN."""
+    right = [(f(images).argmax(1) == y).long().numpy() for images in (theirs, ours)]
+    assert 0.05 < right[1].mean() < 0.9, right[1].mean()
+    test = paired_test(right[0], right[1], draws=1)
+    assert test.low > -MARGIN, test
+    assert test.high < MARGIN, test
+
+
+RADIUS = 0.6  # of digits, at which the network of the tests keeps about a half
+
+
+@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
+def test_l2_pgd_makes_the_images_of_foolbox_where_the_box_is_far(classifier: Any, fifty_more: Any) -> None:
+    import foolbox
+
+    x, y = 0.4 + 0.2 * fifty_more[0], fifty_more[1]
+    y = classifier(x).argmax(1)
+    attack = foolbox.attacks.L2PGD(abs_stepsize=0.1, steps=10, random_start=False)
+    theirs = attack.run(foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu"), x, y, epsilon=0.5)
+    ours = make_attack("pgd", steps=10, step_size=0.1, random_start=False)(
+        classifier, x, y, ThreatModel(0.5, norm="l2")
+    )
+    assert ((ours - theirs).abs() < 1e-4).float().mean() > 0.99
+    assert torch.equal(classifier(ours).argmax(1), classifier(theirs).argmax(1))
+
+
+@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
+def test_l2_pgd_leaves_what_foolbox_and_torchattacks_leave(classifier: Any, fifty_more: Any) -> None:
+    import foolbox
+    import torchattacks
+
+    x, y = fifty_more
+    ours = make_attack("pgd", steps=20, step_size=RADIUS / 5)(classifier, x, y, ThreatModel(RADIUS, norm="l2"))
+    first = foolbox.attacks.L2PGD(abs_stepsize=RADIUS / 5, steps=20)
+    _agree(
+        classifier,
+        y,
+        first.run(foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu"), x, y, epsilon=RADIUS),
+        ours,
+    )
+    second = torchattacks.PGDL2(classifier, eps=RADIUS, alpha=RADIUS / 5, steps=20, random_start=True)
+    _agree(classifier, y, second(x, y), ours)
+
+
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
+def test_l2_apgd_leaves_what_adv_lib_leaves(loss: str, classifier: Any, fifty_more: Any, adv_lib: ModuleType) -> None:
+    x, y = fifty_more
+    theirs = adv_lib.apgd(classifier, x, y, RADIUS, 2, n_iter=20, loss_function=loss)
+    ours = make_attack("apgd", steps=20, loss=loss)(classifier, x, y, ThreatModel(RADIUS, norm="l2"))
+    _agree(classifier, y, theirs, ours)
+
+
+@pytest.mark.long
+def test_targeted_l2_apgd_leaves_what_adv_lib_leaves(classifier: Any, fifty_more: Any, adv_lib: ModuleType) -> None:
+    x, y = fifty_more
+    right = classifier(x).argmax(1) == y  # of an image that is wrong when clean theirs may seek the true label
+    x, y = x[right], y[right]
+    theirs = adv_lib.apgd_targeted(classifier, x, y, RADIUS, 2, n_iter=20, num_targets=9)
+    ours = make_attack("apgd", steps=20, loss="targeted_dlr", targets=9)(
+        classifier, x, y, ThreatModel(RADIUS, norm="l2")
+    )
+    _agree(classifier, y, theirs, ours)
+
+
+@pytest.mark.long
+def test_l2_square_leaves_what_torchattacks_leaves(classifier: Any, fifty_more: Any) -> None:
+    import torchattacks
+
+    x, y = fifty_more
+    ours = make_attack("square", queries=1000, schedule=1000)(classifier, x, y, ThreatModel(2 * RADIUS, norm="l2"))
+    theirs = torchattacks.Square(classifier, norm="L2", eps=2 * RADIUS, n_queries=1000, n_restarts=1, loss="margin")
+    _agree(classifier, y, theirs(x, y), ours)
+
+
+def test_in_float64_l2_apgd_takes_the_steps_of_adv_lib_where_the_box_is_far(
+    classifier: Any, fifty_more: Any, adv_lib: ModuleType
+) -> None:
+    """As far as its second checkpoint, for the points whose first step raises the loss, as for the max norm."""
+    import copy
+
+    reference = importlib.import_module("adv_lib.attacks.auto_pgd")
+    x, y = 0.4 + 0.2 * fifty_more[0][:20].double(), fifty_more[1][:20]
+    f = copy.deepcopy(classifier).double()
+    wanted, seen, values = criterion(ThreatModel(0.5)), ([], []), []  # type: tuple[Any, tuple[list[Tensor], list[Tensor]], list[Tensor]]
+
+    def model(at: int) -> Callable[[Tensor], Tensor]:
+        def asked(image: Tensor) -> Tensor:
+            seen[at].append(image.detach().clone())
+            logits: Tensor = f.network((image - f.mean) / f.std)
+            return logits
+
+        return asked
+
+    def evaluate(image: Tensor, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        leaf = image.detach().requires_grad_(True)
+        logits = model(0)(leaf)
+        value = wanted.loss(logits, y)
+        values.append(value.detach())
+        return torch.autograd.grad(value.sum(), leaf)[0], value.detach(), wanted.reached(logits, y).double()
+
+    search(evaluate, EuclideanBall(x, 0.5), x, 100, 0.75)
+    radius = torch.full((20,), 0.5, dtype=torch.float64)
+    reference._apgd(model(1), x, y, radius, 2, x_init=x, n_iter=100, loss_function="ce")
+    until = 22 + 19 + 1
+    alike = (values[1] > values[0]) == (values[1] > 0)
+    same = (torch.stack(seen[0][:until]) - torch.stack(seen[1][:until])).abs().flatten(2).amax(2) < 1e-6
+    assert alike.float().mean() > 0.5
+    assert same.all(0)[alike].float().mean() > 0.8
+    np.testing.assert_array_less(-1, len(values))
