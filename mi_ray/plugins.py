@@ -204,17 +204,23 @@ def _defense(defense: Defense) -> Problems:
     if list(p.shape) != [len(x), CLASSES] or not p.isfinite().all() or (p.sum(1) - 1).abs().max() > 1e-4:
         yield f"it must answer with probabilities [B, {CLASSES}] that are finite and sum to 1"
         return
-    identity = _predicted(f, type(defense).make(type(defense).identity()), x)
-    own, parts = f(x).log_softmax(1), defense.components()
-    expected = log_answer(parts[0], own[None]).exp() if len(parts) == 1 else own.exp()
-    if (identity - expected).abs().max() > 1e-5:
-        yield "with the parameters of identity() the probabilities must be those of F itself"
+    yield from _identity(f, defense, x)
     if not torch.equal(_predicted(f, defense, x), p):
         yield "the same seed must give the same answer: draw from `draws` alone"
     if (_predicted(f, defense, x[2:5], POINTS[2:5]) - p[2:5]).abs().max() > 1e-5:
         yield "a point must be answered the same in any batch"
     for part in defense.components():
         yield from _transformation(part, x)
+
+
+def _identity(f: Classifier, defense: Defense, x: Tensor) -> Problems:
+    identity = type(defense).identity()
+    if identity is None:
+        return
+    own, parts = f(x).log_softmax(1), defense.components()
+    expected = log_answer(parts[0], own[None]).exp() if len(parts) == 1 else own.exp()
+    if (_predicted(f, type(defense).make(identity), x) - expected).abs().max() > 1e-5:
+        yield "with the parameters of identity() the probabilities must be those of F itself"
 
 
 def _predicted(f: Classifier, defense: Defense, x: Tensor, points: range = POINTS) -> Tensor:

@@ -47,8 +47,11 @@ class Defense(Parameterized):
 
     @classmethod
     @abstractmethod
-    def identity(cls) -> dict[str, Any]:
-        """Parameters at which the defended classifier is F itself; where executions vote, at which all vote for F's label."""
+    def identity(cls) -> dict[str, Any] | None:
+        """Parameters at which the defended classifier is F itself; where executions vote, at which all vote for F's label.
+
+        None where there are none, as of what rounds always.
+        """
 
     @classmethod
     def look(cls) -> dict[str, str]:
