@@ -5,7 +5,7 @@ through, so that an adversary differentiates all of it: behind that gradient mos
 al., 2022). Of the paper's groups those members stand here that need no library of image processing.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, final
 
@@ -41,10 +41,26 @@ def _between(unit: Tensor, low: float, high: float) -> Tensor:
     return (low + (high - low) * unit)[:, None, None, None]
 
 
-def _one_of(unit: Tensor, *choices: Tensor) -> Tensor:
-    """Of each image one of several results."""
-    which = (unit * len(choices)).long()
-    return torch.stack(choices).gather(0, which.view(1, -1, 1, 1, 1).expand(1, *choices[0].shape))[0]
+def _each_by(which: Tensor, groups: Sequence[Group], x: Images, u: Tensor, noise: Noise) -> Images:
+    """Each image transformed by the group of its number. u: uniforms of each image, or of each image and group."""
+    parts, places = [], []
+    for number, group in enumerate(groups):
+        at = torch.nonzero(which == number).flatten()
+        if len(at):
+            own = u[at] if u.ndim == 2 else u[at, number]
+            parts.append(group(x[at], own, Noise(*(each[at] for each in noise))))
+            places.append(at)
+    return torch.cat(parts)[torch.cat(places).argsort()]
+
+
+def _one_of(*groups: Group) -> Group:
+    """One of several transforms, which the last uniform of an image chooses."""
+
+    def chosen(x: Images, u: Units, noise: Noise) -> Images:
+        """Each image transformed by the one that it has drawn."""
+        return _each_by((u[:, -1] * len(groups)).long(), groups, x, u, noise)
+
+    return chosen
 
 
 def colour_precision(x: Images, u: Units, noise: Noise) -> Images:
@@ -56,8 +72,7 @@ def colour_precision(x: Images, u: Units, noise: Noise) -> Images:
 def jpeg_noise(x: Images, u: Units, noise: Noise) -> Images:
     """A JPEG file of quality 55 to 95."""
     quality = (55 + 40 * u[:, 0]).floor()
-    smooth = jpeg(x, quality, rounded=False)
-    return straight_through(smooth, jpeg(x, quality)) if x.requires_grad else jpeg(x, quality)
+    return straight_through(jpeg(x, quality, rounded=False), jpeg(x, quality)) if x.requires_grad else jpeg(x, quality)
 
 
 def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,13 +101,25 @@ def swirl(x: Images, u: Units, noise: Noise) -> Images:
     return _read(x, at[0] + cos * across - sin * down, at[1] + sin * across + cos * down)
 
 
+def _gaussian(x: Images, u: Units, noise: Noise) -> Images:
+    return x + _between(u[:, 0], 0.01, 0.08) * noise.normal
+
+
+def _uniform(x: Images, u: Units, noise: Noise) -> Images:
+    return x + _between(u[:, 0], 0.02, 0.16) * (2 * noise.uniform - 1)
+
+
+def _speckle(x: Images, u: Units, noise: Noise) -> Images:
+    return x + _between(u[:, 0], 0.03, 0.24) * x * noise.normal
+
+
+def _salt(x: Images, u: Units, noise: Noise) -> Images:
+    return torch.where(noise.uniform < _between(u[:, 0], 0.01, 0.08), (noise.normal > 0).to(x), x)
+
+
 def noise_injection(x: Images, u: Units, noise: Noise) -> Images:
     """Gaussian, uniform or speckle noise, or salt and pepper."""
-    size = _between(u[:, 1], 0.01, 0.08)
-    even = 2 * noise.uniform - 1
-    hit = noise.uniform < size
-    salted = torch.where(hit, (noise.normal > 0).to(x), x)
-    return _one_of(u[:, 0], x + size * noise.normal, x + 2 * size * even, x + 3 * size * x * noise.normal, salted)
+    return _one_of(_gaussian, _uniform, _speckle, _salt)(x, u, noise)
 
 
 def fft_perturbation(x: Images, u: Units, noise: Noise) -> Images:
@@ -123,14 +150,18 @@ def colour_space(x: Images, u: Units, noise: Noise) -> Images:
     return mix_channels(mix_channels(x, TO_YCC) + shift[..., None, None], FROM_YCC)
 
 
+def _stretch(x: Images, u: Units, noise: Noise) -> Images:
+    reach = _between(u[:, 0], 1.5, 2.5) * x.std((1, 2, 3), keepdim=True).clamp_min(0.03)
+    return ((x - x.mean((1, 2, 3), keepdim=True)) / (2 * reach) + 0.5).clamp(0, 1)
+
+
+def _gamma(x: Images, u: Units, noise: Noise) -> Images:
+    return x.clamp(1e-3, 1) ** _between(u[:, 0], 0.7, 1.4)
+
+
 def contrast(x: Images, u: Units, noise: Noise) -> Images:
-    """Stretched, so that a few of the darkest and of the lightest pixels are clipped, or a gamma from 0.7 to 1.4."""
-    ordered = x.flatten(1).sort(1).values
-    last = ordered.shape[1] - 1
-    ends = torch.stack([0.02 * u[:, 1] * last, (1 - 0.02 * u[:, 2]) * last], 1).long()
-    low, high = ordered.gather(1, ends)[:, :, None, None, None].unbind(1)
-    stretched = ((x - low) / (high - low).clamp_min(0.1)).clamp(0, 1)
-    return _one_of(u[:, 0], stretched, x.clamp(1e-3, 1) ** _between(u[:, 3], 0.7, 1.4))
+    """Stretched, so that 1.5 to 2.5 standard deviations about the mean fill the range, or a gamma from 0.7 to 1.4."""
+    return _one_of(_stretch, _gamma)(x, u, noise)
 
 
 def grey(x: Images, u: Units, noise: Noise) -> Images:
@@ -141,25 +172,45 @@ def grey(x: Images, u: Units, noise: Noise) -> Images:
     return (1 - share) * x + share * mixed
 
 
+def _near(x: Images, reach: int, *, across: bool) -> list[Tensor]:
+    """The image moved by -reach to reach pixels along one side, its border continued."""
+    wide = F.pad(x, (reach, reach, 0, 0) if across else (0, 0, reach, reach), mode="replicate")
+    side = x.shape[-1 if across else -2]
+    return [wide.narrow(-1 if across else -2, at, side) for at in range(2 * reach + 1)]
+
+
+def _blur(x: Images, u: Units, noise: Noise) -> Images:
+    spread = _between(u[:, 0], 0.3, 1.0)
+    weights = [torch.exp(-0.5 * (at / spread) ** 2) for at in range(-REACH, REACH + 1)]
+    total = torch.stack(weights).sum(0)
+    for across in (True, False):
+        x = (
+            torch.stack([w * moved for w, moved in zip(weights, _near(x, REACH, across=across), strict=True)]).sum(0)
+            / total
+        )
+    return x
+
+
+def _mean(x: Images, u: Units, noise: Noise) -> Images:
+    return F.avg_pool2d(F.pad(x, (1,) * 4, mode="replicate"), 3, stride=1)
+
+
+def _median(x: Images, u: Units, noise: Noise) -> Images:
+    """Of rows of three that are sorted: the middle one of the largest least, the middle middle and the least largest."""
+    sorted_columns = _sorted(*_near(x, 1, across=False))
+    least, middle, most = (_sorted(*_near(column, 1, across=True)) for column in sorted_columns)
+    return _sorted(least[2], middle[1], most[0])[1]
+
+
+def _sorted(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    middle, most = torch.minimum(high, c), torch.maximum(high, c)
+    return torch.minimum(low, middle), torch.maximum(low, middle), most
+
+
 def denoising(x: Images, u: Units, noise: Noise) -> Images:
     """A Gaussian blur of up to 1 pixel, the mean of 3 x 3, or the median of 3 x 3."""
-    height, width = x.shape[-2:]
-    padded = F.pad(x, (REACH,) * 4, mode="replicate")
-    spread = _between(u[:, 1], 0.3, 1.0)
-    offsets = range(-REACH, REACH + 1)
-    weights = {at: torch.exp(-0.5 * (at / spread) ** 2) for at in offsets}
-    total = sum(weights.values(), torch.zeros_like(spread))
-    across = sum(
-        (weights[at] * padded[..., REACH + at : REACH + at + width] for at in offsets), 0 * padded[..., :width]
-    )
-    blurred = sum((weights[at] * across[..., REACH + at : REACH + at + height, :] for at in offsets), 0 * x)
-    near = [
-        padded[..., REACH + down : REACH + down + height, REACH + right : REACH + right + width]
-        for down in (-1, 0, 1)
-        for right in (-1, 0, 1)
-    ]
-    around = torch.stack(near)
-    return _one_of(u[:, 0], blurred / total**2, around.mean(0), around.median(0).values)
+    return _one_of(_blur, _mean, _median)(x, u, noise)
 
 
 GROUPS: tuple[Group, ...] = (
@@ -203,14 +254,7 @@ class Barrage(RandomTransform):
         order, own = units[:, :count].argsort(1), units[:, count:].unflatten(1, (count, UNITS))
         found = copies.flatten(0, 1)
         for place in range(self.k):
-            parts, places = [], []
-            for number, group in enumerate(GROUPS):
-                at = torch.nonzero(order[:, place] == number).flatten()
-                if len(at):
-                    parts.append(group(found[at], own[at, number], Noise(*(each[at] for each in noise))))
-                    places.append(at)
-            found = torch.cat(parts)[torch.cat(places).argsort()]
-            found = found.clamp(0, 1)
+            found = _each_by(order[:, place], GROUPS, found, own, noise).clamp(0, 1)
         return found.unflatten(0, copies.shape[:2])
 
     @classmethod

@@ -35,12 +35,12 @@ FROM_YCC = [[1.0, 0.0, 1.402], [1.0, -0.344136, -0.714136], [1.0, 1.772, 0.0]]
 
 @cache
 def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(the matrix of the discrete cosine transform [8, 8], the two tables [2, 8, 8]) on a device."""
+    """(the discrete cosine transform of a block [64, 64], the two tables [2, 64]) on a device."""
     scale = [sqrt((1 if row == 0 else 2) / SIDE) for row in range(SIDE)]
     angles = [[pi * row * (2 * column + 1) / (2 * SIDE) for column in range(SIDE)] for row in range(SIDE)]
-    cosines = [[scale[row] * cos(angle) for angle in angles[row]] for row in range(SIDE)]
+    cosines = torch.tensor([[scale[row] * cos(angle) for angle in angles[row]] for row in range(SIDE)])
     tables = [[float(step) for step in text.split()] for text in (LUMINANCE, CHROMINANCE)]
-    return torch.tensor(cosines, device=device), torch.tensor(tables, device=device).view(2, SIDE, SIDE)
+    return torch.kron(cosines, cosines).to(device), torch.tensor(tables, device=device)
 
 
 def mix_channels(x: Float[Tensor, "*S 3 H W"], matrix: list[list[float]]) -> Float[Tensor, "*S 3 H W"]:
@@ -50,27 +50,27 @@ def mix_channels(x: Float[Tensor, "*S 3 H W"], matrix: list[list[float]]) -> Flo
 
 
 def straight_through(x: Tensor, value: Tensor) -> Tensor:
-    """A value with the gradient of x."""
-    return x + (value - x).detach()
+    """A value with the gradient of x, where that has one."""
+    return value.detach() + (x - x.detach()) if x.requires_grad else value
 
 
-def _steps(quality: Float[Tensor, "M"]) -> Float[Tensor, "M 2 8 8"]:
+def _steps(quality: Float[Tensor, "M"]) -> Float[Tensor, "M 2 64"]:
     """The steps of both tables at a quality from 1 to 100, as libjpeg scales them."""
     _, tables = _constants(quality.device)
     scale = torch.where(quality < 50, 5000 / quality, 200 - 2 * quality).floor()
-    return ((tables * scale[:, None, None, None] + 50) / 100).floor().clamp(1, 255)
+    return ((tables * scale[:, None, None] + 50) / 100).floor().clamp(1, 255)
 
 
-def _quantised(plane: Tensor, steps: Float[Tensor, "M 8 8"], *, rounded: bool) -> Tensor:
+def _quantised(plane: Tensor, steps: Float[Tensor, "M 64"], *, rounded: bool) -> Tensor:
     """A plane [M, H, W] around 0, its sides multiples of 8, whose coefficients are rounded to whole steps."""
     transform = _constants(plane.device)[0].to(plane)
     count, height, width = plane.shape
     blocks = plane.view(count, height // SIDE, SIDE, width // SIDE, SIDE).transpose(2, 3)
-    found = transform @ blocks @ transform.T
+    found = blocks.flatten(3) @ transform.T
     if rounded:
         wide = steps[:, None, None]
         found = straight_through(found, (found / wide).round() * wide)
-    return (transform.T @ found @ transform).transpose(2, 3).reshape(count, height, width)
+    return (found @ transform).view(blocks.shape).transpose(2, 3).reshape(count, height, width)
 
 
 def _doubled(plane: Float[Tensor, "M H W"]) -> Float[Tensor, "M H 2*W"]:

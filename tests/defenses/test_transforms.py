@@ -252,6 +252,13 @@ def test_a_gradient_goes_through_every_group(group: barrage.Group) -> None:
     assert change.item() == pytest.approx((gradient * step).sum().item(), rel=1e-3, abs=1e-9)
 
 
+def test_the_median_of_nine_is_numpys() -> None:
+    x = _pictures(2)
+    _, units, noise = _drawn(1, 2)
+    around = F.pad(x, (1,) * 4, mode="replicate").unfold(2, 3, 1).unfold(3, 3, 1).flatten(4)
+    assert torch.equal(barrage._median(x, units[:, 0], noise), around.median(-1).values)
+
+
 def test_mixing_channels_there_and_back_is_nothing() -> None:
     x = _pictures()
     back = mix_channels(mix_channels(x, barrage.TO_YCC), barrage.FROM_YCC)
