@@ -27,6 +27,8 @@ _WHERE = {
     "StudyResult": "mi_ray.run",
     "read_records": "mi_ray.store.read",
     "read_cells": "mi_ray.store.read",
+    "read_certificates": "mi_ray.store.read",
+    "read_certified": "mi_ray.store.read",
 }
 __all__ = list(_WHERE)
 __all__ += ["make_attack", "make_defense"]

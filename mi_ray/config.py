@@ -21,22 +21,10 @@ from pydantic import (
     model_validator,
 )
 
-from mi_ray.parameters import Method, unknown
+from mi_ray.parameters import Method, read_method, unknown
 from mi_ray.refusals import FACTORY, MODULE, NAME, first_problem, shown
 from mi_ray.threat_model import Goal, Knowledge, Norm, ThreatModel, parse_number
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
-
-
-def read_method(written: object) -> Method:
-    """The method that `name`, `{name: value}` or `{name: {parameter: value}}` names. Raises ValueError for anything else."""
-    if isinstance(written, Method):
-        return written
-    if isinstance(written, str):
-        return Method(written, {})
-    if isinstance(written, Mapping) and len(written) == 1:
-        ((name, value),) = written.items()
-        return Method(str(name), {} if value is None else value)
-    raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {shown(written)}")
 
 
 def _listed(written: object) -> object:
@@ -502,6 +490,48 @@ class DefenseEntry(Strict):
         return _entry_document(self, self.method)
 
 
+def _positive(written: object) -> float:
+    value = parse_number("sigma", written)
+    if not value > 0:
+        raise ValueError(f"sigma must be above 0; got {value:g}")
+    return value
+
+
+Sigmas = tuple[Annotated[float, BeforeValidator(_positive)], ...]
+
+
+class Certify(Strict):
+    """Certificates by randomised smoothing (Cohen, Rosenfeld and Kolter 2019): a prediction and an L2 radius a point, that
+    hold with probability 1 - alpha, of the classifier that answers by the votes of F under Gaussian noise."""
+
+    sigma: Annotated[Sigmas, BeforeValidator(_listed), Field(min_length=1)] = Field(
+        title="a number, or a list",
+        description="The standard deviation of the noise, in [0, 1] pixels; each value is certified by itself.",
+    )
+    n0: int = Field(100, ge=5, multiple_of=5, description="Votes that choose a point's class, in whole chunks of 5.")
+    n: int = Field(
+        1000,
+        ge=5,
+        multiple_of=5,
+        description="Other votes, which bound the probability of that class; more give larger radii, and go on from what is "
+        "stored. The paper has 100,000.",
+    )
+    alpha: float = Field(0.001, gt=0, lt=1, description="The chance at most that a point's certificate is wrong.")
+    radii: Annotated[tuple[Annotated[float, Field(ge=0)], ...] | None, BeforeValidator(_listed_if_any)] = Field(
+        None,
+        min_length=1,
+        title="a number, or a list",
+        description="The L2 radii at which certified accuracy is reported; quarters of σ, as far as n can reach, when left out.",
+    )
+    classifiers: Names = Field(None, description="The only classifiers that are certified; all when left out.")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "Certify":
+        if len({*self.sigma}) != len(self.sigma):
+            raise ValueError(f"sigma must not name a value twice; got {[*self.sigma]}")
+        return self
+
+
 class Checks(Strict):
     """How much is spent on the checks that judge an attack (docs/checks.md)."""
 
@@ -678,6 +708,9 @@ class Sweep(Strict):
         title="`cheap`, `subset`, `full`, or a mapping",
         description="What is spent on judging the attacks; `subset` when left out.",
     )
+    certify: Certify | None = Field(
+        None, description="What is certified beside the attacks (`certify`); nothing when left out."
+    )
     variants: Literal["each_option"] | dict[str, dict[str, Any]] = Field(
         {},
         description="Other options under which the cells are evaluated too, by a name for each; `each_option` switches "
@@ -730,6 +763,7 @@ class Sweep(Strict):
         if self.search is not None and self.variants:
             raise ValueError("search: optuna searches one set of options; leave `variants` out")
         asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]
+        asked += [] if self.certify is None else [self.certify.classifiers]
         begun = [each.classifier for entry in self.attacks for each in entry.images if each.classifier is not None]
         asked.append(tuple(begun))
         for name in (name for some in asked for name in some or ()):

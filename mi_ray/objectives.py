@@ -45,10 +45,17 @@ class Objective(Parameterized):
 OBJECTIVES: Registry[Objective] = Registry("objective")
 
 
+@dataclass(frozen=True)
+class _OnePass(Objective):
+    def cost(self) -> tuple[int, int]:
+        """One forward and one backward pass."""
+        return 1, 1
+
+
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class Erm(Objective):
+class Erm(_OnePass):
     """Empirical risk minimisation: the cross-entropy (Vapnik, 2013)."""
 
     name: ClassVar[str] = "erm"
@@ -57,9 +64,11 @@ class Erm(Objective):
         """The mean of CE(F(x), y)."""
         return F.cross_entropy(model(x), y)
 
-    def cost(self) -> tuple[int, int]:
-        """One forward and one backward pass."""
-        return 1, 1
+
+def _normals(x: Tensor, rng: np.random.Generator) -> Tensor:
+    """Standard normals of the shape of the images."""
+    generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
+    return on_device(torch.randn(x.shape, generator=generator), x.device)
 
 
 Pairing = Literal["two_permutations", "one_permutation"]
@@ -132,7 +141,7 @@ class _Mixing(Objective):
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class Mixup(_Mixing):
+class Mixup(_Mixing, _OnePass):
     """mixup (Zhang et al., 2018; paper, Sec. 2.2)."""
 
     name: ClassVar[str] = "mixup"
@@ -142,15 +151,11 @@ class Mixup(_Mixing):
         mix = self.mix(x, rng)
         return mix.loss(model(mix.apply(x)), y)
 
-    def cost(self) -> tuple[int, int]:
-        """One forward and one backward pass."""
-        return 1, 1
-
 
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class ManifoldMixup(_Mixing):
+class ManifoldMixup(_Mixing, _OnePass):
     """Manifold mixup (Verma et al., 2019; paper, App. B.1): mixup of the input or of the output of a random early layer."""
 
     name: ClassVar[str] = "manifold_mixup"
@@ -173,10 +178,6 @@ class ManifoldMixup(_Mixing):
             return mix.loss(model(x), y)
         finally:
             hook.remove()
-
-    def cost(self) -> tuple[int, int]:
-        """One forward and one backward pass."""
-        return 1, 1
 
 
 def _frozen(plain: Classifier, device: torch.device) -> Classifier:
@@ -273,11 +274,10 @@ class Trades(_InnerAttack):
 
     def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
         """CE(F(x), y) + β KL(F(x) || F(x')), in two forward passes; the inner attack's model is in eval mode."""
-        generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         frozen = _frozen(plain, x.device)
         with torch.no_grad():
             clean = F.log_softmax(frozen(x), dim=1)
-        start = x + TRADES_START * on_device(torch.randn(x.shape, generator=generator), x.device)
+        start = x + TRADES_START * _normals(x, rng)
         worst = self.ascended(frozen, x, start, lambda logits: _divergence(clean, logits) * len(x))
         logits = model(x)
         return F.cross_entropy(logits, y) + self.beta * _divergence(F.log_softmax(logits, dim=1), model(worst))
@@ -290,3 +290,17 @@ class Trades(_InnerAttack):
 def _divergence(clean: Tensor, logits: Tensor) -> Tensor:
     """The batch's mean KL(F(x) || F(x')). clean: log-probabilities of x. logits: of x'."""
     return F.kl_div(F.log_softmax(logits, dim=1), clean, reduction="batchmean", log_target=True)
+
+
+@final
+@OBJECTIVES.register
+@dataclass(frozen=True)
+class Gaussian(_OnePass):
+    """ERM under Gaussian noise, as a classifier is trained that is to be certified (Cohen, Rosenfeld and Kolter, 2019)."""
+
+    name: ClassVar[str] = "gaussian"
+    sigma: float = number("standard deviation σ of the noise, in [0, 1] pixels", low=0.0)
+
+    def loss(self, model: nn.Module, plain: Classifier, x: Tensor, y: Tensor, rng: np.random.Generator) -> Tensor:
+        """The mean of CE(F(x + N(0, σ²)), y), the noise not clipped, drawn anew for each image."""
+        return F.cross_entropy(model(x + self.sigma * _normals(x, rng)), y)

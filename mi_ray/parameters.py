@@ -6,6 +6,7 @@ messages, axes of a grid, the lines of `mi-ray list` and the content keys all co
 
 import difflib
 import importlib
+import itertools
 import json
 import re
 import sys
@@ -20,11 +21,12 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from mi_ray.refusals import shown
 from mi_ray.threat_model import parse_number
 
 LONGEST = 300  # characters of another program's message that are shown
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text"]
+Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text", "methods"]
 
 
 def unknown(noun: str, name: object, known: list[str]) -> ValueError:
@@ -43,6 +45,18 @@ class Method(NamedTuple):
 
     name: str
     values: Any
+
+
+def read_method(written: object) -> Method:
+    """The method that `name`, `{name: value}` or `{name: {parameter: value}}` names. Raises ValueError for anything else."""
+    if isinstance(written, Method):
+        return written
+    if isinstance(written, str):
+        return Method(written, {})
+    if isinstance(written, Mapping) and len(written) == 1:
+        ((name, value),) = written.items()
+        return Method(str(name), {} if value is None else value)
+    raise ValueError(f"must be a name, or one name with its parameters ({{name: {{…}}}}); got {shown(written)}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +86,7 @@ class Parameter:
     """One hyperparameter: its kind, bounds, meaning, and the study option that supplies it when left out.
 
     unsaid: whether it is left out of the method's values where it has its default, so that the keys of what was made before
-    there was such a parameter stay what they were.
+    there was such a parameter stay what they were. registry: what the names of methods are looked up in.
     """
 
     kind: Kind
@@ -82,6 +96,7 @@ class Parameter:
     choices: tuple[str, ...] = ()
     option: str | None = None
     unsaid: bool = False
+    registry: "Registry[Any] | None" = None
 
     def allowed(self) -> str:
         """The rule in words, for errors and for `mi-ray list`."""
@@ -95,6 +110,7 @@ class Parameter:
             "flag": "true or false",
             "choice": "one of " + ", ".join(self.choices),
             "text": "text",
+            "methods": f"one or several {self.registry.noun if self.registry else 'method'}s, each a name or {{name: {{…}}}}",
             "ratio": f"a number{bounds}, or {{beta: [a, b]}}, or {{uniform: [a, b]}}",
         }[self.kind]
 
@@ -103,7 +119,8 @@ class Parameter:
         try:
             return getattr(self, f"_{self.kind}")(name, value)
         except (ValueError, TypeError) as problem:
-            raise ValueError(f"{name} must be {self.allowed()}; got {value!r}") from problem
+            why = f": {problem}" if self.kind == "methods" and str(problem) else ""
+            raise ValueError(f"{name} must be {self.allowed()}; got {plain(value)!r}{why}") from problem
 
     def _bounded(self, value: float) -> None:
         if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
@@ -165,6 +182,33 @@ class Parameter:
             return Distribution("uniform", a, b)
         raise ValueError(value)
 
+    def _methods(self, name: str, value: object) -> tuple["Parameterized", ...]:
+        made = tuple(self._made(item) for item in _items(value))
+        if not made:
+            raise ValueError("there is none")
+        return made
+
+    def _made(self, item: object) -> "Parameterized":
+        """A method of the registry from what a person, or a key, says of it."""
+        if isinstance(item, Parameterized):
+            return item
+        assert self.registry is not None
+        return self.registry.make(*read_method(item))
+
+    def combined(self, name: str, written: object, option: Callable[[str], object]) -> Axis:
+        """The values that methods with axes of their own span: every combination. option: as `expand` takes it.
+
+        Raises ValueError for what no method can be.
+        """
+        assert self.registry is not None
+        each = []
+        for item in _items(written):
+            method = self.registry[read_method(item).name]
+            axes = expand(method, read_method(item).values, option)
+            own = itertools.product(*(axis.values for axis in axes.values()))
+            each.append([method.make(dict(zip(axes, values, strict=True))) for values in own])
+        return Axis(tuple(self.parse(name, list(chosen)) for chosen in itertools.product(*each)))
+
     def axis(self, name: str, written: object) -> Axis:
         """The values that a sweep file asks for: one value, a list of them, `linspace` or `arange`.
 
@@ -194,7 +238,9 @@ class Parameter:
 
     def _one_value(self, written: Sequence[object]) -> bool:
         """Whether a list is one value of this kind, and not several values."""
-        return self.kind == "integers" or (self.kind == "pair" and not any(isinstance(part, list) for part in written))
+        return self.kind in ("integers", "methods") or (
+            self.kind == "pair" and not any(isinstance(part, list) for part in written)
+        )
 
 
 def _spaced(name: str, how: str, ends: object) -> list[float]:
@@ -221,7 +267,14 @@ def plain(value: object) -> Any:
     """A parameter's value in the form that JSON and YAML hold."""
     if isinstance(value, Distribution):
         return value.plain()
-    return list(value) if isinstance(value, tuple) else value
+    if isinstance(value, Parameterized):
+        return {value.name: value.values()}
+    return [plain(item) for item in value] if isinstance(value, tuple) else value
+
+
+def _items(value: object) -> Sequence[object]:
+    """What a list holds, or the one thing that is no list."""
+    return value if isinstance(value, (list, tuple)) and not isinstance(value, Method) else [value]
 
 
 def _declare(parameter: Parameter, default: object) -> Any:
@@ -283,6 +336,11 @@ def ratio(help_: str, default: object = MISSING, *, unsaid: bool = False) -> Any
     return _declare(Parameter("ratio", help_, low=0.0, high=1.0, unsaid=unsaid), default)
 
 
+def methods(help_: str, registry: "Registry[Any]", default: object = MISSING) -> Any:
+    """One or several methods of a registry, in order; each may have axes, and the list itself is none."""
+    return _declare(Parameter("methods", help_, registry=registry), default)
+
+
 T = TypeVar("T", bound="Parameterized")
 
 
@@ -328,7 +386,9 @@ class Parameterized:
         Raises ValueError for an unknown parameter, and for a value where there is no parameter.
         """
         known = list(cls.parameters())
-        if isinstance(written, Mapping):
+        first = next(iter(cls.parameters().values()), None)
+        named = first.registry if first is not None else None
+        if isinstance(written, Mapping) and not (named is not None and set(written) <= {*named} - {*known}):
             for key in written:
                 if key not in known:
                     raise unknown(f"parameter of {cls.name}", key, known)
@@ -407,7 +467,9 @@ def expand(method: type[Parameterized], written: object, option: Callable[[str],
     asked = method.as_mapping(written)
     axes: dict[str, Axis] = {}
     for key, parameter in method.parameters().items():
-        if key in asked:
+        if key in asked and parameter.registry is not None:
+            axes[key] = parameter.combined(f"{method.name}.{key}", asked[key], option)
+        elif key in asked:
             axes[key] = parameter.axis(f"{method.name}.{key}", asked[key])
         elif parameter.option is not None:
             axes[key] = Axis((option(parameter.option),))

@@ -17,6 +17,7 @@ from mi_ray.attacks import ATTACKS, Adversarial, Attack
 from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import Classifier, build_classifier
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
+from mi_ray.defenses.base import log_answer
 from mi_ray.device import Passes
 from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.parameters import Parameter, Parameterized, Registry, look_in
@@ -205,15 +206,23 @@ def _defense(defense: Defense) -> Problems:
     if list(p.shape) != [len(x), CLASSES] or not p.isfinite().all() or (p.sum(1) - 1).abs().max() > 1e-4:
         yield f"it must answer with probabilities [B, {CLASSES}] that are finite and sum to 1"
         return
-    identity = _predicted(f, type(defense).make(type(defense).identity()), x)
-    if (identity - f(x).softmax(1)).abs().max() > 1e-5:
-        yield "with the parameters of identity() the probabilities must be those of F itself"
+    yield from _identity(f, defense, x)
     if not torch.equal(_predicted(f, defense, x), p):
         yield "the same seed must give the same answer: draw from `draws` alone"
     if (_predicted(f, defense, x[2:5], POINTS[2:5]) - p[2:5]).abs().max() > 1e-5:
         yield "a point must be answered the same in any batch"
     for part in defense.components():
         yield from _transformation(part, x)
+
+
+def _identity(f: Classifier, defense: Defense, x: Tensor) -> Problems:
+    identity = type(defense).identity()
+    if identity is None:
+        return
+    own, parts = f(x).log_softmax(1), defense.components()
+    expected = log_answer(parts[0], own[None]).exp() if len(parts) == 1 else own.exp()
+    if (_predicted(f, type(defense).make(identity), x) - expected).abs().max() > 1e-5:
+        yield "with the parameters of identity() the probabilities must be those of F itself"
 
 
 def _predicted(f: Classifier, defense: Defense, x: Tensor, points: range = POINTS) -> Tensor:
@@ -223,7 +232,7 @@ def _predicted(f: Classifier, defense: Defense, x: Tensor, points: range = POINT
 
 def _transformation(part: RandomTransform, x: Tensor) -> Problems:
     def copies(images: Tensor) -> Tensor:
-        pool = _pool((images.shape[2], images.shape[3])) if part.uses_pool else None
+        pool = _pool((images.shape[2], images.shape[3])) if part.needs_pool() else None
         predicted = torch.arange(len(images)) % CLASSES
         return part.copies(images, lambda: Draws(Key(3, "test"), POINTS, 5, 0, CPU), predicted, pool)
 

@@ -61,6 +61,14 @@ class Draws:
         # two points never share a stream within a call.
         return [torch.Generator(device).manual_seed((base + point * _ODD) % 2**63) for point in self.points]
 
+    def of(self, family: str) -> "Draws":
+        """The numbers that another family of methods draws for the same executions and points."""
+        return Draws(self.key.at(family=family), self.points, self.executions, self.chunk, self.device)
+
+    def folded(self) -> "Draws":
+        """The same numbers for one execution of executions · points images, execution by execution."""
+        return _Folded(self)
+
     def uniform(self, size: int) -> Tensor:
         """[executions, points, size] uniforms in [0, 1); the same numbers on every kind of device."""
         columns = [
@@ -82,6 +90,25 @@ class Draws:
         for row, generator in zip(out, self._generators(self.device), strict=True):
             fill(row, generator=generator)  # type: ignore[operator]
         return out.transpose(0, 1)
+
+
+class _Folded(Draws):
+    """The numbers of other draws, whose executions have become points."""
+
+    def __init__(self, inner: Draws) -> None:
+        super().__init__(inner.key, [*inner.points] * inner.executions, 1, inner.chunk, inner.device)
+        self._inner = inner
+
+    def of(self, family: str) -> Draws:
+        """See `Draws.of`."""
+        return _Folded(self._inner.of(family))
+
+    def uniform(self, size: int) -> Tensor:
+        """See `Draws.uniform`."""
+        return self._inner.uniform(size).flatten(0, 1)[None]
+
+    def _images(self, shape: Sequence[int], fill: "torch._C._TensorBase | object") -> Tensor:
+        return self._inner._images(shape, fill).flatten(0, 1)[None]
 
 
 def draw_points(seed: int, total: int) -> list[int]:

@@ -23,6 +23,7 @@ RULES: Mapping[str, str] = {
     "greater_than": "above {gt:g}",
     "less_than_equal": "at most {le:g}",
     "less_than": "below {lt:g}",
+    "multiple_of": "a multiple of {multiple_of:g}",
     "int_": "a whole number",
     "float_": "a number",
     "finite_number": "a finite number",

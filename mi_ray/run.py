@@ -334,7 +334,7 @@ class _Runs:
         if self.until != "sweep":
             return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
         drawn = _with_page(store, drawn, sweep.name)
-        if all(row["state"] == "done" for row in outcome.cells):
+        if all(row["state"] == "done" for row in (*outcome.cells, *outcome.certified)):
             seal(store, sweep, drawn=not drawn.failures)
         if len(store.folders("records")) > MANY_CELLS:
             self._tell(f"note: `mi-ray compact {self.out}` brings the records of so many cells into few files")
@@ -366,6 +366,9 @@ def _failures(outcome: "Outcome") -> dict[str, str]:
         if row["state"] != "done":
             what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
             found[what] = row["cause"] or f"the cell is {row['state']}"
+    for row in outcome.certified:
+        if row["state"] != "done":
+            found[f"{row['classifier']} certificate sigma {row['sigma']:g}"] = row["cause"]
     return found
 
 

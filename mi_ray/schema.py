@@ -120,6 +120,7 @@ def _parameter(parameter: Parameter, axes: bool) -> Schema:
         "flag": {"type": "boolean"},
         "choice": {"enum": list(parameter.choices)},
         "text": TEXT,
+        "methods": _one_or_list({"type": ["string", "object"]}),
         "ratio": {"anyOf": [number, {"type": "object", "minProperties": 1, "maxProperties": 1}]},
     }
     value: Schema = {"anyOf": [kinds[parameter.kind], {"type": "null"}]}

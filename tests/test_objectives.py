@@ -26,8 +26,8 @@ def model(classifier: Any, describe: Any) -> Any:
 
 
 def _objective(name: str, **more: Any) -> Objective:
-    known = OBJECTIVES[name].parameters()
-    return OBJECTIVES.make(name, {key: value for key, value in (ATTACKED | more).items() if key in known})
+    known, asked = OBJECTIVES[name].parameters(), dict.fromkeys(OBJECTIVES[name].required(), 0.1) | ATTACKED | more
+    return OBJECTIVES.make(name, {key: value for key, value in asked.items() if key in known})
 
 
 def _loss(name: str, model: Any, batch: Any, seed: int = 5, **more: Any) -> Tensor:
@@ -69,6 +69,17 @@ def _attacked(model: nn.Module, x: Tensor, labels: Tensor, rng: np.random.Genera
 def test_erm_is_the_cross_entropy(model: Any, batch: Any) -> None:
     found = _loss("erm", model, batch)
     assert found.item() == pytest.approx(_soft_cross_entropy(model(batch[0]), F.one_hot(batch[1], 10)).item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.0, 0.25])
+def test_gaussian_is_the_cross_entropy_of_noisy_images_that_are_not_clipped(
+    sigma: float, model: Any, batch: Any
+) -> None:
+    generator = torch.Generator().manual_seed(int(np.random.default_rng(5).integers(2**62)))
+    noisy = batch[0] + sigma * torch.randn(batch[0].shape, generator=generator)
+    expected = _soft_cross_entropy(model(noisy), F.one_hot(batch[1], 10)).item()
+    assert _loss("gaussian", model, batch, sigma=sigma).item() == pytest.approx(expected, abs=1e-5)
+    assert _loss("gaussian", model, batch, seed=6, sigma=0.25).item() != pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("pairing", PAIRINGS)

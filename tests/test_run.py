@@ -28,6 +28,7 @@ def make(store, study):
     return [path]
 """
 FAILURES = dict[str, str]()  # what the run in the place of Ray notes as failed
+CERTIFIED = list[dict[str, Any]]()  # what it says of certificates
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +58,12 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
         if rows:
             finish(one)
             told[-1](store, study.sweep.name)
-        return SimpleNamespace(cells=rows, failures=dict(FAILURES), seconds={"attack": 1.0}, counted={"x": 1})
+        said = {"failures": dict(FAILURES), "certified": list(CERTIFIED)}
+        return SimpleNamespace(cells=rows, seconds={"attack": 1.0}, counted={"x": 1}, **said)
 
     monkeypatch.setattr(mi_ray.cluster, "run_study", run_study)
     FAILURES.clear()
+    CERTIFIED.clear()
     return runs
 
 
@@ -90,6 +93,15 @@ def test_what_is_missing_is_computed_its_figures_are_drawn_and_the_study_is_seal
     assert result.planned["attack_forward"] > 0
     assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "finished"
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_certificate_that_failed_is_in_the_result_and_leaves_the_study_open(out: str, computed: Any) -> None:
+    CERTIFIED.append({"classifier": "f", "sigma": 0.25, "state": "failed", "cause": "certificates: out of memory"})
+    result = mi_ray.run_sweep(SWEEP, out, seed=1, progress=False)
+    assert dict(result.failures) == {"f certificate sigma 0.25": "certificates: out of memory"}
+    assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "open"
+    CERTIFIED[0]["state"] = "done"
+    assert mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).complete
 
 
 def test_progress_is_printed_unless_it_is_silenced(out: str, computed: Any, capsys: Any) -> None:

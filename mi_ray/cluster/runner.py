@@ -14,6 +14,8 @@ from mi_ray.events import about, event
 from mi_ray.plan.work import OutputWork, Plan
 from mi_ray.progress import stage
 from mi_ray.store.files import remove_temporary_files
+from mi_ray.store.read import write_certificates
+from mi_ray.study.certificates import certified_rows
 from mi_ray.study.report import mark, write_study
 from mi_ray.study.rows import DerivedRows, mark_selected, write_records
 from mi_ray.study.verdicts import MORE_DRAWS
@@ -68,6 +70,7 @@ def _stages(session: Session, until: Until) -> None:
         write_cells(session, plan, records, checking=True)
         check(session, plan)
         take_more_draws(session, records)
+    certify(session, plan)
     write_cells(session, plan, records)
 
 
@@ -114,6 +117,11 @@ def take_more_draws(session: Session, records: DerivedRows) -> None:
             compute_missing(session, "checks: more draws", "checks", works, points)
 
 
+def certify(session: Session, plan: Plan) -> None:
+    """Count the votes that are not stored of what the study certifies."""
+    compute_missing(session, "certificates", "certification", plan.votes())
+
+
 def derive_records(session: Session, plan: Plan) -> DerivedRows:
     """Derive the records of every cell that are not stored, and read what all of them say."""
     points = (session.sweep.points.selection, session.sweep.points.count)
@@ -133,9 +141,15 @@ def write_cells(session: Session, plan: Plan, records: DerivedRows, *, checking:
     for row in rows:
         event("cell", **{name: row[name] for name in TOLD if row.get(name, "") != ""})
     outcome.cells = rows
+    if not checking:
+        points = (session.sweep.points.selection, session.sweep.points.count)
+        certified, outcome.certified = certified_rows(
+            session.bench.results, plan.certificates, points, session.cause_of_certificate
+        )
+        write_certificates(session.store, session.sweep.name, certified, outcome.certified)
     done = {"counted_passes": outcome.counted, "seconds": outcome.seconds}
     facts = {"last_run": done, "failures": outcome.failures}
-    write_study(session.store, session.study, plan, rows, facts, checking=checking)
+    write_study(session.store, session.study, plan, rows, facts, checking=checking, certified=outcome.certified)
     name = session.sweep.name
     if any(row["state"] == "done" for row in rows):
         session.cells_written(session.store, name)

@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.retries import innermost
 from mi_ray.cluster.spent import Spent
-from mi_ray.plan.work import Cell, Work
+from mi_ray.plan.work import Cell, Certificate, Work
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import scratch_of
 from mi_ray.study.prepare import Study
@@ -31,13 +31,15 @@ CellsWritten = Callable[[Store, str], None]  # Called with the store and the stu
 class Outcome:
     """What a run did: seconds by stage, passes as counted by stage and direction, causes of failure by key of the work.
 
-    cells: the rows of cells.parquet, where the run has come as far as the cells. spent: where its time went.
+    cells, certified: the rows of cells.parquet and of certified.parquet, where the run has come as far. spent: where its time
+    went.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     cells: list[dict[str, Any]] = field(default_factory=list)
+    certified: list[dict[str, Any]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
 
     @contextmanager
@@ -164,4 +166,11 @@ class Session:
         needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
         if cell.inputs.attack is not None:
             needs.append(cell.inputs.attack.key)
-        return next((self.outcome.failures[key] for key in [*needs, TUNE] if key in self.outcome.failures), None)
+        return self._cause([*needs, TUNE])
+
+    def cause_of_certificate(self, certificate: Certificate) -> str | None:
+        """Why a certificate is not there, where something that it stands on has failed."""
+        return self._cause([certificate.classifier, *(work.key for work in certificate.needs())])
+
+    def _cause(self, needs: Sequence[str]) -> str | None:
+        return next((self.outcome.failures[key] for key in needs if key in self.outcome.failures), None)

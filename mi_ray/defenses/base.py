@@ -47,8 +47,11 @@ class Defense(Parameterized):
 
     @classmethod
     @abstractmethod
-    def identity(cls) -> dict[str, Any]:
-        """Parameters at which the defended classifier is F itself."""
+    def identity(cls) -> dict[str, Any] | None:
+        """Parameters at which the defended classifier is F itself; where executions vote, at which all vote for F's label.
+
+        None where there are none, as of what rounds always.
+        """
 
     @classmethod
     def look(cls) -> dict[str, str]:
@@ -63,8 +66,19 @@ class Defense(Parameterized):
         return self.join(undefended, averages)
 
     def executions_of(self, position: int, executions: int) -> int:
-        """How many executions the component at that position takes where the defense is asked for so many."""
-        return executions
+        """How many executions the component at that position takes where the defense is asked for so many.
+
+        One of what draws nothing, since all of its executions are the same.
+        """
+        return executions if self.components()[position].is_random() else 1
+
+    def is_random(self) -> bool:
+        """Whether two runs of it may answer differently."""
+        return any(part.is_random() for part in self.components())
+
+    def is_smooth(self) -> bool:
+        """Whether the answer follows every small change of the input; the gradient is that of a surrogate where not."""
+        return all(part.is_smooth() for part in self.components())
 
     def check_images(self, height: int, width: int) -> None:
         """Raise ValueError when images of that size cannot be defended with these parameters."""
@@ -72,9 +86,33 @@ class Defense(Parameterized):
 
 @dataclass(frozen=True)
 class RandomTransform(Defense):
-    """A defense that averages F over one random transformation. A subclass writes `transform` and `identity`."""
+    """A defense that averages F over one random transformation. A subclass writes `transform` and `identity`.
+
+    uses_pool: whether it mixes with samples. draws: whether it draws anything. smooth: whether `transform` can be
+    differentiated; where not, `backward_transform` stands for it. votes: whether an execution answers by its label alone, so
+    that the answer is the share of votes for each class in place of the mean softmax.
+    """
 
     uses_pool: ClassVar[bool] = False
+    draws: ClassVar[bool] = True
+    smooth: ClassVar[bool] = True
+    votes: ClassVar[bool] = False
+
+    def within(self) -> tuple["RandomTransform", ...]:
+        """The transformations that it is made of, where it is made of others."""
+        return ()
+
+    def needs_pool(self) -> bool:
+        """Whether it mixes with samples, with these parameters."""
+        return self.uses_pool
+
+    def is_random(self) -> bool:
+        """See `Defense.is_random`."""
+        return self.draws
+
+    def is_smooth(self) -> bool:
+        """See `Defense.is_smooth`."""
+        return self.smooth
 
     @abstractmethod
     def transform(
@@ -143,12 +181,18 @@ class RandomTransform(Defense):
 DEFENSES: Registry[Defense] = Registry("defense")
 
 
+def chunk_of(component: RandomTransform) -> int:
+    """How many executions of a component run together: one alone of what draws nothing."""
+    return CHUNK if component.is_random() else 1
+
+
 @dataclass(frozen=True, eq=False)
 class Executions:
     """N executions of one random transformation (Alg. 1), in whole chunks, so that N is a prefix of any larger N.
 
     pool: p_s, needed where the transformation mixes with samples. key, points: random numbers depend on these alone.
-    number: N.
+    number: N. begin: executions that are left out, since they were run before; the chunk that holds the last of them runs
+    again where it is no whole one.
     """
 
     component: RandomTransform
@@ -156,31 +200,37 @@ class Executions:
     key: Key
     points: Sequence[int]
     number: int
+    begin: int = 0
+
+    @property
+    def chunk(self) -> int:
+        """How many executions run together."""
+        return chunk_of(self.component)
 
     def copies(
         self, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
     ) -> Iterator[Float[Tensor, "E B C H W"]]:
-        """Transformed copies of each image, `CHUNK` at a time; the last chunk may hold more than N needs.
+        """Transformed copies of each image, a chunk at a time; the last chunk may hold more than N needs.
 
         predicted: ŷ. Raises ValueError without a needed pool.
         """
-        if self.component.uses_pool and self.pool is None:
+        if self.component.needs_pool() and self.pool is None:
             raise ValueError(
                 f"{self.component.name} mixes inputs with a sample pool; give pool=SamplePool(…), got None"
             )
         key = self.key.at(family=self.component.name)
-        for chunk in range(-(-self.number // CHUNK)):
-            draws = partial(Draws, key, self.points, CHUNK, chunk, x.device)
+        for chunk in range(self.begin // self.chunk, -(-self.number // self.chunk)):
+            draws = partial(Draws, key, self.points, self.chunk, chunk, x.device)
             yield self.component.copies(x, draws, predicted, self.pool)
 
     def chunks(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
     ) -> Iterator[Float[Tensor, "E B L"]]:
         """log F of the copies, one pass of F and one graph a chunk, N in all."""
-        for chunk, copies in enumerate(self.copies(x, predicted)):
+        for chunk, copies in enumerate(self.copies(x, predicted), self.begin // self.chunk):
             logits: Tensor = classifier(copies.flatten(0, 1))
             found = F.log_softmax(logits.float(), dim=1).unflatten(0, copies.shape[:2])
-            yield found[: self.number - chunk * CHUNK]
+            yield found[max(0, self.begin - chunk * self.chunk) : self.number - chunk * self.chunk]
 
     def log_probabilities(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
@@ -192,6 +242,27 @@ class Executions:
 def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
     """The logarithm of the mean probability over the first axis; never a softmax of probabilities."""
     return torch.logsumexp(log_probabilities, 0) - torch.log(torch.tensor(float(len(log_probabilities))))
+
+
+def log_votes(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
+    """The logarithm of the share of executions that vote for each class, each for the one that it finds most probable.
+
+    A class without a vote has the logarithm of the smallest float. The gradient, which votes have none of, is that of
+    `log_mean`.
+    """
+    shares = votes_of(log_probabilities).float().mean(0)
+    smooth = log_mean(log_probabilities)
+    return smooth + (shares.clamp_min(torch.finfo(torch.float32).tiny).log() - smooth).detach()
+
+
+def votes_of(log_probabilities: Float[Tensor, "*S L"]) -> Int64[Tensor, "*S L"]:
+    """One for the most probable class, zero for the others."""
+    return F.one_hot(log_probabilities.argmax(-1), log_probabilities.shape[-1])
+
+
+def log_answer(component: RandomTransform, log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
+    """What the executions of a component come to: the logarithm of their mean, or of their votes."""
+    return (log_votes if component.votes else log_mean)(log_probabilities)
 
 
 Pools = SamplePool | Mapping[str, SamplePool] | None
@@ -316,9 +387,11 @@ class DefendedClassifier(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """The logarithm of the defense's probabilities."""
         if self.defense.components() == (self.defense,):
-            return log_mean(self.each(x))  # In log space this is exact where a probability would underflow.
+            (component,) = self.defense.components()
+            # In log space a mean is exact where a probability would underflow.
+            return log_answer(component, self.each(x))
         undefended, runs = self.parts(x)
-        averages = [log_mean(run).exp() for run in runs]
+        averages = [log_answer(*both).exp() for both in zip(self.defense.components(), runs, strict=True)]
         if self.temperature is None:
             answered = self.defense.join(undefended.exp(), averages)
         else:

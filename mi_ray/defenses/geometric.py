@@ -76,6 +76,23 @@ class RandomRotation(RandomTransform):
         return {"degrees": 0.0}
 
 
+def _refuse_larger(what: str, sides: tuple[int, int], most: int) -> None:
+    """Raise ValueError where the larger side is longer than the image's."""
+    if sides[1] > most:
+        raise ValueError(f"{what} must not exceed the image's side, {most} pixels; got {list(sides)}")
+
+
+def _square(
+    u: Float[Tensor, "E B U"], sides: tuple[int, int], height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Side, top, left [E, B] of a square in an image, by the first three uniforms, and the others [E, B, U - 3]."""
+    low, high = sides
+    side = low + (u[..., 0] * (high - low + 1)).long()
+    top = (u[..., 1] * (height - side + 1)).long()
+    left = (u[..., 2] * (width - side + 1)).long()
+    return side, top, left, u[..., 3:]
+
+
 @dataclass(frozen=True)
 class _Crop(RandomTransform):
     crop: tuple[int, int] = pair("smallest and largest side of the random square crop, in pixels", low=1)
@@ -83,19 +100,11 @@ class _Crop(RandomTransform):
 
     def check_images(self, height: int, width: int) -> None:
         """Raise ValueError where the largest crop does not fit into the image."""
-        if self.crop[1] > min(height, width):
-            raise ValueError(
-                f"{self.name}.crop must not exceed the image's side, {min(height, width)} pixels; got {list(self.crop)}"
-            )
+        _refuse_larger(f"{self.name}.crop", self.crop, min(height, width))
 
     def _box(self, draws: Draws, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Side, top, left [E, B] of a crop, and two further uniforms [E, B, 2]; side ~ U{lo..hi}, place uniform."""
-        u = draws.uniform(5)
-        low, high = self.crop
-        side = low + (u[..., 0] * (high - low + 1)).long()
-        top = (u[..., 1] * (height - side + 1)).long()
-        left = (u[..., 2] * (width - side + 1)).long()
-        return side, top, left, u[..., 3:]
+        return _square(draws.uniform(5), self.crop, height, width)
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
@@ -122,6 +131,20 @@ def _resized_rows(size: int, side: Tensor, start: Tensor) -> Float[Tensor, "E B 
     low = torch.minimum(first.long(), last) + start[..., None]
     high = torch.minimum(first.long() + 1, last) + start[..., None]
     return (low[..., None] == out) * (1 - weight)[..., None] + (high[..., None] == out) * weight[..., None]
+
+
+def _shrunk_rows(size: int, side: Tensor, start: Tensor) -> Float[Tensor, "E B S S"]:
+    """Matrices of bilinear resizing (half-pixel centres, no antialias) of v to `side` values from `start` on, else zero."""
+    out = torch.arange(size, device=side.device)
+    place = out - start[..., None]
+    position = ((place + 0.5) * (size / side[..., None].float()) - 0.5).clamp(0, size - 1)
+    first = position.floor()
+    weight = position - first
+    low = first.long()
+    high = (low + 1).clamp_max(size - 1)
+    inside = (place >= 0) & (place < side[..., None])
+    read = (low[..., None] == out) * (1 - weight)[..., None] + (high[..., None] == out) * weight[..., None]
+    return read * inside[..., None]
 
 
 def _rows_and_columns(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -172,3 +195,34 @@ class RandomResize(_Crop):
         if not self.eight_bit:
             return resized
         return resized + ((resized.detach() * 255 + 0.5).floor() / 255 - resized).detach()
+
+
+@final
+@DEFENSES.register
+@dataclass(frozen=True)
+class ResizePad(RandomTransform):
+    """The whole image, resized to a random side and zero-padded back at a random place, as Xie et al. (2018) have it.
+
+    `random_pad` is the paper's reading of it, which crops. Theirs pads to a larger image; here it keeps its size.
+    """
+
+    name: ClassVar[str] = "resize_pad"
+    label: ClassVar[str] = "Resize and pad (Xie et al.)"
+    colour: ClassVar[str] = "#999933"
+    marker: ClassVar[str] = "^"
+    side: tuple[int, int] = pair("smallest and largest side of the resized image, in pixels", low=1)
+
+    def check_images(self, height: int, width: int) -> None:
+        """Raise ValueError where the largest side is larger than the image."""
+        _refuse_larger("resize_pad.side", self.side, min(height, width))
+
+    def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
+        """Resizing and placing as two interpolation matrices."""
+        height, width = x.shape[-2:]
+        side, top, left, _ = _square(draws.uniform(3), self.side, height, width)
+        return _rows_and_columns(x, _shrunk_rows(height, side, top), _shrunk_rows(width, side, left))
+
+    @classmethod
+    def identity(cls) -> dict[str, Any]:
+        """A side of the whole image, which is 32 pixels wide and high."""
+        return {"side": [32, 32]}

@@ -165,10 +165,20 @@ def parameters(defense_params: str, without: frozenset[str] = frozenset()) -> st
 
     defense_params: as cells.parquet holds them. Flags and words, which options choose, are left out.
     """
-    values = json.loads(defense_params)
+    return _parameters(json.loads(defense_params), without)
+
+
+def _parameters(values: Mapping[str, object], without: frozenset[str] = frozenset()) -> str:
+    """The same of values: of a defense that is made of others these, in their order."""
     shown = [
-        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        _one(key, value)
         for key, value in values.items()
-        if key not in without and not isinstance(value, bool) and value is not None and not isinstance(value, str)
+        if key not in without and not isinstance(value, (bool, str)) and value is not None
     ]
     return ", ".join(item for item in shown if item != "fill=0")
+
+
+def _one(key: str, value: object) -> str:
+    parts = value if isinstance(value, list) and all(isinstance(part, dict) for part in value) else []
+    told = [f"{name} {_parameters(own)}".strip() for part in parts for name, own in part.items()]
+    return " + ".join(told) if told else f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"

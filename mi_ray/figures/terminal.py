@@ -91,7 +91,7 @@ def passes_summary(planned: Mapping[str, int], counted: Mapping[str, int]) -> It
     """Passes of a study as planned for an empty store (its manifest's `planned`), and as counted in this run."""
     heads = ("Forward planned", "Forward done now", "Backward planned", "Backward done now")
     shown = _table("Passes", "Work", right=heads)
-    for what in STAGES:
+    for what in (*STAGES, *(["certification"] if "certification_forward" in planned else [])):
         pairs = [found.get(f"{what}_{way}", 0) for way in ("forward", "backward") for found in (planned, counted)]
         shown.add_row(what, *(f"{value:,}" for value in pairs))
     yield shown

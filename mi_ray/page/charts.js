@@ -127,11 +127,11 @@ function frontierSpec(rows, looks, height, all = rows) {
 }
 
 /** Lines over a number, one a series. rows: {x, y, series}, with low and high where they have intervals. */
-function linesSpec(rows, across, up, height = 220, zero = false) {
+function linesSpec(rows, across, up, height = 220, zero = false, whole = true) {
   const series = [...new Set(rows.map((row) => row.series))];
   const [from, to] = [Math.min(...rows.map((row) => row.x)), Math.max(...rows.map((row) => row.x))];
-  const few = to - from < 9 ? { values: Array.from({ length: to - from + 1 }, (_, at) => from + at) } : { tickCount: 8 };
-  const x = { field: "x", type: "quantitative", scale: { domain: [from, to], nice: false, padding: 12 }, axis: { title: across, format: "d", ...few } };
+  const few = whole && to - from < 9 ? { values: Array.from({ length: to - from + 1 }, (_, at) => from + at) } : { tickCount: 8 };
+  const x = { field: "x", type: "quantitative", scale: { domain: [from, to], nice: false, padding: 12 }, axis: { title: across, ...(whole ? { format: "d" } : {}), ...few } };
   const [low, high] = ends(rows.map((row) => row.y));
   const y = { field: "y", type: "quantitative", scale: { domain: [zero ? 0 : low, high], nice: false }, axis: { title: up, tickCount: 5 } };
   const scale = { domain: series, range: series.map((_, at) => TINTS[at % TINTS.length]) };

@@ -21,7 +21,7 @@ from mi_ray.statistics import by_threat
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import read_manifest
-from mi_ray.store.schemas import TRAINING
+from mi_ray.store.schemas import CERTIFIED, TRAINING
 
 Json: TypeAlias = Mapping[str, object]
 NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", "clean_accuracy", "auc", "tpr_at_5_fpr", "seconds")
@@ -258,6 +258,29 @@ def _pairs(values: Json) -> str:
         f"{name.replace('_', ' ')} {value:,.0f}" if isinstance(value, (int, float)) else f"{name} {value}"
         for name, value in values.items()
     )
+
+
+CERTIFIED_NUMBERS = (
+    "sigma",
+    "alpha",
+    "radius",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "coverage",
+    "accuracy_answered",
+)
+
+
+def certified_facts(store: Store, study: str) -> list[dict[str, object]]:
+    """Certified accuracy by classifier, σ and radius; empty of a study that certifies nothing."""
+    path = f"studies/{study}/certified.parquet"
+    rows = store.read_table(path, CERTIFIED).to_pylist() if store.exists(path) else []
+    said = ("classifier", "n0", "n", "state", "cause")
+    return [
+        {**{name: row[name] for name in said}, **{name: number(row[name]) for name in CERTIFIED_NUMBERS}}
+        for row in rows
+    ]
 
 
 def training_curves(store: Store, cells: pd.DataFrame) -> list[dict[str, object]]:

@@ -501,6 +501,24 @@ function renderTraining() {
   })));
 }
 
+function renderGuarantees() {
+  const of = study();
+  byId("guarantees").hidden = !of.certified.length;
+  if (!of.certified.length) return;
+  const rows = of.certified.filter((row) => row.state === "done");
+  const series = (row) => `${row.classifier}, σ ${row.sigma}, n ${row.n}`;
+  const chart = h("div", { class: "chart" });
+  fill(byId("guarantees-chart"), chart);
+  if (rows.length) setTimeout(() => draw(chart, linesSpec(rows.map((row) => ({ x: row.radius, y: 100 * row.accuracy, series: series(row) })), "L2 radius", "certified accuracy (%)", 260, true, false), "Certified accuracy by radius"));
+  const columns = [
+    ["Classifier", (row) => row.classifier], ["σ", (row) => row.sigma, true], ["n0", (row) => row.n0, true], ["n", (row) => row.n, true],
+    ["α", (row) => row.alpha, true], ["Radius", (row) => row.radius, true], ["Certified %", (row) => percent(row.accuracy), true],
+    ["from", (row) => percent(row.accuracy_low), true], ["to", (row) => percent(row.accuracy_high), true],
+    ["Answered %", (row) => percent(row.coverage), true], ["Right of these %", (row) => percent(row.accuracy_answered), true],
+    ["State", (row) => (row.state === "done" ? "" : `${row.state}: ${row.cause}`)]];
+  grid(byId("guarantees-table"), { name: `${of.name}-certified`, caption: "Certified accuracy, a radius a row", columns, rows: of.certified, page: 25 });
+}
+
 function renderSides() {
   if (DATA.studies.length < 2) return;
   const sides = DATA.studies.map((of) => {
@@ -563,6 +581,7 @@ function renderStudy() {
   render();
   renderCells();
   renderTraining();
+  renderGuarantees();
 }
 
 function listen(id, take) {

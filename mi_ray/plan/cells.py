@@ -23,13 +23,13 @@ class CellMaker:
     def cell(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int) -> Cell:
         """A defense setting on one classifier with N executions, on the clean points or on what an attack made of them."""
         components = defense.components()
-        draws = self.sweep.draws_of(self.works.options) if components else 1
+        draws = self.sweep.draws_of(self.works.options) if defense.is_random() else 1
         undefended = self.works.undefended(classifier, inputs)
         parts, counterparts, transferred = [], [], []
         for position, component in enumerate(components):
             own_n = defense.executions_of(position, n)
             parts.append((self.works.outputs(classifier, inputs, component, own_n, draws, None, defense.name), own_n))
-            if self.sweep.counterparts and inputs.attack is not None and component.uses_pool:
+            if self.sweep.counterparts and inputs.attack is not None and component.needs_pool():
                 clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs, defense.name)
                 counterparts.append(clean)
                 if self.sweep.counterparts == "mechanisms":

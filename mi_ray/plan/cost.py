@@ -42,7 +42,11 @@ class Costs:
         assert isinstance(work, OutputWork)
         if work.component is None:
             return 1, 0
-        return work.draws * whole_chunks(max(work.executions), self.chunk), 0
+        return work.draws * whole_chunks(max(work.executions), self.chunk_of(work.random)), 0
+
+    def chunk_of(self, random: bool) -> int:
+        """How many executions of a component run together: one alone of what draws nothing."""
+        return self.chunk if random else 1
 
     def _attack(self, work: AttackWork, stops: tuple[int, ...]) -> Passes:
         method, values = self.attacks[work.method], dict(work.values)
@@ -63,6 +67,10 @@ class Costs:
         """
         if all(set(values) <= set(have.get(name, ())) for name, values in work.covers().items()):
             return 0, 0
+        if isinstance(work, OutputWork) and (begun := work.begins_at(have)):
+            chunk = self.chunk_of(work.random)
+            last = max(set(work.executions) - set(have["executions"]))
+            return work.draws * (whole_chunks(last, chunk) - begun // chunk * chunk), 0
         if isinstance(work, AttackWork) and self.attacks[work.method].goes_on:
             absent = tuple(at for at in work.stops if at not in have["stops"])
             before = max((at for at in have["stops"] if at < min(absent)), default=0)
@@ -106,7 +114,10 @@ class Costs:
         attack = times(total(work.cost for work in plan.attacks), points)
         evaluation = times(total(self.of(work) for work in plan.outputs), points)
         checks, naive = self.of_checks(plan), times(self.cell_by_cell(plan.cells), points)
+        votes = times(total(self.of(work) for work in plan.votes()), points)
+        certified = {"certification_forward": votes[0]} if plan.certificates else {}
         return {
+            **certified,
             "training_forward": training[0],
             "training_backward": training[1],
             "attack_forward": attack[0],

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from mi_ray.config import ClassifierEntry, Options, Sweep
+from mi_ray.config import Certify, ClassifierEntry, Options, Sweep
 from mi_ray.parameters import Method, Registry, expand
 from mi_ray.plan.controls import ControlRule
 from mi_ray.plan.cost import Costs, whole_chunks
-from mi_ray.plan.work import AttackWork, ClassifierWork, Inputs, OutputWork
+from mi_ray.plan.work import EVALUATE, AttackWork, Certificate, ClassifierWork, Inputs, OutputWork, Purpose
 from mi_ray.store.keys import Values, content_key
 from mi_ray.threat_model import ThreatModel
 
@@ -203,6 +203,10 @@ class KeyedWork:
         """Training images that an epoch goes through: whole global batches, so the last few of the shuffle wait."""
         return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
 
+    def executions_of(self, defense: Any) -> tuple[int, ...]:
+        """The requested numbers of executions of a defense: one of what draws nothing."""
+        return self.sweep.executions_of(defense.name, self.options) if defense.is_random() else (1,)
+
     def attack(
         self,
         attack: Any,
@@ -212,7 +216,7 @@ class KeyedWork:
         given: tuple[Inputs, ...] = (),
     ) -> AttackWork:
         """An attack on a classifier alone, or on it behind a defense, under one threat model; given: images it begins with."""
-        n = None if defense is None else attack.executions or max(self.sweep.executions_of(defense.name, self.options))
+        n = None if defense is None else attack.executions or self.executions_of(defense)[-1]
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
         stops = attack.stops()
@@ -244,8 +248,7 @@ class KeyedWork:
         if defense is not None and n is not None:
             behind, more = self._behind(defense, n)
             facts |= {**behind, **more}
-            each = (defense.executions_of(at, n) for at, _ in enumerate(defense.components()))
-            parts = tuple(whole_chunks(executions, self.registries.chunk) for executions in each)
+            parts = self._passes_of(defense, n)
         key = self._key("attack", facts)
         work = AttackWork(
             key,
@@ -263,16 +266,28 @@ class KeyedWork:
         )
         return replace(work, cost=self.costs.of(work))
 
+    def _passes_of(self, defense: Any, n: int) -> tuple[int, ...]:
+        """The passes of each component of a defense in one call with N executions."""
+        chunks = (self.costs.chunk_of(part.is_random()) for part in defense.components())
+        return tuple(whole_chunks(defense.executions_of(at, n), chunk) for at, chunk in enumerate(chunks))
+
     def _behind(self, defense: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """(what an attack through a defense is made against, what decides that beside it)."""
-        pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.uses_pool}
+        pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.needs_pool()}
         every = (defense, *defense.components())
         deciding = {
             "defense_versions": [part.version for part in every],
             "defense_sources": [self.facts.sources.get(part.name) for part in every],
             "chunk": self.registries.chunk,
+            **self._made_of(*defense.components()),
         }
         return {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}, deciding
+
+    def _made_of(self, *components: Any) -> dict[str, Any]:
+        """What a key says of the transformations within components: nothing where there are none."""
+        parts = [part for component in components for part in component.within()]
+        every = [[part.name, part.version, self.facts.sources.get(part.name)] for part in parts]
+        return {"within": every} if every else {}
 
     def undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
         """F's own outputs: always of fp32."""
@@ -299,13 +314,14 @@ class KeyedWork:
         draws: int,
         judged_by: Inputs | None = None,
         within: str = "",
+        purpose: Purpose = EVALUATE,
     ) -> OutputWork:
         """A component's outputs.
 
         judged_by: the inputs from which ŷ is taken, where they are others. within: the name of the defense that the
-        component is a part of.
+        component is a part of. purpose: what the draws are for.
         """
-        pool = self._pool(within, component) if component.uses_pool else None
+        pool = self._pool(within, component) if component.needs_pool() else None
         facts: dict[str, Any] = {
             "classifier": classifier.key,
             "inputs": self._inputs(inputs),
@@ -318,11 +334,41 @@ class KeyedWork:
             "source": self.facts.sources.get(component.name),
             **self.arithmetic(classifier.key),
         }
+        facts |= self._made_of(component)
         if judged_by is not None:
             facts["judged_by"] = self._inputs(judged_by)
-        method = Method(component.name, component.values())
-        undefended = self.undefended(classifier, judged_by or inputs)
-        return OutputWork(self._key("outputs", facts), classifier.key, inputs, method, undefended, (n,), draws, pool)
+        if purpose != EVALUATE:
+            facts["purpose"] = purpose
+        return OutputWork(
+            self._key("outputs", facts),
+            classifier.key,
+            inputs,
+            Method(component.name, component.values()),
+            self.undefended(classifier, judged_by or inputs),
+            (n,),
+            draws,
+            pool,
+            purpose=purpose,
+            votes=component.votes,
+            random=component.is_random(),
+        )
+
+    def certificate(self, classifier: ClassifierWork, sigma: float, asked: Certify) -> Certificate:
+        """What a certificate of F under Gaussian noise is derived from: votes that choose a class, and votes that bound it."""
+        smoothed = self.registries.defenses.make("vote", {"of": [{"gaussian_noise": {"sigma": sigma}}]})
+        chooses = self.outputs(classifier, Inputs(), smoothed, asked.n0, 1, purpose="choose")
+        bounds = self.outputs(classifier, Inputs(), smoothed, asked.n, 1, purpose="bound")
+        numbers = {"sigma": sigma, "n0": asked.n0, "n": asked.n, "alpha": asked.alpha}
+        points = self.sweep.points.model_dump(include={"count", "selection"})
+        facts = {"chooses": chooses.key, "bounds": bounds.key, **numbers, "points": points}
+        identity = {
+            "certificate": self._key("certificate", facts),
+            "dataset": self.facts.dataset,
+            "classifier": classifier.entry.name,
+            "classifier_key": classifier.key,
+            **numbers,
+        }
+        return Certificate(identity, classifier.key, chooses, bounds, asked.radii)
 
     def perturbed(self, counterpart: OutputWork) -> OutputWork:
         """The same outputs with the whole perturbation added to each mixture (Eq. 13)."""

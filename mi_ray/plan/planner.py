@@ -16,7 +16,7 @@ from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import whole_chunks
 from mi_ray.plan.keyed import Facts, KeyedWork, Registries
-from mi_ray.plan.work import AttackWork, Cell, ClassifierWork, Inputs, Plan, merged, merged_attacks
+from mi_ray.plan.work import AttackWork, Cell, Certificate, ClassifierWork, Inputs, Plan, merged, merged_attacks
 from mi_ray.store.keys import canonical
 from mi_ray.threat_model import ThreatModel
 
@@ -102,7 +102,7 @@ class Planner:
             for entry in self.sweep.attacks
             if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
             if entry.defenses is None or defense.name in entry.defenses
-            if any(part.uses_pool for part in defense.components()) or not self._method(entry).needs_pool
+            if any(part.needs_pool() for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
         ]
 
@@ -154,12 +154,9 @@ class Planner:
         found = [
             self._maker.cell(classifier, inputs, defense, n)
             for inputs in self.inputs(classifier, defense)
-            for n in self._requested(defense)
+            for n in self.works.executions_of(defense)
         ]
         return [*found, *self._maker.worst_cases(found)]
-
-    def _requested(self, defense: Any) -> tuple[int, ...]:
-        return self.sweep.executions_of(defense.name, self.options) if defense.components() else (1,)
 
     def plan(self, settings: Iterable[Any]) -> Plan:
         """The cells of these settings, each on the classifiers that it is asked for on, and the work that they need."""
@@ -182,8 +179,16 @@ class Planner:
         given = [inputs.attack for work in attacked for inputs in work.given if inputs.attack is not None]
         # What stands on images of others comes after all that does not.
         attacks = sorted(self._costed([*attacked, *given]), key=lambda work: work.phase)
-        plan = Plan(self.classifiers, tuple(attacks), outputs, tuple(cells.values()))
+        plan = Plan(self.classifiers, tuple(attacks), outputs, tuple(cells.values()), certificates=self.certificates())
         return replace(plan, checks=self._checker.checks(plan))
+
+    def certificates(self) -> tuple[Certificate, ...]:
+        """What the sweep has certified of each classifier; nothing where it does not ask."""
+        asked = self.sweep.certify
+        if asked is None:
+            return ()
+        on = [work for work in self.classifiers if _applies(asked.classifiers, work)]
+        return tuple(self.works.certificate(work, sigma, asked) for work in on for sigma in asked.sigma)
 
     def _costed(self, works: Iterable[AttackWork]) -> tuple[AttackWork, ...]:
         return tuple(replace(work, cost=self.costs.of(work)) for work in merged_attacks(works))
@@ -198,6 +203,7 @@ class Planner:
         cost = self.cost(plan)
         planned = sum(cost[f"{what}_forward"] for what in ("attack", "evaluation", "checks"))
         planned += sum(cost[f"{what}_backward"] for what in ("attack", "checks"))
+        planned += cost.get("certification_forward", 0)
         if self.sweep.search is None:
             return planned
         n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)

@@ -16,6 +16,8 @@ from mi_ray.threat_model import ThreatModel
 
 Passes = tuple[int, int]  # forward and backward passes of F
 LAST_PHASE = 3  # See `Work.phase`.
+Purpose = Literal["evaluate", "choose", "bound"]  # of draws: a defense's score, a certificate's class, its bound
+EVALUATE: Purpose = "evaluate"
 WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
 
 
@@ -134,7 +136,9 @@ class OutputWork(Work):
 
     undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
     images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
-    perturbed: of a counterpart, whether the whole perturbation is added to each mixture: x̃_0 + δ of Eq. 13.
+    perturbed: of a counterpart, whether the whole perturbation is added to each mixture: x̃_0 + δ of Eq. 13. purpose: what
+    the draws are for. votes: whether executions vote, so that their counts go on from stored ones without being run again.
+    random: whether the component draws anything.
     """
 
     kind: ClassVar[Kind] = "outputs"
@@ -145,6 +149,9 @@ class OutputWork(Work):
     draws: int = 1
     pool: str | None = None
     perturbed: bool = False
+    purpose: Purpose = EVALUATE
+    votes: bool = False
+    random: bool = True
 
     @property
     def title(self) -> str:
@@ -155,6 +162,14 @@ class OutputWork(Work):
     def phase(self) -> int:
         """See `Work.phase`."""
         return 2 if self.component is None else LAST_PHASE
+
+    def begins_at(self, have: Mapping[str, Any]) -> int:
+        """How many executions of each draw a stored block has already counted, from which the absent ones go on; 0 where
+        they cannot. have: what the block says of itself."""
+        if not self.votes or not set(range(self.draws)) <= set(have.get("draws", ())):
+            return 0
+        absent = set(self.executions) - set(have["executions"])
+        return max((n for n in have["executions"] if n < min(absent, default=0)), default=0)
 
     @property
     def is_counterpart(self) -> bool:
@@ -215,6 +230,25 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Certificate:
+    """What is certified of one classifier under one σ (Cohen, Rosenfeld and Kolter, 2019).
+
+    identity: the columns by which rows of certificates know it. chooses, bounds: n0 votes that choose a point's class, and n
+    others that bound its probability. radii: at which certified accuracy is reported; by σ and n where it is None.
+    """
+
+    identity: Values
+    classifier: str
+    chooses: OutputWork
+    bounds: OutputWork
+    radii: tuple[float, ...] | None = None
+
+    def needs(self) -> tuple[OutputWork, OutputWork]:
+        """The outputs that it is derived from."""
+        return self.chooses, self.bounds
+
+
+@dataclass(frozen=True)
 class Check:
     """A check of an attack: the judged cell against `control`, the same cell under another attack, on the first `points`.
 
@@ -237,7 +271,8 @@ W = TypeVar("W", bound=Work)
 class Plan:
     """The distinct work of a study, in the order in which it is done, and its cells.
 
-    checks: what judges the attacks. Their controls' attacks and outputs are no part of `attacks`, `outputs`.
+    checks: what judges the attacks. Their controls' attacks and outputs are no part of `attacks`, `outputs`. certificates:
+    what is certified; nor are their outputs.
     """
 
     classifiers: tuple[ClassifierWork, ...]
@@ -245,6 +280,11 @@ class Plan:
     outputs: tuple[OutputWork, ...]
     cells: tuple[Cell, ...]
     checks: tuple[Check, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+
+    def votes(self) -> tuple[OutputWork, ...]:
+        """The outputs that certificates are derived from."""
+        return merged(work for certificate in self.certificates for work in certificate.needs())
 
     @property
     def checked(self) -> int:
@@ -323,6 +363,7 @@ def united(plans: Mapping[str, Plan]) -> Plan:
             checks[place] = replace(check, cells=tuple(dict.fromkeys((*shared, *check.cells))), points=points)
     attacks = merged_attacks(work for plan in plans.values() for work in plan.attacks)
     outputs = merged(work for plan in plans.values() for work in plan.outputs)
+    # What is certified depends on no option: it is of the study itself.
     return replace(first, attacks=attacks, outputs=outputs, cells=tuple(cells.values()), checks=tuple(checks.values()))
 
 

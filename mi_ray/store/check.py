@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFacts, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
-from mi_ray.store.schemas import CELLS, EXAMPLES, IDENTITY, KEYS, KINDS, TRAINING, Kind
+from mi_ray.store.schemas import CELLS, CERTIFICATES, CERTIFIED, EXAMPLES, IDENTITY, KEYS, KINDS, TRAINING, Kind
 from mi_ray.threat_model import TOLERANCE
 
 SAME_ACCURACY = 1e-9  # how far the mean of many rows may be from itself when it is summed in another order
@@ -201,7 +201,8 @@ def _study(store: Store, name: str) -> tuple[list[str], int]:
     """(what is wrong with a study's own files, how many were read)."""
     folder = f"studies/{name}"
     problems: list[str] = []
-    more = {f"{folder}/examples.parquet": EXAMPLES, f"{folder}/keys.parquet": KEYS}
+    named = {"examples": EXAMPLES, "keys": KEYS, "certificates": CERTIFICATES, "certified": CERTIFIED}
+    more = {f"{folder}/{name}.parquet": schema for name, schema in named.items()}
     more = {path: schema for path, schema in more.items() if store.exists(path)}
     looked_at = 2 + len(more)
     try:

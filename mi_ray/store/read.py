@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from mi_ray.store.blocks import READERS, Block, Place, Store, blocks_among
 from mi_ray.store.files import DamagedFileError, UnfinishedStudyWarning
 from mi_ray.store.keys import canonical
-from mi_ray.store.schemas import CELLS, IDENTITY, RECORDS
+from mi_ray.store.schemas import CELLS, CERTIFICATES, CERTIFIED, IDENTITY, RECORDS
 
 FEW = 1000  # so many cells are looked up one by one; for more of them all files are listed at once
 
@@ -58,6 +58,43 @@ def read_cells(store: str | Path | Store, study: str | None = None, *, flat: boo
     return _flat(found) if flat else found
 
 
+def read_certificates(store: str | Path | Store, study: str) -> pd.DataFrame:
+    """A frame with a row per certificate and point of a study that certifies: `certificates.parquet` (docs/results.md).
+
+    Raises ValueError when the store has no such study, and where the study certifies nothing.
+    """
+    return _certified(store, study, "certificates.parquet", CERTIFICATES)
+
+
+def read_certified(store: str | Path | Store, study: str) -> pd.DataFrame:
+    """A frame with a row per certificate and radius of a study that certifies: `certified.parquet` (docs/results.md).
+
+    Raises ValueError when the store has no such study, and where the study certifies nothing.
+    """
+    return _certified(store, study, "certified.parquet", CERTIFIED)
+
+
+def _certified(store: str | Path | Store, study: str, name: str, schema: pa.Schema) -> pd.DataFrame:
+    opened = store if isinstance(store, Store) else Store(store)
+    cells_table(opened, study)
+    path = f"studies/{study}/{name}"
+    if not opened.exists(path):
+        raise ValueError(f"study {study!r} must have `certify` in its sweep, or have come as far; there is no {path}")
+    found: pd.DataFrame = opened.read_table(path, schema).to_pandas()
+    return found.assign(study=study)
+
+
+def write_certificates(store: Store, study: str, points: pa.Table, rows: Sequence[Mapping[str, object]]) -> None:
+    """Write what a study certifies: certificates.parquet and certified.parquet; remove both where it certifies nothing."""
+    paths = {"certificates.parquet": points, "certified.parquet": pa.Table.from_pylist([*map(dict, rows)], CERTIFIED)}
+    for name, table in paths.items():
+        path = f"studies/{study}/{name}"
+        if rows:
+            store.write_table(path, table)
+        elif store.exists(path):
+            store.remove(path)
+
+
 def _flat(cells: pd.DataFrame) -> pd.DataFrame:
     """The cells with what their columns of JSON text say in columns of their own."""
     parts = [cells]
@@ -72,7 +109,7 @@ def _scalar(value: object) -> object:
     """A value of JSON text as one entry of a column, by which rows can be grouped: of a check its state."""
     if isinstance(value, dict):
         return value["state"] if "state" in value else canonical(value)
-    return tuple(value) if isinstance(value, list) else value
+    return tuple(map(_scalar, value)) if isinstance(value, list) else value
 
 
 def cells_table(store: Store, study: str) -> pa.Table:

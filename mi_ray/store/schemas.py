@@ -169,6 +169,54 @@ CELLS_COLUMNS: Columns = (
     ),
 )
 
+# What is the same in all rows of one certificate.
+CERTIFICATE_COLUMNS: Columns = (
+    Column("certificate", TEXT, "The certificate's content key, a hash of all that decides its rows."),
+    Column("dataset", TEXT, "The name of the dataset whose test split is classified."),
+    Column("classifier", TEXT, "The name that the sweep gives to the classifier F."),
+    Column("classifier_key", TEXT, "The content key of F: the folder in `classifiers/` that holds its weights."),
+    Column("sigma", DOUBLE, "The standard deviation of the noise under which F votes, in units of pixels in [0, 1]."),
+    Column("n0", INT, "How many votes choose a point's class."),
+    Column("n", INT, "How many other votes bound the probability of that class."),
+    Column("alpha", DOUBLE, "The chance at most that the certificate of a point is wrong."),
+)
+
+CERTIFICATES_COLUMNS: Columns = (
+    *CERTIFICATE_COLUMNS,
+    Column("point", INT, "The index of the image in the test split; (`certificate`, `point`) is unique."),
+    Column("selection", BOOL, "Whether the point only serves to choose settings, so that no reported number uses it."),
+    Column("label", INT, "The true label."),
+    Column("candidate", INT, "The class that most of the n0 votes name."),
+    Column("votes", INT, "How many of the n votes name it."),
+    Column("probability", DOUBLE, "The lower bound of its probability (Clopper and Pearson, at level alpha)."),
+    Column("predicted", INT, "The certified class: the candidate where the bound is above 1/2; -1 where it abstains."),
+    Column(
+        "radius",
+        DOUBLE,
+        "No perturbation whose L2 norm is below it, in units of pixels in [0, 1], changes the answer; 0 where it abstains.",
+    ),
+    Column("seed", LONG, "The sweep's seed."),
+    Column("device", TEXT, "The kind of device that computed the votes."),
+    Column("precision", TEXT, "The arithmetic of the votes: `fp32` or `bf16`."),
+)
+
+CERTIFIED_COLUMNS: Columns = (
+    *CERTIFICATE_COLUMNS,
+    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (that was not done)."),
+    Column("cause", TEXT, "Why it is not done; null where it is."),
+    Column("radius", DOUBLE, "An L2 radius, in units of pixels in [0, 1]."),
+    Column("points", INT, "How many points are reported: those that do not only serve to choose settings."),
+    Column("accuracy", DOUBLE, "Certified accuracy: the share of points that are right with at least this radius."),
+    Column("accuracy_low", DOUBLE, "The lower end of its 95 % interval over points (Wilson)."),
+    Column("accuracy_high", DOUBLE, "The upper end of its 95 % interval over points."),
+    Column("coverage", DOUBLE, "The share of points on which the smoothed classifier does not abstain."),
+    Column("accuracy_answered", DOUBLE, "The share of right answers among these points; null where there are none."),
+    Column("average_radius", DOUBLE, "The mean radius over points, 0 for a point that is not right or not certified."),
+    Column("forward_passes", LONG, "Forward passes of the stored votes that it stands on."),
+    Column("seconds", DOUBLE, "Seconds that these took."),
+    Column("work", TEXT, "The votes that it is derived from, as JSON text: keys in `outputs/`."),
+)
+
 EXAMPLES_COLUMNS: Columns = (
     Column("point", INT, "The index of the image in the test split."),
     Column("label", INT, "The true label."),
@@ -201,7 +249,7 @@ KEYS_COLUMNS: Columns = (
     Column(
         "key", TEXT, "A content key that the study refers to: a folder in `classifiers/`, `adversarial/` or `outputs/`."
     ),
-    Column("kind", TEXT, "What the key is of: `train`, `own`, `attack`, `undefended` or `outputs`."),
+    Column("kind", TEXT, "What the key is of: `train`, `own`, `attack`, `undefended`, `outputs` or `certificate`."),
     Column("facts", TEXT, "Everything that decides the result, as JSON text; the key is a hash of it and of the kind."),
 )
 
@@ -215,6 +263,8 @@ ADVERSARIAL = _schema(ADVERSARIAL_COLUMNS)
 OUTPUTS = _schema(OUTPUTS_COLUMNS)
 RECORDS = _schema(RECORDS_COLUMNS)
 CELLS = _schema(CELLS_COLUMNS)
+CERTIFICATES = _schema(CERTIFICATES_COLUMNS)
+CERTIFIED = _schema(CERTIFIED_COLUMNS)
 EXAMPLES = _schema(EXAMPLES_COLUMNS)
 TRAINING = _schema(TRAINING_COLUMNS)
 INDEX = _schema(INDEX_COLUMNS)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
 from mi_ray.attacks.base import scorer
-from mi_ray.defenses.base import EVALUATE, DefendedClassifier, Executions, RandomTransform
+from mi_ray.defenses.base import EVALUATE, DefendedClassifier, Executions, RandomTransform, votes_of
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
@@ -91,36 +91,66 @@ def component_outputs(
     executions: Sequence[int],
     draws: int,
     delta: Float[Tensor, "P C H W"] | None = None,
+    purpose: str = EVALUATE,
+    counted: tuple[int, Int64[Tensor, "D P L"]] | None = None,
 ) -> Float[Tensor, "D M P L"]:
     """Mean softmax over the first N executions, for each of `draws` independent draws and each N in `executions`.
 
-    predicted: ŷ on the block's images. delta: what is added to each transformed copy of a point, unscaled and not
-    clipped, where F is asked for x̃_0 + δ (Eq. 13). Raises NotFiniteError, saying whose it is, where they are not finite.
+    Where executions vote, it is the share of votes. predicted: ŷ on the block's images. delta: what is added to each
+    transformed copy of a point, unscaled and not clipped, where F is asked for x̃_0 + δ (Eq. 13). purpose: what the draws
+    are for. counted: how many executions of each draw have voted already, fewer than any in `executions`, and their votes.
+    Raises NotFiniteError, saying whose it is, where they are not finite.
     """
 
     def outputs(part: slice) -> Tensor:
         """The outputs of every draw on one batch."""
         runs, asked = [], classifier if delta is None else Displaced(classifier, delta[part])
+        begin, votes = counted if counted is not None else (0, None)
         for draw in range(draws):
-            key = Key(block.seed, EVALUATE, draw=draw)
+            key = Key(block.seed, purpose, draw=draw)
+            executed = Executions(component, pool, key, block.points[part], max(executions), begin)
             with torch.no_grad():
-                executed = Executions(component, pool, key, block.points[part], max(executions))
-                log_p = executed.log_probabilities(asked, block.x[part], predicted[part])
-            total = log_p.exp().cumsum(0)
-            runs.append(torch.stack([total[n - 1] / n for n in executions]))
+                chunks = executed.chunks(asked, block.x[part], predicted[part])
+                if component.votes:
+                    runs.append(vote_shares(chunks, executions, begin, 0 if votes is None else votes[draw, part]))
+                else:
+                    total = torch.cat(list(chunks)).exp().cumsum(0)
+                    runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)
 
     found = torch.cat(block.each(outputs), dim=2)
     try:
         refuse_not_finite(f"the outputs behind {component.name}", found, 2, block.points)
     except NotFiniteError as error:
-        keys = (Key(block.seed, EVALUATE, draw=draw) for draw in range(draws))
+        keys = (Key(block.seed, purpose, draw=draw) for draw in range(draws))
         runs = (Executions(component, pool, key, block.points, max(executions)) for key in keys)
         with torch.no_grad():
             sound = all(copies.isfinite().all() for run in runs for copies in run.copies(block.x, predicted))
         whose = "the classifier answers so to copies that are finite" if sound else "its transform makes such copies"
         raise NotFiniteError(f"{error}: {whose}") from None
     return found
+
+
+def vote_shares(
+    chunks: Iterable[Float[Tensor, "E B L"]],
+    executions: Sequence[int],
+    begin: int = 0,
+    counted: Int64[Tensor, "B L"] | int = 0,
+) -> Float[Tensor, "M B L"]:
+    """The share of votes of each class among the first N executions, for each N in `executions`, which rise.
+
+    chunks: log-probabilities of the executions after the first `begin`, whose votes are `counted`. Votes are whole numbers,
+    so that no order of counting changes a share. It is NaN where one of the answers so far is.
+    """
+    found, left, broken = list[Tensor](), list(executions), torch.zeros(())
+    for chunk in chunks:
+        votes = votes_of(chunk).cumsum(0) + counted
+        broken = broken.to(chunk) + chunk.sum((0, 2)).mul(0.0)
+        while left and left[0] <= begin + len(chunk):
+            number = left.pop(0)
+            found.append(votes[number - begin - 1] / number + broken[:, None])
+        begin, counted = begin + len(chunk), votes[-1]
+    return torch.stack(found)
 
 
 def attack_outputs(

@@ -100,11 +100,13 @@ def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
     pair = {
         name: (cost[f"{name}_forward"], cost.get(f"{name}_backward", 0)) for name in ("attack", "evaluation", "checks")
     }
+    certified = whole.row("certify", plan.votes(), (cost.get("certification_forward", 0), 0))
     return [
         _training(plan.classifiers, store),
         whole.row("attack", plan.attacks, pair["attack"]),
         whole.row("evaluate", plan.outputs, pair["evaluation"]),
         _checks(plan, whole, pair["checks"]),
+        *([certified] if plan.certificates else []),
     ]
 
 

@@ -1,6 +1,6 @@
 """What a study says of itself in its folder: sweep file, cells, examples, and how far it is."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def keys_of(plan: Plan) -> dict[str, list[str]]:
     return {
         "classifiers": sorted(work.key for work in plan.classifiers),
         "adversarial": sorted({work.key for work in (*plan.attacks, *plan.check_attacks())}),
-        "outputs": sorted({work.key for work in (*plan.outputs, *plan.check_outputs())}),
+        "outputs": sorted({work.key for work in (*plan.outputs, *plan.check_outputs(), *plan.votes())}),
         "records": sorted(cell.key for cell in plan.cells),
     }
 
@@ -37,6 +37,7 @@ def appearance() -> dict[str, dict[str, object]]:
 def ingredients(study: Study, plan: Plan) -> dict[str, tuple[str, Values]]:
     """Of each key that a plan refers to: its kind, and what decides it."""
     wanted = {key for keys in keys_of(plan).values() for key in keys}
+    wanted |= {certificate.identity["certificate"] for certificate in plan.certificates}
     every = [planner.works.ingredients for planner in (study.planner, *study.variants.values())]
     return {key: made for found in every for key, made in found.items() if key in wanted}
 
@@ -73,17 +74,19 @@ def write_study(
     about: Mapping[str, Any],
     *,
     checking: bool = False,
+    certified: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write study.yaml, cells.parquet and manifest.json; `manifest.seal` ends a study once its figures are there too.
 
-    checking: whether the study's checks are still to be run, so that it counts as running.
+    certified: the rows of certified.parquet. checking: whether the study's checks are still to be run, so that it counts as
+    running.
     """
     name = study.sweep.name
     write_sweep(store, study.sweep)
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
     store.write_table(f"studies/{name}/keys.parquet", _keys_table(study, plan))
-    state: State = "complete" if all(row["state"] == "done" for row in rows) else "incomplete"
+    state: State = "complete" if all(row["state"] == "done" for row in (*rows, *certified)) else "incomplete"
     told = {
         "planned": study.planner.cost(plan),
         "checked_points": plan.checked,

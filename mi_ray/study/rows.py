@@ -139,7 +139,7 @@ class DerivedRows:
         row["work"] = canonical(_work(cell))
         if cell.key in self._summaries:
             try:
-                cost = _cost(self.results, self._stands_on(cell), known)
+                cost = cost_of(self.results, self._stands_on(cell), known)
                 return {**row, **self._summaries[cell.key], **cost}
             except DamagedFileError as error:
                 self.miss(cell, error)
@@ -250,9 +250,13 @@ def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, st
     return None
 
 
-def _cost(results: Results, folders: Iterable[Folder], known: dict[str, Row]) -> Row:
-    """Passes and seconds of the blocks of these folders that hold points of the study (cells share them)."""
+def cost_of(results: Results, folders: Iterable[Folder], known: dict[str, Row] | None = None) -> Row:
+    """Passes and seconds of the blocks of these folders that hold points of the study (cells share them).
+
+    known: costs by key, as they are read.
+    """
     total: Row = dict.fromkeys(COST, 0)
+    known = {} if known is None else known
     for kind, key in sorted(folders):
         if key not in known:
             blocks = [block for block in results.store.blocks(kind, key) if block.start < len(results.data.points)]

@@ -104,7 +104,7 @@ def try_defense(
     x = to_unit(dataset.test_images[:IMAGES])
     for component in defense.components():
         must = f"defense {component.name}: transform must"
-        pool = pools(component) if component.uses_pool else None
+        pool = pools(component) if component.needs_pool() else None
         with own_code(f"defense {component.name} must run on test images"):
             copies, again = (_copies(component, x, range(IMAGES), pool) for _ in range(2))
             alone = _copies(component, x[1:2], [1], pool)
@@ -148,7 +148,7 @@ def try_attack(
     y = torch.from_numpy(np.array(dataset.test_labels[:IMAGES]))
     model: nn.Module = _StandIn(x[0].numel(), dataset.classes)
     if defense is not None:
-        used = {component.name: pools(component) for component in defense.components() if component.uses_pool}
+        used = {component.name: pools(component) for component in defense.components() if component.needs_pool()}
         model = DefendedClassifier(model, defense, used, executions=CHUNK)
     must = f"attack {attack.name}: run must"
     given = [x] * attack.takes_images

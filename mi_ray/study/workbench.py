@@ -183,6 +183,7 @@ class Workbench:
         """Compute and store a block of outputs. F's own are always computed in fp32."""
         began = time.perf_counter()
         x, points = self.images(work.inputs, start, stop), list(self.data.points[start:stop])
+        facts: Mapping[str, Any] = {}
         if work.component is None:
             classifier = self.classifier(work.classifier, "fp32")
             found = undefended_outputs(classifier, self._block(work, x, points))[None, None]
@@ -191,16 +192,21 @@ class Workbench:
             assert isinstance(component, RandomTransform)
             pool = self.pool(work.pool) if work.pool is not None else None
             assert work.undefended is not None
+            counted, facts = self._counted(work, start, stop)
+            begun = work.begins_at(facts)
             found = component_outputs(
                 self.classifier(work.classifier, self.data.precision[work.classifier]),
                 component,
                 self._block(work, x, points),
                 self._predicted(work, start, stop),
                 pool,
-                work.executions,
+                [n for n in work.executions if n not in counted],
                 work.draws,
                 self.images(work.undefended.inputs, start, stop) - x if work.perturbed else None,
+                work.purpose,
+                (begun, (counted[begun] * begun).round().long()) if begun else None,
             )
+            found = _beside(counted, work.executions, found)
         draws, numbers, count = found.shape[:3]
         table = pa.table(
             [
@@ -211,7 +217,22 @@ class Workbench:
             ],
             names=OUTPUTS.names,
         ).cast(OUTPUTS)
-        return self._write(work, start, stop, table, began, {})
+        return self._write(work, start, stop, table, began, {}, facts)
+
+    def _counted(self, work: OutputWork, start: int, stop: int) -> tuple[dict[int, Tensor], Mapping[str, Any]]:
+        """(what a stored block of this very range has of the work's votes, [draws, points, classes] by N; its facts).
+
+        Nothing of what does not vote, and of what has fewer draws than are asked for.
+        """
+        blocks = [b for b in self.store.blocks("outputs", work.key) if (b.start, b.stop) == (start, stop)]
+        if not work.votes or not blocks:
+            return {}, {}
+        facts = self.store.block_facts(blocks[0])
+        if not work.begins_at(facts):
+            return {}, {}
+        own = tuple(n for n in work.executions if n in facts["executions"])
+        shares = self.results.probabilities(replace(work, executions=own), start, stop)
+        return {n: on_device(shares[:, at], self.device) for at, n in enumerate(own)}, facts
 
     def compute(self, work: Work, start: int, stop: int) -> Done:
         """Compute and store a block of either kind."""
@@ -294,6 +315,12 @@ def _adversarial_table(found: Adversarial, x: Tensor, y: Tensor, labels: Tensor,
         ],
         names=ADVERSARIAL.names,
     ).cast(ADVERSARIAL)
+
+
+def _beside(counted: Mapping[int, Tensor], executions: Sequence[int], found: Tensor) -> Tensor:
+    """Outputs for each N, of which some were stored and the others found: [draws, N, points, classes]."""
+    new = iter(found.unbind(1))
+    return torch.stack([counted[n] if n in counted else next(new) for n in executions], 1)
 
 
 def _in_order(tables: Sequence[pa.Table], points: Sequence[int]) -> pa.Table:

@@ -7,7 +7,7 @@ import pytest
 from helpers.frames import APPEARANCE, NAMES, adaptive, cell, eot_pgd, failed, frame
 
 from mi_ray.figures import fig4
-from mi_ray.figures.names import Appearance, Names
+from mi_ray.figures.names import Appearance, Names, parameters
 from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
 
 
@@ -102,3 +102,9 @@ def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours
     looks = {(look.colour, look.marker) for look in Names.of({}, many).looks.values()}
     assert len(looks) == len(many)
     assert Names.of(APPEARANCE, ["other", "mine"]).look("other").colour == names.look("mine").colour
+
+
+def test_a_defense_that_is_made_of_others_is_told_by_them_in_their_order() -> None:
+    parts = [{"random_resize": {"crop": [24, 30], "eight_bit": False}}, {"mi_ol": {"lam": 0.6}}]
+    assert parameters(json.dumps({"of": parts})) == "random_resize crop=[24, 30] + mi_ol lam=0.6"
+    assert parameters(json.dumps({"crop": [24, 30], "fill": 0.0})) == "crop=[24, 30]"

@@ -33,6 +33,7 @@ SECTIONS: Mapping[str, type[BaseModel]] = {
     "attacks: images": config.ImagesEntry,
     "defenses": config.DefenseEntry,
     "checks": config.Checks,
+    "certify": config.Certify,
     "search: optuna": config.OptunaSearch,
     "resources": config.Resources,
     "resources: block": config.BlockResources,

@@ -176,6 +176,7 @@ TRAININGS = [
             ({"cnn_small": 8}, {"adversarial": {"steps": 3}}),
             ("cnn_small", "manifold_mixup"),
             ("resnet_small", "trades"),
+            ("cnn_small", {"gaussian": {"sigma": 0.25}}),
         ]
     )
 ]

@@ -16,6 +16,9 @@ SECTIONS: dict[str, Columns] = {
     "`cells.parquet`": schemas.CELLS_COLUMNS[N:],
     "`adversarial`": schemas.ADVERSARIAL_COLUMNS,
     "`outputs`": schemas.OUTPUTS_COLUMNS,
+    "Identity of a certificate": schemas.CERTIFICATE_COLUMNS,
+    "`certificates.parquet`": schemas.CERTIFICATES_COLUMNS[len(schemas.CERTIFICATE_COLUMNS) :],
+    "`certified.parquet`": schemas.CERTIFIED_COLUMNS[len(schemas.CERTIFICATE_COLUMNS) :],
     "`examples.parquet`": schemas.EXAMPLES_COLUMNS,
     "`keys.parquet`": schemas.KEYS_COLUMNS,
     "`training.parquet`": schemas.TRAINING_COLUMNS,
@@ -31,7 +34,7 @@ def test_the_documentation_holds_the_columns_of(section: str) -> None:
 
 def test_every_schema_is_made_from_columns_and_holds_names_and_types_alone() -> None:
     made = {name for name, value in vars(schemas).items() if isinstance(value, pa.Schema)}
-    assert {f"{name}_COLUMNS" for name in made} | {"IDENTITY_COLUMNS"} == {
+    assert {f"{name}_COLUMNS" for name in made} | {"IDENTITY_COLUMNS", "CERTIFICATE_COLUMNS"} == {
         name for name in vars(schemas) if name.endswith("_COLUMNS")
     }
     for name in made:
