@@ -65,9 +65,9 @@ test-cluster: .venv/installed-cluster
 test-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu check
 
-# Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
+# Faults of every kind at random moments of small studies, whose rows are compared; the same command goes on: make chaos KILLS=1000 SEED=3
 chaos: .venv/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/cluster/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python tests/cluster/chaos.py --kills $(or $(KILLS),100) --seed $(or $(SEED),0) --folder $(or $(FOLDER),chaos)
 
 # One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
 mutate: .venv/installed-test
