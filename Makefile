@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean test-gpu bench-gpu
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -60,6 +60,12 @@ test-long: .venv/installed-test
 test-cluster: .venv/installed-cluster
 	tests/cluster/two_hosts.sh
 	tests/cluster/slurm_alone.sh
+
+# What tests/launch/test_own_tools.py holds cluster/ against, apart from the program's own environment: SkyPilot, and KubeRay's schema.
+launch-tools:
+	$(PYTHON) -m venv build/sky && build/sky/bin/pip install --quiet skypilot
+	curl --fail --silent --show-error --location --output build/ray.io_rayjobs.yaml \
+	  https://raw.githubusercontent.com/ray-project/kuberay/v1.6.2/ray-operator/config/crd/bases/ray.io_rayjobs.yaml
 
 # Whether rows of a GPU are the CPU's within bounds, in under three minutes; one line where there is no GPU.
 test-gpu: .venv/installed

@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--hours", type=float, default=3.0, help="no faults after so long, of this run alone")
     parser.add_argument("--folder", type=Path, default=Path("chaos"), help="where it goes on; made if it is not there")
-    parser.add_argument("--pause", type=float, nargs=2, default=(2.0, 9.0), help="seconds between faults, from and to")
+    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 5.0), help="seconds between faults, from and to")
     parser.add_argument(
         "--publish", action="store_true", help="write the folder's table into docs/faults.md, and do no more"
     )

@@ -18,7 +18,7 @@ import pandas as pd
 
 import mi_ray
 from helpers.buckets import S3, reaching, serve
-from helpers.clusters import Nodes
+from helpers.clusters import KINDS, Nodes
 from helpers.commands import TINY, assert_same_rows, command, run
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
@@ -26,15 +26,15 @@ from mi_ray.store.files import Files, scratch_of
 
 # Kind -> (how often it is chosen, what is done).
 FAULTS = {
-    "block": (12, "the worker of a block gets SIGKILL"),
-    "trial": (12, "the actor of a trial gets SIGKILL"),
+    "block": (16, "the worker of a block gets SIGKILL"),
+    "trial": (16, "the actor of a trial gets SIGKILL"),
     "training worker": (8, "a worker of a training gets SIGKILL"),
     "training": (4, "the process that drives a training gets SIGKILL"),
-    "any worker": (14, "any worker process of Ray gets SIGKILL"),
-    "raylet": (5, "a node's raylet gets SIGKILL; another node joins some seconds later"),
-    "driver": (6, "the command gets SIGKILL"),
-    "ctrl-c": (5, "the command gets SIGINT"),
-    "ctrl-c twice": (2, "the command gets SIGINT two times within a second"),
+    "any worker": (18, "any worker process of Ray gets SIGKILL"),
+    "raylet": (4, "a node's raylet gets SIGKILL; another node joins some seconds later"),
+    "driver": (4, "the command gets SIGKILL"),
+    "ctrl-c": (3, "the command gets SIGINT"),
+    "ctrl-c twice": (1, "the command gets SIGINT two times within a second"),
     "head": (1, "GCS and every raylet get SIGKILL; a new cluster is started"),
     "full disk": (6, "the disk of the store has no byte left for some seconds"),
     "S3: 500": (6, "requests to the store are answered by 500 and 503 for some seconds"),
@@ -45,10 +45,10 @@ FAULTS = {
 WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, which its store has from the beginning
     **TINY,
     "name": "wide",
-    "points": {"count": 300, "selection": 100},
+    "points": {"count": 480, "selection": 160},
     "attacks": [
         {"pgd": {"steps": [4, 8], "step_size": 0.02}, "epsilon": 0.05, "goal": ["untargeted", "targeted"]},
-        {"mim": {"steps": 4, "step_size": 0.02}, "epsilon": 0.1},
+        {"momentum": {"steps": 4, "step_size": 0.02}, "epsilon": 0.1},
     ],
     "defenses": [
         {"gaussian_noise": {"sigma": [0.05, 0.1, 0.2]}},
@@ -61,6 +61,7 @@ WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, 
 DISK_BYTES = 64 * 2**20
 MOST_STARTS = 60  # of the command in one study
 ENDS_WITHIN = 180.0  # seconds after its head has gone
+WAITS = 4.0  # seconds that a fault waits for something that it can meet, before another is chosen
 STILL = 900.0  # seconds without a fault and without an end, after which a study counts as hanging
 
 
@@ -84,7 +85,8 @@ class Chaos:
         if not self.mounted:
             print("mounting a small disk is not permitted here: no disk will be full", flush=True)
         self.serving = serve()
-        os.environ |= reaching(next(self.serving))
+        quick = {"RAY_gcs_rpc_server_reconnect_timeout_s": "15"}  # in place of a minute, after a head has gone
+        os.environ |= {**reaching(next(self.serving)), **quick}
         return self
 
     def __exit__(self, *about: object) -> None:
@@ -106,14 +108,22 @@ class Chaos:
             try:
                 one.run(reference)
                 self.count("survived", one.faults)
-            finally:
-                self.count("faults", one.faults)
-                self.count("codes", one.codes)
-                self.state["starts"] += one.starts
-                self.state["seconds"] += time.monotonic() - began
-                self.state["rounds"] += 1
-                self.write()
+            except KeyboardInterrupt:
+                raise  # The study is begun anew by the same command, and its faults do not count.
+            except BaseException:
+                self.note(one, began)
+                raise
+            self.note(one, began)
         print((self.place / "table.md").read_text(), flush=True)
+
+    def note(self, one: "Round", began: float) -> None:
+        """Keep what came of a study."""
+        self.count("faults", one.faults)
+        self.count("codes", one.codes)
+        self.state["starts"] += one.starts
+        self.state["seconds"] += time.monotonic() - began
+        self.state["rounds"] += 1
+        self.write()
 
     def made(self) -> int:
         """Faults until now."""
@@ -168,7 +178,9 @@ class Round:
 
     def __init__(self, chaos: Chaos, chooser: random.Random, most: int, deadline: float) -> None:
         self.chaos, self.chooser, self.most, self.deadline = chaos, chooser, most, deadline
-        self.sweep = chooser.choice((TINY, WIDE, WIDE))
+        self.sweep = chooser.choice((TINY, WIDE, WIDE, WIDE))
+        # A training that is disturbed every few seconds would never come to the end of an epoch.
+        self.pause = tuple(seconds * (3 if self.sweep is TINY else 1) for seconds in chaos.pause)
         self.bucket = S3(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) if chooser.random() < 0.4 else None
         self.folder = chaos.place / "round"
         self.store = self.bucket.uri if self.bucket else str(chaos.disk / "results")
@@ -176,6 +188,7 @@ class Round:
         self.to_driver, self.began = set[str](), time.monotonic()
         self.ends: list[tuple[float, Callable[[], None]]] = []  # when which fault is over
         self.driver: subprocess.Popen[str] | None = None
+        self.choose()
 
     def run(self, reference: dict[str, pd.DataFrame]) -> None:
         """Until the study is complete and has been looked at."""
@@ -235,7 +248,7 @@ class Round:
 
     def disturb(self) -> None:
         """One fault after another until the command ends by itself."""
-        strike = quiet = time.monotonic() + self.chooser.uniform(*self.chaos.pause)
+        strike = quiet = time.monotonic() + self.chooser.uniform(*self.pause)
         assert self.driver is not None
         while (code := self.driver.poll()) != 0:
             if code is not None:
@@ -244,9 +257,9 @@ class Round:
             now = time.monotonic()
             self.heal()
             if now > strike and now < self.deadline and sum(self.faults.values()) < self.most:
-                self.strike()
-                quiet = time.monotonic()
-                strike = quiet + self.chooser.uniform(*self.chaos.pause)
+                quiet = now
+                if self.strike():
+                    strike = time.monotonic() + self.chooser.uniform(*self.pause)
             assert now - quiet < STILL, f"nothing happens any more\n{self.tail()}"
             time.sleep(0.05)
         self.codes["0"] += 1
@@ -261,6 +274,9 @@ class Round:
             130: "ctrl-c" in self.to_driver,
             -signal.SIGINT: "ctrl-c" in self.to_driver,
             1: any(word in told for word in words) or "head" in self.to_driver,
+            2: "S3: size" in self.faults
+            and "error: " in told
+            and " must " in told,  # a file of the store is damaged, it says
         }
         assert explained.get(code, False), f"exit code {code} after {sorted(self.to_driver)}\n{self.tail()}"
         self.codes[str(code)] += 1
@@ -277,26 +293,38 @@ class Round:
         for _, heal in over:
             heal()
 
-    def strike(self) -> None:
-        """One of the faults that can be now."""
-        kinds = [kind for kind in FAULTS if self.possible(kind)]
-        kind = self.chooser.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
-        told = self.fault(kind)
-        self.faults[kind] += 1
-        self.say(f"{kind}: {told}")
+    def strike(self) -> bool:
+        """The fault that comes next, once there is something that it can meet; returns whether there was.
+
+        It is chosen before: among what can be met at the moment, a command that starts would hardly ever get beyond that.
+        """
+        if not self.possible(self.next):
+            if time.monotonic() > self.waits_until:
+                self.choose()
+            return False
+        told = self.fault(self.next)
+        self.faults[self.next] += 1
+        self.say(f"{self.next}: {told}")
+        self.choose()
+        return True
+
+    def choose(self) -> None:
+        """Choose the next fault."""
+        kinds = [kind for kind in FAULTS if self.fits(kind)]
+        self.next = self.chooser.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
+        self.waits_until = time.monotonic() + WAITS
 
     def possible(self, kind: str) -> bool:
         """Whether there is something that this fault could meet."""
-        cluster = self.chaos.nodes
+        if kind == "raylet":
+            return len(self.chaos.nodes().workers) >= 2
+        return kind not in (*KINDS, "any worker") or bool(self.victims(kind))
+
+    def fits(self, kind: str) -> bool:
+        """Whether this fault can be in this study at all."""
         if kind.startswith("S3"):
             return self.bucket is not None
-        if kind == "full disk":
-            return self.bucket is None and self.chaos.mounted
-        if kind in ("driver", "ctrl-c", "ctrl-c twice", "clock", "head"):
-            return True
-        if self.chaos.cluster is None:
-            return False
-        return len(cluster().workers) >= 2 if kind == "raylet" else bool(self.victims(kind))
+        return kind != "full disk" or (self.bucket is None and self.chaos.mounted)
 
     def victims(self, kind: str) -> list[int]:
         """Processes of a kind, in a fixed order."""
@@ -315,9 +343,7 @@ class Round:
             self.chaos.clock.write_text(str(ahead))
             return f"{ahead:+,} s"
         if kind == "raylet":
-            cluster = self.chaos.nodes()
-            pid = cluster.lose(self.chooser)
-            return f"process {pid}"
+            return f"process {self.chaos.nodes().lose(self.chooser)}"
         if kind == "head":
             return self.kill_head()
         if kind in ("driver", "ctrl-c", "ctrl-c twice"):
