@@ -39,7 +39,7 @@ FAULTS = {
     "full disk": (6, "the disk of the store has no byte left for some seconds"),
     "S3: 500": (6, "requests to the store are answered by 500 and 503 for some seconds"),
     "S3: hangs": (4, "requests to the store are not answered for 8 s, then reset"),
-    "S3: size": (5, "objects are told and sent a third shorter than they are"),
+    "S3: size": (4, "objects are told and sent a third shorter than they are"),
     "clock": (9, "the clock of every Python process jumps, by up to ten days forth or back"),
 }
 WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, which its store has from the beginning
@@ -179,9 +179,7 @@ class Round:
     def __init__(self, chaos: Chaos, chooser: random.Random, most: int, deadline: float) -> None:
         self.chaos, self.chooser, self.most, self.deadline = chaos, chooser, most, deadline
         self.sweep = chooser.choice((TINY, WIDE, WIDE, WIDE))
-        # A training that is disturbed every few seconds would never come to the end of an epoch.
-        self.pause = tuple(seconds * (3 if self.sweep is TINY else 1) for seconds in chaos.pause)
-        self.bucket = S3(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) if chooser.random() < 0.4 else None
+        self.bucket = S3(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) if chooser.random() < 0.3 else None
         self.folder = chaos.place / "round"
         self.store = self.bucket.uri if self.bucket else str(chaos.disk / "results")
         self.faults, self.codes, self.starts = Counter[str](), Counter[str](), 0
@@ -248,7 +246,7 @@ class Round:
 
     def disturb(self) -> None:
         """One fault after another until the command ends by itself."""
-        strike = quiet = time.monotonic() + self.chooser.uniform(*self.pause)
+        strike = quiet = time.monotonic() + self.wait()
         assert self.driver is not None
         while (code := self.driver.poll()) != 0:
             if code is not None:
@@ -259,10 +257,15 @@ class Round:
             if now > strike and now < self.deadline and sum(self.faults.values()) < self.most:
                 quiet = now
                 if self.strike():
-                    strike = time.monotonic() + self.chooser.uniform(*self.pause)
+                    strike = time.monotonic() + self.wait()
             assert now - quiet < STILL, f"nothing happens any more\n{self.tail()}"
             time.sleep(0.05)
         self.codes["0"] += 1
+
+    def wait(self) -> float:
+        """Seconds until the next fault. A training that is disturbed every few seconds would never end an epoch."""
+        training = self.chaos.cluster is not None and self.chaos.cluster.of_kind("training")
+        return self.chooser.uniform(*self.chaos.pause) * (3 if training else 1)
 
     def ended(self, code: int) -> None:
         """Whether a command may have ended so."""

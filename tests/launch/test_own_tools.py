@@ -69,9 +69,10 @@ def test_that_schema_sees_a_wrong_type_and_an_unknown_key(schema: dict[str, Any]
 READ = """
 import json, sys
 import sky
+from sky.utils import accelerator_registry
+# Its catalog of accelerators is fetched from the network; what it is asked for here are their names alone.
+accelerator_registry.canonicalize_accelerator_name = lambda name, cloud=None: name
 task = sky.Task.from_yaml(sys.argv[1])
-for resources in task.resources:
-    resources.validate()
 print(json.dumps({"name": task.name, "nodes": task.num_nodes, "spot": all(r.use_spot for r in task.resources)}))
 """
 
