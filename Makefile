@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools test-gpu bench-gpu
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools fuzz audit sbom test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -74,6 +74,20 @@ test-gpu: .venv/installed
 # Faults of every kind at random moments of small studies, whose rows are compared; the same command goes on: make chaos KILLS=1000 SEED=3
 chaos: .venv/installed-test
 	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python tests/cluster/chaos.py --kills $(or $(KILLS),100) --seed $(or $(SEED),0) --folder $(or $(FOLDER),chaos)
+
+# Sweep files and stores mutated at random, which must give a plan or rows, or one line: make fuzz MINUTES=10
+fuzz: .venv/installed-test
+	FUZZ_SECONDS=$$((60 * $(or $(MINUTES),10))) $(BIN)/python -m pytest -m long tests/test_fuzz.py
+
+# Known weaknesses in the source, and in the packages as far as the package index can be asked for them.
+audit: .venv/installed-test
+	$(BIN)/bandit --quiet --configfile pyproject.toml --severity-level medium --recursive mi_ray
+	PYTHONPATH=tests $(BIN)/python -m helpers.audit
+
+# What a release stands on: every package of the environment with its version and licence, as CycloneDX.
+sbom: .venv/installed-test
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/mi-ray.cdx.json $(BIN)/python
 
 # One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
 mutate: .venv/installed-test

@@ -13,6 +13,7 @@ The folder holds how far it is: the same command goes on, and a table of faults 
 
 import argparse
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def main() -> None:
     if given.publish:
         publish(place)
         return
+    for number in (signal.SIGINT, signal.SIGTERM):  # also where a shell has started it in the background
+        signal.signal(number, signal.default_int_handler)
     place.mkdir(parents=True, exist_ok=True)
     # Every Python process that is started from here on, Ray's workers too, reads its clock through the file.
     (place / "clock").mkdir(exist_ok=True)
