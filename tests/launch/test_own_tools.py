@@ -22,7 +22,7 @@ def schema() -> dict[str, Any]:
     """KubeRay's own schema of a RayJob."""
     if not SCHEMA.exists():
         pytest.skip(f"KubeRay's schema is not in {SCHEMA.relative_to(ROOT)}: `make launch-tools` fetches it")
-    crd = yaml.load(SCHEMA.read_text(), yaml.CSafeLoader)
+    crd = yaml.safe_load(SCHEMA.read_text())
     found: dict[str, Any] = next(v["schema"]["openAPIV3Schema"] for v in crd["spec"]["versions"] if v["name"] == "v1")
     return found
 
