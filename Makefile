@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean test-gpu bench-gpu
+.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools fuzz audit sbom test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
@@ -61,13 +61,33 @@ test-cluster: .venv/installed-cluster
 	tests/cluster/two_hosts.sh
 	tests/cluster/slurm_alone.sh
 
+# What tests/launch/test_own_tools.py holds cluster/ against, apart from the program's own environment: SkyPilot, and KubeRay's schema.
+launch-tools:
+	$(PYTHON) -m venv build/sky && build/sky/bin/pip install --quiet skypilot
+	curl --fail --silent --show-error --location --output build/ray.io_rayjobs.yaml \
+	  https://raw.githubusercontent.com/ray-project/kuberay/v1.6.2/ray-operator/config/crd/bases/ray.io_rayjobs.yaml
+
 # Whether rows of a GPU are the CPU's within bounds, in under three minutes; one line where there is no GPU.
 test-gpu: .venv/installed
 	$(BIN)/python -m benchmarks.gpu check
 
-# Kills processes at random for half an hour, and compares the rows: make chaos MINUTES=10 SEED=3
+# Faults of every kind at random moments of small studies, whose rows are compared; the same command goes on: make chaos KILLS=1000 SEED=3
 chaos: .venv/installed-test
-	PYTHONPATH=tests $(BIN)/python tests/cluster/chaos.py --minutes $(or $(MINUTES),30) --seed $(or $(SEED),0)
+	PYTHONPATH=$(CURDIR):$(CURDIR)/tests $(BIN)/python tests/cluster/chaos.py --kills $(or $(KILLS),100) --seed $(or $(SEED),0) --folder $(or $(FOLDER),chaos)
+
+# Sweep files and stores mutated at random, which must give a plan or rows, or one line: make fuzz MINUTES=10
+fuzz: .venv/installed-test
+	FUZZ_SECONDS=$$((60 * $(or $(MINUTES),10))) $(BIN)/python -m pytest -m long tests/test_fuzz.py
+
+# Known weaknesses in the source, and in the packages as far as the package index can be asked for them.
+audit: .venv/installed-test
+	$(BIN)/bandit --quiet --configfile pyproject.toml --severity-level medium --recursive mi_ray
+	PYTHONPATH=tests $(BIN)/python -m helpers.audit
+
+# What a release stands on: every package of the environment with its version and licence, as CycloneDX.
+sbom: .venv/installed-test
+	mkdir -p build
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/mi-ray.cdx.json $(BIN)/python
 
 # One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
 mutate: .venv/installed-test

@@ -598,9 +598,12 @@ def main() -> None:
             raise
         _fail(error, 1)
     except OSError as error:
+        from mi_ray.store.leases import LeaseLostError
+
         if verbose:
             raise
-        _fail(f"reading or writing must be possible and have room: {error}", 1)
+        what = "" if isinstance(error, LeaseLostError) else "reading or writing must be possible and have room: "
+        _fail(f"{what}{error}", 1)
 
 
 if __name__ == "__main__":

@@ -39,11 +39,15 @@ class _Rate(ProgressColumn):
 
 
 class _CtrlC:
-    """What the process knows of Ctrl-C: how often it was pressed, how many stages are open, and what a second press does."""
+    """What the process knows of Ctrl-C: how often it was pressed, how many stages are open, what a second press does.
+
+    error: what another thread has found, for which the work must end.
+    """
 
     presses = 0
     open = 0
     exits = True
+    error: Exception | None = None
 
 
 def _pressed(signum: int, frame: object) -> None:
@@ -77,10 +81,17 @@ def ctrl_c(*, exits: bool = False) -> Iterator[None]:
         _CtrlC.presses = 0
 
 
+def stop(error: Exception | None) -> None:
+    """Let the stage that runs end with this error at its next step, from any thread; None takes it back."""
+    _CtrlC.error = error
+
+
 def raise_if_stopped() -> None:
-    """Raise KeyboardInterrupt once Ctrl-C was pressed."""
+    """Raise KeyboardInterrupt once Ctrl-C was pressed, and the error of `stop`."""
     if _CtrlC.presses:
         raise KeyboardInterrupt
+    if _CtrlC.error is not None:
+        raise _CtrlC.error
 
 
 class Stage:

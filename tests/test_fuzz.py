@@ -1,9 +1,14 @@
-"""Sweep files that are mutated at random give a plan, or one line: never a traceback, never another program's words."""
+"""Sweep files and stores that are mutated at random give a plan or rows, or one line: never a traceback, never another
+program's words, and nothing outside their folder."""
 
 import copy
+import json
 import os
 import re
+import shutil
 import time
+import warnings
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,10 +20,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import mi_ray.data
+from mi_ray.page.write import make as make_page
+from mi_ray.store.blocks import Store
+from mi_ray.store.check import check_store
+from mi_ray.store.compact import compact
+from mi_ray.store.files import SELF, self_hash
+from mi_ray.store.manifest import overviews, study_state, unreferenced
+from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.prepare import prepare
 from mi_ray.sweep_files import load_sweep
 
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))  # of each of the two tests half
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "600"))  # of each of the three tests a third
 EXAMPLES = 1_000_000
 RICH: dict[str, Any] = {
     **SWEEP,
@@ -198,6 +210,24 @@ BOUNDED = settings(
 )
 
 
+def until(end: float, step: Callable[[st.DataObject], None]) -> int:
+    """Examples until the time is up; returns how many there were."""
+    done = 0
+
+    @BOUNDED
+    @given(st.data())
+    def tried(data: st.DataObject) -> None:
+        nonlocal done
+        if time.monotonic() > end:
+            raise KeyboardInterrupt  # Hypothesis takes any Exception for a finding.
+        step(data)
+        done += 1
+
+    with pytest.raises(KeyboardInterrupt):
+        tried()
+    return done
+
+
 @pytest.mark.long
 @pytest.mark.timeout(SECONDS + 600)
 @pytest.mark.parametrize("kind", ["documents", "texts"])
@@ -207,22 +237,73 @@ def test_a_mutated_sweep_gives_a_plan_or_one_line(
     found = digits()
     monkeypatch.setattr(mi_ray.data.Digits, "load", lambda self: found)
     monkeypatch.chdir(tmp_path)
-    end, done = time.monotonic() + SECONDS / 2, 0
     file = tmp_path / "sweep.yaml"
 
-    @BOUNDED
-    @given(st.data())
-    def tried(data: st.DataObject) -> None:
-        nonlocal done
-        if time.monotonic() > end:
-            raise KeyboardInterrupt  # Hypothesis takes any Exception for a finding.
+    def step(data: st.DataObject) -> None:
         if kind == "documents":
             plan_or_line(data.draw(documents()))
         else:
             file.write_text(data.draw(texts()), encoding="utf-8")
             plan_or_line(file)
-        done += 1
 
-    with pytest.raises(KeyboardInterrupt):
-        tried()
-    assert done > SECONDS / 20
+    assert until(time.monotonic() + SECONDS / 3, step) > SECONDS / 30
+
+
+def hostile(draw: st.DrawFn, content: bytes, others: list[bytes]) -> bytes:
+    """A file as somebody who means ill, or a bad disk, would leave it: JSON with another value has the hash that fits it."""
+    try:
+        document = json.loads(content)
+    except ValueError:
+        document = None
+    if isinstance(document, dict) and draw(st.booleans()):
+        mutate(draw, document)
+        document[SELF] = self_hash(document)
+        return json.dumps(document).encode()
+    how = draw(st.sampled_from(["flip", "flip", "cut", "longer", "other", "zeros"]))
+    place = draw(st.integers(0, max(0, len(content) - 1)))
+    if how == "flip" and content:
+        return content[:place] + bytes([content[place] ^ (1 << draw(st.integers(0, 7)))]) + content[place + 1 :]
+    if how == "other":
+        return draw(st.sampled_from(others))
+    return {"cut": content[:place], "longer": content + content[place:], "zeros": bytes(len(content))}.get(how, b"")
+
+
+def looks(store: Path, sweep: Any) -> list[Callable[[], object]]:
+    """What the verbs that read a store do with it."""
+    return [
+        lambda: overviews(Store(store)),
+        lambda: check_store(Store(store)),
+        lambda: unreferenced(Store(store)),
+        lambda: study_state(sweep, str(store)),
+        lambda: read_cells(store, "tiny"),
+        lambda: read_records(store, "tiny"),
+        lambda: read_records(store),
+        lambda: make_page(Store(store), "tiny"),
+        lambda: compact(Store(store)),
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(SECONDS + 600)
+def test_a_mutated_store_gives_rows_or_one_line_and_nothing_outside_of_it(
+    original: Any, tmp_path: Path, unchecked: None
+) -> None:
+    whole = {path: original.store.read_bytes(path) for path in original.store.files("")}
+    store, sweep = tmp_path / "in" / "results", original.study.sweep
+
+    def step(data: st.DataObject) -> None:
+        shutil.rmtree(store, ignore_errors=True)
+        shutil.copytree(original.store.root, store)
+        for _ in range(data.draw(st.integers(1, 3))):
+            path = data.draw(st.sampled_from(sorted(whole)))
+            (store / path).write_bytes(hostile(data.draw, whole[path], list(whole.values())))
+        look = data.draw(st.sampled_from(looks(store, sweep)))
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)
+                look()
+        except (ValueError, OSError) as error:  # what `main` tells in a line
+            assert str(error).strip()
+        assert [path.name for folder in (tmp_path, store.parent) for path in folder.iterdir()] == ["in", "results"]
+
+    assert until(time.monotonic() + SECONDS / 3, step) > SECONDS / 30

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import pickle
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from helpers import audit
 
 from mi_ray.classifiers import read_weights
 from mi_ray.data import SOURCES
@@ -393,3 +395,15 @@ def test_what_the_repository_runs_itself_is_executable_and_no_other_file_is() ->
         if p.is_file() and p.suffix != ".pyc" and p.stat().st_mode & stat.S_IXUSR
     }
     assert executable == scripts
+
+
+def test_the_audit_reads_what_pip_audit_says() -> None:
+    weakness = {"id": "CVE-1", "fix_versions": ["2.0"]}
+    packages = [
+        {"name": "a", "version": "1.0", "vulns": [weakness]},
+        {"name": "b", "version": "1.0", "vulns": []},
+        {"name": "c", "skip_reason": "not found"},
+    ]
+    assert audit.read(json.dumps({"dependencies": packages})) == (["a 1.0: CVE-1, mended in ['2.0']"], 2, 1)
+    with pytest.raises(ValueError):
+        audit.read("")

@@ -273,8 +273,9 @@ def compute_missing(
     name: of the stage, in the progress, the seconds and the failures. counted: the stage that its passes belong to.
     limit: how many of the study's points are wanted, all when left out. starved: see `run_blocks`.
     """
-    size = session.sweep.resources.block
-    ready = [work for work in works if session.possible(work)]
+    size, costs = session.sweep.resources.block, session.study.planner.costs
+    # The longest first: one that is begun last would run while all other places have nothing left to do.
+    ready = sorted((work for work in works if session.possible(work)), key=lambda work: -sum(costs.of(work)))
     todo = [item for work in ready for item in session.bench.results.missing(work, size.points, limit)]
     if not todo:
         return

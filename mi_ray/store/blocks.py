@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mi_ray.store.files import DamagedFileError, Files, StorageError, answer
+from mi_ray.store.files import DamagedFileError, Files, answer, is_passing, is_temporary
 from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind, with_later
 
 FORMAT = 1
@@ -90,7 +90,7 @@ class Store(Files):
         try:
             if not self.root:
                 raise ValueError(f"a store must be in a bucket or folder; {self.uri} names none")
-            info = self.filesystem.get_file_info(self.root)
+            info = self._infos(self.root)
             if info.type == pafs.FileType.File:
                 raise ValueError(f"{what} is a file")
             if self.exists(MARKER):
@@ -100,12 +100,12 @@ class Store(Files):
                     raise ValueError(f"{what} has format {written!r}; this version reads {FORMAT}")
             elif not create:
                 raise ValueError(f"{what} holds no {MARKER}")
-            elif self.names("") - {".", ".."}:
-                raise ValueError(f"{what} holds something else: {', '.join(sorted(self.names(''))[:3])}")
+            elif others := [name for name in sorted(self.names("") - {".", ".."}) if not is_temporary(name)]:
+                raise ValueError(f"{what} holds something else: {', '.join(others[:3])}")
             if create:
                 self.write_bytes(MARKER, json.dumps({"format": FORMAT, "made_by": "mi-ray"}).encode())
         except (OSError, pa.ArrowException) as error:
-            if isinstance(error, StorageError) and not error.lasting:
+            if is_passing(error):
                 raise
             why = (isinstance(error, OSError) and error.strerror) or error
             raise ValueError(f"a store must be readable and writable; {self.uri}: {why}") from error

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, READERS, WAITING, Store, table_digest
 from mi_ray.store.files import DamagedFileError
+from mi_ray.store.leases import leased, open_slot, refusal
 from mi_ray.store.locks import locked
 from mi_ray.store.read import cells_table
 from mi_ray.store.schemas import IDENTITY, INDEX, RECORDS
@@ -110,8 +111,10 @@ class _Parts:
 
 
 def lock_index(store: Store) -> AbstractContextManager[object]:
-    """Let one process at a time change the index, where the storage can lock."""
-    return locked(Path(store.root) / WAITING / ".lock", lambda who: None) if store.local else nullcontext()
+    """Let one process at a time change the index, where the storage has locks or leases."""
+    if store.local:
+        return locked(Path(store.root) / WAITING / ".lock", lambda who: None)
+    return nullcontext() if refusal(store) else leased(open_slot(store, ".index.lease"), *[lambda who: None] * 2)
 
 
 def compact(store: Store, advance: Callable[[int], None] = lambda done: None) -> tuple[int, list[str]]:

@@ -56,6 +56,13 @@ class StorageError(OSError):
     lasting = False
 
 
+def is_passing(error: Exception) -> bool:
+    """Whether a storage failed for a reason that may pass, so that the place which was named is not wrong."""
+    if isinstance(error, StorageError):
+        return not error.lasting
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)
+
+
 def again(what: str, request: Callable[[], Result]) -> Result:
     """The result of a request to an object store, which is made again when it fails for a reason that may pass.
 
@@ -369,6 +376,11 @@ _TEMPORARY = re.compile(r"^\..+\.[0-9a-f]{8}\.tmp$")
 WRITTEN_IN = 5.0  # seconds within which a file that is being written grows, or gets its name
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file has the name of one that is being written, or that a killed process has left."""
+    return bool(_TEMPORARY.match(name))
+
+
 def _temporary_files(root: Path) -> dict[Path, tuple[int, int]]:
     """Path -> (bytes, time of the last change) of every file with a temporary name."""
     found = {}
@@ -377,7 +389,7 @@ def _temporary_files(root: Path) -> dict[Path, tuple[int, int]]:
             about = path.stat()
         except FileNotFoundError:  # It has its name now.
             continue
-        if _TEMPORARY.match(path.name):
+        if is_temporary(path.name):
             found[path] = (about.st_size, about.st_mtime_ns)
     return found
 

@@ -1,39 +1,47 @@
 """Locks on a store and its studies, so that commands that would disturb each other wait for one another.
 
-A lock is a file that a process holds by `flock`. The kernel frees it when the process ends, however it ends, so that
-the file of a dead process keeps nobody waiting. Object stores have no locks; where there is none, the person is told.
+On a disk a lock is a file that a process holds by `flock`. The kernel frees it when the process ends, however it ends,
+so that the file of a dead process keeps nobody waiting. An object store has leases in their place (`mi_ray.store.leases`).
+Where there is neither, the person is told.
 """
 
 import contextlib
 import fcntl
 import json
 import os
-import socket
+import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-from mi_ray.store.files import Files
+from mi_ray.store.files import Files, StorageError
+from mi_ray.store.leases import (
+    LOOK_EVERY,
+    LOOKS,
+    SHOWN_AS_DEAD,
+    Tell,
+    about_process,
+    in_words,
+    is_dead,
+    leased,
+    open_slot,
+    refusal,
+)
 
 LOCK_EVERY = 0.5  # seconds between tries to get a lock that another process holds
-
-Tell = Callable[[str], None]  # shows a sentence to the person who waits
+_COMPACTING = ".compact.lease"  # the lease of a compaction, which no sweep may disturb
+_OF_A_STUDY = re.compile(r"^\.study-.+\.lease$")
 
 
 @contextlib.contextmanager
 def lock_store(store: Files, tell: Tell, *, alone: bool = False) -> Iterator[None]:
     """Hold a store while the block runs: together with other sweeps, or alone, as a compaction needs it.
 
-    Where the storage cannot lock, `tell` says so and what follows from it, and the block runs all the same.
+    Where the storage has neither locks nor leases, `tell` says so and what follows from it, and the block runs all the same.
     """
     if not store.local:
-        what = (
-            "no sweep must write to it meanwhile"
-            if alone
-            else "the same study started twice at once is computed twice, which wastes time and harms nothing"
-        )
-        tell(f"note: {store.uri} cannot be locked: {what}")
-        yield
+        with _lease_store(store, tell, alone):
+            yield
         return
 
     def waiting(who: str) -> None:
@@ -46,26 +54,81 @@ def lock_store(store: Files, tell: Tell, *, alone: bool = False) -> Iterator[Non
 
 
 @contextlib.contextmanager
+def _lease_store(store: Files, tell: Tell, alone: bool) -> Iterator[None]:
+    """`lock_store` behind a URI: sweeps hold a lease on each study, and a compaction its own while nobody holds those."""
+    why = refusal(store)
+    if why is not None:
+        what = (
+            "no sweep must write to it meanwhile"
+            if alone
+            else "the same study started twice at once is computed twice, which wastes time and harms nothing"
+        )
+        tell(f"note: {store.uri} cannot be locked, since {why}: {what}")
+    if why is not None or not alone:
+        yield
+        return
+    with _lease(store, _COMPACTING, "which compacts", tell):
+        for name in sorted(filter(_OF_A_STUDY.match, store.names(""))):
+            with _lease(store, name, "which works on", tell):
+                pass  # Nobody holds it now, and whoever takes it sees the compaction's.
+        yield
+
+
+@contextlib.contextmanager
+def _lease(store: Files, name: str, what: str, tell: Tell, waited_for: list[str] | None = None) -> Iterator[None]:
+    """Hold a lease of a store. what: what its holder does, after "which". waited_for: gets who else held it."""
+
+    def waiting(who: str) -> None:
+        if waited_for is not None:
+            waited_for.append(who)
+        tell(f"waiting for {who}, {what} {store.uri}")
+
+    def dead(who: str) -> None:
+        tell(
+            f"{who}, {what} {store.uri}, is dead or has not said for {LOOKS * LOOK_EVERY:g} s that it goes on: taking over"
+        )
+
+    with leased(open_slot(store, name), waiting, dead):
+        yield
+
+
+@contextlib.contextmanager
 def lock_study(store: Files, study: str, tell: Tell) -> Iterator[bool]:
-    """Let one process at a time run a study, where the storage can lock; yields whether another was waited for."""
+    """Let one process at a time run a study, where the storage can lock; yields whether another was waited for.
+
+    Where it is a lease that is lost later, the stage that runs ends with LeaseLostError.
+    """
     waited_for: list[str] = []
 
     def waiting(who: str) -> None:
         waited_for.append(who)
         tell(f"{study}: waiting for {who}, which runs it in {store.uri}")
 
-    lock = locked(_study_lock(store, study), waiting) if store.local else contextlib.nullcontext()
-    with lock:
-        yield bool(waited_for)
+    if store.local:
+        with locked(_study_lock(store, study), waiting):
+            yield bool(waited_for)
+        return
+    if refusal(store) is not None:
+        yield False
+        return
+    while True:
+        with _lease(store, _study_lease(study), f"which runs {study} in", tell, waited_for):
+            if not store.exists(_COMPACTING):
+                yield bool(waited_for)
+                return
+        with _lease(store, _COMPACTING, "which compacts", tell):
+            pass  # It is over, or its process was dead.
 
 
 def running(store: Files, study: str) -> str | None:
-    """Who runs a study now, in words; None where nobody does, and where the storage has no locks to tell it by."""
+    """Who runs a study now, in words; "" where nobody does, None where the storage has nothing to tell it by."""
+    if not store.local:
+        return _leasing(store, study)
     path = _study_lock(store, study)
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
-        return None
+        return ""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -73,13 +136,30 @@ def running(store: Files, study: str) -> str | None:
     except OSError:
         return None
     else:
-        return None
+        return ""
     finally:
         os.close(descriptor)
 
 
+def _leasing(store: Files, study: str) -> str | None:
+    """`running` by the lease on a study. Where there is none, the store may have no leases at all."""
+    name = _study_lease(study)
+    try:
+        found = open_slot(store, name).read()
+        if found is None:
+            return None
+        dead = is_dead(found[0]) or store.age(name) > SHOWN_AS_DEAD
+    except (StorageError, ValueError):
+        return None
+    return "" if dead else in_words(found[0])
+
+
 def _study_lock(store: Files, study: str) -> Path:
     return Path(store.root) / f".study-{study}.lock"
+
+
+def _study_lease(study: str) -> str:
+    return f".study-{study}.lease"
 
 
 @contextlib.contextmanager
@@ -126,19 +206,17 @@ def _acquired(path: Path, waiting: Tell, mode: int) -> int | None:
             os.close(descriptor)  # Its holder took the file away when it was done, so that a new one is made.
             continue
         if first:  # Whoever joins a shared lock leaves the name of the process that began it.
-            about = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
             os.truncate(descriptor, 0)
-            os.pwrite(descriptor, json.dumps(about).encode(), 0)
+            os.pwrite(descriptor, json.dumps(about_process()).encode(), 0)
         return descriptor
 
 
 def holder(path: Path) -> str:
     """Who says in a lock file that it holds it."""
     try:
-        found = json.loads(path.read_text())
-        return f"process {found['pid']} on {found['host']} since {found['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return "another process"  # It has just begun and not written its name yet, or has just ended.
+        return in_words(path.read_bytes())
+    except OSError:
+        return in_words(b"")
 
 
 def _exclusive(descriptor: int) -> bool:

@@ -338,9 +338,11 @@ def _overview(store: Store, name: str) -> Overview:
 
 def _while_running(store: Store, name: str, state: str) -> str:
     """The state of a study that is not finished, with whether a process still works on it where that can be known."""
-    if not store.local or state not in ("running", "checking"):
+    if state not in ("running", "checking"):
         return state
     who = running(store, name)
+    if who is None:
+        return state  # Nobody can tell whether it still runs.
     return f"{state} ({who})" if who else f"{DIED} while {state}; the same command goes on"
 
 

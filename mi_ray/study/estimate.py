@@ -189,8 +189,31 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines += _checks_line(study, rows)
+    lines.append(places_line(study, plan))
     lines.append(_time_line(study, plan, rows))
     return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines)
+
+
+def places_line(study: Study, plan: Plan) -> str:
+    """What of a cluster the study can use: as many blocks at once as the longest of them goes into all attacks."""
+    block, train = study.sweep.resources.block, study.sweep.resources.train
+    costs, count = study.planner.costs, study.planner.stored_points
+    each = [sum(costs.of(work)) for work in plan.attacks or plan.outputs]
+    size = min(block.points, count)
+    longest = max(each, default=1) * size
+    busy = max(1, min(sum(each) * count // longest, len(each) * -(-count // size)))
+    workers = sum(work.entry.workers for work in plan.classifiers if work.objective is not None)
+    trained = f"trainings take {_asked(workers, train.cpus, train.gpus)} side by side; " if workers else ""
+    what = "attacks" if plan.attacks else "outputs"
+    return (
+        f"on a cluster: {trained}{what} keep up to {_asked(busy, block.cpus, block.gpus)} busy, since the longest block of "
+        f"{size} points is 1/{busy} of their passes"
+    )
+
+
+def _asked(count: int, cpus: float, gpus: float) -> str:
+    """So many places of a size, in words."""
+    return f"{count:,} x {cpus:g} CPU{f' and {gpus:g} GPU ({count * gpus:,.4g} GPUs)' if gpus else ''}"
 
 
 def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:

@@ -1,6 +1,6 @@
 """What dies under real Ray, on several nodes, through the real command: the rows are those of an undisturbed run.
 
-Rules without Ray: tests/cluster/test_scheduling.py. Random kills for half an hour: tests/cluster/chaos.py, `make chaos`.
+Rules without Ray: tests/cluster/test_scheduling.py. Kills by the thousand: tests/cluster/chaos.py, `make chaos`.
 """
 
 import json

@@ -4,7 +4,8 @@
 # Three machines as namespaces (network, processes, mounts, names of their own): a head, a worker and a laptop on one private
 # network, each with its own home, /tmp and shared memory; an SSH server on the first two; a folder that all three mount.
 # The laptop launches, is turned away where it must be, submits a sweep and goes on without it; the worker's raylet is killed in
-# mid-sweep; the rows must equal an undisturbed run's. Whatever happens, nothing is left: processes, namespaces, keys, files.
+# mid-sweep, the head in another one, which goes on under a new head; the rows must equal an undisturbed run's. Whatever happens,
+# nothing is left: processes, namespaces, keys, files.
 #
 # Needs root and sshd, ssh, ssh-keygen, rsync, ip, unshare, nsenter (Debian: openssh-server openssh-client rsync iproute2 util-linux).
 # Exit code 77: cannot be run here, with what is missing. The set-up commands run word for word but for pip
@@ -198,9 +199,11 @@ for _ in {1..90}; do alive 2 && break; sleep 1; done
 alive 2 || fail "the worker must be back"
 say "the worker is back"
 
-on laptop "mi-ray check $store"
-on laptop "cd '$checkout' && $sweep --out /tmp/undisturbed" > "$work/undisturbed.log" 2>&1
-on laptop "python - $store /tmp/undisturbed $study" << 'COMPARE' || fail "the rows must equal an undisturbed run's"
+# same_rows STORE STUDY: a store is sound, and a study in it has the rows that the laptop computes with nothing in its way.
+same_rows() {
+  on laptop "mi-ray check $1"
+  on laptop "cd '$checkout' && ${sweep/$study/$2} --out /tmp/undisturbed" > "$work/undisturbed.log" 2>&1
+  on laptop "python - $1 /tmp/undisturbed $2" << 'COMPARE' || fail "the rows must equal an undisturbed run's"
 import sys
 import pandas as pd
 import mi_ray
@@ -212,10 +215,32 @@ for store in sys.argv[1:3]:
 pd.testing.assert_frame_equal(*found)
 print(f"{len(found[0])} rows in {found[0].cell.nunique()} cells, equal to an undisturbed run's")
 COMPARE
+}
+same_rows $store $study
 on laptop "ray rsync-down $file $store/studies/$study/figures/ $work/figures/" > "$work/rsync.log" 2>&1
 [ -s "$work/figures/fig3b.png" ] || fail "ray rsync-down must fetch the figures"
 temporary=$(find "$work/share" -name '.*' -type f; find "$work/share" -maxdepth 1 -name '*-scratch')
 [ -z "$temporary" ] || fail "no temporary file may be left in the store: $temporary"
+
+# --- the head dies: a new one, and the same command ---------------------------------------------------------------------------
+
+second=/srv/mi-ray/second
+again="cd ~/mi-ray && ${sweep/$study/head_test} --address auto --out $second"
+job "submit $api --no-wait --submission-id head_test -- bash -c '$again'" > "$work/submit.log" 2>&1
+stored() { find "$work/share/second" -name 'points-*.parquet' 2> /dev/null | wc -l; }
+for _ in {1..3000}; do [ "$(stored)" -ge 5 ] && break; sleep 0.2; done
+[ "$(stored)" -ge 5 ] || fail "the second sweep did not start to store blocks"
+# As when its machine goes: GCS, raylet, dashboard, autoscaler and the sweep's own command all at once.
+on head "pgrep --full 'ray|mi-ray' | grep --invert-match --line-regexp \$\$ | xargs kill -KILL" 2> /dev/null || true
+say "everything of Ray on the head is killed, and the command with it, with $(stored) blocks stored"
+gone=$(date +%s)
+on laptop "ray up --yes --no-config-cache $file" > "$work/up.log" 2>&1
+for _ in {1..90}; do alive 2 && break; sleep 2; done
+alive 2 || fail "the worker must join the new head"
+say "ray up again: head and worker are there $(($(date +%s) - gone)) s after the head died"
+on laptop "ray exec --no-config-cache $file '$again'" > "$work/exec.log" 2>&1 || fail "the same command must go on after the head has died"
+say "the same command went on and ended $(($(date +%s) - gone)) s after the head died"
+same_rows $second head_test
 
 # --- tear down ---------------------------------------------------------------------------------------------------------------
 

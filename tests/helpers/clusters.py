@@ -75,6 +75,15 @@ class Nodes:
         """A node says that it goes."""
         self.cluster.remove_node(self.workers.pop(0), allow_graceful=True)
 
+    def die(self) -> int:
+        """Kill the head, and every node with it, as when its machine goes; returns the process id of its GCS."""
+        nodes = [self.cluster.head_node, *self.workers]
+        gcs = int(nodes[0].all_processes["gcs_server"][0].process.pid)
+        os.kill(gcs, signal.SIGKILL)
+        for node in nodes:
+            node.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        return gcs
+
     def processes(self) -> dict[int, str]:
         """Workers of all nodes: process id -> title. Only of this cluster: children of its raylets."""
         parents = {_raylet(node) for node in (self.cluster.head_node, *self.workers)}

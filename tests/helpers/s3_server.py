@@ -1,6 +1,6 @@
 """An S3 protocol server on loopback that fails a seeded share of its requests, as a process of its own.
 
-python s3_server.py       prints its port; POST /faults {"share": 0.1, "seed": 0, "kinds": [...], "method": "PUT"}
+python s3_server.py       prints its port; POST /faults {"share": 0.1, "seed": 0, "kinds": [...], "methods": ["PUT"]}
                           sets what fails from then on, GET /faults counts what failed.
 """
 
@@ -19,6 +19,8 @@ from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_ba
 from werkzeug.serving import make_server
 
 STALL = 8.0  # seconds: longer than the client waits
+CONDITIONS = ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH")
+CODES = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied", "501": "Not Implemented"}
 KINDS = ("500", "503", "reset", "lost reply")
 
 
@@ -34,10 +36,14 @@ class Faults:
         if environ["PATH_INFO"] == "/faults":
             return self.control(environ, start_response)
         kind = self.choose(environ)
-        if kind is None:
+        if kind == "conditions":  # as servers do that have never heard of them
+            environ = {name: value for name, value in environ.items() if name not in CONDITIONS}
+        if kind in (None, "conditions"):
             return self.application(environ, start_response)  # type: ignore[no-any-return]
-        if kind in ("500", "503", "403"):
-            code = {"500": "InternalError", "503": "SlowDown", "403": "AccessDenied"}[kind]
+        if kind == "size":
+            return self.shortened(environ, start_response)
+        if kind in CODES:
+            code = CODES[kind]
             start_response(f"{kind} {code}", [("Content-Type", "application/xml")])
             return [f"<Error><Code>{code}</Code><Message>injected</Message></Error>".encode()]
         if kind == "lost reply":  # what was asked for is done, and nobody hears of it
@@ -46,6 +52,18 @@ class Faults:
             time.sleep(STALL)
         self.reset(environ["werkzeug.socket"])
         raise ConnectionResetError(kind)
+
+    def shortened(self, environ: dict[str, Any], start_response: Any) -> Iterable[bytes]:
+        """The answer, as if the object had a third less; of what is no object, such as a listing, the whole answer."""
+        told: list[Any] = []
+        body = b"".join(self.application(environ, lambda *given: told.extend(given)))
+        status, headers = told[0], dict(told[1])
+        of_object = environ["REQUEST_METHOD"] in ("GET", "HEAD") and "list-type" not in environ["QUERY_STRING"]
+        if of_object and status.startswith("20"):
+            length = int(headers.get("Content-Length", len(body))) * 2 // 3
+            body, headers["Content-Length"] = body[:length], str(length)
+        start_response(status, list(headers.items()))
+        return [body]
 
     def choose(self, environ: dict[str, Any]) -> str | None:
         """The fault of this request, if it has one."""

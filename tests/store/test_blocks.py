@@ -330,6 +330,22 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: 
     assert Store(tmp_path).exists(MARKER)
 
 
+def test_a_place_that_is_full_for_now_is_no_wrong_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left on device"):  # exit code 1, and the same command goes on
+        Store(tmp_path / "results", create=True)
+
+
+def test_what_a_command_leaves_that_is_killed_while_it_makes_a_store_keeps_no_other_from_making_it(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / f".{MARKER}.0123abcd.tmp").write_text("{")
+    assert Store(tmp_path, create=True).exists(MARKER)
+
+
 def test_a_uri_of_no_known_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="a folder or a URI that pyarrow or fsspec knows; got nonsense://bucket"):
         Store("nonsense://bucket/x", create=True)
