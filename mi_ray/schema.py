@@ -45,7 +45,7 @@ def sweep_schema() -> Schema:
     source = entry.pop("source")
     entry |= {name: _described(source, _values(NETWORKS[name], axes=False)) for name in NETWORKS}
     for registry, models in ((ATTACKS, ("AttackEntry", "ImagesEntry")), (DEFENSES, ("DefenseEntry",))):
-        defs |= {f"{registry.noun} {name}": _values(registry[name], axes=True) for name in registry}
+        defs |= {_place(registry, name): _values(registry[name], axes=True) for name in registry}
         for model in models:
             _entry(defs[model], registry)
     attack = defs["AttackEntry"]["properties"]
@@ -79,11 +79,16 @@ def _one_or_list(value: Schema) -> Schema:
     return {"anyOf": [value, {"type": "array", "items": value, "minItems": 1}]}
 
 
+def _place(registry: Registry[Any], name: str) -> str:
+    """Where a method is described among the definitions. A reference must be a URI, in which there is no space."""
+    return f"{registry.noun.replace(' ', '-')}-{name}"
+
+
 def _entry(model: Schema, registry: Registry[Any]) -> None:
     """An entry whose one other key is a method of the registry, in place; names of plugins are allowed too."""
     properties = model["properties"]
     properties.pop("method")
-    properties |= {name: {"$ref": f"#/$defs/{registry.noun} {name}"} for name in registry}
+    properties |= {name: {"$ref": f"#/$defs/{_place(registry, name)}"} for name in registry}
     model["required"] = [key for key in model.get("required", []) if key != "method"]
     model["additionalProperties"] = {"type": ["object", "null", "number", "string", "array"]}
 
