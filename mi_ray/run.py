@@ -28,6 +28,8 @@ if TYPE_CHECKING:  # What takes seconds to import is imported by the functions t
 
 Until = Literal["train", "attack", "sweep"]
 Did = Literal["computed", "drew", "nothing"]
+# The figures that are of what one key of a sweep asks for, and without it of nothing.
+DRAWS = {"certified_accuracy": "certify", "fig2": "counterparts", "presets_table": "variants"}
 MANY_CELLS = 10_000  # with records in files of their own: reading them takes seconds from here on
 
 
@@ -226,7 +228,7 @@ def load_sweeps(
 ) -> list[Sweep]:
     """Read the sweeps of one command, and let the code that they name be found beside their files.
 
-    Raises ValueError for a bad sweep, for two of one name, and for a figure that nobody knows.
+    Raises ValueError for a bad sweep, for two of one name, and for a figure that nobody knows or that would stay empty.
     """
     sweeps = [load_sweep(source, smoke=smoke, overrides=set, seed=seed) for source in sources]
     names = [sweep.name for sweep in sweeps]
@@ -236,8 +238,12 @@ def load_sweeps(
         if sweep.names_code:
             beside = [] if isinstance(source, Mapping) else [find_sweep(source).resolve().parent]
             look_in(Path.cwd(), *beside)
-    for figure in {name for sweep in sweeps for name in sweep.figures}:
-        find_figure(figure)
+    for sweep in sweeps:
+        for figure in sweep.figures:
+            find_figure(figure)
+            key = DRAWS.get(figure)
+            if key is not None and not getattr(sweep, key):
+                raise ValueError(f"figures: {figure} draws what `{key}` asks for, which {sweep.name} leaves out")
     return sweeps
 
 
