@@ -6,10 +6,11 @@
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeAlias, cast
+from typing import TypeAlias, TypeVar, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -21,8 +22,10 @@ from mi_ray.store.files import DamagedFileError, UnfinishedStudyWarning
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CELLS, CERTIFICATES, CERTIFIED, IDENTITY, RECORDS
 
+AHEAD = 2 * READERS  # tables that are read before they are taken
 FEW = 1000  # so many cells are looked up one by one; for more of them all files are listed at once
 
+Item = TypeVar("Item")
 Condition = tuple[str, str, object]  # (column, operator, value), as pyarrow writes it
 # pyarrow's two forms of a filter: an expression, or conditions that must all hold (or a list of such lists, of which
 # one must hold).
@@ -258,8 +261,24 @@ def _stored_rows(
         stored[cell] = stored.get(cell, 0) + block.stop - block.start
     _refuse_absent(store, finished, wanted, stored)
     with ThreadPoolExecutor(READERS) as pool:
-        yield from pool.map(lambda found: _rows_of(store, *found), sorted(groups.items()))
-        yield from pool.map(lambda found: store.read_block("records", *found)[0], small)
+        yield from _read_ahead(pool, lambda found: _rows_of(store, *found), sorted(groups.items()))
+        yield from _read_ahead(pool, lambda found: store.read_block("records", *found)[0], small)
+
+
+def _read_ahead(
+    pool: ThreadPoolExecutor, read: Callable[[Item], pa.Table], items: Iterable[Item]
+) -> Iterator[pa.Table]:
+    """What is read of each item, in order, with a few tables ahead of who takes them.
+
+    A pool's own `map` reads everything at once, and keeps what is not taken yet: a study's rows with all their probabilities.
+    """
+    coming: deque[Future[pa.Table]] = deque()
+    for item in items:
+        coming.append(pool.submit(read, item))
+        if len(coming) > AHEAD:
+            yield coming.popleft().result()
+    while coming:
+        yield coming.popleft().result()
 
 
 def _rows_of(store: Store, group: tuple[str, int], places: Sequence[Place]) -> pa.Table:
