@@ -12,8 +12,8 @@ import numpy.typing as npt
 import scipy
 
 from mi_ray.statistics import Accuracy, accuracy
+from mi_ray.threat_model import ABSTAINS
 
-ABSTAINS = -1  # the prediction of a point that is not certified
 QUARTER = 0.25  # of σ: between the radii at which certified accuracy is reported where nobody says at which
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -19,6 +19,8 @@ import pandas as pd
 # those of `stats` bit for bit, which takes ten times as long to import.
 import scipy
 
+from mi_ray.threat_model import ABSTAINS
+
 COUNTED = ("cell", "point", "selection", "correct_draws")  # what comparisons read of records
 CONFIDENCE = 0.95
 KEPT = 2_000  # points whose resamples are kept, 8 MB of them
@@ -769,3 +771,14 @@ def cell_summary(counts: npt.ArrayLike, selection: npt.ArrayLike, draws: int) ->
         "selection_points": int(chosen.sum()),
         "selection_accuracy": float(right[chosen].mean() / draws) if chosen.any() else None,
     }
+
+
+def coverage(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> dict[str, float | None]:
+    """The columns of cells.parquet on abstention: the share of points that are answered, and that of right ones among them.
+
+    predicted: [points], `ABSTAINS` where there is no answer. No point answered has no accuracy.
+    """
+    found = np.asarray(predicted)
+    answered = found != ABSTAINS
+    right = (found == np.asarray(labels))[answered]
+    return {"coverage": float(answered.mean()), "accuracy_answered": float(right.mean()) if answered.any() else None}

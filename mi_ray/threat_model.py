@@ -15,6 +15,7 @@ NORMS: tuple[Norm, ...] = get_args(Norm)
 DIAMETERS: Mapping[Norm, Callable[[int], float]] = {"linf": lambda numbers: 1.0, "l2": sqrt}
 LONGEST_STEP = 1.0  # What an attack's step may be at most, in either norm.
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
+ABSTAINS = -1  # A prediction where a defense gives no answer.
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray import make_defense
-from mi_ray.smoothing import ABSTAINS, certified_accuracy, certify, largest_radius, lower_bound, usual_radii
+from mi_ray.smoothing import certified_accuracy, certify, largest_radius, lower_bound, usual_radii
 from mi_ray.study.batches import Block, component_outputs
+from mi_ray.threat_model import ABSTAINS
 
 # Where all n votes agree, the bound solves p^n = α; where one of two does, 1 - (1 - p)^2 = α. The quantiles of the normal
 # distribution are those of its tables: Φ(0.8416) = 0.8, Φ(1.2816) = 0.9, Φ(1.9600) = 0.975, Φ(2.3263) = 0.99; near

@@ -31,15 +31,15 @@ class _Recomputed(nn.Module):
 
 
 def joins_several(model: nn.Module) -> bool:
-    """Whether the model is F behind a defense of several components, whose executions are not its answer."""
+    """Whether the model is F behind a defense whose answer is joined of more than its executions."""
     defense: Any = getattr(model, "defense", None)
-    return defense is not None and len(defense.components()) > 1
+    return defense is not None and defense.components() not in ((), (defense,))
 
 
 def averages(model: nn.Module) -> bool:
-    """Whether the model is F behind a defense of one component, whose answer is the mean of its executions."""
+    """Whether the model is F behind a defense whose answer is the mean of its executions."""
     defense: Any = getattr(model, "defense", None)
-    return defense is not None and len(defense.components()) == 1
+    return defense is not None and defense.components() == (defense,)
 
 
 def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPERATURE) -> nn.Module:

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
 from ray import tune
 from ray.actor import ActorHandle
@@ -179,15 +178,14 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
 
     part: the range of points.
     """
-    labels = np.asarray(bench.data.labels[slice(*part)])
     found = dict(zip(OBJECTIVES, (float("nan"), 1.0), strict=True))
     clean, adversarial = OBJECTIVES
     for name, works in _scored(trial).items():
         undefended = works[0].undefended
         assert undefended is not None
         components = [(work, work.executions[-1]) for work in works]
-        _, answered = bench.results.answers(trial.defense, undefended, components, *part)
-        accuracy = float((answered.argmax(-1).numpy() == labels).mean())
+        stands, _ = bench.results.stands(trial.defense, undefended, components, *part)
+        accuracy = float(stands.mean())
         if name == "clean":
             found[clean] = accuracy
         else:

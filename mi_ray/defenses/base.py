@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Literal, final
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.parameters import Parameterized, Registry, kind_of
@@ -27,13 +27,15 @@ class Defense(Parameterized):
     """What turns F and an input into a probability vector. Subclass `RandomTransform`, unless it joins several.
 
     `components` are the random transformations that it averages; `join` makes its answer of F(x) and their averages.
-    label, colour and marker are how figures name and draw it, the latter two as matplotlib takes them. They decide no
-    result; a defense without them is called by its name and drawn in a colour that is free.
+    abstains: whether it may give no answer. label, colour and marker are how figures name and draw it, the latter two as
+    matplotlib takes them. They decide no result; a defense without them is called by its name and drawn in a colour that is
+    free.
     """
 
     label: ClassVar[str] = ""
     colour: ClassVar[str] = ""
     marker: ClassVar[str] = ""
+    abstains: ClassVar[bool] = False
 
     @abstractmethod
     def components(self) -> tuple["RandomTransform", ...]:
@@ -64,6 +66,12 @@ class Defense(Parameterized):
     ) -> Float[Tensor, "*S B L"]:
         """`join` with its decisions made smooth, for an adversary's gradient; the same where it decides nothing."""
         return self.join(undefended, averages)
+
+    def abstained(
+        self, undefended: Float[Tensor, "*S B L"], averages: Sequence[Float[Tensor, "*S B L"]]
+    ) -> Bool[Tensor, "*S B"]:
+        """Where it gives no answer; its arguments are those of `join`."""
+        return torch.zeros(undefended.shape[:-1], dtype=torch.bool, device=undefended.device)
 
     def executions_of(self, position: int, executions: int) -> int:
         """How many executions the component at that position takes where the defense is asked for so many.
@@ -237,6 +245,12 @@ class Executions:
     ) -> Float[Tensor, "N B L"]:
         """log F of all N copies."""
         return torch.cat(list(self.chunks(classifier, x, predicted)))
+
+
+def drop(undefended: Float[Tensor, "*S L"], averaged: Float[Tensor, "*S L"]) -> Float[Tensor, "*S"]:
+    """F_ŷ(x) - F_D,ŷ(x): how much of its probability F's own label loses; the higher, the more adversarial (Eq. 14)."""
+    predicted = undefended.argmax(-1, keepdim=True)
+    return (undefended.gather(-1, predicted) - averaged.gather(-1, predicted))[..., 0]
 
 
 def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:

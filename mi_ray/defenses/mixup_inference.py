@@ -8,7 +8,7 @@ import scipy
 import torch
 from torch import Tensor
 
-from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform
+from mi_ray.defenses.base import DEFENSES, Defense, RandomTransform, drop
 from mi_ray.parameters import Distribution, choice, integer, number, ratio
 from mi_ray.randomness import Draws
 from mi_ray.sample_pool import SamplePool
@@ -117,8 +117,7 @@ class MiCombined(Defense):
         """The detector's statistic [*S, B]: higher is more adversarial."""
         if self.statistic == "maximum":
             return undefended.amax(-1) - detector.amax(-1)
-        predicted = undefended.argmax(-1, keepdim=True)
-        return (undefended.gather(-1, predicted) - detector.gather(-1, predicted))[..., 0]
+        return drop(undefended, detector)
 
     def join(self, undefended: Tensor, averages: Sequence[Tensor]) -> Tensor:
         """MI-OL's average where the gap reaches the threshold, else the accepted answer."""

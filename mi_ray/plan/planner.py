@@ -104,6 +104,7 @@ class Planner:
             if entry.defenses is None or defense.name in entry.defenses
             if any(part.needs_pool() for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
+            if not (defense.abstains and work.by_accuracy)  # One that is caught has not won: it has to evade as well.
         ]
 
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:

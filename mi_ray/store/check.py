@@ -19,7 +19,7 @@ from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFact
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
 from mi_ray.store.schemas import CELLS, CERTIFICATES, CERTIFIED, EXAMPLES, IDENTITY, KEYS, KINDS, TRAINING, Kind
-from mi_ray.threat_model import TOLERANCE
+from mi_ray.threat_model import ABSTAINS, TOLERANCE
 
 SAME_ACCURACY = 1e-9  # how far the mean of many rows may be from itself when it is summed in another order
 
@@ -174,10 +174,11 @@ def _records(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:
     if wrong:
         return
     predicted = table["predicted"].to_numpy()
-    if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted).any():
+    answered = predicted != ABSTAINS
+    if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted)[answered].any():
         yield "predicted must be the class with the highest probability"
     right = predicted == table["label"].to_numpy()  # In draw 0, which is one of those that correct_draws counts.
-    if ((correct == 0) & right).any() or ((correct == draws) & ~right).any():
+    if ((correct == 0) & right).any() or ((correct == draws) & ~right & answered).any():
         yield "correct_draws must agree with label and predicted"
 
 

@@ -82,7 +82,11 @@ OUTPUTS_COLUMNS: Columns = (
 
 RECORDS_COLUMNS: Columns = (
     *IDENTITY_COLUMNS,
-    Column("correct_draws", INT, "In how many of the draws the predicted label was the true one."),
+    Column(
+        "correct_draws",
+        INT,
+        "In how many of the draws the predicted label was the true one; of an attacked point also where the defense abstains.",
+    ),
     Column("point", INT, "The index of the image in the test split; (`cell`, `point`) is unique."),
     Column("selection", BOOL, "Whether the point only serves to choose settings, so that no reported number uses it."),
     Column("label", INT, "The true label."),
@@ -90,7 +94,7 @@ RECORDS_COLUMNS: Columns = (
         "attack_label", INT, "The label that the attack left (untargeted) or sought (targeted); the true one if clean."
     ),
     Column("predicted_undefended", INT, "The label that F itself predicts on the same image."),
-    Column("predicted", INT, "The label that the defense predicts in draw 0."),
+    Column("predicted", INT, "The label that the defense predicts in draw 0; -1 where it abstains."),
     Column("confidence_undefended", FLOAT, "The highest probability that F itself gives on the same image."),
     Column("confidence", FLOAT, "The highest probability that the defense gives in draw 0."),
     Column(
@@ -123,6 +127,15 @@ CELLS_COLUMNS: Columns = (
         "survival",
         pa.list_(pa.float64()),
         "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
+    ),
+    Column(
+        "coverage",
+        DOUBLE,
+        "The share of points that are answered in draw 0; null for a defense that answers always.",
+        later=True,
+    ),
+    Column(
+        "accuracy_answered", DOUBLE, "The share of right answers among these points; null where `coverage` is.", True
     ),
     Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
     Column(

@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from mi_ray.plan.work import Certificate, OutputWork
-from mi_ray.smoothing import ABSTAINS, certified_accuracy, certify, usual_radii
+from mi_ray.smoothing import certified_accuracy, certify, usual_radii
+from mi_ray.statistics import coverage
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CERTIFICATES, Array
@@ -76,14 +77,12 @@ def _summary(results: Results, certificate: Certificate, table: pa.Table) -> lis
     own = table.to_pandas()
     own = own[~own["selection"]]
     right = (own["predicted"] == own["label"]).to_numpy()
-    answered = (own["predicted"] != ABSTAINS).to_numpy()
     cost = cost_of(results, {("outputs", work.key) for work in certificate.needs()})
     shared = {
         **said,
         "state": "done",
         "points": len(own),
-        "coverage": float(answered.mean()),
-        "accuracy_answered": float(right[answered].mean()) if answered.any() else None,
+        **coverage(own["predicted"], own["label"]),
         "average_radius": float(np.where(right, own["radius"], 0.0).mean()),
         "forward_passes": cost["forward_passes"],
         "seconds": cost["seconds"],

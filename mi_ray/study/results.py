@@ -261,6 +261,32 @@ class Results:
         draws = len(averages[0]) if averages else 1
         return own, DEFENSES.make(*defense).join(own.expand(draws, -1, -1), averages)
 
+    def stands(
+        self,
+        defense: Method,
+        undefended: OutputWork,
+        components: Sequence[tuple[OutputWork, int]],
+        start: int,
+        stop: int,
+    ) -> tuple[Array, Array]:
+        """(whether each draw stands, whether it abstains), bool [draws, P], on a range of points; arguments as of `answers`.
+
+        A clean point stands where it is answered rightly. An attacked one also where the defense gives no answer: the
+        adversary wins by a wrong answer alone.
+        """
+        own, answered = self.answers(defense, undefended, components, start, stop)
+        right = answered.argmax(-1).numpy() == np.asarray(self.data.labels[start:stop])
+        made = DEFENSES.make(*defense)
+        if not made.abstains:
+            return right, np.zeros_like(right)
+        averages = [
+            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)])
+            for work, n in components
+        ]
+        abstained = made.abstained(own.expand(len(right), -1, -1), averages).numpy()
+        clean = undefended.inputs.attack is None
+        return (right & ~abstained if clean else right | abstained), abstained
+
     def _parts(self, kind: Kind, key: str, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
         """Each stored block that holds points of a range, with the part of its points that are in the range."""
         for block in self.store.blocks(kind, key):

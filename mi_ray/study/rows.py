@@ -13,8 +13,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mi_ray.choice import frontier
+from mi_ray.defenses import DEFENSES
 from mi_ray.plan.work import Cell, OutputWork, Plan
-from mi_ray.statistics import cell_summary, cross_fitted, detection_auc, detection_gap, detection_rate
+from mi_ray.statistics import (
+    cell_summary,
+    coverage,
+    cross_fitted,
+    detection_auc,
+    detection_gap,
+    detection_rate,
+)
 from mi_ray.store.blocks import Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
@@ -22,6 +30,7 @@ from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CELLS, RECORDS, Array, Kind
 from mi_ray.study.results import COST, Results
 from mi_ray.study.verdicts import Verdicts
+from mi_ray.threat_model import ABSTAINS
 
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns, or a part of one.
 Folder = tuple[Kind, str]  # Where the blocks of a piece of work are: its kind and key.
@@ -32,20 +41,20 @@ def derive(results: Results, cell: Cell, selection: int, count: int) -> pa.Table
     data = results.data
     undefended, answered = results.answers(cell.defense, cell.undefended, cell.components, 0, count)
     labels = np.asarray(data.labels[:count])
-    right = (answered.argmax(-1).numpy() == labels).sum(0)
+    stands, abstained = results.stands(cell.defense, cell.undefended, cell.components, 0, count)
     own, first = undefended.argmax(1, keepdim=True), answered[0]
     attack_label, linf = labels, np.zeros(count, np.float32)
     if cell.inputs.attack is not None:
         _, attack_label, linf = results.adversarial(cell.inputs, 0, count)
     rows: dict[str, Any] = {
         **{name: np.repeat(value, count) for name, value in cell.identity.items()},
-        "correct_draws": right,
+        "correct_draws": stands.sum(0),
         "point": np.asarray(data.points[:count]),
         "selection": np.arange(count) < selection,
         "label": labels,
         "attack_label": attack_label,
         "predicted_undefended": own[:, 0].numpy(),
-        "predicted": first.argmax(1).numpy(),
+        "predicted": np.where(abstained[0], ABSTAINS, first.argmax(1).numpy()),
         "confidence_undefended": undefended.amax(1).numpy(),
         "confidence": first.amax(1).numpy(),
         "score": (undefended.gather(1, own) - first.gather(1, own))[:, 0].numpy(),
@@ -72,9 +81,8 @@ def worst_case(results: Results, cell: Cell, members: Sequence[Cell], count: int
             raise DamagedFileError(f"records/{member.key} must be there: the worst case is taken over it")
         tables.append(results.store.read_block("records", member.key, block)[0])
     if cell.cross_fitted:
-        labels = np.asarray(results.data.labels[:count])
-        answered = [results.answers(each.defense, each.undefended, each.components, 0, count)[1] for each in members]
-        chosen, right = cross_fitted(np.stack([each.argmax(-1).numpy() == labels for each in answered]))
+        stands = [results.stands(each.defense, each.undefended, each.components, 0, count)[0] for each in members]
+        chosen, right = cross_fitted(np.stack(stands))
         worst, correct = chosen[0], right.sum(0)
     else:
         counts = np.stack([table["correct_draws"].to_numpy() for table in tables])
@@ -104,6 +112,8 @@ class DerivedRows:
         self._verdicts.take(cell, reported)
         self._scores[cell.key] = reported["score"].to_numpy()
         summary = cell_summary(records["correct_draws"], records["selection"], cell.identity["draws"])
+        if DEFENSES[cell.defense.name].abstains:
+            summary |= coverage(reported["predicted"], reported["label"])
         if cell.cross_fitted:  # Its draws are of different attacks, so that no two of them are attempts of one.
             summary["survival"] = summary["survival"][:1]
         self._summaries[cell.key] = summary

@@ -32,7 +32,9 @@ SWEEPS = Path(__file__).parents[2] / "sweeps"
 LEFT_OUT = [
     "seconds",
     "checks",
-]  # Columns of cells.parquet: a clock, and reasons in words; what the checks say is `verdict`.
+    "coverage",
+    "accuracy_answered",
+]  # Columns of cells.parquet: a clock, reasons in words (what the checks say is `verdict`), and what no golden defense has.
 CLASSIFIERS: list[Any] = [
     {"name": "mixup", "architecture": {"cnn_small": {"width": 2}}, "objective": "mixup", "training": {"epochs": 2}},
     {
