@@ -61,6 +61,10 @@ WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, 
 DISK_BYTES = 64 * 2**20
 MOST_STARTS = 60  # of the command in one study
 ENDS_WITHIN = 180.0  # seconds after its head has gone
+ENDING = ("driver", "ctrl-c", "ctrl-c twice", "head")
+EARLY = (
+    0.2  # share of those that also end a command that has done nothing yet: were it all, no study would come to its end
+)
 WAITS = 4.0  # seconds that a fault waits for something that it can meet, before another is chosen
 STILL = 900.0  # seconds without a fault and without an end, after which a study counts as hanging
 
@@ -222,6 +226,8 @@ class Round:
         self.starts += 1
         assert self.starts < MOST_STARTS, "the study does not come to its end"
         self.to_driver.clear()
+        log = self.folder / "log.jsonl"
+        self.noted = log.stat().st_size if log.exists() else 0
         program = [*command(self.folder, self.sweep)[:-1], self.store, "--address", self.chaos.nodes().address]
         with self.output().open("w") as told:
             self.driver = subprocess.Popen(
@@ -316,12 +322,20 @@ class Round:
         kinds = [kind for kind in FAULTS if self.fits(kind)]
         self.next = self.chooser.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
         self.waits_until = time.monotonic() + WAITS
+        self.early = self.chooser.random() < EARLY
 
     def possible(self, kind: str) -> bool:
         """Whether there is something that this fault could meet."""
         if kind == "raylet":
             return len(self.chaos.nodes().workers) >= 2
+        if kind in ENDING:
+            return self.early or self.at_work()
         return kind not in (*KINDS, "any worker") or bool(self.victims(kind))
+
+    def at_work(self) -> bool:
+        """Whether the command that runs now has done something yet."""
+        log = self.folder / "log.jsonl"
+        return log.exists() and b'"block done"' in log.read_bytes()[self.noted :]
 
     def fits(self, kind: str) -> bool:
         """Whether this fault can be in this study at all."""
