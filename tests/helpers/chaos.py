@@ -173,10 +173,18 @@ class Chaos:
 
     def nodes(self) -> Nodes:
         """The cluster; a new one where there is none."""
-        if self.cluster is None:
-            self.cluster = Nodes(2)
-        while len(self.cluster.workers) < 2:
-            self.cluster.join()
+        while self.cluster is None or len(self.cluster.workers) < 2:
+            try:
+                if self.cluster is None:
+                    self.cluster = Nodes(2)
+                else:
+                    self.cluster.join()
+            except (
+                Exception
+            ) as error:  # Ray raises this very class; a machine that is busy with something else is no finding
+                if "timed out during startup" not in str(error):
+                    raise
+                print(f"once more: {error}", flush=True)
         return self.cluster
 
 
