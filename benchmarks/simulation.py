@@ -306,43 +306,46 @@ def spread_of(store: Path) -> tuple[list[float], int]:
     return [round(float(value), 4) for value in np.quantile(ratios, np.linspace(0, 1, 1001))], len(ratios)
 
 
-def seconds_by(kept: dict[str, Any], study: Study, times: float) -> Callable[[Item], float]:
-    """How long an item takes in one of a GPU's places; times: how many times as long as on the paper's network."""
+def seconds_by(kept: dict[str, Any], study: Study) -> Callable[[Item], float]:
+    """How long an item takes in one of a GPU's places."""
     quantiles, costs, chooser = np.array(kept["spread"]), study.planner.costs, np.random.default_rng(0)
     quantiles = quantiles / quantiles.mean()
 
     def seconds(item: Item) -> float:
         work, start, stop = item
         operations = sum(costs.of(work)) * (stop - start) * FORWARD
-        return float(operations / RATE * PER_NODE * times * chooser.choice(quantiles))
+        return float(operations / RATE * PER_NODE * chooser.choice(quantiles))
 
     return seconds
 
 
-def simulate(kept: dict[str, Any], gpus: int, points: int, times: float, even: bool) -> dict[str, Any]:
-    """One row of the table: the paper's sweeps, one after another, as one command runs them."""
-    kept, names = {**kept, **({"spread": [1.0]} if even else {})}, PAPER
+def simulate(
+    kept: dict[str, Any], gpus: int, points: int, even: bool, names: Sequence[str], full: int | None
+) -> dict[str, Any]:
+    """One row of the table: sweeps one after another, as one command runs them."""
+    kept = {**kept, **({"spread": [1.0]} if even else {})}
     known, first = (
         set[str](),
         prepare(load_sweep(HERE.parent / f"sweeps/{names[0]}.yaml", overrides=parse_overrides(ON_DIGITS))),
     )
-    fleet = Fleet(gpus, seconds_by(kept, first, times), kept["task_seconds"], seed=gpus)
+    fleet = Fleet(gpus, seconds_by(kept, first), kept["task_seconds"], seed=gpus)
     driver = Driver(fleet, kept["step_seconds"], points)
     training = 0.0
     for name in names:
-        count = load_sweep(HERE.parent / f"sweeps/{name}.yaml").points.count
+        count = full or load_sweep(HERE.parent / f"sweeps/{name}.yaml").points.count
         study = prepare(load_sweep(HERE.parent / f"sweeps/{name}.yaml", overrides=parse_overrides(ON_DIGITS)))
-        fleet.seconds = seconds_by(kept, study, times)
+        fleet.seconds = seconds_by(kept, study)
         driver.cost = lambda work, costs=study.planner.costs: float(sum(costs.of(work)))
         began = fleet.time
         driver.train(study.plan(), known)
         training += fleet.time - began
         driver.study(study, count)
     rest = fleet.time - training
+    what = "the paper's nine" if names == PAPER else f"{', '.join(names)} on {full:,} points"
     return {
+        "sweeps": what,
         "gpus": gpus,
         "points": points,
-        "times": times,
         "even": even,
         "tasks": driver.tasks,
         "hours": fleet.time / 3600,
@@ -357,18 +360,19 @@ def simulate(kept: dict[str, Any], gpus: int, points: int, times: float, even: b
     }
 
 
-ROWS = (  # (GPUs, points of a block, times as long as on the paper's network, whether blocks of one work take equally long)
-    (8, 250, 1.0, False),
-    (64, 250, 1.0, False),
-    (64, 10, 1.0, False),
-    (64, 10, 1.0, True),
-    (1000, 10, 1.0, False),
-    (1000, 2, 1.0, True),
-    (1000, 10, 30.0, False),
-    (1000, 10, 30.0, True),
+FULL = 10_000  # images of CIFAR-10's test split
+ROWS = (  # (GPUs, points of a block, whether blocks of one work take equally long, sweeps, points where not as in the files)
+    (8, 250, False, PAPER, None),
+    (64, 250, False, PAPER, None),
+    (64, 10, False, PAPER, None),
+    (64, 10, True, PAPER, None),
+    (1000, 10, False, PAPER, None),
+    (1000, 10, True, PAPER, None),
+    (1000, 10, False, ("fig3b",), FULL),
+    (1000, 10, True, ("fig3b",), FULL),
 )
 HEAD = (
-    "GPUs|points of a block|network|blocks of one work|blocks|hours|training|trials|nodes lost|"
+    "sweeps|GPUs|points of a block|blocks of one work|blocks|hours|training|trials|nodes lost|"
     "efficiency of blocks|and trials|and trainings|own ms|cost"
 )
 
@@ -377,9 +381,8 @@ def table(kept: dict[str, Any]) -> str:
     """The rows, for people."""
     lines = [f"| {HEAD.replace('|', ' | ')} |", "|" + " --- |" * (HEAD.count("|") + 1)]
     for row in kept["rows"]:
-        network = "the paper's" if row["times"] == 1 else f"{row['times']:g} times its time"
         spread = "take equally long" if row["even"] else "as measured"
-        counts = [f"{row['gpus']:,}", row["points"], network, spread, f"{row['tasks']:,}"]
+        counts = [row["sweeps"], f"{row['gpus']:,}", row["points"], spread, f"{row['tasks']:,}"]
         hours = [f"{row[name]:.2f}" for name in ("hours", "training_hours", "trial_hours")]
         shares = [f"{row[name]:.2f}" for name in ("of_blocks", "with_trials", "with_trainings")]
         cells = [*counts, *hours, row["lost_nodes"], *shares, f"{row['own_milliseconds']:.3f}", f"{row['cost']:.0f}"]

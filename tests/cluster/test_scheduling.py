@@ -4,6 +4,7 @@ What is real and what is simulated: tests/helpers/simulated.py. Ray itself is us
 """
 
 import asyncio
+import contextlib
 import io
 import json
 import sys
@@ -20,6 +21,7 @@ from helpers.studies import Tiny, stages, tiny
 from ray import exceptions
 from rich.console import Console
 
+import mi_ray.cluster.blocks
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.connect import connect, paths_of_ones_own
@@ -341,3 +343,34 @@ def test_no_further_block_of_a_work_begins_once_one_has_shown_that_it_is_not_fin
     computed = {items[position][0].key for position in cluster.stored}
     assert second[0][0].key in computed
     assert sum(items[position][0].key == first[0][0].key for position in cluster.stored) < len(first) - 1
+
+
+def test_the_longest_blocks_are_begun_first(study: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that is begun last would run while all other places have nothing left to do."""
+    begun = list[Any]()
+
+    def ran(cluster: Any, items: Sequence[Item], *given: Any) -> Any:
+        begun.extend(work for work, _, _ in items)
+        return mi_ray.cluster.blocks.Ran()
+
+    monkeypatch.setattr(mi_ray.cluster.blocks, "run_blocks", ran)
+    monkeypatch.setattr(mi_ray.cluster.blocks, "RayCluster", lambda session: None)
+    works = [*study.plan.outputs, *study.plan.attacks]
+    session: Any = SimpleNamespace(
+        sweep=study.study.sweep,
+        study=study.study,
+        possible=lambda work: True,
+        bench=SimpleNamespace(results=SimpleNamespace(missing=lambda work, size, limit: [(work, 0, size)])),
+        outcome=SimpleNamespace(
+            timed=lambda name: contextlib.nullcontext(),
+            spent=SimpleNamespace(stage=lambda *given: None),
+            count=lambda *given: None,
+        ),
+        connect=lambda cpus: None,
+        console=Console(file=io.StringIO()),
+        places=lambda: 1,
+    )
+    mi_ray.cluster.blocks.compute_missing(session, "outputs", "evaluation", works)
+    costs = [sum(study.study.planner.costs.of(work)) for work in begun]
+    assert len({*costs}) > 2
+    assert costs == sorted(costs, reverse=True)

@@ -150,6 +150,7 @@ for host in head worker; do
 done
 refused=$(on laptop "HOME=/nowhere RAY_AUTH_MODE=disabled timeout 60 ray status --address $head:6379" 2>&1) && fail "GCS must refuse who has no token"
 grep -q 'InvalidAuthToken\|AuthenticationError' <<< "$refused" || fail "GCS must name the token as its reason: $refused"
+for _ in {1..90}; do on laptop "exec 3<> /dev/tcp/$worker/52365" 2> /dev/null && break; sleep 1; done
 code=$(on laptop "HOME=/nowhere python -c \"
 import urllib.error, urllib.request
 try: print(urllib.request.urlopen('http://$worker:52365/api/job_agent/jobs/', data=b'{}', timeout=20).status)

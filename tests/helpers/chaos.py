@@ -61,6 +61,10 @@ WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, 
 DISK_BYTES = 64 * 2**20
 MOST_STARTS = 60  # of the command in one study
 ENDS_WITHIN = 180.0  # seconds after its head has gone
+ENDING = ("driver", "ctrl-c", "ctrl-c twice", "head")
+EARLY = (
+    0.2  # share of those that also end a command that has done nothing yet: were it all, no study would come to its end
+)
 WAITS = 4.0  # seconds that a fault waits for something that it can meet, before another is chosen
 STILL = 900.0  # seconds without a fault and without an end, after which a study counts as hanging
 
@@ -159,17 +163,28 @@ class Chaos:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             print("computing the studies with nothing in their way", flush=True)
-            done = run(folder, TINY, WIDE)
+            for _ in range(3):  # On a machine that is busy with something else a local Ray may not come up.
+                done = run(folder, TINY, WIDE)
+                if done.returncode == 0 or "Ray did not start" not in done.stderr:
+                    break
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "done").touch()
         return {name: _rows(folder / "results", name) for name in ("tiny", "wide")}
 
     def nodes(self) -> Nodes:
         """The cluster; a new one where there is none."""
-        if self.cluster is None:
-            self.cluster = Nodes(2)
-        while len(self.cluster.workers) < 2:
-            self.cluster.join()
+        while self.cluster is None or len(self.cluster.workers) < 2:
+            try:
+                if self.cluster is None:
+                    self.cluster = Nodes(2)
+                else:
+                    self.cluster.join()
+            except (
+                Exception
+            ) as error:  # Ray raises this very class; a machine that is busy with something else is no finding
+                if "timed out during startup" not in str(error):
+                    raise
+                print(f"once more: {error}", flush=True)
         return self.cluster
 
 
@@ -222,6 +237,8 @@ class Round:
         self.starts += 1
         assert self.starts < MOST_STARTS, "the study does not come to its end"
         self.to_driver.clear()
+        log = self.folder / "log.jsonl"
+        self.noted = log.stat().st_size if log.exists() else 0
         program = [*command(self.folder, self.sweep)[:-1], self.store, "--address", self.chaos.nodes().address]
         with self.output().open("w") as told:
             self.driver = subprocess.Popen(
@@ -316,12 +333,20 @@ class Round:
         kinds = [kind for kind in FAULTS if self.fits(kind)]
         self.next = self.chooser.choices(kinds, [FAULTS[kind][0] for kind in kinds])[0]
         self.waits_until = time.monotonic() + WAITS
+        self.early = self.chooser.random() < EARLY
 
     def possible(self, kind: str) -> bool:
         """Whether there is something that this fault could meet."""
         if kind == "raylet":
             return len(self.chaos.nodes().workers) >= 2
+        if kind in ENDING:
+            return self.early or self.at_work()
         return kind not in (*KINDS, "any worker") or bool(self.victims(kind))
+
+    def at_work(self) -> bool:
+        """Whether the command that runs now has done something yet."""
+        log = self.folder / "log.jsonl"
+        return log.exists() and b'"block done"' in log.read_bytes()[self.noted :]
 
     def fits(self, kind: str) -> bool:
         """Whether this fault can be in this study at all."""

@@ -1,7 +1,11 @@
 """Passes of worked examples, counted by hand."""
 
+import pytest
 from helpers.plans import ON_MI_OL, WORKED, planned, planner
-from helpers.sweeps import classifier
+from helpers.sweeps import classifier, sweep
+
+from mi_ray.study.estimate import places_line
+from mi_ray.study.prepare import prepare
 
 
 def test_counts_of_a_worked_example() -> None:
@@ -92,3 +96,35 @@ def test_cost_of_an_adaptive_attack_counts_the_executions_of_each_step() -> None
         40 * (3 + 2) * each,
         40 * 3 * (each - 1),
     )  # ŷ has no gradient
+
+
+@pytest.mark.parametrize(
+    ("steps", "points", "busy", "gpus"),
+    [([5], 10, 12, "3"), ([5], 60, 2, "0.5"), ([5, 20], 10, 12, "3"), ([5], 500, 1, "0.25")],
+)
+def test_a_plan_says_how_many_blocks_its_attacks_keep_busy(steps: list[int], points: int, busy: int, gpus: str) -> None:
+    study = prepare(
+        sweep(
+            classifiers=classifier(name="a", workers=4),
+            points={"count": 120},
+            attacks=[{"pgd": {"steps": steps}, "epsilon": 0.1}],
+            resources={"block": {"points": points, "cpus": 2, "gpus": 0.25}},
+        )
+    )
+    told = places_line(study, study.plan())
+    assert told.startswith("on a cluster: trainings take 4 x 1 CPU side by side; ")
+    assert f"attacks keep up to {busy} x 2 CPU and 0.25 GPU ({gpus} GPUs) busy, since the longest block of " in told
+    assert f" is 1/{busy} of their passes" in told
+
+
+def test_one_long_attack_beside_short_ones_bounds_how_many_blocks_are_busy() -> None:
+    attacks = [{"pgd": {"steps": [steps]}, "epsilon": epsilon} for steps, epsilon in ((1, 0.1), (1, 0.2), (98, 0.3))]
+    study = prepare(
+        sweep(
+            classifiers=classifier(name="a"),
+            points={"count": 100},
+            attacks=attacks,
+            resources={"block": {"points": 100}},
+        )
+    )
+    assert "attacks keep up to 1 x 1 CPU busy" in places_line(study, study.plan())
