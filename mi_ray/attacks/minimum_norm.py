@@ -31,7 +31,7 @@ LAST_GAMMA = 0.001  # By this share the radius changes at last.
 START = 1e-3  # A run begins so far from the image at most, in its norm, so that restarts differ.
 # What is scored of each point: the image itself, what was found, and points beyond it along the same line, where a random
 # defense that was fooled by luck is fooled for certain.
-SCALES = (0.0, 1.0, 1.02, 1.05, 1.1, 1.2, 1.4)
+SCALES = (0.0, 1.0, 1.03, 1.1, 1.2, 1.4, 1.8)
 
 
 Margin = Callable[
