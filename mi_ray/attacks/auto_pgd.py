@@ -92,7 +92,7 @@ def search(
     """
     gradient, loss, fooled = evaluate(start, 1)
     seen = _Seen(start, gradient, loss, start, fooled, loss)
-    size, current, previous = torch.full_like(loss, 2 * ball.radius), start, start
+    size, current, previous = 2 * ball.radii(), start, start
     window, since = max(int(FIRST * steps), 1), 0
     rises, halved, highest = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), loss
     for step in range(steps):

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mi_ray.randomness import Draws
@@ -21,16 +21,30 @@ ROUNDS = 50  # More than the searches of `share_within` were ever seen to need; 
 class Ball(ABC):
     """The images within `radius` of each centre, in the norm of the class, whose pixels are in [0, 1].
 
-    centre: clean images [B, C, H, W] in [0, 1]. radius: in [0, 1] pixels.
+    centre: clean images [B, C, H, W] in [0, 1]. radius: in [0, 1] pixels, of all images or of each.
     """
 
-    def __init__(self, centre: Float[Tensor, "B C H W"], radius: float) -> None:
+    def __init__(self, centre: Float[Tensor, "B C H W"], radius: float | Float[Tensor, "B 1 1 1"]) -> None:
         self.centre, self.radius = centre, radius
+
+    @final
+    def radii(self) -> Float[Tensor, "B"]:
+        """The radius of each image."""
+        return (
+            torch.as_tensor(self.radius, dtype=self.centre.dtype, device=self.centre.device)
+            .flatten()
+            .expand(len(self.centre))
+        )
 
     @staticmethod
     @abstractmethod
     def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
         """The norm of each difference of two images."""
+
+    @staticmethod
+    @abstractmethod
+    def dual(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """How much a linear function with that gradient rises by a step of length 1 in the norm."""
 
     @staticmethod
     @abstractmethod
@@ -56,12 +70,24 @@ class Ball(ABC):
     @final
     def reach(self, direction: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The images as far away in these directions as the radius lets, without a projection. No direction may be zero."""
-        return self.centre + direction * (self.radius / self.distance(direction)[:, None, None, None])
+        return self.centre + direction * (self.radius / _each(self.distance(direction)))
 
     @final
     def random_start(self, draws: Draws) -> Float[Tensor, "B C H W"]:
         """A point uniform in the ball around each image, projected into the pixel box."""
         return self.projected(self.centre + self.radius * self.uniform(draws, self.centre.shape[1:])[0])
+
+
+def _each(numbers: Shaped[Tensor, "B"]) -> Shaped[Tensor, "B 1 1 1"]:
+    """A number an image, for arithmetic with images."""
+    return numbers[:, None, None, None]
+
+
+def unit(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+    """Each gradient divided by its L2 length; zero where it is zero. The largest entry goes first, as its square may not fit."""
+    tiny = torch.finfo(gradient.dtype).tiny
+    scaled = gradient / _each(gradient.flatten(1).abs().amax(1).clamp_min(tiny))
+    return scaled / _each(EuclideanBall.distance(scaled).clamp_min(tiny))
 
 
 @final
@@ -77,6 +103,11 @@ class MaxBall(Ball):
     def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
         """The largest change of a pixel."""
         return difference.abs().flatten(-3).amax(-1)
+
+    @staticmethod
+    def dual(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """The sum of all entries' sizes."""
+        return gradient.abs().flatten(1).sum(1)
 
     @staticmethod
     def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
@@ -98,7 +129,7 @@ class MaxBall(Ball):
 
 
 def share_within(
-    length: Float[Tensor, "B N"], room: Float[Tensor, "B N"], radius: float | Float[Tensor, "B"]
+    length: Float[Tensor, "B N"], room: Float[Tensor, "B N"], radius: Float[Tensor, "B"]
 ) -> Float[Tensor, "B"]:
     """The largest s for which min(s length, room) has an L2 norm of at most `radius`; infinite where every s does.
 
@@ -107,10 +138,11 @@ def share_within(
     takes.
     """
     share = radius / length.norm(dim=1).clamp_min(torch.finfo(length.dtype).tiny)
+    squares, rooms = length.square(), room.square()
     for _ in range(ROUNDS):
         full = share[:, None] * length >= room
-        left = radius**2 - torch.where(full, room, 0).square().sum(1)
-        free = torch.where(full, 0, length).square().sum(1)
+        left = radius**2 - (rooms * full).sum(1)
+        free = (squares * ~full).sum(1)
         larger = torch.maximum(share, (left.clamp_min(0) / free).sqrt().nan_to_num(0.0, torch.inf))
         if torch.equal(larger, share):
             break
@@ -119,7 +151,10 @@ def share_within(
 
 
 def farthest(
-    centre: Float[Tensor, "B C H W"], direction: Float[Tensor, "B C H W"], radius: float, most: float = torch.inf
+    centre: Float[Tensor, "B C H W"],
+    direction: Float[Tensor, "B C H W"],
+    radius: Float[Tensor, "B"],
+    most: float = torch.inf,
 ) -> Float[Tensor, "B C H W"]:
     """Of the images in the pixel box within an L2 distance of each centre, the one farthest along a direction.
 
@@ -128,8 +163,8 @@ def farthest(
     farther than the box. Where a direction is zero nothing moves.
     """
     length, room = direction.abs(), torch.where(direction > 0, 1 - centre, centre)
-    share = share_within(length.flatten(1), room.flatten(1), radius).clamp_max(most)[:, None, None, None]
-    moved = torch.minimum((share * length).nan_to_num(0.0), room)
+    share = share_within(length.flatten(1), room.flatten(1), radius).clamp_max(most)
+    moved = torch.minimum((_each(share) * length).nan_to_num(0.0), room)
     return (centre + direction.sign() * moved).clamp_(0, 1)
 
 
@@ -143,6 +178,11 @@ class EuclideanBall(Ball):
         return torch.linalg.vector_norm(difference.flatten(-3), dim=-1, dtype=torch.float64).to(difference.dtype)
 
     @staticmethod
+    def dual(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """The gradient's own length."""
+        return EuclideanBall.distance(gradient)
+
+    @staticmethod
     def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
         """A direction that is uniform, at a distance whose d-th power is uniform."""
         normal, share = draws.normal_images(shape), draws.uniform(1)[..., 0]
@@ -152,9 +192,10 @@ class EuclideanBall(Ball):
     def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         """The nearest image in ball and box at once, which is not the box's nearest to the ball's nearest one."""
         boxed = x.clamp(0, 1)
-        inside = self.distance(boxed - self.centre) <= self.radius
-        nearest = farthest(self.centre, x - self.centre, self.radius, most=1.0)
-        return torch.where(inside[:, None, None, None], boxed, nearest)
+        radius = self.radii()
+        inside = self.distance(boxed - self.centre) <= radius
+        nearest = farthest(self.centre, x - self.centre, radius, most=1.0)
+        return torch.where(_each(inside), boxed, nearest)
 
     def ascended(
         self,
@@ -162,11 +203,8 @@ class EuclideanBall(Ball):
         size: float | Float[Tensor, "B 1 1 1"],
         gradient: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B C H W"]:
-        """Along the gradient itself. It is scaled to its largest entry first, whose square float32 can hold."""
-        largest = gradient.flatten(1).abs().amax(1).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
-        scaled = gradient / largest
-        length = self.distance(scaled).clamp_min(torch.finfo(gradient.dtype).tiny)[:, None, None, None]
-        return self.projected(x + size * (scaled / length))
+        """Along the gradient itself."""
+        return self.projected(x + size * unit(gradient))
 
 
 BALLS: Mapping[Norm, type[Ball]] = {"linf": MaxBall, "l2": EuclideanBall}

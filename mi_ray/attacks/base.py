@@ -89,9 +89,13 @@ class Batch:
         """The images after a step of steepest ascent: project(x + size * sign(direction)) in the max norm (Eq. 18)."""
         return self.ball.ascended(x, size, direction)
 
+    def draws(self) -> Draws:
+        """The random numbers of each image, for something that is drawn once."""
+        return Draws(self.key, self.points, 1, 0, self.x.device)
+
     def random_start(self) -> Float[Tensor, "B C H W"]:
         """A point uniform in the ball around each image, projected into the pixel box."""
-        return self.ball.random_start(Draws(self.key, self.points, 1, 0, self.x.device))
+        return self.ball.random_start(self.draws())
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +169,9 @@ class Attack(Parameterized):
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
     follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # Whose balls it stays in: NORMS if it goes by `batch.ball` alone.
+    minimal: ClassVar[bool] = (
+        False  # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
+    )
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property

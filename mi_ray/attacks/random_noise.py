@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, scorer, without_gradients
 from mi_ray.parameters import choice, integer, integers
-from mi_ray.randomness import Draws
 from mi_ray.threat_model import NORMS, Norm
 
 
@@ -48,7 +47,7 @@ class RandomNoise(Attack):
 
     def _tried(self, batch: Batch) -> Float[Tensor, "B C H W"]:
         """A point of the ball around each image, drawn by the batch's key, perhaps outside the pixel box."""
-        unit = batch.ball.uniform(Draws(batch.key, batch.points, 1, 0, batch.x.device), batch.x.shape[1:])[0]
+        unit = batch.ball.uniform(batch.draws(), batch.x.shape[1:])[0]
         return (
             batch.ball.reach(torch.where(unit < 0, -1.0, 1.0))
             if self.where == "corners"

@@ -205,7 +205,7 @@ class Square(Attack):
         The model answers in fp32. Where it has no randomness, an image whose margin fell below 0 is asked about no more.
         """
         asked, search = answering(model), SEARCHES[batch.threat.norm]
-        best, kept = search.first(batch.ball, Draws(batch.key, batch.points, 1, 0, batch.x.device)), []
+        best, kept = search.first(batch.ball, batch.draws()), []
         least, open_ = (
             torch.full((len(batch),), torch.inf, device=best.device),
             torch.arange(len(batch), device=best.device),

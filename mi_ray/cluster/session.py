@@ -163,7 +163,8 @@ class Session:
 
     def cause_of(self, cell: Cell) -> str | None:
         """Why a cell is not there, where something that it stands on has failed."""
-        needs = [cell.classifier, cell.undefended.key, *(work.key for work, _ in cell.components)]
+        outputs = [cell.undefended, *(work for work, _ in cell.components)]
+        needs = [cell.classifier, *(stored.key for work in outputs for stored in work.stored)]
         if cell.inputs.attack is not None:
             needs.append(cell.inputs.attack.key)
         return self._cause([*needs, TUNE])

@@ -105,6 +105,8 @@ def _strip(store: Store, row: Row, title: str, clean: str, examples: pd.DataFram
     }
     pictures = np.stack([image(flat) for flat in examples["image"]])
     found = best_images(rows, work["stop"], points)
+    if "within" in work:  # An image that lies farther away is the clean one, which no pixel of it differs from.
+        found = np.where((after["linf"] > 0).to_numpy()[:, None, None, None], found, pictures)
     return Strip(title, pictures, found, pd.DataFrame(answers))
 
 

@@ -85,9 +85,11 @@ def _text(value: object) -> str:
 
 
 def _images_key(work: Json | None) -> str:
-    """The attack whose images a cell is of, with the step at which they are read; empty for clean cells and worst cases."""
-    key = _text((work or {}).get("adversarial"))
-    return f"{key} {(work or {}).get('stop')}" if key else ""
+    """The attack whose images a cell is of, with the step at which they are read; empty for clean cells, for worst cases, and
+    for images within a radius, of which those that lie farther away are not the attack's."""
+    told = work or {}
+    key = "" if "within" in told else _text(told.get("adversarial"))
+    return f"{key} {told.get('stop')}" if key else ""
 
 
 def _by_interest(cells: pd.DataFrame, work: Mapping[str, Json]) -> list[tuple[str, int]]:
@@ -95,7 +97,7 @@ def _by_interest(cells: pd.DataFrame, work: Mapping[str, Json]) -> list[tuple[st
     found: dict[tuple[str, int], list[bool]] = {}
     for _, row in cells.iterrows():
         told = work.get(row["cell"], {})
-        if _text(told.get("adversarial")):
+        if _images_key(told):
             found.setdefault((_text(told["adversarial"]), int(str(told["stop"]))), []).append(bool(row["selected"]))
     return sorted(found, key=lambda key: (-len(found[key]), not any(found[key])))
 

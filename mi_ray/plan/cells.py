@@ -29,7 +29,8 @@ class CellMaker:
         for position, component in enumerate(components):
             own_n = defense.executions_of(position, n)
             parts.append((self.works.outputs(classifier, inputs, component, own_n, draws, None, defense.name), own_n))
-            if self.sweep.counterparts and inputs.attack is not None and component.needs_pool():
+            reads = inputs.attack is not None and inputs.within is None
+            if self.sweep.counterparts and reads and component.needs_pool():
                 clean = self.works.outputs(classifier, Inputs(), component, own_n, draws, inputs, defense.name)
                 counterparts.append(clean)
                 if self.sweep.counterparts == "mechanisms":
@@ -106,7 +107,7 @@ class CellMaker:
 
     def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:
         """Every identity column of the records, but the cell's key."""
-        attack = inputs.attack
+        attack, threat = inputs.attack, inputs.threat if inputs.attack else None
         params: dict[str, Any] = {}
         if attack is not None:
             params = {**attack.values, "labels": attack.labels}
@@ -119,10 +120,10 @@ class CellMaker:
             "classifier_key": classifier.key,
             "attack": attack.method if attack else "none",
             "attack_params": canonical(params),
-            "goal": attack.threat.goal if attack else "none",
-            "norm": attack.threat.norm if attack else "linf",
-            "epsilon": attack.threat.epsilon if attack else 0.0,
-            "knowledge": attack.threat.knowledge if attack else "none",
+            "goal": threat.goal if threat else "none",
+            "norm": threat.norm if threat else "linf",
+            "epsilon": threat.epsilon if threat else 0.0,
+            "knowledge": threat.knowledge if threat else "none",
             "defense": defense.name,
             "defense_params": canonical(defense.values()),
             "executions": n,

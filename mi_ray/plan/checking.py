@@ -6,7 +6,7 @@ from dataclasses import replace
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, ControlRule, Held, controls
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
-from mi_ray.threat_model import DIAMETERS
+from mi_ray.threat_model import DIAMETERS, ThreatModel
 
 
 class CheckPlanner:
@@ -42,21 +42,22 @@ class CheckPlanner:
         An oblivious attack was made for F, so it is judged on F's own cell, and every defense that is evaluated on its
         images shares the verdict.
         """
-        by_inputs: dict[tuple[str, int], list[Cell]] = {}
+        by_inputs: dict[tuple[tuple[str, float | None], int], list[Cell]] = {}
         for cell in plan.cells:
             if cell.inputs.attack is not None and not cell.members:
-                by_inputs.setdefault((cell.inputs.attack.key, cell.inputs.stop), []).append(cell)
+                run = (cell.inputs.attack.key, cell.inputs.within)
+                by_inputs.setdefault((run, cell.inputs.stop), []).append(cell)
         settings: dict[tuple[object, ...], object] = {}
         for (key, stop), cells in by_inputs.items():
             judged = max(cells, key=lambda cell: (cell.defense.name == "none", cell.identity["executions"]))
-            attack = judged.inputs.attack
+            attack, threat = judged.inputs.attack, judged.inputs.threat
             assert attack is not None
             if not attack.by_accuracy:
                 continue
-            of_defense = (attack.classifier, judged.defense.name, replace(attack.threat, knowledge="oblivious"))
+            of_defense = (attack.classifier, judged.defense.name, replace(threat, knowledge="oblivious"))
             first = settings.setdefault(of_defense, judged.defense) == judged.defense
             last = stop == max(stops for other, stops in by_inputs if other == key)
-            for held in controls(self.works.registries.checks, self._attacked(attack), stop, last):
+            for held in controls(self.works.registries.checks, self._attacked(attack, threat), stop, last):
                 if self._wanted(held, first):
                     sharing = tuple(
                         cell.key
@@ -79,8 +80,7 @@ class CheckPlanner:
         defense = self.works.registries.defenses.make(*judged.defense)
         control = None
         if held.control is not None:
-            work = self._control(attack, classifier, held.control)
-            control = self.maker.cell(classifier, Inputs(work, work.stops[-1]), defense, n)
+            control = self.maker.cell(classifier, self._control(attack, classifier, held.control), defense, n)
         clean = self.maker.cell(classifier, Inputs(), defense, n)
         return Check(held.rule.name, judged, clean, control, sharing, self._points(held.rule))
 
@@ -95,21 +95,22 @@ class CheckPlanner:
             wanted = checks.points if rule.points is None else min(rule.points, checks.points)
         return min(-(-wanted // batch) * batch, self.stored_points)
 
-    def _attacked(self, attack: AttackWork) -> Attacked:
+    def _attacked(self, attack: AttackWork, threat: ThreatModel) -> Attacked:
         method = self.works.registries.attacks[attack.method]
         executions = attack.executions if attack.defense is not None else None
         return Attacked(
             attack.method,
             attack.values,
-            attack.threat,
+            threat,
             method.stop_parameter,
             executions,
             method.follows_gradients,
-            DIAMETERS[attack.threat.norm](self.works.facts.numbers),
+            DIAMETERS[threat.norm](self.works.facts.numbers),
+            method.minimal,
         )
 
-    def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> AttackWork:
+    def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> Inputs:
         made = self.works.registries.attacks.make(control.method, control.values)
         behind = None if attack.defense is None else self.works.registries.defenses.make(*attack.defense)
         threat = replace(attack.threat, epsilon=control.epsilon)
-        return self.works.attack(made, threat, classifier, behind)
+        return self.works.read(made, threat, classifier, behind)

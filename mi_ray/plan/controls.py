@@ -26,7 +26,7 @@ class Attacked:
     values: its parameters; where one trajectory is read at several stops, those of the stop that is judged.
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
     alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
-    its ball can have.
+    its ball can have. minimal: whether it looks for the nearest image, and leaves points alone that it has not fooled.
     """
 
     method: str
@@ -36,6 +36,7 @@ class Attacked:
     executions: int | None
     follows_gradients: bool = True
     diameter: float = 1.0
+    minimal: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class ControlRule:
     at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
     made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
     it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
-    on the points being in a drawn order.
+    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved.
     """
 
     name: str
@@ -58,6 +59,7 @@ class ControlRule:
     one_setting: bool = False
     by_option: bool = False
     of_drawn_points: bool = False
+    of_moved: bool = False
 
 
 Rule = TypeVar("Rule", bound=ControlRule)
@@ -76,6 +78,8 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
     if attack.stop_parameter is not None:
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
+        if rule.of_moved and attack.minimal:
+            continue
         control = rule.control(attack) if last or not rule.of_trajectory else None
         if control is not None or (rule.free and attack.follows_gradients):
             yield Held(rule, control)

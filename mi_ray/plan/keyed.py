@@ -5,6 +5,7 @@ What is stored under a key is never computed again, whichever sweep asked for it
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 from mi_ray.config import Certify, ClassifierEntry, Options, Sweep
@@ -13,7 +14,7 @@ from mi_ray.plan.controls import ControlRule
 from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import EVALUATE, AttackWork, Certificate, ClassifierWork, Inputs, OutputWork, Purpose
 from mi_ray.store.keys import Values, content_key
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import DIAMETERS, ThreatModel
 
 FOLDED_VERSION = 1  # Of the fast form of a person's own networks: one that computes otherwise has another number.
 GRAPHS_VERSION = 1  # Of compiled graphs, likewise.
@@ -271,6 +272,25 @@ class KeyedWork:
         chunks = (self.costs.chunk_of(part.is_random()) for part in defense.components())
         return tuple(whole_chunks(defense.executions_of(at, n), chunk) for at, chunk in enumerate(chunks))
 
+    def read(
+        self,
+        attack: Any,
+        threat: ThreatModel,
+        classifier: ClassifierWork,
+        defense: Any | None,
+    ) -> Inputs:
+        """What an attack leaves of the images at its last stop under a threat model."""
+        if not attack.minimal:
+            work = self.attack(attack, threat, classifier, defense)
+            return Inputs(work, work.stops[-1])
+        work = self.nearest(attack, threat, classifier, defense)
+        return Inputs(work, work.stops[-1], threat.epsilon)
+
+    def nearest(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None) -> AttackWork:
+        """An attack that looks for the nearest image, in the ball of all images, so that one run serves every radius."""
+        everything = replace(threat, epsilon=DIAMETERS[threat.norm](self.facts.numbers))
+        return self.attack(attack, everything, classifier, defense)
+
     def _behind(self, defense: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:
         """(what an attack through a defense is made against, what decides that beside it)."""
         pools = {part.name: self._pool(defense.name, part) for part in defense.components() if part.needs_pool()}
@@ -296,14 +316,17 @@ class KeyedWork:
             "inputs": self._inputs(inputs),
             **self.arithmetic(classifier.key, "fp32"),
         }
-        return OutputWork(self._key("undefended", facts), classifier.key, inputs)
+        joined = tuple(self.undefended(classifier, each) for each in _joined(inputs))
+        return OutputWork(self._key("undefended", facts), classifier.key, inputs, joined=joined)
 
     def _pool(self, defense: str, component: Any) -> str:
         """The digest of the pool that a component draws from within a defense."""
         return self.facts.pools.get(f"{defense}/{component.name}") or self.facts.pools[component.name]
 
     def _inputs(self, inputs: Inputs) -> Any:
-        return [inputs.attack.key, inputs.stop] if inputs.attack else self._order
+        if inputs.attack is None:
+            return self._order
+        return [inputs.attack.key, inputs.stop, *([] if inputs.within is None else [inputs.within])]
 
     def outputs(
         self,
@@ -339,6 +362,8 @@ class KeyedWork:
             facts["judged_by"] = self._inputs(judged_by)
         if purpose != EVALUATE:
             facts["purpose"] = purpose
+        each = partial(self.outputs, classifier, component=component, n=n, draws=draws, within=within, purpose=purpose)
+        joined = tuple(each(some) for some in _joined(inputs))
         return OutputWork(
             self._key("outputs", facts),
             classifier.key,
@@ -351,6 +376,7 @@ class KeyedWork:
             purpose=purpose,
             votes=component.votes,
             random=component.is_random(),
+            joined=joined,
         )
 
     def certificate(self, classifier: ClassifierWork, sigma: float, asked: Certify) -> Certificate:
@@ -374,3 +400,8 @@ class KeyedWork:
         """The same outputs with the whole perturbation added to each mixture (Eq. 13)."""
         key = self._key("outputs", {"counterpart": counterpart.key, "perturbed": True})
         return replace(counterpart, key=key, perturbed=True)
+
+
+def _joined(inputs: Inputs) -> tuple[Inputs, ...]:
+    """The images of which some within a radius consist: all that the attack made, and the clean ones."""
+    return () if inputs.within is None else (replace(inputs, within=None), Inputs())

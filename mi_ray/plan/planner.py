@@ -78,8 +78,11 @@ class Planner:
                 threat = ThreatModel(epsilon, goal, entry.norm, entry.knowledge)
                 threat.refuse_beyond(self.facts.numbers)
                 attack.admit(threat, self.facts.classes)
-                given = tuple(self._given(entry, threat, classifier))
-                yield self.works.attack(attack, threat, classifier, defense, given)
+                if attack.minimal and epsilon == entry.epsilon[0]:
+                    yield replace(self.works.nearest(attack, threat, classifier, defense), radii=entry.epsilon)
+                elif not attack.minimal:
+                    given = tuple(self._given(entry, threat, classifier))
+                    yield self.works.attack(attack, threat, classifier, defense, given)
 
     def _given(self, entry: AttackEntry, threat: ThreatModel, classifier: ClassifierWork) -> Iterator[Inputs]:
         """The images that an attack begins with: of oblivious attacks of the same radius and goal, each at its last stop."""
@@ -89,7 +92,7 @@ class Planner:
             oblivious = replace(threat, knowledge="oblivious")
             attack.admit(oblivious, self.facts.classes)
             of = classifier if listed.classifier is None else by_name[listed.classifier]
-            yield Inputs(self.works.attack(attack, oblivious, of, None), attack.stops()[-1])
+            yield self.works.read(attack, oblivious, of, None)
 
     def _method(self, entry: AttackEntry) -> Any:
         name = entry.method.name
@@ -148,7 +151,8 @@ class Planner:
         """What a defense on a classifier is evaluated on: the clean points first, then each attack at each stop."""
         own = [work for work in self.attacks if work.classifier == classifier.key]
         own += self.adaptive(classifier, defense) if defense is not None else []
-        return [Inputs(), *(Inputs(work, stop) for work in own for stop in work.stops)]
+        read = ((work, stop, radius) for work in own for stop in work.stops for radius in work.radii or (None,))
+        return [Inputs(), *(Inputs(*each) for each in read)]
 
     def cells(self, classifier: ClassifierWork, defense: Any) -> list[Cell]:
         """A defense setting's cells on one classifier: each set of inputs, each requested N, and the worst cases."""

@@ -76,7 +76,8 @@ class AttackWork(Work):
     labels: whether an untargeted attack leaves the true label or F's own prediction. defense: what an adaptive attack
     is made against, with the digest of each component's sample pool and N; None for an oblivious one. parts: passes of
     each component in one call. by_accuracy: whether lost accuracy is what it is judged by. given: the images that it begins
-    with.
+    with. radii: of an attack that looks for the nearest image, in which the threat model sets no limit, the epsilons at which
+    the study reads it.
     """
 
     kind: ClassVar[Kind] = "adversarial"
@@ -92,6 +93,7 @@ class AttackWork(Work):
     parts: tuple[int, ...] = ()
     by_accuracy: bool = True
     given: tuple["Inputs", ...] = ()
+    radii: tuple[float, ...] = ()
 
     @property
     def title(self) -> str:
@@ -119,15 +121,28 @@ class AttackWork(Work):
 
 @dataclass(frozen=True)
 class Inputs:
-    """A set of images to classify: the clean points, or what an attack made of them at a stop."""
+    """A set of images to classify: the clean points, or what an attack made of them at a stop.
+
+    within: of an attack that looks for the nearest image, the radius at which it is read: an image that is farther away is
+    the clean one.
+    """
 
     attack: AttackWork | None = None
     stop: int = 0
+    within: float | None = None
 
     @property
     def name(self) -> str:
         """The key under which workers find the images."""
-        return f"{self.attack.key}@{self.stop}" if self.attack else "clean"
+        if self.attack is None:
+            return "clean"
+        return f"{self.attack.key}@{self.stop}" + ("" if self.within is None else f" within {self.within!r}")
+
+    @property
+    def threat(self) -> ThreatModel:
+        """The threat model of attacked images."""
+        assert self.attack is not None
+        return self.attack.threat if self.within is None else replace(self.attack.threat, epsilon=self.within)
 
 
 @dataclass(frozen=True)
@@ -138,7 +153,9 @@ class OutputWork(Work):
     images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
     perturbed: of a counterpart, whether the whole perturbation is added to each mixture: x̃_0 + δ of Eq. 13. purpose: what
     the draws are for. votes: whether executions vote, so that their counts go on from stored ones without being run again.
-    random: whether the component draws anything.
+    random: whether the component draws anything. joined: of
+    images that are read within a radius, the outputs on all of the attack's images and those on the clean ones, of which
+    each point has one: nothing more is computed for a radius.
     """
 
     kind: ClassVar[Kind] = "outputs"
@@ -152,6 +169,17 @@ class OutputWork(Work):
     purpose: Purpose = EVALUATE
     votes: bool = False
     random: bool = True
+    joined: tuple["OutputWork", ...] = ()
+
+    @property
+    def stored(self) -> tuple["OutputWork", ...]:
+        """What is computed and stored: the outputs themselves, or those that they are joined of."""
+        return self.joined or (self,)
+
+    def drawn(self, draws: int, executions: int) -> "OutputWork":
+        """The same outputs of so many draws, read at so many executions alone."""
+        joined = tuple(each.drawn(draws, executions) for each in self.joined)
+        return replace(self, draws=draws, executions=(executions,), joined=joined)
 
     @property
     def title(self) -> str:
@@ -222,9 +250,9 @@ class Cell:
     def needs(self) -> Iterator[OutputWork]:
         """The outputs that the cell is derived from, or that are asked for with it."""
         if not self.members:
-            yield self.undefended
+            yield from self.undefended.stored
         for work, _ in self.components:
-            yield work
+            yield from work.stored
         yield from self.counterparts
         yield from self.transferred
 

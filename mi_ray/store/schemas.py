@@ -61,7 +61,11 @@ ADVERSARIAL_COLUMNS: Columns = (
     Column("steps", INT, "After how many steps (or queries, or tries) of the attack the image is as it is here."),
     Column("image", FLOATS, "The adversarial image: channels, height, width; pixels in [0, 1]."),
     Column("linf", FLOAT, "The largest absolute change of a pixel against the clean image."),
-    Column("loss", FLOAT, "What the attack climbs, on this image; null where `success` is."),
+    Column(
+        "loss",
+        FLOAT,
+        "What the attack climbs, on this image (minus its distance, of one that looks for the nearest); null where `success` is.",
+    ),
     Column(
         "success",
         FLOAT,

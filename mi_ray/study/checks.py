@@ -405,6 +405,7 @@ CONTROLS = (
     ),
     CheckRule(
         "headway",
+        of_moved=True,
         control=lambda attack: _reference(attack) if attack.threat.leaves_label else None,
         of_trajectory=False,
         criterion="Of the points that stand, 85 % made more than half of the reference's gain in margin.",
@@ -413,6 +414,7 @@ CONTROLS = (
     CheckRule(
         "budget",
         free=True,
+        of_moved=True,
         of_trajectory=False,
         criterion="At most a tenth of the points that stand were moved by less than 0.99 epsilon.",
         judge=_judge_budget,

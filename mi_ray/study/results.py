@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -168,7 +168,17 @@ class Results:
         ]
         _covered("adversarial", attack.key, (start, stop), sum(len(images) for images, _, _ in parts))
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if inputs.within is not None:
+            clean, far = to_unit(self.data.images[start:stop]).numpy(), self._farther(inputs, images, start, stop)
+            images, linf = np.where(far[:, None, None, None], clean, images), np.where(far, np.float32(0), linf)
         return images, labels, linf
+
+    def _farther(self, inputs: Inputs, images: Array, start: int, stop: int) -> Array:
+        """[P] Which images of a range of points lie beyond the radius at which an attack is read."""
+        assert inputs.within is not None
+        moved = torch.from_numpy(images) - to_unit(self.data.images[start:stop])
+        farther: Array = (BALLS[inputs.threat.norm].distance(moved) > inputs.within + inputs.threat.tolerance).numpy()
+        return farther
 
     def distances(self, inputs: Inputs, count: int) -> Array:
         """How far an attack moved each of the first points, in the norm of its threat model, [count].
@@ -232,6 +242,11 @@ class Results:
 
         Raises DamagedFileError when some are missing.
         """
+        if work.joined:
+            near, clean = (self.probabilities(each, start, stop) for each in work.joined)
+            images, _, _ = self.adversarial(replace(work.inputs, within=None), start, stop)
+            far = self._farther(work.inputs, images, start, stop)
+            return np.where(far[:, None], clean[: len(near)], near)
         parts = [
             self._outputs(work.key, work.classifier, work.executions, work.draws, block)[:, :, part]
             for block, part in self._parts("outputs", work.key, start, stop)

@@ -212,8 +212,9 @@ def _work(cell: Cell) -> dict[str, object]:
     return {
         "adversarial": attack.key if attack else None,
         "stop": cell.inputs.stop,
-        "undefended": cell.undefended.key,
-        "outputs": [[work.key, n] for work, n in cell.components],
+        "undefended": cell.undefended.stored[0].key,
+        "outputs": [[work.stored[0].key, n] for work, n in cell.components],
+        **({} if cell.inputs.within is None else {"within": cell.inputs.within}),
         "counterparts": [work.key for work in cell.counterparts],
         **({"transferred": [work.key for work in cell.transferred]} if cell.transferred else {}),
     }

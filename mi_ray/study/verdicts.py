@@ -220,7 +220,7 @@ class Verdicts:
             moved,
             zero,
             gradients,
-            inputs.attack.threat.epsilon,
+            inputs.threat.epsilon,
             self.results.data.classes,
             rival,
             0.0 if check.control is None else check.control.identity["epsilon"],
@@ -300,14 +300,14 @@ def _asked_of(check: Check, draws: int) -> Iterable[OutputWork]:
     """The outputs of so many draws of a check's three cells."""
     for cell in (check.judged, check.clean, check.control):
         if cell is not None:
-            yield from (work for work, _ in _drawn(cell, draws).components)
+            yield from (stored for work, _ in _drawn(cell, draws).components for stored in work.stored)
 
 
 def _drawn(cell: Cell, draws: int) -> Cell:
     """A cell with so many draws of its components; of the cell's own draws, the very works that the study has."""
     if draws == cell.identity["draws"]:
         return cell
-    components = tuple((replace(work, draws=draws, executions=(n,)), n) for work, n in cell.components)
+    components = tuple((work.drawn(draws, n), n) for work, n in cell.components)
     return replace(cell, components=components)
 
 
