@@ -187,7 +187,8 @@ def asked(loaded: Loaded) -> str:
     )
     seed = sweep.get("seed", manifest.get("seed"))
     return (
-        f"How much accuracy do {_counted(len(methods), 'defense')} keep in {_counted(settings, 'setting')}, in front of "
+        f"How much accuracy {'does' if len(methods) == 1 else 'do'} {_counted(len(methods), 'defense')} keep "
+        f"in {_counted(settings, 'setting')}, in front of "
         f"{_listing(dict.fromkeys(cells['classifier']))}, under {_listing(attacks)} at ε = {radii or '–'}? "
         f"On {', '.join(dict.fromkeys(cells['dataset']))}: {points or 'no finished cell'}. Preset "
         f"{sweep.get('preset', 'unknown')}, seed {seed}; {done} of {len(cells)} cells are done."

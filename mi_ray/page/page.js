@@ -510,12 +510,13 @@ function renderGuarantees() {
   const chart = h("div", { class: "chart" });
   fill(byId("guarantees-chart"), chart);
   if (rows.length) setTimeout(() => draw(chart, linesSpec(rows.map((row) => ({ x: row.radius, y: 100 * row.accuracy, series: series(row) })), "L2 radius", "certified accuracy (%)", 260, true, false), "Certified accuracy by radius"));
+  const share = (key, title) => ({ key, title, num: true, text: (row) => percent(row[key]) });
   const columns = [
-    ["Classifier", (row) => row.classifier], ["σ", (row) => row.sigma, true], ["n0", (row) => row.n0, true], ["n", (row) => row.n, true],
-    ["α", (row) => row.alpha, true], ["Radius", (row) => row.radius, true], ["Certified %", (row) => percent(row.accuracy), true],
-    ["from", (row) => percent(row.accuracy_low), true], ["to", (row) => percent(row.accuracy_high), true],
-    ["Answered %", (row) => percent(row.coverage), true], ["Right of these %", (row) => percent(row.accuracy_answered), true],
-    ["State", (row) => (row.state === "done" ? "" : `${row.state}: ${row.cause}`)]];
+    { key: "classifier", title: "Classifier" }, { key: "sigma", title: "σ", num: true }, { key: "n0", title: "n0", num: true },
+    { key: "n", title: "n", num: true }, { key: "alpha", title: "α", num: true }, { key: "radius", title: "Radius", num: true },
+    share("accuracy", "Certified %"), share("accuracy_low", "low"), share("accuracy_high", "high"), share("coverage", "Answered %"),
+    share("accuracy_answered", "Right of these %"),
+    { key: "state", title: "State", text: (row) => (row.state === "done" ? "done" : `${row.state}: ${row.cause}`) }];
   grid(byId("guarantees-table"), { name: `${of.name}-certified`, caption: "Certified accuracy, a radius a row", columns, rows: of.certified, page: 25 });
 }
 

@@ -12,7 +12,7 @@ from helpers.frames import APPEARANCE, cell
 from mi_ray.statistics import cell_summary
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
-from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES, OUTPUTS, RECORDS, TRAINING
+from mi_ray.store.schemas import ADVERSARIAL, CERTIFIED, EXAMPLES, OUTPUTS, RECORDS, TRAINING
 
 POINTS, SELECTION, DRAWS = 40, 10, 3
 SETTINGS: list[tuple[str, dict[str, Any]]] = [
@@ -74,6 +74,10 @@ def write_browsed_study(store: Store, name: str, seed: int) -> None:
     write_cells(store, name, rows)
     manifest = {"name": name, "state": "complete", "keys": {}, "appearance": APPEARANCE, "seed": seed}
     store.write_json(f"studies/{name}/manifest.json", manifest)
+    certified = {"sigma": [0.25] * 3, "n0": [10] * 3, "n": [100] * 3, "alpha": [0.01] * 3, "radius": [0.0, 0.25, 0.5]}
+    certified |= {"accuracy": [0.8, 0.5, 0.25], "accuracy_low": [0.7, 0.4, 0.2], "accuracy_high": [0.9, 0.6, 0.3]}
+    named = {"classifier": ["left"] * 3, "state": ["done"] * 3, "coverage": [0.9] * 3, "accuracy_answered": [0.85] * 3}
+    store.write_table(f"studies/{name}/certified.parquet", filled(CERTIFIED, 3, **certified, **named))
     epochs = {"epoch": [0, 1, 2], "lr": [0.1] * 3, "loss": [2.0, 1.0, 0.5], "train_accuracy": [0.5, 0.8, 0.9]}
     curve = filled(TRAINING, 3, **epochs, test_accuracy=[0.4, 0.7, 0.8], images=[9] * 3, seconds=[1.0] * 3)
     store.write_table("classifiers/left/training.parquet", curve)

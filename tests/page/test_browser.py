@@ -131,6 +131,24 @@ def test_the_keyboard_alone_reaches_a_setting_and_shows_it(opened: "Page") -> No
     assert second.split(", N =")[0] in opened.inner_text("#setting-title")
 
 
+def test_what_is_certified_stands_in_a_chart_and_in_a_table(opened: "Page") -> None:
+    opened.get_by_role("link", name="Guarantees", exact=True).click()
+    assert (
+        opened.locator("#guarantees-chart svg[aria-label], #guarantees-chart canvas, #guarantees-chart svg").count()
+        >= 1
+    )
+    heads = opened.locator("#guarantees-table th").all_inner_texts()
+    assert heads[:7] == ["Classifier", "σ", "n0", "n", "α", "Radius", "Certified %"]
+    rows = [row.locator("td").all_inner_texts() for row in opened.locator("#guarantees-table tbody tr").all()]
+    assert [(row[0], row[5], row[6], row[-1]) for row in rows] == [
+        ("left", "0", "80.0", "done"),
+        ("left", "0.25", "50.0", "done"),
+        ("left", "0.5", "25.0", "done"),
+    ]
+    opened.locator("#guarantees-table th button", has_text="Radius").click()
+    assert opened.locator("#guarantees-table tbody tr").first.locator("td").nth(5).inner_text() == "0.5"
+
+
 def test_tables_sort_search_and_download_what_they_show(opened: "Page", tmp_path: Path) -> None:
     field = opened.locator("#cells-table input[type=search]")
     field.fill("mi-ol pgd-10 left")
