@@ -179,7 +179,8 @@ def draw() -> None:
         failures = draw_figures(store, study, [name for name in _figures(study) if name not in PICTURES]).failures
         if failures:
             raise SystemExit(f"{study}: {failures}")
-    for path in PUBLISHED.rglob("*.pdf"):
+    # What nobody reads here takes much room: a figure's numbers are in the rows, from which `analysis/` makes them again.
+    for path in [*PUBLISHED.rglob("*.pdf"), *PUBLISHED.rglob("figures/fig*.csv")]:
         path.unlink()
     for path in PUBLISHED.rglob("*.png"):
         with Image.open(path) as picture:  # A palette of 256 colours takes a third of the room.
