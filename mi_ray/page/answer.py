@@ -25,9 +25,10 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
     called = dict(zip(cells["cell"], threat_of(cells, names), strict=True))
     places = dict(zip(cells["cell"], range(len(cells)), strict=True))
     found = []
-    for group in by_threat(frontier(cells)):
-        first, best = group.iloc[0], _best(group)
-        told = [_alone(group), _gain(group, best, counts, names), _trust(best, called[best["cell"]])]
+    table = frontier(cells)
+    for group in by_threat(table):
+        first, best, bare = group.iloc[0], _best(group), _bare(group, table)
+        told = [_alone(first, bare), _gain(bare, best, counts, names), _trust(best, called[best["cell"]])]
         where = {
             "classifier": first["classifier"],
             "threat": called[first["cell"]],
@@ -45,8 +46,17 @@ def _best(group: pd.DataFrame) -> "pd.Series":
     return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False, kind="stable").iloc[0]
 
 
-def _bare(group: pd.DataFrame) -> pd.DataFrame:
-    return group[group["defense"] == "none"].head(1)
+def _bare(group: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The undefended setting under the group's attack. table: the whole frontier.
+
+    A classifier that is attacked in one way alone has no cell of the worst case: it is that attack's.
+    """
+    own, first = group[group["defense"] == "none"].head(1), group.iloc[0]
+    if len(own) or first["attack"] != "worst_case":
+        return own
+    ball = ["classifier", "norm", "epsilon"]
+    alone = table[(table["defense"] == "none") & (table[ball] == first[ball]).all(axis=1)]
+    return alone if len(alone) == 1 else own
 
 
 def _both(row: Row) -> tuple[str, str]:
@@ -55,8 +65,7 @@ def _both(row: Row) -> tuple[str, str]:
     return percent(clean[0], clean[1], clean[2]), percent(left[0], left[1], left[2])
 
 
-def _alone(group: pd.DataFrame) -> str:
-    bare, first = _bare(group), group.iloc[0]
+def _alone(first: Row, bare: pd.DataFrame) -> str:
     if bare.empty:
         return f"The study did not measure {first['classifier']} without a defense under this attack."
     clean, left = _both(bare.iloc[0])
@@ -66,9 +75,9 @@ def _alone(group: pd.DataFrame) -> str:
     )
 
 
-def _gain(group: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
+def _gain(bare: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
     """What the best setting keeps, against no defense on the same points."""
-    own, bare = parameters(best["defense_params"]), _bare(group)
+    own = parameters(best["defense_params"])
     if best["defense"] == "none":
         return "No defense was measured under this attack within the budget of clean accuracy."
     name = names.defense(best["defense"]) + (f" ({own})" if own else "")

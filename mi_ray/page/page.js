@@ -74,6 +74,13 @@ function bareAccuracy(of, classifier) {
   return found ? found.accuracy : 0;
 }
 
+/** The attack and the cell of a setting that stand for a chosen attack: where it was attacked in one way alone, that is its worst case. */
+function placeUnder(of, cells, threat) {
+  if (cells.has(threat.at) || threat.label !== "Worst case") return [threat, cells.get(threat.at)];
+  const alike = [...cells].filter(([at]) => at >= 0 && threatOf(of, at).text === threat.text);
+  return alike.length === 1 ? [threatOf(of, alike[0][0]), alike[0][1]] : [threat, undefined];
+}
+
 /** The settings of a classifier under an attack, as the frontier draws them. */
 function frontierRows(of, classifier, threat, beside, hidden = new Set(), near = byId("choose-near").checked ? GIVEN_UP : 1) {
   if (!threat) return [];
@@ -84,11 +91,11 @@ function frontierRows(of, classifier, threat, beside, hidden = new Set(), near =
   const rows = [];
   for (const [at, cells] of indexed(of, chosen.variant)) {
     const setting = settingOf(of, at);
-    const [clean, attacked] = [of.cells[cells.get(-1)], of.cells[cells.get(threat.at)]];
+    const [under, place] = placeUnder(of, cells, threat);
+    const [clean, attacked] = [of.cells[cells.get(-1)], of.cells[place]];
     if (setting.classifier !== classifier || !done(clean) || !done(attacked) || hidden.has(setting.defense)) continue;
     if (clean.accuracy < bareAccuracy(of, classifier) - near) continue;
     const other = beside && worst && worst.at !== threat.at ? of.cells[cells.get(worst.at)] : null;
-    const place = cells.get(threat.at);
     const row = {
       setting: at, cell: place, defense: setting.defense, bare: setting.defense === "none",
       line: curve.has(place), line_of: `${setting.defense} ${setting.executions}`, undominated: undominated.has(place),
@@ -101,7 +108,7 @@ function frontierRows(of, classifier, threat, beside, hidden = new Set(), near =
     row.lines = [
       `${full(setting)}, N = ${setting.executions}, ${setting.draws} ${setting.draws === 1 ? "draw" : "draws"}`,
       `clean ${interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high)} %`,
-      `${threat.name}, ε = ${threat.text}: ${interval(attacked.accuracy, attacked.accuracy_low, attacked.accuracy_high)} %`,
+      `${under.name}, ε = ${under.text}: ${interval(attacked.accuracy, attacked.accuracy_low, attacked.accuracy_high)} %`,
       ...(done(other) ? [`worst case: ${interval(other.accuracy, other.accuracy_low, other.accuracy_high)} %`] : []),
       verdict + (row.undominated ? "; undominated" : ""),
     ];

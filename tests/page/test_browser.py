@@ -82,7 +82,7 @@ def test_choosing_changes_the_answer_and_the_frontier(opened: "Page") -> None:
     before = opened.inner_text("#answer-text")
     opened.select_option("#choose-classifier", "right")
     assert "Without a defense, right is right on" in opened.inner_text("#answer-text") != before
-    opened.select_option("#choose-attack", label="PGD-10, untargeted (oblivious)")
+    opened.select_option("#choose-attack", label="PGD-20, untargeted (oblivious)")
     opened.select_option("#choose-epsilon", label="16/255")
     opened.wait_for_selector(f"{MARKS}[aria-label*='ε = 16/255']")
     opened.uncheck("#legend label:has-text('MI-OL') input")
@@ -129,6 +129,16 @@ def test_the_keyboard_alone_reaches_a_setting_and_shows_it(opened: "Page") -> No
     opened.keyboard.press("Enter")
     assert opened.evaluate("document.activeElement.id") == "setting-title"
     assert second.split(", N =")[0] in opened.inner_text("#setting-title")
+
+
+def test_a_classifier_that_is_attacked_in_one_way_alone_stands_beside_the_worst_cases(opened: "Page") -> None:
+    opened.select_option("#choose-classifier", "right")
+    opened.select_option("#choose-attack", "Worst case")
+    opened.select_option("#choose-epsilon", "16/255")
+    assert "PGD-20" in (_mark(opened, "No defense").get_attribute("aria-label") or "")
+    assert "Worst case" in (_mark(opened, "MI-OL").get_attribute("aria-label") or "")
+    assert "Without a defense, right is right on" in opened.inner_text("#answer-text")
+    assert "points against no defense" in opened.inner_text("#answer-text")
 
 
 def test_what_is_certified_stands_in_a_chart_and_in_a_table(opened: "Page") -> None:
