@@ -13,6 +13,7 @@ from jaxtyping import install_import_hook
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from helpers.buckets import S3
     from helpers.studies import Tiny
 
 
@@ -174,6 +175,22 @@ def linear() -> Callable[..., nn.Module]:
         return Linear(weight, torch.randn(classes, generator=generator) * scale)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def port() -> Iterator[int]:
+    """The port of an S3 server for all tests of a file."""
+    from helpers.buckets import serve
+
+    yield from serve()
+
+
+@pytest.fixture
+def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> "Iterator[S3]":
+    """An S3 server without faults."""
+    from helpers.buckets import s3_of
+
+    yield from s3_of(port, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -187,7 +187,7 @@ def test_pgd_with_long_steps_finds_the_optimum_itself(linear: Any) -> None:
 
 
 def test_an_attack_says_which_norms_it_knows(classifier: Any, batch: Any) -> None:
-    with pytest.raises(ValueError, match=r"averaged attacks in the norm linf; got l2"):
+    with pytest.raises(ValueError, match=r"norm must be one in which averaged attacks, linf; got l2"):
         make_attack("averaged").craft(classifier, *batch, ThreatModel(0.5, norm="l2"))
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from helpers.buckets import S3, s3_of, serve
+from helpers.buckets import S3
 from helpers.clusters import wait_until
 from helpers.commands import TINY as STUDY
 from helpers.commands import assert_same_rows, command
@@ -210,18 +210,6 @@ def test_a_process_of_this_machine_that_is_gone_need_not_be_waited_for() -> None
     ):
         assert is_dead(json.dumps({**about, **changed}).encode()) == dead, changed
     assert not is_dead(b"\xff{")
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """The port of a server for all tests of this file."""
-    yield from serve()
-
-
-@pytest.fixture
-def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A server without faults."""
-    yield from s3_of(port, monkeypatch)
 
 
 HOLD = """

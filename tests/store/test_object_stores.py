@@ -5,14 +5,14 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import yaml
-from helpers.buckets import S3, SECRET, s3_of, serve
+from helpers.buckets import S3, SECRET
 from helpers.commands import TINY as STUDY
 from helpers.commands import assert_same_rows, command, sorted_rows
 from helpers.commands import rows as rows_of
@@ -27,18 +27,6 @@ from mi_ray.store.files import DamagedFileError, Files, StorageError, beside, re
 from mi_ray.store.manifest import overviews, unreferenced
 from mi_ray.store.read import read_records
 from mi_ray.store.schemas import TRAINING
-
-
-@pytest.fixture(scope="module")
-def port() -> Iterator[int]:
-    """The port of a server for all tests of this file."""
-    yield from serve()
-
-
-@pytest.fixture
-def s3(port: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
-    """A server without faults."""
-    yield from s3_of(port, monkeypatch)
 
 
 def rows(place: Any) -> list[tuple[Any, ...]]:

@@ -144,7 +144,7 @@ def test_attacks_of_another_norm_change_no_key_of_the_max_norm() -> None:
         ),
         (
             {"averaged": {}, "norm": "l2", "epsilon": 1, "knowledge": "adaptive"},
-            "averaged attacks in the norm linf; got l2",
+            "norm must be one in which averaged attacks, linf; got l2",
         ),
     ],
 )
