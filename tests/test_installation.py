@@ -74,8 +74,9 @@ def test_the_wheel_holds_one_package_with_every_module_and_every_packaged_sweep(
     names = set(zipfile.ZipFile(installed.wheel).namelist())
     assert {name.split("/")[0].removesuffix(".dist-info").split("-")[0] for name in names} == {"mi_ray"}
     ours = [path.relative_to(ROOT) for path in (ROOT / "mi_ray").rglob("*.py")]
-    data = (".html", ".css", ".js", ".json", ".safetensors")  # of the page and of the zoo
-    ours += [path.relative_to(ROOT) for path in (ROOT / "mi_ray").glob("*/*") if path.suffix in data]
+    data = (".html", ".css", ".js", ".json", ".safetensors")  # of digits, of the page and of the zoo
+    files = [*(ROOT / "mi_ray").glob("*.*"), *(ROOT / "mi_ray").glob("*/*")]
+    ours += [path.relative_to(ROOT) for path in files if path.suffix in data]
     ours += [Path("mi_ray") / path.relative_to(ROOT) for path in (ROOT / "sweeps").rglob("*.*")]
     wanted = {str(path) for path in ours if "__pycache__" not in path.parts}
     assert wanted == {name for name in names if name.startswith("mi_ray/")}

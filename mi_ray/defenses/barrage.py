@@ -239,7 +239,7 @@ class Barrage(RandomTransform):
     name: ClassVar[str] = "barrage"
     label: ClassVar[str] = "Barrage (Raff et al.)"
     colour: ClassVar[str] = "#661100"
-    marker: ClassVar[str] = "X"
+    marker: ClassVar[str] = "+"
     smooth: ClassVar[bool] = False
     k: int = integer("how many groups an execution applies", 5, low=0, high=len(GROUPS))
 

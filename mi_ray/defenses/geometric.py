@@ -209,7 +209,7 @@ class ResizePad(RandomTransform):
     name: ClassVar[str] = "resize_pad"
     label: ClassVar[str] = "Resize and pad (Xie et al.)"
     colour: ClassVar[str] = "#999933"
-    marker: ClassVar[str] = "^"
+    marker: ClassVar[str] = "2"
     side: tuple[int, int] = pair("smallest and largest side of the resized image, in pixels", low=1)
 
     def check_images(self, height: int, width: int) -> None:

@@ -28,7 +28,7 @@ class Reject(Defense):
     name: ClassVar[str] = "reject"
     label: ClassVar[str] = "Reject"
     colour: ClassVar[str] = "#DDAA33"
-    marker: ClassVar[str] = "o"
+    marker: ClassVar[str] = "1"
     abstains: ClassVar[bool] = True
     of: tuple[RandomTransform, ...] = methods("the transformation by which an input is judged, such as mi_pl", DEFENSES)
     threshold: float = number("drop at or above which there is no answer", low=-1.0, high=1.0)

@@ -64,7 +64,7 @@ class TotalVariation(RandomTransform):
     name: ClassVar[str] = "total_variation"
     label: ClassVar[str] = "Total variation (Guo et al.)"
     colour: ClassVar[str] = "#6699CC"
-    marker: ClassVar[str] = "D"
+    marker: ClassVar[str] = "x"
     smooth: ClassVar[bool] = False
     weight: float = number("weight λ of the total variation", 0.03, low=0.0)
     keep: float = number("share of the pixels that is kept", 0.5, low=0.0, high=1.0)

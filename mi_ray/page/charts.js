@@ -15,8 +15,16 @@ const PATHS = {
   X: "M-.55,-1.1L0,-.55L.55,-1.1L1.1,-.55L.55,0L1.1,.55L.55,1.1L0,.55L-.55,1.1L-1.1,.55L-.55,0L-1.1,-.55Z",
   h: "M0,-1.1L.95,-.55V.55L0,1.1L-.95,.55V-.55Z",
   p: "M0,-1.1L1.05,-.34L.65,.9H-.65L-1.05,-.34Z",
+  H: "M-1.1,0L-.55,-.95H.55L1.1,0L.55,.95H-.55Z",
+  d: "M0,-1.2L.7,0L0,1.2L-.7,0Z",
+  "8": "M-.4,-1H.4L1,-.4V.4L.4,1H-.4L-1,.4V-.4Z",
+  "+": "M-.15,-1H.15V-.15H1V.15H.15V1H-.15V.15H-1V-.15H-.15Z",
+  x: "M-.9,-1.1L0,-.2L.9,-1.1L1.1,-.9L.2,0L1.1,.9L.9,1.1L0,.2L-.9,1.1L-1.1,.9L-.2,0L-1.1,-.9Z",
+  "1": "M-.12,1.1V.07L-1,-.5L-.88,-.7L0,-.13L.88,-.7L1,-.5L.12,.07V1.1Z",
+  "2": "M-.12,-1.1V-.07L-1,.5L-.88,.7L0,.13L.88,.7L1,.5L.12,-.07V-1.1Z",
   "*": "M0,-1.4L.34,-.47L1.33,-.43L.55,.18L.82,1.13L0,.58L-.82,1.13L-.55,.18L-1.33,-.43L-.34,-.47Z",
 };
+const SERIES = ["o", "s", "D", "^", "v", "<", ">", "P", "X", "h"]; // of lines that have no look of their own
 const TINTS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999", "#A6A61B"];
 const INK = "var(--ink)";
 const CONFIG = {
@@ -135,7 +143,7 @@ function linesSpec(rows, across, up, height = 220, zero = false, whole = true) {
   const [low, high] = ends(rows.map((row) => row.y));
   const y = { field: "y", type: "quantitative", scale: { domain: [zero ? 0 : low, high], nice: false }, axis: { title: up, tickCount: 5 } };
   const scale = { domain: series, range: series.map((_, at) => TINTS[at % TINTS.length]) };
-  const shapes = { domain: series, range: series.map((_, at) => PATHS[Object.keys(PATHS)[at % 10]]) };
+  const shapes = { domain: series, range: series.map((_, at) => PATHS[SERIES[at % SERIES.length]]) };
   const legend = series.length > 1 ? { title: null, columns: 1 } : null;
   const encoding = { x, y, color: { field: "series", type: "nominal", scale, legend } };
   return {

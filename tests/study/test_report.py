@@ -5,6 +5,7 @@ from pathlib import Path
 
 from helpers.studies import Tiny, tiny
 
+import mi_ray
 from mi_ray.attacks import ATTACKS
 from mi_ray.defenses import DEFENSES
 from mi_ray.figures.reading import read_study
@@ -27,6 +28,9 @@ def test_every_registered_method_says_how_it_is_named_and_drawn_and_no_two_defen
     assert all(set(look) == {"label", "colour", "marker"} for look in looks)
     for key in ("label", "colour", "marker"):
         assert len({look[key] for look in looks}) == len(looks)
+    drawn = (Path(mi_ray.__file__).parent / "page" / "charts.js").read_text(encoding="utf-8")
+    for look in looks:  # The page draws a circle for a marker that it does not know.
+        assert f'\n  {look["marker"]}: "M' in drawn or f'\n  "{look["marker"]}": "M' in drawn, look
 
 
 def test_figures_find_in_a_studys_manifest_how_methods_are_drawn_while_it_runs_and_when_it_is_written(
