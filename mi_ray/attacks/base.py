@@ -211,7 +211,9 @@ class Attack(Parameterized):
 
     def _refuse_norm(self, threat: ThreatModel) -> None:
         if threat.norm not in self.norms:
-            raise ValueError(f"norm must be one in which {self.name} attacks, {', '.join(self.norms)}; got {threat.norm}")
+            raise ValueError(
+                f"norm must be one in which {self.name} attacks, {', '.join(self.norms)}; got {threat.norm}"
+            )
 
     @abstractmethod
     def stops(self) -> tuple[int, ...]:
