@@ -91,6 +91,20 @@ def test_images_of_another_classifier_are_asked_of_this_one_behind_each_defense(
     assert {(cell["classifier"], cell["defense"], cell["knowledge"]) for cell in cells} == {("a", "mi_ol", "black_box")}
 
 
+def test_what_only_chooses_among_images_is_not_run_again_in_another_ball() -> None:
+    entry = {"images": [{"pgd": {"steps": 4}, "classifier": "b"}], "classifiers": ["a"]}
+    found = study({"transfer": {}, "epsilon": 0.1, **entry})
+    asked = planned(
+        attacks=[{"transfer": {}, "epsilon": 0.1, **entry}],
+        classifiers=TWO,
+        defenses=[{"mi_ol": 0.5}],
+        checks={"level": "subset", "points": 20},
+    )
+    assert [work.method for work in found.attacks] == ["pgd", "transfer"]
+    assert all(work.threat.epsilon == 0.1 for work in asked.attacks)
+    assert sum(work.method == "transfer" for work in asked.attacks) == 1
+
+
 def test_a_sweep_with_images_is_written_and_read_back() -> None:
     made = sweep(classifiers=TWO, attacks=[cascade([{"pgd": {"steps": 4}, "classifier": "b"}])], defenses=["none"])
     assert made.document()["attacks"][0]["images"] == [{"classifier": "b", "pgd": {"steps": 4}}]
