@@ -94,6 +94,9 @@ def raise_if_stopped() -> None:
         raise _CtrlC.error
 
 
+SOON = 1.0  # seconds of work, before which its rate is that of all the time
+
+
 class Stage:
     """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C.
 
@@ -150,7 +153,8 @@ class Stage:
     def rate(self, now: float) -> float:
         """Units a second since the work began; over all of the time where too little of it has passed to tell."""
         began, before = self._begun or (self.started, 0)
-        if self.done == before:  # All at once, in the very step that began it.
+        # All at once, or much in the very step that was told of its beginning: an instant says nothing of a rate.
+        if self.done == before or now - began < SOON:
             began, before = self.started, 0
         return (self.done - before) / (now - began) if now > began else 0.0
 

@@ -160,3 +160,14 @@ def test_a_stage_that_nobody_has_begin_begins_with_its_first_units(monkeypatch: 
     monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 12.0)
     shown.advance(100)
     assert told(shown, 12.0, monkeypatch) == "train: 200/400 images, 50 images/s, 12 s, 4 s left\n"
+
+
+def test_a_rate_is_not_that_of_an_instant(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A short block is told to have begun in the very step that tells of its end."""
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    shown = Stage("outputs", 300, "points", Console(file=io.StringIO()), "starting a worker")
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 40.0)
+    shown.begin()
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 40.001)
+    shown.advance(200)
+    assert told(shown, 40.001, monkeypatch) == "outputs: 200/300 points, 5.0 points/s, 40 s, 20 s left\n"

@@ -166,6 +166,7 @@ class Attack(Parameterized):
     needs_defense: ClassVar[bool] = False  # Whether it makes sense only against a DefendedClassifier.
     needs_pool: ClassVar[bool] = False  # Whether that defense must mix with a sample pool.
     takes_images: ClassVar[bool] = False  # Whether it begins with images of other attacks, which a sweep may name.
+    needs_images: ClassVar[bool] = False  # Whether it is nothing without them.
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
     follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # Whose balls it stays in: NORMS if it goes by `batch.ball` alone.

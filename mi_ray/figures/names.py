@@ -107,7 +107,7 @@ class Names:
         return known + name + (f" ({', '.join(notes)})" if notes else "")
 
     def attacks(self, cells: pd.DataFrame, axes: Sequence[str] = ()) -> list[str]:
-        """`attack` of each row, and with it every parameter that tells attacks of one name and goal apart.
+        """`attack` of each row, and with it every parameter that tells attacks of one name and goal apart, or what they know.
 
         Only attacks at the same ε and at the same values of the axes, which are not named, are told apart: a step may
         fit ε, say, and still be of one attack.
@@ -123,7 +123,8 @@ class Names:
             known = dict.fromkeys(name for found in group for name in found)
             differ = (name for name in known if len({json.dumps(found.get(name)) for found in group}) > 1)
             telling.setdefault(key, {}).update(dict.fromkeys(differ))
-        return [self.attack(row, tuple(telling[key]), axes) for key, row in zip(keys, rows, strict=True)]
+        told = [self.attack(row, tuple(telling[key]), axes) for key, row in zip(keys, rows, strict=True)]
+        return [word + text for word, text in zip(_knowledge(told, rows), told, strict=True)]
 
     def threat(self, row: Row) -> str:
         """One attack as a title writes it: PGD-10, untargeted, ε = 0.05. Of several, `threats` tells them apart."""
@@ -132,6 +133,19 @@ class Names:
     def threats(self, cells: pd.DataFrame) -> list[str]:
         """The attack of each row as columns write it: `attacks` with their threat models."""
         return [with_threat(name, row) for name, (_, row) in zip(self.attacks(cells), cells.iterrows(), strict=True)]
+
+
+def _knowledge(told: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """What stands before each attack's name: what it knew, where the same attack was made with other knowledge too."""
+    places = [(text, row["goal"], row["norm"], row["epsilon"]) for text, row in zip(told, rows, strict=True)]
+    known: dict[tuple[object, ...], set[str]] = {}
+    for place, row in zip(places, rows, strict=True):
+        if row["attack"] not in NOT_ATTACKS:  # A worst case is one number, whatever the attacks in it knew.
+            known.setdefault(place, set()).add(row["knowledge"])
+    return [
+        f"{row['knowledge'].replace('_', '-')} " if len(known.get(place, ())) > 1 else ""
+        for place, row in zip(places, rows, strict=True)
+    ]
 
 
 def with_threat(name: str, row: Row) -> str:

@@ -107,6 +107,7 @@ class CheckPlanner:
             method.follows_gradients,
             DIAMETERS[threat.norm](self.works.facts.numbers),
             method.minimal,
+            method.needs_images,
         )
 
     def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> Inputs:

@@ -27,6 +27,7 @@ class Attacked:
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
     alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
     its ball can have. minimal: whether it looks for the nearest image, and leaves points alone that it has not fooled.
+    of_images: whether it only chooses among images that others made, which are not made again for another ball.
     """
 
     method: str
@@ -37,6 +38,7 @@ class Attacked:
     follows_gradients: bool = True
     diameter: float = 1.0
     minimal: bool = False
+    of_images: bool = False
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,10 @@ class Planner:
         if entry.images and not method.takes_images:
             able = ", ".join(name for name in self.registries.attacks if self.registries.attacks[name].takes_images)
             raise ValueError(f"{method.name} begins with no images of other attacks; `images` is for {able}")
+        if method.needs_images and not entry.images:
+            raise ValueError(
+                f"{method.name} needs images of other attacks: `images: [{{pgd: {{steps: 50}}, classifier: other}}]`"
+            )
         if method.needs_defense and entry.knowledge == "oblivious":
             raise ValueError(f"{method.name} attacks a defense: it needs `knowledge: adaptive`; got oblivious")
         if method.follows_gradients and entry.knowledge == "black_box":

@@ -327,8 +327,8 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
     own stronger versions alone: it is the untargeted one that an accuracy on true labels should hold against."""
 
     def control(attack: Attacked) -> Control | None:
-        """The attack in the other ball; None for a targeted one."""
-        if not attack.threat.leaves_label:
+        """The attack in the other ball; None for a targeted one, and for one that chooses among the images of others."""
+        if not attack.threat.leaves_label or attack.of_images:
             return None
         values = dict(attack.values)
         if "step_size" in values and factor > 0:
@@ -345,7 +345,7 @@ def _few_executions(attack: Attacked) -> dict[str, int]:
 
 def _in_a_large_ball(attack: Attacked) -> Control | None:
     """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters."""
-    if not attack.threat.leaves_label:
+    if not attack.threat.leaves_label or attack.of_images:
         return None
     epsilon = min(LARGEST, LARGE_SHARE * attack.diameter)
     wanted = {"steps": LARGE_STEPS, "step_size": step_of(epsilon, 50), "restarts": 1, **_few_executions(attack)}

@@ -63,6 +63,17 @@ def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> N
     assert NAMES.threats(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
 
 
+def test_one_attack_with_two_kinds_of_knowledge_is_two_and_a_worst_case_is_one() -> None:
+    asked = [cell("a", "mi_ol", {}, "square", 0.1, knowledge=known) for known in ("oblivious", "black_box")]
+    worst = [
+        cell("a", "mi_ol", {}, "worst_case", 0.1, goal="any", attack_params="{}", knowledge=known)
+        for known in ("oblivious", "adaptive")
+    ]
+    told = NAMES.attacks(frame(*asked, *worst))
+    assert told == ["oblivious Square-10", "black-box Square-10", "Worst case", "Worst case"]
+    assert NAMES.attacks(frame(*asked[1:], *worst)) == ["Square-10", "Worst case", "Worst case"]
+
+
 def test_a_step_that_fits_epsilon_is_of_one_attack_and_what_is_named_is_named_at_every_epsilon() -> None:
     fits = [eot_pgd(0.3), eot_pgd(0.5, 2 / 255, step_size=1 / 1020)]
     assert set(NAMES.attacks(frame(*fits))) == {"EOT-PGD-50 (EOT 30)"}

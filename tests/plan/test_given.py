@@ -55,7 +55,8 @@ def test_a_cascade_with_images_costs_their_scoring_more() -> None:
 @pytest.mark.parametrize(
     ("attack", "message"),
     [
-        ({"pgd": {"steps": 4}, "epsilon": 0.1, "images": [{"pgd": {"steps": 2}}]}, "`images` is for cascade"),
+        ({"pgd": {"steps": 4}, "epsilon": 0.1, "images": [{"pgd": {"steps": 2}}]}, "`images` is for cascade, transfer"),
+        ({"transfer": {}, "epsilon": 0.1, "knowledge": "black_box"}, "transfer needs images of other attacks"),
         (cascade([{"pgd": {"steps": 4}, "classifier": "c"}]), "unknown classifier 'c'"),
         (cascade([{"pgd": {"steps": 4}, "epsilon": 0.1}]), "images are one attack"),
         ({"pgd": {"steps": 4}, "epsilon": 0.1, "knowledge": "black_box"}, "does not see; got black_box"),
@@ -73,6 +74,35 @@ def test_a_black_box_attack_goes_through_each_defense_and_is_named_so() -> None:
     assert {cell.identity["knowledge"] for cell in plan.cells if cell.identity["attack"] == "square"} == {"black_box"}
     assert {cell.identity["knowledge"] for cell in worst} == {"black_box"}
     assert {work.defense.name for work in plan.attacks if work.method == "square" and work.defense} == {"mi_ol"}
+
+
+def test_images_of_another_classifier_are_asked_of_this_one_behind_each_defense() -> None:
+    entry = {"images": [{"pgd": {"steps": 4}, "classifier": "b"}], "classifiers": ["a"]}
+    plan = study({"transfer": {}, "epsilon": 0.1, "knowledge": "black_box", **entry})
+    (transfer,) = [work for work in plan.attacks if work.method == "transfer"]
+    a, b = (work.key for work in plan.classifiers)
+    assert (transfer.classifier, [inputs.attack.classifier for inputs in transfer.given if inputs.attack]) == (a, [b])
+    assert transfer.defense is not None
+    assert transfer.cost == (
+        2 * 5 * (1 + sum(transfer.parts)),
+        0,
+    )  # five draws of the clean image, and of the other one
+    cells = [cell.identity for cell in plan.cells if cell.identity["attack"] == "transfer"]
+    assert {(cell["classifier"], cell["defense"], cell["knowledge"]) for cell in cells} == {("a", "mi_ol", "black_box")}
+
+
+def test_what_only_chooses_among_images_is_not_run_again_in_another_ball() -> None:
+    entry = {"images": [{"pgd": {"steps": 4}, "classifier": "b"}], "classifiers": ["a"]}
+    found = study({"transfer": {}, "epsilon": 0.1, **entry})
+    asked = planned(
+        attacks=[{"transfer": {}, "epsilon": 0.1, **entry}],
+        classifiers=TWO,
+        defenses=[{"mi_ol": 0.5}],
+        checks={"level": "subset", "points": 20},
+    )
+    assert [work.method for work in found.attacks] == ["pgd", "transfer"]
+    assert all(work.threat.epsilon == 0.1 for work in asked.attacks)
+    assert sum(work.method == "transfer" for work in asked.attacks) == 1
 
 
 def test_a_sweep_with_images_is_written_and_read_back() -> None:
