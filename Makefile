@@ -21,11 +21,13 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 	# Without its dependencies: it pins old versions of timm and gdown.
 	$(PIP) --no-deps 'robustbench>=1.1'
 	$(PIP) gdown geotorch torchdiffeq
+	# Without its dependencies: it pins versions that no other package can live with.
+	$(PIP) --no-deps 'torchattacks>=3.5.1'
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
-	# Without its dependencies: it pins versions that no other package can live with.
-	$(PIP) --no-deps 'torchattacks>=3.5.1' 'pyautoattack>=0.2.0'
+	# Without its dependencies, which it pins like torchattacks.
+	$(PIP) --no-deps 'pyautoattack>=0.2.0'
 	touch $@
 
 .venv/installed-cluster: .venv/installed
