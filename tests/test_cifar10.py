@@ -10,6 +10,7 @@ import pytest
 from benchmarks import cifar10
 from mi_ray.figures import claims
 from mi_ray.figures.names import parameters
+from mi_ray.statistics import COUNTED
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.sweep_files import load_sweep
@@ -45,7 +46,7 @@ def test_the_committed_verdicts_are_those_that_the_rows_give(decided: pd.DataFra
 
 @pytest.mark.parametrize("study", STORE.folders("studies"))
 def test_accuracies_are_the_shares_of_the_published_points(study: str) -> None:
-    cells, rows = read_cells(STORE, study), read_records(STORE, study)
+    cells, rows = read_cells(STORE, study), read_records(STORE, study, columns=COUNTED)
     rows = rows[~rows["selection"].astype(bool)]
     share = rows.groupby("cell")["correct_draws"].mean()
     done = cells[(cells["state"] == "done") & (cells["attack"] != "worst_case")].set_index("cell")

@@ -18,7 +18,7 @@ from mi_ray.study.batches import Block, attack_outputs, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 SIZE = 10
-# Compiling a library takes a quarter of a minute of processor time, so that most tests have torch interpret the graphs instead.
+# Compiling a library takes half a minute of processor time, so that what `make test` runs has torch interpret the graphs instead.
 pytestmark = pytest.mark.timeout(900)
 
 
@@ -94,6 +94,7 @@ def test_graphs_answer_and_lead_back_as_the_network_does(traced: Classifier) -> 
     torch.testing.assert_close(gradient(traced, images()), gradient(network(), images()))
 
 
+@pytest.mark.long  # A library is compiled for half a minute; in `make test` torch interprets what it is compiled from.
 def test_a_library_answers_as_the_network_does(compiled: tuple[Classifier, Path]) -> None:
     found, folder = compiled
     with torch.no_grad():
@@ -128,6 +129,7 @@ def elsewhere(folder: Path, what: str, file: Path) -> Tensor:
     return made
 
 
+@pytest.mark.long  # A library is compiled for half a minute; in `make test` torch interprets what it is compiled from.
 def test_another_process_loads_what_is_there_without_a_compiler_and_answers_bit_for_bit(
     compiled: tuple[Classifier, Path], tmp_path: Path
 ) -> None:
@@ -180,6 +182,7 @@ def test_passes_are_counted_with_graphs_as_without(traced: Classifier) -> None:
         assert each.passes.take() == (17, 8)
 
 
+@pytest.mark.long  # A library is compiled for half a minute; in `make test` torch interprets what it is compiled from.
 def test_other_weights_are_another_library(
     compiled: tuple[Classifier, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -129,7 +129,9 @@ def test_as_published_it_finds_the_distances_of_adv_lib_where_the_box_is_far(
     assert (far <= 1.02 * near).mean() > 0.95
 
 
-@over_norms
+@pytest.mark.parametrize(
+    "norm", ["linf", pytest.param("l2", marks=pytest.mark.long)]
+)  # The same code, at twice the cost.
 def test_its_curve_is_nowhere_more_than_a_point_above_that_of_attacks_of_fixed_radii(
     norm: Any, classifier: Any, digits: Any
 ) -> None:
@@ -249,6 +251,7 @@ def test_rows_are_a_curve_that_falls_and_every_file_is_sound(finished: Tiny) -> 
     assert curve["epsilon"].tolist() == [0.0, 0.2, 0.4, 0.6, 0.9]
 
 
+@pytest.mark.long  # Checks of a whole study, for which one cell of `study/test_l2.py` stands.
 def test_each_epsilon_is_held_against_the_reference_at_that_epsilon(tmp_path: Path, classifier: nn.Module) -> None:
     attacks = [{**FMN, "norm": "l2", "epsilon": [0.3, 0.6]}]
     one = tiny(
