@@ -161,22 +161,7 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
         with _watched() as seen:
             _, manifest = _run("sweep", folder, study, f"tune-{at_once}")
         seconds[at_once] = manifest["last_run"]["seconds"]["sweep"]
-    loaded = prepare(Sweep.model_validate(study))
-    plan, store = loaded.plan(), Store(folder / "alone", create=True)
-    content = (Path(small) / "model.safetensors").read_bytes()
-    key = plan.classifiers[0].key
-    bench = Workbench(loaded.data(str(folder / "alone"), {key: (plan.classifiers[0].description, content)}))
-    import torch
-
-    torch.set_num_threads(1)
-    works: list[Any] = [*plan.attacks, *(w for w in plan.outputs if w.component is None)]
-    for work in works:
-        bench.compute(work, 0, 50)
-    trials = [work for work in plan.outputs if work.component is not None]
-    began = time.perf_counter()
-    for work in trials:
-        bench.compute(work, 0, 50)
-    alone = time.perf_counter() - began
+    store, trials, alone = _one_after_another(folder / "alone", study, Path(small))
     rows = []
     for at_once, wall in seconds.items():
         same = _same_rows(Store(folder / f"tune-{at_once}"), store, trials)
@@ -209,6 +194,29 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
         )
     )
     return rows
+
+
+def _one_after_another(folder: Path, study: dict[str, Any], weights: Path) -> tuple[Store, list[OutputWork], float]:
+    """(store, works, seconds) of the settings of a study, computed one after another in this process.
+
+    weights: the folder of its trained classifier. The attack and F's own outputs come first, outside the time.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    loaded = prepare(Sweep.model_validate(study))
+    plan, store = loaded.plan(), Store(folder, create=True)
+    content = (weights / "model.safetensors").read_bytes()
+    key = plan.classifiers[0].key
+    bench = Workbench(loaded.data(str(folder), {key: (plan.classifiers[0].description, content)}))
+    works: list[Any] = [*plan.attacks, *(w for w in plan.outputs if w.component is None)]
+    for work in works:
+        bench.compute(work, 0, 50)
+    trials = [work for work in plan.outputs if work.component is not None]
+    began = time.perf_counter()
+    for work in trials:
+        bench.compute(work, 0, 50)
+    return store, trials, time.perf_counter() - began
 
 
 def _same_rows(first: Store, second: Store, works: list[OutputWork]) -> int:

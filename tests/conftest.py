@@ -1,8 +1,11 @@
 """Shape checks while tests run, one torch thread, and small shared fixtures."""
 
+import importlib
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import jaxtyping
@@ -175,6 +178,19 @@ def linear() -> Callable[..., nn.Module]:
         return Linear(weight, torch.randn(classes, generator=generator) * scale)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def adv_lib() -> Any:
+    """adv-lib's attacks; what draws their plots is not needed for them."""
+    pytest.importorskip("adv_lib")
+    with pytest.MonkeyPatch.context() as patch:
+        plots: Any = ModuleType("visdom")
+        plots.Visdom = object
+        patch.setitem(sys.modules, "visdom", plots)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            yield importlib.import_module("adv_lib.attacks")
 
 
 @pytest.fixture(scope="module")

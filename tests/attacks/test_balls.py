@@ -5,8 +5,6 @@ other libraries on the same points.
 """
 
 import importlib
-import sys
-import warnings
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -237,19 +235,6 @@ def test_a_search_in_l2_begins_at_the_surface_and_its_best_never_worsens(classif
 
 
 # Other libraries on the same points
-
-
-@pytest.fixture(scope="module")
-def adv_lib() -> Any:
-    """adv-lib's attacks; what draws their plots is not needed for them."""
-    pytest.importorskip("adv_lib")
-    with pytest.MonkeyPatch.context() as patch:
-        plots: Any = ModuleType("visdom")
-        plots.Visdom = object
-        patch.setitem(sys.modules, "visdom", plots)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield importlib.import_module("adv_lib.attacks")
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,7 @@
 """FMN: distances against closed forms and adv-lib, its curve against attacks of fixed radii, and one run for every epsilon."""
 
-import importlib
 import json
-import sys
-import warnings
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -99,28 +95,15 @@ def test_the_loss_is_minus_the_distance_and_more_restarts_are_no_farther(classif
     assert (nearest <= plain).all()
 
 
-@pytest.fixture(scope="module")
-def fmn() -> Any:
-    """adv-lib's FMN; what draws its plots is not needed for it."""
-    pytest.importorskip("adv_lib")
-    with pytest.MonkeyPatch.context() as patch:
-        plots: Any = ModuleType("visdom")
-        plots.Visdom = object
-        patch.setitem(sys.modules, "visdom", plots)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            yield importlib.import_module("adv_lib.attacks").fmn
-
-
 @over_norms
 def test_as_published_it_finds_the_distances_of_adv_lib_where_the_box_is_far(
-    norm: Any, classifier: Any, digits: Any, fmn: Any
+    norm: Any, classifier: Any, digits: Any, adv_lib: Any
 ) -> None:
     """In L2 adv-lib projects to the ball and clips, so that on digits, which are black, it finds nothing on half of them."""
     x = 0.4 + 0.2 * to_unit(digits.test_images[:80])
     y = classifier(x).argmax(1)
     ours = make_attack("minimum_norm", steps=60, targets=0)(classifier, x, y, _everything(norm, x))
-    theirs = fmn(classifier, x, y, {"linf": float("inf"), "l2": 2}[norm], steps=60)
+    theirs = adv_lib.fmn(classifier, x, y, {"linf": float("inf"), "l2": 2}[norm], steps=60)
     near, far = (_distances(images, x, norm, classifier(images).argmax(1) != y).numpy() for images in (ours, theirs))
     assert np.isfinite(near).all()
     assert np.isfinite(far).all()

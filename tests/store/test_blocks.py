@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from helpers.studies import Tiny
 
 from mi_ray.store.blocks import MARKER, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.read import read_cells, read_records, write_cells
+from mi_ray.store.read import AHEAD, _read_ahead, read_cells, read_records, write_cells
 from mi_ray.store.schemas import ADVERSARIAL, CELLS, LATER, OUTPUTS, RECORDS, SCHEMAS, TRAINING
 
 ALL_SCHEMAS = {**SCHEMAS, "cells": CELLS, "training": TRAINING}
@@ -210,6 +211,21 @@ def test_columns_that_are_wanted_are_those_of_the_whole_frame(original: Tiny, of
         pd.testing.assert_frame_equal(part, whole[columns])
     with pytest.raises(ValueError, match=r"columns must be among .*point.*; got accuracy"):
         read_records(original.store, study, columns=["point", "accuracy"])
+
+
+def test_tables_are_read_in_order_and_a_few_ahead_of_who_takes_them() -> None:
+    asked: list[int] = []
+
+    def read(number: int) -> pa.Table:
+        asked.append(number)
+        return pa.table({"n": [number]})
+
+    with ThreadPoolExecutor(1) as pool:
+        coming = _read_ahead(pool, read, range(100))
+        first = next(coming)
+        pool.submit(int).result()  # What was asked for before is done by now.
+        assert len(asked) == AHEAD + 1
+        assert [table["n"][0].as_py() for table in (first, *coming)] == list(range(100))
 
 
 @pytest.mark.parametrize("failing", ["replace", "fsync"])
