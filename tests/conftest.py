@@ -88,6 +88,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: first.get(_place(item.path), len(first)))
 
 
+def pytest_runtest_setup() -> None:
+    """Every test has the first calls of each function checked."""
+    shapes.begin()
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No shape checks: what a user of the installed package meets when an argument is of another form."""

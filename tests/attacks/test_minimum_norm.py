@@ -148,9 +148,10 @@ def test_behind_a_random_defense_the_image_on_the_line_is_one_that_fails_for_cer
 # A study
 
 
+POINTS = 50
 FMN = {"minimum_norm": {"steps": 20, "targets": 2}}
 STUDY: dict[str, Any] = {
-    "points": {"count": 80, "selection": 20},
+    "points": {"count": POINTS, "selection": 15},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
         {**FMN, "norm": "l2", "epsilon": [0.2, 0.4, 0.6, 0.9]},
@@ -194,20 +195,20 @@ def test_one_run_serves_every_epsilon_and_no_epsilon_costs_a_pass() -> None:
 
 def test_a_cell_has_what_its_images_within_epsilon_answer_and_the_clean_answers_elsewhere(finished: Tiny) -> None:
     results, bench = finished.bench.results, finished.bench
-    clean = to_unit(bench.data.images[:80]).numpy()
+    clean = to_unit(bench.data.images[:POINTS]).numpy()
     within = [cell for cell in finished.plan.cells if cell.inputs.within is not None and not cell.members]
     assert len(within) == 2 * 4 + 2
     for cell in within:
         whole = Inputs(cell.inputs.attack, cell.inputs.stop)
-        far = results.distances(whole, 80) > cell.identity["epsilon"]
-        images, _, _ = results.adversarial(cell.inputs, 0, 80)
+        far = results.distances(whole, POINTS) > cell.identity["epsilon"]
+        images, _, _ = results.adversarial(cell.inputs, 0, POINTS)
         np.testing.assert_array_equal(images[far], clean[far])
-        np.testing.assert_array_equal(images[~far], results.adversarial(whole, 0, 80)[0][~far])
+        np.testing.assert_array_equal(images[~far], results.adversarial(whole, 0, POINTS)[0][~far])
         with torch.no_grad():
             answers = bench.classifier(cell.classifier, "fp32")(torch.from_numpy(images)).softmax(1)
-        own, _ = results.answers(cell.defense, cell.undefended, cell.components, 0, 80)
+        own, _ = results.answers(cell.defense, cell.undefended, cell.components, 0, POINTS)
         torch.testing.assert_close(own, answers, rtol=1e-3, atol=1e-5)
-        assert results.distances(cell.inputs, 80).max() <= cell.identity["epsilon"] + 1e-6
+        assert results.distances(cell.inputs, POINTS).max() <= cell.identity["epsilon"] + 1e-6
 
 
 def test_rows_are_a_curve_that_falls_and_every_file_is_sound(finished: Tiny) -> None:
@@ -222,7 +223,7 @@ def test_rows_are_a_curve_that_falls_and_every_file_is_sound(finished: Tiny) -> 
     assert bare["accuracy"].iloc[1] <= pgd + 0.05  # of few steps
     assert problems_in(finished.store) == []
     rows = read_records(finished.store, study="tiny")
-    assert len(rows) == 80 * len(cells)
+    assert len(rows) == POINTS * len(cells)
     for _, row in bare.iterrows():
         found = json.loads(row["checks"])
         assert found["in_ball"]["state"] == "passed"

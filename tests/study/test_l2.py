@@ -19,10 +19,11 @@ from mi_ray.plan.work import Inputs
 from mi_ray.store.read import read_cells, read_records
 
 RADIUS = 0.6
+POINTS = 60
 PGD = {"steps": 10, "step_size": 0.15}
 BALLS = {("linf", 0.05), ("l2", RADIUS)}
 STUDY: dict[str, Any] = {
-    "points": {"count": 80, "selection": 20},
+    "points": {"count": POINTS, "selection": 15},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
         {"pgd": {"steps": 10, "step_size": 0.0125}, "epsilon": 0.05},
@@ -34,7 +35,7 @@ STUDY: dict[str, Any] = {
     "defenses": [{"gaussian_noise": 0.05}],
     "executions": 3,
     "draws": 2,
-    "checks": {"points": 40, "black_box": "always"},
+    "checks": {"points": 30, "black_box": "always"},
 }
 
 
@@ -42,7 +43,7 @@ STUDY: dict[str, Any] = {
 def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
     """A finished study with all checks, of controls of a few queries; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"LARGE_STEPS": 100, "QUERIES": 5, "TRIES": 3, "FIXED_STEPS": 3}.items():
+        for name, value in {"LARGE_STEPS": 30, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
             patch.setattr(mi_ray.study.checks, name, value)
         one = tiny(tmp_path_factory.mktemp("l2"), weights=weights_bytes(classifier), **STUDY)
         finish(one)
@@ -63,11 +64,11 @@ def _of(cells: list[dict[str, Any]], attack: str, defense: str = "none", norm: s
 
 
 def test_the_images_of_a_cell_are_in_its_own_ball_and_use_it(judged: Tiny, cells: list[dict[str, Any]]) -> None:
-    clean = to_unit(judged.bench.data.images[:80]).numpy()
+    clean = to_unit(judged.bench.data.images[:POINTS]).numpy()
     for work in judged.plan.attacks:
-        images, _, linf = judged.bench.results.adversarial(Inputs(work, work.stops[-1]), 0, 80)
-        moved = judged.bench.results.distances(Inputs(work, work.stops[-1]), 80)
-        difference = (images.astype(float) - clean).reshape(80, -1)
+        images, _, linf = judged.bench.results.adversarial(Inputs(work, work.stops[-1]), 0, POINTS)
+        moved = judged.bench.results.distances(Inputs(work, work.stops[-1]), POINTS)
+        difference = (images.astype(float) - clean).reshape(POINTS, -1)
         order = {"linf": np.inf, "l2": 2}[work.threat.norm]
         np.testing.assert_allclose(moved, np.linalg.norm(difference, order, axis=1), atol=1e-5)
         np.testing.assert_allclose(linf, np.abs(difference).max(1), atol=1e-6)

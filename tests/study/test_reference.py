@@ -31,7 +31,7 @@ from mi_ray.study.rows import derive
 from mi_ray.study.workbench import Workbench
 
 CPU = torch.device("cpu")
-POINTS, N, STEPS, STEP_SIZE, EPSILON, LAM_PL, LAM_OL, GAP, SIGMA = 20, 7, (2, 6), 0.01, 0.03, 0.6, 0.5, 0.05, 0.1
+POINTS, N, STEPS, STEP_SIZE, EPSILON, LAM_PL, LAM_OL, GAP, SIGMA = 14, 7, (2, 5), 0.01, 0.03, 0.6, 0.5, 0.05, 0.1
 SWEEP: dict[str, Any] = {
     "name": "reference",
     "dataset": "digits",

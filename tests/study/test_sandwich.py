@@ -22,7 +22,7 @@ from mi_ray.threat_model import Norm
 pytestmark = pytest.mark.skipif(
     "l2" not in get_args(Norm), reason="certificates are of the L2 norm; attacks have none yet"
 )
-SIGMA, POINTS, N0, N, ALPHA = 0.25, 40, 50, 600, 0.001
+SIGMA, POINTS, N0, N, ALPHA = 0.25, 40, 50, 300, 0.001
 RADII = (0.1, 0.25, 0.5)
 
 
@@ -56,7 +56,7 @@ def _votes(network: nn.Module, x: Tensor, n: int, purpose: str) -> Any:
 def test_at_every_radius_an_attack_leaves_at_least_what_is_certified(smoothed: Any) -> None:
     network, x, y, certified = smoothed
     vote = DefendedClassifier(
-        network, make_defense("vote", of=[{"gaussian_noise": {"sigma": SIGMA}}]), executions=20, seed=2
+        network, make_defense("vote", of=[{"gaussian_noise": {"sigma": SIGMA}}]), executions=8, seed=2
     )
     right = certified.predicted == y.numpy()
     assert right.mean() > 0.6
@@ -82,7 +82,7 @@ def test_a_certificate_that_claims_too_much_is_found_out(smoothed: Any) -> None:
     """The check has teeth: with radii twice as long the attack breaks points that they hold."""
     network, x, y, certified = smoothed
     vote = DefendedClassifier(
-        network, make_defense("vote", of=[{"gaussian_noise": {"sigma": SIGMA}}]), executions=20, seed=2
+        network, make_defense("vote", of=[{"gaussian_noise": {"sigma": SIGMA}}]), executions=8, seed=2
     )
     radius = 1.0
     attack = make_attack("eot_pgd", steps=40, step_size=radius / 10)
