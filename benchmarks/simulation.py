@@ -209,10 +209,17 @@ class Driver:
             raise RuntimeError(f"{len(ran.failures)} blocks were given up, which no fault here explains")
 
     def trials(self, plan: Plan, count: int) -> None:
-        """Settings as trials, an actor in each place, all of which begin anew; Tune takes up one result after another."""
-        waiting = deque(steps(trial.works, count, self.points) for trial in grid_trials(plan.outputs))
+        """Settings as trials, an actor in each place, all of which begin anew; Tune takes up one result after another.
+
+        Fewer settings than places run as blocks first, as in `mi_ray.cluster.tuning`, and then each reports once.
+        """
+        settings = grid_trials(plan.outputs)
         fleet, lost = self.fleet, list[Item]()
         began, busy = fleet.time, fleet.busy
+        few = len(settings) < fleet.gpus * PER_NODE
+        if few:
+            self.blocks([work for trial in settings for work in trial.works], count)
+        waiting = deque([[]] if few else steps(trial.works, count, self.points) for trial in settings)
         actors = min(len(waiting), fleet.gpus * PER_NODE)
         ends: list[tuple[float, int, list[list[Item]]]] = [(fleet.time + START, number, []) for number in range(actors)]
         number = itertools.count(actors)

@@ -26,6 +26,7 @@ from mi_ray.plan.work import Cell, ClassifierWork, Plan
 from mi_ray.progress import Stage, stage
 
 LOST = "sweep: lost settings"
+FEW = "sweep: blocks of few settings"
 SEARCH_TRIES = 2  # Times that Tune starts a lost setting of a search again.
 AGAIN = 3  # Times that a search begins anew after settings were lost: what it found before is stored.
 Result = Mapping[str, float | str]  # What a step of a trial reports, with what Tune adds.
@@ -69,13 +70,24 @@ def evaluate_defenses(session: Session, plan: Plan) -> Plan:
 
 
 def _evaluate_grid(session: Session, plan: Plan) -> None:
-    """Run a trial for every setting of the plan of which something is missing."""
-    size = session.sweep.resources.block.points
+    """Run a trial for every setting of the plan of which something is missing.
+
+    A trial computes in one place. Where there are fewer settings than places, the others would have nothing to do: there
+    the settings' blocks run as tasks, and then the trials report what these have stored.
+    """
+    size = session.sweep.resources.block
     todo, points = list[Trial](), 0
     for trial in grid_trials([work for work in plan.outputs if session.possible(work)]):
-        missing = [block for work in trial.works for block in session.bench.results.missing(work, size)]
+        missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
         points += sum(stop - start for _, start, stop in missing)
         todo += [trial] if missing else []
+    if todo:
+        session.connect(size.cpus)
+    if len(todo) < session.places():
+        for works in phases(todo):
+            compute_missing(session, FEW, "evaluation", works)
+        failed = session.outcome.failures.keys()
+        todo, points = [trial for trial in todo if not failed & {work.key for work in trial.works}], 0
     if todo:
         space = {"trial": tune.grid_search(list(range(len(todo))))}
         _run(session, Request(f"sweep of {len(todo)} settings", ResolveGrid(todo), points, space=space))

@@ -29,7 +29,7 @@ from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.train_loop import cause_of_failure
 from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
-from mi_ray.cluster.tuning import Request, begin_together
+from mi_ray.cluster.tuning import Request, _evaluate_grid, begin_together
 from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
@@ -307,6 +307,38 @@ def test_as_many_trials_begin_together_as_fit_on_the_nodes_and_are_asked_for(
     session: Any = SimpleNamespace(sweep=sweep, address="auto")
     request: Any = SimpleNamespace(resolve=SimpleNamespace(trials=range(trials)))
     assert begin_together(session, request, at_once) == together
+
+
+@pytest.mark.parametrize(("places", "by_blocks"), [(48, False), (49, True)])
+def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_report(
+    study: Tiny, monkeypatch: pytest.MonkeyPatch, places: int, by_blocks: bool
+) -> None:
+    ran: list[Any] = []
+    lost: dict[str, str] = {}
+
+    def blocks(session: Any, name: str, counted: str, works: Sequence[Any]) -> None:
+        if works:
+            ran.append(len(works))
+            lost[works[0].key] = "a block that was given up"
+
+    monkeypatch.setattr("mi_ray.cluster.tuning.compute_missing", blocks)
+    monkeypatch.setattr("mi_ray.cluster.tuning._run", lambda session, request: ran.append(request))
+    session: Any = SimpleNamespace(
+        sweep=study.study.sweep,
+        bench=study.bench,
+        outcome=SimpleNamespace(failures=lost),
+        possible=lambda work: True,
+        places=lambda: places,
+        connect=lambda cpus: ran.append("connected"),
+    )
+    _evaluate_grid(session, study.plan)
+    connected, *of_blocks, request = ran
+    assert connected == "connected"
+    assert of_blocks == ([sum(work.component is not None for work in study.plan.outputs)] if by_blocks else [])
+    trials = request.resolve.trials
+    assert len(trials) == (47 if by_blocks else 48)
+    assert not {work.key for trial in trials for work in trial.works} & lost.keys()
+    assert (request.points == 0) == by_blocks
 
 
 def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
