@@ -24,6 +24,7 @@ from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import Plan
 from mi_ray.study.prepare import REGISTRIES, prepare
 from mi_ray.sweep_files import PACKAGED, find_sweep, load_sweep, packaged_sweeps, start_folder
+from mi_ray.threat_model import NORMS
 from mi_ray.zoo import zoo_weights
 
 FILES = sorted((Path(__file__).parent.parent / "sweeps").glob("*.yaml"))
@@ -120,6 +121,15 @@ def test_the_packaged_sweeps_are_those_of_the_top_folder_with_their_first_lines(
     assert list(packaged_sweeps()) == [*(path.stem for path in FILES), *(f"cifar10/{path.stem}" for path in OF_CIFAR10)]
     for path in FILES:
         assert path.read_text().startswith(f"# {packaged_sweeps()[path.stem]}\n")
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+def test_breadth_has_every_defense_of_the_program_under_every_norm(smoke: bool) -> None:
+    sweep = load_sweep("breadth", smoke=smoke)
+    own = {name for name in DEFENSES if DEFENSES[name].__module__.startswith("mi_ray.")}
+    assert {defense.method.name for defense in sweep.defenses} == own
+    attacked = {attack.norm for attack in sweep.attacks}
+    assert attacked == {*NORMS}
 
 
 @pytest.mark.parametrize("path", OF_CIFAR10, ids=names)
