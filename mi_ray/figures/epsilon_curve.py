@@ -30,12 +30,15 @@ from mi_ray.store.blocks import Store
 NEEDS = "accuracy against ε needs finished cells with and without an attack"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
 WORST = "Worst case of the study's attacks"
+MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     """One row per (classifier, defense setting, attack, norm, ε), ε = 0 the clean cell: accuracy, interval, verdict.
 
-    A setting that a study attacks in one way alone at an ε has no cell of the worst case there: it is that attack's.
+    A setting that a study attacks in one way alone at an ε has no cell of the worst case there: it is that attack's. A
+    worst case is shown at the radii at which most of the study's attacks were run: one of fewer attacks lies higher for
+    that reason alone, so that a curve through both would rise and fall with the attacks.
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
     own = finished(cells, NEEDS).copy()
@@ -50,6 +53,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     if worst.any():
         alone = attacked.groupby([*SETTING, "norm", "epsilon"])["cell"].transform("size") == 1
         attacked = pd.concat([attacked, attacked[alone & ~worst].assign(curve=of_all)])
+        attacked = attacked[~attacked["curve"].str.startswith(WORST) | _by_most(attacked)]
     starts = (
         clean.drop(columns="norm")
         .merge(attacked[[*SETTING, "curve", "norm"]].drop_duplicates(), on=SETTING)
@@ -64,18 +68,31 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     return table.sort_values(["place", "epsilon"], kind="stable", ignore_index=True).drop(columns="place")
 
 
-def _panel(axes: Axes, panel: pd.DataFrame, names: Names) -> None:
+def _by_most(attacked: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether as many attacks were run on the row's setting at its ε as at any other ε of the same norm."""
+    single = attacked["curve"].mask(attacked["curve"].str.startswith(WORST))
+    number = single.groupby([attacked[name] for name in (*SETTING, "norm", "epsilon")]).transform("nunique")
+    most = number.groupby([attacked[name] for name in (*SETTING, "norm")]).transform("max")
+    return number == most
+
+
+def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, banded: bool) -> None:
     for (defense, _, _), line in panel.groupby(["defense", "defense_params", "executions"], sort=False):
         look = names.look(str(defense))
         style: Style = {"color": look.colour, "marker": look.marker, "ms": 9 if defense == "none" else 4, "lw": 1.3}
         radii = _unit(line) * line["epsilon"]
-        curve(axes, radii, line, ACCURACY, style, 100)
+        curve(axes, radii, line, ACCURACY, style, 100, banded=banded)
         cross_out(axes, radii, 100 * line["accuracy"], line)
 
 
 def _unit(line: pd.DataFrame) -> int:
     """What ε is multiplied by on an axis: the max norm's is in grey levels."""
     return 255 if line["norm"].iloc[0] == MAX_NORM else 1
+
+
+def _banded(table: pd.DataFrame) -> bool:
+    """Whether the curves of a panel are few enough for bands."""
+    return len(table[["defense", "defense_params", "executions"]].drop_duplicates()) <= MOST_BANDS
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
@@ -89,7 +106,8 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     )
     for row, name in zip(panels, curves, strict=True):
         for axes, classifier in zip(row, classifiers, strict=True):
-            _panel(axes, table[(table["curve"] == name) & (table["classifier"] == classifier)], names)
+            panel = table[(table["curve"] == name) & (table["classifier"] == classifier)]
+            _panel(axes, panel, names, banded=_banded(table))
             axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
         row[0].set_ylabel("Accuracy (%)")
         levels = _unit(table[table["curve"] == name]) == 255
@@ -103,7 +121,8 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
-    note = f"{int(table['points'].iloc[0])} points; bands: 95 % over points; ε = 0: clean inputs"
+    bands = "bands: 95 % over points" if _banded(table) else "95 % intervals over points: in the table"
+    note = f"{int(table['points'].iloc[0])} points; {bands}; ε = 0: clean inputs"
     shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == "worst_case")]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))
 

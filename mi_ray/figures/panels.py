@@ -45,9 +45,16 @@ def styled(letters: float = 9) -> AbstractContextManager[None]:
 
 
 def curve(
-    axes: Axes, x: npt.ArrayLike, rows: pd.DataFrame, columns: Estimated, style: Style, scale: float = 1.0
+    axes: Axes,
+    x: npt.ArrayLike,
+    rows: pd.DataFrame,
+    columns: Estimated,
+    style: Style,
+    scale: float = 1.0,
+    *,
+    banded: bool = True,
 ) -> None:
-    """A line through values, in the order of the rows, with the band of their intervals.
+    """A line through values, in the order of the rows, with the band of their intervals where it is banded.
 
     A single point has a bar in place of the band, which would have no width.
     """
@@ -55,7 +62,7 @@ def curve(
     values, low, high = (scale * rows[name].to_numpy(float) for name in columns)
     if len(at) == 1:
         axes.errorbar(at, values, bars(rows, columns, scale), color=str(style["color"]), lw=0.9, alpha=0.6, fmt="none")
-    else:
+    elif banded:
         axes.fill_between(at, low, high, color=str(style["color"]), alpha=BAND, lw=0)
     axes.plot(at, values, **style)
 

@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from helpers.frames import NAMES, adaptive, cell, eot_pgd, failed, frame, pgd
+from matplotlib.collections import PolyCollection
 
 from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
 from mi_ray.figures.reading import read_study
@@ -623,6 +624,32 @@ def test_the_only_attack_on_a_setting_is_its_worst_case() -> None:
     assert worst["mi_ol", "worst_case"].tolist() == [0.05, 0.05]
     assert ("mi_ol", "pgd") not in worst.index
     assert list(dict.fromkeys(table["curve"]))[-1] == epsilon_curve.WORST
+
+
+def test_a_worst_case_of_fewer_attacks_is_not_joined_with_one_of_more() -> None:
+    cells = radii()
+    fewer = cells[~((cells["attack"] == "eot_pgd") & (cells["epsilon"] < 8 / 255))]
+    table = epsilon_curve.facts(fewer, NAMES)
+    worst = table[(table["curve"] == epsilon_curve.WORST) & (table["epsilon"] > 0)]
+    assert (255 * worst[worst["defense"] == "mi_ol"]["epsilon"]).round(6).tolist() == [8]
+    assert (255 * worst[worst["defense"] == "none"]["epsilon"]).round(6).tolist() == [2, 8]
+    single = table[(table["curve"] == "PGD-50, untargeted") & (table["defense"] == "mi_ol")]
+    assert (255 * single["epsilon"]).round(6).tolist() == [0, 2, 8]
+
+
+@pytest.mark.parametrize(("settings", "banded"), [(6, True), (7, False)])
+def test_bands_are_drawn_where_curves_are_few_enough_to_be_told_apart(settings: int, banded: bool) -> None:
+    rows = []
+    for number in range(settings):
+        rows.append(cell("mixup", "mi_ol", {"lam": number / 10}, "none", 0.9))
+        for epsilon in (2 / 255, 8 / 255):
+            rows.append(cell("mixup", "mi_ol", {"lam": number / 10}, "pgd", 0.5, epsilon=epsilon))
+    table = epsilon_curve.facts(frame(*rows), NAMES)
+    title, note = epsilon_curve.describe(table)
+    panel = epsilon_curve.draw(table, NAMES, title, note).axes[0]
+    bands = [drawn for drawn in panel.collections if isinstance(drawn, PolyCollection)]
+    assert len(bands) == (settings if banded else 0)
+    assert ("bands: 95 %" in note) == banded
 
 
 def test_each_norm_has_curves_of_its_own_with_radii_in_its_own_unit() -> None:
