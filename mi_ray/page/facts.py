@@ -24,7 +24,10 @@ from mi_ray.store.manifest import read_manifest
 from mi_ray.store.schemas import CERTIFIED, TRAINING
 
 Json: TypeAlias = Mapping[str, object]
-NUMBERS = ("accuracy", "accuracy_low", "accuracy_high", "clean_accuracy", "auc", "tpr_at_5_fpr", "seconds")
+NUMBERS = (
+    *("accuracy", "accuracy_low", "accuracy_high", "clean_accuracy", "coverage", "accuracy_answered"),
+    *("auc", "tpr_at_5_fpr", "seconds"),
+)
 COUNTS = ("points", "forward_passes", "backward_passes")
 # Keys of a sweep that are not written into the sweep of one setting, and those that are written with all that they hold.
 LEFT_OUT = ("defenses", "executions", "draws", "search", "figures", "classifiers", "smoke")

@@ -263,10 +263,13 @@ function renderSetting() {
   const now = threatNow();
   const [, place] = cells.find(([threat]) => threat && now && threat.at === now.at) || cells[cells.length - 1];
   const cell = of.cells[place];
+  const abstains = cells.some(([, at]) => of.cells[at].coverage !== null);
   const attacks = table("Accuracy under each attack", [
     ["Attack", ([threat]) => (threat ? threat.name : "Clean")],
     ["ε", ([threat]) => (threat ? threat.text : "0"), true],
     ["Accuracy %", ([, at]) => interval(of.cells[at].accuracy, of.cells[at].accuracy_low, of.cells[at].accuracy_high), true],
+    ...(abstains ? [["Answered %", ([, at]) => percent(of.cells[at].coverage), true],
+      ["Right of these %", ([, at]) => percent(of.cells[at].accuracy_answered), true]] : []),
     ["Checks", ([, at]) => of.cells[at].mark || ""],
     ["Failed", ([, at]) => failedOf(of, of.cells[at]).join(", ") || of.cells[at].cause],
     ["Detector's AUC", ([, at]) => (of.cells[at].auc === null ? "–" : of.cells[at].auc.toFixed(3)), true],
@@ -472,12 +475,15 @@ function renderCells() {
     { key: "accuracy_low", title: "low", num: true, text: share("accuracy_low") },
     { key: "accuracy_high", title: "high", num: true, text: share("accuracy_high") },
     { key: "all_draws", title: "Right in all draws %", num: true, text: share("all_draws") },
+    { key: "coverage", title: "Answered %", num: true, text: share("coverage") },
+    { key: "accuracy_answered", title: "Right of these %", num: true, text: share("accuracy_answered") },
     { key: "verdict", title: "Checks" }, { key: "failed", title: "Failed checks" },
     { key: "forward_passes", title: "Forward", num: true, text: (row) => counted(row.forward_passes) },
     { key: "seconds", title: "Seconds", num: true, text: (row) => (row.seconds === null ? "–" : row.seconds.toFixed(1)) },
     { key: "state", title: "State" }, { key: "cause", title: "Cause" },
     ...(of.variants.length > 1 ? [{ key: "options", title: "Options" }] : []), { key: "key", title: "Key" },
-  ].filter((column) => !["cause", "failed"].includes(column.key) || rows.some((row) => row[column.key]));
+  ].filter(({ key }) => !["cause", "failed"].includes(key) || rows.some((row) => row[key]))
+    .filter(({ key }) => !["coverage", "accuracy_answered"].includes(key) || rows.some((row) => row[key] !== null));
   const pick = { is: (row) => row.setting_at === chosen.setting, go: (row) => {
     chosen.classifier = row.classifier;
     chosen.setting = row.setting_at;

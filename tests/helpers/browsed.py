@@ -69,6 +69,8 @@ def write_browsed_study(store: Store, name: str, seed: int) -> None:
         right = rng.binomial(draws, 0.95 if attack["attack"] == "none" else 0.6 - 2 * attack["epsilon"], POINTS)
         row |= cell_summary(right, np.arange(POINTS) < SELECTION, draws)
         row |= {"forward_passes": 1000, "backward_passes": 10, "seconds": 1.5, "clean_accuracy": 0.95}
+        if params.get("lam") == 0.6:  # As if it left some without an answer.
+            row |= {"coverage": 0.75, "accuracy_answered": 0.9}
         steps = json.loads(attack["attack_params"]).get("steps")
         key = f"{name}-{classifier}-{round(attack['epsilon'] * 255)}" if steps else None
         row["work"] = json.dumps({"adversarial": key, "stop": steps or 0, "undefended": f"{name}-f", "outputs": []})

@@ -159,6 +159,19 @@ def test_what_is_certified_stands_in_a_chart_and_in_a_table(opened: "Page") -> N
     assert opened.locator("#guarantees-table tbody tr").first.locator("td").nth(5).inner_text() == "0.5"
 
 
+def test_what_abstains_says_how_many_points_it_answers_and_how_many_of_these_rightly(opened: "Page") -> None:
+    for lam, shown in (("0.6", ["75.0", "90.0"]), ("0.5", [])):
+        _mark(opened, f"lam={lam}").click(force=True)
+        opened.wait_for_function(f"document.getElementById('setting-title').textContent.includes('lam={lam}')")
+        table = opened.locator("#setting-body table").first
+        heads = table.locator("th").all_inner_texts()
+        found = [heads.index(name) for name in ("Answered %", "Right of these %") if name in heads]
+        cells = table.locator("tbody tr").first.locator("td")
+        assert [cells.nth(at).inner_text() for at in found] == shown
+    heads = opened.locator("#cells-table th").all_inner_texts()
+    assert heads[heads.index("Answered %") + 1] == "Right of these %"
+
+
 def test_tables_sort_search_and_download_what_they_show(opened: "Page", tmp_path: Path) -> None:
     field = opened.locator("#cells-table input[type=search]")
     field.fill("mi-ol pgd-10 left")
