@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 from rich.console import Console
 from rich.progress import (
@@ -19,7 +20,6 @@ from rich.progress import (
     ProgressColumn,
     Task,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.text import Text
 
@@ -36,6 +36,14 @@ class _Rate(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{_rate(task.speed or 0)} {task.fields['unit']}/s", style="cyan")
+
+
+class _Left(ProgressColumn):
+    """The column of a bar that shows the time that is left."""
+
+    def render(self, task: Task) -> Text:
+        left = task.fields["left"]()
+        return Text("-:--:--" if left is None else str(timedelta(seconds=round(left))), style="magenta")
 
 
 class _CtrlC:
@@ -101,12 +109,16 @@ class Stage:
     """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C.
 
     waits_for: what it is waiting for until the work begins, in words; shown in place of a rate, which is of the work alone.
+    passes: all that is to be done, where units differ in what they cost; the time that is left goes by it.
     """
 
-    def __init__(self, name: str, total: int, unit: str, console: Console, waits_for: str = "") -> None:
+    def __init__(
+        self, name: str, total: int, unit: str, console: Console, waits_for: str = "", passes: float = 0.0
+    ) -> None:
         self.name, self.total, self.unit, self.console, self.waits_for = name, total, unit, console, waits_for
         self.done, self.started, self._printed = 0, time.monotonic(), time.monotonic()
-        self._begun: tuple[float, int] | None = None
+        self.passes, self.passed = passes or float(total), 0.0
+        self._begun: tuple[float, int, float] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -114,22 +126,23 @@ class Stage:
                 BarColumn(),
                 MofNCompleteColumn(),
                 _Rate(),
-                TimeRemainingColumn(),
+                _Left(),
                 console=console,
             )
-            self._task = self._bar.add_task(waits_for or name, total=total, unit=unit)
+            self._task = self._bar.add_task(waits_for or name, total=total, unit=unit, left=self.left)
             self._bar.start()
 
     def begin(self, ago: float = 0.0) -> None:
         """Note that the work has begun, so many seconds ago; only the first call counts, and `advance` is one too."""
         if self._begun is None:
-            self._begun = time.monotonic() - ago, self.done
+            self._begun = time.monotonic() - ago, self.done, self.passed
             if self._bar is not None:
                 self._bar.update(self._task, description=self.name)
 
-    def advance(self, count: int) -> None:
-        """Count some more units as done, and show how many are."""
+    def advance(self, count: int, passes: float | None = None) -> None:
+        """Count some more units as done, and show how many are. passes: that these took, one each where left out."""
         self.done += count
+        self.passed += count if passes is None else passes
         if count and self._begun is None:
             self.begin()
         raise_if_stopped()
@@ -140,23 +153,33 @@ class Stage:
             self._line()
 
     def _line(self) -> None:
-        now = time.monotonic()
-        passed, text = now - self.started, f"{self.name}: {self.done:,}/{self.total:,} {self.unit}"
-        rate = self.rate(now)
+        now, text = time.monotonic(), f"{self.name}: {self.done:,}/{self.total:,} {self.unit}"
         if self._begun is None and self.waits_for:
             text += f", {self.waits_for}"
         else:
-            text += f", {_rate(rate)} {self.unit}/s"
-        left = f", {(self.total - self.done) / rate:.0f} s left" if rate and self.done < self.total else ""
-        self.console.print(f"{text}, {passed:.0f} s{left}", highlight=False, soft_wrap=True)
+            text += f", {_rate(self.rate(now))} {self.unit}/s"
+        left = self.left()
+        told = f", {left:.0f} s left" if left else ""
+        self.console.print(f"{text}, {now - self.started:.0f} s{told}", highlight=False, soft_wrap=True)
 
     def rate(self, now: float) -> float:
         """Units a second since the work began; over all of the time where too little of it has passed to tell."""
-        began, before = self._begun or (self.started, 0)
-        # All at once, or much in the very step that was told of its beginning: an instant says nothing of a rate.
-        if self.done == before or now - began < SOON:
-            began, before = self.started, 0
+        began, before, _ = self._since(now)
         return (self.done - before) / (now - began) if now > began else 0.0
+
+    def left(self) -> float | None:
+        """Seconds that are left, if passes go on as they went; None where none was made."""
+        now = time.monotonic()
+        began, _, before = self._since(now)
+        done = self.passed - before
+        return max(self.passes - self.passed, 0.0) * (now - began) / done if done > 0 else None
+
+    def _since(self, now: float) -> tuple[float, int, float]:
+        """When the work began, as far as that tells of its speed, and the units and passes that were done by then."""
+        began, before, passed = self._begun or (self.started, 0, 0.0)
+        # All at once, or much in the very step that was told of its beginning: an instant says nothing of a rate.
+        at_once = self.done == before or now - began < SOON
+        return (self.started, 0, 0.0) if at_once else (began, before, passed)
 
     def close(self) -> None:
         """Stop the bar, or print the last line."""
@@ -167,9 +190,11 @@ class Stage:
 
 
 @contextmanager
-def stage(name: str, total: int, unit: str, console: Console, waits_for: str = "") -> Iterator[Stage]:
-    """Open a stage for a block of code, and close it also when the block fails. waits_for: see `Stage`."""
-    running = Stage(name, total, unit, console, waits_for)
+def stage(
+    name: str, total: int, unit: str, console: Console, waits_for: str = "", passes: float = 0.0
+) -> Iterator[Stage]:
+    """Open a stage for a block of code, and close it also when the block fails. waits_for, passes: see `Stage`."""
+    running = Stage(name, total, unit, console, waits_for, passes)
     _CtrlC.open += 1
     try:
         yield running

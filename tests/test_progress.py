@@ -171,3 +171,28 @@ def test_a_rate_is_not_that_of_an_instant(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 40.001)
     shown.advance(200)
     assert told(shown, 40.001, monkeypatch) == "outputs: 200/300 points, 5.0 points/s, 40 s, 20 s left\n"
+
+
+def test_the_time_that_is_left_goes_by_passes_where_units_differ(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest blocks come first: by points a quarter is done, by passes three quarters."""
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    shown = Stage("attack", 400, "points", Console(file=io.StringIO()), "starting a worker", passes=4000)
+    shown.begin()
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 30.0)
+    assert shown.left() is None
+    shown.advance(100, 3000)
+    assert told(shown, 30.0, monkeypatch) == "attack: 100/400 points, 3.3 points/s, 30 s, 10 s left\n"
+    shown.advance(300, 1000)
+    assert told(shown, 30.0, monkeypatch) == "attack: 400/400 points, 13 points/s, 30 s\n"
+
+
+def test_a_bar_shows_the_same_time_as_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Stage("attack", 400, "points", Console(file=io.StringIO(), force_terminal=True, width=120), passes=4000)
+    assert shown._bar is not None
+    (task,) = shown._bar.tasks
+    column = shown._bar.columns[-1]
+    assert str(column.render(task)) == "-:--:--"  # type: ignore[attr-defined]
+    monkeypatch.setattr(shown, "left", lambda: 3725.4)
+    task.fields["left"] = shown.left
+    assert str(column.render(task)) == "1:02:05"  # type: ignore[attr-defined]
+    shown.close()

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -144,11 +144,18 @@ class _Running:
 
 
 class Blocks:
-    """Runs blocks until each is stored or given up."""
+    """Runs blocks until each is stored or given up. passes: of a work's point, by which the time that is left is told."""
 
     def __init__(
-        self, cluster: Cluster, items: Sequence[Item], time_limit: float | None, shown: Stage, starved: Container[str]
+        self,
+        cluster: Cluster,
+        items: Sequence[Item],
+        time_limit: float | None,
+        shown: Stage,
+        starved: Container[str],
+        passes: Callable[[Work], float] = lambda work: 1.0,
     ) -> None:
+        self._passes = passes
         self.cluster, self.items, self.limit, self.shown = cluster, items, time_limit, shown
         self.retries = [Retries() for _ in items]
         for (work, _, _), retries in zip(items, self.retries, strict=True):
@@ -208,7 +215,8 @@ class Blocks:
             if not found.useless:
                 self._failed(position, "time limit" if found.overdue else fault_of(error), error)
         else:
-            self.shown.advance(facts.pop("points"))
+            points = facts.pop("points")
+            self.shown.advance(points, points * self._passes(self.items[position][0]))
             self.ran.forward += facts["forward"]
             self.ran.backward += facts["backward"]
             self.ran.spans += spans_of(facts)
@@ -249,7 +257,12 @@ class Blocks:
 
 
 def run_blocks(
-    cluster: Cluster, items: Sequence[Item], time_limit: float | None, shown: Stage, starved: Container[str] = ()
+    cluster: Cluster,
+    items: Sequence[Item],
+    time_limit: float | None,
+    shown: Stage,
+    starved: Container[str] = (),
+    passes: Callable[[Work], float] = lambda work: 1.0,
 ) -> Ran:
     """Run blocks until each is stored or given up.
 
@@ -257,7 +270,7 @@ def run_blocks(
     because it did so before, runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs
     again.
     """
-    return Blocks(cluster, items, time_limit, shown, starved).run()
+    return Blocks(cluster, items, time_limit, shown, starved, passes).run()
 
 
 def compute_missing(
@@ -274,8 +287,12 @@ def compute_missing(
     limit: how many of the study's points are wanted, all when left out. starved: see `run_blocks`.
     """
     size, costs = session.sweep.resources.block, session.study.planner.costs
+
+    def passes(work: Work) -> float:
+        return float(sum(costs.of(work)))
+
     # The longest first: one that is begun last would run while all other places have nothing left to do.
-    ready = sorted((work for work in works if session.possible(work)), key=lambda work: -sum(costs.of(work)))
+    ready = sorted((work for work in works if session.possible(work)), key=passes, reverse=True)
     todo = [item for work in ready for item in session.bench.results.missing(work, size.points, limit)]
     if not todo:
         return
@@ -283,8 +300,9 @@ def compute_missing(
     with session.outcome.timed(name):
         session.connect(size.cpus)
         points = sum(stop - start for _, start, stop in todo)
-        with stage(name, points, "points", session.console, "starting workers") as shown:
-            ran = run_blocks(RayCluster(session), todo, size.time_limit, shown, starved)
+        weight = sum((stop - start) * passes(work) for work, start, stop in todo)
+        with stage(name, points, "points", session.console, "starting workers", weight) as shown:
+            ran = run_blocks(RayCluster(session), todo, size.time_limit, shown, starved, passes)
     session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
     for position, error in ran.failures.items():
         work = todo[position][0]

@@ -309,6 +309,16 @@ def test_as_many_trials_begin_together_as_fit_on_the_nodes_and_are_asked_for(
     assert begin_together(session, request, at_once) == together
 
 
+def test_a_stage_counts_the_passes_of_each_block_as_its_work_has_them(study: Tiny) -> None:
+    costs = study.study.planner.costs
+    items = [item for work in study.plan.attacks[:2] for item in study.bench.results.missing(work, 100)]
+    assert len({work.key for work, _, _ in items}) == 2
+    stage = shown(items)
+    run_blocks(SimulatedCluster(1, seed=0), items, None, stage, (), lambda work: float(sum(costs.of(work))))
+    assert stage.passed == sum((stop - start) * sum(costs.of(work)) for work, start, stop in items)
+    assert stage.done == sum(stop - start for _, start, stop in items) < stage.passed
+
+
 @pytest.mark.parametrize(("places", "by_blocks"), [(48, False), (49, True)])
 def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_report(
     study: Tiny, monkeypatch: pytest.MonkeyPatch, places: int, by_blocks: bool
