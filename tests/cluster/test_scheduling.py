@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import ray
@@ -26,10 +27,11 @@ from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import run_blocks
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
+from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.train_loop import cause_of_failure
 from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
-from mi_ray.cluster.tuning import Request, _evaluate_grid, begin_together
+from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, begin_together
 from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
@@ -317,6 +319,33 @@ def test_a_stage_counts_the_passes_of_each_block_as_its_work_has_them(study: Tin
     run_blocks(SimulatedCluster(1, seed=0), items, None, stage, (), lambda work: float(sum(costs.of(work))))
     assert stage.passed == sum((stop - start) * sum(costs.of(work)) for work, start, stop in items)
     assert stage.done == sum(stop - start for _, start, stop in items) < stage.passed
+
+
+def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept() -> None:
+    said: list[str] = []
+    session = Session.__new__(Session)
+    session.outcome = Outcome()
+    session.tell = lambda text, style=None: said.append(text)  # type: ignore[method-assign]
+    for key, cause in (("a", "no memory"), ("b", "no memory"), ("c", "no disk"), ("a", "no disk")):
+        session.fail(key, "attack on f", ValueError(f"a traceback\n{cause}\n"))
+    assert said == ["failed: attack on f: no memory", "failed: attack on f: no disk"]
+    assert session.outcome.failures == {
+        "a": "attack on f: no disk",
+        "b": "attack on f: no memory",
+        "c": "attack on f: no disk",
+    }
+
+
+@pytest.mark.parametrize("what", ["complete", "recover", "error"])
+def test_a_trial_that_is_over_gives_back_the_blocks_that_it_holds(what: str) -> None:
+    ended: list[str] = []
+    locks = SimpleNamespace(ended=SimpleNamespace(remote=ended.append))
+    job: Any = SimpleNamespace(locks=[locks], resolve=lambda config: SimpleNamespace(works=()))
+    progress = TrialProgress(Stage("search", 1, "points", Console(file=io.StringIO())), job, None)
+    trial: Any = Mock(trial_id="t1", num_failures=0, config={})
+    progress.on_trial_start(0, [], trial)
+    getattr(progress, f"on_trial_{what}")(0, [], trial)
+    assert ended == ["t1"]
 
 
 @pytest.mark.parametrize(("places", "by_blocks"), [(48, False), (49, True)])
