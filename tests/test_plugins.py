@@ -4,13 +4,15 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
 import mi_ray
-from mi_ray.plugins import KINDS, contract_failures
+from mi_ray.parameters import Parameterized, choice, flag, integer, integers, number, pair, text
+from mi_ray.plugins import KINDS, _example, contract_failures
 from mi_ray.sweep_files import new_plugin
 
 
@@ -118,3 +120,23 @@ def test_a_file_that_registers_nothing_and_names_that_cannot_be(tmp_path: Path) 
             new_plugin("attack", name, tmp_path)
     with pytest.raises(ValueError, match="unknown kind of plugin 'figure'; known: attack, defense, objective"):
         new_plugin("figure", "my_figure", tmp_path)
+
+
+@pytest.mark.parametrize(("low", "high"), [(1, 1), (3, 4), (0, 100), (5, None), (None, None)])
+def test_the_example_of_a_parameter_is_one_that_it_takes(low: float | None, high: float | None) -> None:
+    @dataclass(frozen=True)
+    class Every(Parameterized):
+        name: ClassVar[str] = "every"
+        whole: int = integer("whole", low=low, high=high)
+        several: tuple[int, ...] = integers("several", low=low, high=high)
+        sides: tuple[int, int] = pair("sides", low=low, high=high)
+        real: float = number("real", low=low, high=high)
+        said: bool = flag("said")
+        one: str = choice("one", ("a", "b"))
+        word: str = text("word")
+
+    values = _example(Every)
+    assert {*values} == {*Every.required()}
+    made = Every(**values)
+    for value in (made.whole, *made.sides, made.real):
+        assert (low if low is not None else value) <= value <= (high if high is not None else value)
