@@ -426,7 +426,7 @@ class AttackEntry(Strict):
     knowledge: Knowledge = Field(
         "oblivious",
         description="What is attacked: the classifier F alone, or F behind each defense setting; `black_box` sees its answers "
-        "alone (`square`, `random_noise`).",
+        "alone (`square`, `random_noise`, `spatial`, `transfer`).",
     )
     classifiers: Names = Field(None, description="The only classifiers that are attacked; all when left out.")
     defenses: Names = Field(

@@ -202,12 +202,13 @@ class Results:
         clean, found = self._clean(count), []
         for block, kept in self._at_stop(inputs):
             x, size = clean[block.start : block.stop], block.stop - block.start
+            if len(x) == 0:
+                continue
             images, shares = (
-                torch.from_numpy(list_column(kept[name], width).reshape(-1, size, width))[:, : len(x)]
-                for name, width in (("image", clean[0].numel()), ("shares", 3))
+                torch.tensor(list_column(kept[name], width).reshape(-1, size, width)[:, : len(x)])
+                for name, width in (("image", x[0].numel()), ("shares", 3))
             )
-            if len(x):
-                found.append(distance("spatial", x, images.unflatten(2, x.shape[1:]), shares).amax(0).numpy())
+            found.append(distance("spatial", x, images.unflatten(2, x.shape[1:]), shares).amax(0).numpy())
         assert inputs.attack is not None
         _covered("adversarial", inputs.attack.key, (0, count), sum(map(len, found)))
         return np.concatenate(found)

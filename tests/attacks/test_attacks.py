@@ -173,9 +173,7 @@ def test_labels_are_required(name: str, classifier: Any, batch: Any) -> None:
 )
 def test_images_outside_the_pixel_box_are_refused(name: str, wrong: Any, classifier: Any, batch: Any) -> None:
     with pytest.raises(ValueError, match=r"images must be \[B, C, H, W\] in \[0, 1\]; got \["):
-        _example(name).craft(
-            classifier, wrong(batch[0]), batch[1], ThreatModel(EPSILON, norm=ATTACKS[name].norms[0])
-        )
+        _example(name).craft(classifier, wrong(batch[0]), batch[1], ThreatModel(EPSILON, norm=ATTACKS[name].norms[0]))
 
 
 @over_balls
