@@ -2,7 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
-from typing import ClassVar, Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -52,6 +52,11 @@ class Spatial(Attack):
         "transformations that are compared at the end, behind a random defense", 10, low=1, high=1000
     )
     scoring_draws: int = integer("independent draws by which these are compared", 5, low=1)
+
+    def values(self) -> dict[str, Any]:
+        """Its parameters as JSON holds them, without those of the other method, which decide nothing and are in no key."""
+        others = {"grid": ("k",), "worst_of": ("angles", "shifts")}[self.method]
+        return {key: value for key, value in super().values().items() if key not in others}
 
     @property
     def tried(self) -> int:

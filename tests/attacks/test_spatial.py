@@ -124,6 +124,31 @@ def test_a_grid_fools_the_points_that_brute_force_fools(classifier: Any, points:
     assert (classifier(x).argmax(1) != y).sum() < wanted.sum() < len(x)
 
 
+def foolbox_fools(model: nn.Module, points: Points, **values: float) -> Tensor:
+    """[B] Which points foolbox's grid of up to 15 degrees and 1.6 pixels fools; its pixel is 31/32 of one, between middles."""
+    import foolbox
+
+    attack = foolbox.attacks.SpatialAttack(**{"max_translation": 1.6 * 32 / 31, "max_rotation": 15, **values})
+    with torch.no_grad():
+        _, _, found = attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), *points)
+    fools: Tensor = found.bool()
+    return fools
+
+
+@pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")
+def test_a_grid_fools_the_points_that_foolbox_fools(classifier: Any, points: Points) -> None:
+    turned = foolbox_fools(classifier, points, num_rotations=31, num_translations=1, max_translation=0)
+    assert torch.equal(fooled(classifier, points, 0.5, method="grid", shifts=1), turned)
+    shifted = foolbox_fools(classifier, points, num_rotations=1, num_translations=5, max_rotation=0)
+    assert torch.equal(fooled(classifier, points, 0.5, method="grid", angles=1), shifted)
+    # Foolbox shifts first and turns then, so that of both at once its images are others, as near to each other as the grid.
+    both = foolbox_fools(classifier, points, num_rotations=7, num_translations=5)
+    ours = fooled(classifier, points, 0.5, method="grid", angles=7)
+    assert (ours != both).float().mean() <= 0.1
+    assert both.sum() > max(turned.sum(), shifted.sum())
+
+
 def test_a_grid_is_at_least_as_strong_as_any_of_its_transformations(classifier: Any, points: Points) -> None:
     attack, whole = make_attack("spatial", **GRID), batch_of(*points)
     assert isinstance(attack, Spatial)
@@ -198,6 +223,13 @@ def test_draws_are_uniform_the_points_own_and_the_same_whatever_k_or_epsilon(poi
     part = attack.transformations(batch_of(x, y, 0.5).of(torch.tensor([7, 3])))
     assert torch.equal(part, every[:, [7, 3]])
     assert torch.equal(Spatial(k=4).transformations(batch_of(x, y, 1.0)), 2 * every[:4])
+
+
+def test_parameters_of_the_other_method_are_not_among_what_decides_a_result() -> None:
+    assert Spatial(method="grid", k=3).values() == Spatial(method="grid").values()
+    assert Spatial(k=3).values() == Spatial(k=3, angles=7, shifts=1).values() != Spatial().values()
+    for attack in (Spatial(method="grid", angles=3), Spatial(k=7)):
+        assert make_attack("spatial", **attack.values()).values() == attack.values()
 
 
 # Behind a defense

@@ -156,7 +156,7 @@ def test_figures_and_exports_say_the_norm(judged: Tiny, tmp_path: Path) -> None:
     assert radii_text(frame[frame["attack"] != "none"]) == "255/255, 0.4 (spatial), 1 (spatial)"
     epsilon_curve.make(judged.store, "tiny")
     table = judged.store.read_bytes("studies/tiny/figures/epsilon_curve.csv").decode()
-    assert "spatial (method grid), untargeted, spatial" in table
+    assert "Rotation and shift (angles 3, method grid, shifts 3), untargeted, spatial" in table
     assert exporting.export(judged.store, "tiny", tmp_path / "cells.json") == 2
     entries = json.loads((tmp_path / "cells.json").read_text())
     assert {(each["threat"]["norm"], each["eps"]) for each in entries} == {("spatial", 1.0)}
