@@ -476,7 +476,7 @@ def test_each_step_and_restart_draws_afresh_by_key(linear: Any) -> None:
         ({"epsilon": -0.1, "norm": "l2"}, r"epsilon must be at least 0; got -0.1"),
         ({"epsilon": "8/0"}, r"epsilon must be a finite number or a fraction such as 8/255; got '8/0'"),
         ({"epsilon": 0.1, "goal": "both"}, r"goal must be one of untargeted, targeted; got 'both'"),
-        ({"epsilon": 0.1, "norm": "l1"}, r"norm must be one of linf, l2; got 'l1'"),
+        ({"epsilon": 0.1, "norm": "l1"}, r"norm must be one of linf, l2, spatial; got 'l1'"),
         ({"epsilon": 0.1, "knowledge": "all"}, r"knowledge must be one of oblivious, black_box, adaptive; got 'all'"),
     ],
 )
