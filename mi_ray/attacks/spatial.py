@@ -44,8 +44,8 @@ class Spatial(Attack):
         ("grid", "worst_of"),
         "worst_of",
     )
-    angles: int = integer("rotations of a grid", 31, low=1, high=1001)
-    shifts: int = integer("shifts of a grid along each of the two sides", 5, low=1, high=101)
+    angles: int = integer("rotations of a grid", 31, low=1, high=361)
+    shifts: int = integer("shifts of a grid along each of the two sides", 5, low=1, high=33)
     k: int = integer("transformations that worst_of draws for a point", 10, low=1, high=100_000)
     eot: int | None = integer("executions averaged at each try; the study's N where left out", None, low=1)
     shortlist: int = integer(
@@ -77,11 +77,9 @@ class Spatial(Attack):
         device = batch.x.device
         if self.method == "grid":
             each = itertools.product(spread(self.angles), spread(self.shifts), spread(self.shifts))
-            unit = torch.tensor([*each], device=device)[:, None].expand(-1, len(batch), -1)
-        else:
-            draws = (batch.at(step=step).draws() for step in range(1, self.k + 1))
-            unit = torch.cat([2 * drawn.uniform(3) - 1 for drawn in draws])
-        return batch.epsilon * unit
+            return (batch.epsilon * torch.tensor([*each], device=device))[:, None].expand(-1, len(batch), -1)
+        draws = (batch.at(step=step).draws() for step in range(1, self.k + 1))
+        return batch.epsilon * torch.cat([2 * drawn.uniform(3) - 1 for drawn in draws])
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Ask about one transformation of all points after another, and compare the best of each point."""

@@ -15,6 +15,7 @@ from torch import nn
 import mi_ray.study.checks
 from mi_ray.classifiers import weights_bytes
 from mi_ray.figures import epsilon_curve, exporting
+from mi_ray.figures.claims import Claim, facts
 from mi_ray.figures.names import radii_text
 from mi_ray.plan.work import Inputs
 from mi_ray.store.read import read_cells
@@ -160,6 +161,20 @@ def test_figures_and_exports_say_the_norm(judged: Tiny, tmp_path: Path) -> None:
     assert exporting.export(judged.store, "tiny", tmp_path / "cells.json") == 2
     entries = json.loads((tmp_path / "cells.json").read_text())
     assert {(each["threat"]["norm"], each["eps"]) for each in entries} == {("spatial", 1.0)}
+
+
+def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(judged: Tiny) -> None:
+    grid = {"called": "the grid", "attack": "spatial", "method": "grid", "knowledge": "oblivious"}
+    noise, none = {"defense": "gaussian_noise"}, {"defense": "none"}
+    told = {"text": "", "where": "", "study": "tiny", "classifier": "f", "is_": "below", "by": 1.0}
+    for kind, left, right in (("matched", noise, noise), ("difference", noise, none)):
+        open_, both = (
+            Claim(**told, kind=kind, left=left, right=right, attack={**grid, **more})
+            for more in ({}, {"norm": "spatial", "epsilon": 0.4})
+        )
+        table = facts(judged.store, [open_, both])
+        assert (table["value"].notna()).tolist() == [False, True], table["why"].tolist()
+        assert table["why"][0].startswith("attacks in 2 balls fit" if kind == "matched" else "2 cells of tiny fit")
 
 
 # The plan
