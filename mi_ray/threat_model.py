@@ -7,12 +7,19 @@ from math import isfinite, sqrt
 from typing import Literal, get_args
 
 Goal = Literal["untargeted", "targeted"]
-Norm = Literal["linf", "l2"]
+Norm = Literal["linf", "l2", "spatial"]
 Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
-NORMS: tuple[Norm, ...] = get_args(Norm)
+NORMS: tuple[Norm, ...] = ("linf", "l2")  # Those of a change of pixels, which is added to an image.
+# What an image may be moved by where the norm is "spatial" and epsilon is 1 (Engstrom et al. 2019): degrees of a rotation
+# about the middle, and the share of a side by which it is shifted along it; either way.
+DEGREES, SHIFT = 30.0, 0.1
 # The largest distance between two images of so many numbers (pixels times channels), each in [0, 1].
-DIAMETERS: Mapping[Norm, Callable[[int], float]] = {"linf": lambda numbers: 1.0, "l2": sqrt}
+DIAMETERS: Mapping[Norm, Callable[[int], float]] = {
+    "linf": lambda numbers: 1.0,
+    "l2": sqrt,
+    "spatial": lambda numbers: 1.0,
+}
 LONGEST_STEP = 1.0  # What an attack's step may be at most, in either norm.
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 ABSTAINS = -1  # A prediction where a defense gives no answer.
@@ -57,15 +64,17 @@ def step_of(epsilon: float, share: int) -> float:
 class ThreatModel:
     """An adversary's goal, capability and knowledge.
 
-    epsilon: radius of the ball around the clean image, in [0, 1] pixels; a number or text such as "8/255".
+    epsilon: radius of the ball around the clean image, in [0, 1] pixels; a number or text such as "8/255". Where the norm is
+    "spatial", the share of the rotations and shifts that an adversary may choose from.
     goal: "untargeted" (any wrong label) or "targeted" (one given label).
     norm: "linf", the paper's, the largest change of a pixel, which is at most 1; or "l2", the root of the sum of squares
     over all pixels and channels, which is at most the root of their number: 55.4 for images of 3 x 32 x 32, where 0.5 is
-    what the field uses.
+    what the field uses; or "spatial", the largest of a rotation in units of 30 degrees and of the two shifts in units of a
+    tenth of the side: an image may be turned and shifted, and not changed otherwise (Engstrom et al. 2019).
     knowledge: "oblivious" (sees the classifier F alone), "black_box" (may ask F behind the defense, and sees its answers
     alone) or "adaptive" (sees F and the defense).
 
-    Raises ValueError when epsilon is below 0, or above 1 in the max norm, or a word is not one of those above.
+    Raises ValueError when epsilon is below 0, or above 1 in another norm than L2, or a word is not one of those above.
     """
 
     epsilon: float
@@ -78,7 +87,8 @@ class ThreatModel:
         if self.norm == "l2" and epsilon < 0:
             raise ValueError(f"epsilon must be at least 0; got {self.epsilon!r}")
         if self.norm != "l2" and not 0 <= epsilon <= 1:
-            raise ValueError(f"epsilon must be in [0, 1] (pixels are in [0, 1]); got {self.epsilon!r}")
+            why = "1 is all rotations and shifts" if self.norm == "spatial" else "pixels are in [0, 1]"
+            raise ValueError(f"epsilon must be in [0, 1] ({why}); got {self.epsilon!r}")
         object.__setattr__(self, "epsilon", epsilon)
         for name, allowed in (("goal", Goal), ("norm", Norm), ("knowledge", Knowledge)):
             if getattr(self, name) not in get_args(allowed):

@@ -1,20 +1,24 @@
 """The balls of threat models: all that differs between norms, so that an attack is written once for every norm it knows.
 
-A ball is that of one norm around each clean image, cut by the pixel box. Another norm is another class here.
+A ball is that of one norm around each clean image, cut by the pixel box. Another norm is another class here. The norm
+"spatial" has no ball, as nothing is added to an image: what it allows are the images that `transformed` makes.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from math import radians
 from typing import final
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mi_ray.randomness import Draws
-from mi_ray.threat_model import Norm
+from mi_ray.threat_model import DEGREES, SHIFT, Norm
 
+SAME = 1e-4  # So far, in pixels of [0, 1], may two machines be apart that transform an image alike.
 ROUNDS = 50  # More than the searches of `share_within` were ever seen to need; one that is cut short stays inside.
 
 
@@ -208,3 +212,42 @@ class EuclideanBall(Ball):
 
 
 BALLS: Mapping[Norm, type[Ball]] = {"linf": MaxBall, "l2": EuclideanBall}
+
+
+def transformed(x: Float[Tensor, "B C H W"], shares: Float[Tensor, "B three"]) -> Float[Tensor, "B C H W"]:
+    """Each image turned about its middle and then shifted (Engstrom et al. 2019); with three zeros it is as it was, bit for bit.
+
+    shares: of each image the rotation, anticlockwise, in units of 30 degrees, and the shifts to the right and down in units
+    of a tenth of the width and of the height. A pixel is read once, bilinearly, where the original code turns and shifts in
+    two such steps. What comes in from outside is black, as it is there.
+    """
+    height, width = x.shape[-2:]
+    full = torch.tensor([radians(DEGREES), SHIFT * width, SHIFT * height], dtype=torch.float64, device=x.device)
+    angle, right, down = (shares * full)[:, :, None, None].unbind(1)
+    rows, columns = (torch.arange(size, device=x.device) - (size - 1) / 2 for size in (height, width))
+    across, along = columns - right, rows[:, None] - down
+    read = torch.stack([angle.cos() * across - angle.sin() * along, angle.sin() * across + angle.cos() * along], dim=-1)
+    # From pixels around the middle to what grid_sample takes, in which the outer edges of an image are at -1 and 1.
+    grid = (read * 2 / torch.tensor([width, height], device=x.device)).to(x.dtype)
+    found = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
+    return torch.where(_each((shares == 0).all(1)), x, found)
+
+
+def distance(
+    norm: Norm,
+    x: Float[Tensor, "B C H W"],
+    images: Float[Tensor, "*S B C H W"],
+    shares: Float[Tensor, "*S B three"] | None = None,
+) -> Float[Tensor, "*S B"]:
+    """How far images are from the clean ones x in a norm.
+
+    shares: where the norm is "spatial", the transformation of each image, as `transformed` takes it; the distance is the
+    largest of its three shares. An image that this transformation does not make is farther than any that one makes:
+    the distance is 1 and the largest difference of a pixel.
+    """
+    if norm != "spatial":
+        return BALLS[norm].distance(images - x)
+    assert shares is not None
+    made = transformed(x.expand(images.shape).flatten(0, -4), shares.flatten(0, -2)).view(images.shape)
+    apart = MaxBall.distance(images - made)
+    return torch.where(apart <= SAME, shares.abs().amax(-1), 1 + apart)

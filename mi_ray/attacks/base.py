@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.balls import BALLS, Ball
+from mi_ray.attacks.balls import BALLS, Ball, distance
 from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.parameters import Parameterized, Registry, kind_of
@@ -76,7 +76,7 @@ class Batch:
 
     @cached_property
     def ball(self) -> Ball:
-        """The images that the threat model allows."""
+        """The images that the threat model allows, where its norm is one of pixels (`NORMS`)."""
         return BALLS[self.threat.norm](self.x, self.epsilon)
 
     def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
@@ -107,7 +107,8 @@ class Adversarial:
     draws in which it reached its goal (0 or 1 where the model has no randomness). Both NaN where nothing is chosen by
     them and F's output on the images says the same. stops: the step counts.
     zero_gradients: [restarts, stops, B], at how many steps until then the whole gradient of a point was zero; -1 for
-    an attack without gradients.
+    an attack without gradients. shares: [restarts, stops, B, 3], in the norm "spatial" the rotation and the shifts that
+    make each image of its clean one (see `balls.transformed`); None in any other.
     """
 
     images: Float[Tensor, "R S B C H W"]
@@ -115,6 +116,7 @@ class Adversarial:
     success: Float[Tensor, "R S B"]
     stops: tuple[int, ...]
     zero_gradients: Int64[Tensor, "R S B"]
+    shares: Float[Tensor, "R S B three"] | None = None
 
     def best(self, stop: int) -> Float[Tensor, "B C H W"]:
         """For each point the restart with the highest success at that stop; of equals, the one with the highest loss."""
@@ -169,7 +171,7 @@ class Attack(Parameterized):
     needs_images: ClassVar[bool] = False  # Whether it is nothing without them.
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
     follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
-    norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # Whose balls it stays in: NORMS if it goes by `batch.ball` alone.
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # In which it attacks: NORMS if it goes by `batch.ball` alone.
     minimal: ClassVar[bool] = (
         False  # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
     )
@@ -272,9 +274,8 @@ class Attack(Parameterized):
         batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
         found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         self._refuse(found, batch)
-        assert batch.ball.distance(found.images - x).max() <= threat.epsilon + threat.tolerance, (
-            "the attack left the ball"
-        )
+        farthest = distance(threat.norm, x, found.images, found.shares).max()
+        assert farthest <= threat.epsilon + threat.tolerance, "the attack left the ball"
         assert not self.keeps_box or found.images.min() >= 0, "the attack left the pixel box"
         assert not self.keeps_box or found.images.max() <= 1, "the attack left the pixel box"
         return found
@@ -286,6 +287,8 @@ class Attack(Parameterized):
         restarts = len(found.loss) if isinstance(found.loss, Tensor) and found.loss.ndim else 1
         kept = [restarts, len(self.stops()), len(batch)]
         told = {"loss": kept, "success": kept, "zero_gradients": kept, "images": [*kept, *batch.x.shape[1:]]}
+        if batch.threat.norm == "spatial":
+            told["shares"] = [*kept, 3]
         for name, shape in told.items():
             value: object = getattr(found, name)
             got = list(value.shape) if isinstance(value, Tensor) else kind_of(value)

@@ -236,6 +236,9 @@ def _matched(rows: _Rows, claim: Claim) -> Measured:
     table = frontier(rows.cells, claim.variant)
     wanted = {k: v for k, v in claim.attack.items() if k != "called"}
     table = _fitting(table[table["classifier"] == claim.classifier], wanted)
+    balls = table[["norm", "epsilon"]].drop_duplicates()
+    if len(balls) > 1:
+        raise NotMeasuredError(f"attacks in {len(balls)} balls fit; norm and epsilon say which")
     bare = rows.cell(claim, {"defense": "none"}, {"attack": "none"})
     sides = []
     for side in (claim.left, claim.right):

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mi_ray.figures.names import MAX_NORM, Names
+from mi_ray.figures.names import MAX_NORM, Names, norm_text
 from mi_ray.figures.panels import (
     ACCURACY,
     Style,
@@ -31,6 +31,7 @@ NEEDS = "accuracy against ε needs finished cells with and without an attack"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
 WORST = "Worst case of the study's attacks"
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
+AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}  # what an axis is of, by the norm
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -47,7 +48,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
         raise ValueError(f"{NEEDS}; this study has none")
     worst = attacked["attack"] == "worst_case"
     called = [f"{name}, {goal}" for name, goal in zip(names.attacks(attacked), attacked["goal"], strict=True)]
-    norm = attacked["norm"].map(lambda name: "" if name == MAX_NORM else f", {name.upper()}")
+    norm = attacked["norm"].map(lambda name: "" if name == MAX_NORM else f", {norm_text(name)}")
     of_all = WORST + norm
     attacked = attacked.assign(curve=(pd.Series(called, attacked.index) + norm).mask(worst, of_all))
     if worst.any():
@@ -112,7 +113,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         row[0].set_ylabel("Accuracy (%)")
         levels = _unit(table[table["curve"] == name]) == 255
         for axes in row if not one_norm or name == curves[-1] else ():
-            axes.set_xlabel("ε · 255" if levels else "ε")
+            axes.set_xlabel(AXES.get(str(table.loc[table["curve"] == name, "norm"].iloc[0]), "ε"))
             axes.xaxis.set_major_locator(MaxNLocator(integer=levels))
     show_percent(panels[0][0])
     framed(figure, title, note, defense_handles(names, defenses), min(len(defenses), 4))

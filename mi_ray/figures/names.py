@@ -154,10 +154,23 @@ def with_threat(name: str, row: Row) -> str:
     return f"{name}{goal}, ε = {epsilon_text(row['epsilon'], row['norm'])}"
 
 
+def norm_text(norm: str) -> str:
+    """A norm as the field writes it: L2. Rotation and shift are bounded by none, and stay the word spatial."""
+    return "L2" if norm == "l2" else norm
+
+
+def in_norm(norm: str) -> str:
+    """What stands behind an ε of that norm: nothing behind one of the usual norm."""
+    return "" if norm == MAX_NORM else f" in {norm_text(norm)}" if norm == "l2" else f" ({norm_text(norm)})"
+
+
 def epsilon_text(epsilon: float, norm: str = MAX_NORM) -> str:
-    """ε as the field writes it: 8/255 where it is a whole number of grey levels of the max norm, else a decimal; 0.5 in L2."""
+    """ε as the field writes it: 8/255 where it is a whole number of grey levels of the max norm, else a decimal; 0.5 in L2.
+
+    Of rotations and shifts it is a share: 0.5 (spatial).
+    """
     if norm != MAX_NORM:
-        return f"{epsilon:g} in {norm.upper()}"
+        return f"{epsilon:g}{in_norm(norm)}"
     levels = epsilon * 255
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_ray.choice import chosen_on, frontier
-from mi_ray.figures.names import MAX_NORM, Names, parameters
+from mi_ray.figures.names import Names, in_norm, parameters
 from mi_ray.figures.tables import percent, points
 
 THREAT = ["classifier", "attack", "goal", "norm", "epsilon", "knowledge", "attack_params"]
@@ -150,7 +150,7 @@ def comparison_table(found: pd.DataFrame, left: str, right: str) -> Table:
     title = f"{right} less {left}, points of accuracy with 95 % intervals, paired by point"
     shown = _table(title, "Classifier", "Attack", "Defense", right=("N", left, right, "Difference", "p", "Points"))
     for row in found.to_dict("records"):
-        radius = f"{row['epsilon']:.4g}" + ("" if row["norm"] == MAX_NORM else f" in {row['norm'].upper()}")
+        radius = f"{row['epsilon']:.4g}" + in_norm(row["norm"])
         threat = f"{row['attack']} {parameters(row['attack_params'])} ε={radius} {row['knowledge']}"
         defense = f"{row['defense']} {parameters(row['defense_params'])}"
         difference = "the same cell" if row["same_cell"] else points(row["difference"], row["low"], row["high"])

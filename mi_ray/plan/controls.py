@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import NORMS, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,8 @@ class ControlRule:
     at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
     made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
     it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
-    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved.
+    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved. in_pixels: whether it
+    makes sense only where what the adversary may do is a bounded change of pixels.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ControlRule:
     by_option: bool = False
     of_drawn_points: bool = False
     of_moved: bool = False
+    in_pixels: bool = False
 
 
 Rule = TypeVar("Rule", bound=ControlRule)
@@ -80,7 +82,7 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
     if attack.stop_parameter is not None:
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
-        if rule.of_moved and attack.minimal:
+        if (rule.of_moved and attack.minimal) or (rule.in_pixels and attack.threat.norm not in NORMS):
             continue
         control = rule.control(attack) if last or not rule.of_trajectory else None
         if control is not None or (rule.free and attack.follows_gradients):

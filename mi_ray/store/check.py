@@ -141,10 +141,19 @@ def _adversarial(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[s
         yield "pixels must be finite"
     elif facts["keeps_box"] and not ((pixels >= 0) & (pixels <= 1)).all():
         yield "pixels must be in [0, 1]"
-    # No change of a pixel is larger than the L2 norm of all of them, of which a block says how large it is.
-    farthest = max(float(table["linf"].to_numpy().max()), facts.get("l2", 0.0))
+    what, farthest = _farthest(table, facts)
     if not farthest <= facts["epsilon"] + TOLERANCE * max(1.0, facts["epsilon"]):
-        yield f"max |delta| must be at most epsilon = {facts['epsilon']}; it is {farthest}"
+        yield f"{what} must be at most epsilon = {facts['epsilon']}; it is {farthest}"
+
+
+def _farthest(table: pa.Table, facts: BlockFacts) -> tuple[str, float]:
+    """(what is measured, how far the images are from the clean ones by it), by a block's columns and what it says of itself."""
+    if "spatial" in facts:
+        shares = table["shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        told = float(np.abs(shares).max()) if len(shares) == 3 * len(table) else float("nan")
+        return "the largest of the shares", max(told, facts["spatial"])
+    # No change of a pixel is larger than the L2 norm of all of them, of which a block says how large it is.
+    return "max |delta|", max(float(table["linf"].to_numpy().max()), facts.get("l2", 0.0))
 
 
 def _outputs(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:

@@ -40,9 +40,14 @@ IDENTITY_COLUMNS: Columns = (
     Column("attack", TEXT, "The attack's name; `none` for clean images and `worst_case` for the worst of all attacks."),
     Column("attack_params", TEXT, "The attack's parameters as JSON text."),
     Column("goal", TEXT, "`untargeted` or `targeted`; `none` for clean images and `any` for a worst case."),
-    Column("norm", TEXT, "The norm that bounds the perturbation."),
     Column(
-        "epsilon", DOUBLE, "The radius of the ball around the clean image, in units of pixels in [0, 1]; 0 if clean."
+        "norm", TEXT, "The norm that bounds the perturbation: `linf`, `l2`, or `spatial` for a rotation and a shift."
+    ),
+    Column(
+        "epsilon",
+        DOUBLE,
+        "The radius of the ball around the clean image, in units of pixels in [0, 1]; in `spatial` the share of all "
+        "rotations and shifts; 0 if clean.",
     ),
     Column(
         "knowledge", TEXT, "`oblivious` (the attack saw F alone) or `adaptive` (it saw the defense); `none` if clean."
@@ -73,6 +78,13 @@ ADVERSARIAL_COLUMNS: Columns = (
         "null for a single restart on F itself, where nothing is chosen and `outputs` has F's answer.",
     ),
     Column("zero_gradients", INT, "At how many steps the whole gradient was zero; -1 for an attack without gradients."),
+    Column(
+        "shares",
+        FLOATS,
+        "In the norm `spatial` what makes the image of the clean one: its rotation anticlockwise in units of 30 degrees, then "
+        "its shifts to the right and down in units of a tenth of the side; null in any other norm.",
+        later=True,
+    ),
 )
 
 OUTPUTS_COLUMNS: Columns = (
@@ -287,7 +299,7 @@ TRAINING = _schema(TRAINING_COLUMNS)
 INDEX = _schema(INDEX_COLUMNS)
 KEYS = _schema(KEYS_COLUMNS)
 
-LATER = frozenset(column.name for column in CELLS_COLUMNS if column.later)
+LATER = frozenset(column.name for column in (*CELLS_COLUMNS, *ADVERSARIAL_COLUMNS) if column.later)
 
 SCHEMAS: dict[Kind, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
 

@@ -184,7 +184,9 @@ def attack_outputs(
         torch.cat([getattr(found, name) for found, _ in done], dim=2)
         for name in ("images", "loss", "success", "zero_gradients")
     )
-    return Adversarial(images, loss, success, attack.stops(), zeros), torch.cat([own for _, own in done])
+    shares = [found.shares for found, _ in done if found.shares is not None]
+    moved = torch.cat(shares, dim=2) if shares else None
+    return Adversarial(images, loss, success, attack.stops(), zeros, moved), torch.cat([own for _, own in done])
 
 
 def _predicted(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Int64[Tensor, "B"]:

@@ -19,7 +19,7 @@ from mi_ray.statistics import holm
 from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
-from mi_ray.threat_model import TOLERANCE, ThreatModel, step_of
+from mi_ray.threat_model import TOLERANCE, Norm, ThreatModel, step_of
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
@@ -35,6 +35,12 @@ FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or c
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
+# What is largest where an image is farthest from its clean one.
+FARTHEST: Mapping[Norm, str] = {
+    "linf": "|delta|",
+    "l2": "L2 norm of delta",
+    "spatial": "share of 30 degrees and of a tenth of the side",
+}
 Array = npt.NDArray[Any]
 
 
@@ -86,9 +92,8 @@ def settled(findings: Mapping[str, Finding]) -> dict[str, Finding]:
 
 
 def in_ball(farthest: float, threat: ThreatModel) -> Finding:
-    """The largest distance in the threat model's norm is at most its epsilon, up to rounding. Both are in [0, 1] pixels."""
-    what = {"linf": "|delta|", "l2": "L2 norm of delta"}[threat.norm]
-    why = f"max {what} is {farthest:.6g}, epsilon {threat.epsilon:.6g}"
+    """The largest distance in the threat model's norm is at most its epsilon, up to rounding."""
+    why = f"max {FARTHEST[threat.norm]} is {farthest:.6g}, epsilon {threat.epsilon:.6g}"
     return _judged(farthest <= threat.epsilon + threat.tolerance, why, **{threat.norm: farthest})
 
 
@@ -398,6 +403,7 @@ STORED = {
 CONTROLS = (
     CheckRule(
         "reference",
+        in_pixels=True,
         control=_reference,
         of_trajectory=False,
         criterion="The reference attack does not leave significantly less.",
@@ -405,6 +411,7 @@ CONTROLS = (
     ),
     CheckRule(
         "headway",
+        in_pixels=True,
         of_moved=True,
         control=lambda attack: _reference(attack) if attack.threat.leaves_label else None,
         of_trajectory=False,
@@ -413,6 +420,7 @@ CONTROLS = (
     ),
     CheckRule(
         "budget",
+        in_pixels=True,
         free=True,
         of_moved=True,
         of_trajectory=False,
@@ -443,6 +451,7 @@ CONTROLS = (
     ),
     CheckRule(
         "fixed_randomness",
+        in_pixels=True,
         control=_of_fixed_randomness,
         of_trajectory=False,
         points=OWN_POINTS,
@@ -488,6 +497,7 @@ CONTROLS = (
     ),
     CheckRule(
         "large_epsilon",
+        in_pixels=True,
         control=_in_a_large_ball,
         points=RADIUS_POINTS,
         criterion="The attack with 100 steps in a ball in which any image can be turned grey leaves at most chance, 1/classes.",
@@ -495,6 +505,7 @@ CONTROLS = (
     ),
     CheckRule(
         "random_noise_not_stronger",
+        in_pixels=True,
         control=_without_gradients("random_noise", lambda: {"tries": TRIES}),
         of_trajectory=False,
         points=OWN_POINTS,
@@ -503,6 +514,7 @@ CONTROLS = (
     ),
     CheckRule(
         "black_box_not_stronger",
+        in_pixels=True,
         control=_without_gradients("square", lambda: {"queries": QUERIES, "schedule": QUERIES}),
         of_trajectory=False,
         one_setting=True,
@@ -512,6 +524,7 @@ CONTROLS = (
     ),
     CheckRule(
         "binarization",
+        in_pixels=True,
         control=_of_known_solutions,
         by_option=True,
         criterion="The attack solves no significantly smaller share than 95 % of problems whose solution is known to exist.",
@@ -523,6 +536,11 @@ OPTIONAL = tuple(rule.name for rule in CONTROLS if rule.by_option)  # named by t
 NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free and not rule.by_option)
 CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named by every attacked cell
 CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
+
+
+def in_pixels(name: str) -> bool:
+    """Whether a check makes sense only where what an adversary may do is a bounded change of pixels."""
+    return name in _RULES and _RULES[name].in_pixels
 
 
 def is_own(name: str) -> bool:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mi_ray.attacks.balls import BALLS
+from mi_ray.attacks.balls import BALLS, distance
 from mi_ray.attacks.base import best_restart
 from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_from_bytes, prepared, weights_digest
 from mi_ray.data import to_unit
@@ -183,14 +183,35 @@ class Results:
     def distances(self, inputs: Inputs, count: int) -> Array:
         """How far an attack moved each of the first points, in the norm of its threat model, [count].
 
-        Raises DamagedFileError when some are missing.
+        In the norm "spatial" each stored image is held against what its stored transformation makes of the clean one now, and
+        the farthest of a point's restarts counts. Raises DamagedFileError when some are missing.
         """
         assert inputs.attack is not None
+        norm = inputs.attack.threat.norm
+        if norm == "spatial":
+            return self._transformed(inputs, count)
         images, _, linf = self.adversarial(inputs, 0, count)
-        if inputs.attack.threat.norm == "linf":
-            return linf
-        moved = torch.from_numpy(images) - to_unit(self.data.images[:count])
-        return BALLS[inputs.attack.threat.norm].distance(moved).numpy()
+        return linf if norm == "linf" else distance(norm, self._clean(count), torch.from_numpy(images)).numpy()
+
+    def _clean(self, count: int) -> Tensor:
+        """float32 [count, C, H, W]: the first of the study's points as they are."""
+        return to_unit(self.data.images[:count])
+
+    def _transformed(self, inputs: Inputs, count: int) -> Array:
+        """`distances` in the norm "spatial"."""
+        clean, found = self._clean(count), []
+        for block, kept in self._at_stop(inputs):
+            x, size = clean[block.start : block.stop], block.stop - block.start
+            if len(x) == 0:
+                continue
+            images, shares = (
+                torch.tensor(list_column(kept[name], width).reshape(-1, size, width)[:, : len(x)])
+                for name, width in (("image", x[0].numel()), ("shares", 3))
+            )
+            found.append(distance("spatial", x, images.unflatten(2, x.shape[1:]), shares).amax(0).numpy())
+        assert inputs.attack is not None
+        _covered("adversarial", inputs.attack.key, (0, count), sum(map(len, found)))
+        return np.concatenate(found)
 
     def pixel_range(self, inputs: Inputs) -> tuple[float, float]:
         """(lowest pixel, highest pixel) of what an attack made of the study's points."""

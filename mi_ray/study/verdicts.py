@@ -31,7 +31,7 @@ from mi_ray.study.checks import (
     settled,
 )
 from mi_ray.study.results import Results, StudyData
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import NORMS, ThreatModel
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
 SETTING = (
@@ -46,6 +46,8 @@ SETTING = (
 )  # that rivals share
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
+NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts the image")
+ITS_MEMBERS = not_run("its members say it")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
 MORE_DRAWS = (10, 30)  # Behind a random defense a check that few draws leave open is judged by so many.
 CLEAR, OPEN = 1e-4, 0.25  # Between these p-values more draws may change what a check says.
@@ -94,7 +96,9 @@ class Verdicts:
     def _in_ball(self, cell: Cell, reported: pa.Table) -> Finding:
         """Whether a cell's images are in their ball. Of a worst case in another norm than linf its members say it."""
         threat = ThreatModel(cell.identity["epsilon"], norm=cell.identity["norm"])
-        if threat.norm == "linf" or cell.members:
+        if cell.members and threat.norm != "linf":
+            return ITS_MEMBERS
+        if threat.norm == "linf":
             return checks.in_ball(float(reported["linf"].to_numpy().max()), threat)
         if cell.inputs.name not in self._farthest:
             count = len(self.results.data.points)
@@ -139,7 +143,7 @@ class Verdicts:
             mine, attacked = findings[key], row["attack"] != "none"
             if row["attack"] == WORST_CASE:
                 mine = self._of_worst_case(row, findings, done)
-            every = {**mine, **{name: self._absent(key) for name in CHECKS if attacked and name not in mine}}
+            every = {**mine, **{name: self._absent(key, name) for name in CHECKS if attacked and name not in mine}}
             row["checks"] = canonical({name: found.plain() for name, found in every.items()})
             row["verdict"] = checks.verdict(mine, attacked)
 
@@ -152,7 +156,10 @@ class Verdicts:
             self._of_free[place] = self._finding(check)[0]
         return self._of_free[place]
 
-    def _absent(self, cell: str) -> Finding:
+    def _absent(self, cell: str, check: str) -> Finding:
+        """Why a check says nothing of a cell that it was not planned for."""
+        if self._cells[cell].identity["norm"] not in NORMS and checks.in_pixels(check):
+            return NOT_IN_PIXELS
         attack = self._cells[cell].inputs.attack
         queries = attack is not None and not ATTACKS[attack.method].follows_gradients
         return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Attack, Begun
-from mi_ray.attacks.balls import BALLS
+from mi_ray.attacks.balls import distance
 from mi_ray.attacks.base import Adversarial
 from mi_ray.classifiers import Classifier, Precision
 from mi_ray.data import to_unit
@@ -152,7 +152,7 @@ class Workbench:
         table = _in_order([stored, _adversarial_table(found, x, y, labels, points)], points)
         about = {"epsilon": work.threat.epsilon, "keeps_box": attack.keeps_box}
         if work.threat.norm != "linf":  # No column tells of any other norm, so that the block does.
-            farthest = float(BALLS[work.threat.norm].distance(found.images - x).max())
+            farthest = float(distance(work.threat.norm, x, found.images, found.shares).max())
             about[work.threat.norm] = max(farthest, facts.get(work.threat.norm, 0.0))
         return self._write(work, start, stop, table, began, about, facts)
 
@@ -299,6 +299,7 @@ def _adversarial_table(found: Adversarial, x: Tensor, y: Tensor, labels: Tensor,
     restarts, stops, count = found.loss.shape
     linf = (found.images - x).abs().flatten(3).amax(3)
     tile = restarts * stops
+    shares = None if found.shares is None else found.shares.flatten(0, 2).cpu().numpy()
     return pa.table(
         [
             np.tile(points, tile),
@@ -312,6 +313,7 @@ def _adversarial_table(found: Adversarial, x: Tensor, y: Tensor, labels: Tensor,
                 pa.array(column.flatten().cpu().numpy(), from_pandas=True)
                 for column in (found.loss, found.success, found.zero_gradients)
             ),
+            pa.nulls(tile * count) if shares is None else images_column(shares),
         ],
         names=ADVERSARIAL.names,
     ).cast(ADVERSARIAL)

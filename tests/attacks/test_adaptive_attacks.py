@@ -235,6 +235,7 @@ class Asked(nn.Module):
         ("apgd", {"restarts": 2}, [(r, step, 0) for r in (0, 1) for step in (1, 2, 3, 4)]),
         ("square", {"queries": 3}, [(0, step, 0) for step in (1, 2, 3)]),
         ("random_noise", {"tries": 3}, [(0, step, 0) for step in (1, 2, 3)]),
+        ("spatial", {"k": 3}, [(0, step, 0) for step in (1, 2, 3)]),
     ],
 )
 def test_steps_draw_afresh_unless_fixed_and_success_is_scored_on_draws_that_no_step_used(
@@ -243,13 +244,13 @@ def test_steps_draw_afresh_unless_fixed_and_success_is_scored_on_draws_that_no_s
     model = Asked(linear(4, SHAPE))
     steps = {"steps": 3} if "steps" in ATTACKS[name].parameters() else {}
     attack = make_attack(name, scoring_draws=2, **steps, **more)
-    attack.craft(model, _images(2), torch.tensor([0, 1]), ThreatModel(EPSILON))
+    attack.craft(model, _images(2), torch.tensor([0, 1]), ThreatModel(EPSILON, norm=attack.norms[0]))
     assert [ask for ask in model.asked if ask[1] > 0] == stepping
     scoring = [ask for ask in model.asked if ask[1] == 0]
     assert set(scoring) == {(0, 0, 1), (0, 0, 2)}  # shared by all restarts, so that they are compared on equal draws
 
 
-@pytest.mark.parametrize("name", ["eot_pgd", "apgd", "square", "random_noise", "averaged"])
+@pytest.mark.parametrize("name", ["eot_pgd", "apgd", "square", "random_noise", "averaged", "spatial"])
 @over_defenses
 def test_success_is_the_share_of_independent_hard_decisions_that_the_image_fools(
     name: str, defense: str, classifier: Any, pool: Any, batch: Any
@@ -257,7 +258,8 @@ def test_success_is_the_share_of_independent_hard_decisions_that_the_image_fools
     x, y = batch
     model = _behind(classifier, pool, defense, 5)
     short = {key: 2 for key in ("steps", "queries", "tries") if key in ATTACKS[name].parameters()}
-    found = make_attack(name, scoring_draws=4, **short).craft(model, x, y, ThreatModel(0.1), 5, range(8))
+    threat = ThreatModel(0.1, norm=ATTACKS[name].norms[0])
+    found = make_attack(name, scoring_draws=4, **short).craft(model, x, y, threat, 5, range(8))
     fooled, losses = torch.zeros(8), torch.zeros(8)
     for draw in range(1, 5):
         with model.bind(Key(5, "attack", name, draw=draw), range(8)), torch.no_grad():
@@ -348,7 +350,7 @@ def test_an_adaptive_result_does_not_depend_on_the_batch(name: str, defense: str
     model, points = _behind(f, _small_pool(5), defense, 5), [40, 3, 8, 11, 2, 77, 5]
 
     def run(part: slice) -> Any:
-        return attack.craft(model, x[part], y[part], ThreatModel(EPSILON), 6, points[part])
+        return attack.craft(model, x[part], y[part], ThreatModel(EPSILON, norm=attack.norms[0]), 6, points[part])
 
     whole, parts = run(slice(None)), [run(slice(0, 2)), run(slice(2, 7))]
     images, joined = whole.images, torch.cat([part.images for part in parts], dim=2)
@@ -357,7 +359,9 @@ def test_an_adaptive_result_does_not_depend_on_the_batch(name: str, defense: str
     assert torch.equal(torch.cat([part.zero_gradients for part in parts], dim=2), whole.zero_gradients)
 
 
-@pytest.mark.parametrize("name", ["eot_pgd", "evade", "evasion", "apgd", "square", "random_noise", "averaged"])
+@pytest.mark.parametrize(
+    "name", ["eot_pgd", "evade", "evasion", "apgd", "square", "random_noise", "averaged", "spatial"]
+)
 def test_the_cost_behind_a_defense_is_counted(name: str, linear: Any) -> None:
     f, passes = linear(4, SHAPE), [0, 0]
 
@@ -372,7 +376,8 @@ def test_the_cost_behind_a_defense_is_counted(name: str, linear: Any) -> None:
     kind, more = ("eot_pgd", {"loss": "evade"}) if name == "evade" else (name, {})
     short = {"steps": 3, "queries": 3, "tries": 3, "restarts": 2}
     attack = make_attack(kind, **{k: v for k, v in short.items() if k in ATTACKS[kind].parameters()}, **more)
-    attack.craft(_behind(Counting(), _small_pool(4), "mi_pl", 5), _images(2), torch.tensor([0, 1]), ThreatModel(0.1))
+    threat = ThreatModel(0.1, norm=attack.norms[0])
+    attack.craft(_behind(Counting(), _small_pool(4), "mi_pl", 5), _images(2), torch.tensor([0, 1]), threat)
     forward, backward = attack.cost((5,))  # N = 5, and one pass for ŷ
     assert passes[0] == 2 * forward
     assert passes[1] == 2 * backward  # ŷ has no gradient, and is not counted

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy import stats
+from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
@@ -28,8 +28,12 @@ OWN = [name for name in ATTACKS if name != "binarization" and not ATTACKS[name].
 over_attacks = pytest.mark.parametrize("name", OWN)
 over_balls = pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in OWN for norm in ATTACKS[name].norms])
 over_goals = pytest.mark.parametrize("goal", GOALS)
-# Of images of 3 x 32 x 32: none, a usual radius, and one in which any image can be turned grey.
-RADII: dict[str, tuple[float, float, float]] = {"linf": (0.0, EPSILON, 0.5), "l2": (0.0, 1.0, 27.7)}
+# Of images of 3 x 32 x 32: none, a usual radius, and one in which any image can be turned grey; or all rotations and shifts.
+RADII: dict[str, tuple[float, float, float]] = {
+    "linf": (0.0, EPSILON, 0.5),
+    "l2": (0.0, 1.0, 27.7),
+    "spatial": (0.0, 0.5, 1.0),
+}
 
 
 def _example(name: str, length: int = 3, **more: Any) -> Attack:
@@ -57,10 +61,30 @@ def _grey(points: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
 # The contract
 
 
-def _moved(found: Tensor, x: Tensor, norm: Any) -> Tensor:
+def _by_scipy(image: Tensor, shares: Tensor) -> Tensor:
+    """An image [C, H, W] turned anticlockwise by 30 degrees and shifted right and down by a tenth, times these shares."""
+    sides = np.array(image.shape[1:])
+    angle, shift = np.radians(30 * float(shares[0])), 0.1 * sides * shares[[2, 1]].numpy()
+    back = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])  # rows grow downwards
+    middle = (sides - 1) / 2
+    made = [
+        ndimage.affine_transform(channel, back, middle - back @ (middle + shift), order=1, mode="grid-constant")
+        for channel in image.numpy()
+    ]
+    return torch.from_numpy(np.stack(made))
+
+
+def _moved(found: Adversarial, x: Tensor, norm: Any) -> Tensor:
     """How far each image has moved, in float64."""
+    images = found.best(found.stops[-1])
+    if norm == "spatial":
+        assert found.shares is not None
+        (shares,) = found.shares[:, -1]
+        turned = torch.stack([_by_scipy(*each) for each in zip(x, shares, strict=True)])
+        torch.testing.assert_close(images, turned, rtol=0, atol=1e-5)
+        return shares.double().abs().amax(1)
     order = {"linf": torch.inf, "l2": 2}[norm]
-    return torch.linalg.vector_norm((found.double() - x.double()).flatten(1), order, dim=1)
+    return torch.linalg.vector_norm((images.double() - x.double()).flatten(1), order, dim=1)
 
 
 @over_balls
@@ -70,9 +94,11 @@ def test_an_attack_stays_in_the_ball_and_in_the_pixel_box(
     name: str, norm: Any, goal: Any, size: int, classifier: Any, batch: Any
 ) -> None:
     (x, y), epsilon = batch, RADII[norm][size]
-    found = _example(name)(_target(name, classifier), x, y, ThreatModel(epsilon, goal, norm))
+    attack, threat = _example(name), ThreatModel(epsilon, goal, norm)
+    made = attack.craft(_target(name, classifier), x, attack_labels(y, 10, threat, 0, range(8)), threat)
+    found = made.best(attack.stops()[-1])
     assert found.shape == x.shape
-    assert _moved(found, x, norm).max() <= epsilon + 1e-6 * max(1, epsilon)
+    assert _moved(made, x, norm).max() <= epsilon + 1e-6 * max(1, epsilon)
     assert found.min() >= 0
     assert found.max() <= 1
     assert torch.equal(found, x) == (epsilon == 0)
@@ -82,7 +108,7 @@ def test_an_attack_stays_in_the_ball_and_in_the_pixel_box(
 @over_goals
 def test_an_attack_does_harm(name: str, norm: Any, goal: Any, classifier: Any, batch: Any) -> None:
     x, y = batch
-    threat = ThreatModel({"linf": 0.1, "l2": 2.0}[norm], goal, norm)
+    threat = ThreatModel({"linf": 0.1, "l2": 2.0, "spatial": 1.0}[norm], goal, norm)
     labels = attack_labels(y, 10, threat, 0, range(8))
     attack = _example(name, 10, step_size=threat.epsilon / 5)
     found = attack.craft(_target(name, classifier), x, labels, threat)
@@ -130,7 +156,7 @@ def test_permuted_points_give_permuted_images(name: str, norm: Any, classifier: 
 @over_attacks
 @pytest.mark.usefixtures("unchecked")
 def test_labels_are_required(name: str, classifier: Any, batch: Any) -> None:
-    attack, x, threat = _example(name), batch[0], ThreatModel(EPSILON)
+    attack, x, threat = _example(name), batch[0], ThreatModel(EPSILON, norm=ATTACKS[name].norms[0])
     nothing: Any = None
     with pytest.raises(ValueError, match="needs the true labels y; got None"):
         attack(classifier, x, nothing, threat)
@@ -147,7 +173,7 @@ def test_labels_are_required(name: str, classifier: Any, batch: Any) -> None:
 )
 def test_images_outside_the_pixel_box_are_refused(name: str, wrong: Any, classifier: Any, batch: Any) -> None:
     with pytest.raises(ValueError, match=r"images must be \[B, C, H, W\] in \[0, 1\]; got \["):
-        _example(name).craft(classifier, wrong(batch[0]), batch[1], ThreatModel(EPSILON))
+        _example(name).craft(classifier, wrong(batch[0]), batch[1], ThreatModel(EPSILON, norm=ATTACKS[name].norms[0]))
 
 
 @over_balls
@@ -359,7 +385,7 @@ def test_targets_are_one_per_point_for_all_attacks_steps_and_epsilons() -> None:
 @over_attacks
 def test_a_targeted_call_works_on_the_drawn_targets(name: str, classifier: Any, batch: Any) -> None:
     x, y = batch
-    threat = ThreatModel(EPSILON, "targeted")
+    threat = ThreatModel(EPSILON, "targeted", ATTACKS[name].norms[0])
     targets = attack_labels(y, 10, threat, 6, range(8))
     attack = _example(name)
     model = _target(name, classifier)
@@ -450,7 +476,7 @@ def test_each_step_and_restart_draws_afresh_by_key(linear: Any) -> None:
         ({"epsilon": -0.1, "norm": "l2"}, r"epsilon must be at least 0; got -0.1"),
         ({"epsilon": "8/0"}, r"epsilon must be a finite number or a fraction such as 8/255; got '8/0'"),
         ({"epsilon": 0.1, "goal": "both"}, r"goal must be one of untargeted, targeted; got 'both'"),
-        ({"epsilon": 0.1, "norm": "l1"}, r"norm must be one of linf, l2; got 'l1'"),
+        ({"epsilon": 0.1, "norm": "l1"}, r"norm must be one of linf, l2, spatial; got 'l1'"),
         ({"epsilon": 0.1, "knowledge": "all"}, r"knowledge must be one of oblivious, black_box, adaptive; got 'all'"),
     ],
 )

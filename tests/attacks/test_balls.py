@@ -143,6 +143,7 @@ FOUND = [  # every registered attack that makes sense on F alone, on each of its
     for name in ATTACKS
     if not ATTACKS[name].needs_defense and not ATTACKS[name].needs_images and name not in ("binarization",)
     for norm in ATTACKS[name].norms
+    if norm in NORMS
 ]
 # Of the gain of the optimum; all others find all of it. A search over windows of three pixels and more does not on weights that
 # are noise.

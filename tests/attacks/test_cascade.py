@@ -307,7 +307,7 @@ def test_where_gradients_are_masked_a_search_by_queries_is_not_given_up_after_it
 
 def test_attacks_say_what_they_are() -> None:
     without = {name for name in ATTACKS if not ATTACKS[name].follows_gradients}
-    assert without == {"square", "random_noise", "transfer"}
+    assert without == {"square", "random_noise", "spatial", "transfer"}
     assert {name for name in ATTACKS if ATTACKS[name].takes_images} == {"cascade", "transfer"}
     assert {name for name in ATTACKS if ATTACKS[name].needs_images} == {"transfer"}
     assert {name for name in ATTACKS if ATTACKS[name].stops_early} == {"cascade", "square"}

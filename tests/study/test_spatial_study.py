@@ -1,0 +1,202 @@
+"""A study of rotations and shifts beside the max norm, from its plan to its figures, without Ray."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from helpers.plans import planned
+from helpers.studies import Tiny, finish, problems_in, tiny
+from helpers.sweeps import classifier as entry
+from torch import nn
+
+import mi_ray.study.checks
+from mi_ray.classifiers import weights_bytes
+from mi_ray.figures import epsilon_curve, exporting
+from mi_ray.figures.claims import Claim, facts
+from mi_ray.figures.names import radii_text
+from mi_ray.plan.work import Inputs
+from mi_ray.store.read import read_cells
+from mi_ray.store.schemas import images_column
+from mi_ray.study.verdicts import Verdicts
+
+GRID = {"method": "grid", "angles": 3, "shifts": 3}
+STUDY: dict[str, Any] = {
+    "points": {"count": 60, "selection": 20},
+    "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
+    "attacks": [
+        {"pgd": {"steps": 5, "step_size": 0.02}, "epsilon": 1},
+        {"spatial": GRID, "norm": "spatial", "epsilon": [0.4, 1]},
+        {"spatial": {"k": 4}, "norm": "spatial", "epsilon": 1},
+        {"spatial": {**GRID, "eot": 2}, "norm": "spatial", "epsilon": 1, "knowledge": "adaptive"},
+    ],
+    "defenses": [{"gaussian_noise": 0.05}],
+    "executions": 3,
+    "draws": 2,
+    "checks": {"points": 40, "black_box": "always", "binarization": 20},
+}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
+    """A finished study with all checks, of controls of a few queries; read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 3, "FIXED_STEPS": 3}.items():
+            patch.setattr(mi_ray.study.checks, name, value)
+        one = tiny(tmp_path_factory.mktemp("spatial"), weights=weights_bytes(classifier), **STUDY)
+        finish(one)
+        yield one
+
+
+@pytest.fixture(scope="module")
+def cells(judged: Tiny) -> list[dict[str, Any]]:
+    """The rows of cells.parquet with their checks."""
+    rows: list[dict[str, Any]] = read_cells(judged.store, "tiny").to_dict("records")
+    return [{**row, "checks": json.loads(row["checks"])} for row in rows]
+
+
+def _of(cells: list[dict[str, Any]], norm: str) -> list[dict[str, Any]]:
+    return [row for row in cells if (row["norm"], row["attack"] != "none") == (norm, True)]
+
+
+def test_what_a_check_of_pixels_cannot_say_is_said_and_no_such_control_is_planned(
+    judged: Tiny, cells: list[dict[str, Any]]
+) -> None:
+    theirs = {check.name for check in judged.plan.checks if check.judged.identity["norm"] == "spatial"}
+    assert theirs == {"epsilon_zero", "monotone_in_epsilon", "more_eot"}
+    pixels = {check.name for check in judged.plan.checks if check.judged.identity["norm"] == "linf"}
+    assert {"reference", "binarization", "large_epsilon", "black_box_not_stronger"} < pixels
+    for row in _of(cells, "spatial"):
+        found = {name: check["state"] for name, check in row["checks"].items()}
+        assert found["in_ball"] == found["in_box"] == found["epsilon_zero"] == found["monotone_in_epsilon"] == "passed"
+        for name in ("reference", "headway", "budget", "large_epsilon", "random_noise_not_stronger"):
+            assert row["checks"][name]["why"] == "it is of changes of pixels; the attack turns and shifts the image"
+        assert row["verdict"] == "not run"
+        assert 0.95 * row["epsilon"] < row["checks"]["in_ball"]["spatial"] <= row["epsilon"] + 1e-6
+    assert "changes of pixels" not in json.dumps([row["checks"] for row in _of(cells, "linf")])
+
+
+def test_a_worst_case_is_of_one_norm_even_where_the_number_is_the_same(cells: list[dict[str, Any]]) -> None:
+    worst = [row for row in cells if row["attack"] == "worst_case"]
+    by_key = {row["cell"]: row for row in cells}
+    assert {(row["norm"], row["epsilon"], row["defense"]) for row in worst} == {
+        ("spatial", 1.0, "none"),
+        ("spatial", 1.0, "gaussian_noise"),
+    }
+    for row in worst:
+        members = [by_key[key] for key in json.loads(row["work"])["members"]]
+        assert {each["norm"] for each in members} == {"spatial"}
+        assert len(members) == (2 if row["defense"] == "none" else 3)
+        assert row["accuracy"] <= min(each["accuracy"] for each in members) + 0.05
+
+
+def test_a_stored_image_is_what_its_stored_transformation_makes_or_the_check_fails(
+    judged: Tiny, tmp_path: Path
+) -> None:
+    work = next(work for work in judged.plan.attacks if work.threat.norm == "spatial" and work.threat.epsilon == 0.4)
+    inputs = Inputs(work, 1)
+    cell = next(cell for cell in judged.plan.cells if cell.inputs == inputs and cell.defense.name == "none")
+    assert problems_in(judged.store) == []
+    moved = judged.bench.results.distances(inputs, 60)
+    assert 0.39 < moved.max() <= 0.4 + 1e-6
+    block = next(iter(judged.store.blocks("adversarial", work.key)))
+    table, facts = judged.store.read_block("adversarial", work.key, block)
+    assert facts["spatial"] == pytest.approx(0.4)
+
+    def written(**columns: pa.Array) -> str:
+        """What the check of the ball says with these columns in place of the stored ones."""
+        changed = table
+        for name, column in columns.items():
+            changed = changed.set_column(changed.schema.names.index(name), changed.schema.field(name), column)
+        judged.store.write_block("adversarial", work.key, block.start, block.stop, changed, facts)
+        found = Verdicts(judged.bench.results, judged.plan)._in_ball(cell, pa.table({"linf": []}))
+        return f"{found.state}: {found.why}"
+
+    images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
+    shares = table["shares"].combine_chunks().flatten().to_numpy().reshape(len(table), 3)
+    other = images.copy()
+    other[3, 500] += 0.05
+    far = shares.copy()
+    far[2, 0] = 0.75
+    try:
+        assert written().startswith("passed: max share of 30 degrees and of a tenth of the side is 0.4, epsilon 0.4")
+        assert written(image=images_column(other)).startswith(
+            "failed: max share of 30 degrees and of a tenth of the side is 1.05"
+        )
+        assert written(shares=images_column(far)).startswith("failed")
+        (told,) = problems_in(judged.store)
+        assert "the largest of the shares must be at most epsilon = 0.4; it is 0.75" in told
+        lost = pa.nulls(len(table), table.schema.field("shares").type)
+        judged.store.write_block(
+            "adversarial",
+            work.key,
+            block.start,
+            block.stop,
+            table.set_column(table.schema.names.index("shares"), table.schema.field("shares"), lost),
+            facts,
+        )
+        (told,) = problems_in(judged.store)
+        assert "must be at most epsilon = 0.4; it is nan" in told
+    finally:
+        judged.store.write_block("adversarial", work.key, block.start, block.stop, table, facts)
+    assert problems_in(judged.store) == []
+
+
+def test_blocks_of_other_norms_have_no_transformation(judged: Tiny) -> None:
+    work = next(work for work in judged.plan.attacks if work.threat.norm == "linf")
+    block = next(iter(judged.store.blocks("adversarial", work.key)))
+    table, facts = judged.store.read_block("adversarial", work.key, block)
+    assert table["shares"].null_count == len(table)
+    assert "spatial" not in facts
+
+
+def test_figures_and_exports_say_the_norm(judged: Tiny, tmp_path: Path) -> None:
+    frame = read_cells(judged.store, "tiny")
+    assert radii_text(frame[frame["attack"] != "none"]) == "255/255, 0.4 (spatial), 1 (spatial)"
+    epsilon_curve.make(judged.store, "tiny")
+    table = judged.store.read_bytes("studies/tiny/figures/epsilon_curve.csv").decode()
+    assert "Rotation and shift (angles 3, method grid, shifts 3), untargeted, spatial" in table
+    assert exporting.export(judged.store, "tiny", tmp_path / "cells.json") == 2
+    entries = json.loads((tmp_path / "cells.json").read_text())
+    assert {(each["threat"]["norm"], each["eps"]) for each in entries} == {("spatial", 1.0)}
+
+
+def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(judged: Tiny) -> None:
+    grid = {"called": "the grid", "attack": "spatial", "method": "grid", "knowledge": "oblivious"}
+    noise, none = {"defense": "gaussian_noise"}, {"defense": "none"}
+    told = {"text": "", "where": "", "study": "tiny", "classifier": "f", "is_": "below", "by": 1.0}
+    for kind, left, right in (("matched", noise, noise), ("difference", noise, none)):
+        open_, both = (
+            Claim(**told, kind=kind, left=left, right=right, attack={**grid, **more})
+            for more in ({}, {"norm": "spatial", "epsilon": 0.4})
+        )
+        table = facts(judged.store, [open_, both])
+        assert (table["value"].notna()).tolist() == [False, True], table["why"].tolist()
+        assert table["why"][0].startswith("attacks in 2 balls fit" if kind == "matched" else "2 cells of tiny fit")
+
+
+# The plan
+
+
+def test_a_spatial_attack_changes_no_key_of_the_others() -> None:
+    both, alone = (planned(attacks=STUDY["attacks"][:number], defenses=["none"]) for number in (2, 1))
+    assert {cell.key for cell in alone.cells} < {cell.key for cell in both.cells}
+    assert {work.key for work in alone.attacks} < {work.key for work in both.attacks}
+
+
+@pytest.mark.parametrize(
+    ("attack", "said"),
+    [
+        ({"spatial": "grid", "epsilon": 1}, "norm must be one in which spatial attacks, spatial; got linf"),
+        ({"pgd": {}, "norm": "spatial", "epsilon": 1}, "norm must be one in which pgd attacks, linf, l2; got spatial"),
+        (
+            {"spatial": "all", "norm": "spatial", "epsilon": 1},
+            "spatial.method must be one of grid, worst_of; got 'all'",
+        ),
+    ],
+)
+def test_what_does_not_go_with_a_norm_is_refused_by_the_plan_in_one_line(attack: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        planned(attacks=[attack], defenses=["none"])
