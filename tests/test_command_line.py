@@ -2,6 +2,7 @@
 that need no Ray do what they say."""
 
 import errno
+import inspect
 import io
 import json
 import os
@@ -107,6 +108,18 @@ MISTAKES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "pool of an unknown dataset": ({"pool": "cifar1000"}, ["unknown dataset 'cifar1000'", "'cifar100'"]),
     "cuda without a GPU asked for": ({"device": "cuda"}, ["device: cuda needs resources.block.gpus above 0", "got 0"]),
 }
+
+
+def test_an_option_has_the_same_default_in_every_verb() -> None:
+    defaults: dict[str, set[object]] = {}
+    for verb in mi_ray.cli.app.registered_commands:
+        for name, option in inspect.signature(
+            verb.callback or pytest.fail("a verb without a function")
+        ).parameters.items():
+            if option.default is not inspect.Parameter.empty:
+                defaults.setdefault(name, set()).add(option.default)
+    assert defaults["verbose"] == defaults["smoke"] == {False}
+    assert {name: found for name, found in defaults.items() if len(found) > 1} == {}
 
 
 @pytest.mark.parametrize("mistake", list(MISTAKES))

@@ -593,6 +593,21 @@ def test_presets_without_variants_are_refused() -> None:
         presets_table.facts(cells, counts, NAMES)
 
 
+def test_fig2_passes_over_a_ratio_that_is_drawn_and_goes_on_with_the_others(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = {"undefended": "u", "outputs": [["o", 30]], "counterparts": ["c"]}
+    rows = [cell("mixup", "none", {}, "none", 0.9) | {"work": json.dumps(work)}]
+    for lam in ({"beta": [1, 1]}, 0.4, 0.5):
+        rows.append(cell("mixup", "mi_ol", {"lam": lam}, "pgd", 0.3) | {"work": json.dumps(work)})
+    reported = pd.DataFrame({"selection": [False] * 3, "point": [1, 2, 3], "label": [0, 1, 0]})
+    monkeypatch.setattr(fig2, "records_of", lambda store, key: reported)
+    monkeypatch.setattr(fig2, "outputs", lambda *asked: np.full((3, 2), 0.5))
+    found, _, classes = fig2.settings_of(store, frame(*rows))
+    assert list(found) == [("mixup", "mi_ol", 0.4), ("mixup", "mi_ol", 0.5)]
+    assert classes == 2
+
+
 # Accuracy against epsilon
 
 
