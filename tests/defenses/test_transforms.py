@@ -143,6 +143,9 @@ def test_resize_and_pad_is_torchs_for_the_boxes_drawn() -> None:
         ValueError, match=r"resize_pad.side must not exceed the image's side, 32 pixels; got \[20, 40\]"
     ):
         make_defense("resize_pad", side=[20, 40]).check_images(32, 32)
+    for height, width in ((40, 32), (32, 40)):
+        with pytest.raises(ValueError, match="32 pixels"):
+            make_defense("resize_pad", side=[20, 40]).check_images(height, width)
 
 
 # Total variation

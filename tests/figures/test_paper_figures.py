@@ -664,6 +664,7 @@ def test_bands_are_drawn_where_curves_are_few_enough_to_be_told_apart(settings: 
     panel = epsilon_curve.draw(table, NAMES, title, note).axes[0]
     bands = [drawn for drawn in panel.collections if isinstance(drawn, PolyCollection)]
     assert len(bands) == (settings if banded else 0)
+    assert [list(line.get_ydata()) for line in panel.lines[:settings]] == [pytest.approx([90, 50, 50])] * settings
     assert ("bands: 95 %" in note) == banded
 
 
