@@ -135,7 +135,7 @@ class OwnNetwork(NamedTuple):
 
     def _built(self) -> nn.Module:
         load_factory(self.factory)
-        with own_code("a factory must return a network"), torch.random.fork_rng(devices=[]):
+        with own_code(f"factory {self.factory} must return a network"), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return network_of(self.factory)
 

@@ -107,7 +107,7 @@ def _try(network: nn.Module, name: str, sigma: float, exact: bool, side: tuple[i
     x = torch.rand(TRIED, 3, *side, generator=torch.Generator().manual_seed(0)).requires_grad_(exact)
     with (
         torch.set_grad_enabled(exact),
-        own_code(f"{must} take images [B, 3, {side[0]}, {side[1]}] and return such images"),
+        own_code(f"{must} run on images [B, 3, {side[0]}, {side[1]}]"),
     ):
         found, again, alone = (denoised(network, images, sigma) for images in (x, x, x[1:]))
     if not found.isfinite().all():
