@@ -115,6 +115,10 @@ class RandomTransform(Defense):
         """Networks of a person's own that it transforms with; what they are decides what it does."""
         return ()
 
+    def network_passes(self, gradient: bool) -> tuple[int, int]:
+        """(forward, backward) passes of a copy through these networks. gradient: whether an adversary follows it back."""
+        return 0, 0
+
     def needs_pool(self) -> bool:
         """Whether it mixes with samples, with these parameters."""
         return self.uses_pool

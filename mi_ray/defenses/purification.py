@@ -56,6 +56,12 @@ class Purify(RandomTransform):
         """The denoiser, unless it is never asked."""
         return (OwnNetwork(self.factory, self.weights),) if self.steps else ()
 
+    def network_passes(self, gradient: bool) -> tuple[int, int]:
+        """One a step; several steps are each computed again on the way back of an exact gradient."""
+        if not gradient or not self.is_smooth():
+            return self.steps, 0
+        return self.steps * (2 if self.steps > 1 else 1), self.steps
+
     def is_random(self) -> bool:
         """Noise is all that it draws."""
         return self.noise > 0 and self.steps > 0

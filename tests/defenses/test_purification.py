@@ -16,12 +16,15 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+import mi_ray.study.estimate
 from mi_ray import make_defense, predict, train_denoiser
 from mi_ray.data import Digits
 from mi_ray.denoising import denoised
 from mi_ray.networks import OwnNetwork, hand_over, state_bytes
 from mi_ray.randomness import Draws, Key
 from mi_ray.store.manifest import fingerprint
+from mi_ray.study.denoisers import denoiser_passes
+from mi_ray.study.estimate import estimate
 from mi_ray.study.prepare import prepare
 from mi_ray.study.workbench import Workbench
 
@@ -305,3 +308,44 @@ def test_training_takes_noise_away_and_a_seed_repeats_it(tmp_path: Path, batch: 
     network.load_state_dict(load_file(files[0]))
     purified = copies(batch[0], 1, weights=str(files[0]), noise=0.3)[0]
     torch.testing.assert_close(purified, denoised(network, batch[0] + 0.3 * noises(1, 1)[0][0], 0.3))
+
+
+# What it costs
+
+
+@pytest.mark.parametrize(("steps", "gradient_of"), [(1, "exact"), (3, "exact"), (3, "identity")])
+def test_planned_passes_through_a_denoiser_are_those_that_are_made(
+    steps: int, gradient_of: str, tmp_path: Path, request: Any
+) -> None:
+    request.addfinalizer(lambda: hand_over({}))
+    attacks = [
+        {"pgd": {"steps": 1}, "epsilon": 0.1},
+        {"eot_pgd": {"steps": [1, 2]}, "epsilon": 0.1, "knowledge": "adaptive"},
+    ]
+    values = {"factory": SMALL, "noise": 0.1, "steps": steps, "gradient": gradient_of}
+    defenses = [{"chain": [{"gaussian_noise": 0.1}, {"purify": values}]}]
+    one = tiny(tmp_path, attacks=attacks, defenses=defenses, points={"count": 20})
+    made, network = [0, 0], OwnNetwork(SMALL).on(CPU)
+    make_defense("purify", **values).check_images(32, 32)  # tried once a process, which is counted by nobody
+
+    def forwards(module: nn.Module, images: Any) -> None:
+        made[0] += len(images[0])
+
+    def backwards(module: nn.Module, reached: Any, came: Any) -> None:
+        made[1] += len(came[0])
+
+    hooks = [network.register_forward_pre_hook(forwards), network.register_full_backward_hook(backwards)]
+    request.addfinalizer(lambda: [hook.remove() for hook in hooks])
+    compute(one)
+    assert made[0] > 0
+    assert (made[1] > 0) == (gradient_of == "exact")
+    assert denoiser_passes(one.study, one.plan) == {OwnNetwork(SMALL): tuple(made)}
+
+
+def test_a_plan_says_what_its_denoisers_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.01)
+    study = prepare(sweep(defenses=[{"purify": {"factory": SMALL, "noise": 0.1, "steps": 2}}], draws=1))
+    passes = denoiser_passes(study, study.plan())[OwnNetwork(SMALL)]
+    assert passes[0] >= 40 * 2 * 2 * 30  # points, steps, clean and attacked, executions
+    (line,) = [line for line in estimate(study, None).lines if SMALL in line]
+    assert f"{passes[0]:,} forward and 0 backward passes through it are in no count of passes" in line
