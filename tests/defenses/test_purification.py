@@ -1,5 +1,6 @@
 """Purification: what a step does, its gradient and the memory that it takes, and what of a denoiser is in the keys."""
 
+import re
 import sys
 import weakref
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import mi_ray.study.estimate
-from mi_ray import make_defense, predict, train_denoiser
-from mi_ray.data import Digits
+from mi_ray import Attack, DefendedClassifier, ThreatModel, make_attack, make_defense, predict, train_denoiser
+from mi_ray.data import Digits, to_unit
 from mi_ray.denoising import denoised
 from mi_ray.networks import OwnNetwork, hand_over, state_bytes
 from mi_ray.randomness import Draws, Key
@@ -308,6 +309,38 @@ def test_training_takes_noise_away_and_a_seed_repeats_it(tmp_path: Path, batch: 
     network.load_state_dict(load_file(files[0]))
     purified = copies(batch[0], 1, weights=str(files[0]), noise=0.3)[0]
     torch.testing.assert_close(purified, denoised(network, batch[0] + 0.3 * noises(1, 1)[0][0], 0.3))
+
+
+@pytest.mark.long
+def test_a_denoiser_of_digits_helps_against_whoever_does_not_go_through_it_and_hardly_otherwise(
+    classifier: nn.Module, digits: Any, tmp_path: Path
+) -> None:
+    errors = train_denoiser("digits", file := tmp_path / "denoiser.safetensors")
+    assert errors.denoised < 0.1 * errors.noisy
+    x, y = to_unit(digits.test_images[:100]), torch.from_numpy(digits.test_labels[:100])
+    values = {"factory": "mi_ray.denoising:ResidualDenoiser", "weights": str(file), "noise": 0}
+    pgd, through = make_attack("pgd", steps=20, step_size=0.01), make_attack("eot_pgd", steps=20, step_size=0.01, eot=5)
+
+    def attacked(attack: Attack, model: nn.Module) -> Tensor:
+        return attack.craft(model, x, y, ThreatModel(0.05), seed=1).images[0, -1]
+
+    def right(images: Tensor, f: nn.Module) -> float:
+        return 100 * (f(images).argmax(1) == y).float().mean().item()
+
+    exact, surrogate = (
+        DefendedClassifier(classifier, make_defense("purify", **values, gradient=of)) for of in ("exact", "identity")
+    )
+    oblivious = attacked(pgd, classifier)
+    found = [right(x, classifier), right(oblivious, classifier), right(oblivious, exact)]
+    found += [right(attacked(through, surrogate), exact), right(attacked(through, exact), exact)]
+    told = re.search(
+        r"gets (\d+) % right, and (\d+) % after PGD.*gets (\d+) % of those right, (\d+) % after .*identity, and (\d+) %",
+        (Path(__file__).parents[2] / "docs/methods.md").read_text(encoding="utf-8"),
+        re.DOTALL,
+    )
+    assert told is not None
+    assert found == pytest.approx([float(number) for number in told.groups()], abs=8)
+    assert abs(right(x, exact) - found[0]) <= 3
 
 
 # What it costs
