@@ -801,7 +801,8 @@ class Sweep(Strict):
         """The functions of a person's own that build its classifiers, and networks within its defenses."""
         own = [entry.factory for entry in self.classifiers if entry.factory is not None]
         told = [text for entry in self.defenses for text in texts_in(entry.method.values)]
-        return (*own, *(text for text in told if re.fullmatch(FACTORY, text)))
+        theirs = (text for text in told if re.fullmatch(FACTORY, text) and not text.startswith("mi_ray."))
+        return (*own, *theirs)
 
     def resolved_options(self) -> Options:
         """The preset's options with the file's own on top; raises ValueError for an unknown one."""

@@ -171,7 +171,7 @@ def _sources(sweep: Sweep) -> dict[str, str]:
     for registry in registries:
         for name in registry:
             module = registry[name].__module__
-            if not module.startswith("mi_ray."):
+            if not _is_ours(module):
                 found[name] = hashed(module)
     for entry in (written.written_out() for written in sweep.classifiers):
         if entry.factory is not None:
@@ -196,12 +196,17 @@ def _networks(settings: Iterable[Defense]) -> dict[OwnNetwork, bytes]:
 
 
 def _hashes(networks: Mapping[OwnNetwork, bytes]) -> dict[tuple[str, str | None], str]:
-    """Of each network the hash of its factory's source and of its weights."""
-    sources = {network: _source_hash(network.factory.partition(":")[0]) for network in networks}
+    """Of each network the hash of its factory's source and of its weights; of one of our own the defense has a version."""
+    modules = {network: network.factory.partition(":")[0] for network in networks}
+    sources = {network: "" if _is_ours(module) else _source_hash(module) for network, module in modules.items()}
     return {
         network: hashlib.sha256(sources[network].encode() + content).hexdigest()
         for network, content in networks.items()
     }
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("mi_ray.")
 
 
 @dataclass
