@@ -38,8 +38,8 @@ class Purify(RandomTransform):
 
     name: ClassVar[str] = "purify"
     label: ClassVar[str] = "Purification"
-    colour: ClassVar[str] = "#44AA99"
-    marker: ClassVar[str] = "h"
+    colour: ClassVar[str] = "#88CCEE"
+    marker: ClassVar[str] = "3"
     factory: str = factory("function of yours that builds the denoiser; its code runs")
     noise: float = number("standard deviation σ of the noise before each step, in [0, 1] pixels; 0 is none", low=0.0)
     weights: str | None = text(
