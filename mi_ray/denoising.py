@@ -103,7 +103,7 @@ def train_denoiser(
     dataset: as a sweep file has it, such as "digits". file: where the weights go, for `purify: {factory: …, weights: …}`.
     factory: builds the network. sigma: lowest and highest σ of the noise, in [0, 1] pixels. It minimises `denoise_loss` by Adam
     (Kingma and Ba, 2015), whose rate falls from lr to 0 along a cosine; the seed repeats it on the same kind of machine.
-    Raises ValueError for a range, a dataset or a network that cannot be.
+    Raises ValueError for a range, a file, a dataset or a network that cannot be.
     """
     low, high = sigma
     if not 0 <= low <= high or min(epochs, batch_size) < 1:
@@ -111,9 +111,13 @@ def train_denoiser(
             f"sigma must be two numbers 0 <= low <= high, epochs and batch_size at least 1; got {low:g} and {high:g}, "
             f"{epochs}, {batch_size}"
         )
+    if not Path(file).resolve().parent.is_dir():
+        raise ValueError(f"file must lie in a folder that is there; got {file}")
     data, place = SOURCES.make(*read_method(dataset)).load(), torch.device(device)
     exact_arithmetic(place)
     network = OwnNetwork(factory).read().requires_grad_(True).train().to(place)
+    if not list(network.parameters()):
+        raise ValueError(f"factory {factory} must return a network with weights to train; it has none")
     optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     total = len(data.train_labels)

@@ -311,6 +311,25 @@ def test_training_takes_noise_away_and_a_seed_repeats_it(tmp_path: Path, batch: 
     torch.testing.assert_close(purified, denoised(network, batch[0] + 0.3 * noises(1, 1)[0][0], 0.3))
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"sigma": (0.3, 0.1)}, r"0 <= low <= high, .* got 0.3 and 0.1"),
+        ({"sigma": (-0.1, 0.1)}, r"0 <= low <= high, .* got -0.1 and 0.1"),
+        ({"epochs": 0}, r"epochs and batch_size at least 1; got .*, 0, 16"),
+        ({"dataset": "digit"}, r"unknown dataset 'digit' \(did you mean 'digits'\?\)"),
+        ({"file": "absent/net.safetensors"}, r"a folder that is there; got absent/net.safetensors"),
+        ({"factory": "torch.nn:Flatten"}, r"factory torch.nn:Flatten must return a network with weights to train"),
+        ({"factory": "nets:build"}, r"there is no such module"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(changes: Any, said: str, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=said):
+        train_denoiser(**{"dataset": "digits", "file": "net.safetensors", **changes})
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_denoiser_that_comes_with_the_program_takes_noise_away(digits: Any) -> None:
     x, generator = to_unit(digits.test_images), torch.Generator().manual_seed(0)
     noisy = x + 0.3 * torch.randn(x.shape, generator=generator)
