@@ -14,9 +14,10 @@ import torch
 
 import mi_ray
 from benchmarks.verdict.run import network
-from mi_ray.classifiers import read_weights, set_weights
+from mi_ray.classifiers import set_weights
 from mi_ray.data import Npz, to_unit
 from mi_ray.defenses import DEFENSES, predict
+from mi_ray.networks import read_weights
 from mi_ray.sample_pool import SamplePool
 from mi_ray.statistics import cross_fitted
 from mi_ray.threat_model import ThreatModel

@@ -21,6 +21,7 @@ _WHERE = {
     "DefendedClassifier": "mi_ray.defenses",
     "predict": "mi_ray.defenses",
     "Attack": "mi_ray.attacks",
+    "train_denoiser": "mi_ray.denoising",
     "run_sweep": "mi_ray.run",
     "run_sweeps": "mi_ray.run",
     "plan_sweep": "mi_ray.run",

@@ -3,20 +3,17 @@
 import copy
 import hashlib
 import itertools
-import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, cast, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
-from safetensors.torch import load_file
-from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -24,7 +21,8 @@ from mi_ray.device import Passes
 from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
 from mi_ray.graphs import Graphs
 from mi_ray.named import NETWORKS
-from mi_ray.parameters import Parameterized, Registry, import_own, integer, kind_of, unknown
+from mi_ray.networks import fit_weights, network_of, state_bytes
+from mi_ray.parameters import Parameterized, Registry, integer, kind_of, unknown
 from mi_ray.store.files import Files
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -32,8 +30,6 @@ Precision = Literal["fp32", "bf16"]
 TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
 CompileMode = Literal["default", "reduce-overhead"]
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the name of every tensor
-DIFFERING = 5  # tensors that are named where weights are of another architecture
 
 
 class Classifier(nn.Module):
@@ -264,19 +260,6 @@ class CnnSmall(Architecture):
         )
 
 
-def load_factory(factory: str) -> Callable[..., object]:
-    """The callable that `package.module:function` names; importing it runs the user's own code.
-
-    Raises ValueError when there is no such module or callable.
-    """
-    module, _, function = factory.partition(":")
-    rule = f"factory must be an importable package.module:function; got {factory!r}"
-    found = getattr(import_own(rule, module), function, None)
-    if not callable(found):
-        raise ValueError(f"{rule}; in the module {function} is {'not there' if found is None else 'no function'}")
-    return cast("Callable[..., object]", found)
-
-
 def build_classifier(description: Mapping[str, Any]) -> Classifier:
     """A classifier with initial weights, built from the description that `save_classifier` writes.
 
@@ -286,9 +269,7 @@ def build_classifier(description: Mapping[str, Any]) -> Classifier:
     """
     d = description
     if d.get("factory"):
-        network = load_factory(d["factory"])(**d["arguments"])
-        if not isinstance(network, nn.Module):
-            raise ValueError(f"factory {d['factory']} returned {kind_of(network)}, and no torch.nn.Module")
+        network = network_of(d["factory"], d["arguments"])
     elif d.get("named"):
         network = NETWORKS[d["named"]].build(d["blueprint"], d["classes"])
     else:
@@ -298,9 +279,7 @@ def build_classifier(description: Mapping[str, Any]) -> Classifier:
 
 def weights_bytes(classifier: Classifier) -> bytes:
     """The weights as safetensors: the same weights give the same bytes."""
-    # Cloned, since safetensors refuses tensors that share memory, as tied weights do.
-    state = {key: value.detach().cpu().contiguous().clone() for key, value in classifier.network.state_dict().items()}
-    return bytes(save_tensors(state))
+    return state_bytes(classifier.network)
 
 
 def weights_digest(content: bytes) -> str:
@@ -308,69 +287,14 @@ def weights_digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """(weights by the names that the network itself gives them, the prefix that torch's wrappers have put before all)."""
-    found, prefix = dict(state), ""
-    for name in WRAPPERS * 2:  # A wrapped network may be wrapped again.
-        if found and all(key.startswith(name) for key in found):
-            found, prefix = {key.removeprefix(name): value for key, value in found.items()}, prefix + name
-    return found, prefix
-
-
-def _difference(own: Tensor | None, stored: Tensor | None) -> str:
-    """How a stored tensor differs from the network's own."""
-    if own is None:
-        return "the network has none"
-    return "not in the file" if stored is None else f"{list(stored.shape)}, not {list(own.shape)}"
-
-
 def set_weights(classifier: Classifier, state: Mapping[str, Tensor], origin: str) -> Classifier:
     """Put weights into a classifier, strictly. Raises ValueError when they are of another architecture."""
-    own = classifier.network.state_dict()
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
-    wrong += [key for key in state if key not in own]
-    if wrong:
-        about = classifier.description
-        made = about.get("factory") or about.get("architecture") or about.get("named")
-        named = [f"{key} ({_difference(own.get(key), state.get(key))})" for key in wrong[:DIFFERING]]
-        raise ValueError(
-            f"{origin} must hold the weights of {made} with {classifier.classes} classes, {len(own)} tensors; "
-            f"{len(wrong)} differ: {', '.join(named)}{', …' if len(wrong) > DIFFERING else ''}"
-        )
-    classifier.network.load_state_dict(dict(state))
+    about = classifier.description
+    made = about.get("factory") or about.get("architecture") or about.get("named")
+    fit_weights(
+        classifier.network, state, f"{origin} must hold the weights of {made} with {classifier.classes} classes"
+    )
     return classifier.eval()
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """(a state dict, the prefix of torch's wrappers that its names had) from .safetensors, or from torch.save.
-
-    The latter is read with weights_only=True: no code runs. Raises ValueError for a file that cannot be read,
-    holds something else than tensors by their names, or numbers that are not finite.
-    """
-    rule = f"weights must be a safetensors file or a state dict of torch.save; {path}"
-    try:
-        with warnings.catch_warnings():  # of torch, about the form of a file that is refused anyway
-            warnings.simplefilter("ignore")
-            if path.suffix == ".safetensors":
-                content = load_file(path)
-            else:
-                content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise ValueError(f"{rule}: {error.strerror or 'it cannot be read'}") from error
-    except EOFError as error:
-        raise ValueError(f"{rule} is empty, or ends too early") from error
-    except Exception as error:  # pickle's own error types too, when a file holds more than tensors
-        raise ValueError(f"{rule} is neither, or holds more than tensors, such as code, which is never run") from error
-    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
-    named = isinstance(state, dict) and state and all(isinstance(key, str) for key in state)
-    if not named or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{rule} holds no tensors by their names; save network.state_dict(), and not the network")
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"
-        )
-    return unwrapped(state)
 
 
 def classifier_from_bytes(

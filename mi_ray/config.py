@@ -6,7 +6,7 @@ docs/sweep-file.md and the table of presets in docs/methods.md hold the same sen
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -794,8 +794,15 @@ class Sweep(Strict):
     @property
     def names_code(self) -> bool:
         """Whether it names a person's own modules, whose code then runs."""
-        own = any(entry.factory is not None for entry in self.classifiers)
-        return bool(self.plugins) or own or any("." in figure for figure in self.figures)
+        return bool(self.plugins or self.factories) or any("." in figure for figure in self.figures)
+
+    @property
+    def factories(self) -> tuple[str, ...]:
+        """The functions of a person's own that build its classifiers, and networks within its defenses."""
+        own = [entry.factory for entry in self.classifiers if entry.factory is not None]
+        told = [text for entry in self.defenses for text in texts_in(entry.method.values)]
+        theirs = (text for text in told if re.fullmatch(FACTORY, text) and not text.startswith("mi_ray."))
+        return (*own, *theirs)
 
     def resolved_options(self) -> Options:
         """The preset's options with the file's own on top; raises ValueError for an unknown one."""
@@ -838,6 +845,15 @@ class Sweep(Strict):
     def draws_of(self, options: Options) -> int:
         """Independent draws of N executions per point: the file's, else those of the options."""
         return self.draws or options.draws
+
+
+def texts_in(value: object) -> Iterator[str]:
+    """All texts among nested values; names of data files and of a person's own functions are among them."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (Mapping, list, tuple)):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from texts_in(inner)
 
 
 def _options(base: Options, changes: Mapping[str, object]) -> Options:

@@ -7,6 +7,7 @@ import json
 import zipfile
 import zlib
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -81,6 +82,16 @@ class Dataset:
 def to_unit(images: npt.NDArray[np.uint8]) -> Float[Tensor, "N C H W"]:
     """uint8 [N, H, W, C] -> float32 [N, C, H, W] in [0, 1]: the one conversion from pixels, used everywhere."""
     return torch.from_numpy(np.array(images)).permute(0, 3, 1, 2).float().div(255).contiguous()
+
+
+def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, Any]]:
+    """(step, this worker's indices of the step's batch) for each step of an epoch.
+
+    The images are shuffled by (seed, epoch), and each of `world` workers gets an equal share of every batch.
+    """
+    order = np.random.default_rng([seed, epoch]).permutation(total)
+    for step in range(total // batch):
+        yield step, order[step * batch : (step + 1) * batch][rank::world]
 
 
 def flip_and_crop(

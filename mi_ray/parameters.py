@@ -21,12 +21,12 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from mi_ray.refusals import shown
+from mi_ray.refusals import FACTORY, PATTERNS, shown
 from mi_ray.threat_model import parse_number
 
 LONGEST = 300  # characters of another program's message that are shown
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text", "methods"]
+Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text", "factory", "methods"]
 
 
 def unknown(noun: str, name: object, known: list[str]) -> ValueError:
@@ -110,6 +110,7 @@ class Parameter:
             "flag": "true or false",
             "choice": "one of " + ", ".join(self.choices),
             "text": "text",
+            "factory": PATTERNS[FACTORY],
             "methods": f"one or several {self.registry.noun if self.registry else 'method'}s, each a name or {{name: {{…}}}}",
             "ratio": f"a number{bounds}, or {{beta: [a, b]}}, or {{uniform: [a, b]}}",
         }[self.kind]
@@ -161,6 +162,11 @@ class Parameter:
         if not isinstance(value, str) or not value:
             raise TypeError(value)
         return value
+
+    def _factory(self, name: str, value: object) -> str:
+        if re.fullmatch(FACTORY, self._text(name, value)) is None:
+            raise ValueError(value)
+        return str(value)
 
     def _choice(self, name: str, value: object) -> str:
         if value not in self.choices:
@@ -329,6 +335,11 @@ def choice(help_: str, choices: tuple[str, ...], default: object = MISSING, opti
 def text(help_: str, default: object = MISSING) -> Any:
     """Any text that is not empty, such as a path."""
     return _declare(Parameter("text", help_), default)
+
+
+def factory(help_: str, default: object = MISSING) -> Any:
+    """A function of a person's own by its dotted name, package.module:function, whose code runs."""
+    return _declare(Parameter("factory", help_), default)
 
 
 def ratio(help_: str, default: object = MISSING, *, unsaid: bool = False) -> Any:

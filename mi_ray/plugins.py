@@ -87,7 +87,7 @@ def _middle(parameter: Parameter) -> Any:
         return int(min(low + 2, high))
     if parameter.kind == "choice":
         return parameter.choices[0]
-    known = {"flag": True, "pair": [int(low), int(min(low + 2, high))], "text": "text"}
+    known = {"flag": True, "pair": [int(low), int(min(low + 2, high))], "text": "text", "factory": "torch.nn:Identity"}
     return known.get(parameter.kind, low + 0.3 * (high - low))
 
 

@@ -14,6 +14,7 @@ from mi_ray.named import NETWORKS
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Parameter, Parameterized, Registry
 from mi_ray.pictures import SOURCES
+from mi_ray.refusals import FACTORY
 from mi_ray.threat_model import Goal
 
 Schema = dict[str, Any]
@@ -125,6 +126,7 @@ def _parameter(parameter: Parameter, axes: bool) -> Schema:
         "flag": {"type": "boolean"},
         "choice": {"enum": list(parameter.choices)},
         "text": TEXT,
+        "factory": {**TEXT, "pattern": FACTORY},
         "methods": _one_or_list({"type": ["string", "object"]}),
         "ratio": {"anyOf": [number, {"type": "object", "minProperties": 1, "maxProperties": 1}]},
     }

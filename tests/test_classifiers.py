@@ -20,13 +20,13 @@ from mi_ray.classifiers import (
     classifier_from_bytes,
     load_classifier,
     prepared,
-    read_weights,
     set_weights,
     weights_bytes,
     weights_digest,
     wrap_classifier,
 )
 from mi_ray.data import to_unit
+from mi_ray.networks import read_weights
 
 SMALL = {"resnet_small": {"width": 4}, "cnn_small": {"width": 4}}
 

@@ -8,12 +8,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers.studies import Tiny
 
 import mi_ray
@@ -30,6 +32,7 @@ BLOCKS = [
 README = {number: block for name, number, block in BLOCKS if name == "README.md"}
 # What other libraries' attacks need; tests/attacks/test_other_libraries.py runs the same calls against our own.
 ELSEWHERE = {"other-attacks.md"}
+WHOLE = {*(("README.md", number) for number in range(4)), ("methods.md", 0)}
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def run_block(block: str, names: dict[str, Any]) -> Any:
 def test_every_block_is_python_and_is_run_by_a_test() -> None:
     for name, number, block in BLOCKS:
         ast.parse(block)
-        assert name in ELSEWHERE or (name, number) in {("README.md", n) for n in range(4)}, (name, number)
+        assert name in ELSEWHERE or (name, number) in WHOLE, (name, number)
 
 
 def test_readmes_lines_give_the_accuracy_of_each_cell(store: Path) -> None:
@@ -83,6 +86,29 @@ def test_the_block_of_a_defense(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DEFENSES, "_classes", dict(DEFENSES._classes))
     run_block(README[3], {"__name__": "my_defense"})
     assert DEFENSES.make("brightness", {"amplitude": 0.2}).values() == {"amplitude": 0.2}
+
+
+def test_the_block_that_trains_a_denoiser_and_the_defense_that_takes_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Dataset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from helpers.sweeps import sweep
+
+    from mi_ray.data import Digits
+    from mi_ray.study.prepare import prepare
+
+    few = replace(digits, train_images=digits.train_images[:64], train_labels=digits.train_labels[:64])
+    monkeypatch.setattr(Digits, "load", lambda self: few)
+    monkeypatch.chdir(tmp_path)
+    (block,) = (block for name, _, block in BLOCKS if name == "methods.md")
+    names: dict[str, Any] = {}
+    run_block(block, names)
+    assert "noisy=" in capsys.readouterr().out
+    assert names["errors"].denoised < names["errors"].noisy
+    (told,) = re.findall(
+        r"```yaml\n(defenses:.*?)```", (ROOT / "docs/methods.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    settings = prepare(sweep(**yaml.safe_load(told))).planner.settings()
+    assert [(each.noise, each.steps) for each in settings[1:]] == [(0.0, 1), (0.1, 1), (0.1, 1), (0.1, 2)]
 
 
 # compare, export, why

@@ -13,6 +13,7 @@ from mi_ray.parameters import (
     Registry,
     choice,
     expand,
+    factory,
     flag,
     integer,
     integers,
@@ -39,6 +40,7 @@ class Sample(Parameterized):
     mode: str = choice("which", ("a", "b"), "a")
     lam: float | Distribution = ratio("share", 0.5)
     path: str = text("file", None)
+    net: str = factory("network", "torch.nn:Identity")
 
 
 def axis(key: str, written: Any) -> Axis:
@@ -103,6 +105,10 @@ def test_what_is_no_finite_number_is_refused_with_the_value(written: Any) -> Non
         ("lam", {"beta": [1, 1], "uniform": [0, 1]}, "{beta: [a, b]}"),
         ("path", "", "text"),
         ("path", 5, "text"),
+        ("net", "nets.build", "package.module:function"),
+        ("net", "../nets:build", "package.module:function"),
+        ("net", "os:system()", "package.module:function"),
+        ("net", None, "package.module:function"),
     ],
 )
 def test_a_bad_value_is_refused_with_the_rule_and_the_value(key: str, written: Any, rule: str) -> None:
@@ -126,6 +132,7 @@ def test_values_are_canonical_however_they_are_written() -> None:
         "mode": "a",
         "lam": {"beta": [2.0, 0.5]},
         "path": None,
+        "net": "torch.nn:Identity",
     }
     assert Sample.make(made.values() | {"path": "x"}) == Sample.make(
         {"strength": 0.5, "stops": [10, 50], "crop": [2, 3], "lam": Distribution("beta", 2, 0.5), "path": "x"}

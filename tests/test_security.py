@@ -16,8 +16,8 @@ import pytest
 import yaml
 from helpers import audit
 
-from mi_ray.classifiers import read_weights
 from mi_ray.data import SOURCES
+from mi_ray.networks import read_weights
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
 from mi_ray.sweep_files import load_sweep, read_document

@@ -12,7 +12,8 @@ import torch
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Classifier, build_classifier
-from mi_ray.cluster.train_loop import TrainingValues, augmented, batches, finished, learning_rate, write_classifier
+from mi_ray.cluster.train_loop import TrainingValues, augmented, finished, learning_rate, write_classifier
+from mi_ray.data import batches
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.plan.work import ClassifierWork, Work
 from mi_ray.run import load_sweeps

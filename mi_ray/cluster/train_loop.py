@@ -3,7 +3,7 @@
 import json
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, TypedDict
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weights_digest
 from mi_ray.cluster.retries import fault_of
-from mi_ray.data import flip_and_crop
+from mi_ray.data import batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Method, load_plugins
@@ -115,16 +115,6 @@ def learning_rate(training: TrainingValues, epoch: int) -> float:
     if epoch < training["warmup"]:
         return float(training["lr"] * (epoch + 1) / (training["warmup"] + 1))
     return float(training["lr"] * 0.1 ** sum(epoch >= drop for drop in training["lr_drops"]))
-
-
-def batches(seed: int, epoch: int, total: int, batch: int, rank: int, world: int) -> Iterator[tuple[int, Any]]:
-    """(step, this worker's indices of the step's batch) for each step of an epoch.
-
-    The images are shuffled by (seed, epoch), and each of `world` workers gets an equal share of every batch.
-    """
-    order = np.random.default_rng([seed, epoch]).permutation(total)
-    for step in range(total // batch):
-        yield step, order[step * batch : (step + 1) * batch][rank::world]
 
 
 class _Run:

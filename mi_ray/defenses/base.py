@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
+from mi_ray.networks import OwnNetwork
 from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
@@ -109,6 +110,14 @@ class RandomTransform(Defense):
     def within(self) -> tuple["RandomTransform", ...]:
         """The transformations that it is made of, where it is made of others."""
         return ()
+
+    def networks(self) -> tuple[OwnNetwork, ...]:
+        """Networks of a person's own that it transforms with; what they are decides what it does."""
+        return ()
+
+    def network_passes(self, gradient: bool) -> tuple[int, int]:
+        """(forward, backward) passes of a copy through these networks. gradient: whether an adversary follows it back."""
+        return 0, 0
 
     def needs_pool(self) -> bool:
         """Whether it mixes with samples, with these parameters."""

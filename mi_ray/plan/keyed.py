@@ -42,6 +42,7 @@ class Facts:
     folded: key of a person's own classifier -> the precisions in which it is computed in its fast form.
     given: name of a classifier that its source gives whole -> (its description, the digest of its weights).
     graphs: keys of the classifiers for which `compile: auto` has chosen compiled graphs.
+    networks: (factory, weights file) of a network within a defense -> hash of the factory's source and of the weights.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Facts:
     folded: Mapping[str, Sequence[str]] = field(default_factory=dict)
     given: Mapping[str, tuple[Values, str]] = field(default_factory=dict)
     graphs: frozenset[str] = frozenset()
+    networks: Mapping[tuple[str, str | None], str] = field(default_factory=dict)
 
     @property
     def numbers(self) -> int:
@@ -304,10 +306,12 @@ class KeyedWork:
         return {"defense": Method(defense.name, defense.values()), "pools": pools, "executions": n}, deciding
 
     def _made_of(self, *components: Any) -> dict[str, Any]:
-        """What a key says of the transformations within components: nothing where there are none."""
+        """What a key says of the transformations within components, and of a person's own networks that they have: nothing
+        where there are none."""
         parts = [part for component in components for part in component.within()]
         every = [[part.name, part.version, self.facts.sources.get(part.name)] for part in parts]
-        return {"within": every} if every else {}
+        own = [self.facts.networks[network] for part in (*components, *parts) for network in part.networks()]
+        return {**({"within": every} if every else {}), **({"networks": own} if own else {})}
 
     def undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
         """F's own outputs: always of fp32."""

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyarrow.compute as pc
 
-from mi_ray.config import Sweep
+from mi_ray.config import Sweep, texts_in
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
@@ -128,7 +128,7 @@ def fingerprint(sweep: Sweep) -> str:
     run.
     """
     code = [path for path in PROGRAM.rglob("*.py") if path.relative_to(PROGRAM).parts[0] not in NO_ROWS]
-    modules = [*sweep.plugins, *(entry.factory.partition(":")[0] for entry in sweep.classifiers if entry.factory)]
+    modules = [*sweep.plugins, *(factory.partition(":")[0] for factory in sweep.factories)]
     return study_fingerprint(sweep, [*code, *(path for module in modules for path in _source(module))])
 
 
@@ -139,9 +139,10 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
         digest.update(path.name.encode() + path.read_bytes())
     sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
     # A dataset that has files and names no place for them is looked for in data/.
-    places = [place for _, written in sources for place in list(_texts(written)) or ["data"]]
+    places = [place for _, written in sources for place in list(texts_in(written)) or ["data"]]
     places += [entry.weights for entry in sweep.classifiers if entry.weights]
-    places += [place for entry in sweep.classifiers if entry.source for place in _texts(entry.source.values)]
+    places += [place for entry in sweep.classifiers if entry.source for place in texts_in(entry.source.values)]
+    places += [place for entry in sweep.defenses for place in texts_in(entry.method.values)]
     for place in sorted(map(Path, places)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():
@@ -172,15 +173,6 @@ def _source(module: str) -> list[Path]:
     except ImportError:
         return []
     return [] if spec is None or spec.origin is None else [Path(spec.origin)]
-
-
-def _texts(value: object) -> Iterator[str]:
-    """All texts among the values of a nested mapping; places of data files are among them."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        for inner in value.values():
-            yield from _texts(inner)
 
 
 def inventory(store: Store, study: str, keys: Mapping[str, Iterable[str]]) -> str:

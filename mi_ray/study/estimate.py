@@ -2,7 +2,8 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,13 +11,16 @@ import torch
 import torch.nn.functional as F
 
 from mi_ray.classifiers import Precision, build_classifier, prepared
+from mi_ray.denoising import denoised
 from mi_ray.device import has_bf16
+from mi_ray.networks import OwnNetwork
 from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
 from mi_ray.statistics import detectable_difference
 from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
+from mi_ray.study.denoisers import denoiser_passes
 from mi_ray.study.precision import check_passes, check_pays, decisions
 from mi_ray.study.prepare import Study
 
@@ -191,6 +195,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     lines += _checks_line(study, rows)
     lines.append(places_line(study, plan))
     lines.append(_time_line(study, plan, rows))
+    lines += [_denoiser_line(study, own, passes) for own, passes in denoiser_passes(study, plan).items()]
     return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines)
 
 
@@ -273,6 +278,16 @@ def _rate(step: Callable[[], Any], images: int) -> float:
     return done / (time.perf_counter() - began)
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
 
@@ -283,9 +298,7 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     precision = "fp32" if stands_in else study.planner.works.precision_of(work.key)
     coarse = work.entry.training.precision == "bf16" and not stands_in
     height, width = study.planner.facts.side
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
+    with _one_thread():
         plain = build_classifier(work.description).to(device)
         fast = prepared(plain, device, precision)
         chunk = torch.rand(study.sweep.batch * study.planner.registries.chunk, 3, height, width, device=device)
@@ -301,8 +314,6 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
             forward = _rate(lambda: fast(chunk), len(chunk))
         trained = float("inf") if work.objective is None else _rate(lambda: gradient(plain.train()), len(batch))
         return {"forward": forward, "gradient": _rate(lambda: gradient(fast), len(batch)), "train": trained}
-    finally:
-        torch.set_num_threads(before)
 
 
 def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
@@ -330,6 +341,26 @@ def _time_line(study: Study, plan: Plan, rows: Sequence[CostRow]) -> str:
         f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
         f"second; what is left takes about {_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} "
         f"of this machine{done}"
+    )
+
+
+def _denoiser_line(study: Study, own: OwnNetwork, passes: Passes) -> str:
+    """What a network within a defense is asked beside F, and how long that takes here on one thread."""
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    x = torch.rand(study.planner.registries.chunk, 3, *study.planner.facts.side, device=device)
+
+    def gradient() -> None:
+        leaf = x.clone().requires_grad_(True)
+        denoised(own.on(device), leaf, 0.0).sum().backward()
+
+    with _one_thread():
+        with torch.no_grad():
+            forward = _rate(lambda: denoised(own.on(device), x, 0.0), len(x))
+        both = _rate(gradient, len(x)) if passes[1] else 1.0
+    seconds = (passes[0] - passes[1]) / forward + passes[1] / both
+    return (
+        f"{own.factory}: {passes[0]:,} forward and {passes[1]:,} backward passes through it are in no count of passes, nor in "
+        f"that time; measured here on one thread they take {_duration(seconds)} of one core"
     )
 
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib
 import importlib.metadata
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
@@ -18,17 +18,16 @@ from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import (
     ARCHITECTURES,
     Precision,
-    load_factory,
-    read_weights,
     weights_bytes,
     weights_digest,
     why_not_folded,
 )
 from mi_ray.config import Options, Sweep
 from mi_ray.data import Dataset
-from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.defenses import DEFENSES, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
+from mi_ray.networks import OwnNetwork, load_factory, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Registry, load_plugins
 from mi_ray.pictures import SOURCES
@@ -52,7 +51,8 @@ class Study:
 
     planner: of the study itself; variants: planners of all its sets of options by name, the study itself first, under
     "". pools: digest -> sample pool. unfolded: name of a person's own classifier -> why its network stays as it is.
-    notes: what a person is told of their own classifiers.
+    notes: what a person is told of their own classifiers. networks: the weights of a person's own networks within
+    defenses, as safetensors.
     """
 
     sweep: Sweep
@@ -64,6 +64,7 @@ class Study:
     left_out_of_pool: int
     unfolded: Mapping[str, str]
     notes: tuple[str, ...] = ()
+    networks: Mapping[OwnNetwork, bytes] = field(default_factory=dict)
 
     def plan(self) -> Plan:
         """The whole plan, of all variants; of a search the cells of `none` alone."""
@@ -111,6 +112,7 @@ class Study:
             device=self.planner.facts.device,
             compile=None if self.sweep.compile == "auto" else self.sweep.compile,
             graphs=self.planner.facts.graphs,
+            networks=self.networks,
         )
 
 
@@ -169,7 +171,7 @@ def _sources(sweep: Sweep) -> dict[str, str]:
     for registry in registries:
         for name in registry:
             module = registry[name].__module__
-            if not module.startswith("mi_ray."):
+            if not _is_ours(module):
                 found[name] = hashed(module)
     for entry in (written.written_out() for written in sweep.classifiers):
         if entry.factory is not None:
@@ -183,6 +185,28 @@ def _sources(sweep: Sweep) -> dict[str, str]:
                     f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error.strerror}"
                 ) from error
     return found
+
+
+def _networks(settings: Iterable[Defense]) -> dict[OwnNetwork, bytes]:
+    """The weights of each network of a person's own within these defenses, as safetensors."""
+    parts = [part for setting in settings for part in setting.components()]
+    every = [inner for part in parts for inner in (part, *part.within())]
+    found = dict.fromkeys(network for part in every for network in part.networks())
+    return {network: state_bytes(network.read()) for network in found}
+
+
+def _hashes(networks: Mapping[OwnNetwork, bytes]) -> dict[tuple[str, str | None], str]:
+    """Of each network the hash of its factory's source and of its weights; of one of our own the defense has a version."""
+    modules = {network: network.factory.partition(":")[0] for network in networks}
+    sources = {network: "" if _is_ours(module) else _source_hash(module) for network, module in modules.items()}
+    return {
+        network: hashlib.sha256(sources[network].encode() + content).hexdigest()
+        for network, content in networks.items()
+    }
+
+
+def _is_ours(module: str) -> bool:
+    return module.startswith("mi_ray.")
 
 
 @dataclass
@@ -335,6 +359,9 @@ def prepare(sweep: Sweep) -> Study:
         given=_given(sweep, dataset.classes),
     )
     first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
+    networks = _networks(first.settings())
+    facts = replace(facts, networks=_hashes(networks))
+    first = Planner(sweep, REGISTRIES, replace(first.facts, networks=facts.networks), options[""])
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
     tried = list(_try_own(first, dataset, asked))
     folded = {each.work.key: [n for n, why in each.unfolded.items() if why is None] for each in tried if each.unfolded}
@@ -351,6 +378,6 @@ def prepare(sweep: Sweep) -> Study:
     planner = variants[""]
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     notes = tuple(note for each in tried for note in each.notes)
-    study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes)
+    study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes, networks)
     _try_plugins(study)
     return study.with_graphs()

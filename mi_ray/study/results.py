@@ -4,7 +4,7 @@
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -18,6 +18,7 @@ from mi_ray.attacks.base import best_restart
 from mi_ray.classifiers import Classifier, CompileMode, Precision, classifier_from_bytes, prepared, weights_digest
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES
+from mi_ray.networks import OwnNetwork
 from mi_ray.parameters import Method
 from mi_ray.plan.work import Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
@@ -64,6 +65,7 @@ class StudyData:
     safetensors). batch: points that are computed together. precision: of each classifier's gradients and executions.
     folded: the precisions in which a person's own classifier is computed in its fast form. device: cpu or cuda. compile: the
     mode of torch.compile, if the networks are compiled by it. graphs: keys of the classifiers that have compiled graphs.
+    networks: the weights of a person's own networks within defenses, as safetensors.
     """
 
     store: str
@@ -80,6 +82,7 @@ class StudyData:
     device: str
     compile: CompileMode | None = None
     graphs: frozenset[str] = frozenset()
+    networks: Mapping[OwnNetwork, bytes] = field(default_factory=dict)
 
     def prepared(
         self, key: str, device: torch.device, precision: Precision, compile_mode: CompileMode | None = None

@@ -25,6 +25,7 @@ from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
 from mi_ray.graphs import Graphs
+from mi_ray.networks import hand_over
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.keys import Values
@@ -73,6 +74,7 @@ class Workbench:
         self.passes = Passes()
         keep_memory()
         exact_arithmetic(self.device)
+        hand_over(data.networks)
         self.results = Results(data)
         self.store = self.results.store
         self.classifier = lru_cache(maxsize=8)(self._classifier)

@@ -32,6 +32,8 @@ def _setting(key: str, parameter: Parameter) -> Any:
         return [{"random_rotation": {"degrees": 20}}]
     if parameter.kind == "integer":
         return int(low) + 2
+    if parameter.kind == "factory":
+        return "mi_ray.denoising:ResidualDenoiser"
     return {"ratio": 0.5, "number": low + 0.3 * ((low + 0.4 if high is None else high) - low)}[parameter.kind]
 
 

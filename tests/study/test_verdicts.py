@@ -18,8 +18,9 @@ from torch import nn
 import mi_ray.study.checks
 import mi_ray.study.results
 import mi_ray.study.verdicts
-from mi_ray.classifiers import build_classifier, read_weights, set_weights, weights_bytes
+from mi_ray.classifiers import build_classifier, set_weights, weights_bytes
 from mi_ray.data import to_unit
+from mi_ray.networks import read_weights
 from mi_ray.plan.work import Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
