@@ -17,7 +17,7 @@ from ray.tune.experiment import Trial as TuneTrial
 
 from mi_ray.cluster.worker import Boxed, Item, lasted, where, workbench
 from mi_ray.parameters import Method, load_plugins
-from mi_ray.plan.work import LAST_PHASE, OutputWork, Work
+from mi_ray.plan.work import LAST_PHASE, OutputWork, Read, Work
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 
 OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
@@ -180,17 +180,22 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
     """
     found = dict(zip(OBJECTIVES, (float("nan"), 1.0), strict=True))
     clean, adversarial = OBJECTIVES
-    for name, works in _scored(trial).items():
-        undefended = works[0].undefended
-        assert undefended is not None
-        components = [(work, work.executions[-1]) for work in works]
-        stands, _ = bench.results.stands(trial.defense, undefended, components, *part)
+    reads = {name: _read(works) for name, works in _scored(trial).items()}
+    for name, read in reads.items():
+        stands, _ = bench.results.stands(trial.defense, read, *part, None if name == "clean" else reads.get("clean"))
         accuracy = float(stands.mean())
         if name == "clean":
             found[clean] = accuracy
         else:
             found[adversarial] = min(found[adversarial], accuracy)
     return found
+
+
+def _read(works: Sequence[OutputWork]) -> Read:
+    """What the defense's answers on one set of inputs are read from, at the most executions."""
+    undefended = works[0].undefended
+    assert undefended is not None
+    return undefended, [(work, work.executions[-1]) for work in works]
 
 
 def _scored(trial: Trial) -> dict[str, list[OutputWork]]:

@@ -35,6 +35,8 @@ class CellMaker:
                 counterparts.append(clean)
                 if self.sweep.counterparts == "mechanisms":
                     transferred.append(self.works.perturbed(clean))
+        withheld = defense.abstains and inputs.attack is not None
+        on_clean = self.cell(classifier, Inputs(), defense, n) if withheld else None
         facts = {
             "undefended": undefended.key,
             "parts": [[work.key, own_n] for work, own_n in parts],
@@ -45,6 +47,7 @@ class CellMaker:
             "executions": n,
             **self._row_facts(classifier.key),
             "source": self.works.facts.sources.get(defense.name),
+            **({} if on_clean is None else {"clean": on_clean.key}),
         }
         key = content_key("cell", facts)
         identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
@@ -58,6 +61,7 @@ class CellMaker:
             tuple(parts),
             tuple(counterparts),
             tuple(transferred),
+            clean=on_clean,
         )
 
     def _row_facts(self, classifier: str) -> dict[str, Any]:

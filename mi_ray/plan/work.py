@@ -4,7 +4,7 @@ A key is the hash of everything that decides a result and of nothing else. No to
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Literal, TypeVar
 
@@ -220,6 +220,10 @@ class OutputWork(Work):
         return super().stands_on() | attacks | (set() if self.undefended is None else {self.undefended.key})
 
 
+# F's own outputs on some images, and each component's with the N that they are read at.
+Read = tuple[OutputWork, Sequence[tuple[OutputWork, int]]]
+
+
 @dataclass(frozen=True)
 class Cell:
     """One row of a study's table: a classifier x attack x threat model x defense setting x N.
@@ -227,7 +231,9 @@ class Cell:
     undefended: F's own outputs. components: each component's outputs with the N that they are read at. members: the
     cells of which it is the worst case, point by point (it has no outputs of its own then). variants: the sets of
     options under which the study asks for it ("" is the study itself). counterparts: each component's outputs on the
-    clean images mixed with the same samples. transferred: the same with the whole perturbation added (Eq. 13).
+    clean images mixed with the same samples. transferred: the same with the whole perturbation added (Eq. 13). clean: of an
+    attacked cell whose defense may give no answer, the setting's cell on the clean points: what it does not answer rightly
+    there is lost before any attack.
     """
 
     key: str
@@ -241,6 +247,12 @@ class Cell:
     transferred: tuple[OutputWork, ...] = ()
     members: tuple[str, ...] = ()
     variants: tuple[str, ...] = ("",)
+    clean: "Cell | None" = None
+
+    @property
+    def read(self) -> Read:
+        """What its answers are read from."""
+        return self.undefended, self.components
 
     @property
     def cross_fitted(self) -> bool:
@@ -255,6 +267,8 @@ class Cell:
             yield from work.stored
         yield from self.counterparts
         yield from self.transferred
+        if self.clean is not None:
+            yield from self.clean.needs()
 
 
 @dataclass(frozen=True)

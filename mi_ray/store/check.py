@@ -187,7 +187,9 @@ def _records(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:
     if (np.array(table["probabilities"].to_pylist()).argmax(1) != predicted)[answered].any():
         yield "predicted must be the class with the highest probability"
     right = predicted == table["label"].to_numpy()  # In draw 0, which is one of those that correct_draws counts.
-    if ((correct == 0) & right).any() or ((correct == draws) & ~right & answered).any():
+    # What a defense that may abstain did not answer rightly when clean is lost, whatever it answers under attack.
+    lost_when_clean = facts.get("abstains", False) and table["attack"][0].as_py() != "none"
+    if (((correct == 0) & right).any() and not lost_when_clean) or ((correct == draws) & ~right & answered).any():
         yield "correct_draws must agree with label and predicted"
 
 

@@ -101,7 +101,8 @@ RECORDS_COLUMNS: Columns = (
     Column(
         "correct_draws",
         INT,
-        "In how many of the draws the predicted label was the true one; of an attacked point also where the defense abstains.",
+        "In how many of the draws the predicted label was the true one; of an attacked point, where a defense may abstain, in "
+        "how many it answers rightly or not at all and answers the clean point rightly.",
     ),
     Column("point", INT, "The index of the image in the test split; (`cell`, `point`) is unique."),
     Column("selection", BOOL, "Whether the point only serves to choose settings, so that no reported number uses it."),

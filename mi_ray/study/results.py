@@ -20,7 +20,7 @@ from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES
 from mi_ray.networks import OwnNetwork
 from mi_ray.parameters import Method
-from mi_ray.plan.work import Inputs, OutputWork, Work
+from mi_ray.plan.work import Inputs, OutputWork, Read, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
@@ -301,30 +301,27 @@ class Results:
         return own, DEFENSES.make(*defense).join(own.expand(draws, -1, -1), averages)
 
     def stands(
-        self,
-        defense: Method,
-        undefended: OutputWork,
-        components: Sequence[tuple[OutputWork, int]],
-        start: int,
-        stop: int,
+        self, defense: Method, read: Read, start: int, stop: int, clean: Read | None = None
     ) -> tuple[Array, Array]:
-        """(whether each draw stands, whether it abstains), bool [draws, P], on a range of points; arguments as of `answers`.
+        """(whether each draw stands, whether it abstains), bool [draws, P], on a range of points.
 
-        A clean point stands where it is answered rightly. An attacked one also where the defense gives no answer: the
-        adversary wins by a wrong answer alone.
+        read, clean: what the answers are read from, on the images in question and, where these are attacked, on the clean
+        ones. A clean point stands where it is answered rightly. An attacked one of a defense that may give no answer stands
+        where it stands when clean and is answered rightly or not at all (Tramèr, 2022): the adversary wins by a wrong
+        answer alone, and a defense wins nothing by refusing what nobody has changed.
         """
-        own, answered = self.answers(defense, undefended, components, start, stop)
+        own, answered = self.answers(defense, *read, start, stop)
         right = answered.argmax(-1).numpy() == np.asarray(self.data.labels[start:stop])
         made = DEFENSES.make(*defense)
         if not made.abstains:
             return right, np.zeros_like(right)
         averages = [
-            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)])
-            for work, n in components
+            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)]) for work, n in read[1]
         ]
         abstained = made.abstained(own.expand(len(right), -1, -1), averages).numpy()
-        clean = undefended.inputs.attack is None
-        return (right & ~abstained if clean else right | abstained), abstained
+        if clean is None:
+            return right & ~abstained, abstained
+        return (right | abstained) & self.stands(defense, clean, start, stop)[0], abstained
 
     def _parts(self, kind: Kind, key: str, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
         """Each stored block that holds points of a range, with the part of its points that are in the range."""

@@ -41,7 +41,7 @@ def derive(results: Results, cell: Cell, selection: int, count: int) -> pa.Table
     data = results.data
     undefended, answered = results.answers(cell.defense, cell.undefended, cell.components, 0, count)
     labels = np.asarray(data.labels[:count])
-    stands, abstained = results.stands(cell.defense, cell.undefended, cell.components, 0, count)
+    stands, abstained = results.stands(cell.defense, cell.read, 0, count, cell.clean.read if cell.clean else None)
     own, first = undefended.argmax(1, keepdim=True), answered[0]
     attack_label, linf = labels, np.zeros(count, np.float32)
     if cell.inputs.attack is not None:
@@ -81,7 +81,10 @@ def worst_case(results: Results, cell: Cell, members: Sequence[Cell], count: int
             raise DamagedFileError(f"records/{member.key} must be there: the worst case is taken over it")
         tables.append(results.store.read_block("records", member.key, block)[0])
     if cell.cross_fitted:
-        stands = [results.stands(each.defense, each.undefended, each.components, 0, count)[0] for each in members]
+        stands = [
+            results.stands(each.defense, each.read, 0, count, each.clean.read if each.clean else None)[0]
+            for each in members
+        ]
         chosen, right = cross_fitted(np.stack(stands))
         worst, correct = chosen[0], right.sum(0)
     else:
@@ -195,7 +198,8 @@ def _records(results: Results, cell: Cell, members: Sequence[Cell], points: tupl
     table = _stored_records(results.store, cell.key, count, weights)
     if table is None:
         table = worst_case(results, cell, members, count) if cell.members else derive(results, cell, selection, count)
-        results.store.write_block("records", cell.key, 0, count, table, weights)
+        said = {"abstains": True} if DEFENSES[cell.defense.name].abstains else {}
+        results.store.write_block("records", cell.key, 0, count, table, {**weights, **said})
     return table
 
 

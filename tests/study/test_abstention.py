@@ -86,7 +86,11 @@ def test_rows_and_cells_count_what_is_answered_and_what_stands(tmp_path: Path) -
     for cell in (cell for cell in one.plan.cells if cell.defense.name == "reject" and not cell.members):
         right, abstained = _stands(one, cell)
         clean = cell.inputs.attack is None
-        stands = right & ~abstained if clean else right | abstained
+        stands = right & ~abstained
+        if not clean:
+            assert cell.clean is not None
+            before, withheld = _stands(one, cell.clean)
+            stands = (right | abstained) & before & ~withheld
         own = records[records["cell"] == cell.key]
         assert own["correct_draws"].tolist() == stands.sum(0).tolist()
         assert ((own["predicted"] == -1) == abstained[0].numpy()).all()
@@ -101,6 +105,20 @@ def test_rows_and_cells_count_what_is_answered_and_what_stands(tmp_path: Path) -
     assert {(True, True), (False, True)} <= seen
     for row in rows.values():
         assert (row.get("coverage") is None) == (row["defense"] != "reject")
+    ends = [row for row in rows.values() if row["defense"] == "reject" and '"threshold":-0.1' in row["defense_params"]]
+    assert {row["attack"] for row in ends} >= {"none", "pgd"}
+    refusing = [row for row in ends if row["coverage"] == 0]
+    assert len(refusing) >= 2
+    assert {row["accuracy"] for row in refusing} == {0.0}  # What refuses everything keeps nothing, clean or attacked.
+
+
+def test_no_attack_leaves_more_of_a_rejecter_than_it_answers_rightly_when_clean(tmp_path: Path) -> None:
+    rows = finish(_one(tmp_path))
+    own = [row for row in rows if row["defense"] == "reject"]
+    clean = {row["defense_params"]: row["accuracy"] for row in own if row["attack"] == "none"}
+    assert len(clean) == len(THRESHOLDS)
+    for row in own:
+        assert row["accuracy"] <= clean[row["defense_params"]]
 
 
 def test_thresholds_are_read_off_the_executions_of_the_detector_alone(tmp_path: Path) -> None:
