@@ -56,10 +56,10 @@ class ProgressActor:
             await asyncio.wait_for(complete.wait(), seconds)
         complete.set()
 
-    def read(self) -> tuple[int, News]:
-        """Images so far, over all classifiers, and what is new since this was last called."""
+    def read(self) -> tuple[dict[str, int], News]:
+        """Images so far of each classifier, by its key, and what is new since this was last called."""
         news, self._news = self._news, []
-        return sum(self._images.values()), news
+        return self._images, news
 
 
 @ray.remote(num_cpus=0)
@@ -105,8 +105,8 @@ def start_locks() -> ActorHandle:
     return BlockLocks.options(**_here()).remote()  # type: ignore[attr-defined]
 
 
-def read_progress(progress: ActorHandle) -> tuple[int, News]:
+def read_progress(progress: ActorHandle) -> tuple[dict[str, int], News]:
     """What a `ProgressActor` knows (see its `read`); nothing while it cannot be reached."""
     with contextlib.suppress(ray.exceptions.RayError):
         return ray.get(progress.read.remote(), timeout=10)
-    return 0, []
+    return {}, []

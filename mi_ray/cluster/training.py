@@ -96,11 +96,13 @@ class _Trainings:
                 "test_labels": dataset.test_labels[:MEASURED],
             }
         )
-        images = sum(planner.works.images_an_epoch(work.entry) * work.entry.training.epochs for work in self.todo)
+        self._images = {w.key: planner.works.images_an_epoch(w.entry) * w.entry.training.epochs for w in self.todo}
+        self._passes = {work.key: float(sum(work.cost)) for work in self.todo}
+        images, passes = sum(self._images.values()), sum(self._passes.values())
         free = session.cpus()
         workers = sum(work.entry.workers for work in self.todo)
         starting = f"starting {workers} training worker{'s' if workers > 1 else ''}"
-        with stage("train", images, "images", session.console, starting) as shown:
+        with stage("train", images, "images", session.console, starting, passes) as shown:
             while self.waiting or self.running:
                 self._fill(free, data)
                 done, _ = ray.wait(list(self.running), timeout=1.0)
@@ -180,9 +182,12 @@ class _Trainings:
     def _show(self, shown: Stage) -> None:
         """Bring the progress and the curves up to date with what the workers have told."""
         count, news = read_progress(self.session.progress)
+        passed = sum(
+            self._passes[key] * images / self._images[key] for key, images in count.items() if key in self._images
+        )
         for facts in (facts for what, facts in news if what == "epoch"):
             self._note_epoch(facts.pop("key"), facts)
-        shown.advance(max(0, count - shown.done))
+        shown.advance(max(0, sum(count.values()) - shown.done), max(0.0, passed - shown.passed))
 
     def _note_epoch(self, key: str, row: Mapping[str, float]) -> None:
         name = self.session.name_of(key)

@@ -340,7 +340,7 @@ def _time_line(study: Study, plan: Plan, rows: Sequence[CostRow]) -> str:
     return (
         f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
         f"second; what is left takes about {_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} "
-        f"of this machine{done}"
+        f"of this machine{done}, beside the starts of Ray and of its workers, half a minute to a minute"
     )
 
 

@@ -321,6 +321,17 @@ def test_a_stage_counts_the_passes_of_each_block_as_its_work_has_them(study: Tin
     assert stage.done == sum(stop - start for _, start, stop in items) < stage.passed
 
 
+def test_the_time_left_of_trainings_goes_by_what_an_image_of_each_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainings = _Trainings.__new__(_Trainings)
+    trainings.session = SimpleNamespace(progress=None)  # type: ignore[assignment]
+    trainings._images, trainings._passes = {"plain": 100, "adversarial": 100}, {"plain": 200.0, "adversarial": 2000.0}
+    monkeypatch.setattr("mi_ray.cluster.training.read_progress", lambda actor: ({"plain": 100, "adversarial": 20}, []))
+    stage = Stage("train", 200, "images", Console(file=io.StringIO()), passes=2200)
+    for _ in range(2):  # Told twice, it counts once.
+        trainings._show(stage)
+        assert (stage.done, stage.passed) == (120, 600)
+
+
 def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept() -> None:
     said: list[str] = []
     session = Session.__new__(Session)
