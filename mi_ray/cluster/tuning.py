@@ -36,13 +36,15 @@ Result = Mapping[str, float | str]  # What a step of a trial reports, with what 
 class Request:
     """What one run of Ray Tune is to do.
 
-    name: for people. resolve: a trial's configuration -> the trial. points: what the trials will compute, for the
-    progress. samples: how many trials, of a grid how often. space: a grid; search: what proposes settings.
+    name: for people. resolve: a trial's configuration -> the trial. points, passes: what the trials will compute, for the
+    progress; no passes where nobody knows the settings before. samples: how many trials, of a grid how often. space: a
+    grid; search: what proposes settings.
     """
 
     name: str
     resolve: Callable[[Config], Trial]
     points: int
+    passes: float = 0.0
     samples: int = 1
     space: Mapping[str, object] | None = None
     search: Searcher | None = None
@@ -75,11 +77,12 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     A trial computes in one place. Where there are fewer settings than places, the others would have nothing to do: there
     the settings' blocks run as tasks, and then the trials report what these have stored.
     """
-    size = session.sweep.resources.block
-    todo, points = list[Trial](), 0
+    size, costs = session.sweep.resources.block, session.study.planner.costs
+    todo, points, passes = list[Trial](), 0, 0.0
     for trial in grid_trials([work for work in plan.outputs if session.possible(work)]):
         missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
         points += sum(stop - start for _, start, stop in missing)
+        passes += sum((stop - start) * sum(costs.of(work)) for work, start, stop in missing)
         todo += [trial] if missing else []
     if todo:
         session.connect(size.cpus)
@@ -87,10 +90,10 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
         for works in phases(todo):
             compute_missing(session, FEW, "evaluation", works)
         failed = session.outcome.failures.keys()
-        todo, points = [trial for trial in todo if not failed & {work.key for work in trial.works}], 0
+        todo, points, passes = [t for t in todo if not failed & {work.key for work in t.works}], 0, 0.0
     if todo:
         space = {"trial": tune.grid_search(list(range(len(todo))))}
-        _run(session, Request(f"sweep of {len(todo)} settings", ResolveGrid(todo), points, space=space))
+        _run(session, Request(f"sweep of {len(todo)} settings", ResolveGrid(todo), points, passes, space=space))
 
 
 def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch) -> list[Cell]:
@@ -105,7 +108,7 @@ def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch
         kept = f"{session.sweep.name} on {classifier.entry.name}"
         search = optuna_search(space, settings, session.sweep.seed, kept)
         name = f"search on {classifier.entry.name}"
-        found = _run(session, Request(name, resolve, 0 if again else points, settings.trials, search=search))
+        found = _run(session, Request(name, resolve, 0 if again else points, samples=settings.trials, search=search))
         if not found.lost:
             break
     return [cell for each in found.configs for cell in search_cells(planner, classifier.key, space.setting(each))]
@@ -136,8 +139,8 @@ def _run(session: Session, request: Request) -> Tuned:
         )
         ended: Sequence[tuple[Config, Exception | None]] = ()
         starting = f"starting {job.together} workers" if job.together > 1 else "starting a worker"
-        with stage(request.name, request.points, "points", session.console, starting) as shown:
-            progress = TrialProgress(shown, job, size.time_limit)
+        with stage(request.name, request.points, "points", session.console, starting, request.passes) as shown:
+            progress = TrialProgress(shown, job, size.time_limit, by_passes=request.passes > 0)
             try:
                 ended = _fit(session, request, job, at_once, progress)
             except (tune.TuneError, OSError, EOFError, RuntimeError) as error:
@@ -186,11 +189,12 @@ def begin_together(session: Session, request: Request, at_once: int) -> int:
 class TrialProgress(tune.Callback):
     """A callback of Tune's that shows each computed block as progress, counts its passes, and stops a trial that hangs.
 
-    limit: seconds for each block of a step, which computes one range of points on each of the trial's inputs.
+    limit: seconds for each block of a step, which computes one range of points on each of the trial's inputs. by_passes:
+    whether the stage knows how many passes there will be.
     """
 
-    def __init__(self, shown: Stage, job: Job, limit: float | None) -> None:
-        self._shown, self._job, self._limit = shown, job, limit
+    def __init__(self, shown: Stage, job: Job, limit: float | None, *, by_passes: bool = False) -> None:
+        self._shown, self._job, self._limit, self._by_passes = shown, job, limit, by_passes
         self.forward = self.backward = 0
         self.spans: list[Span] = []
         self._since = dict[TuneTrial, tuple[float, int]]()
@@ -203,11 +207,12 @@ class TrialProgress(tune.Callback):
         self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, result: Result, **info: object
     ) -> None:
         """Count what a step did and show it."""
-        self.forward += int(result.get("forward", 0))
-        self.backward += int(result.get("backward", 0))
+        forward, backward = (int(result.get(name, 0)) for name in ("forward", "backward"))
+        self.forward += forward
+        self.backward += backward
         self.spans += spans_of(result)
         self._shown.begin(float(result["time_this_iter_s"]))
-        self._shown.advance(int(result.get("computed", 0)))
+        self._shown.advance(int(result.get("computed", 0)), forward + backward if self._by_passes else None)
         if trial in self._since:
             self._since[trial] = (time.monotonic(), self._since[trial][1])
         self._note(

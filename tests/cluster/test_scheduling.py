@@ -332,6 +332,15 @@ def test_the_time_left_of_trainings_goes_by_what_an_image_of_each_costs(monkeypa
         assert (stage.done, stage.passed) == (120, 600)
 
 
+@pytest.mark.parametrize(("by_passes", "passed"), [(True, 700), (False, 50)])
+def test_the_time_left_of_settings_goes_by_their_passes_where_these_are_known(by_passes: bool, passed: float) -> None:
+    stage = Stage("sweep", 100, "points", Console(file=io.StringIO()), passes=1400 if by_passes else 0)
+    progress = TrialProgress(stage, SimpleNamespace(), None, by_passes=by_passes)  # type: ignore[arg-type]
+    told: Any = {"forward": 700, "backward": 0, "computed": 50, "points": 50, "time_this_iter_s": 2.0, "spans": []}
+    progress.on_trial_result(0, [], Mock(num_failures=0), {**told, "began": 0.0})
+    assert (stage.done, stage.passed) == (50, passed)
+
+
 def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept() -> None:
     said: list[str] = []
     session = Session.__new__(Session)
@@ -374,6 +383,7 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
     monkeypatch.setattr("mi_ray.cluster.tuning.compute_missing", blocks)
     monkeypatch.setattr("mi_ray.cluster.tuning._run", lambda session, request: ran.append(request))
     session: Any = SimpleNamespace(
+        study=study.study,
         sweep=study.study.sweep,
         bench=study.bench,
         outcome=SimpleNamespace(failures=lost),
@@ -388,7 +398,7 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
     trials = request.resolve.trials
     assert len(trials) == (47 if by_blocks else 48)
     assert not {work.key for trial in trials for work in trial.works} & lost.keys()
-    assert (request.points == 0) == by_blocks
+    assert (request.points == 0) == (request.passes == 0) == by_blocks
 
 
 def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:
