@@ -129,7 +129,7 @@ def mutate(draw: st.DrawFn, document: Any) -> None:
     elif how == "other":
         above[key] = copy.deepcopy(at(document, draw(st.sampled_from(every)))) if len(every) > 1 else 3
     else:
-        above[key] = draw(st.sampled_from(ODD))
+        above[key] = copy.deepcopy(draw(st.sampled_from(ODD)))  # The next mutation may change what is inside.
 
 
 @st.composite
