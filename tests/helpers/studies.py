@@ -1,13 +1,17 @@
 """A small study made without Ray: its classifier is untrained, its blocks are computed in this very process."""
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pytest
 import torch
+from torch import nn
 
+import mi_ray.study.checks
 from helpers.sweeps import classifier, sweep
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import build_classifier, weights_bytes, weights_digest
@@ -16,6 +20,7 @@ from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
 from mi_ray.store.manifest import seal
+from mi_ray.store.read import read_cells
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.prepare import Study, prepare
 from mi_ray.study.report import mark, write_study
@@ -161,3 +166,19 @@ def finish(one: Tiny) -> list[dict[str, Any]]:
     write_study(one.store, one.study, one.plan, rows, {})
     seal(one.store, one.study.sweep)
     return rows
+
+
+def judged(folder: Path, network: nn.Module, study: dict[str, Any]) -> Iterator[Tiny]:
+    """A fixture's finished study of a trained network with all checks, of controls of a few queries; read only."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {"LARGE_STEPS": 30, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
+            patch.setattr(mi_ray.study.checks, name, value)
+        one = tiny(folder, weights=weights_bytes(network), **study)
+        finish(one)
+        yield one
+
+
+def checked_cells(one: Tiny) -> list[dict[str, Any]]:
+    """The rows of cells.parquet with their checks."""
+    rows: list[dict[str, Any]] = read_cells(one.store, "tiny").to_dict("records")
+    return [{**row, "checks": json.loads(row["checks"])} for row in rows]

@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers.plans import planned
-from helpers.studies import Tiny, finish, problems_in, tiny
+from helpers.studies import Tiny, checked_cells, judged, problems_in
 from helpers.sweeps import classifier as entry
 from torch import nn
 
-import mi_ray.study.checks
-from mi_ray.classifiers import weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.plan.work import Inputs
-from mi_ray.store.read import read_cells, read_records
+from mi_ray.store.read import read_records
 
 RADIUS = 0.6
 POINTS = 60
@@ -40,21 +38,15 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
+def finished(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
     """A finished study with all checks, of controls of a few queries; read only."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"LARGE_STEPS": 30, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
-            patch.setattr(mi_ray.study.checks, name, value)
-        one = tiny(tmp_path_factory.mktemp("l2"), weights=weights_bytes(classifier), **STUDY)
-        finish(one)
-        yield one
+    yield from judged(tmp_path_factory.mktemp("l2"), classifier, STUDY)
 
 
 @pytest.fixture(scope="module")
-def cells(judged: Tiny) -> list[dict[str, Any]]:
+def cells(finished: Tiny) -> list[dict[str, Any]]:
     """The rows of cells.parquet with their checks."""
-    rows: list[dict[str, Any]] = read_cells(judged.store, "tiny").to_dict("records")
-    return [{**row, "checks": json.loads(row["checks"])} for row in rows]
+    return checked_cells(finished)
 
 
 def _of(cells: list[dict[str, Any]], attack: str, defense: str = "none", norm: str = "l2", **params: Any) -> Any:
@@ -63,11 +55,11 @@ def _of(cells: list[dict[str, Any]], attack: str, defense: str = "none", norm: s
     return found
 
 
-def test_the_images_of_a_cell_are_in_its_own_ball_and_use_it(judged: Tiny, cells: list[dict[str, Any]]) -> None:
-    clean = to_unit(judged.bench.data.images[:POINTS]).numpy()
-    for work in judged.plan.attacks:
-        images, _, linf = judged.bench.results.adversarial(Inputs(work, work.stops[-1]), 0, POINTS)
-        moved = judged.bench.results.distances(Inputs(work, work.stops[-1]), POINTS)
+def test_the_images_of_a_cell_are_in_its_own_ball_and_use_it(finished: Tiny, cells: list[dict[str, Any]]) -> None:
+    clean = to_unit(finished.bench.data.images[:POINTS]).numpy()
+    for work in finished.plan.attacks:
+        images, _, linf = finished.bench.results.adversarial(Inputs(work, work.stops[-1]), 0, POINTS)
+        moved = finished.bench.results.distances(Inputs(work, work.stops[-1]), POINTS)
         difference = (images.astype(float) - clean).reshape(POINTS, -1)
         order = {"linf": np.inf, "l2": 2}[work.threat.norm]
         np.testing.assert_allclose(moved, np.linalg.norm(difference, order, axis=1), atol=1e-5)
@@ -106,20 +98,20 @@ def test_rivals_are_of_the_same_norm(cells: list[dict[str, Any]]) -> None:
 
 
 def test_rows_say_their_norm_and_a_store_of_them_is_sound_until_a_block_says_that_it_left_its_ball(
-    judged: Tiny, tmp_path: Path
+    finished: Tiny, tmp_path: Path
 ) -> None:
-    rows = read_records(judged.store, study="tiny")
+    rows = read_records(finished.store, study="tiny")
     assert set(zip(rows["norm"], rows["epsilon"], strict=True)) == {*BALLS, ("linf", 0.0)}
-    assert problems_in(judged.store) == []
-    work = next(work for work in judged.plan.attacks if work.threat.norm == "l2")
-    block = next(iter(judged.store.blocks("adversarial", work.key)))
-    table, facts = judged.store.read_block("adversarial", work.key, block)
+    assert problems_in(finished.store) == []
+    work = next(work for work in finished.plan.attacks if work.threat.norm == "l2")
+    block = next(iter(finished.store.blocks("adversarial", work.key)))
+    table, facts = finished.store.read_block("adversarial", work.key, block)
     assert 0.99 * RADIUS < facts["l2"] <= RADIUS + 1e-6
-    judged.store.write_block("adversarial", work.key, block.start, block.stop, table, {**facts, "l2": 1.1})
-    (told,) = problems_in(judged.store)
+    finished.store.write_block("adversarial", work.key, block.start, block.stop, table, {**facts, "l2": 1.1})
+    (told,) = problems_in(finished.store)
     assert "must be at most epsilon = 0.6; it is 1.1" in told
-    judged.store.write_block("adversarial", work.key, block.start, block.stop, table, facts)
-    assert problems_in(judged.store) == []
+    finished.store.write_block("adversarial", work.key, block.start, block.stop, table, facts)
+    assert problems_in(finished.store) == []
 
 
 # The plan

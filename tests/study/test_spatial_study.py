@@ -8,12 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers.plans import planned
-from helpers.studies import Tiny, finish, problems_in, tiny
+from helpers.studies import Tiny, checked_cells, judged, problems_in
 from helpers.sweeps import classifier as entry
 from torch import nn
 
-import mi_ray.study.checks
-from mi_ray.classifiers import weights_bytes
 from mi_ray.figures import epsilon_curve, exporting
 from mi_ray.figures.claims import Claim, facts
 from mi_ray.figures.names import radii_text
@@ -40,21 +38,15 @@ STUDY: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
+def finished(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Iterator[Tiny]:
     """A finished study with all checks, of controls of a few queries; read only."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 3, "FIXED_STEPS": 3}.items():
-            patch.setattr(mi_ray.study.checks, name, value)
-        one = tiny(tmp_path_factory.mktemp("spatial"), weights=weights_bytes(classifier), **STUDY)
-        finish(one)
-        yield one
+    yield from judged(tmp_path_factory.mktemp("spatial"), classifier, STUDY)
 
 
 @pytest.fixture(scope="module")
-def cells(judged: Tiny) -> list[dict[str, Any]]:
+def cells(finished: Tiny) -> list[dict[str, Any]]:
     """The rows of cells.parquet with their checks."""
-    rows: list[dict[str, Any]] = read_cells(judged.store, "tiny").to_dict("records")
-    return [{**row, "checks": json.loads(row["checks"])} for row in rows]
+    return checked_cells(finished)
 
 
 def _of(cells: list[dict[str, Any]], norm: str) -> list[dict[str, Any]]:
@@ -62,11 +54,11 @@ def _of(cells: list[dict[str, Any]], norm: str) -> list[dict[str, Any]]:
 
 
 def test_what_a_check_of_pixels_cannot_say_is_said_and_no_such_control_is_planned(
-    judged: Tiny, cells: list[dict[str, Any]]
+    finished: Tiny, cells: list[dict[str, Any]]
 ) -> None:
-    theirs = {check.name for check in judged.plan.checks if check.judged.identity["norm"] == "spatial"}
+    theirs = {check.name for check in finished.plan.checks if check.judged.identity["norm"] == "spatial"}
     assert theirs == {"epsilon_zero", "monotone_in_epsilon", "more_eot"}
-    pixels = {check.name for check in judged.plan.checks if check.judged.identity["norm"] == "linf"}
+    pixels = {check.name for check in finished.plan.checks if check.judged.identity["norm"] == "linf"}
     assert {"reference", "binarization", "large_epsilon", "black_box_not_stronger"} < pixels
     for row in _of(cells, "spatial"):
         found = {name: check["state"] for name, check in row["checks"].items()}
@@ -93,16 +85,16 @@ def test_a_worst_case_is_of_one_norm_even_where_the_number_is_the_same(cells: li
 
 
 def test_a_stored_image_is_what_its_stored_transformation_makes_or_the_check_fails(
-    judged: Tiny, tmp_path: Path
+    finished: Tiny, tmp_path: Path
 ) -> None:
-    work = next(work for work in judged.plan.attacks if work.threat.norm == "spatial" and work.threat.epsilon == 0.4)
+    work = next(work for work in finished.plan.attacks if work.threat.norm == "spatial" and work.threat.epsilon == 0.4)
     inputs = Inputs(work, 1)
-    cell = next(cell for cell in judged.plan.cells if cell.inputs == inputs and cell.defense.name == "none")
-    assert problems_in(judged.store) == []
-    moved = judged.bench.results.distances(inputs, 60)
+    cell = next(cell for cell in finished.plan.cells if cell.inputs == inputs and cell.defense.name == "none")
+    assert problems_in(finished.store) == []
+    moved = finished.bench.results.distances(inputs, 60)
     assert 0.39 < moved.max() <= 0.4 + 1e-6
-    block = next(iter(judged.store.blocks("adversarial", work.key)))
-    table, facts = judged.store.read_block("adversarial", work.key, block)
+    block = next(iter(finished.store.blocks("adversarial", work.key)))
+    table, facts = finished.store.read_block("adversarial", work.key, block)
     assert facts["spatial"] == pytest.approx(0.4)
 
     def written(**columns: pa.Array) -> str:
@@ -110,8 +102,8 @@ def test_a_stored_image_is_what_its_stored_transformation_makes_or_the_check_fai
         changed = table
         for name, column in columns.items():
             changed = changed.set_column(changed.schema.names.index(name), changed.schema.field(name), column)
-        judged.store.write_block("adversarial", work.key, block.start, block.stop, changed, facts)
-        found = Verdicts(judged.bench.results, judged.plan)._in_ball(cell, pa.table({"linf": []}))
+        finished.store.write_block("adversarial", work.key, block.start, block.stop, changed, facts)
+        found = Verdicts(finished.bench.results, finished.plan)._in_ball(cell, pa.table({"linf": []}))
         return f"{found.state}: {found.why}"
 
     images = table["image"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
@@ -126,10 +118,10 @@ def test_a_stored_image_is_what_its_stored_transformation_makes_or_the_check_fai
             "failed: max share of 30 degrees and of a tenth of the side is 1.05"
         )
         assert written(shares=images_column(far)).startswith("failed")
-        (told,) = problems_in(judged.store)
+        (told,) = problems_in(finished.store)
         assert "the largest of the shares must be at most epsilon = 0.4; it is 0.75" in told
         lost = pa.nulls(len(table), table.schema.field("shares").type)
-        judged.store.write_block(
+        finished.store.write_block(
             "adversarial",
             work.key,
             block.start,
@@ -137,33 +129,33 @@ def test_a_stored_image_is_what_its_stored_transformation_makes_or_the_check_fai
             table.set_column(table.schema.names.index("shares"), table.schema.field("shares"), lost),
             facts,
         )
-        (told,) = problems_in(judged.store)
+        (told,) = problems_in(finished.store)
         assert "must be at most epsilon = 0.4; it is nan" in told
     finally:
-        judged.store.write_block("adversarial", work.key, block.start, block.stop, table, facts)
-    assert problems_in(judged.store) == []
+        finished.store.write_block("adversarial", work.key, block.start, block.stop, table, facts)
+    assert problems_in(finished.store) == []
 
 
-def test_blocks_of_other_norms_have_no_transformation(judged: Tiny) -> None:
-    work = next(work for work in judged.plan.attacks if work.threat.norm == "linf")
-    block = next(iter(judged.store.blocks("adversarial", work.key)))
-    table, facts = judged.store.read_block("adversarial", work.key, block)
+def test_blocks_of_other_norms_have_no_transformation(finished: Tiny) -> None:
+    work = next(work for work in finished.plan.attacks if work.threat.norm == "linf")
+    block = next(iter(finished.store.blocks("adversarial", work.key)))
+    table, facts = finished.store.read_block("adversarial", work.key, block)
     assert table["shares"].null_count == len(table)
     assert "spatial" not in facts
 
 
-def test_figures_and_exports_say_the_norm(judged: Tiny, tmp_path: Path) -> None:
-    frame = read_cells(judged.store, "tiny")
+def test_figures_and_exports_say_the_norm(finished: Tiny, tmp_path: Path) -> None:
+    frame = read_cells(finished.store, "tiny")
     assert radii_text(frame[frame["attack"] != "none"]) == "255/255, 0.4 (spatial), 1 (spatial)"
-    epsilon_curve.make(judged.store, "tiny")
-    table = judged.store.read_bytes("studies/tiny/figures/epsilon_curve.csv").decode()
+    epsilon_curve.make(finished.store, "tiny")
+    table = finished.store.read_bytes("studies/tiny/figures/epsilon_curve.csv").decode()
     assert "Rotation and shift (angles 3, method grid, shifts 3), untargeted, spatial" in table
-    assert exporting.export(judged.store, "tiny", tmp_path / "cells.json") == 2
+    assert exporting.export(finished.store, "tiny", tmp_path / "cells.json") == 2
     entries = json.loads((tmp_path / "cells.json").read_text())
     assert {(each["threat"]["norm"], each["eps"]) for each in entries} == {("spatial", 1.0)}
 
 
-def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(judged: Tiny) -> None:
+def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(finished: Tiny) -> None:
     grid = {"called": "the grid", "attack": "spatial", "method": "grid", "knowledge": "oblivious"}
     noise, none = {"defense": "gaussian_noise"}, {"defense": "none"}
     told = {"text": "", "where": "", "study": "tiny", "classifier": "f", "is_": "below", "by": 1.0}
@@ -172,7 +164,7 @@ def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(judged: Tiny) -> 
             Claim(**told, kind=kind, left=left, right=right, attack={**grid, **more})
             for more in ({}, {"norm": "spatial", "epsilon": 0.4})
         )
-        table = facts(judged.store, [open_, both])
+        table = facts(finished.store, [open_, both])
         assert (table["value"].notna()).tolist() == [False, True], table["why"].tolist()
         assert table["why"][0].startswith("attacks in 2 balls fit" if kind == "matched" else "2 cells of tiny fit")
 
