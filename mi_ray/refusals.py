@@ -53,7 +53,12 @@ def first_problem(error: ValidationError) -> str:
     """The first of pydantic's problems as one line: where, the rule, the value.
 
     Of a key that takes several kinds of values the problem is that of the kind that fits best, the one that is met deepest.
+    A message may quote other names of the file, with whatever is in them.
     """
+    return "".join(each if each.isprintable() else repr(each)[1:-1] for each in _first_problem(error))
+
+
+def _first_problem(error: ValidationError) -> str:
     listed: list[Mapping[str, Any]] = [*error.errors(include_url=False)]
     at = place(listed[0]["loc"])
     same = [problem for problem in listed if place(problem["loc"]).startswith(at)]

@@ -453,3 +453,12 @@ def test_a_documented_key_has_its_values_its_default_and_its_meaning() -> None:
     )
     assert table[-1].startswith("| `order` | `drawn`, `first` |  | Whether ")
     assert "| `draws` | `3` | `1` | Independent draws of N executions for each point. |" in presets_table()
+
+
+def test_a_message_that_quotes_another_name_of_the_file_stays_one_line() -> None:
+    """Found by mutating sweep files: a defense whose name ends with a line break, beside a wrong one."""
+    attack = {"eot_pgd": {"steps": 1}, "epsilon": 0.1, "knowledge": "adaptive", "defenses": ["mi_old"]}
+    with pytest.raises(ValueError, match="unknown defense to attack 'mi_old'") as told:
+        load_sweep(document(attacks=[attack], defenses=["none", "é\n"]))
+    assert "known: é\\n" in str(told.value)
+    assert "\n" not in str(told.value)
