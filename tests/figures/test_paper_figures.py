@@ -391,6 +391,12 @@ def test_fig4_orders_samples_and_sets_both_oblivious_lines_beside_them() -> None
     figure = fig4.draw(table, NAMES, "title", "note")
     assert len(figure.axes) == 2
     assert figure.axes[0].get_title() == "mixup + MI-OL (lam=0.5), 10 steps"
+    for axes, steps in zip(figure.axes, (10, 50), strict=True):
+        drawn = {tuple(line.get_ydata()) for line in axes.get_lines()}  # type: ignore[arg-type]
+        own = table[table["steps"] == steps].groupby("what")["accuracy"]
+        levels = {(100 * own.get_group(what).iloc[0],) * 2 for what in ("undefended", "oblivious")}
+        curves = {tuple(100 * own.get_group(what)) for what in ("averaged", "eot_pgd")}
+        assert levels | curves <= drawn
 
 
 def test_fig4_draws_two_branches_and_two_oblivious_steps_as_lines_of_their_own() -> None:
