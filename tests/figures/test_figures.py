@@ -221,6 +221,15 @@ def test_each_radius_of_the_first_attack_has_its_panels_and_is_judged_in_them_al
     assert "further attacks of the study, not shown: 1" in note
 
 
+def test_a_radius_with_fewer_classifiers_leaves_places_of_its_row_empty(cells: pd.DataFrame) -> None:
+    other = cells.assign(classifier="b", classifier_key="b")
+    smaller = cells[cells["attack"] == "pgd"].assign(epsilon=4 / 255)
+    figure = fig3b.draw(fig3b.facts(pd.concat([cells, other, smaller], ignore_index=True)), NAMES, "title", "note")
+    at = {axes.get_title(): axes.get_subplotspec() for axes in figure.axes if axes.get_visible()}
+    places = {name: (found.rowspan.start, found.colspan.start) for name, found in at.items() if found is not None}
+    assert places == {"mixup, ε = 8/255": (0, 0), "b, ε = 8/255": (0, 1), "mixup, ε = 4/255": (1, 0)}
+
+
 def test_bars_are_of_ringed_settings_and_stand_apart(cells: pd.DataFrame) -> None:
     assert fig3b.apart([3.0, 3.2, 2.0, 1.4, 3.9], 0.5).tolist() == [True, False, True, True, True]
     near = cells["defense_params"] == json.dumps({"lam": 0.9})
