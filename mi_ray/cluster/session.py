@@ -163,7 +163,8 @@ class Session:
 
     def cause_of(self, cell: Cell) -> str | None:
         """Why a cell is not there, where something that it stands on has failed."""
-        outputs = [cell.undefended, *(work for work, _ in cell.components)]
+        reads = [cell.read, *([] if cell.clean is None else [cell.clean.read])]
+        outputs = [work for own, parts in reads for work in (own, *(work for work, _ in parts))]
         needs = [cell.classifier, *(stored.key for work in outputs for stored in work.stored)]
         if cell.inputs.attack is not None:
             needs.append(cell.inputs.attack.key)

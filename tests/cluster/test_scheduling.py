@@ -356,6 +356,18 @@ def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept()
     }
 
 
+def test_an_attacked_cell_that_may_be_refused_has_the_cause_of_its_clean_outputs(tmp_path: Path) -> None:
+    plan = tiny(tmp_path, defenses=[{"reject": {"of": {"mi_pl": 0.6}, "threshold": 0.1}}]).plan
+    attacked = next(cell for cell in plan.cells if cell.defense.name == "reject" and cell.clean is not None)
+    assert attacked.clean is not None
+    ((clean, _),) = attacked.clean.components
+    session = Session.__new__(Session)
+    session.outcome = Outcome()
+    assert session.cause_of(attacked) is None
+    session.outcome.failures[clean.key] = "no memory"
+    assert session.cause_of(attacked) == "no memory"
+
+
 @pytest.mark.parametrize("what", ["complete", "recover", "error"])
 def test_a_trial_that_is_over_gives_back_the_blocks_that_it_holds(what: str) -> None:
     ended: list[str] = []
