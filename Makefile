@@ -87,9 +87,11 @@ audit: .venv/installed-test
 	PYTHONPATH=tests $(BIN)/python -m helpers.audit
 
 # What a release stands on: every package of the environment with its version and licence, as CycloneDX.
+# Its tool has an environment of its own: it brings a reader of grammars that each process of Ray would load, a second long.
 sbom: .venv/installed-test
-	mkdir -p build
-	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/mi-ray.cdx.json $(BIN)/python
+	$(PYTHON) -m venv build/sbom
+	build/sbom/bin/pip install --quiet "cyclonedx-bom>=5"
+	build/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-file build/mi-ray.cdx.json $(BIN)/python
 
 # One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
 mutate: .venv/installed-test
