@@ -41,13 +41,17 @@ from mi_ray.objectives import OBJECTIVES, Erm
 
 
 def calls(name):
-    """How often something was called, over all processes."""
+    """How often something was called in Ray's workers; the command tries code of a person's before it gives it to them."""
+    if "RAY_RAYLET_PID" not in os.environ:
+        return 0
     with Path(__file__).with_name(name).open("a") as file:
         file.write("x")
         return file.tell()
 
 
 def dies(name):
+    if "RAY_RAYLET_PID" not in os.environ:
+        return
     if name == "killed_once" and calls(name) == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     if name == "hangs_once" and calls(name) == 1:
