@@ -25,6 +25,7 @@ from helpers.sweeps import classifier, document
 from PIL import Image
 
 import mi_ray.cli
+import mi_ray.study.duration
 import mi_ray.study.estimate
 import mi_ray.study.precision
 import mi_ray.study.prepare
@@ -351,7 +352,7 @@ def stored(out: str) -> dict[str, list[str]]:
 def test_plan_counts_what_is_stored_and_what_is_left(
     run: Run, tmp_path: Path, results: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     code, out, _ = run("plan", saved(tmp_path))
     assert code == 0
     everything = {"train": ["1", "1"], "attack": ["1", "1"], "evaluate": ["6", "6"]}
@@ -368,12 +369,12 @@ def test_plan_counts_what_is_stored_and_what_is_left(
 def test_plan_of_the_quickstart_says_what_it_costs_against_cell_by_cell(
     run: Run, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     code, out, err = run("plan", str(QUICKSTART), *options)
     assert (code, err) == (0, "")
     assert out.startswith("quickstart-smoke" if "--smoke" in options else "quickstart (results)")
     assert "times fewer" in out
-    assert "of one core" in out
+    assert "of passes on one core" in out
 
 
 def test_plan_for_a_store_to_be_made_and_for_a_place_that_cannot_be_one(run: Run, tmp_path: Path) -> None:
@@ -391,7 +392,7 @@ def test_studies_of_one_name_in_one_command_are_refused(run: Run, tmp_path: Path
 
 
 def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     file = save(tmp_path, search={"optuna": {"trials": 7}}, points={"count": 40, "selection": 20})
     code, out, _ = run("plan", file)
     assert code == 0
@@ -402,7 +403,7 @@ def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatc
 def test_plan_tells_of_bf16_on_a_processor_that_emulates_it(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arithmetic: bool
 ) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     monkeypatch.setattr(mi_ray.study.estimate, "has_bf16", lambda device: arithmetic)
     told = mi_ray.study.estimate.EMULATED.split(".")[0]
     outs = {
@@ -422,7 +423,7 @@ def test_networks_that_differ_in_weights_alone_are_timed_once(
 ) -> None:
     timed: list[str] = []
     monkeypatch.setattr(
-        mi_ray.study.estimate,
+        mi_ray.study.duration,
         "rates",
         lambda study, work: timed.append(work.entry.name) or {"forward": 10.0, "gradient": 10.0, "train": 10.0},
     )
@@ -438,17 +439,17 @@ def test_a_study_for_gpus_is_timed_in_fp32_on_a_processor_that_emulates_bf16(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     timed: list[str] = []
-    prepared = mi_ray.study.estimate.prepared
+    prepared = mi_ray.study.duration.prepared
 
     def seen(plain: Any, device: Any, precision: Any) -> Any:
         timed.append(precision)
         return prepared(plain, device, precision)
 
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
-    monkeypatch.setattr(mi_ray.study.estimate, "prepared", seen)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "prepared", seen)
     file = save(tmp_path, precision="bf16", resources={"block": {"gpus": 1}})
     for arithmetic in (True, False):
-        monkeypatch.setattr(mi_ray.study.estimate, "has_bf16", lambda device, has=arithmetic: has)
+        monkeypatch.setattr(mi_ray.study.duration, "has_bf16", lambda device, has=arithmetic: has)
         assert run("plan", file)[0] == 0
     assert timed == ["bf16", "fp32"]
 
@@ -555,7 +556,7 @@ def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> No
 
 
 def test_sweeps_lists_the_packaged_ones_and_plan_takes_their_names(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     code, out, _ = run("sweeps")
     assert (code, "quickstart" in out, "The main job, small and real" in out) == (0, True, True)
     code, out, _ = run("plan", "quickstart", "--smoke")

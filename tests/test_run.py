@@ -194,13 +194,13 @@ def test_several_studies_are_read_before_any_is_run_and_told_as_they_end(out: st
 def test_a_plan_says_what_there_is_and_what_is_stored(
     out: str, original: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import mi_ray.study.estimate
+    import mi_ray.study.duration
 
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.02)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.02)
     plan = mi_ray.plan_sweep(SWEEP, out)
     assert (plan.study, plan.cells, plan.points) == ("tiny", len(original.plan.cells), 60)
     assert {row.name: (row.pieces, row.stored) for row in plan.rows}["train"] == (1, 1)
-    assert any("of one core" in line for line in plan.lines)
+    assert any("of passes on one core" in line for line in plan.lines)
     reported = original.study.sweep.points.count - original.study.sweep.points.selection
     (told,) = [line for line in plan.lines if line.startswith("can tell apart")]
     assert f"({reported} reported points)" in told

@@ -1,19 +1,12 @@
 """What a study costs: pieces of work, what is stored, passes against cell by cell, and time from measured rates."""
 
-import os
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from mi_ray.classifiers import Precision, build_classifier, prepared
-from mi_ray.denoising import denoised
+from mi_ray.classifiers import Precision
 from mi_ray.device import has_bf16
-from mi_ray.networks import OwnNetwork
 from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
@@ -21,10 +14,10 @@ from mi_ray.statistics import detectable_difference
 from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.study.denoisers import denoiser_passes
+from mi_ray.study.duration import busy_places, denoiser_line, time_line
 from mi_ray.study.precision import check_passes, check_pays, decisions
 from mi_ray.study.prepare import Study
 
-MEASURE_SECONDS = 0.2
 DIFFERING = 0.1  # the share of points on which two cells are taken to differ, where a plan says what it can tell apart
 EMULATED = (
     "bf16: this machine's processor has no bfloat16 arithmetic and emulates it, many times slower than fp32. Set fp32 for "
@@ -90,10 +83,14 @@ class _Scope:
         return CostRow(name, len(works), stored if self.store else 0, planned, total(left))
 
 
+def _left_to_train(works: Sequence[ClassifierWork], store: Store | None) -> list[ClassifierWork]:
+    return [work for work in works if store is None or not store.exists(f"classifiers/{work.key}/classifier.json")]
+
+
 def _training(works: Sequence[ClassifierWork], store: Store | None) -> CostRow:
-    have = [store is not None and store.exists(f"classifiers/{work.key}/classifier.json") for work in works]
-    left = total(work.cost for work, there in zip(works, have, strict=True) if not there)
-    return CostRow("train", len(works), sum(have), total(work.cost for work in works), left)
+    left = _left_to_train(works, store)
+    planned = total(work.cost for work in works)
+    return CostRow("train", len(works), len(works) - len(left), planned, total(work.cost for work in left))
 
 
 def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
@@ -194,25 +191,22 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
         lines.append(EMULATED)
     lines += _checks_line(study, rows)
     lines.append(places_line(study, plan))
-    lines.append(_time_line(study, plan, rows))
-    lines += [_denoiser_line(study, own, passes) for own, passes in denoiser_passes(study, plan).items()]
+    attack, *others = (row.left for row in rows[1:])
+    lines.append(time_line(study, plan, _left_to_train(plan.classifiers, store), [attack], others))
+    lines += [denoiser_line(study, own, passes) for own, passes in denoiser_passes(study, plan).items()]
     return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines)
 
 
 def places_line(study: Study, plan: Plan) -> str:
     """What of a cluster the study can use: as many blocks at once as the longest of them goes into all attacks."""
     block, train = study.sweep.resources.block, study.sweep.resources.train
-    costs, count = study.planner.costs, study.planner.stored_points
-    each = [sum(costs.of(work)) for work in plan.attacks or plan.outputs]
-    size = min(block.points, count)
-    longest = max(each, default=1) * size
-    busy = max(1, min(sum(each) * count // longest, len(each) * -(-count // size)))
+    busy = busy_places(study, plan)
     workers = sum(work.entry.workers for work in plan.classifiers if work.objective is not None)
     trained = f"trainings take {_asked(workers, train.cpus, train.gpus)} side by side; " if workers else ""
     what = "attacks" if plan.attacks else "outputs"
     return (
         f"on a cluster: {trained}{what} keep up to {_asked(busy, block.cpus, block.gpus)} busy, since the longest block of "
-        f"{size} points is 1/{busy} of their passes"
+        f"{min(block.points, study.planner.stored_points)} points is 1/{busy} of their passes"
     )
 
 
@@ -266,106 +260,3 @@ def together(studies: Sequence[Study]) -> str:
         f"together: {len(studies)} studies, {cells:,} cells; {requested[0]:,} forward passes requested (cell by cell), "
         f"{distinct[0]:,} distinct in one store: {_fewer(distinct, requested)}"
     )
-
-
-def _rate(step: Callable[[], Any], images: int) -> float:
-    """Images a second of a step, measured."""
-    step()
-    began, done = time.perf_counter(), 0
-    while time.perf_counter() - began < MEASURE_SECONDS:
-        step()
-        done += images
-    return done / (time.perf_counter() - began)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
-    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
-
-    In the precisions of the study; in fp32 where the study is for GPUs and this machine would emulate the other.
-    """
-    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
-    stands_in = device.type != study.planner.facts.device and not has_bf16(device)
-    precision = "fp32" if stands_in else study.planner.works.precision_of(work.key)
-    coarse = work.entry.training.precision == "bf16" and not stands_in
-    height, width = study.planner.facts.side
-    with _one_thread():
-        plain = build_classifier(work.description).to(device)
-        fast = prepared(plain, device, precision)
-        chunk = torch.rand(study.sweep.batch * study.planner.registries.chunk, 3, height, width, device=device)
-        batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
-
-        def gradient(model: torch.nn.Module) -> None:
-            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=coarse and model is plain):
-                loss = F.cross_entropy(model(batch), labels)
-            loss.backward()
-
-        with torch.no_grad():
-            forward = _rate(lambda: fast(chunk), len(chunk))
-        trained = float("inf") if work.objective is None else _rate(lambda: gradient(plain.train()), len(batch))
-        return {"forward": forward, "gradient": _rate(lambda: gradient(fast), len(batch)), "train": trained}
-
-
-def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
-    """The rates of each; networks that differ in their weights alone are measured once."""
-    found: dict[str, dict[str, float]] = {}
-    planned = study.planner.works.precision_of
-    alike = [repr((w.description, w.objective is None, w.entry.training.precision, planned(w.key))) for w in works]
-    for kind, work in zip(alike, works, strict=True):
-        found[kind] = found.get(kind) or rates(study, work)
-    return [found[kind] for kind in alike]
-
-
-def _time_line(study: Study, plan: Plan, rows: Sequence[CostRow]) -> str:
-    measured = _measured(study, plan.classifiers)
-    mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
-    training, *others = rows
-    seconds = sum(
-        work.cost[1] / each["train"] for work, each in zip(plan.classifiers, measured, strict=True) if work.cost[1]
-    ) * (training.left[1] / training.planned[1] if training.planned[1] else 0)
-    forward, backward = total(row.left for row in others)
-    seconds += backward / mean["gradient"] + (forward - backward) / mean["forward"]
-    cores = os.cpu_count() or 1
-    done = "" if any(row.stored for row in rows) else " (nothing is stored yet)"
-    return (
-        f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
-        f"second; what is left takes about {_duration(seconds)} of one core, {_duration(seconds / cores)} on the {cores} "
-        f"of this machine{done}, beside the starts of Ray and of its workers, half a minute to a minute"
-    )
-
-
-def _denoiser_line(study: Study, own: OwnNetwork, passes: Passes) -> str:
-    """What a network within a defense is asked beside F, and how long that takes here on one thread."""
-    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
-    x = torch.rand(study.planner.registries.chunk, 3, *study.planner.facts.side, device=device)
-
-    def gradient() -> None:
-        leaf = x.clone().requires_grad_(True)
-        denoised(own.on(device), leaf, 0.0).sum().backward()
-
-    with _one_thread():
-        with torch.no_grad():
-            forward = _rate(lambda: denoised(own.on(device), x, 0.0), len(x))
-        both = _rate(gradient, len(x)) if passes[1] else 1.0
-    seconds = (passes[0] - passes[1]) / forward + passes[1] / both
-    return (
-        f"{own.factory}: {passes[0]:,} forward and {passes[1]:,} backward passes through it are in no count of passes, nor in "
-        f"that time; measured here on one thread they take {_duration(seconds)} of one core"
-    )
-
-
-def _duration(seconds: float) -> str:
-    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

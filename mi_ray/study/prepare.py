@@ -42,6 +42,7 @@ from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.trying import try_attack, try_classifier, try_defense
 
+CPU = torch.device("cpu")
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
 
 
@@ -114,6 +115,11 @@ class Study:
             graphs=self.planner.facts.graphs,
             networks=self.networks,
         )
+
+    def pool_of(self, component: RandomTransform, device: torch.device = CPU) -> SamplePool:
+        """The sample pool that a component draws from under the study's own options."""
+        digest = self.planner.facts.pools[component.name]
+        return self.pools[digest].pool(self.dataset.classes, device)
 
 
 @dataclass(frozen=True, eq=False)
@@ -310,20 +316,15 @@ def _try_plugins(study: Study) -> None:
     """Run a person's own defenses and attacks on a few images. Raises ValueError for one that cannot serve."""
     dataset, planner = study.dataset, study.planner
 
-    def pool_of(component: RandomTransform) -> SamplePool:
-        """The sample pool that a component draws from under the study's own options."""
-        digest = planner.facts.pools[component.name]
-        return study.pools[digest].pool(dataset.classes, torch.device("cpu"))
-
     own = planner.facts.sources
     through = {work.defense.name for work in _attacks(planner) if work.defense is not None}
     settings = {setting.name: setting for setting in planner.settings()}
     for name in own.keys() & settings.keys():
-        try_defense(settings[name], dataset, pool_of, gradients=name in through)
+        try_defense(settings[name], dataset, study.pool_of, gradients=name in through)
     for attack in {work.method: work for work in _attacks(planner) if work.method in own}.values():
         made = ATTACKS.make(attack.method, attack.values)
         behind = None if attack.defense is None else DEFENSES.make(*attack.defense)
-        try_attack(made, attack.threat, dataset, behind, pool_of)
+        try_attack(made, attack.threat, dataset, behind, study.pool_of)
 
 
 def _attacks(planner: Planner) -> list[AttackWork]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import mi_ray.study.estimate
+import mi_ray.study.duration
 from mi_ray import Attack, DefendedClassifier, ThreatModel, make_attack, make_defense, predict, train_denoiser
 from mi_ray.data import Digits, to_unit
 from mi_ray.denoising import DEPTH, WIDTH, denoised
@@ -400,7 +400,7 @@ def test_planned_passes_through_a_denoiser_are_those_that_are_made(
 
 
 def test_a_plan_says_what_its_denoisers_take(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mi_ray.study.estimate, "MEASURE_SECONDS", 0.01)
+    monkeypatch.setattr(mi_ray.study.duration, "MEASURE_SECONDS", 0.01)
     study = prepare(sweep(defenses=[{"purify": {"factory": SMALL, "noise": 0.1, "steps": 2}}], draws=1))
     passes = denoiser_passes(study, study.plan())[OwnNetwork(SMALL)]
     assert passes[0] >= 40 * 2 * 2 * 30  # points, steps, clean and attacked, executions

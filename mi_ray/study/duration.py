@@ -1,0 +1,230 @@
+"""How long a study takes on this machine: rates of its networks, measured; starts of processes; what runs side by side."""
+
+import heapq
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mi_ray.classifiers import build_classifier, prepared
+from mi_ray.defenses import RandomTransform
+from mi_ray.defenses.base import chunk_of
+from mi_ray.denoising import denoised
+from mi_ray.device import has_bf16
+from mi_ray.networks import OwnNetwork
+from mi_ray.plan.cost import total
+from mi_ray.plan.work import ClassifierWork, OutputWork, Passes, Plan, Work
+from mi_ray.randomness import Draws, Key
+from mi_ray.study.prepare import Study
+
+MEASURE_SECONDS = 0.2
+COPIED = 10  # images of which each component of a defense makes copies
+COPY_SECONDS = 0.01  # of each component of a defense, of which there may be many
+# Seconds that no pass is made in, measured on two cores (benchmarks/README.md); they vary with a machine, not with a study.
+COMMAND_STARTS = 6.0  # the command and Ray
+TRAINING_STARTS = 16.0  # a training's processes, of which three in turn import torch or Ray Train
+SETTINGS_START = 6.0  # the actors of settings
+DRAWING = 6.0  # figures and page
+A_CELL = 0.02  # records, verdict and drawing of a cell
+
+
+def busy_places(study: Study, plan: Plan) -> int:
+    """How many places the attacks can keep busy at once, or the outputs where nothing is attacked."""
+    costs, count = study.planner.costs, study.planner.stored_points
+    each = [sum(costs.of(work)) for work in plan.attacks or plan.outputs]
+    size = min(study.sweep.resources.block.points, count)
+    longest = max(each, default=1) * size
+    return max(1, min(sum(each) * count // longest, len(each) * -(-count // size)))
+
+
+def _rate(step: Callable[[], Any], images: int, seconds: float | None = None) -> float:
+    """Images a second of a step, measured for so many seconds (`MEASURE_SECONDS` when left out)."""
+    step()
+    began, done = time.perf_counter(), 0
+    while time.perf_counter() - began < (seconds or MEASURE_SECONDS):
+        step()
+        done += images
+    return done / (time.perf_counter() - began)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
+    """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
+
+    In the precisions of the study; in fp32 where the study is for GPUs and this machine would emulate the other.
+    """
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    stands_in = device.type != study.planner.facts.device and not has_bf16(device)
+    precision = "fp32" if stands_in else study.planner.works.precision_of(work.key)
+    coarse = work.entry.training.precision == "bf16" and not stands_in
+    height, width = study.planner.facts.side
+    with _one_thread():
+        plain = build_classifier(work.description).to(device)
+        fast = prepared(plain, device, precision)
+        chunk = torch.rand(study.sweep.batch * study.planner.registries.chunk, 3, height, width, device=device)
+        batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
+
+        def gradient(model: torch.nn.Module) -> None:
+            labels = torch.zeros(len(batch), dtype=torch.int64, device=device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=coarse and model is plain):
+                loss = F.cross_entropy(model(batch), labels)
+            loss.backward()
+
+        with torch.no_grad():
+            forward = _rate(lambda: fast(chunk), len(chunk))
+        trained = float("inf") if work.objective is None else _rate(lambda: gradient(plain.train()), len(batch))
+        return {"forward": forward, "gradient": _rate(lambda: gradient(fast), len(batch)), "train": trained}
+
+
+def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, float]]:
+    """The rates of each; networks that differ in their weights alone are measured once."""
+    found: dict[str, dict[str, float]] = {}
+    planned = study.planner.works.precision_of
+    alike = [repr((w.description, w.objective is None, w.entry.training.precision, planned(w.key))) for w in works]
+    for kind, work in zip(alike, works, strict=True):
+        found[kind] = found.get(kind) or rates(study, work)
+    return [found[kind] for kind in alike]
+
+
+def time_line(
+    study: Study, plan: Plan, to_train: Sequence[ClassifierWork], attacks: Sequence[Passes], others: Sequence[Passes]
+) -> str:
+    """How long what is left takes: trainings, (forward, backward) passes of attacks, and those of all else."""
+    works = plan.classifiers
+    measured = _measured(study, works)
+    mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
+    train = {work.key: each["train"] for work, each in zip(works, measured, strict=True)}
+    trainings = [(work, work.cost[1] / train[work.key]) for work in to_train if work.objective is not None]
+
+    known: dict[str, tuple[float, float]] = {}
+
+    def seconds(left: Sequence[Passes], works: Sequence[Work]) -> float:
+        forward, backward = total(left)
+        planned = sum(total(study.planner.costs.of(work) for work in works)) * study.planner.stored_points
+        share = min(1.0, (forward + backward) / planned) if planned else 0.0
+        copied = _copying(study, works, known) * share if share else 0.0
+        return backward / mean["gradient"] + (forward - backward) / mean["forward"] + copied
+
+    cores = os.cpu_count() or 1
+    attacked, rest = seconds(attacks, plan.attacks), seconds(others, plan.outputs)
+    core = attacked + rest + sum(alone for _, alone in trainings)
+    whole = _length(study, plan, trainings, attacked, rest) if core else 0.0
+    return (
+        f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
+        f"second; what is left is {_duration(core)} of passes on one core, and takes about {_duration(whole)} on the {cores} "
+        "of this machine with all starts of processes"
+    )
+
+
+def _copying(study: Study, works: Sequence[Work], known: dict[str, tuple[float, float]]) -> float:
+    """Seconds on one core in which defenses transform images for these works, beside F's passes on what comes out.
+
+    known: what was measured already; a component is measured once, whatever its parameters. What asks a network of its own
+    is not in it.
+    """
+    planner, registry = study.planner, study.planner.registries.defenses
+    count, found = planner.stored_points, 0.0
+    for work in works:
+        method = work.component if isinstance(work, OutputWork) else getattr(work, "defense", None)
+        if method is None:
+            continue
+        forward, backward = planner.costs.of(work)
+        parts = [part for part in registry.make(*method).components() if not part.networks()]
+        known |= {part.name: _copy(study, part) for part in parts if part.name not in known}
+        if each := [known[part.name] for part in parts]:
+            alone, both = (sum(pair[i] for pair in each) / len(each) for i in (0, 1))
+            found += count * (alone * (forward - backward) + both * backward)
+    return found
+
+
+def _copy(study: Study, component: RandomTransform) -> tuple[float, float]:
+    """Seconds of one copy that a component makes of an image, measured here: without a gradient, and with one."""
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    count, chunk = min(COPIED, study.sweep.batch), chunk_of(component)
+    x = torch.rand(count, 3, *study.planner.facts.side, device=device)
+    predicted = torch.zeros(count, dtype=torch.int64, device=device)
+    pool = study.pool_of(component, device) if component.needs_pool() else None
+
+    def copies(images: Tensor) -> Tensor:
+        return component.copies(images, lambda: Draws(Key(0, "try"), range(count), chunk, 0, device), predicted, pool)
+
+    def gradient() -> None:
+        leaf = x.clone().requires_grad_(True)
+        made = copies(leaf)
+        if made.requires_grad:
+            torch.autograd.grad(made.sum(), leaf)
+
+    with _one_thread():
+        with torch.no_grad():
+            alone = _rate(lambda: copies(x), count * chunk, COPY_SECONDS)
+        return 1 / alone, 1 / _rate(gradient, count * chunk, COPY_SECONDS)
+
+
+def _length(
+    study: Study, plan: Plan, trainings: Sequence[tuple[ClassifierWork, float]], attacks: float, others: float
+) -> float:
+    """Seconds of a run on this machine: trainings, each with its seconds on one core, attacks, and all else on one core."""
+    size, cores = study.sweep.resources, os.cpu_count() or 1
+    places = max(1, int(cores // max(1.0, size.block.cpus)))
+    trained = side_by_side(
+        [
+            (work.entry.workers * size.train.cpus, TRAINING_STARTS + alone / work.entry.workers)
+            for work, alone in trainings
+        ],
+        cores,
+    )
+    passes = attacks / min(places, busy_places(study, plan)) + others / places
+    return COMMAND_STARTS + trained + SETTINGS_START + passes + DRAWING + A_CELL * len(plan.cells)
+
+
+def side_by_side(pieces: Sequence[tuple[float, float]], cores: int) -> float:
+    """When the last of these is done: (cores, seconds) each, begun in order once there is room; one always runs."""
+    running, free, now = list[tuple[float, float]](), float(cores), 0.0
+    for needs, seconds in pieces:
+        while running and needs > free:
+            now, freed = heapq.heappop(running)
+            free += freed
+        heapq.heappush(running, (now + seconds, needs))
+        free -= needs
+    return max((end for end, _ in running), default=0.0)
+
+
+def denoiser_line(study: Study, own: OwnNetwork, passes: Passes) -> str:
+    """What a network within a defense is asked beside F, and how long that takes here on one thread."""
+    device = torch.device(study.planner.facts.device if torch.cuda.is_available() else "cpu")
+    x = torch.rand(study.planner.registries.chunk, 3, *study.planner.facts.side, device=device)
+
+    def gradient() -> None:
+        leaf = x.clone().requires_grad_(True)
+        denoised(own.on(device), leaf, 0.0).sum().backward()
+
+    with _one_thread():
+        with torch.no_grad():
+            forward = _rate(lambda: denoised(own.on(device), x, 0.0), len(x))
+        both = _rate(gradient, len(x)) if passes[1] else 1.0
+    seconds = (passes[0] - passes[1]) / forward + passes[1] / both
+    return (
+        f"{own.factory}: {passes[0]:,} forward and {passes[1]:,} backward passes through it are in no count of passes, nor in "
+        f"that time; measured here on one thread they take {_duration(seconds)} of one core"
+    )
+
+
+def _duration(seconds: float) -> str:
+    for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

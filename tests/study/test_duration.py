@@ -1,0 +1,97 @@
+"""How long a study takes: what runs side by side, what starts cost, and that nothing left takes no time."""
+
+from typing import Any
+
+import pytest
+from helpers.studies import Tiny
+
+from mi_ray.study.duration import (
+    A_CELL,
+    COMMAND_STARTS,
+    DRAWING,
+    SETTINGS_START,
+    TRAINING_STARTS,
+    _copy,
+    _copying,
+    busy_places,
+    side_by_side,
+    time_line,
+)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "cores", "ends"),
+    [
+        ([], 2, 0),
+        ([(1, 5), (1, 30)], 2, 30),
+        ([(1, 5), (1, 30), (1, 20)], 2, 30),  # the third begins when the first is done
+        ([(1, 5), (1, 30), (1, 20)], 1, 55),
+        ([(2, 5), (1, 3), (1, 3)], 2, 8),
+        ([(4, 7), (4, 2)], 2, 9),  # more than there is: one after another
+    ],
+)
+def test_pieces_run_in_order_as_many_at_once_as_there_are_cores_for(
+    pieces: list[tuple[float, float]], cores: int, ends: float
+) -> None:
+    assert side_by_side(pieces, cores) == ends
+
+
+def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_places_as_have_some(
+    original: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, rates = original.plan, {"forward": 100.0, "gradient": 50.0, "train": 10_000.0}
+    monkeypatch.setattr("mi_ray.study.duration._measured", lambda study, works: [rates for _ in works])
+    monkeypatch.setattr("mi_ray.study.duration._copying", lambda study, works, known: 0.0)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    fixed = COMMAND_STARTS + SETTINGS_START + DRAWING + A_CELL * len(plan.cells)
+
+    def told(works: Any, attacks: list[tuple[int, int]], others: list[tuple[int, int]]) -> str:
+        return time_line(original.study, plan, works, attacks, others).partition("what is left is ")[2]
+
+    assert told([], [(0, 0)], [(0, 0)]).startswith(
+        "0 seconds of passes on one core, and takes about 0 seconds on the 2"
+    )
+    # 300 forward passes of which 100 belong to gradients take 2 s and 2 s. The attacks of 60 points are one block.
+    assert busy_places(original.study, plan) == 1
+    assert told([], [(300, 100)], []).startswith(
+        f"4 seconds of passes on one core, and takes about {fixed + 4:.0f} seconds"
+    )
+    assert told([], [], [(300, 100)]).startswith(
+        f"4 seconds of passes on one core, and takes about {fixed + 2:.0f} seconds"
+    )
+    (work,) = plan.classifiers
+    alone = work.cost[1] / 10_000
+    ends = fixed + 2 + TRAINING_STARTS + alone / work.entry.workers
+    told_of = told([work], [], [(300, 100)])
+    assert told_of.startswith(f"{_in_words(4 + alone)} of passes on one core, and takes about {_in_words(ends)} on")
+
+
+def _in_words(seconds: float) -> str:
+    return f"{seconds / 60:.1f} minutes" if seconds >= 120 else f"{seconds:.0f} seconds"
+
+
+def test_a_plan_counts_the_time_in_which_each_defense_makes_its_copies(
+    original: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study, plan, measured = original.study, original.plan, list[str]()
+    monkeypatch.setattr(
+        "mi_ray.study.duration._copy", lambda study, component: measured.append(component.name) or (0.001, 0.004)
+    )
+    behind = [work for work in plan.outputs if work.component is not None]
+    copies = sum(study.planner.costs.of(work)[0] for work in behind) * study.planner.stored_points
+    known: dict[str, tuple[float, float]] = {}
+    assert _copying(study, plan.outputs, known) == pytest.approx(0.001 * copies)
+    through = [work for work in plan.attacks if work.defense is not None]
+    forward, backward = (sum(study.planner.costs.of(work)[way] for work in through) for way in (0, 1))
+    assert _copying(study, plan.attacks, known) == pytest.approx(
+        study.planner.stored_points * (0.001 * (forward - backward) + 0.004 * backward)
+    )
+    assert measured == sorted({*measured}) != []
+
+
+def test_a_copy_is_timed_with_and_without_a_gradient(original: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mi_ray.study.duration.COPY_SECONDS", 0.001)
+    behind = {work.component.name: work.component for work in original.plan.outputs if work.component is not None}
+    for component in behind.values():
+        for part in original.study.planner.registries.defenses.make(*component).components():
+            assert all(0 < seconds < 1 for seconds in _copy(original.study, part))
