@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -100,16 +101,37 @@ def _measured(study: Study, works: Sequence[ClassifierWork]) -> list[dict[str, f
     return [found[kind] for kind in alike]
 
 
-def time_line(
+@dataclass(frozen=True)
+class Duration:
+    """How long what is left of a study takes on this machine.
+
+    forward, gradient: images a second of its networks on one thread, by their mean time. core: seconds of passes and of the
+    copies that defenses make, on one core. whole: seconds of the run on all cores, with all starts of processes.
+    """
+
+    forward: float
+    gradient: float
+    core: float
+    whole: float
+
+    def line(self) -> str:
+        """What `mi-ray plan` says."""
+        return (
+            f"measured here on one thread: {self.forward:,.0f} forward passes and {self.gradient:,.0f} gradients a second; "
+            f"what is left is {_in_words(self.core)} of passes on one core, and takes about {_in_words(self.whole)} on the "
+            f"{_cores()} of this machine with all starts of processes"
+        )
+
+
+def duration(
     study: Study, plan: Plan, to_train: Sequence[ClassifierWork], attacks: Sequence[Passes], others: Sequence[Passes]
-) -> str:
+) -> Duration:
     """How long what is left takes: trainings, (forward, backward) passes of attacks, and those of all else."""
     works = plan.classifiers
     measured = _measured(study, works)
     mean = {name: len(measured) / sum(1 / each[name] for each in measured) for name in ("forward", "gradient")}
     train = {work.key: each["train"] for work, each in zip(works, measured, strict=True)}
     trainings = [(work, work.cost[1] / train[work.key]) for work in to_train if work.objective is not None]
-
     known: dict[str, tuple[float, float]] = {}
 
     def seconds(left: Sequence[Passes], works: Sequence[Work]) -> float:
@@ -119,15 +141,14 @@ def time_line(
         copied = _copying(study, works, known) * share if share else 0.0
         return backward / mean["gradient"] + (forward - backward) / mean["forward"] + copied
 
-    cores = os.cpu_count() or 1
     attacked, rest = seconds(attacks, plan.attacks), seconds(others, plan.outputs)
     core = attacked + rest + sum(alone for _, alone in trainings)
     whole = _length(study, plan, trainings, attacked, rest) if core else 0.0
-    return (
-        f"measured here on one thread: {mean['forward']:,.0f} forward passes and {mean['gradient']:,.0f} gradients a "
-        f"second; what is left is {_duration(core)} of passes on one core, and takes about {_duration(whole)} on the {cores} "
-        "of this machine with all starts of processes"
-    )
+    return Duration(mean["forward"], mean["gradient"], core, whole)
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
 
 
 def _copying(study: Study, works: Sequence[Work], known: dict[str, tuple[float, float]]) -> float:
@@ -178,7 +199,7 @@ def _length(
     study: Study, plan: Plan, trainings: Sequence[tuple[ClassifierWork, float]], attacks: float, others: float
 ) -> float:
     """Seconds of a run on this machine: trainings, each with its seconds on one core, attacks, and all else on one core."""
-    size, cores = study.sweep.resources, os.cpu_count() or 1
+    size, cores = study.sweep.resources, _cores()
     places = max(1, int(cores // max(1.0, size.block.cpus)))
     trained = side_by_side(
         [
@@ -219,11 +240,11 @@ def denoiser_line(study: Study, own: OwnNetwork, passes: Passes) -> str:
     seconds = (passes[0] - passes[1]) / forward + passes[1] / both
     return (
         f"{own.factory}: {passes[0]:,} forward and {passes[1]:,} backward passes through it are in no count of passes, nor in "
-        f"that time; measured here on one thread they take {_duration(seconds)} of one core"
+        f"that time; measured here on one thread they take {_in_words(seconds)} of one core"
     )
 
 
-def _duration(seconds: float) -> str:
+def _in_words(seconds: float) -> str:
     for size, unit in ((86_400, "days"), (3_600, "hours"), (60, "minutes")):
         if seconds >= 2 * size:
             return f"{seconds / size:.1f} {unit}"

@@ -14,8 +14,8 @@ from mi_ray.study.duration import (
     _copy,
     _copying,
     busy_places,
+    duration,
     side_by_side,
-    time_line,
 )
 
 
@@ -46,7 +46,7 @@ def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_place
     fixed = COMMAND_STARTS + SETTINGS_START + DRAWING + A_CELL * len(plan.cells)
 
     def told(works: Any, attacks: list[tuple[int, int]], others: list[tuple[int, int]]) -> str:
-        return time_line(original.study, plan, works, attacks, others).partition("what is left is ")[2]
+        return duration(original.study, plan, works, attacks, others).line().partition("what is left is ")[2]
 
     assert told([], [(0, 0)], [(0, 0)]).startswith(
         "0 seconds of passes on one core, and takes about 0 seconds on the 2"
