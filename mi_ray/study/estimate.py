@@ -14,7 +14,7 @@ from mi_ray.statistics import detectable_difference
 from mi_ray.store.blocks import Block, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.study.denoisers import denoiser_passes
-from mi_ray.study.duration import busy_places, denoiser_line, duration
+from mi_ray.study.duration import Duration, busy_places, denoiser_line, duration
 from mi_ray.study.precision import check_passes, check_pays, decisions
 from mi_ray.study.prepare import Study
 
@@ -41,7 +41,7 @@ class StudyCost:
     """What a study would compute and what that costs.
 
     study: its name. cells, points: how many cells it has, and on how many points each is reported. rows: each kind of
-    distinct work. lines: what follows from them, in words. seconds: how long a run of what is left takes on this machine.
+    distinct work. lines: what follows from them, in words. time: how long what is left takes on this machine.
     """
 
     study: str
@@ -49,7 +49,7 @@ class StudyCost:
     points: int
     rows: list[CostRow]
     lines: list[str]
-    seconds: float
+    time: Duration
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     time = duration(study, plan, _left_to_train(plan.classifiers, store), [attack], others)
     lines.append(time.line())
     lines += [denoiser_line(study, own, passes) for own, passes in denoiser_passes(study, plan).items()]
-    return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines, time.whole)
+    return StudyCost(study.sweep.name, len(plan.cells), points.count, rows, lines, time)
 
 
 def places_line(study: Study, plan: Plan) -> str:
