@@ -197,6 +197,7 @@ class TrialProgress(tune.Callback):
         self._shown, self._job, self._limit, self._by_passes = shown, job, limit, by_passes
         self.forward = self.backward = 0
         self.spans: list[Span] = []
+        self.trials: list[TuneTrial] = []  # of this run, in the order in which they were made
         self._since = dict[TuneTrial, tuple[float, int]]()
 
     def __getstate__(self) -> dict[str, object]:
@@ -245,6 +246,7 @@ class TrialProgress(tune.Callback):
 
     def on_step_end(self, iteration: int, trials: list[TuneTrial], **info: object) -> None:
         """Look at Ctrl-C, and stop the trials that are beyond the time limit of their blocks."""
+        self.trials = list(trials)
         self._shown.advance(0)
         now, limit = time.monotonic(), self._limit or float("inf")
         for trial, (since, works) in list(self._since.items()):
@@ -297,4 +299,5 @@ def _fit(
                 failure_config=tune.FailureConfig(max_failures=0 if request.search is None else SEARCH_TRIES),
             ),
         ).fit()
-    return [(result.config or {}, result.error) for result in results]
+    # A result has no configuration where its actor died before it had said anything; the trial itself always has one.
+    return [(trial.config, result.error) for trial, result in zip(progress.trials, results, strict=True)]

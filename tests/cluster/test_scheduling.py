@@ -31,7 +31,7 @@ from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.train_loop import cause_of_failure
 from mi_ray.cluster.training import _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
-from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, begin_together
+from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, begin_together
 from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
@@ -339,6 +339,36 @@ def test_the_time_left_of_settings_goes_by_their_passes_where_these_are_known(by
     told: Any = {"forward": 700, "backward": 0, "computed": 50, "points": 50, "time_this_iter_s": 2.0, "spans": []}
     progress.on_trial_result(0, [], Mock(num_failures=0), {**told, "began": 0.0})
     assert (stage.done, stage.passed) == (50, passed)
+
+
+def test_a_setting_whose_actor_died_before_its_first_word_is_known_by_its_trial(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its result has no configuration then. It is to be computed as blocks, and does not end the command."""
+    died, done = exceptions.ActorDiedError(), {"trial": 0}
+    trials: Any = [SimpleNamespace(config={"trial": 0}), SimpleNamespace(config={"trial": 1})]
+    made = list[Any]()
+
+    class Tuner:
+        def __init__(self, trainable: object, *, run_config: Any, **settings: object) -> None:
+            self.callbacks = run_config.callbacks
+
+        def fit(self) -> list[Any]:
+            made.append(self.callbacks[0])
+            self.callbacks[0].on_step_end(1, trials)
+            return [SimpleNamespace(config=done, error=None), SimpleNamespace(config=None, error=died)]
+
+    monkeypatch.setattr("mi_ray.cluster.tuning.tune.Tuner", Tuner)
+    monkeypatch.setattr("mi_ray.cluster.tuning.tune.with_parameters", lambda trainable, job: SimpleNamespace())
+    monkeypatch.setattr("mi_ray.cluster.tuning.tune.with_resources", lambda trainable, needs: trainable)
+    size = SimpleNamespace(cpus=1, gpus=0)
+    sweep = SimpleNamespace(name="two", resources=SimpleNamespace(block=size))
+    session: Any = SimpleNamespace(sweep=sweep, callbacks=SimpleNamespace(tune=lambda name: []))
+    job: Any = SimpleNamespace(resolve=lambda config: config, names={})
+    progress = TrialProgress(Stage("sweep", 2, "points", Console(file=io.StringIO())), job, None)
+    request = Request("sweep of 2 settings", job.resolve, 2)
+    assert _fit(session, request, job, 2, progress) == [({"trial": 0}, None), ({"trial": 1}, died)]
+    assert made == [progress]
 
 
 def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept() -> None:
