@@ -6,18 +6,22 @@ which flatters most the defense with the most settings; whatever shows such a ch
 `chosen_on`.
 """
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 from mi_ray.statistics import by_threat, of_variant, undominated
+
+if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
+    import pandas as pd
 
 FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]
 CLEAN_BUDGET = 0.10  # the most clean accuracy that a picked setting may give up against no defense
 ROUNDING = 1e-9  # an accuracy of 0.9 - 0.1 is within a budget that ends at 0.8
 
 
-def frontier(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
+def frontier(cells: "pd.DataFrame", variant: str = "") -> "pd.DataFrame":
     """One row per (setting, attack): its clean and its adversarial cell side by side, and whether it is undominated.
 
     cells: rows of cells.parquet of one study, of which those of one variant are compared. Columns `clean`,
@@ -55,7 +59,7 @@ def choosing(selection: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     return flags if flags.any() else ~flags
 
 
-def curve(settings: pd.DataFrame) -> "pd.Index[int]":
+def curve(settings: "pd.DataFrame") -> "pd.Index[int]":
     """The rows that make the curve of one defense under one attack, from the highest clean accuracy to the lowest.
 
     settings: rows of `frontier`. Those are on it that no other of them dominates, by the accuracies that choose; these
@@ -65,7 +69,7 @@ def curve(settings: pd.DataFrame) -> "pd.Index[int]":
     return settings[keep].sort_values("clean_to_choose", ascending=False, kind="stable").index
 
 
-def picked(table: pd.DataFrame) -> pd.DataFrame:
+def picked(table: "pd.DataFrame") -> "pd.DataFrame":
     """The rows of the one setting of each defense on each classifier that tables show and tests compare.
 
     table: `frontier` of a study with all its attacks. The setting is chosen once for all of them: it has the highest
@@ -88,7 +92,7 @@ def picked(table: pd.DataFrame) -> pd.DataFrame:
     return table.merge(settings.loc[picks, [*FRONTIER_KEYS, "within_budget"]], on=FRONTIER_KEYS)
 
 
-def _pick(settings: pd.DataFrame) -> int:
+def _pick(settings: "pd.DataFrame") -> int:
     """The label of the setting that `picked` describes, of those of one defense on one classifier."""
     whole = settings[settings["attacks"] == settings["attacks"].max()]
     within = whole[whole["within_budget"]]

@@ -9,17 +9,19 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
 
 # Its parts are imported where they are used first. A worker needs none of them, and a plan `special` alone, whose quantiles are
 # those of `stats` bit for bit, which takes ten times as long to import.
 import scipy
 
 from mi_ray.threat_model import ABSTAINS
+
+if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
+    import pandas as pd
 
 COUNTED = ("cell", "point", "selection", "correct_draws")  # what comparisons read of records
 CONFIDENCE = 0.95
@@ -718,14 +720,14 @@ def matched_difference(
 THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 
 
-def of_variant(cells: pd.DataFrame, variant: str = "") -> pd.DataFrame:
+def of_variant(cells: "pd.DataFrame", variant: str = "") -> "pd.DataFrame":
     """The cells of one variant of a study, by default of the study itself; all of them where it has no variants."""
     if "variants" not in cells or cells["variants"].isna().all():
         return cells
     return cells[[variant in list(names) for names in cells["variants"]]]
 
 
-def by_threat(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
+def by_threat(table: "pd.DataFrame") -> "Iterator[pd.DataFrame]":
     """The rows of each (classifier, attack, threat model), in order of appearance.
 
     Worst cases are one attack, though what they are the worst of (and so the adversary's knowledge) may differ.
@@ -736,7 +738,7 @@ def by_threat(table: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield group
 
 
-def counts_of(records: pd.DataFrame, cells: Sequence[str]) -> npt.NDArray[np.int64]:
+def counts_of(records: "pd.DataFrame", cells: Sequence[str]) -> npt.NDArray[np.int64]:
     """Correct draws of cells on the reported points, [cells, points], points in increasing order.
 
     records: rows of records (columns `COUNTED`). Raises ValueError where a cell has no

@@ -8,9 +8,11 @@ import itertools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-import pandas as pd
+if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
+    import pandas as pd
+
 
 Row: TypeAlias = "Mapping[str, Any] | pd.Series[Any]"  # of cells.parquet or of a table that was made of it
 
@@ -106,7 +108,7 @@ class Names:
         known = "adaptive " if row["knowledge"] == "adaptive" and not said else ""
         return known + name + (f" ({', '.join(notes)})" if notes else "")
 
-    def attacks(self, cells: pd.DataFrame, axes: Sequence[str] = ()) -> list[str]:
+    def attacks(self, cells: "pd.DataFrame", axes: Sequence[str] = ()) -> list[str]:
         """`attack` of each row, and with it every parameter that tells attacks of one name and goal apart, or what they know.
 
         Only attacks at the same ε and at the same values of the axes, which are not named, are told apart: a step may
@@ -130,7 +132,7 @@ class Names:
         """One attack as a title writes it: PGD-10, untargeted, ε = 0.05. Of several, `threats` tells them apart."""
         return with_threat(self.attack(row), row)
 
-    def threats(self, cells: pd.DataFrame) -> list[str]:
+    def threats(self, cells: "pd.DataFrame") -> list[str]:
         """The attack of each row as columns write it: `attacks` with their threat models."""
         return [with_threat(name, row) for name, (_, row) in zip(self.attacks(cells), cells.iterrows(), strict=True)]
 
@@ -175,7 +177,7 @@ def epsilon_text(epsilon: float, norm: str = MAX_NORM) -> str:
     return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 and levels >= 1 else f"{epsilon:g}"
 
 
-def radii_text(cells: pd.DataFrame) -> str:
+def radii_text(cells: "pd.DataFrame") -> str:
     """Every ε of some attacked cells, in the order of their norms and sizes."""
     balls = sorted(
         set(zip(cells["norm"], cells["epsilon"], strict=True)), key=lambda ball: (ball[0] != MAX_NORM, *ball)

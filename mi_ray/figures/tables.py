@@ -1,6 +1,10 @@
 """How tables are written: numbers as text, and frames of text as Markdown and LaTeX."""
 
-import pandas as pd
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
+    import pandas as pd
+
 
 MISSING = "–"
 
@@ -15,14 +19,14 @@ def points(value: float, low: float, high: float) -> str:
     return f"{100 * value:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
-def markdown(text: pd.DataFrame, note: str) -> str:
+def markdown(text: "pd.DataFrame", note: str) -> str:
     """A pipe table with a note below it."""
     lines = ["| " + " | ".join(text.columns) + " |", "|" + " --- |" * len(text.columns)]
     lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
     return "\n".join(lines) + f"\n\n{note}\n"
 
 
-def latex(text: pd.DataFrame, note: str) -> str:
+def latex(text: "pd.DataFrame", note: str) -> str:
     """A booktabs table, with the note as a comment above it; \\checkmark is of amssymb."""
     head = " & ".join(map(_escape, text.columns)) + r" \\"
     body = [" & ".join(map(_escape, row)) + r" \\" for row in text.itertuples(index=False)]

@@ -6,9 +6,8 @@ Each drawing is a rich renderable, or several, which whoever has a console print
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -17,11 +16,14 @@ from mi_ray.choice import chosen_on, frontier
 from mi_ray.figures.names import Names, in_norm, parameters
 from mi_ray.figures.tables import percent, points
 
+if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
+    import pandas as pd
+
 THREAT = ["classifier", "attack", "goal", "norm", "epsilon", "knowledge", "attack_params"]
 STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
 
 
-def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
+def frontier_facts(cells: "pd.DataFrame") -> "list[pd.DataFrame]":
     """The undominated settings and no defense, by clean accuracy: a frame for each classifier and attack that is shown.
 
     cells: rows of cells.parquet of one study. Of each classifier the study's first attack is shown and, where it has
@@ -37,7 +39,7 @@ def frontier_facts(cells: pd.DataFrame) -> list[pd.DataFrame]:
     return [rows for threat, rows in groups if threat in first or rows["attack"].iloc[0] == "worst_case"]
 
 
-def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
+def frontier_tables(cells: "pd.DataFrame", names: Names) -> Iterator[Table]:
     """`frontier_facts` as tables; settings that are shown for comparison and are dominated are dim.
 
     A caption says which points the settings were chosen on.
@@ -57,7 +59,7 @@ def frontier_tables(cells: pd.DataFrame, names: Names) -> Iterator[Table]:
         yield shown
 
 
-def verdict_facts(cells: pd.DataFrame) -> tuple[dict[str, int], dict[str, int]]:
+def verdict_facts(cells: "pd.DataFrame") -> tuple[dict[str, int], dict[str, int]]:
     """How many attacked cells have each verdict, and how many failed each check, the most frequent first.
 
     cells: rows of cells.parquet of one study.
@@ -72,7 +74,7 @@ def verdict_facts(cells: pd.DataFrame) -> tuple[dict[str, int], dict[str, int]]:
     return verdicts, dict(failed.most_common())
 
 
-def verdict_lines(cells: pd.DataFrame) -> Iterator[Text]:
+def verdict_lines(cells: "pd.DataFrame") -> Iterator[Text]:
     """How many attacked cells can be trusted, and which checks the others failed."""
     verdicts, failed = verdict_facts(cells)
     said = ", ".join(f"{count} {state}" for state, count in verdicts.items())
@@ -81,7 +83,7 @@ def verdict_lines(cells: pd.DataFrame) -> Iterator[Text]:
         yield Text(f"  failed: {', '.join(f'{name} in {count}' for name, count in failed.items())}")
 
 
-def study_summary(cells: pd.DataFrame, names: Names) -> Iterator[RenderableType]:
+def study_summary(cells: "pd.DataFrame", names: Names) -> Iterator[RenderableType]:
     """What a study found, for its end: its frontiers, and what its checks say."""
     yield from frontier_tables(cells, names)
     yield from verdict_lines(cells)
@@ -145,7 +147,7 @@ def states_table(states: Iterable[Sequence[str]]) -> Table:
     return shown
 
 
-def comparison_table(found: pd.DataFrame, left: str, right: str) -> Table:
+def comparison_table(found: "pd.DataFrame", left: str, right: str) -> Table:
     """Cells of two studies with their differences, in points of accuracy. found: of `mi_ray.figures.comparing.compared`."""
     title = f"{right} less {left}, points of accuracy with 95 % intervals, paired by point"
     shown = _table(title, "Classifier", "Attack", "Defense", right=("N", left, right, "Difference", "p", "Points"))

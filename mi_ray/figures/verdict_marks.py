@@ -1,10 +1,13 @@
 """How tables and figures show what the checks of a cell said: marks, and the notes that explain them."""
 
 import json
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from mi_ray.figures.names import Names, Row
+
+if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
+    import pandas as pd
+
 
 MARKS = {"passed": "✓", "failed": "✗"}
 NOT_JUDGED = "–"
@@ -27,7 +30,7 @@ def failed_checks(row: Row) -> dict[str, str]:
     return {name: said["why"] for name, said in found.items() if said["state"] == "failed"}
 
 
-def checks_footnote(cells: pd.DataFrame, names: Names) -> str:
+def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
     """What the marks in a table mean, and which checks its cells failed: how many cells, and what the first one says."""
     attacked = cells[(cells["state"] == "done") & (cells["attack"] != "none")]
     told: dict[str, list[str]] = {}
@@ -44,7 +47,7 @@ def checks_footnote(cells: pd.DataFrame, names: Names) -> str:
     return " ".join([*parts, "docs/checks.md says what each check means."])
 
 
-def checks_note(cells: pd.DataFrame) -> str:
+def checks_note(cells: "pd.DataFrame") -> str:
     """What a figure says of crossed cells and of oblivious attacks, in a few words; nothing where there are none."""
     attacked = cells[cells["attack"] != "none"]
     failed = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
@@ -53,7 +56,7 @@ def checks_note(cells: pd.DataFrame) -> str:
     return "; ".join(text for text in (OBLIVIOUS if _some_oblivious(attacked) else "", crossed) if text)
 
 
-def _some_oblivious(attacked: pd.DataFrame) -> bool:
+def _some_oblivious(attacked: "pd.DataFrame") -> bool:
     """Whether some defended cells are under an attack that knew no defense."""
     alone = (attacked["knowledge"] == "oblivious") & (attacked["defense"] != "none")
     return bool((alone & (attacked["attack"] != "worst_case")).any())

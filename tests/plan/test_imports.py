@@ -22,6 +22,13 @@ def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None
     assert found.stdout.strip() == "[]"
 
 
+@pytest.mark.parametrize("module", ["cluster.worker", "figures.terminal"])
+def test_pandas_is_imported_by_neither_a_worker_of_blocks_nor_the_tables_of_a_plan(module: str) -> None:
+    code = f"import sys, mi_ray.{module}; print('pandas' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "False"
+
+
 @pytest.mark.parametrize("module", ["actors"])
 def test_what_trials_wait_for_starts_without_torch_and_ray_tune(module: str) -> None:
     code = f"import sys, mi_ray.cluster.{module}; print(sorted({{'torch', 'ray.tune', 'pandas'}} & set(sys.modules)))"
@@ -29,11 +36,11 @@ def test_what_trials_wait_for_starts_without_torch_and_ray_tune(module: str) -> 
     assert found.stdout.strip() == "[]"
 
 
-def test_a_plan_of_digits_needs_neither_scikit_learn_nor_what_scipy_has_of_statistics() -> None:
+def test_a_plan_of_digits_needs_neither_scikit_learn_nor_pandas_nor_what_scipy_has_of_statistics() -> None:
     code = (
         "import sys, mi_ray.study.estimate; from mi_ray.data import Digits; from mi_ray.statistics import detectable_difference\n"
         "Digits().load(), detectable_difference(100)\n"
-        "print(sorted({'sklearn', 'scipy.stats', 'matplotlib', 'ray'} & set(sys.modules)))"
+        "print(sorted({'pandas', 'sklearn', 'scipy.stats', 'matplotlib', 'ray'} & set(sys.modules)))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
