@@ -376,8 +376,10 @@ class Round:
             return self.kill_head()
         if kind in ("driver", "ctrl-c", "ctrl-c twice"):
             return self.end_driver(kind)
-        pid = self.chooser.choice(self.victims(kind) or [0])
-        return f"process {pid}" if _killed(pid, signal.SIGKILL) else "it had just ended"
+        # Between a look and the next the last of them may have ended; number 0 would be this process itself.
+        victims = self.victims(kind)
+        pid = self.chooser.choice(victims) if victims else None
+        return f"process {pid}" if pid and _killed(pid, signal.SIGKILL) else "it had just ended"
 
     def end_driver(self, kind: str) -> str:
         """A signal to the command, or two."""
