@@ -159,22 +159,26 @@ def _row(name: str, sides: dict[str, Side], amount: int, score: Callable[[Tensor
     )
 
 
-def rows(folder: str, turns: int, points: int = 250) -> list[Row]:
-    """Both networks, both directions, both precisions. folder: of our own network of 0.7 M parameters."""
+NETWORKS: dict[str, Callable[[str], Classifier]] = {
+    "0.7 M ResNet": load_classifier,
+    "a person's own, 0.5 M": lambda folder: own(),
+}
+PARTS = [(name, precision) for precision in dict.fromkeys((FAST, "fp32")) for name in NETWORKS]
+
+
+def rows(part: tuple[str, str], folder: str, turns: int, points: int = 250) -> list[Row]:
+    """Both directions of a network in a precision, one of `PARTS`. folder: of our own network of 0.7 M parameters."""
     torch.set_num_threads(1)
     keep_memory()
-    found = []
-    networks = {"0.7 M ResNet": load_classifier(folder), "a person's own, 0.5 M": own()}
-    for precision in dict.fromkeys((FAST, "fp32")):
-        for name, plain in networks.items():
-            loops = Loops(plain.requires_grad_(False), precision, points)  # type: ignore[arg-type]
+    name, precision = part
+    loops = Loops(NETWORKS[name](folder).requires_grad_(False), precision, points)  # type: ignore[arg-type]
 
-            def right(images: Tensor, loops: Loops = loops) -> Any:
-                with torch.no_grad():
-                    return np.array(float((loops.plain(images).argmax(1) == loops.y).float().mean()))
+    def right(images: Tensor) -> Any:
+        with torch.no_grad():
+            return np.array(float((loops.plain(images).argmax(1) == loops.y).float().mean()))
 
-            forward = loops.forward(BATCH * CHUNK)
-            found.append(_row(f"forward, {name}, {precision}", forward, points, lambda p: p.numpy(), turns))
-            gradient = loops.gradient(BATCH)
-            found.append(_row(f"gradient, {name}, {precision}", gradient, STEPS * points, right, turns))
-    return found
+    forward, gradient = loops.forward(BATCH * CHUNK), loops.gradient(BATCH)
+    return [
+        _row(f"forward, {name}, {precision}", forward, points, lambda p: p.numpy(), turns),
+        _row(f"gradient, {name}, {precision}", gradient, STEPS * points, right, turns),
+    ]

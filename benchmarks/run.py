@@ -11,6 +11,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -240,6 +241,10 @@ def large() -> str:
     return cluster.classifiers(KEPT)[1]
 
 
+def _limit(part: tuple[str, str], *, quick: bool) -> list[Row]:
+    return limit.rows(part, small(), 2 if quick else 5)
+
+
 def main() -> None:
     """Run the chosen groups, print their tables and write latest.json."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -255,7 +260,7 @@ def main() -> None:
             "plan": lambda: plans.rows(quick=quick),
             "pgd small": lambda: pgd(small(), "0.7 M ResNet", {10: 200} if quick else {10: 200, 50: 100}, peers),
             "pgd large": lambda: pgd(large(), "paper's ResNet-50", {4: 200}, peers[::2]),
-            "limit": lambda: limit.rows(small(), 2 if quick else 5),
+            **{f"limit, {' in '.join(part)}": partial(_limit, part, quick=quick) for part in limit.PARTS},
             "executions": lambda: executions(small(), 100, 1 if quick else 2),
             "transforms": lambda: transforms(small(), 100, 2 if quick else 3),
             "eot": lambda: eot(small(), 100, 1 if quick else 2, 1 if quick else 2),
