@@ -429,16 +429,18 @@ class Round:
         """Equal rows, a sound store, nothing computed twice, nothing left over."""
         store = Store(self.store)
         assert_same_rows(_rows(store, self.sweep["name"]), undisturbed)
-        assert check_store(store)[0] == []
-        assert list(Files(scratch_of(store)).files("")) == [], "training checkpoints are left"
+        problems = check_store(store)[0]
+        assert problems == [], f"mi-ray check finds {problems}"
+        scratch = list(Files(scratch_of(store)).files(""))
+        assert scratch == [], f"training checkpoints are left: {scratch}"
         if self.bucket is not None:
             left = [path for path in self.bucket.objects() if path.rpartition("/")[2].startswith(".")]
             assert self.bucket.unfinished_uploads() == []
         else:
             left = [str(path) for path in self.chaos.disk.rglob(".*")]
-        assert left == [], "temporary files, locks or leases are left"
+        assert left == [], f"temporary files, locks or leases are left: {left}"
         if not self.faults["S3: size"]:  # An object that is too short, twice in turn, counts as damaged.
-            assert self.twice() == [], "blocks were computed twice"
+            assert self.twice() == [], f"blocks were computed twice: {self.twice()}"
 
     def twice(self) -> list[tuple[str, str]]:
         """Blocks that were stored and then computed again."""
