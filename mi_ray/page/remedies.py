@@ -16,7 +16,8 @@ REMEDIES = {
     "oblivious_not_stronger": "The adaptive attack is broken or too short. Lengthen it, or take `cascade`, and quote neither "
     "it nor the worst case before that.",
     "peers": "Quote the attack that is named here, or the worst case.",
-    "reference": "The attack is weaker than 20 plain steps. Mend it, or take `pgd`, `eot_pgd` or `cascade`.",
+    "reference": "The attack is weaker than 20 plain steps, or than 99 rotations and shifts. Mend it, or take `pgd`, `eot_pgd`, "
+    "`cascade` or `spatial: grid`.",
     "headway": "The attack has hardly moved these points. Take longer or more steps, or a less noisy gradient (a larger `eot`).",
     "elsewhere": "The attack is strong on the checked points alone. Run `checks: full`, and do not quote it before that.",
     "fixed_randomness": "Nothing fails by it. A large gap says that the gain is that nobody knows the defense's draws.",

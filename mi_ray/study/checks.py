@@ -32,6 +32,11 @@ ZERO_GRADIENTS = 0.10
 LARGE_SHARE, LARGE_STEPS, LARGEST = 0.5, 100, 50.0
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
+TURNED: Mapping[str, Any] = {
+    "method": "grid",
+    "angles": 11,
+    "shifts": 3,
+}  # The reference of the norm "spatial": 99 images.
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
@@ -308,9 +313,12 @@ def _judge_large_epsilon(found: Evidence) -> Finding:
 
 
 def _reference(attack: Attacked) -> Control | None:
-    if not attack.follows_gradients or attack.threat.epsilon == 0:
+    """PGD-20 or EOT-PGD-20 for an attack that follows gradients; where the image is turned and shifted, all of a fixed grid."""
+    if attack.threat.epsilon == 0:
         return None
-    return Control("reference", {}, attack.threat.epsilon)
+    if attack.threat.norm == "spatial":
+        return Control("spatial", TURNED, attack.threat.epsilon)
+    return Control("reference", {}, attack.threat.epsilon) if attack.follows_gradients else None
 
 
 def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
@@ -403,7 +411,6 @@ STORED = {
 CONTROLS = (
     CheckRule(
         "reference",
-        in_pixels=True,
         control=_reference,
         of_trajectory=False,
         criterion="The reference attack does not leave significantly less.",

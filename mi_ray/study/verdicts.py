@@ -324,10 +324,13 @@ def _named(cell: Cell) -> str:
     assert attack is not None
     if attack.method == "reference":
         return "the reference"
+    turned = attack.threat.norm == "spatial"
+    telling = ("method", "angles", "shifts", "k", "eot") if turned else ("loss", "restarts", "eot")
     values = ", ".join(
-        f"{name} {value}" for name, value in attack.values.items() if name in ("loss", "restarts", "eot")
+        f"{name} {value}" for name, value in attack.values.items() if name in telling and value is not None
     )
-    return f"{attack.threat.knowledge} {attack.method} at {cell.inputs.stop} steps" + (f" ({values})" if values else "")
+    steps = "" if turned else f" at {cell.inputs.stop} steps"
+    return f"{attack.threat.knowledge} {attack.method}{steps}" + (f" ({values})" if values else "")
 
 
 def _same_setting(left: Row, right: Row) -> bool:
