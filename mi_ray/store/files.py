@@ -24,6 +24,7 @@ import pyarrow.fs as pafs
 TRIES = 4
 TOLD_AFTER, GIVEN_UP_AFTER = 10.0, 60.0  # seconds without a first answer of an object store
 FIRST_WAIT = 0.5  # seconds before the second try; each further wait is twice as long
+OF_STUDIES = "studies/"  # the folder whose files a manifest names with their hashes
 SELF = "sha256"  # the key under which a JSON file keeps the hash of its other values
 # Errors that no second try changes, as pyarrow's S3 client names them in its messages.
 _PERMANENT = re.compile(
@@ -201,6 +202,7 @@ class Files:
     def __init__(self, uri: str | Path) -> None:
         self.uri = str(uri)
         self.local = "://" not in self.uri or self.uri.startswith("file://")
+        self.hashes: dict[str, str] = {}  # path -> SHA-256 of what was written of studies here
         if "://" not in self.uri:
             self.filesystem: Any = pafs.LocalFileSystem()
             self.root = str(Path(self.uri).resolve())
@@ -292,6 +294,8 @@ class Files:
     def write_bytes(self, path: str, content: bytes) -> None:
         """Write a file whole or not at all: under a temporary name that is then changed, or in one put to an object store."""
         full = self._full(path)
+        if path.startswith(OF_STUDIES):
+            self.hashes[path] = hashlib.sha256(content).hexdigest()
         if not self.local:
             self._again(f"writing {path}", lambda: self._put(full, content))
             return

@@ -229,3 +229,18 @@ def test_the_answer_needs_neither_torch_nor_ray_nor_matplotlib(drawn: Store) -> 
     )
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "finished []"
+
+
+def test_a_seal_holds_what_was_written_though_the_storage_hands_out_less_of_it_meanwhile(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write_bytes(PNG, b"a picture")
+    with monkeypatch.context() as lying:
+        whole = Store.read_bytes
+        lying.setattr(
+            Store, "read_bytes", lambda self, path: whole(self, path)[:-3] if path == PNG else whole(self, path)
+        )
+        seal(store, same())
+    assert problems_in(store) == []
+    store.write_bytes(PNG, b"another")
+    assert [problem for problem in problems_in(Store(store.root)) if PNG in problem] != []
