@@ -26,7 +26,7 @@ TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_pa
 
 def run(session: Session, until: Until) -> Outcome:
     """Do all of a study that is missing, up to a stage."""
-    began = time.time()
+    began = time.monotonic()  # A clock that is set meanwhile changes no length of a run.
     with about(study=session.sweep.name):
         event("study begun", until=until)
         try:
@@ -36,7 +36,7 @@ def run(session: Session, until: Until) -> Outcome:
         remove_temporary_files(session.store)
         seconds = round(sum(session.outcome.seconds.values()), 3)
         event("study done", failed=len(session.outcome.failures), seconds=seconds)
-        _tell_of_time(session, time.time() - began)
+        _tell_of_time(session, time.monotonic() - began)
     return session.outcome
 
 
