@@ -235,8 +235,8 @@ class ResNetSmall(Architecture):
     """
 
     name: ClassVar[str] = "resnet_small"
-    width: int = integer("channels of the first stage", 32, low=1)
-    blocks: int = integer("basic blocks a stage", 1, low=1)
+    width: int = integer("channels of the first stage", 32, low=1, high=1024)
+    blocks: int = integer("basic blocks a stage", 1, low=1, high=100)
 
     def build(self, classes: int) -> nn.Module:
         """A freshly initialised network."""
@@ -250,7 +250,7 @@ class CnnSmall(Architecture):
     """Three strided convolutions with batch norm, for digits on a CPU: widths w/2w/4w."""
 
     name: ClassVar[str] = "cnn_small"
-    width: int = integer("channels of the first layer", 16, low=1)
+    width: int = integer("channels of the first layer", 16, low=1, high=1024)
 
     def build(self, classes: int) -> nn.Module:
         """A freshly initialised network."""

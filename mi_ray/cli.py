@@ -2,13 +2,14 @@
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
@@ -31,6 +32,8 @@ app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, highlight=False)
 
+# What the parser of a command line raises; typer has it from click, or in newer versions of its own, under no public name.
+UsageError: Any = typer.BadParameter.__base__
 SHOWN = 20  # failures of a study that are printed; all of them are in its cells.parquet
 
 Files = Annotated[
@@ -45,7 +48,34 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", help="Override a value of the file, e.g. points.count=100.", metavar="KEY=VALUE"),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", help="Replace the file's seed.")]
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"must be a whole number; got {text!r}") from error
+
+
+def _seconds(text: str) -> float:
+    return _at_least(text, 0.1, "seconds")
+
+
+def _megabytes(text: str) -> float:
+    return _at_least(text, 0.0, "megabytes")
+
+
+def _at_least(text: str, least: float, unit: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not least <= number < math.inf:
+        raise typer.BadParameter(f"must be {unit}, a number at least {least:g}; got {text!r}")
+    return number
+
+
+Seed = Annotated[int | None, typer.Option("--seed", help="Replace the file's seed.", parser=_whole, metavar="NUMBER")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks and Ray's own messages.")]
 Log = Annotated[str | None, typer.Option("--log", help="Append events to this file, as JSON lines.", metavar="FILE")]
 Tensorboard = Annotated[
@@ -272,7 +302,9 @@ def plan(
 def status(
     store: StoreArgument = "results",
     watch: Annotated[bool, typer.Option("--watch", help="Show it again every few seconds until nothing runs.")] = False,
-    every: Annotated[float, typer.Option("--every", help="Seconds between two looks.", min=0.1)] = 3.0,
+    every: Annotated[
+        float, typer.Option("--every", help="Seconds between two looks.", parser=_seconds, metavar="SECONDS")
+    ] = 3.0,
     verbose: Verbose = False,
 ) -> None:
     """Show each study of a store: how far it is, also while it runs.
@@ -340,7 +372,10 @@ def cluster_check(
     file: Annotated[
         Path, typer.Argument(help="A `ray up` file, a KubeRay manifest or a Slurm script.", metavar="FILE")
     ],
-    limit: Annotated[float, typer.Option(help="Megabytes of files that may be sent to each node.", min=0)] = 100.0,
+    limit: Annotated[
+        float,
+        typer.Option(help="Megabytes of files that may be sent to each node.", parser=_megabytes, metavar="MEGABYTES"),
+    ] = 100.0,
     verbose: Verbose = False,
 ) -> None:
     """Find what is wrong with a cluster file that Ray's own validation lets pass: open ports, secrets, unknown keys.
@@ -436,7 +471,7 @@ def test_plugin(
     """
     from mi_ray.plugins import contract_failures
 
-    if not file.is_file():
+    if not file.is_file() or file.suffix != ".py":
         raise ValueError(f"a plugin must be a Python file; {file} is none")
     failures = contract_failures(file)
     for failure in failures:
@@ -570,6 +605,32 @@ def _fail(message: object, code: int) -> NoReturn:
     raise SystemExit(code)
 
 
+def _exit_code() -> int:
+    """Parse the command line and do what it says; returns the exit code.
+
+    A command that cannot be read gets one line in this program's own form, where the parser would draw a box of its own.
+    """
+    try:
+        return int(app(standalone_mode=False) or 0)
+    except UsageError as error:
+        if not error.format_message():  # A command without arguments, whose help is shown already.
+            return 2
+        _fail(_usage_line(error), 2)
+    except BrokenPipeError:  # Whoever read the output, such as `head`, has had enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _usage_line(error: Any) -> str:
+    """What is wrong with a command line: the option's rule and value where one has such a rule, else the usage too."""
+    option = getattr(error, "param", None)
+    if option is not None and error.message:
+        return f"{max(option.opts, key=len)} {error.message}"
+    said = error.format_message().rstrip(".")
+    usage = "" if error.ctx is None else "; u" + " ".join(error.ctx.get_usage().split())[1:]
+    return f"{said[:1].lower()}{said[1:]}{usage}"
+
+
 def main() -> None:
     """The console script: every expected failure is one message and an exit code, never a traceback."""
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
@@ -578,7 +639,7 @@ def main() -> None:
     if verbose:
         logging.getLogger("mi_ray").setLevel(logging.DEBUG)
     try:
-        app(standalone_mode=True)
+        raise SystemExit(_exit_code())
     except KeyboardInterrupt:
         errors.print("\nstopped; the same command goes on from here", style="yellow")
         raise SystemExit(130) from None

@@ -40,7 +40,14 @@ def _epsilon(written: object, info: ValidationInfo) -> float:
     return ThreatModel(parse_number("epsilon", written), norm=info.data.get("norm", "linf")).epsilon
 
 
-Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
+def _no_flag(written: object) -> object:
+    """The value; Pydantic alone would take `true` for 1. Raises ValueError for true and false."""
+    if isinstance(written, bool):
+        raise ValueError(f"must be a whole number; got {shown(written)}")
+    return written
+
+
+Counts = Annotated[tuple[Annotated[int, BeforeValidator(_no_flag), Field(ge=1)], ...], Field(min_length=1)]
 MethodField = Annotated[Method, BeforeValidator(read_method)]
 
 
@@ -230,11 +237,20 @@ class Training(Strict):
 NETWORKS = ("timm", "torchvision", "huggingface", "robustbench", "torchscript", "exported")
 
 
+def _on_one_line(name: str) -> str:
+    """A classifier's name, which tables show and folders of curves have. Raises ValueError for one that cannot be that."""
+    if len(name) > 100 or not name.isprintable() or not name.strip() or {*"/\\"} & {*name}:
+        raise ValueError(f"must be at most 100 characters on one line, without / and \\; got {shown(name)}")
+    return name
+
+
 class ClassifierEntry(Strict):
     """A classifier to train, by its `architecture` and `objective`, one of your own, by its `weights` and its `factory` or
     `architecture`, one of the `zoo`, or one by the name that a library, a hub or a file gives it."""
 
-    name: str = Field(min_length=1, description="The name under which results know it, different from all others.")
+    name: Annotated[str, AfterValidator(_on_one_line)] = Field(
+        min_length=1, description="The name under which results know it, different from all others."
+    )
     architecture: MethodField | None = Field(None, description="The network to train; `mi-ray list` names all.")
     objective: MethodField = Field(Method("erm", {}), description="What training minimises; `mi-ray list` names all.")
     training: Training = Field(Training(), description="How it is trained.")
@@ -373,7 +389,7 @@ def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, objec
     return {"method": read_method(rest), **known}
 
 
-Names = Annotated[tuple[str, ...] | None, BeforeValidator(_listed_if_any)]
+Names = Annotated[Annotated[tuple[str, ...], Field(min_length=1)] | None, BeforeValidator(_listed_if_any)]
 ADAPTIVE = "adaptive"  # as an attack's name it means the attack that the option `adaptive_attack` names
 
 
@@ -651,6 +667,8 @@ def _search(written: object) -> object:
     if written == "grid":
         return None
     name, value = read_method(written)
+    if name == "grid":
+        raise ValueError(f"grid has no parameters; got {shown(value)}")
     if name != "optuna":
         raise unknown("search", name, ["grid", "optuna"])
     return value

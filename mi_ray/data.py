@@ -323,6 +323,8 @@ def whole_labels(what: str, found: npt.NDArray[Any]) -> Labels:
     flat = found.reshape(-1) if found.size == len(found) else found
     if flat.ndim != 1 or not (np.issubdtype(flat.dtype, np.integer) or np.issubdtype(flat.dtype, np.floating)):
         raise ValueError(f"{what} must hold one whole number for each image; got {found.dtype} {list(found.shape)}")
+    if not len(flat):
+        raise ValueError(f"{what} must hold one whole number for each image; it is empty")
     wrong = np.flatnonzero(~(np.isfinite(flat) & (flat >= 0) & (flat == np.floor(flat))))
     if len(wrong):
         value = "none" if np.isnan(flat[wrong[0]]) else flat[wrong[0]]

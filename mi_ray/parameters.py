@@ -21,7 +21,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from mi_ray.refusals import FACTORY, PATTERNS, shown
+from mi_ray.refusals import FACTORY, MODULE, PATTERNS, shown
 from mi_ray.threat_model import parse_number
 
 LONGEST = 300  # characters of another program's message that are shown
@@ -209,8 +209,12 @@ class Parameter:
         assert self.registry is not None
         each = []
         for item in _items(written):
-            method = self.registry[read_method(item).name]
-            axes = expand(method, read_method(item).values, option)
+            try:
+                named = read_method(item)
+            except ValueError as error:
+                raise ValueError(f"{name}: each {error}") from error
+            method = self.registry[named.name]
+            axes = expand(method, named.values, option)
             own = itertools.product(*(axis.values for axis in axes.values()))
             each.append([method.make(dict(zip(axes, values, strict=True))) for values in own])
         return Axis(tuple(self.parse(name, list(chosen)) for chosen in itertools.product(*each)))
@@ -494,6 +498,8 @@ def expand(method: type[Parameterized], written: object, option: Callable[[str],
 def load_plugins(plugins: Iterable[str]) -> None:
     """Import a person's own modules (their code runs). Raises ValueError for one that cannot be imported."""
     for plugin in plugins:
+        if re.fullmatch(MODULE, plugin) is None:
+            raise ValueError(f"plugins must be importable modules, each {PATTERNS[MODULE]}; got {plugin!r}")
         import_own("plugins must be importable modules", plugin)
 
 

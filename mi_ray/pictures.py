@@ -33,7 +33,9 @@ class _Pictures(Source):
     """Pictures that are brought to one size. The rule is in every key, since it decides the pixels."""
 
     short: ClassVar[str] = "path"  # The parameter that is meant where a file gives one text alone.
-    size: int = integer("the side in pixels to which pictures are resized; left out, all have one size", None, low=1)
+    size: int = integer(
+        "the side in pixels to which pictures are resized; left out, all have one size", None, low=1, high=4096
+    )
     fit: Literal["crop", "squash"] = choice(
         "crop: the shorter side becomes `resize`, and the middle is cut out; squash: each side becomes `size`",
         ("crop", "squash"),

@@ -1,7 +1,10 @@
 """Sweep files: found by their path or by the name of a packaged one, read, overlaid, and validated as a `Sweep`."""
 
 import copy
+import importlib.util
+import keyword
 import shutil
+import sys
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 
@@ -63,13 +66,18 @@ def start_folder(folder: str | Path) -> list[Path]:
     there = [str(file) for file in copies if file.exists() or file.is_symlink()]
     if there:
         raise ValueError(f"nothing is overwritten: {folder} must not hold {', '.join(there)}; name another folder")
-    try:
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ValueError(f"{folder} must be a folder, or a place for a new one: {error.strerror}") from error
+    _make_folder(folder)
     for file, target in zip(sources, copies, strict=True):
         shutil.copyfile(file, target)
     return copies
+
+
+def _make_folder(folder: str | Path) -> None:
+    """Make a folder where it is not there. Raises ValueError where there can be none."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{folder} must be a folder, or a place for a new one: {error.strerror}") from error
 
 
 def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
@@ -80,13 +88,17 @@ def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
     kinds = sorted(file.stem for file in NEW.glob("*.py") if not file.stem.startswith("test_"))
     if kind not in kinds:
         raise unknown("kind of plugin", kind, kinds)
-    if not name.isidentifier() or not name.islower():
+    if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
         raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
+    if name in sys.builtin_module_names or importlib.util.find_spec(name) is not None:
+        raise ValueError(
+            f"a plugin's name must be of no module that is installed, which a sweep would import in its place; got {name!r}"
+        )
     files = {Path(folder) / f"{name}.py": f"{kind}.py", Path(folder) / f"test_{name}.py": "test_plugin.py"}
     there = [str(file) for file in files if file.exists()]
     if there:
         raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")
-    Path(folder).mkdir(parents=True, exist_ok=True)
+    _make_folder(folder)
     for file, source in files.items():
         text = (NEW / source).read_text(encoding="utf-8")
         class_name = name.title().replace("_", "")

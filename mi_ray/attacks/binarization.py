@@ -44,7 +44,11 @@ class Binarization(Attack):
     @property
     def wraps(self) -> Attack:
         """The judged attack."""
-        ((name, values),) = json.loads(self.of).items()
+        try:
+            ((name, values),) = json.loads(self.of).items()
+        except (ValueError, AttributeError) as error:
+            rule = self.parameters()["of"].help
+            raise ValueError(f"binarization.of must be {rule}; got {self.of!r}") from error
         made: Attack = ATTACKS.make(name, values)
         return made
 

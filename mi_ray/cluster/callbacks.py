@@ -9,7 +9,7 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
 
-from mi_ray.parameters import import_own
+from mi_ray.parameters import import_own, kind_of, own_code
 
 if TYPE_CHECKING:  # Importing it takes a second, which only runs that draw curves should pay.
     from tensorboardX import SummaryWriter
@@ -26,6 +26,15 @@ def load_callback(written: str) -> Callable[[], tune.Callback]:
     if not callable(factory):
         raise ValueError(rule)
     return cast("Callable[[], tune.Callback]", factory)
+
+
+def _try_factory(written: str, factory: Callable[[], object]) -> None:
+    """Raise ValueError where a factory fails, or makes something that Tune cannot call."""
+    rule = f"--callback must be a factory of callbacks; {written}"
+    with own_code(rule):
+        made = factory()
+    if not isinstance(made, tune.Callback):
+        raise ValueError(f"{rule} must return a ray.tune.Callback; it returned {kind_of(made)}")
 
 
 class Curves(TBXLoggerCallback):
@@ -53,7 +62,7 @@ class Callbacks:
     """What is told of a run while it goes on.
 
     tensorboard: a folder for curves, None for none. factories: Tune callbacks, each as "package.module:factory". Raises
-    ValueError when one cannot be imported.
+    ValueError when one cannot be imported, or makes no callback: each is called once before any work, for this alone.
     """
 
     tensorboard: str | None = None
@@ -62,6 +71,8 @@ class Callbacks:
 
     def __post_init__(self) -> None:
         self._loaded = [load_callback(written) for written in self.factories]
+        for written, factory in zip(self.factories, self._loaded, strict=True):
+            _try_factory(written, factory)
         # Tune changes the working directory, so a relative folder would be looked for elsewhere later.
         self._folder = None if self.tensorboard is None else Path(self.tensorboard).resolve()
 

@@ -25,6 +25,13 @@ class FlipCrop(RandomTransform):
     padding: int = integer("pixels of zero padding on each side, from which the crop is taken", 4, low=0)
     flip: bool = flag("whether every second one is flipped", True)
 
+    def check_images(self, height: int, width: int) -> None:
+        """Raise ValueError for more padding than an image has pixels, of which most crops would show nothing."""
+        if self.padding > min(height, width):
+            raise ValueError(
+                f"flip_crop.padding must not exceed the image's side, {min(height, width)} pixels; got {self.padding}"
+            )
+
     def transform(self, x: Tensor, draws: Draws, predicted: Tensor, pool: SamplePool | None) -> Tensor:
         """The same two numbers place a crop whether anything is flipped or not."""
         copies = x.expand(draws.executions, *x.shape)

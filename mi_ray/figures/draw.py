@@ -48,7 +48,7 @@ def find_figure(name: str) -> str:
         raise ValueError(f"figures must be importable modules; {name!r} is not: {_cause(error)}") from error
     raise ValueError(
         f"figures must be figures of mi_ray ({', '.join(known_figures())}) or importable modules with "
-        f"make(store, study); got {name!r}"
+        f"make(store, study), by a dotted name such as my_package.my_figure; got {name!r}"
     )
 
 

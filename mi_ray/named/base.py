@@ -81,7 +81,7 @@ def loading(what: str, remedy: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # Each library has errors of its own, and none is of use without the remedy.
-        raise ValueError(f"{what} must be loadable: {last_line(error)}. {remedy}") from error
+        raise ValueError(f"{what} must be loadable: {last_line(error).rstrip('.')}. {remedy}") from error
 
 
 def existing(path: Path, what: str) -> Path:

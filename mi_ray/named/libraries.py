@@ -77,7 +77,13 @@ class Torchvision(NamedNetwork):
         """Through torchvision, from torch's cache ($TORCH_HOME/hub/checkpoints) or downloaded."""
         models = package("torchvision.models", "pip install torchvision")
         with loading(f"torchvision's {self.model}", "torchvision.models.list_models() names all"):
-            known = models.get_model_weights(self.model)[self.pretrained]
+            every = models.get_model_weights(self.model)
+        if self.pretrained not in every.__members__:
+            names = ", ".join(every.__members__)
+            raise ValueError(
+                f"pretrained must be of the weights of torchvision's {self.model}, {names}; got {self.pretrained!r}"
+            )
+        known = every[self.pretrained]
         if pretrained:
             with loading(f"the weights of torchvision's {self.model}", f"Put {known.url} into {_cache()}. {OFFLINE}"):
                 network = models.get_model(self.model, weights=known, **arguments)

@@ -5,6 +5,7 @@ What a store keeps of one is the file itself, as a tensor of its bytes, so that 
 
 import io
 import warnings
+import zipfile
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -56,6 +57,7 @@ class Program(nn.Module):
 
 @dataclass(frozen=True)
 class _Saved(NamedNetwork):
+    written_by: ClassVar[str]  # the function of torch that writes such files
     path: str = text("the file")
 
     @classmethod
@@ -68,6 +70,8 @@ class _Saved(NamedNetwork):
         if arguments or not pretrained:
             raise ValueError(f"{self.name} has its network and weights in one file; leave `arguments`, `weights` out")
         content = existing(Path(self.path), f"{self.name}'s network").read_bytes()
+        if not zipfile.is_zipfile(io.BytesIO(content)):
+            raise ValueError(f"{self.name} must name a file of {self.written_by}; {self.path} is none, or is cut short")
         blueprint = {"bytes": len(content)}
         network = self.build(blueprint, classes)
         with loading(f"{self.name}'s {self.path}", f"It must be a file of {self.name} that runs on the CPU"):
@@ -87,6 +91,7 @@ class TorchScript(_Saved):
     """A file of `torch.jit.save`."""
 
     name: ClassVar[str] = "torchscript"
+    written_by: ClassVar[str] = "torch.jit.save"
 
     @classmethod
     def read(cls, content: io.BytesIO) -> nn.Module:
@@ -104,6 +109,7 @@ class Exported(_Saved):
     """A file of `torch.export.save`, exported in eval mode with a batch of any size. Reading it may run code."""
 
     name: ClassVar[str] = "exported"
+    written_by: ClassVar[str] = "torch.export.save"
 
     @classmethod
     def read(cls, content: io.BytesIO) -> nn.Module:

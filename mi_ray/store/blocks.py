@@ -86,7 +86,9 @@ class Store(Files):
             answer(self.uri, lambda: self._open(create))
 
     def _open(self, create: bool) -> None:
-        what = f"a store must be a folder that mi-ray made, or an empty or new one; {self.uri}"
+        what = (
+            f"a store must be a folder that mi-ray made, or an empty or new one; {self.uri or '(the current folder)'}"
+        )
         try:
             if not self.root:
                 raise ValueError(f"a store must be in a bucket or folder; {self.uri} names none")

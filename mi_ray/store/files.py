@@ -357,7 +357,8 @@ class Files:
         try:
             found = self.read_parsed(path, json.loads, (ValueError,))
         except ValueError as error:
-            raise DamagedFileError(f"{path} must be JSON: {error}") from error
+            where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its encoding, UTF-8,"
+            raise DamagedFileError(f"{path} must be JSON; {where} is damaged") from error
         if isinstance(found, dict) and found.pop(SELF, None) not in (None, self_hash(found)):
             raise DamagedFileError(f"{path} must have the {SELF} that it names: it was changed or damaged")
         return found

@@ -76,8 +76,9 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     with _one_thread():
         plain = build_classifier(work.description).to(device)
         fast = prepared(plain, device, precision)
-        chunk = torch.rand(study.sweep.batch * study.planner.registries.chunk, 3, height, width, device=device)
-        batch = chunk[: study.sweep.batch].clone().requires_grad_(True)
+        points = min(study.sweep.batch, len(study.points))
+        chunk = torch.rand(points * study.planner.registries.chunk, 3, height, width, device=device)
+        batch = chunk[:points].clone().requires_grad_(True)
 
         def gradient(model: torch.nn.Module) -> None:
             labels = torch.zeros(len(batch), dtype=torch.int64, device=device)

@@ -29,7 +29,7 @@ from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
 from mi_ray.networks import OwnNetwork, load_factory, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.parameters import Registry, load_plugins
+from mi_ray.parameters import Method, Registry, load_plugins
 from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
@@ -270,11 +270,19 @@ class _Pools:
         return images, labels if self.foreign is None else np.zeros_like(labels)
 
 
+def _loaded(named: Method) -> Dataset:
+    """The dataset that a sweep names. Raises ValueError where it cannot be had."""
+    try:
+        return SOURCES.make(*named).load()
+    except OSError as error:
+        raise ValueError(f"dataset {named.name} must be readable: {error.strerror or error}") from error
+
+
 def _foreign(sweep: Sweep, dataset: Dataset) -> Dataset | None:
     """The dataset that the sample pools are of, where it is another. Raises ValueError when its images do not fit."""
     if sweep.pool is None:
         return None
-    found = SOURCES.make(*sweep.pool).load()
+    found = _loaded(sweep.pool)
     sizes = [list(d.train_images.shape[1:]) for d in (found, dataset)]
     if sizes[0] != sizes[1]:
         raise ValueError(f"pool: images must have the size of the dataset's, {sizes[1]}; {found.name} has {sizes[0]}")
@@ -339,11 +347,25 @@ def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
     return {name: (found.description, weights_digest(weights_bytes(found))) for name, found in made}
 
 
+def _refuse_without_mixtures(planner: Planner) -> None:
+    """Raise ValueError where an attack on mixtures goes through no defense that mixes, so that it would attack nothing."""
+    for entry in planner.sweep.attacks:
+        name = entry.method.name
+        if name not in ATTACKS or not ATTACKS[name].needs_pool:
+            continue
+        through = [each for each in planner.settings() if entry.defenses is None or each.name in entry.defenses]
+        if not any(part.needs_pool() for each in through for part in each.components()):
+            named = ", ".join(dict.fromkeys(each.name for each in through)) or "none"
+            raise ValueError(
+                f"{name} attacks mixtures: it must go through a defense that mixes, such as mi_ol; got {named}"
+            )
+
+
 def prepare(sweep: Sweep) -> Study:
     """Load the data, check every name and value of the sweep, and plan. Raises ValueError before any work."""
     load_plugins(sweep.plugins)
     sources = _sources(sweep)
-    dataset = SOURCES.make(*sweep.dataset).load()
+    dataset = _loaded(sweep.dataset)
     pools = _Pools(sweep, dataset, _foreign(sweep, dataset))
     options = sweep.resolved_variants()
     height, width = dataset.test_images.shape[1:3]
@@ -377,6 +399,7 @@ def prepare(sweep: Sweep) -> Study:
         for work, setting in itertools.product(each.classifiers, each.settings()):
             each.adaptive(work, setting)
     planner = variants[""]
+    _refuse_without_mixtures(planner)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     notes = tuple(note for each in tried for note in each.notes)
     study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes, networks)
