@@ -105,6 +105,8 @@ def logits_in(answer: object) -> Tensor:
         named = answer if isinstance(answer, Mapping) else getattr(answer, "__dict__", {})
         several = answer[0] if isinstance(answer, (tuple, list)) and answer else None
         found = named.get("logits", several)
+    if isinstance(found, Tensor) and found.is_complex():
+        raise ValueError("a network must return logits that are real; it returned complex numbers")
     if isinstance(found, Tensor):
         return found
     keys = f" with {', '.join(map(str, answer)) or 'nothing in it'}" if isinstance(answer, Mapping) else ""

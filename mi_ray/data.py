@@ -55,6 +55,8 @@ class Dataset:
                 raise ValueError(
                     f"{self.name}: {split} labels must be in 0..{self.classes - 1}; got {labels.min()} to {labels.max()}"
                 )
+        if self.classes < 2:
+            raise ValueError(f"{self.name}: labels must be of at least 2 classes; all are {self.train_labels[0]}")
         if self.classes > MOST_CLASSES:
             raise ValueError(
                 f"{self.name}: labels must be the numbers of classes, from 0 on and below {MOST_CLASSES:,}; got labels up to "

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from datetime import date
 from typing import Any
 
 from pydantic import ValidationError
@@ -45,7 +46,7 @@ def shown(value: object) -> str:
     """A value as it is shown in a message: on one line, and cut where it is long."""
     if value is None or isinstance(value, bool):
         return "nothing" if value is None else str(value).lower()
-    text = " ".join(repr(value).split())
+    text = " ".join((str(value) if isinstance(value, date) else repr(value)).split())
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
 
 

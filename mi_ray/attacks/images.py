@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from mi_ray.attacks.base import Adversarial, Attack, Batch, without_gradients
+from mi_ray.parameters import kind_of
 
 SCORING_DRAWS = 5  # Independent draws of a random model by which the images are scored.
 
@@ -20,6 +21,15 @@ class ImagesAttack(Attack):
     """
 
     passes: ClassVar[tuple[int, int]] = (1, 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        passes: object = self.passes
+        two = isinstance(passes, (tuple, list)) and len(passes) == 2
+        if not two or not all(type(part) is int and part >= 0 for part in self.passes):
+            raise ValueError(
+                f"attack {self.name}: passes must be two whole numbers from 0 on, (forward, backward); got {passes!r}"
+            )
 
     @abstractmethod
     def images(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B C H W"]:
@@ -43,4 +53,8 @@ class ImagesAttack(Attack):
     @final
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """The images, with their loss and success."""
-        return without_gradients(model, self.images(model, batch)[None].detach(), batch, self.stops(), SCORING_DRAWS)
+        made: object = self.images(model, batch)
+        if not isinstance(made, Tensor) or made.shape != batch.x.shape:
+            got = list(made.shape) if isinstance(made, Tensor) else kind_of(made)
+            raise ValueError(f"{self.name}.images must return images {list(batch.x.shape)}, as they came; got {got}")
+        return without_gradients(model, made[None].detach(), batch, self.stops(), SCORING_DRAWS)

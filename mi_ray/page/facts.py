@@ -292,8 +292,8 @@ def training_curves(store: Store, cells: pd.DataFrame) -> list[dict[str, object]
     curves = []
     for name, key in cells[["classifier", "classifier_key"]].drop_duplicates().itertuples(index=False):
         path = f"classifiers/{key}/training.parquet"
-        if store.exists(path):
-            rows = store.read_table(path, TRAINING).to_pandas()
+        rows = store.read_table(path, TRAINING).to_pandas() if store.exists(path) else pd.DataFrame()
+        if len(rows):  # A person's own network has a table without epochs.
             columns = {column: [number(v) for v in rows[column]] for column in _curve_columns(rows)}
             curves.append({"classifier": name, "key": key, **columns})
     return curves

@@ -93,8 +93,10 @@ class Planner:
         by_name = {work.entry.name: work for work in self.classifiers}
         for listed in entry.images:
             attack = self.registries.attacks.make(*listed.method)
-            if attack.needs_images:
-                raise ValueError(f"images must be of an attack that begins with none itself; got {attack.name}")
+            if attack.needs_images or attack.needs_defense:
+                raise ValueError(
+                    f"images must be of an attack on a classifier alone that begins with none itself; got {attack.name}"
+                )
             oblivious = replace(threat, knowledge="oblivious")
             attack.admit(oblivious, self.facts.classes)
             of = classifier if listed.classifier is None else by_name[listed.classifier]

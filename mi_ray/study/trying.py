@@ -22,6 +22,9 @@ from mi_ray.threat_model import ThreatModel
 
 IMAGES = 4  # test images that are passed
 SUMS_TO_ONE = 1e-4  # how far the sum of probabilities in float32, or in bfloat16 once it is rounded, may be from 1
+BESIDE = (
+    0.05  # how far logits may be from those in another batch, as a share of their span; bfloat16 rounds differently
+)
 ALIKE = 1e-6  # answers to different images that are closer than this are one answer
 
 
@@ -31,18 +34,23 @@ def try_classifier(
     """Pass some test images through a classifier that is not trained here, forwards and backwards.
 
     gradients: whether any attack of the study follows them. Raises ValueError when the answers cannot serve: of another
-    width, not finite, the same to every image or different to the same one, probabilities in place of logits, or such that
-    no gradient goes through.
+    width, not finite, the same to every image or different to the same one, others where fewer images stand beside it,
+    probabilities in place of logits, or such that no gradient goes through.
     """
     height, width = dataset.test_images.shape[1:3]
     x = to_unit(dataset.test_images[:IMAGES])
     with own_code(f"classifier {entry.name!r} must answer images [B, 3, {height}, {width}]"):
         ready = prepared(classifier, torch.device("cpu"), precision, folded=False)
         with torch.no_grad():
-            again = ready(x)
+            again, few = ready(x), ready(x[1:3])
         x.requires_grad_(gradients)
         answers = ready(x)
     _refuse_answers(entry, answers, again, [len(x), dataset.classes])
+    if not torch.allclose(few, again[1:3], atol=BESIDE * float(again.max() - again.min())):
+        raise ValueError(
+            f"classifier {entry.name!r} must answer each image by itself; beside others an image gets other logits than "
+            "with fewer beside it (is the batch's own mean taken?)"
+        )
     if gradients:
         _refuse_gradient(entry, x, answers)
 
