@@ -61,6 +61,16 @@ def test_all_other_bad_inputs_get_their_lines(name: str, run: Run, tmp_path: Pat
     assert_refused(ALL_OTHERS[name], run, tmp_path)
 
 
+@pytest.mark.parametrize(
+    "line", ["compare results", "swep sweep.yaml", "sweep", "sweep a.yaml --smok", "schema x", "new attack"]
+)
+def test_a_command_line_that_cannot_be_read_gets_one_line_with_its_usage(line: str, run: Run) -> None:
+    code, out, err = run(*line.split())
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("error: ")
+    assert "; usage: mi-ray" in err
+
+
 def test_the_table_is_as_large_as_it_is_said_to_be_and_has_no_case_twice() -> None:
     every = [*QUICK.values(), *ALL_OTHERS.values()]
     assert len(QUICK) >= FEWEST_QUICK

@@ -62,11 +62,22 @@ class Loaded:
     sweep: Json
 
 
+def _sweep(path: str, content: bytes) -> Json:
+    """A sweep as its study keeps it. Raises DamagedFileError where it is none."""
+    try:
+        found = yaml.safe_load(content)
+    except (yaml.YAMLError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise DamagedFileError(f"{path} must be the sweep as its study keeps it, in YAML; it is damaged")
+    return found
+
+
 def load(store: Store, study: str) -> Loaded:
     """Read what a study says of itself. Raises ValueError where the store has no such study."""
     cells, names = read_study(store, study)
     path = f"studies/{study}/study.yaml"
-    sweep = yaml.safe_load(store.read_bytes(path)) if store.exists(path) else {}
+    sweep = _sweep(path, store.read_bytes(path)) if store.exists(path) else {}
     try:
         manifest = read_manifest(store, study)
     except DamagedFileError:

@@ -148,12 +148,17 @@ class Store(Files):
             try:
                 return parse(pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-                raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
+                foreign = isinstance(
+                    error, (pa.ArrowException, OSError)
+                )  # whose words help nobody who has not read its source
+                told = "it is none, is cut short or was changed" if foreign else error
+                raise DamagedFileError(f"{path} must be a whole Parquet file: {told}") from error
 
         try:
             return self.read_parsed(path, parsed, (DamagedFileError,))
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            raise DamagedFileError(f"{path} must be a whole Parquet file: {error}") from error
+            told = "it is not there" if isinstance(error, FileNotFoundError) else "it is a folder, or lies in a file"
+            raise DamagedFileError(f"{path} must be a whole Parquet file: {told}") from error
 
     def read_table(self, path: str, schema: pa.Schema) -> pa.Table:
         """The rows of a Parquet file. Raises DamagedFileError when its schema or its digest is another one.

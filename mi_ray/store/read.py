@@ -119,8 +119,12 @@ def cells_table(store: Store, study: str) -> pa.Table:
     """A study's cells.parquet. Raises ValueError when there is none, and DamagedFileError when it is damaged."""
     path = _cells_path(study)
     if not store.exists(path):
-        known = ", ".join(store.folders("studies")) or "none"
-        raise ValueError(f"study {study!r} must be in {store.uri}; known: {known}")
+        known = store.folders("studies")
+        if study in known:
+            raise ValueError(
+                f"study {study!r} of {store.uri} must have come as far as its cells; {path} is not there, and its sweep writes it"
+            )
+        raise ValueError(f"study {study!r} must be in {store.uri}; known: {', '.join(known) or 'none'}")
     return store.read_table(path, CELLS)
 
 
