@@ -611,7 +611,7 @@ def _exit_code() -> int:
     A command that cannot be read gets one line in this program's own form, where the parser would draw a box of its own.
     """
     try:
-        return int(app(standalone_mode=False) or 0)
+        return int(app(prog_name="mi-ray", standalone_mode=False) or 0)
     except UsageError as error:
         if not error.format_message():  # A command without arguments, whose help is shown already.
             return 2

@@ -1,11 +1,11 @@
 """Sweep files: found by their path or by the name of a packaged one, read, overlaid, and validated as a `Sweep`."""
 
 import copy
-import importlib.util
 import keyword
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Mapping
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 import yaml
@@ -90,14 +90,14 @@ def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
         raise unknown("kind of plugin", kind, kinds)
     if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
         raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
-    if name in sys.builtin_module_names or importlib.util.find_spec(name) is not None:
-        raise ValueError(
-            f"a plugin's name must be of no module that is installed, which a sweep would import in its place; got {name!r}"
-        )
     files = {Path(folder) / f"{name}.py": f"{kind}.py", Path(folder) / f"test_{name}.py": "test_plugin.py"}
     there = [str(file) for file in files if file.exists()]
     if there:
         raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")
+    if name in sys.builtin_module_names or PathFinder.find_spec(name) is not None:
+        raise ValueError(
+            f"a plugin's name must be of no module that is installed, which a sweep would import in its place; got {name!r}"
+        )
     _make_folder(folder)
     for file, source in files.items():
         text = (NEW / source).read_text(encoding="utf-8")
