@@ -763,7 +763,9 @@ class Sweep(Strict):
         description="Modules of yours, by dotted name, that register attacks, defenses and the like. Their code runs.",
     )
     figures: tuple[Module, ...] = Field(
-        ("fig3b", "frontier_table"), description="The figures and tables to draw, or modules of yours with `make`."
+        ("fig3b", "frontier_table"),
+        description="The figures and tables to draw, or modules of yours with `make`, by a dotted name such as "
+        "my_package.my_figure.",
     )
 
     @model_validator(mode="after")

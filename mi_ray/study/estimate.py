@@ -129,8 +129,13 @@ def _checks(plan: Plan, whole: _Scope, planned: Passes) -> CostRow:
 
 
 def _fewer(distinct: Passes, requested: Passes) -> str:
-    """How many times fewer forward passes are done than requested, and passes of both ways."""
+    """How many times fewer forward passes are done than requested, and passes of both ways.
+
+    A study of few points has more instead, since what is stored is of whole batches, and of N in whole chunks.
+    """
     forward, both = (requested[0] / max(distinct[0], 1)), sum(requested) / max(sum(distinct), 1)
+    if forward < 1:
+        return f"{1 / max(forward, 1e-9):.1f} times as many, since whole batches and chunks of N are stored"
     return f"{forward:.1f} times fewer, {both:.1f} with backward passes"
 
 

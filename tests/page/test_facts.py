@@ -25,7 +25,9 @@ from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
+from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells
+from mi_ray.store.schemas import TRAINING
 from mi_ray.study.checks import CHECKS, CRITERIA, OPTIONAL
 from mi_ray.study.prepare import prepare
 from mi_ray.sweep_files import load_sweep
@@ -100,6 +102,21 @@ def test_a_number_that_json_does_not_know_is_refused_and_not_written(
     """A page with NaN among its data could not be read by any browser."""
     monkeypatch.setattr(mi_ray.page.write, "training_curves", lambda *_: [{"loss": float("nan")}])
     with pytest.raises(ValueError, match="not JSON compliant"):
+        page(store, ["s"])
+
+
+def test_a_network_of_ones_own_has_no_training_to_draw(store: Store) -> None:
+    store.write_table(
+        f"classifiers/{read_cells(store, 's')['classifier_key'][0]}/training.parquet", TRAINING.empty_table()
+    )
+    (study,) = data_of(page(store, ["s"]))["studies"]
+    assert study["training"] == []
+
+
+@pytest.mark.parametrize("content", [b"no mapping", b"{", b"\xff\x00"])
+def test_a_study_whose_sweep_is_damaged_is_refused_with_its_file(store: Store, content: bytes) -> None:
+    store.write_bytes("studies/s/study.yaml", content)
+    with pytest.raises(DamagedFileError, match=r"^studies/s/study\.yaml must be the sweep .*; it is damaged$"):
         page(store, ["s"])
 
 
