@@ -347,18 +347,18 @@ def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
     return {name: (found.description, weights_digest(weights_bytes(found))) for name, found in made}
 
 
-def _refuse_without_mixtures(planner: Planner) -> None:
-    """Raise ValueError where an attack on mixtures goes through no defense that mixes, so that it would attack nothing."""
-    for entry in planner.sweep.attacks:
-        name = entry.method.name
-        if name not in ATTACKS or not ATTACKS[name].needs_pool:
-            continue
-        through = [each for each in planner.settings() if entry.defenses is None or each.name in entry.defenses]
-        if not any(part.needs_pool() for each in through for part in each.components()):
-            named = ", ".join(dict.fromkeys(each.name for each in through)) or "none"
-            raise ValueError(
-                f"{name} attacks mixtures: it must go through a defense that mixes, such as mi_ol; got {named}"
-            )
+def _refuse_idle(planner: Planner) -> None:
+    """Raise ValueError where no attack of a study has anything to attack, as one on mixtures without a defense that mixes."""
+    if _attacks(planner):
+        return
+    names = [entry.method.name for entry in planner.sweep.attacks]
+    mixtures = any(ATTACKS[name].needs_pool for name in names if name in ATTACKS)
+    rule = "a defense that mixes (such as mi_ol)" if mixtures else "a defense"
+    defenses = dict.fromkeys(setting.name for setting in planner.settings())
+    raise ValueError(
+        f"attacks must have something to attack: {', '.join(names)} with `knowledge: {planner.sweep.attacks[0].knowledge}` "
+        f"needs {rule} to go through; got {', '.join(defenses)}"
+    )
 
 
 def prepare(sweep: Sweep) -> Study:
@@ -399,7 +399,7 @@ def prepare(sweep: Sweep) -> Study:
         for work, setting in itertools.product(each.classifiers, each.settings()):
             each.adaptive(work, setting)
     planner = variants[""]
-    _refuse_without_mixtures(planner)
+    _refuse_idle(planner)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     notes = tuple(note for each in tried for note in each.notes)
     study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes, networks)
