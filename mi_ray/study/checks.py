@@ -37,6 +37,9 @@ TURNED: Mapping[str, Any] = {
     "angles": 11,
     "shifts": 3,
 }  # The reference of the norm "spatial": 99 images.
+CONFIDENT = (
+    0.99  # Of a network's probabilities for two classes some are larger; two logits that lie close are less apart.
+)
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
@@ -117,6 +120,11 @@ def logits_not_probabilities(outputs: Array) -> Finding:
     log_q = np.log(np.clip(outputs.astype(float), 1e-45, None))
     recovered = log_q + (1 - log_q.sum(1, keepdims=True)) / outputs.shape[1]
     share = float((recovered.min(1) >= -TOLERANCE).mean())
+    if share == 1 and outputs.shape[1] == 2 and recovered.max() < CONFIDENT:
+        return not_run(
+            f"of two classes no output is beyond {recovered.max():.2f}, as a probability or as the softmax of logits that lie "
+            "close together: that cannot be told apart"
+        )
     return _judged(share < 1, f"{100 * share:.1f} % of the outputs could be probability vectors", share=share)
 
 

@@ -213,6 +213,20 @@ def test_probabilities_are_recognised_whether_they_are_even_or_certain(hard: flo
     assert logits_not_probabilities(outputs_of(network(Hard()), 1.0)).state == "failed"
 
 
+def test_of_two_classes_close_logits_are_not_taken_for_probabilities() -> None:
+    def softmax(logits: torch.Tensor) -> np.ndarray[Any, Any]:
+        return torch.softmax(logits, dim=1).numpy()
+
+    close = torch.linspace(-0.9, 0.9, 40)
+    two = logits_not_probabilities(softmax(torch.stack([close / 2, -close / 2], dim=1)))
+    assert two.state == "not run"
+    assert "cannot be told apart" in two.why
+    certain = torch.linspace(0, 1, 40)
+    probabilities = torch.stack([certain, 1 - certain], dim=1)
+    assert logits_not_probabilities(softmax(probabilities)).state == "failed"
+    assert logits_not_probabilities(softmax(3 * torch.stack([close, -close], dim=1))).state == "passed"
+
+
 def test_log_probabilities_are_as_good_as_logits() -> None:
     assert logits_not_probabilities(outputs_of(network(nn.LogSoftmax(dim=1)), 1.0)).state == "passed"
 
