@@ -23,7 +23,7 @@ from mi_ray.store.read import read_cells, read_records
 from mi_ray.threat_model import DIAMETERS, NORMS
 
 SHAPE = (3, 8, 8)
-GRIDS = {"linf": (0.005, 0.01, 0.02, 0.03), "l2": (0.15, 0.3, 0.5, 0.8)}
+GRIDS = {"linf": (0.005, 0.01, 0.02, 0.03), "l2": (0.15, 0.3, 0.5, 0.8), "l1": (1.0, 2.0, 4.0, 8.0)}
 over_norms = pytest.mark.parametrize("norm", NORMS)
 
 
@@ -48,7 +48,7 @@ def test_on_two_linear_classes_the_distance_is_the_margin_over_the_dual_norm(nor
     found = make_attack("minimum_norm", steps=60)(f, x, y, _everything(norm, x, goal))
     away = (f.weight[1] - f.weight[0]).view(SHAPE)
     lead = (f(x)[:, 1] - f(x)[:, 0]).abs()
-    wanted = lead / {"linf": away.abs().sum(), "l2": away.norm()}[norm]
+    wanted = lead / {"linf": away.abs().sum(), "l2": away.norm(), "l1": away.abs().max()}[norm]
     moved = _distances(found, x, norm, f(found).argmax(1) != y)
     assert (moved >= wanted * (1 - 1e-4)).all()
     assert (moved <= 1.01 * wanted + 1e-5).all(), moved / wanted
