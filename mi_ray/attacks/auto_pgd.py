@@ -168,7 +168,7 @@ class _Sparsening(_Pace):
         previous: Float[Tensor, "B C H W"],
         gradient: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B C H W"]:
-        """Along the entries with the largest gradients, by as much each."""
+        """Along the entries of the gradient that are largest."""
         size, entries = (each[:, None, None, None] for each in (self.size, self.entries.floor()))
         return self.ball.spread(current, size, gradient, entries)
 

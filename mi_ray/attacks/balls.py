@@ -260,11 +260,14 @@ class SumBall(Ball):
         Where rounding leads away from the centre, the next number towards it is taken: what thousands of pixels are rounded by
         adds up to more than an attack may leave its ball by.
         """
-        away = x.double() - self.centre.double()
+        return self._nearest(x.double() - self.centre.double())
+
+    def _nearest(self, away: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """`projected` of the images so far away from the centre, in float64."""
         length, room = away.abs(), torch.where(away > 0, 1 - self.centre.double(), self.centre.double())
         less = sorted_multiplier(length.flatten(1), room.flatten(1), self.radii())
         moved = torch.minimum((length - _each(less)).clamp_min(0), room)
-        found = (self.centre + away.sign() * moved).to(x.dtype)
+        found = (self.centre + away.sign() * moved).to(self.centre.dtype)
         too_far = (found.double() - self.centre.double()).abs() > moved
         return torch.where(too_far, found.nextafter(self.centre), found)
 
@@ -275,22 +278,27 @@ class SumBall(Ball):
         gradient: Float[Tensor, "B C H W"],
         entries: float | Float[Tensor, "B 1 1 1"],
     ) -> Float[Tensor, "B C H W"]:
-        """The images after a step of that size, in which so many entries at least move by as much each, projected.
+        """The images after a step of that size along the so many entries of the gradient that are largest, projected.
 
-        The entries with the largest gradients go first, until as much as `size` has room in the box. Those before them that are
-        at their end already are pushed as well, so that the projection leaves them there: on a linear function no step leads
-        away from its maximum, which the entries of largest gradient fill one after another (Croce and Hein 2021, Prop. 2).
+        Of those that are not at their end of the box yet, and of more of them where these have not so much room. Entries before
+        them that are at their end are pushed as well, so that the projection leaves them there: the one point that no step
+        leads away from is where a linear function is highest, its entries of largest gradient at their ends one after another
+        (Croce and Hein 2021, Prop. 2). Theirs moves each by as much, and stays wherever all that was moved is among the entries.
         """
+        tiny = torch.finfo(x.dtype).tiny
         size, entries = (
             torch.as_tensor(given, dtype=x.dtype, device=x.device).view(-1, 1) for given in (size, entries)
         )
-        slope, each = gradient.flatten(1), size / entries
-        room = torch.where(slope > 0, 1 - x.flatten(1), x.flatten(1)) * (slope != 0)
-        order = slope.abs().argsort(dim=1, descending=True, stable=True)
-        used = torch.minimum(room, each).gather(1, order)
-        left = size - (used.cumsum(1) - used)
-        pushed = torch.zeros_like(used).scatter(1, order, torch.minimum(left.clamp_min(0), each))
-        return self.projected(x + gradient.sign() * pushed.view_as(x))
+        slope = gradient.flatten(1).abs()
+        room = torch.where(gradient > 0, 1 - x, x).flatten(1) * (slope != 0)
+        order = slope.argsort(dim=1, descending=True, stable=True)
+        slopes, rooms = slope.gather(1, order), room.gather(1, order)
+        able = rooms > 0
+        before = able.cumsum(1) - able.long(), rooms.cumsum(1) - rooms
+        slopes = slopes / slopes[:, :1].clamp_min(tiny) * ((before[0] < entries) | (before[1] < size))
+        share = (slopes / (slopes * able).sum(1, keepdim=True).clamp_min(tiny)).clamp_max(1)
+        pushed = torch.zeros_like(share).scatter(1, order, size * share)
+        return self._nearest(x.double() - self.centre.double() + (gradient.sign() * pushed.view_as(x)).double())
 
     def ascended(
         self,
@@ -298,7 +306,7 @@ class SumBall(Ball):
         size: float | Float[Tensor, "B 1 1 1"],
         gradient: Float[Tensor, "B C H W"],
     ) -> Float[Tensor, "B C H W"]:
-        """Along the hundredth of all entries with the largest gradients, by as much each (Tramer and Boneh 2019)."""
+        """Along the hundredth of all entries of the gradient that is largest (as sparse as Tramer and Boneh's, 2019)."""
         return self.spread(x, size, gradient, max(1, x[0].numel() // SPARSE))
 
 
