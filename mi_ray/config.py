@@ -424,15 +424,17 @@ class AttackEntry(Strict):
     norm: Norm = Field(
         "linf",
         description="The norm that bounds the perturbation: `linf`, the largest change of a pixel; `l2`, the root of the sum "
-        "of squares over all pixels and channels; or `spatial`, a rotation and shifts of the whole image (attack `spatial`).",
+        "of squares over all pixels and channels; `l1`, the sum of the sizes of all changes; or `spatial`, a "
+        "rotation and shifts of the whole image (attack `spatial`).",
     )
     epsilon: Annotated[
         tuple[Annotated[float, BeforeValidator(_epsilon)], ...], BeforeValidator(_listed), Field(min_length=1)
     ] = Field(
         title="a number, or a list",
         description="The radius of the ball around each image, in [0, 1] pixels: at most 1 in the max norm (8/255 is usual), and "
-        "at most the root of the number of pixels times channels in `l2` (0.5 is usual for 32 x 32 pixels). In `spatial` a "
-        "share: at 1 an image is turned by up to 30 degrees and shifted by up to a tenth of its side, either way.",
+        "at most the root of the number of pixels times channels in `l2` (0.5 is usual for 32 x 32 pixels), at "
+        "most that number itself in `l1` (12 is usual there). In `spatial` a share: at 1 an image is turned by up to 30 "
+        "degrees and shifted by up to a tenth of its side, either way.",
     )
     goal: Annotated[tuple[Goal, ...], BeforeValidator(_listed), Field(min_length=1)] = Field(
         ("untargeted",),

@@ -27,7 +27,7 @@ from mi_ray.threat_model import Goal, Norm, ThreatModel
 
 KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
 CLASSES = 4
-RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 1.0, "spatial": 1.0}
+RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 1.0, "l1": 5.0, "spatial": 1.0}
 POINTS = range(100, 106)
 CPU = torch.device("cpu")
 STATES = itertools.count(1)

@@ -7,10 +7,10 @@ from math import isfinite, sqrt
 from typing import Literal, get_args
 
 Goal = Literal["untargeted", "targeted"]
-Norm = Literal["linf", "l2", "spatial"]
+Norm = Literal["linf", "l2", "l1", "spatial"]
 Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
-NORMS: tuple[Norm, ...] = ("linf", "l2")  # Those of a change of pixels, which is added to an image.
+NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")  # Those of a change of pixels, which is added to an image.
 # What an image may be moved by where the norm is "spatial" and epsilon is 1 (Engstrom et al. 2019): degrees of a rotation
 # about the middle, and the share of a side by which it is shifted along it; either way.
 DEGREES, SHIFT = 30.0, 0.1
@@ -18,9 +18,12 @@ DEGREES, SHIFT = 30.0, 0.1
 DIAMETERS: Mapping[Norm, Callable[[int], float]] = {
     "linf": lambda numbers: 1.0,
     "l2": sqrt,
+    "l1": float,
     "spatial": lambda numbers: 1.0,
 }
-LONGEST_STEP = 1.0  # What an attack's step may be at most, in either norm.
+# What an attack's step may be at most. In L1 a step of 1 turns one number of one pixel from black to white, which is little.
+LONGEST_STEPS: Mapping[Norm, float] = {"linf": 1.0, "l2": 1.0, "l1": 100.0, "spatial": 1.0}
+LONGEST_STEP = max(LONGEST_STEPS.values())
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 ABSTAINS = -1  # A prediction where a defense gives no answer.
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
@@ -55,9 +58,9 @@ def _exact(text: str) -> Fraction:
     return Fraction(text) if near else Fraction(0)
 
 
-def step_of(epsilon: float, share: int) -> float:
-    """A step of that share of a radius, within what a step may be."""
-    return min(max(epsilon / share, SMALLEST_STEP), LONGEST_STEP)
+def step_of(epsilon: float, share: int, norm: Norm) -> float:
+    """A step of that share of a radius, within what a step may be in the norm."""
+    return min(max(epsilon / share, SMALLEST_STEP), LONGEST_STEPS[norm])
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,14 @@ class ThreatModel:
     goal: "untargeted" (any wrong label) or "targeted" (one given label).
     norm: "linf", the paper's, the largest change of a pixel, which is at most 1; or "l2", the root of the sum of squares
     over all pixels and channels, which is at most the root of their number: 55.4 for images of 3 x 32 x 32, where 0.5 is
-    what the field uses; or "spatial", the largest of a rotation in units of 30 degrees and of the two shifts in units of a
+    what the field uses; or "l1", the sum of all their sizes, which is at most their number: 3072 there, where 12 is what the
+    field uses; or "spatial", the largest of a rotation in units of 30 degrees and of the two shifts in units of a
     tenth of the side: an image may be turned and shifted, and not changed otherwise (Engstrom et al. 2019).
     knowledge: "oblivious" (sees the classifier F alone), "black_box" (may ask F behind the defense, and sees its answers
     alone) or "adaptive" (sees F and the defense).
 
-    Raises ValueError when epsilon is below 0, or above 1 in another norm than L2, or a word is not one of those above.
+    Raises ValueError when epsilon is below 0, or above 1 in the max norm or of rotations and shifts, or a word is not one of
+    those above.
     """
 
     epsilon: float
@@ -84,9 +89,10 @@ class ThreatModel:
 
     def __post_init__(self) -> None:
         epsilon = parse_number("epsilon", self.epsilon)
-        if self.norm == "l2" and epsilon < 0:
+        added_up = self.norm in ("l2", "l1")
+        if added_up and epsilon < 0:
             raise ValueError(f"epsilon must be at least 0; got {self.epsilon!r}")
-        if self.norm != "l2" and not 0 <= epsilon <= 1:
+        if not added_up and not 0 <= epsilon <= 1:
             why = "1 is all rotations and shifts" if self.norm == "spatial" else "pixels are in [0, 1]"
             raise ValueError(f"epsilon must be in [0, 1] ({why}); got {self.epsilon!r}")
         object.__setattr__(self, "epsilon", epsilon)

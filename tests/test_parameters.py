@@ -310,7 +310,11 @@ def test_a_threat_model_refuses_a_radius_outside_the_pixel_range(epsilon: Any) -
 
 @pytest.mark.parametrize(
     ("field", "allowed"),
-    [("goal", "untargeted, targeted"), ("norm", "linf, l2, spatial"), ("knowledge", "oblivious, black_box, adaptive")],
+    [
+        ("goal", "untargeted, targeted"),
+        ("norm", "linf, l2, l1, spatial"),
+        ("knowledge", "oblivious, black_box, adaptive"),
+    ],
 )
 def test_a_threat_model_refuses_unknown_words(field: str, allowed: str) -> None:
     with pytest.raises(ValueError, match=f"{field} must be one of {allowed}; got 'x'"):

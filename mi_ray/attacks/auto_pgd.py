@@ -1,6 +1,7 @@
-"""Auto-PGD: PGD with momentum and a step size that adapts to its progress (Croce and Hein, 2020; AutoAttack)."""
+"""Auto-PGD: PGD whose steps adapt to its progress (Croce and Hein, 2020, and in L1 2021; AutoAttack)."""
 
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal, final
@@ -9,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.balls import Ball
+from mi_ray.attacks.balls import Ball, SumBall
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
 from mi_ray.attacks.criterion import SMALL, criterion, ranked
 from mi_ray.attacks.eot_pgd import (
@@ -27,6 +28,11 @@ from mi_ray.threat_model import NORMS, Norm, ThreatModel
 
 MOMENTUM = 0.75  # The weight α of the new step in Eq. 1 of Croce and Hein.
 FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # Lengths between checkpoints, as shares of all steps.
+# In L1 (`_Sparsening`): the share of steps between checkpoints, the share of entries that is moved at first, by how much fewer
+# entries and shorter steps are, the share of entries below which a change has become sparser, the radius's share at which no
+# step becomes shorter.
+EVERY, DENSEST, LESS, SPARSER, LEAST_STEP = 0.04, 0.2, 1.5, 0.95, 0.1
+WIDER = {3: 0.3, 2: 0.3}  # In L1, within so many times the radius, the share of the points that a search evaluates.
 
 
 def towards(
@@ -74,42 +80,147 @@ def _where(chosen: Bool[Tensor, "B"], yes: Tensor, no: Tensor) -> Tensor:
     return torch.where(chosen[:, None, None, None], yes, no)
 
 
+class _Pace(ABC):
+    """How long the steps of a search are, what they go along, and when it goes back to the highest loss."""
+
+    @abstractmethod
+    def step(
+        self,
+        step: int,
+        current: Float[Tensor, "B C H W"],
+        previous: Float[Tensor, "B C H W"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """The images after one more step. step: the number of those before it. previous: where the last one began."""
+
+    @abstractmethod
+    def judge(self, rose: Bool[Tensor, "B"], seen: _Seen) -> Bool[Tensor, "B"] | None:
+        """Which images go back to the highest loss after a step; None where it is no checkpoint.
+
+        rose: whether the step made the loss higher.
+        """
+
+
+@final
+class _Halving(_Pace):
+    """Algorithm 1 of Croce and Hein (2020), with momentum. A step size starts at twice the radius.
+
+    At a checkpoint it is halved, and the search goes back, where the loss rose in at most `rho` of the steps since the last
+    one, or where the highest loss has not risen although the step size was kept.
+    """
+
+    def __init__(self, ball: Ball, begun: _Seen, steps: int, rho: float) -> None:
+        self.ball, self.steps, self.rho, self.size = ball, steps, rho, 2 * ball.radii()
+        self.window, self.since = max(int(FIRST * steps), 1), 0
+        self.rises, self.highest = torch.zeros_like(begun.loss), begun.loss
+        self.halved = torch.zeros_like(begun.loss, dtype=torch.bool)
+
+    def step(
+        self,
+        step: int,
+        current: Float[Tensor, "B C H W"],
+        previous: Float[Tensor, "B C H W"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """Steepest ascent, and a quarter of the step before (Eq. 1)."""
+        ahead = self.ball.ascended(current, self.size[:, None, None, None], gradient)
+        share = MOMENTUM if step else 1.0
+        return self.ball.projected(current + share * (ahead - current) + (1 - share) * (current - previous))
+
+    def judge(self, rose: Bool[Tensor, "B"], seen: _Seen) -> Bool[Tensor, "B"] | None:
+        """At the checkpoints, which come closer and closer, the images whose step size is halved."""
+        self.rises, self.since = self.rises + rose, self.since + 1
+        if self.since < self.window:
+            return None
+        self.halved = (self.rises <= self.rho * self.window) | (~self.halved & (self.highest >= seen.loss))
+        self.size = torch.where(self.halved, self.size / 2, self.size)
+        shorter = self.window - max(int(SHRINK * self.steps), 1)
+        self.window, self.since = max(shorter, int(SHORTEST * self.steps), 1), 0
+        self.rises, self.highest = torch.zeros_like(seen.loss), seen.loss
+        return self.halved
+
+
+@final
+class _Sparsening(_Pace):
+    """Algorithm 1 of Croce and Hein (2021), for L1, without momentum: how many entries a step moves is what adapts.
+
+    A step begins as long as the radius and moves a fifth of all entries, or fewer where the start differs in fewer. At a
+    checkpoint it moves a 1.5th of the entries in which the image of the highest loss differs from the clean one. Where these
+    have become fewer by a twentieth the step is as long as the radius again and the search goes back to that image; else it is
+    1.5 times shorter, down to a tenth of the radius.
+    """
+
+    def __init__(self, ball: SumBall, begun: _Seen, steps: int) -> None:
+        self.ball, self.size = ball, ball.radii()
+        self.window, self.since = max(int(EVERY * steps), 1), 0
+        everything, moved = ball.centre[0].numel(), self._changed(begun.image)
+        self.moved = torch.where(moved > 0, moved, everything)
+        self.entries = (self.moved / LESS).clamp(1, max(1, DENSEST * everything))
+
+    def _changed(self, image: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """In how many entries each image differs from the clean one."""
+        return (image != self.ball.centre).flatten(1).sum(1).to(image.dtype)
+
+    def step(
+        self,
+        step: int,
+        current: Float[Tensor, "B C H W"],
+        previous: Float[Tensor, "B C H W"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """Along the entries of the gradient that are largest."""
+        size, entries = (each[:, None, None, None] for each in (self.size, self.entries.floor()))
+        return self.ball.spread(current, size, gradient, entries)
+
+    def judge(self, rose: Bool[Tensor, "B"], seen: _Seen) -> Bool[Tensor, "B"] | None:
+        """At the checkpoints, all as far apart, the images whose highest loss is at a sparser change than before."""
+        self.since += 1
+        if self.since < self.window:
+            return None
+        moved = self._changed(seen.image)
+        sparser, radii = moved < SPARSER * self.moved, self.ball.radii()
+        self.size = torch.where(sparser, radii, torch.maximum(self.size / LESS, LEAST_STEP * radii))
+        self.moved, self.entries, self.since = moved, (moved / LESS).clamp_min(1), 0
+        return sparser
+
+
 Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]  # (image, step) -> gradient, loss, fooled
 
 
 def search(
-    evaluate: Evaluate,
-    ball: Ball,
-    start: Float[Tensor, "B C H W"],
-    steps: int,
-    rho: float,
-) -> Float[Tensor, "B C H W"]:
-    """Algorithm 1 of Croce and Hein. Returns of all evaluated points one that reaches the goal, if any does.
+    evaluate: Evaluate, ball: Ball, start: Float[Tensor, "B C H W"], steps: int, rho: float, evaluated: int = 0
+) -> _Seen:
+    """Auto-PGD from a start: what it has seen, of which `result` is a point that reaches the goal, if any does.
 
-    Among equals it is the one with the highest loss. A step size starts at twice the radius. At a checkpoint it is halved, and
-    the search goes back to the highest loss, where the loss rose in at most `rho` of the steps since the last one, or
-    where the highest loss has not risen although the step size was kept.
+    Among equals it is the one with the highest loss. rho: see `_Halving`; in L1 nothing is asked of it. evaluated: how many
+    points were evaluated before, which `evaluate` is told of.
     """
-    gradient, loss, fooled = evaluate(start, 1)
+    gradient, loss, fooled = evaluate(start, evaluated + 1)
     seen = _Seen(start, gradient, loss, start, fooled, loss)
-    size, current, previous = 2 * ball.radii(), start, start
-    window, since = max(int(FIRST * steps), 1), 0
-    rises, halved, highest = torch.zeros_like(loss), torch.zeros_like(loss, dtype=torch.bool), loss
+    pace = _Sparsening(ball, seen, steps) if isinstance(ball, SumBall) else _Halving(ball, seen, steps, rho)
+    current = previous = start
     for step in range(steps):
-        ahead = ball.ascended(current, size[:, None, None, None], gradient)
-        share = MOMENTUM if step else 1.0
-        moved = current + share * (ahead - current) + (1 - share) * (current - previous)
-        previous, current, before = current, ball.projected(moved), loss
-        gradient, loss, fooled = evaluate(current, step + 2)
+        previous, current, before = current, pace.step(step, current, previous, gradient), loss
+        gradient, loss, fooled = evaluate(current, evaluated + step + 2)
         seen.add(current, gradient, loss, fooled)
-        rises, since = rises + (loss > before), since + 1
-        if since == window:
-            halved = (rises <= rho * window) | (~halved & (highest >= seen.loss))
-            size = torch.where(halved, size / 2, size)
-            current, gradient = _where(halved, seen.image, current), _where(halved, seen.gradient, gradient)
-            window, since = max(window - max(int(SHRINK * steps), 1), int(SHORTEST * steps), 1), 0
-            rises, highest = torch.zeros_like(loss), seen.loss
-    return seen.result
+        back = pace.judge(loss > before, seen)
+        if back is not None:
+            current, gradient = _where(back, seen.image, current), _where(back, seen.gradient, gradient)
+    return seen
+
+
+def narrowing(ball: Ball, evaluations: int) -> Iterator[tuple[Ball, int]]:
+    """(a ball, how many points are evaluated in it): the balls that a search goes through one after another, the last its own.
+
+    In L1 three tenths of the points are looked for within three times the radius, and as many within twice (Croce and Hein
+    2021, Sec. 3.2): where a change is sparse, what is best in a small ball is often found on the way from a larger one.
+    """
+    left = evaluations
+    for times, share in WIDER.items() if isinstance(ball, SumBall) else ():
+        if points := int(share * evaluations):
+            left -= points
+            yield type(ball)(ball.centre, times * ball.radius), points
+    yield ball, left
 
 
 @final
@@ -197,8 +308,16 @@ class Apgd(Attack):
             zero.add_(all_zero(gradient))
             return gradient, loss, batch.criterion.reached(answer, batch.labels)
 
-        start = batch.random_start() if self.random_start else batch.x
-        return search(evaluate, batch.ball, start, self.steps, self.rho), zero
+        seen, evaluated = None, 0
+        for ball, points in narrowing(batch.ball, self.steps + 1):
+            if seen is not None:
+                start = ball.projected(seen.image)
+            else:
+                start = ball.random_start(batch.draws()) if self.random_start else batch.x
+            seen = search(evaluate, ball, start, points - 1, self.rho, evaluated)
+            evaluated += points
+        assert seen is not None
+        return seen.result, zero
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """One search for every restart and every class that is aimed at. Raises ValueError where classes are too few."""

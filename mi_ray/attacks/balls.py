@@ -7,7 +7,7 @@ A ball is that of one norm around each clean image, cut by the pixel box. Anothe
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from math import radians
+from math import prod, radians
 from typing import final
 
 import torch
@@ -19,6 +19,7 @@ from mi_ray.randomness import Draws
 from mi_ray.threat_model import DEGREES, SHIFT, Norm
 
 SAME = 1e-4  # So far, in pixels of [0, 1], may two machines be apart that transform an image alike.
+SPARSE = 100  # One of so many entries of an image is moved by a step in L1.
 ROUNDS = 50  # More than the searches of `share_within` were ever seen to need; one that is cut short stays inside.
 
 
@@ -211,7 +212,105 @@ class EuclideanBall(Ball):
         return self.projected(x + size * unit(gradient))
 
 
-BALLS: Mapping[Norm, type[Ball]] = {"linf": MaxBall, "l2": EuclideanBall}
+def sorted_multiplier(
+    length: Float[Tensor, "B N"], room: Float[Tensor, "B N"], radius: Float[Tensor, "B"]
+) -> Float[Tensor, "B"]:
+    """The smallest m of at least 0 for which the sum of min(max(length - m, 0), room) is at most `radius`, in float64.
+
+    length, room: at least 0; room says how far a pixel can move. That sum falls along straight pieces as m rises: a pixel
+    counts between length - room, below which it is at its end, and length, above which it does not move. Sorting these ends
+    gives the sum at each of them, and so the piece on which it is the radius (Croce and Hein 2021, Prop. 1).
+    """
+    length, room, radius = length.double(), room.double(), radius.double()[:, None]
+    ends, order = torch.cat([length, (length - room).clamp_min(0)], dim=1).sort(dim=1, descending=True)
+    moving = torch.where(order < length.shape[1], 1.0, -1.0).double().cumsum(1)  # on the piece below each end
+    sums = (moving[:, :-1] * (ends[:, :-1] - ends[:, 1:])).cumsum(1)
+    sums = F.pad(sums, (1, 0))
+    last = (sums <= radius).sum(1, keepdim=True) - 1
+    below = (radius - sums.gather(1, last)) / moving.gather(1, last).clamp_min(1)
+    return (ends.gather(1, last) - below).clamp_min(0)[:, 0]
+
+
+@final
+class SumBall(Ball):
+    """The ball of the L1 norm: the sum of the sizes of all changes, over pixels and channels."""
+
+    @staticmethod
+    def distance(difference: Float[Tensor, "*S C H W"]) -> Float[Tensor, "*S"]:
+        """The sum of sizes, added up in float64."""
+        return torch.linalg.vector_norm(difference.flatten(-3), 1, dim=-1, dtype=torch.float64).to(difference.dtype)
+
+    @staticmethod
+    def dual(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B"]:
+        """The size of the largest entry."""
+        return MaxBall.distance(gradient)
+
+    @staticmethod
+    def uniform(draws: Draws, shape: Sequence[int]) -> Float[Tensor, "E B C H W"]:
+        """Exponential numbers, divided by the sum of all of them and one more, each with a sign of its own."""
+        drawn = 2 * draws.uniform_images((prod(shape) + 1,)) - 1
+        size = -torch.log((1 - drawn.abs()).clamp_min(torch.finfo(drawn.dtype).tiny))
+        points = (drawn.sign() * size / size.sum(-1, keepdim=True))[..., :-1]
+        return points.unflatten(-1, tuple(shape))
+
+    def projected(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """The nearest image in ball and box at once: all changes shorter by one number an image, none below zero, cut by the
+        box (Croce and Hein 2021, Prop. 1).
+
+        Where rounding leads away from the centre, the next number towards it is taken: what thousands of pixels are rounded by
+        adds up to more than an attack may leave its ball by.
+        """
+        return self._nearest(x.double() - self.centre.double())
+
+    def _nearest(self, away: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+        """`projected` of the images so far away from the centre, in float64."""
+        length, room = away.abs(), torch.where(away > 0, 1 - self.centre.double(), self.centre.double())
+        less = sorted_multiplier(length.flatten(1), room.flatten(1), self.radii())
+        moved = torch.minimum((length - _each(less)).clamp_min(0), room)
+        found = (self.centre + away.sign() * moved).to(self.centre.dtype)
+        too_far = (found.double() - self.centre.double()).abs() > moved
+        return torch.where(too_far, found.nextafter(self.centre), found)
+
+    def spread(
+        self,
+        x: Float[Tensor, "B C H W"],
+        size: float | Float[Tensor, "B 1 1 1"],
+        gradient: Float[Tensor, "B C H W"],
+        entries: float | Float[Tensor, "B 1 1 1"],
+    ) -> Float[Tensor, "B C H W"]:
+        """The images after a step of that size along the so many entries of the gradient that are largest, projected.
+
+        Of those that are not at their end of the box yet, and of more of them where these have not so much room. Entries before
+        them that are at their end are pushed as well, so that the projection leaves them there: the one point that no step
+        leads away from is where a linear function is highest, its entries of largest gradient at their ends one after another
+        (Croce and Hein 2021, Prop. 2). Theirs moves each by as much, and stays wherever all that was moved is among the entries.
+        """
+        tiny = torch.finfo(x.dtype).tiny
+        size, entries = (
+            torch.as_tensor(given, dtype=x.dtype, device=x.device).view(-1, 1) for given in (size, entries)
+        )
+        slope = gradient.flatten(1).abs()
+        room = torch.where(gradient > 0, 1 - x, x).flatten(1) * (slope != 0)
+        order = slope.argsort(dim=1, descending=True, stable=True)
+        slopes, rooms = slope.gather(1, order), room.gather(1, order)
+        able = rooms > 0
+        before = able.cumsum(1) - able.long(), rooms.cumsum(1) - rooms
+        slopes = slopes / slopes[:, :1].clamp_min(tiny) * ((before[0] < entries) | (before[1] < size))
+        share = (slopes / (slopes * able).sum(1, keepdim=True).clamp_min(tiny)).clamp_max(1)
+        pushed = torch.zeros_like(share).scatter(1, order, size * share)
+        return self._nearest(x.double() - self.centre.double() + (gradient.sign() * pushed.view_as(x)).double())
+
+    def ascended(
+        self,
+        x: Float[Tensor, "B C H W"],
+        size: float | Float[Tensor, "B 1 1 1"],
+        gradient: Float[Tensor, "B C H W"],
+    ) -> Float[Tensor, "B C H W"]:
+        """Along the hundredth of all entries of the gradient that is largest (as sparse as Tramer and Boneh's, 2019)."""
+        return self.spread(x, size, gradient, max(1, x[0].numel() // SPARSE))
+
+
+BALLS: Mapping[Norm, type[Ball]] = {"linf": MaxBall, "l2": EuclideanBall, "l1": SumBall}
 
 
 def transformed(x: Float[Tensor, "B C H W"], shares: Float[Tensor, "B three"]) -> Float[Tensor, "B C H W"]:

@@ -17,7 +17,7 @@ from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import Knowledge, Norm, ThreatModel
+from mi_ray.threat_model import LONGEST_STEPS, Knowledge, Norm, ThreatModel
 
 NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
@@ -199,6 +199,11 @@ class Attack(Parameterized):
         return eot
 
     @property
+    def step_length(self) -> float | None:
+        """How long each of its steps is in the threat model's norm; None where that is no parameter of it."""
+        return None
+
+    @property
     def keeps_box(self) -> bool:
         """Whether its images stay in [0, 1]. An attack that was published without that says False, which is stored."""
         return True
@@ -208,8 +213,13 @@ class Attack(Parameterized):
 
     @final
     def admit(self, threat: ThreatModel, classes: int) -> None:
-        """Raise ValueError for a norm that it does not know, and for what `check` refuses."""
+        """Raise ValueError for a norm that it does not know, a step too long in it, and for what `check` refuses."""
         self._refuse_norm(threat)
+        longest = LONGEST_STEPS[threat.norm]
+        if self.step_length is not None and self.step_length > longest:
+            raise ValueError(
+                f"{self.name}.step_size must be at most {longest:g} in the norm {threat.norm}; got {self.step_length:g}"
+            )
         self.check(threat, classes)
 
     def _refuse_norm(self, threat: ThreatModel) -> None:

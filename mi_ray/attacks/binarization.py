@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.parameters import text
 from mi_ray.randomness import Draws
-from mi_ray.threat_model import NORMS, Norm, ThreatModel
+from mi_ray.threat_model import Norm, ThreatModel
 
 # So many points inside the ball, in this share of its radius, must be told from one on its surface.
 INNER, SHRUNK = 999, 0.95
@@ -38,7 +38,7 @@ class Binarization(Attack):
 
     name: ClassVar[str] = "binarization"
     display_name: ClassVar[str] = "Binarization test"
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     of: str = text("the judged attack with its parameters, as JSON: {name: {parameter: value}}")
 
     @property

@@ -17,7 +17,7 @@ from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
-from mi_ray.threat_model import NORMS, Norm, ThreatModel, step_of
+from mi_ray.threat_model import Norm, ThreatModel, step_of
 
 SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
 FEW = 5  # Executions of a random defense that the first steps average.
@@ -38,10 +38,10 @@ class Stage:
     trial: bool = False
 
 
-def _pgd(epsilon: float, steps: int, **more: Any) -> EotPgd:
+def _pgd(threat: ThreatModel, steps: int, **more: Any) -> EotPgd:
     """EOT-PGD on the logarithm of the mean answer; on F itself it is PGD."""
     share = 4 if steps <= 20 else 10
-    return EotPgd(steps=(steps,), step_size=step_of(epsilon, share), scoring_draws=SCORING, **more)
+    return EotPgd(steps=(steps,), step_size=step_of(threat.epsilon, share, threat.norm), scoring_draws=SCORING, **more)
 
 
 def _apgd(loss: Literal["ce", "dlr", "targeted_dlr"], steps: int, **more: Any) -> Apgd:
@@ -73,7 +73,7 @@ class Cascade(Attack):
 
     name: ClassVar[str] = "cascade"
     display_name: ClassVar[str] = "Cascade"
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     stops_early: ClassVar[bool] = True
     takes_images: ClassVar[bool] = True
     effort: Literal["quick", "standard", "thorough"] = choice(
@@ -97,14 +97,13 @@ class Cascade(Attack):
 
         Where a label is to be reached, no stage chooses targets of its own.
         """
-        epsilon = threat.epsilon
         long = self.effort == "thorough"
         if parts:
-            yield Stage(_pgd(epsilon, 10), FEW)
-        yield Stage(_pgd(epsilon, {"quick": 20, "standard": 50, "thorough": 100}[self.effort]))
+            yield Stage(_pgd(threat, 10), FEW)
+        yield Stage(_pgd(threat, {"quick": 20, "standard": 50, "thorough": 100}[self.effort]))
         if parts > 1:
-            yield Stage(_pgd(epsilon, 20, branch="fallback"))
-            yield Stage(_pgd(epsilon, 20, branch="detector"))
+            yield Stage(_pgd(threat, 20, branch="fallback"))
+            yield Stage(_pgd(threat, 20, branch="detector"))
         yield Stage(_apgd("ce", 100 if long else 50 if self.effort == "standard" else 20))
         if classes >= 4 and self.effort != "quick":
             yield Stage(_apgd("dlr", 100 if long else 30))

@@ -14,7 +14,7 @@ from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, mean_gradient, of_label
 from mi_ray.attacks.pgd import OneRestart, Restarted, all_zero
 from mi_ray.parameters import choice, integer, integers, number
-from mi_ray.threat_model import NORMS, SMALLEST_STEP, Norm, ThreatModel
+from mi_ray.threat_model import LONGEST_STEP, SMALLEST_STEP, Norm, ThreatModel
 
 NOT_FOOLED = 4.0  # More than two gaps, which are in [-1, 1], can differ: fooling F comes before closing the gap.
 
@@ -108,10 +108,10 @@ class Evasion(Restarted):
 
     name: ClassVar[str] = "evasion"
     display_name: ClassVar[str] = "Evasion"
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     needs_defense: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=1.0)
+    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
     update: Literal["orthogonal", "selective"] = choice(
         "how a step closes the gap where F is fooled: orthogonal to the gradient of F's loss, or whatever F's loss does",
         ("orthogonal", "selective"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mi_ray.attacks.base import ATTACKS, NOT_FINITE, Adversarial, Attack, Batch, Begun, scorer
 from mi_ray.parameters import flag, integer, integers, number
-from mi_ray.threat_model import NORMS, SMALLEST_STEP, Norm
+from mi_ray.threat_model import LONGEST_STEP, NORMS, SMALLEST_STEP, Norm
 
 
 def all_zero(gradient: Float[Tensor, "B *rest"]) -> Int64[Tensor, "B"]:
@@ -38,9 +38,14 @@ class Restarted(Attack):
 
     stop_parameter: ClassVar[str | None] = "steps"
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (10,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=SMALLEST_STEP, high=1.0)
+    step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
     restarts: int = integer("independent random starts", 1, low=1)
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
+
+    @property
+    def step_length(self) -> float:
+        """`step_size`, which is one."""
+        return self.step_size
 
     @abstractmethod
     def one_restart(self, model: nn.Module, batch: Batch, begun: Begun | None) -> OneRestart:
@@ -147,7 +152,7 @@ class Pgd(StepAttack):
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """At every step x becomes project(x + step_size * sign(gradient of the loss at x)), in float32 (Eq. 18); in L2 the
-        gradient is divided by its length instead.
+        gradient is divided by its length instead, and in L1 the hundredth of its entries that is largest moves.
         """
         x, steps = self.start(batch, begun)
         for step in steps:

@@ -27,8 +27,8 @@ class Reference(Attack):
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
 
-    def _made(self, epsilon: float) -> EotPgd:
-        return EotPgd(steps=(STEPS,), step_size=step_of(epsilon, 4), eot=self.eot, scoring_draws=1)
+    def _made(self, epsilon: float, norm: Norm) -> EotPgd:
+        return EotPgd(steps=(STEPS,), step_size=step_of(epsilon, 4, norm), eot=self.eot, scoring_draws=1)
 
     def stops(self) -> tuple[int, ...]:
         """Its number of steps alone."""
@@ -36,8 +36,8 @@ class Reference(Attack):
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """Those of EOT-PGD with as many steps."""
-        return self._made(0.0).cost(parts)
+        return self._made(0.0, "linf").cost(parts)
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """EOT-PGD with its fixed parameters; on F itself this is PGD."""
-        return self._made(batch.epsilon).run(model, batch)
+        return self._made(batch.epsilon, batch.threat.norm).run(model, batch)

@@ -14,7 +14,7 @@ from mi_ray.attacks.balls import Ball
 from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Bindable, answering, without_gradients
 from mi_ray.parameters import integer, integers, number
 from mi_ray.randomness import Draws
-from mi_ray.threat_model import NORMS, Norm
+from mi_ray.threat_model import Norm
 
 TILES = 5  # So many bumps side by side are where the search in L2 starts.
 NARROWEST = 3  # The side of its smallest windows; all sides are odd, as those of a bump with a middle are.
@@ -174,7 +174,7 @@ class Square(Attack):
 
     name: ClassVar[str] = "square"
     display_name: ClassVar[str] = "Square"
-    norms: ClassVar[tuple[Norm, ...]] = NORMS
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     version: ClassVar[int] = 3  # In 2, every run followed the schedule of one of 10,000 queries.
     follows_gradients: ClassVar[bool] = False
     stops_early: ClassVar[bool] = True

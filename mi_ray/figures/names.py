@@ -32,6 +32,7 @@ SPARE_COLOURS = (
 SPARE_MARKERS = "sovD^Pp"
 NOT_ATTACKS = {"none": "Clean", "worst_case": "Worst case"}  # what stands in the column `attack` and is no method
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
+WRITTEN = {"l2": "L2", "l1": "L1"}  # norms as the field writes them
 MAX_NORM = "linf"  # the usual norm, which no name says; its ε is written in grey levels
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
 
@@ -157,13 +158,13 @@ def with_threat(name: str, row: Row) -> str:
 
 
 def norm_text(norm: str) -> str:
-    """A norm as the field writes it: L2. Rotation and shift are bounded by none, and stay the word spatial."""
-    return "L2" if norm == "l2" else norm
+    """A norm as the field writes it: L2, L1. Rotation and shift are bounded by none, and stay the word spatial."""
+    return WRITTEN.get(norm, norm)
 
 
 def in_norm(norm: str) -> str:
     """What stands behind an ε of that norm: nothing behind one of the usual norm."""
-    return "" if norm == MAX_NORM else f" in {norm_text(norm)}" if norm == "l2" else f" ({norm_text(norm)})"
+    return "" if norm == MAX_NORM else f" in {norm_text(norm)}" if norm in WRITTEN else f" ({norm_text(norm)})"
 
 
 def epsilon_text(epsilon: float, norm: str = MAX_NORM) -> str:

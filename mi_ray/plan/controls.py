@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
-from mi_ray.threat_model import NORMS, ThreatModel
+from mi_ray.threat_model import Norm, ThreatModel
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,9 @@ class ControlRule:
     at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
     made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
     it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
-    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved. in_pixels: whether it
-    makes sense only where what the adversary may do is a bounded change of pixels.
+    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved. norms: those in which it
+    can be made; None for all. What is of a bounded change of pixels is not made of rotations, and what has another attack for
+    its control is made where that one attacks.
     """
 
     name: str
@@ -63,7 +64,11 @@ class ControlRule:
     by_option: bool = False
     of_drawn_points: bool = False
     of_moved: bool = False
-    in_pixels: bool = False
+    norms: tuple[Norm, ...] | None = None
+
+    def knows(self, norm: Norm) -> bool:
+        """Whether it can be made of an attack in that norm."""
+        return self.norms is None or norm in self.norms
 
 
 Rule = TypeVar("Rule", bound=ControlRule)
@@ -82,7 +87,7 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
     if attack.stop_parameter is not None:
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
-        if (rule.of_moved and attack.minimal) or (rule.in_pixels and attack.threat.norm not in NORMS):
+        if (rule.of_moved and attack.minimal) or not rule.knows(attack.threat.norm):
             continue
         control = rule.control(attack) if last or not rule.of_trajectory else None
         if control is not None or (rule.free and attack.follows_gradients):

@@ -152,8 +152,8 @@ def _farthest(table: pa.Table, facts: BlockFacts) -> tuple[str, float]:
         shares = table["shares"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
         told = float(np.abs(shares).max()) if len(shares) == 3 * len(table) else float("nan")
         return "the largest of the shares", max(told, facts["spatial"])
-    # No change of a pixel is larger than the L2 norm of all of them, of which a block says how large it is.
-    return "max |delta|", max(float(table["linf"].to_numpy().max()), facts.get("l2", 0.0))
+    # No change of a pixel is larger than the L2 or L1 norm of all of them, of which a block says how large it is.
+    return "max |delta|", max(float(table["linf"].to_numpy().max()), *(facts.get(norm, 0.0) for norm in ("l2", "l1")))
 
 
 def _outputs(table: pa.Table, facts: BlockFacts, block: Block) -> Iterator[str]:

@@ -41,7 +41,9 @@ IDENTITY_COLUMNS: Columns = (
     Column("attack_params", TEXT, "The attack's parameters as JSON text."),
     Column("goal", TEXT, "`untargeted` or `targeted`; `none` for clean images and `any` for a worst case."),
     Column(
-        "norm", TEXT, "The norm that bounds the perturbation: `linf`, `l2`, or `spatial` for a rotation and a shift."
+        "norm",
+        TEXT,
+        "The norm that bounds the perturbation: `linf`, `l2`, `l1`, or `spatial` for a rotation and a shift.",
     ),
     Column(
         "epsilon",

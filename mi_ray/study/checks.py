@@ -19,17 +19,17 @@ from mi_ray.statistics import holm
 from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
-from mi_ray.threat_model import TOLERANCE, Norm, ThreatModel, step_of
+from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio has none where the label comes
 # third or later: behind a random defense that is so in a few draws of points that stand (2.6 % were measured).
 ZERO_GRADIENTS = 0.10
-# An attack of half the diameter of all images and of this length can turn any image grey. In L2 the radius ends at 50, where
-# a step, a fiftieth of it, is as long as one may be: that is enough for images of 57 x 57 pixels, and far beyond what any
-# network stands.
-LARGE_SHARE, LARGE_STEPS, LARGEST = 0.5, 100, 50.0
+# An attack of half the diameter of all images and of this length can turn any image grey. Its steps are a fiftieth of the radius,
+# which ends where one is as long as it may be, in L2 at 50 and in L1 at 5000: that is enough for images of 57 x 57 pixels, and
+# far beyond what any network stands.
+LARGE_SHARE, LARGE_STEPS, STEP_SHARE = 0.5, 100, 50
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
 TURNED: Mapping[str, Any] = {
@@ -47,6 +47,7 @@ OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made
 FARTHEST: Mapping[Norm, str] = {
     "linf": "|delta|",
     "l2": "L2 norm of delta",
+    "l1": "L1 norm of delta",
     "spatial": "share of 30 degrees and of a tenth of the side",
 }
 Array = npt.NDArray[Any]
@@ -353,7 +354,7 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
             return None
         values = dict(attack.values)
         if "step_size" in values and factor > 0:
-            values["step_size"] = step_of(factor * values["step_size"], 1)
+            values["step_size"] = step_of(factor * values["step_size"], 1, attack.threat.norm)
         return Control(attack.method, values, min(attack.diameter, factor * attack.threat.epsilon))
 
     return control
@@ -368,8 +369,10 @@ def _in_a_large_ball(attack: Attacked) -> Control | None:
     """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters."""
     if not attack.threat.leaves_label or attack.of_images:
         return None
-    epsilon = min(LARGEST, LARGE_SHARE * attack.diameter)
-    wanted = {"steps": LARGE_STEPS, "step_size": step_of(epsilon, 50), "restarts": 1, **_few_executions(attack)}
+    norm = attack.threat.norm
+    epsilon = min(STEP_SHARE * LONGEST_STEPS[norm], LARGE_SHARE * attack.diameter)
+    wanted = {"steps": LARGE_STEPS, "step_size": step_of(epsilon, STEP_SHARE, norm), "restarts": 1}
+    wanted |= _few_executions(attack)
     values = {**attack.values, **{name: value for name, value in wanted.items() if name in attack.values}}
     return Control(attack.method, values, epsilon)
 
@@ -426,7 +429,7 @@ CONTROLS = (
     ),
     CheckRule(
         "headway",
-        in_pixels=True,
+        norms=NORMS,
         of_moved=True,
         control=lambda attack: _reference(attack) if attack.threat.leaves_label else None,
         of_trajectory=False,
@@ -435,7 +438,7 @@ CONTROLS = (
     ),
     CheckRule(
         "budget",
-        in_pixels=True,
+        norms=NORMS,
         free=True,
         of_moved=True,
         of_trajectory=False,
@@ -466,7 +469,7 @@ CONTROLS = (
     ),
     CheckRule(
         "fixed_randomness",
-        in_pixels=True,
+        norms=NORMS,
         control=_of_fixed_randomness,
         of_trajectory=False,
         points=OWN_POINTS,
@@ -512,7 +515,7 @@ CONTROLS = (
     ),
     CheckRule(
         "large_epsilon",
-        in_pixels=True,
+        norms=NORMS,
         control=_in_a_large_ball,
         points=RADIUS_POINTS,
         criterion="The attack with 100 steps in a ball in which any image can be turned grey leaves at most chance, 1/classes.",
@@ -520,7 +523,7 @@ CONTROLS = (
     ),
     CheckRule(
         "random_noise_not_stronger",
-        in_pixels=True,
+        norms=NORMS,
         control=_without_gradients("random_noise", lambda: {"tries": TRIES}),
         of_trajectory=False,
         points=OWN_POINTS,
@@ -529,7 +532,7 @@ CONTROLS = (
     ),
     CheckRule(
         "black_box_not_stronger",
-        in_pixels=True,
+        norms=("linf", "l2"),
         control=_without_gradients("square", lambda: {"queries": QUERIES, "schedule": QUERIES}),
         of_trajectory=False,
         one_setting=True,
@@ -539,7 +542,7 @@ CONTROLS = (
     ),
     CheckRule(
         "binarization",
-        in_pixels=True,
+        norms=("linf", "l2"),
         control=_of_known_solutions,
         by_option=True,
         criterion="The attack solves no significantly smaller share than 95 % of problems whose solution is known to exist.",
@@ -553,9 +556,9 @@ CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named 
 CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
 
 
-def in_pixels(name: str) -> bool:
-    """Whether a check makes sense only where what an adversary may do is a bounded change of pixels."""
-    return name in _RULES and _RULES[name].in_pixels
+def is_made_in(norm: Norm, name: str) -> bool:
+    """Whether a check can be made of an attack in that norm."""
+    return name not in _RULES or _RULES[name].knows(norm)
 
 
 def is_own(name: str) -> bool:

@@ -47,6 +47,7 @@ SETTING = (
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
 NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts the image")
+NOT_IN_NORM = not_run("what it holds an attack against does not attack in this norm")
 ITS_MEMBERS = not_run("its members say it")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
 MORE_DRAWS = (10, 30)  # Behind a random defense a check that few draws leave open is judged by so many.
@@ -158,8 +159,9 @@ class Verdicts:
 
     def _absent(self, cell: str, check: str) -> Finding:
         """Why a check says nothing of a cell that it was not planned for."""
-        if self._cells[cell].identity["norm"] not in NORMS and checks.in_pixels(check):
-            return NOT_IN_PIXELS
+        norm = self._cells[cell].identity["norm"]
+        if not checks.is_made_in(norm, check):
+            return NOT_IN_NORM if norm in NORMS else NOT_IN_PIXELS
         attack = self._cells[cell].inputs.attack
         queries = attack is not None and not ATTACKS[attack.method].follows_gradients
         return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON

@@ -538,7 +538,7 @@ def test_auto_pgd_lands_on_an_optimum_inside_the_ball_by_halving_its_step() -> N
         gap = image - goal
         return -gap, -gap.square().flatten(1).sum(1), torch.zeros(2)
 
-    found = search(evaluate, MaxBall(centre, 0.1), centre.clone(), 100, 0.75)
+    found = search(evaluate, MaxBall(centre, 0.1), centre.clone(), 100, 0.75).result
     assert (found - goal).abs().max() < 0.005  # the first step is 0.2
     assert seen == list(range(1, 102))
 
@@ -551,7 +551,7 @@ def test_auto_pgd_returns_what_fools_before_what_has_a_higher_loss() -> None:
         return torch.ones_like(image), image.flatten(1)[:, 0], fooled
 
     start = torch.full((1, 1, 1, 1), 0.44)
-    assert torch.equal(search(evaluate, MaxBall(centre, 0.1), start, 10, 0.75), start)
+    assert torch.equal(search(evaluate, MaxBall(centre, 0.1), start, 10, 0.75).result, start)
 
 
 def test_a_step_size_is_halved_where_the_loss_rose_in_just_that_share_of_the_steps() -> None:

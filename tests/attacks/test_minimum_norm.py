@@ -23,13 +23,21 @@ from mi_ray.store.read import read_cells, read_records
 from mi_ray.threat_model import DIAMETERS, NORMS
 
 SHAPE = (3, 8, 8)
-GRIDS = {"linf": (0.005, 0.01, 0.02, 0.03), "l2": (0.15, 0.3, 0.5, 0.8)}
+GRIDS = {"linf": (0.005, 0.01, 0.02, 0.03), "l2": (0.15, 0.3, 0.5, 0.8), "l1": (1.0, 2.0, 4.0, 8.0)}
 over_norms = pytest.mark.parametrize("norm", NORMS)
 
 
 def _distances(found: Tensor, x: Tensor, norm: Any, fooled: Tensor) -> Tensor:
     """How far the images that fool are from the clean ones; infinite for the others."""
     return torch.where(fooled, BALLS[norm].distance(found - x), torch.inf)
+
+
+def _fill(lead: Tensor, slope: Tensor, room: Tensor) -> Tensor:
+    """How far in L1 images must move for a linear function to rise by `lead`: the steepest pixels go to their ends first."""
+    order = slope.flatten(1).argsort(dim=1, descending=True)
+    slope, room = slope.flatten(1).gather(1, order), room.flatten(1).gather(1, order)
+    left = (lead[:, None] - ((slope * room).cumsum(1) - slope * room)).clamp_min(0)
+    return torch.minimum(left / slope, room).sum(1)
 
 
 def _everything(norm: Any, x: Tensor, goal: Any = "untargeted") -> ThreatModel:
@@ -48,7 +56,10 @@ def test_on_two_linear_classes_the_distance_is_the_margin_over_the_dual_norm(nor
     found = make_attack("minimum_norm", steps=60)(f, x, y, _everything(norm, x, goal))
     away = (f.weight[1] - f.weight[0]).view(SHAPE)
     lead = (f(x)[:, 1] - f(x)[:, 0]).abs()
-    wanted = lead / {"linf": away.abs().sum(), "l2": away.norm()}[norm]
+    wanted = lead / {"linf": away.abs().sum(), "l2": away.norm(), "l1": away.abs().max()}[norm]
+    if norm == "l1":  # in which a pixel meets its end soon, and the next steepest goes on
+        up = (away > 0) == (y == 0)[:, None, None, None]
+        wanted = _fill(lead, away.abs().expand_as(x), torch.where(up, 1 - x, x))
     moved = _distances(found, x, norm, f(found).argmax(1) != y)
     assert (moved >= wanted * (1 - 1e-4)).all()
     assert (moved <= 1.01 * wanted + 1e-5).all(), moved / wanted
@@ -103,12 +114,14 @@ def test_as_published_it_finds_the_distances_of_adv_lib_where_the_box_is_far(
     x = 0.4 + 0.2 * to_unit(digits.test_images[:80])
     y = classifier(x).argmax(1)
     ours = make_attack("minimum_norm", steps=60, targets=0)(classifier, x, y, _everything(norm, x))
-    theirs = adv_lib.fmn(classifier, x, y, {"linf": float("inf"), "l2": 2}[norm], steps=60)
+    theirs = adv_lib.fmn(classifier, x, y, {"linf": float("inf"), "l2": 2, "l1": 1}[norm], steps=60)
     near, far = (_distances(images, x, norm, classifier(images).argmax(1) != y).numpy() for images in (ours, theirs))
     assert np.isfinite(near).all()
     assert np.isfinite(far).all()
-    assert np.median(near / far) == pytest.approx(1, abs=0.005)
     assert (near <= 1.02 * far).mean() > 0.95
+    if norm == "l1":  # A pixel of even these images meets its end, which their projection does not look at.
+        return
+    assert np.median(near / far) == pytest.approx(1, abs=0.005)
     assert (far <= 1.02 * near).mean() > 0.95
 
 

@@ -196,7 +196,10 @@ def test_a_spatial_attack_changes_no_key_of_the_others() -> None:
     ("attack", "said"),
     [
         ({"spatial": "grid", "epsilon": 1}, "norm must be one in which spatial attacks, spatial; got linf"),
-        ({"pgd": {}, "norm": "spatial", "epsilon": 1}, "norm must be one in which pgd attacks, linf, l2; got spatial"),
+        (
+            {"pgd": {}, "norm": "spatial", "epsilon": 1},
+            "norm must be one in which pgd attacks, linf, l2, l1; got spatial",
+        ),
         (
             {"spatial": "all", "norm": "spatial", "epsilon": 1},
             "spatial.method must be one of grid, worst_of; got 'all'",
