@@ -60,6 +60,23 @@ HEAVY = (
     "study/test_reference.py",
     "test_run.py",
     "cluster/test_faults.py",
+    "test_cifar10.py",
+    "study/test_certificates.py",
+    "store/test_leases.py",
+    "attacks/test_binarization.py",
+    "study/test_sandwich.py",
+    "defenses/test_purification.py",
+    "study/test_abstention.py",
+    "test_named.py",
+    "test_pictures.py",
+    "page/test_facts.py",
+    "store/test_gone.py",
+    "cluster/test_search.py",
+    "test_plugins.py",
+    "test_security.py",
+    "plan/test_cost.py",
+    "attacks/test_balls.py",
+    "test_progress.py",
 )
 
 
