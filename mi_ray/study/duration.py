@@ -136,6 +136,7 @@ def duration(
     known: dict[str, tuple[float, float]] = {}
 
     def seconds(left: Sequence[Passes], works: Sequence[Work]) -> float:
+        """Of passes that are left of these works, on one core, with the copies that their defenses make."""
         forward, backward = total(left)
         planned = sum(total(study.planner.costs.of(work) for work in works)) * study.planner.stored_points
         share = min(1.0, (forward + backward) / planned) if planned else 0.0

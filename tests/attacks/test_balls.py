@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mi_ray import ThreatModel, make_attack
 from mi_ray.attacks import ATTACKS
-from mi_ray.attacks.auto_pgd import narrowing, search
+from mi_ray.attacks.auto_pgd import _Seen, _Sparsening, narrowing, search
 from mi_ray.attacks.balls import BALLS, EuclideanBall, SumBall, share_within
 from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.square import SEARCHES, bump, pyramid
@@ -511,3 +511,24 @@ def test_in_float64_l2_apgd_takes_the_steps_of_adv_lib_where_the_box_is_far(
     assert alike.float().mean() > 0.5
     assert same.all(0)[alike].float().mean() > 0.8
     np.testing.assert_array_less(-1, len(values))
+
+
+def test_in_l1_a_search_goes_back_with_a_whole_step_where_its_best_change_became_sparser_and_else_its_step_is_shorter() -> (
+    None
+):
+    """Algorithm 1 of Croce and Hein (2021), its rule at a checkpoint."""
+    centre = torch.full((2, 1, 4, 4), 0.5)
+    ball = SumBall(centre, 2.0)
+    moved = centre.clone()
+    moved[:, 0, 0] += 0.1  # four entries of each image
+    nothing, gradient = torch.zeros(2), torch.zeros_like(centre)
+    seen = _Seen(moved, gradient, nothing, moved, nothing > 0, nothing)
+    pace = _Sparsening(ball, seen, steps=10)
+    best = moved.clone()
+    best[0, 0, 0, 1:] = 0.5  # the first image's best change has one entry now
+    seen.image = best
+    back = pace.judge(nothing > 0, seen)
+    assert back is not None
+    assert back.tolist() == [True, False]
+    assert pace.size.tolist() == pytest.approx([2.0, 2.0 / 1.5])
+    assert pace.entries.tolist() == pytest.approx([1.0, 4 / 1.5])
