@@ -105,6 +105,31 @@ def raise_if_stopped() -> None:
 SOON = 1.0  # seconds of work, before which its rate is that of all the time
 
 
+class _Bars:
+    """The bars of the stages that are open on a terminal, one below the other, since it holds one display at a time."""
+
+    display: Progress | None = None
+    open = 0
+
+    @classmethod
+    def opened(cls, console: Console) -> Progress:
+        """The display, for one stage more."""
+        if cls.display is None:
+            columns = TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), _Rate(), _Left()
+            cls.display = Progress(*columns, console=console)
+            cls.display.start()
+        cls.open += 1
+        return cls.display
+
+    @classmethod
+    def closed(cls) -> None:
+        """A stage has ended; the display ends with the last of them."""
+        cls.open -= 1
+        if not cls.open and cls.display is not None:
+            cls.display.stop()
+            cls.display = None
+
+
 class Stage:
     """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C.
 
@@ -121,16 +146,8 @@ class Stage:
         self._begun: tuple[float, int, float] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description:<28}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                _Rate(),
-                _Left(),
-                console=console,
-            )
+            self._bar = _Bars.opened(console)
             self._task = self._bar.add_task(waits_for or name, total=total, unit=unit, left=self.left)
-            self._bar.start()
 
     def begin(self, ago: float = 0.0) -> None:
         """Note that the work has begun, so many seconds ago; only the first call counts, and `advance` is one too."""
@@ -184,7 +201,7 @@ class Stage:
     def close(self) -> None:
         """Stop the bar, or print the last line."""
         if self._bar is not None:
-            self._bar.stop()
+            _Bars.closed()
         else:
             self._line()
 

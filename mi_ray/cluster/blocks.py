@@ -2,14 +2,14 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from mi_ray.cluster.actors import read_progress
 from mi_ray.cluster.retries import Fault, Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.spent import Span, spans_of
@@ -57,7 +57,7 @@ class RayCluster:
         size = session.sweep.resources.block
         self._given = ([session.data()], session.sweep.plugins, limits_of(size))
         self._options: dict[str, Any] = {"num_cpus": size.cpus, "num_gpus": size.gpus}
-        self._study, self._progress = session.sweep.name, session.progress
+        self._study, self._progress, self._read = session.sweep.name, session.progress, session.read
         self._alone = dict[ray.ObjectRef, float]()
 
     def submit(self, item: Item, turn: Turn, alone: bool) -> ray.ObjectRef:
@@ -90,7 +90,7 @@ class RayCluster:
 
     def begun(self) -> Sequence[dict[str, Any]]:
         """Ask the progress actor, which tasks tell that they have begun."""
-        return [facts for what, facts in read_progress(self._progress)[1] if what == "block"]
+        return self._read("block")[1]
 
     def now(self) -> float:
         """Python's monotonic clock."""
@@ -129,6 +129,30 @@ class Ran:
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
+Steps = Iterator[Sequence[Hashable]]  # Work that goes on a step at a time; before each, the tasks that it waits for.
+
+
+def finish(steps: Steps) -> None:
+    """Go through all steps of some work, each of which waits by itself."""
+    for _ in steps:
+        pass
+
+
+@dataclass
+class Beside:
+    """What blocks may have of a cluster while something else has the first claim on it.
+
+    places: so many of them at once. over: no more of them begin, since what they run beside has ended or has changed.
+    """
+
+    places: int = 0
+    over: bool = False
+
+    def room(self) -> int:
+        """How many blocks may be with the cluster now."""
+        return 0 if self.over else min(self.places, QUEUED)
+
+
 @dataclass
 class _Running:
     """An attempt at a block that is queued or running.
@@ -144,7 +168,12 @@ class _Running:
 
 
 class Blocks:
-    """Runs blocks until each is stored or given up. passes: of a work's point, by which the time that is left is told."""
+    """Runs blocks until each is stored or given up.
+
+    A block whose worker or node was lost runs again; one that ran out of memory, or whose work is among `starved`
+    because it did so before, runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs
+    again. passes: of a work's point, by which the time that is left is told.
+    """
 
     def __init__(
         self,
@@ -152,7 +181,7 @@ class Blocks:
         items: Sequence[Item],
         time_limit: float | None,
         shown: Stage,
-        starved: Container[str],
+        starved: Container[str] = (),
         passes: Callable[[Work], float] = lambda work: 1.0,
     ) -> None:
         self._passes = passes
@@ -169,15 +198,20 @@ class Blocks:
 
     def run(self) -> Ran:
         """Run them all."""
-        while self.pending or self._queue:
-            while self._queue and len(self.pending) < QUEUED:
-                self._submit(self._queue.popleft())
-            self.step()
+        finish(self.steps())
         return self.ran
+
+    def steps(self, beside: Beside | None = None) -> Steps:
+        """Run them all, or, beside something else, until that is over; before each step, the tasks that are waited for."""
+        while self.pending or (self._queue and not (beside and beside.over)):
+            while self._queue and len(self.pending) < (QUEUED if beside is None else beside.room()):
+                self._submit(self._queue.popleft())
+            yield list(self.pending)
+            self.step(1.0 if beside is None else 0.0)
 
     def step(self, seconds: float = 1.0) -> None:
         """Wait for something to happen, for at most so long, and do what follows from it."""
-        ended = self.cluster.wait(list(self.pending), seconds)
+        ended = self.cluster.wait(list(self.pending), seconds) if self.pending else ()
         for facts in self.cluster.begun():
             found = self._turns.get(tuple(facts.pop("turn")))
             if found is not None:
@@ -256,23 +290,6 @@ class Blocks:
         )
 
 
-def run_blocks(
-    cluster: Cluster,
-    items: Sequence[Item],
-    time_limit: float | None,
-    shown: Stage,
-    starved: Container[str] = (),
-    passes: Callable[[Work], float] = lambda work: 1.0,
-) -> Ran:
-    """Run blocks until each is stored or given up.
-
-    A block whose worker or node was lost runs again; one that ran out of memory, or whose work is among `starved`
-    because it did so before, runs with a node for itself; one that runs beyond `time_limit` seconds is stopped and runs
-    again.
-    """
-    return Blocks(cluster, items, time_limit, shown, starved, passes).run()
-
-
 def compute_missing(
     session: Session,
     name: str,
@@ -281,11 +298,27 @@ def compute_missing(
     limit: int | None = None,
     starved: Container[str] = (),
 ) -> None:
+    """Do all of `computing` at once."""
+    finish(computing(session, name, counted, works, limit, starved))
+
+
+def computing(
+    session: Session,
+    name: str,
+    counted: str,
+    works: Sequence[Work],
+    limit: int | None = None,
+    starved: Container[str] = (),
+    beside: Beside | None = None,
+) -> Steps:
     """Compute what is not stored of these works, as Ray tasks, leaving out what stands on work that has failed.
 
     name: of the stage, in the progress, the seconds and the failures. counted: the stage that its passes belong to.
-    limit: how many of the study's points are wanted, all when left out. starved: see `run_blocks`.
+    limit: how many of the study's points are wanted, all when left out. starved: see `Blocks`. beside: what they may
+    have of the cluster, where they run beside something else; no step waits then.
     """
+    if beside is not None and beside.over:
+        return
     size, costs = session.sweep.resources.block, session.study.planner.costs
 
     def passes(work: Work) -> float:
@@ -297,13 +330,19 @@ def compute_missing(
     if not todo:
         return
     began = time.time()
-    with session.outcome.timed(name):
+    # The seconds of what runs beside a stage are that stage's.
+    with session.outcome.timed(name) if beside is None else nullcontext():
         session.connect(size.cpus)
         points = sum(stop - start for _, start, stop in todo)
         weight = sum((stop - start) * passes(work) for work, start, stop in todo)
         with stage(name, points, "points", session.console, "starting workers", weight) as shown:
-            ran = run_blocks(RayCluster(session), todo, size.time_limit, shown, starved, passes)
-    session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
+            blocks = Blocks(RayCluster(session), todo, size.time_limit, shown, starved, passes)
+            yield from blocks.steps(beside)
+    ran = blocks.ran
+    if beside is None:
+        session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
+    else:
+        session.outcome.spent.beside(ran.spans)
     for position, error in ran.failures.items():
         work = todo[position][0]
         # What is computed here of a defense itself are the settings that trials have lost.

@@ -1,17 +1,17 @@
 """A study from end to end, one stage after another: train, attack, evaluate, write the cells, check, write them again."""
 
 import time
-from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.cluster import precision
-from mi_ray.cluster.blocks import compute_missing
+from mi_ray.cluster.blocks import Beside, Steps, compute_missing, computing, finish
 from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.training import train
-from mi_ray.cluster.tuning import evaluate_defenses
+from mi_ray.cluster.tuning import evaluate_defenses, evaluating
 from mi_ray.events import about, event
-from mi_ray.plan.work import OutputWork, Plan
+from mi_ray.plan.work import Plan
 from mi_ray.progress import stage
 from mi_ray.store.files import remove_temporary_files
 from mi_ray.store.read import write_certificates
@@ -53,14 +53,16 @@ def _stages(session: Session, until: Until) -> None:
     mark(session.store, session.study, plan, "running")
     for line in session.study.kept_as_they_are():
         session.tell(line)
-    train(session)
+    # What `precision: auto` decides is decided for all classifiers together, and nothing has a key before.
+    early = until != "train" and session.sweep.precision != "auto"
+    train(session, partial(_of_trained, session, until) if early else None)
     if until == "train":
         mark(session.store, session.study, plan, "trained")
         return
     precision.decide(session)
     plan = session.study.plan()  # Its keys may depend on the precision.
     mark(session.store, session.study, plan, "running")
-    attack(session, plan)
+    finish(attacking(session, plan))
     if until == "attack":
         mark(session.store, session.study, plan, "attacked")
         return
@@ -68,13 +70,22 @@ def _stages(session: Session, until: Until) -> None:
     records = derive_records(session, plan)
     if plan.check_attacks():
         write_cells(session, plan, records, checking=True)
-        check(session, plan)
+        finish(checking(session, plan))
         take_more_draws(session, records)
     certify(session, plan)
     write_cells(session, plan, records)
 
 
-def attack(session: Session, plan: Plan) -> None:
+def _of_trained(session: Session, until: Until, beside: Beside) -> Steps:
+    """Go on with the classifiers that are trained, while others still are, as far as nothing of those is needed."""
+    plan = session.study.plan()
+    yield from attacking(session, plan, beside)
+    if until == "sweep" and session.sweep.search is None:
+        yield from evaluating(session, plan, beside)
+        yield from checking(session, plan, beside)
+
+
+def attacking(session: Session, plan: Plan, beside: Beside | None = None) -> Steps:
     """Craft the study's adversarial examples, and pass them through F.
 
     A few trajectories are computed for their checks as well (see `Plan.attacks_at_once`); all else of the checks waits,
@@ -83,31 +94,27 @@ def attack(session: Session, plan: Plan) -> None:
     """
     of_f = [work for work in plan.outputs if work.component is None]
     clean = [work for work in of_f if work.inputs.attack is None]
-    compute_missing(session, "outputs of F", "evaluation", clean)
+    yield from computing(session, "outputs of F", "evaluation", clean, beside=beside)
     failed = session.outcome.failures
     failed |= {work.classifier: failed[work.key] for work in clean if work.key in failed}
     at_once = plan.attacks_at_once(lambda method: ATTACKS[method].goes_on)
     for points, some in plan.by_points(at_once):
-        compute_missing(session, "attacks that checks share", "checks", some, points)
+        yield from computing(session, "attacks that checks share", "checks", some, points, beside=beside)
     for begins in (False, True):
         some = [work for work in plan.attacks if bool(work.given) == begins]
-        compute_missing(session, "attack", "attack", some)
-    compute_missing(session, "outputs of F", "evaluation", of_f)
+        yield from computing(session, "attack", "attack", some, beside=beside)
+    yield from computing(session, "outputs of F", "evaluation", of_f, beside=beside)
 
 
-def check(session: Session, plan: Plan) -> None:
-    """Craft the checks' adversarial examples and evaluate them, first with F and then with the defenses."""
+def checking(session: Session, plan: Plan, beside: Beside | None = None) -> Steps:
+    """Craft the checks' adversarial examples and evaluate them, first with F and then with what takes ŷ from it."""
     for points, attacks in plan.by_points(plan.check_attacks()):
-        compute_missing(session, "checks: attacks", "checks", attacks, points)
-    _outputs(session, plan.by_points(plan.check_outputs()))
-
-
-def _outputs(session: Session, outputs: Sequence[tuple[int, Sequence[OutputWork]]]) -> None:
-    """Evaluate on each number of points the outputs of F, and then what takes ŷ from them."""
+        yield from computing(session, "checks: attacks", "checks", attacks, points, beside=beside)
+    outputs = plan.by_points(plan.check_outputs())
     for of_f in (True, False):
         for points, works in outputs:
             some = [work for work in works if (work.component is None) == of_f]
-            compute_missing(session, "checks: outputs", "checks", some, points)
+            yield from computing(session, "checks: outputs", "checks", some, points, beside=beside)
 
 
 def take_more_draws(session: Session, records: DerivedRows) -> None:

@@ -11,7 +11,7 @@ import ray
 from ray.actor import ActorHandle
 from rich.console import Console
 
-from mi_ray.cluster.actors import start_progress
+from mi_ray.cluster.actors import read_progress, start_progress
 from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.retries import innermost
@@ -75,20 +75,29 @@ class Session:
         self.callbacks = callbacks or Callbacks()
         self.outcome = Outcome()
         self.scratch = scratch_of(store)
+        self.untrained = set[str]()  # Keys of the classifiers that a training still has to bring.
+        self.unreported = set[
+            str
+        ]()  # Keys of what blocks have computed of settings whose trials are still to report it.
         self._progress: ActorHandle | None = None
+        self._told: dict[str, list[dict[str, Any]]] = {}
         self.take_up(study)
 
     def take_up(self, study: Study) -> None:
-        """Go on with the study as it is now known: its keys may depend on what `precision: auto` has decided."""
+        """Go on with the study as it is now known, and with the classifiers that are there now.
+
+        The keys of a study may depend on what `precision: auto` has decided.
+        """
         self.study, self.sweep, self.planner = study, study.sweep, study.planner
         self._data: ray.ObjectRef | None = None
         self._bench: Workbench | None = None
 
     @property
     def bench(self) -> Workbench:
-        """The driver's own workbench. It is made once all classifiers that can be had are in the store."""
+        """The driver's own workbench, with the classifiers that are in the store when it is made."""
         if self._bench is None:
-            done = [work for work in self.planner.classifiers if work.key not in self.outcome.failures]
+            without = self.outcome.failures.keys() | self.untrained
+            done = [work for work in self.planner.classifiers if work.key not in without]
             classifiers = {
                 work.key: (work.description, self.store.read_bytes(f"classifiers/{work.key}/model.safetensors"))
                 for work in done
@@ -102,6 +111,13 @@ class Session:
         if self._progress is None:
             self._progress = start_progress()
         return self._progress
+
+    def read(self, what: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
+        """How many images each training has gone through, and what running work has told of one kind since this was asked."""
+        images, news = read_progress(self.progress)
+        for kind, facts in news:
+            self._told.setdefault(kind, []).append(facts)
+        return images, self._told.pop(what, [])
 
     def data(self) -> ray.ObjectRef:
         """The study's data in Ray's object store, where it is put once for all workers."""
@@ -158,8 +174,8 @@ class Session:
         return next(work.entry.name for work in self.planner.classifiers if work.key == classifier)
 
     def possible(self, work: Work) -> bool:
-        """Whether nothing that the work stands on has failed."""
-        return not work.stands_on() & self.outcome.failures.keys()
+        """Whether nothing that the work stands on has failed or is still to be trained."""
+        return not work.stands_on() & (self.outcome.failures.keys() | self.untrained)
 
     def cause_of(self, cell: Cell) -> str | None:
         """Why a cell is not there, where something that it stands on has failed."""

@@ -66,10 +66,20 @@ class Spent:
             self.add("tails", ended - last)
         self.add("tails", max(0, places - len(of_worker)) * (ended - began))
 
+    def whole(self) -> float:
+        """Seconds of all parts together."""
+        return sum(self.seconds.values())
+
+    def beside(self, spans: Iterable[Span]) -> None:
+        """Take up blocks that ran in the places which another stage left free, and which it accounts for."""
+        for span in spans:
+            self.add("store", span.store)
+            self.add("passes", span.ended - span.began - span.store)
+
     def line(self, seconds: float, places: int) -> str:
         """What a run of so many seconds says at its end; what no stage has taken up, the driver has done alone."""
         whole = seconds * places
-        parts = {**self.seconds, "driver": max(0.0, whole - sum(self.seconds.values()))}
+        parts = {**self.seconds, "driver": max(0.0, whole - self.whole())}
         shares = [f"{100 * parts[name] / whole:.0f} % {told}" for name, told in PARTS.items() if parts.get(name, 0) > 0]
         return f"{seconds:.1f} s on {places} {'place' if places == 1 else 'places'}: {', '.join(_sorted(shares))}"
 

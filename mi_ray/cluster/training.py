@@ -1,14 +1,14 @@
 """The classifiers of a study: every one that is not in the store yet is trained with Ray Train, several at once."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
 import numpy as np
 import ray
 
-from mi_ray.cluster.actors import read_progress
+from mi_ray.cluster.blocks import Beside, Steps
 from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.train_loop import MEASURED, TrainingConfig, TrainingValues, finished, fit, write_classifier
@@ -27,8 +27,14 @@ REMEDY = (
 DAMAGED_NOTES = "CheckpointManagerInitializationError"  # What Ray Train says of its own list of checkpoints.
 
 
-def train(session: Session) -> None:
-    """Bring every classifier that is not in the store into it."""
+OfTrained = Callable[[Beside], Steps]  # Begins what is to be done of the classifiers that are trained.
+
+
+def train(session: Session, of_trained: OfTrained | None = None) -> None:
+    """Bring every classifier that is not in the store into it.
+
+    of_trained: what is done meanwhile, in the places that trainings leave free, as soon as one classifier is there.
+    """
     left = [work for work in session.planner.classifiers if not finished(session.store, work.key)]
     for work in session.planner.classifiers:
         if work not in left:
@@ -42,10 +48,14 @@ def train(session: Session) -> None:
     todo = [work for work in left if work.objective is not None]
     if not todo:
         return
-    began = time.time()
+    began, spent = time.time(), session.outcome.spent
+    before = spent.whole()
+    session.untrained = {work.key for work in todo}
     with session.outcome.timed("train"):
-        _Trainings(session, todo).run()
-    session.outcome.spent.add("training", (time.time() - began) * session.places())
+        _Trainings(session, todo, _Meanwhile(session, of_trained)).run()
+    session.take_up(session.study)
+    meanwhile = spent.whole() - before
+    spent.add("training", (time.time() - began) * session.places() - meanwhile)
     trained = [work for work in todo if work.key not in session.outcome.failures]
     _tell_of_chance(session, trained)
     session.outcome.count("training", *(sum(work.cost[way] for work in trained) for way in (0, 1)))
@@ -73,11 +83,48 @@ def _remove_checkpoints(session: Session, key: str) -> None:
         scratch.remove("")
 
 
+class _Meanwhile:
+    """What is done of the classifiers that are trained while others still are.
+
+    It begins anew with each classifier more, since what has to be done of that one may come first.
+    """
+
+    def __init__(self, session: Session, of_trained: OfTrained | None) -> None:
+        self._session, self._of_trained = session, of_trained
+        self._steps: Steps | None = None
+        self._beside, self._due = Beside(), False
+        self.tasks: Sequence[Hashable] = ()  # What it waits for.
+
+    def begin(self) -> None:
+        """Begin as soon as what was begun before has come to the end of its running blocks."""
+        self._due = self._of_trained is not None
+        self._beside.over = True
+
+    def step(self, places: int) -> None:
+        """Go on with what has happened. places: how many blocks may run now."""
+        if self._steps is None and self._due and places and self._of_trained is not None:
+            self._session.take_up(self._session.study)
+            self._due, self._beside = False, Beside()
+            self._steps = self._of_trained(self._beside)
+        self._beside.places = places
+        tasks = None if self._steps is None else next(self._steps, None)
+        if tasks is None:
+            self._steps = None
+        self.tasks = tasks or ()
+
+    def end(self) -> None:
+        """Let the blocks that run come to their end; none begins any more."""
+        self._due, self._beside.over = False, True
+        while self._steps is not None:
+            ray.wait(list(self.tasks), timeout=1.0) if self.tasks else None
+            self.step(0)
+
+
 class _Trainings:
     """Runs trainings until each is in the store or given up, as many at once as there are CPUs for."""
 
-    def __init__(self, session: Session, todo: Sequence[ClassifierWork]) -> None:
-        self.session, self.todo = session, todo
+    def __init__(self, session: Session, todo: Sequence[ClassifierWork], meanwhile: _Meanwhile) -> None:
+        self.session, self.todo, self.meanwhile = session, todo, meanwhile
         self.size = session.sweep.resources.train
         self.waiting = list(todo)
         self.running = dict[ray.ObjectRef, ClassifierWork]()
@@ -102,15 +149,37 @@ class _Trainings:
         free = session.cpus()
         workers = sum(work.entry.workers for work in self.todo)
         starting = f"starting {workers} training worker{'s' if workers > 1 else ''}"
+        if any(work.key not in session.untrained | session.outcome.failures.keys() for work in planner.classifiers):
+            self.meanwhile.begin()
         with stage("train", images, "images", session.console, starting, passes) as shown:
             while self.waiting or self.running:
                 self._fill(free, data)
-                done, _ = ray.wait(list(self.running), timeout=1.0)
+                done, _ = ray.wait([*self.running, *self.meanwhile.tasks], timeout=1.0)
                 for task in done:
-                    work = self.running.pop(task)
-                    if self._is_to_go_on(work, task):
-                        self.waiting.insert(0, work)
+                    self._ended(task)
+                self.meanwhile.step(self._free_places())
                 self._show(shown)
+        self.meanwhile.end()
+
+    def _ended(self, task: ray.ObjectRef) -> None:
+        """Take up the end of an attempt at a training; a block's is no affair of trainings."""
+        work = self.running.pop(task, None)
+        if work is None:
+            return
+        if self._is_to_go_on(work, task):
+            self.waiting.insert(0, work)
+            return
+        self.session.untrained.discard(work.key)
+        self.meanwhile.begin()
+
+    def _free_places(self) -> int:
+        """How many blocks have room beside the trainings that run; none while one waits for room itself."""
+        if self.waiting:
+            return 0
+        have, block = ray.cluster_resources(), self.session.sweep.resources.block
+        workers = sum(work.entry.workers for work in self.running.values())
+        takes = (("CPU", self.size.cpus, block.cpus), ("GPU", self.size.gpus, block.gpus))
+        return max(0, int(min((have.get(what, 0) - workers * each) / need for what, each, need in takes if need)))
 
     def _cpus(self, work: ClassifierWork) -> float:
         return float(work.entry.workers * self.size.cpus)
@@ -181,11 +250,11 @@ class _Trainings:
 
     def _show(self, shown: Stage) -> None:
         """Bring the progress and the curves up to date with what the workers have told."""
-        count, news = read_progress(self.session.progress)
+        count, epochs = self.session.read("epoch")
         passed = sum(
             self._passes[key] * images / self._images[key] for key, images in count.items() if key in self._images
         )
-        for facts in (facts for what, facts in news if what == "epoch"):
+        for facts in epochs:
             self._note_epoch(facts.pop("key"), facts)
         shown.advance(max(0, sum(count.values()) - shown.done), max(0.0, passed - shown.passed))
 

@@ -13,7 +13,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.search import Searcher
 
 from mi_ray.cluster.actors import start_locks
-from mi_ray.cluster.blocks import compute_missing
+from mi_ray.cluster.blocks import Beside, Steps, compute_missing, computing, finish
 from mi_ray.cluster.retries import fault_of
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.session import TUNE, Session
@@ -26,7 +26,7 @@ from mi_ray.plan.work import Cell, ClassifierWork, Plan
 from mi_ray.progress import Stage, stage
 
 LOST = "sweep: lost settings"
-FEW = "sweep: blocks of few settings"
+BLOCKS = "sweep: settings as blocks"
 SEARCH_TRIES = 2  # Times that Tune starts a lost setting of a search again.
 AGAIN = 3  # Times that a search begins anew after settings were lost: what it found before is stored.
 Result = Mapping[str, float | str]  # What a step of a trial reports, with what Tune adds.
@@ -81,19 +81,33 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     todo, points, passes = list[Trial](), 0, 0.0
     for trial in grid_trials([work for work in plan.outputs if session.possible(work)]):
         missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
+        computed = session.unreported & {work.key for work in trial.works}
         points += sum(stop - start for _, start, stop in missing)
         passes += sum((stop - start) * sum(costs.of(work)) for work, start, stop in missing)
-        todo += [trial] if missing else []
+        todo += [trial] if missing or computed else []
     if todo:
         session.connect(size.cpus)
     if len(todo) < session.places():
-        for works in phases(todo):
-            compute_missing(session, FEW, "evaluation", works)
+        finish(_as_blocks(session, todo))
         failed = session.outcome.failures.keys()
         todo, points, passes = [t for t in todo if not failed & {work.key for work in t.works}], 0, 0.0
     if todo:
         space = {"trial": tune.grid_search(list(range(len(todo))))}
         _run(session, Request(f"sweep of {len(todo)} settings", ResolveGrid(todo), points, passes, space=space))
+
+
+def _as_blocks(session: Session, trials: Sequence[Trial], beside: Beside | None = None) -> Steps:
+    for works in phases(trials):
+        yield from computing(session, BLOCKS, "evaluation", works, beside=beside)
+
+
+def evaluating(session: Session, plan: Plan, beside: Beside) -> Steps:
+    """Compute settings of a grid as blocks, beside something else; their trials report later what these have stored."""
+    trials = grid_trials([work for work in plan.outputs if session.possible(work)])
+    missing = session.bench.results.missing
+    points = session.sweep.resources.block.points
+    session.unreported |= {work.key for trial in trials for work in trial.works if missing(work, points)}
+    yield from _as_blocks(session, trials, beside)
 
 
 def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch) -> list[Cell]:

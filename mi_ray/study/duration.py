@@ -203,27 +203,39 @@ def _length(
     """Seconds of a run on this machine: trainings, each with its seconds on one core, attacks, and all else on one core."""
     size, cores = study.sweep.resources, _cores()
     places = max(1, int(cores // max(1.0, size.block.cpus)))
-    trained = side_by_side(
-        [
-            (work.entry.workers * size.train.cpus, TRAINING_STARTS + alone / work.entry.workers)
-            for work, alone in trainings
-        ],
-        cores,
-    )
+    pieces = [
+        (work.entry.workers * size.train.cpus, TRAINING_STARTS + alone / work.entry.workers)
+        for work, alone in trainings
+    ]
+    all_of_them = len(plan.classifiers)
+    trained, idle = side_by_side(pieces, cores, since_start=len(trainings) < all_of_them)
     passes = attacks / min(places, busy_places(study, plan)) + others / places
+    if attacks + others and study.sweep.precision != "auto":
+        # Attacks and outputs of the classifiers that are trained run in what the other trainings leave free.
+        meanwhile = min(idle, (attacks + others) * (1 - 1 / all_of_them))
+        passes *= 1 - meanwhile / (attacks + others)
     return COMMAND_STARTS + trained + SETTINGS_START + passes + DRAWING + A_CELL * len(plan.cells)
 
 
-def side_by_side(pieces: Sequence[tuple[float, float]], cores: int) -> float:
-    """When the last of these is done: (cores, seconds) each, begun in order once there is room; one always runs."""
-    running, free, now = list[tuple[float, float]](), float(cores), 0.0
+def side_by_side(
+    pieces: Sequence[tuple[float, float]], cores: int, *, since_start: bool = False
+) -> tuple[float, float]:
+    """When the last of these is done: (cores, seconds) each, begun in order once there is room; one always runs.
+
+    Also how many seconds of cores nothing runs in meanwhile, since the start or since the first of them is done.
+    """
+    running, free, now, spans = list[tuple[float, float]](), float(cores), 0.0, list[tuple[float, float, float]]()
     for needs, seconds in pieces:
         while running and needs > free:
             now, freed = heapq.heappop(running)
             free += freed
         heapq.heappush(running, (now + seconds, needs))
+        spans.append((now, now + seconds, min(needs, cores)))
         free -= needs
-    return max((end for end, _ in running), default=0.0)
+    last = max((end for _, end, _ in spans), default=0.0)
+    first = 0.0 if since_start else min((end for _, end, _ in spans), default=0.0)
+    busy = sum(needs * max(0.0, end - max(start, first)) for start, end, needs in spans)
+    return last, cores * (last - first) - busy
 
 
 def denoiser_line(study: Study, own: OwnNetwork, passes: Passes) -> str:

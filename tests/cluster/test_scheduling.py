@@ -24,12 +24,12 @@ from rich.console import Console
 
 import mi_ray.cluster.blocks
 from mi_ray.cluster.actors import ProgressActor
-from mi_ray.cluster.blocks import run_blocks
+from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.train_loop import cause_of_failure
-from mi_ray.cluster.training import _Trainings
+from mi_ray.cluster.training import _Meanwhile, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, begin_together
 from mi_ray.cluster.worker import Item
@@ -62,7 +62,7 @@ def shown(items: Sequence[Item]) -> Stage:
 
 
 def run(items: list[Item], cluster: SimulatedCluster, limit: float | None = None) -> dict[int, Exception]:
-    ran = run_blocks(cluster, items, limit, shown(items))
+    ran = Blocks(cluster, items, limit, shown(items)).run()
     assert ran.forward == sum(cluster.stored.values())
     return ran.failures
 
@@ -316,16 +316,16 @@ def test_a_stage_counts_the_passes_of_each_block_as_its_work_has_them(study: Tin
     items = [item for work in study.plan.attacks[:2] for item in study.bench.results.missing(work, 100)]
     assert len({work.key for work, _, _ in items}) == 2
     stage = shown(items)
-    run_blocks(SimulatedCluster(1, seed=0), items, None, stage, (), lambda work: float(sum(costs.of(work))))
+    Blocks(SimulatedCluster(1, seed=0), items, None, stage, (), lambda work: float(sum(costs.of(work)))).run()
     assert stage.passed == sum((stop - start) * sum(costs.of(work)) for work, start, stop in items)
     assert stage.done == sum(stop - start for _, start, stop in items) < stage.passed
 
 
-def test_the_time_left_of_trainings_goes_by_what_an_image_of_each_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_left_of_trainings_goes_by_what_an_image_of_each_costs() -> None:
     trainings = _Trainings.__new__(_Trainings)
-    trainings.session = SimpleNamespace(progress=None)  # type: ignore[assignment]
+    told: Any = SimpleNamespace(read=lambda what: ({"plain": 100, "adversarial": 20}, []))
+    trainings.session = told
     trainings._images, trainings._passes = {"plain": 100, "adversarial": 100}, {"plain": 200.0, "adversarial": 2000.0}
-    monkeypatch.setattr("mi_ray.cluster.training.read_progress", lambda actor: ({"plain": 100, "adversarial": 20}, []))
     stage = Stage("train", 200, "images", Console(file=io.StringIO()), passes=2200)
     for _ in range(2):  # Told twice, it counts once.
         trainings._show(stage)
@@ -417,17 +417,19 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
     ran: list[Any] = []
     lost: dict[str, str] = {}
 
-    def blocks(session: Any, name: str, counted: str, works: Sequence[Any]) -> None:
+    def blocks(session: Any, name: str, counted: str, works: Sequence[Any], *, beside: None) -> Steps:
+        yield from ()
         if works:
             ran.append(len(works))
             lost[works[0].key] = "a block that was given up"
 
-    monkeypatch.setattr("mi_ray.cluster.tuning.compute_missing", blocks)
+    monkeypatch.setattr("mi_ray.cluster.tuning.computing", blocks)
     monkeypatch.setattr("mi_ray.cluster.tuning._run", lambda session, request: ran.append(request))
     session: Any = SimpleNamespace(
         study=study.study,
         sweep=study.study.sweep,
         bench=study.bench,
+        unreported=set(),
         outcome=SimpleNamespace(failures=lost),
         possible=lambda work: True,
         places=lambda: places,
@@ -460,7 +462,7 @@ def test_as_many_trainings_run_at_once_in_order_as_there_are_cpus_for_and_at_lea
     ]
     monkeypatch.setattr(_Trainings, "_start", lambda self, work, data: work.key)
     session: Any = SimpleNamespace(sweep=SimpleNamespace(resources=SimpleNamespace(train=SimpleNamespace(cpus=cpus))))
-    trainings = _Trainings(session, todo)
+    trainings = _Trainings(session, todo, _Meanwhile(session, None))
     trainings._fill(free, None)
     assert list(trainings.running) == begun
     assert [trainings.retries[key].tried for key in "abc"] == [int(key in begun) for key in "abc"]
@@ -483,11 +485,11 @@ def test_the_longest_blocks_are_begun_first(study: Tiny, monkeypatch: pytest.Mon
     """One that is begun last would run while all other places have nothing left to do."""
     begun = list[Any]()
 
-    def ran(cluster: Any, items: Sequence[Item], *given: Any) -> Any:
+    def blocks(cluster: Any, items: Sequence[Item], *given: Any) -> Any:
         begun.extend(work for work, _, _ in items)
-        return mi_ray.cluster.blocks.Ran()
+        return SimpleNamespace(steps=lambda beside: iter(()), ran=mi_ray.cluster.blocks.Ran())
 
-    monkeypatch.setattr(mi_ray.cluster.blocks, "run_blocks", ran)
+    monkeypatch.setattr(mi_ray.cluster.blocks, "Blocks", blocks)
     monkeypatch.setattr(mi_ray.cluster.blocks, "RayCluster", lambda session: None)
     works = [*study.plan.outputs, *study.plan.attacks]
     session: Any = SimpleNamespace(
@@ -508,3 +510,79 @@ def test_the_longest_blocks_are_begun_first(study: Tiny, monkeypatch: pytest.Mon
     costs = [sum(study.study.planner.costs.of(work)) for work in begun]
     assert len({*costs}) > 2
     assert costs == sorted(costs, reverse=True)
+
+
+def test_blocks_beside_something_else_take_the_places_that_it_leaves_and_begin_no_more_once_it_is_over(
+    some: list[Item],
+) -> None:
+    cluster, beside = SimulatedCluster(2, seed=0), Beside(places=0)
+    blocks = Blocks(cluster, some, None, shown(some))
+    at_once = list[int]()
+    for step, tasks in enumerate(blocks.steps(beside)):
+        at_once.append(len(tasks))
+        beside.places, beside.over = {0: 2, 3: 3}.get(step, beside.places), step >= 6
+        cluster.time += 100.0  # No step waits, so that whoever goes through them does.
+    assert at_once[0] == 0
+    assert at_once[1:4] == [2, 2, 2]
+    assert max(at_once[4:]) == 3
+    assert 0 < len(cluster.stored) < len(some)
+    assert blocks.ran.forward == sum(cluster.stored.values()), "a block that had begun was dropped"
+
+
+def test_what_is_done_meanwhile_begins_where_there_is_room_and_anew_with_each_classifier_more() -> None:
+    begun, taken = list[Beside](), list[str]()
+
+    def of_trained(beside: Beside) -> Steps:
+        begun.append(beside)
+        while not beside.over:
+            yield [f"block {len(begun)}"]
+        yield [f"last block {len(begun)}"]
+
+    session: Any = SimpleNamespace(study="study", take_up=taken.append)
+    meanwhile = _Meanwhile(session, of_trained)
+    meanwhile.step(4)
+    assert (begun, list(meanwhile.tasks)) == ([], []), "nothing is trained yet"
+    meanwhile.begin()
+    meanwhile.step(0)
+    assert (begun, list(meanwhile.tasks)) == ([], []), "there is no room"
+    meanwhile.step(4)
+    assert (len(begun), begun[0].places, list(meanwhile.tasks)) == (1, 4, ["block 1"])
+    meanwhile.step(3)
+    assert begun[0].places == 3
+    meanwhile.begin()
+    meanwhile.step(3)
+    assert list(meanwhile.tasks) == ["last block 1"]
+    meanwhile.step(3)
+    assert list(meanwhile.tasks) == []
+    meanwhile.step(3)
+    assert (len(begun), list(meanwhile.tasks)) == (2, ["block 2"])
+    assert taken == ["study", "study"], "the classifier more is not in the workbench"
+
+
+def test_nothing_is_done_meanwhile_where_nothing_is_to_be_done() -> None:
+    session: Any = SimpleNamespace()
+    meanwhile = _Meanwhile(session, None)
+    meanwhile.begin()
+    meanwhile.step(4)
+    meanwhile.end()
+    assert not meanwhile.tasks
+
+
+@pytest.mark.parametrize(
+    ("waiting", "cpus", "gpus", "places"),
+    [(0, 1, 0.0, 5), (1, 1, 0.0, 0), (0, 2, 0.0, 2), (0, 4, 0.0, 0), (0, 1, 0.5, 1)],
+)
+def test_blocks_beside_trainings_have_the_room_that_those_leave_and_none_while_one_waits(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, cpus: float, gpus: float, places: int
+) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
+    sizes = SimpleNamespace(
+        train=SimpleNamespace(cpus=1 if cpus < 4 else 2, gpus=gpus), block=SimpleNamespace(cpus=cpus, gpus=gpus)
+    )
+    session: Any = SimpleNamespace(sweep=SimpleNamespace(resources=sizes))
+    works: Any = [
+        SimpleNamespace(key=key, entry=SimpleNamespace(workers=n)) for key, n in (("a", 2), ("b", 1), ("c", 1))
+    ]
+    trainings = _Trainings(session, works, _Meanwhile(session, None))
+    trainings.running, trainings.waiting = dict(enumerate(works[:2])), works[2 : 2 + waiting]  # type: ignore[assignment]
+    assert trainings._free_places() == places

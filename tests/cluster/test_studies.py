@@ -150,6 +150,7 @@ CHECKED = {
     "checks": {"points": 20},
     "variants": {"guessed": {"attack_labels": "predicted"}},
 }
+TRAINED = TINY["classifiers"][0]["training"]
 POISON = """
 from dataclasses import dataclass
 from mi_ray.defenses import DEFENSES, RandomTransform
@@ -295,6 +296,41 @@ def test_the_cells_and_their_figures_are_there_before_the_checks(several: Severa
     later = [line for line in lines[told:] if line.startswith("checks: ")]
     assert any(line.startswith("checks: attacks") for line in later)
     assert not any(line.startswith("checks: ") for line in lines[:told])
+
+
+LATE = {  # one classifier is in the store, and the other takes long enough for all of the first one's study
+    **CHECKED,
+    "name": "late",
+    "classifiers": [
+        *TINY["classifiers"],
+        {**TINY["classifiers"][0], "name": "late", "workers": 1, "training": {**TRAINED, "epochs": 40}},
+    ],
+}
+
+
+@pytest.mark.long  # On Ray twice more: what begins when, and where there is room, is held by test_scheduling.py.
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="a training leaves no room for blocks on one core")
+def test_a_classifier_that_is_there_is_attacked_and_evaluated_while_another_one_trains(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    for name in ("beside", "after"):
+        (tmp_path / name).mkdir()
+        shutil.copytree(undisturbed / "results", tmp_path / name / "results")
+    beside = ran(tmp_path / "beside", [LATE])
+    assert beside.done.returncode == 0, beside.done.stdout + beside.done.stderr
+    log = [json.loads(line) for line in (tmp_path / "beside/run.jsonl").read_text().splitlines()]
+    trained = next(at for at, each in enumerate(log) if each["event"] == "training done")
+    early = [each for each in log[:trained] if each["event"] == "block done"]
+    assert {each["kind"] for each in early} >= {"adversarial", "outputs"}
+    settings = beside.cells("late").groupby("classifier")["defense_params"].nunique()
+    assert sum(each["event"] == "trial done" for each in log) == settings.sum() - 2, "a setting was not reported"
+
+    assert console(tmp_path / "after", *command(tmp_path, LATE, verb="train")[3:-1], "results").returncode == 0
+    after = ran(tmp_path / "after", [LATE])
+    assert after.done.returncode == 0, after.done.stdout + after.done.stderr
+    assert_same_rows(rows(beside.folder, "late"), rows(after.folder, "late"))
+    judged = ["cell", "verdict", "checks", "accuracy"]
+    pd.testing.assert_frame_equal(beside.cells("late")[judged], after.cells("late")[judged])
 
 
 def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) -> None:

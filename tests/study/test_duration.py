@@ -1,5 +1,6 @@
 """How long a study takes: what runs side by side, what starts cost, and that nothing left takes no time."""
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from mi_ray.study.duration import (
     TRAINING_STARTS,
     _copy,
     _copying,
+    _length,
     busy_places,
     duration,
     side_by_side,
@@ -20,20 +22,42 @@ from mi_ray.study.duration import (
 
 
 @pytest.mark.parametrize(
-    ("pieces", "cores", "ends"),
+    ("pieces", "cores", "ends", "idle", "of_all"),
     [
-        ([], 2, 0),
-        ([(1, 5), (1, 30)], 2, 30),
-        ([(1, 5), (1, 30), (1, 20)], 2, 30),  # the third begins when the first is done
-        ([(1, 5), (1, 30), (1, 20)], 1, 55),
-        ([(2, 5), (1, 3), (1, 3)], 2, 8),
-        ([(4, 7), (4, 2)], 2, 9),  # more than there is: one after another
+        ([], 2, 0, 0, 0),
+        ([(1, 5), (1, 30)], 2, 30, 25, 25),
+        ([(1, 30)], 2, 30, 0, 30),  # one alone: what is idle beside it is of use only where another is there already
+        ([(1, 5), (1, 30), (1, 20)], 2, 30, 5, 5),  # the third begins when the first is done
+        ([(1, 5), (1, 30), (1, 20)], 1, 55, 0, 0),
+        ([(2, 5), (1, 3), (1, 3)], 2, 8, 0, 0),
+        ([(4, 7), (4, 2)], 2, 9, 0, 0),  # more than there is: one after another
     ],
 )
 def test_pieces_run_in_order_as_many_at_once_as_there_are_cores_for(
-    pieces: list[tuple[float, float]], cores: int, ends: float
+    pieces: list[tuple[float, float]], cores: int, ends: float, idle: float, of_all: float
 ) -> None:
-    assert side_by_side(pieces, cores) == ends
+    assert side_by_side(pieces, cores) == (ends, idle)
+    assert side_by_side(pieces, cores, since_start=True) == (ends, of_all)
+
+
+def test_what_runs_beside_trainings_takes_no_time_of_its_own(original: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    (work,) = original.plan.classifiers
+    alone = [(SimpleNamespace(entry=SimpleNamespace(workers=1)), 40.0)]
+    several = SimpleNamespace(classifiers=[work, work], cells=[], attacks=[], outputs=[])
+    one = SimpleNamespace(classifiers=[work], cells=[], attacks=[], outputs=[])
+
+    def length(plan: Any, others: float, **options: str) -> float:
+        study: Any = SimpleNamespace(
+            sweep=SimpleNamespace(resources=original.study.sweep.resources, precision=options.get("precision", "fp32"))
+        )
+        monkeypatch.setattr("mi_ray.study.duration.busy_places", lambda study, plan: 2)
+        return _length(study, plan, alone, 0.0, others) - TRAINING_STARTS - COMMAND_STARTS - SETTINGS_START - DRAWING  # type: ignore[arg-type]
+
+    assert length(one, 60.0) == 40 + 30  # its own passes follow its training
+    assert length(several, 60.0) == 40 + 15  # half of them are of a classifier that is there
+    assert length(several, 200.0) == 40 + 72  # of the 100 that could, 56 find room
+    assert length(several, 60.0, precision="auto") == 40 + 30  # nothing has a key before all are there
 
 
 def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_places_as_have_some(
