@@ -1,11 +1,9 @@
 """Training with Ray Train: data-parallel, one checkpoint an epoch, from which it goes on to the same weights."""
 
 import json
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,7 +14,8 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weights_digest
@@ -26,10 +25,12 @@ from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Method, load_plugins
 from mi_ray.store.blocks import Store
+from mi_ray.store.files import Files
 from mi_ray.store.schemas import TRAINING
 
 MEASURED = 1000  # Images of each split on which an epoch's accuracy is measured.
 LOOKED_AT = 10  # Steps between two looks at whether the loss is still finite; a look waits for the device.
+CHECKPOINT = "checkpoint.safetensors"  # The state after the last epoch, in the folder of the training's key.
 PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # What the workers that are left say of one that died.
 
 
@@ -57,7 +58,7 @@ class TrainingConfig(TypedDict):
     """What every worker of a training is handed.
 
     key: of the classifier. data: uint8 images [N, H, W, C] and labels of both splits. progress: the `ProgressActor`.
-    store: where the classifier goes, with what `about` says of it.
+    gpus: of a worker. scratch: where checkpoints are kept. store: where the classifier goes, with what `about` says of it.
     """
 
     key: str
@@ -68,6 +69,8 @@ class TrainingConfig(TypedDict):
     data: ray.ObjectRef
     progress: ActorHandle
     plugins: Sequence[str]
+    gpus: float
+    scratch: str
     store: str
     about: Mapping[str, object]
 
@@ -124,7 +127,8 @@ class _Run:
         self.config, self.training = config, config["training"]
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
-        self.device = ray.train.torch.get_device()
+        # A training that asks for no GPU gets none, also where its node has some.
+        self.device = ray.train.torch.get_device() if config["gpus"] else torch.device("cpu")
         torch.manual_seed(config["seed"])
         self.plain = build_classifier(config["description"]).to(self.device)
         if self.training["channels_last"]:
@@ -136,31 +140,34 @@ class _Run:
             weight_decay=self.training["weight_decay"],
         )
         self.epoch, self.rows, self._shown = 0, list[dict[str, Any]](), time.monotonic()
-        checkpoint = ray.train.get_checkpoint()
-        if checkpoint is not None:
-            with checkpoint.as_directory() as folder:
-                self.restore(Path(folder))
+        self.scratch, self.path = Files(config["scratch"]), f"{config['key']}/{CHECKPOINT}"
+        if self.scratch.exists(self.path):
+            self.restore(self.scratch.read_bytes(self.path))
         # Two forwards before one backward (AT) must not find the buffers changed: they are averaged once an epoch.
         self.model: nn.Module = ray.train.torch.prepare_model(
-            self.plain, parallel_strategy_kwargs={"broadcast_buffers": False}
+            self.plain, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False}
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the state into a checkpoint folder: safetensors and JSON."""
+    def save(self) -> None:
+        """Keep the state in one file, which is there as a whole or not at all, so that a kill damages nothing."""
         names = [name for name, _ in self.plain.named_parameters()]
         momentum = [self.optimizer.state[p]["momentum_buffer"] for p in self.plain.parameters()]
         state = {f"model.{name}": value.contiguous() for name, value in self.plain.state_dict().items()}
         state |= {f"momentum.{name}": value.contiguous() for name, value in zip(names, momentum, strict=True)}
-        save_file(state, folder / "state.safetensors")
-        (folder / "progress.json").write_text(json.dumps({"epoch": self.epoch, "rows": self.rows}))
+        progress = json.dumps({"epoch": self.epoch, "rows": self.rows}).encode()
+        state["progress"] = torch.frombuffer(bytearray(progress), dtype=torch.uint8)
+        self.scratch.write_bytes(self.path, save(state))
 
-    def restore(self, folder: Path) -> None:
-        """Take up the state of a checkpoint folder."""
-        state = load_file(folder / "state.safetensors")
+    def restore(self, content: bytes) -> None:
+        """Take up the state of a checkpoint; one that is damaged is none, and the training begins anew."""
+        try:
+            state = load(content)
+        except SafetensorError:
+            return
         self.plain.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
         for name, parameter in self.plain.named_parameters():
             self.optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].to(self.device)
-        progress = json.loads((folder / "progress.json").read_text())
+        progress = json.loads(state["progress"].numpy().tobytes())
         self.epoch, self.rows = progress["epoch"], progress["rows"]
 
     def average_buffers(self) -> None:
@@ -271,12 +278,8 @@ def train_loop(config: TrainingConfig) -> None:
         run.rows.append(row)
         if run.rank == 0:
             config["progress"].tell.remote("epoch", {"key": config["key"], **row, "epoch": run.epoch})
-        with tempfile.TemporaryDirectory() as folder:
-            checkpoint = None
-            if run.rank == 0:
-                run.save(Path(folder))
-                checkpoint = ray.train.Checkpoint.from_directory(folder)
-            ray.train.report({"epoch": run.epoch, "loss": row["loss"]}, checkpoint=checkpoint)
+            run.save()
+        ray.train.report({"epoch": run.epoch, "loss": row["loss"]})  # All workers wait for one another here.
     store = Store(config["store"])
     # Where a storage cannot lock, another run may have trained the same: its weights are what blocks may be of by now.
     if run.rank == 0 and not finished(store, config["key"]):
@@ -298,21 +301,30 @@ def cause_of_failure(error: Exception) -> Exception:
     return ray.exceptions.WorkerCrashedError() if failures else error
 
 
-@ray.remote(num_cpus=0, max_retries=0)
-def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float, scratch: str) -> None:
-    """Run one TorchTrainer to its end. The run's name is the content key, so that a killed run is resumed.
+def task_options(workers: int, cpus: float, gpus: float) -> dict[str, Any]:
+    """What `fit` itself is to have: all of a single worker, and nothing where workers are processes of their own."""
+    return {"num_cpus": cpus, "num_gpus": gpus} if workers == 1 else {"num_cpus": 0}
+
+
+@ray.remote(max_retries=0)
+def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float) -> None:
+    """Run one TorchTrainer to its end. A single worker is this very process, which spares the start of five others.
 
     Raises DivergedError for a training that diverged, and what ended it for one that failed otherwise.
     """
-    resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+    if workers == 1:
+        # Ray Train calls a training within its own process, which has the resources of the task, one of no workers.
+        scaling = ray.train.ScalingConfig(num_workers=0)
+    else:
+        resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        scaling = ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources)
     trainer = ray.train.torch.TorchTrainer(
         train_loop,
         train_loop_config=config,
-        scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        scaling_config=scaling,
         run_config=ray.train.RunConfig(
             name=config["key"],
-            storage_path=scratch,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            storage_path=config["scratch"],
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )

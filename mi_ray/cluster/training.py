@@ -11,7 +11,15 @@ import ray
 from mi_ray.cluster.blocks import Beside, Steps
 from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
-from mi_ray.cluster.train_loop import MEASURED, TrainingConfig, TrainingValues, finished, fit, write_classifier
+from mi_ray.cluster.train_loop import (
+    MEASURED,
+    TrainingConfig,
+    TrainingValues,
+    finished,
+    fit,
+    task_options,
+    write_classifier,
+)
 from mi_ray.events import event
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
@@ -24,7 +32,6 @@ REMEDY = (
     "a worker ran out of memory, and again; raise resources.train.cpus, so that fewer share a node, or lower "
     "training.batch_size (which is another classifier)"
 )
-DAMAGED_NOTES = "CheckpointManagerInitializationError"  # What Ray Train says of its own list of checkpoints.
 
 
 OfTrained = Callable[[Beside], Steps]  # Begins what is to be done of the classifiers that are trained.
@@ -206,6 +213,8 @@ class _Trainings:
             "data": data,
             "progress": session.progress,
             "plugins": session.sweep.plugins,
+            "gpus": self.size.gpus,
+            "scratch": session.scratch,
             "store": session.store.address,
             "about": {
                 "name": entry.name,
@@ -217,8 +226,10 @@ class _Trainings:
             },
         }
         event("training begun", key=work.key, name=entry.name, workers=entry.workers)
-        task = fit.options(name=f"{session.sweep.name}: train {entry.name}")
-        return task.remote(config, entry.workers, self.size.cpus, self.size.gpus, session.scratch)
+        size = entry.workers, self.size.cpus, self.size.gpus
+        return fit.options(name=f"{session.sweep.name}: train {entry.name}", **task_options(*size)).remote(
+            config, *size
+        )
 
     def _is_to_go_on(self, work: ClassifierWork, task: ray.ObjectRef) -> bool:
         """Note how an attempt at a training ended; returns whether it is to go on from its last checkpoint."""
@@ -238,10 +249,6 @@ class _Trainings:
         retries = self.retries[work.key]
         fault = fault_of(error)
         again = retries.failed(fault)
-        if DAMAGED_NOTES in str(error) and retries.tried <= 2:
-            # It was killed while Ray Train wrote its list: the training begins anew, and ends with the same weights.
-            _remove_checkpoints(self.session, work.key)
-            again = True
         why = given_up(fault, error, retries.faults[fault], memory=REMEDY)
         event("training lost" if again else "training failed", fault=fault, cause=str(why), **facts)
         if not again:
