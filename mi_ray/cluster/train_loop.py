@@ -58,7 +58,7 @@ class TrainingConfig(TypedDict):
     """What every worker of a training is handed.
 
     key: of the classifier. data: uint8 images [N, H, W, C] and labels of both splits. progress: the `ProgressActor`.
-    gpus: of a worker. scratch: where checkpoints are kept. store: where the classifier goes, with what `about` says of it.
+    cpus, gpus: of a worker. scratch: where checkpoints are kept. store: where the classifier goes, with what `about` says of it.
     """
 
     key: str
@@ -69,6 +69,7 @@ class TrainingConfig(TypedDict):
     data: ray.ObjectRef
     progress: ActorHandle
     plugins: Sequence[str]
+    cpus: float
     gpus: float
     scratch: str
     store: str
@@ -259,6 +260,7 @@ def _resident(
 def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
     load_plugins(config["plugins"])
+    torch.set_num_threads(max(1, int(config["cpus"])))  # A process that computed blocks before has one.
     data = ray.get(config["data"])
     run = _Run(config)
     exact_arithmetic(run.device)

@@ -213,6 +213,7 @@ class _Trainings:
             "data": data,
             "progress": session.progress,
             "plugins": session.sweep.plugins,
+            "cpus": self.size.cpus,
             "gpus": self.size.gpus,
             "scratch": session.scratch,
             "store": session.store.address,

@@ -28,7 +28,8 @@ COPIED = 10  # images of which each component of a defense makes copies
 COPY_SECONDS = 0.01  # of each component of a defense, of which there may be many
 # Seconds that no pass is made in, measured on two cores (benchmarks/README.md); they vary with a machine, not with a study.
 COMMAND_STARTS = 6.0  # the command and Ray
-TRAINING_STARTS = 16.0  # a training's processes, of which three in turn import torch or Ray Train
+ONE_WORKER_STARTS = 5.0  # the process of a training of one worker
+WORKERS_START = 16.0  # the processes of another one, of which three in turn import torch or Ray Train
 SETTINGS_START = 6.0  # the actors of settings
 DRAWING = 6.0  # figures and page
 A_CELL = 0.02  # records, verdict and drawing of a cell
@@ -204,7 +205,7 @@ def _length(
     size, cores = study.sweep.resources, _cores()
     places = max(1, int(cores // max(1.0, size.block.cpus)))
     pieces = [
-        (work.entry.workers * size.train.cpus, TRAINING_STARTS + alone / work.entry.workers)
+        (work.entry.workers * size.train.cpus, _training_starts(work.entry.workers) + alone / work.entry.workers)
         for work, alone in trainings
     ]
     all_of_them = len(plan.classifiers)
@@ -215,6 +216,10 @@ def _length(
         meanwhile = min(idle, (attacks + others) * (1 - 1 / all_of_them))
         passes *= 1 - meanwhile / (attacks + others)
     return COMMAND_STARTS + trained + SETTINGS_START + passes + DRAWING + A_CELL * len(plan.cells)
+
+
+def _training_starts(workers: int) -> float:
+    return ONE_WORKER_STARTS if workers == 1 else WORKERS_START
 
 
 def side_by_side(

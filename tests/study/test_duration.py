@@ -10,8 +10,9 @@ from mi_ray.study.duration import (
     A_CELL,
     COMMAND_STARTS,
     DRAWING,
+    ONE_WORKER_STARTS,
     SETTINGS_START,
-    TRAINING_STARTS,
+    WORKERS_START,
     _copy,
     _copying,
     _length,
@@ -52,11 +53,11 @@ def test_what_runs_beside_trainings_takes_no_time_of_its_own(original: Tiny, mon
             sweep=SimpleNamespace(resources=original.study.sweep.resources, precision=options.get("precision", "fp32"))
         )
         monkeypatch.setattr("mi_ray.study.duration.busy_places", lambda study, plan: 2)
-        return _length(study, plan, alone, 0.0, others) - TRAINING_STARTS - COMMAND_STARTS - SETTINGS_START - DRAWING  # type: ignore[arg-type]
+        return _length(study, plan, alone, 0.0, others) - ONE_WORKER_STARTS - COMMAND_STARTS - SETTINGS_START - DRAWING  # type: ignore[arg-type]
 
     assert length(one, 60.0) == 40 + 30  # its own passes follow its training
     assert length(several, 60.0) == 40 + 15  # half of them are of a classifier that is there
-    assert length(several, 200.0) == 40 + 72  # of the 100 that could, 56 find room
+    assert length(several, 200.0) == 40 + 77.5  # of the 100 that could, 45 find room
     assert length(several, 60.0, precision="auto") == 40 + 30  # nothing has a key before all are there
 
 
@@ -85,7 +86,7 @@ def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_place
     )
     (work,) = plan.classifiers
     alone = work.cost[1] / 10_000
-    ends = fixed + 2 + TRAINING_STARTS + alone / work.entry.workers
+    ends = fixed + 2 + (ONE_WORKER_STARTS if work.entry.workers == 1 else WORKERS_START) + alone / work.entry.workers
     told_of = told([work], [], [(300, 100)])
     assert told_of.startswith(f"{_in_words(4 + alone)} of passes on one core, and takes about {_in_words(ends)} on")
 
