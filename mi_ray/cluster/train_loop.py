@@ -309,7 +309,7 @@ def task_options(workers: int, cpus: float, gpus: float) -> dict[str, Any]:
 
 
 @ray.remote(max_retries=0)
-def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float) -> None:
+def fit(config: TrainingConfig, workers: int) -> None:
     """Run one TorchTrainer to its end. A single worker is this very process, which spares the start of five others.
 
     Raises DivergedError for a training that diverged, and what ended it for one that failed otherwise.
@@ -318,7 +318,8 @@ def fit(config: TrainingConfig, workers: int, cpus: float, gpus: float) -> None:
         # Ray Train calls a training within its own process, which has the resources of the task, one of no workers.
         scaling = ray.train.ScalingConfig(num_workers=0)
     else:
-        resources = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
+        gpus = config["gpus"]
+        resources = {"CPU": config["cpus"], **({"GPU": gpus} if gpus else {})}
         scaling = ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources)
     trainer = ray.train.torch.TorchTrainer(
         train_loop,

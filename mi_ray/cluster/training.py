@@ -227,10 +227,9 @@ class _Trainings:
             },
         }
         event("training begun", key=work.key, name=entry.name, workers=entry.workers)
-        size = entry.workers, self.size.cpus, self.size.gpus
-        return fit.options(name=f"{session.sweep.name}: train {entry.name}", **task_options(*size)).remote(
-            config, *size
-        )
+        options = task_options(entry.workers, self.size.cpus, self.size.gpus)
+        task = fit.options(name=f"{session.sweep.name}: train {entry.name}", **options)
+        return task.remote(config, entry.workers)
 
     def _is_to_go_on(self, work: ClassifierWork, task: ray.ObjectRef) -> bool:
         """Note how an attempt at a training ended; returns whether it is to go on from its last checkpoint."""
