@@ -58,6 +58,15 @@ WIDE: dict[str, Any] = {  # many blocks and trials, and the classifier of TINY, 
     ],
     "resources": {"block": {"points": 25}},
 }
+AT = TINY["classifiers"][0]
+PAIR: dict[str, Any] = {  # of one worker each; the study of the first one is computed while the second one trains
+    **TINY,
+    "name": "pair",
+    "classifiers": [
+        {**AT, "name": "quick", "objective": "erm", "workers": 1},
+        {**AT, "name": "slow", "workers": 1, "training": {**AT["training"], "epochs": 16}},
+    ],
+}
 DISK_BYTES = 64 * 2**20
 MOST_STARTS = 60  # of the command in one study
 ENDS_WITHIN = 180.0  # seconds after its head has gone
@@ -164,12 +173,12 @@ class Chaos:
             folder.mkdir()
             print("computing the studies with nothing in their way", flush=True)
             for _ in range(3):  # On a machine that is busy with something else a local Ray may not come up.
-                done = run(folder, TINY, WIDE)
+                done = run(folder, TINY, WIDE, PAIR)
                 if done.returncode == 0 or "Ray did not start" not in done.stderr:
                     break
             assert done.returncode == 0, done.stdout + done.stderr
             (folder / "done").touch()
-        return {name: _rows(folder / "results", name) for name in ("tiny", "wide")}
+        return {name: _rows(folder / "results", name) for name in ("tiny", "wide", "pair")}
 
     def nodes(self) -> Nodes:
         """The cluster; a new one where there is none."""
@@ -193,7 +202,7 @@ class Round:
 
     def __init__(self, chaos: Chaos, chooser: random.Random, most: int, deadline: float) -> None:
         self.chaos, self.chooser, self.most, self.deadline = chaos, chooser, most, deadline
-        self.sweep = chooser.choice((TINY, WIDE, WIDE, WIDE))
+        self.sweep = chooser.choice((TINY, PAIR, WIDE, WIDE))
         self.bucket = S3(int(os.environ["AWS_ENDPOINT_URL"].rpartition(":")[2])) if chooser.random() < 0.3 else None
         self.folder = chaos.place / "round"
         self.store = self.bucket.uri if self.bucket else str(chaos.disk / "results")
