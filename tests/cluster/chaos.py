@@ -2,8 +2,9 @@
 
     python tests/cluster/chaos.py --kills 1000 --seed 0 --folder chaos
 
-Small studies (helpers.commands.TINY, with a training; one with two of them; a larger one without) are computed one after another by the real
-command, on one cluster of several nodes on this machine, into a disk of its own or a bucket of an S3 server on loopback.
+Small studies (helpers.commands.TINY, with a training; one with two of them; a larger one without) are computed one after
+another by the real command, on one cluster of several nodes on this machine, into a disk of its own or a bucket of an S3
+server on loopback.
 At random moments one of the faults of helpers/chaos.py happens. A command that was ended is started again until it ends by itself
 with exit code 0. Then its rows must be those of an undisturbed run, bit for bit; nothing may have been computed twice or be
 left over, and every exit code must be one that the faults explain. It stops at the first that is not so, with exit code 1.
