@@ -259,7 +259,8 @@ def digits_jobs(options: argparse.Namespace) -> list[Job]:
     """
     dataset = digits_archive(Path(options.out))
     found = [each for number in range(options.networks) for each in _of_network(number, dataset, options)]
-    return [job for _, job in sorted(found, key=lambda each: each[0])]
+    wanted = [SETTINGS[name] for name in options.settings] + ([HIDDEN, OPENED] if "none" in options.settings else [])
+    return [job for _, job in sorted(found, key=lambda each: each[0]) if job.setting in wanted]
 
 
 def _of_network(number: int, dataset: Any, options: argparse.Namespace) -> Iterator[tuple[int, Job]]:
@@ -509,7 +510,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--mean", type=float, nargs=3, default=[0.4914, 0.4822, 0.4465])
     parser.add_argument("--std", type=float, nargs=3, default=[0.2470, 0.2435, 0.2616])
     parser.add_argument("--attacks", nargs="+", metavar="LABEL", help="on them; all when left out, and PGD-50 always")
-    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="of them")
+    parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="in front of F")
     parser.add_argument("--epsilons", type=radius, nargs="+", default=[8 / 255], help="on them, such as 0.05 or 8/255")
     parser.add_argument("--seed", type=int, default=0, help="of their points and of everything that is drawn")
     parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of other runs, which are counted in")
