@@ -23,7 +23,7 @@ from mi_ray.plan.work import ClassifierWork, OutputWork, Passes, Plan, Work
 from mi_ray.randomness import Draws, Key
 from mi_ray.study.prepare import Study
 
-MEASURE_SECONDS = 0.2
+MEASURE_SECONDS = 0.1
 COPIED = 10  # images of which each component of a defense makes copies
 COPY_SECONDS = 0.01  # of each component of a defense, of which there may be many
 # Seconds that no pass is made in, measured on two cores (benchmarks/README.md); they vary with a machine, not with a study.
@@ -161,13 +161,15 @@ def _copying(study: Study, works: Sequence[Work], known: dict[str, tuple[float, 
     is not in it.
     """
     planner, registry = study.planner, study.planner.registries.defenses
-    count, found = planner.stored_points, 0.0
+    count, found, made = planner.stored_points, 0.0, dict[str, list[RandomTransform]]()
     for work in works:
         method = work.component if isinstance(work, OutputWork) else getattr(work, "defense", None)
         if method is None:
             continue
         forward, backward = planner.costs.of(work)
-        parts = [part for part in registry.make(*method).components() if not part.networks()]
+        if (name := repr(method)) not in made:
+            made[name] = [part for part in registry.make(*method).components() if not part.networks()]
+        parts = made[name]
         known |= {part.name: _copy(study, part) for part in parts if part.name not in known}
         if each := [known[part.name] for part in parts]:
             alone, both = (sum(pair[i] for pair in each) / len(each) for i in (0, 1))
