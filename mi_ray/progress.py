@@ -19,6 +19,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskID,
     TextColumn,
 )
 from rich.text import Text
@@ -122,12 +123,15 @@ class _Bars:
         return cls.display
 
     @classmethod
-    def closed(cls) -> None:
-        """A stage has ended; the display ends with the last of them."""
+    def closed(cls, bar: TaskID) -> None:
+        """A stage has ended; the display ends with the last of them. One that was cut short while others run is shown no more."""
         cls.open -= 1
-        if not cls.open and cls.display is not None:
-            cls.display.stop()
-            cls.display = None
+        if cls.display is not None:
+            if cls.open:
+                cls.display.update(bar, visible=cls.display.tasks[bar].finished)
+            else:
+                cls.display.stop()
+                cls.display = None
 
 
 class Stage:
@@ -201,7 +205,7 @@ class Stage:
     def close(self) -> None:
         """Stop the bar, or print the last line."""
         if self._bar is not None:
-            _Bars.closed()
+            _Bars.closed(self._task)
         else:
             self._line()
 

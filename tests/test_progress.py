@@ -14,7 +14,7 @@ from rich.console import Console
 import mi_ray.progress
 import mi_ray.store.files
 from mi_ray.cluster.callbacks import Callbacks
-from mi_ray.progress import Stage, ctrl_c
+from mi_ray.progress import Stage, ctrl_c, stage
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import remove_temporary_files
 
@@ -196,3 +196,18 @@ def test_a_bar_shows_the_same_time_as_a_plain_line(monkeypatch: pytest.MonkeyPat
     task.fields["left"] = shown.left
     assert str(column.render(task)) == "1:02:05"  # type: ignore[attr-defined]
     shown.close()
+
+
+def test_two_stages_at_once_share_the_terminal_and_one_that_is_cut_short_is_shown_no_more() -> None:
+    said = io.StringIO()
+    console = Console(file=said, force_terminal=True, width=120)
+    with stage("train", 10, "images", console) as train:
+        with stage("attack", 4, "points", console) as attack:
+            train.advance(3)
+            attack.advance(1)
+            assert train._bar is attack._bar
+        assert [task.visible for task in train._bar.tasks] == [True, False]  # type: ignore[union-attr]
+        train.advance(7)
+    assert train._bar.finished  # type: ignore[union-attr]
+    with stage("later", 1, "points", console) as later:
+        assert later._bar is not train._bar

@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Container, Hashable, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -129,7 +129,9 @@ class Ran:
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
-Steps = Iterator[Sequence[Hashable]]  # Work that goes on a step at a time; before each, the tasks that it waits for.
+Steps = Generator[
+    Sequence[Hashable], None, None
+]  # Work that goes on a step at a time; before each, the tasks that it waits for.
 
 
 def finish(steps: Steps) -> None:
@@ -195,6 +197,7 @@ class Blocks:
         self._turns: dict[Turn, _Running] = {}
         self._queue = deque(range(len(items)))
         self._hopeless = set[str]()
+        self._beside: Beside | None = None
 
     def run(self) -> Ran:
         """Run them all."""
@@ -203,11 +206,14 @@ class Blocks:
 
     def steps(self, beside: Beside | None = None) -> Steps:
         """Run them all, or, beside something else, until that is over; before each step, the tasks that are waited for."""
+        self._beside = beside
         while self.pending or (self._queue and not (beside and beside.over)):
             while self._queue and len(self.pending) < (QUEUED if beside is None else beside.room()):
                 self._submit(self._queue.popleft())
             yield list(self.pending)
             self.step(1.0 if beside is None else 0.0)
+            if beside is not None and any(retries.alone for retries in self.retries):
+                beside.over = True  # It is to have a whole node, and waits until no training has one.
 
     def step(self, seconds: float = 1.0) -> None:
         """Wait for something to happen, for at most so long, and do what follows from it."""
@@ -231,6 +237,8 @@ class Blocks:
                 self.cluster.cancel(task)
 
     def _submit(self, position: int) -> None:
+        if self._beside is not None and self.retries[position].alone:
+            return
         if self.items[position][0].key in self._hopeless:
             return
         retries = self.retries[position]

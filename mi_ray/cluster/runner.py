@@ -82,7 +82,9 @@ def _of_trained(session: Session, until: Until, beside: Beside) -> Steps:
     yield from attacking(session, plan, beside)
     if until == "sweep" and session.sweep.search is None:
         yield from evaluating(session, plan, beside)
-        yield from checking(session, plan, beside)
+        if not any(work.given for work in plan.attacks):
+            # An attack of a check may go on from one of the study's, on which another classifier's images may stand.
+            yield from checking(session, plan, beside)
 
 
 def attacking(session: Session, plan: Plan, beside: Beside | None = None) -> Steps:

@@ -31,6 +31,7 @@ from mi_ray.store.schemas import TRAINING
 MEASURED = 1000  # Images of each split on which an epoch's accuracy is measured.
 LOOKED_AT = 10  # Steps between two looks at whether the loss is still finite; a look waits for the device.
 CHECKPOINT = "checkpoint.safetensors"  # The state after the last epoch, in the folder of the training's key.
+RUN = "-run"  # Ray Train's own folder beside it.
 PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # What the workers that are left say of one that died.
 
 
@@ -143,11 +144,14 @@ class _Run:
         self.epoch, self.rows, self._shown = 0, list[dict[str, Any]](), time.monotonic()
         self.scratch, self.path = Files(config["scratch"]), f"{config['key']}/{CHECKPOINT}"
         if self.scratch.exists(self.path):
-            self.restore(self.scratch.read_bytes(self.path))
-        # Two forwards before one backward (AT) must not find the buffers changed: they are averaged once an epoch.
-        self.model: nn.Module = ray.train.torch.prepare_model(
-            self.plain, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False}
-        )
+            self.restore()
+        self.model: nn.Module = self.plain
+        if self.world > 1:
+            self.refuse_other_epochs()
+            # Two forwards before one backward (AT) must not find the buffers changed: they are averaged once an epoch.
+            self.model = ray.train.torch.prepare_model(
+                self.plain, move_to_device=self.device, parallel_strategy_kwargs={"broadcast_buffers": False}
+            )
 
     def save(self) -> None:
         """Keep the state in one file, which is there as a whole or not at all, so that a kill damages nothing."""
@@ -159,17 +163,30 @@ class _Run:
         state["progress"] = torch.frombuffer(bytearray(progress), dtype=torch.uint8)
         self.scratch.write_bytes(self.path, save(state))
 
-    def restore(self, content: bytes) -> None:
-        """Take up the state of a checkpoint; one that is damaged is none, and the training begins anew."""
+    def restore(self) -> None:
+        """Take up the state of the checkpoint. One that is damaged, or of something else, is none: the training begins anew."""
         try:
-            state = load(content)
-        except SafetensorError:
+            state = self.scratch.read_parsed(self.path, load, (SafetensorError,))
+            progress = json.loads(state["progress"].numpy().tobytes())
+            epoch, rows = int(progress["epoch"]), list(progress["rows"])
+            momentum = {name: state[f"momentum.{name}"] for name, _ in self.plain.named_parameters()}
+            weights = {name: state[f"model.{name}"] for name in self.plain.state_dict()}
+        except (SafetensorError, KeyError, TypeError, ValueError):
             return
-        self.plain.load_state_dict({k[6:]: v for k, v in state.items() if k.startswith("model.")})
+        mine = self.plain.state_dict()
+        if any(value.shape != mine[name].shape for name, value in (*weights.items(), *momentum.items())):
+            return
+        self.plain.load_state_dict(weights)
         for name, parameter in self.plain.named_parameters():
-            self.optimizer.state[parameter]["momentum_buffer"] = state[f"momentum.{name}"].to(self.device)
-        progress = json.loads(state["progress"].numpy().tobytes())
-        self.epoch, self.rows = progress["epoch"], progress["rows"]
+            self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device)
+        self.epoch, self.rows = epoch, rows
+
+    def refuse_other_epochs(self) -> None:
+        """Raise OSError, on all workers, where not all of them found the same checkpoint: a storage may answer each otherwise."""
+        ends = torch.tensor([self.epoch, -self.epoch], device=self.device)
+        torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        if ends[0] != -ends[1]:
+            raise OSError(f"all workers of a training must find the same checkpoint in {self.scratch.uri}/{self.path}")
 
     def average_buffers(self) -> None:
         """Give all workers the mean of their batch statistics, so that each holds the same classifier."""
@@ -304,11 +321,18 @@ def cause_of_failure(error: Exception) -> Exception:
 
 
 def task_options(workers: int, cpus: float, gpus: float) -> dict[str, Any]:
-    """What `fit` itself is to have: all of a single worker, and nothing where workers are processes of their own."""
-    return {"num_cpus": cpus, "num_gpus": gpus} if workers == 1 else {"num_cpus": 0}
+    """What `fit` itself is to have: all of a single worker, and nothing where workers are processes of their own.
+
+    A process keeps the GPU that it has used first. So on GPUs a training gets one that has used none, which Ray only gives
+    to an environment of its own.
+    """
+    if workers > 1:
+        return {"num_cpus": 0}
+    fresh = {"runtime_env": {"env_vars": {"MI_RAY_TRAINS": "1"}}} if gpus else {}
+    return {"num_cpus": cpus, "num_gpus": gpus, **fresh}
 
 
-@ray.remote(max_retries=0)
+@ray.remote(max_retries=0, max_calls=1)
 def fit(config: TrainingConfig, workers: int) -> None:
     """Run one TorchTrainer to its end. A single worker is this very process, which spares the start of five others.
 
@@ -326,7 +350,7 @@ def fit(config: TrainingConfig, workers: int) -> None:
         train_loop_config=config,
         scaling_config=scaling,
         run_config=ray.train.RunConfig(
-            name=config["key"],
+            name=config["key"] + RUN,
             storage_path=config["scratch"],
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import cast
 
@@ -13,6 +14,7 @@ from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.train_loop import (
     MEASURED,
+    RUN,
     TrainingConfig,
     TrainingValues,
     finished,
@@ -59,11 +61,10 @@ def train(session: Session, of_trained: OfTrained | None = None) -> None:
     before = spent.whole()
     session.untrained = {work.key for work in todo}
     with session.outcome.timed("train"):
-        _Trainings(session, todo, _Meanwhile(session, of_trained)).run()
+        trained = _Trainings(session, todo, _Meanwhile(session, of_trained)).run()
     session.take_up(session.study)
     meanwhile = spent.whole() - before
     spent.add("training", (time.time() - began) * session.places() - meanwhile)
-    trained = [work for work in todo if work.key not in session.outcome.failures]
     _tell_of_chance(session, trained)
     session.outcome.count("training", *(sum(work.cost[way] for work in trained) for way in (0, 1)))
 
@@ -86,6 +87,7 @@ def _remove_checkpoints(session: Session, key: str) -> None:
     """Remove a training's checkpoints, and their folder with the last of them."""
     scratch = Files(session.scratch)
     scratch.remove(key)
+    scratch.remove(key + RUN)
     if not scratch.folders("") and not scratch.files(""):
         scratch.remove("")
 
@@ -119,6 +121,11 @@ class _Meanwhile:
             self._steps = None
         self.tasks = tasks or ()
 
+    def close(self) -> None:
+        """Give up what runs, as where something else has failed."""
+        if self._steps is not None:
+            self._steps.close()
+
     def end(self) -> None:
         """Let the blocks that run come to their end; none begins any more."""
         self._due, self._beside.over = False, True
@@ -134,11 +141,13 @@ class _Trainings:
         self.session, self.todo, self.meanwhile = session, todo, meanwhile
         self.size = session.sweep.resources.train
         self.waiting = list(todo)
+        self.trained = list[ClassifierWork]()
+        self.images = dict[str, int]()  # that each training has gone through
         self.running = dict[ray.ObjectRef, ClassifierWork]()
         self.retries = {work.key: Retries() for work in todo}
 
-    def run(self) -> None:
-        """Run them all."""
+    def run(self) -> Sequence[ClassifierWork]:
+        """Run them all; returns those that ended well."""
         session, planner = self.session, self.session.planner
         session.connect(max(self._cpus(work) for work in self.todo))
         dataset = session.study.dataset
@@ -158,7 +167,10 @@ class _Trainings:
         starting = f"starting {workers} training worker{'s' if workers > 1 else ''}"
         if any(work.key not in session.untrained | session.outcome.failures.keys() for work in planner.classifiers):
             self.meanwhile.begin()
-        with stage("train", images, "images", session.console, starting, passes) as shown:
+        with (
+            closing(self.meanwhile),
+            stage("train", images, "images", session.console, starting, passes) as shown,
+        ):
             while self.waiting or self.running:
                 self._fill(free, data)
                 done, _ = ray.wait([*self.running, *self.meanwhile.tasks], timeout=1.0)
@@ -166,7 +178,8 @@ class _Trainings:
                     self._ended(task)
                 self.meanwhile.step(self._free_places())
                 self._show(shown)
-        self.meanwhile.end()
+            self.meanwhile.end()
+        return self.trained
 
     def _ended(self, task: ray.ObjectRef) -> None:
         """Take up the end of an attempt at a training; a block's is no affair of trainings."""
@@ -177,11 +190,17 @@ class _Trainings:
             self.waiting.insert(0, work)
             return
         self.session.untrained.discard(work.key)
+        if work.key not in self.session.outcome.failures:
+            self.trained.append(work)
         self.meanwhile.begin()
 
     def _free_places(self) -> int:
-        """How many blocks have room beside the trainings that run; none while one waits for room itself."""
-        if self.waiting:
+        """How many blocks have room beside the trainings that run; none while one needs the room itself.
+
+        One that waits does, one whose workers are still to be placed, and one that has run out of memory.
+        """
+        placed = all(work.entry.workers == 1 or self.images.get(work.key) for work in self.running.values())
+        if self.waiting or not placed or any(self.retries[work.key].alone for work in self.running.values()):
             return 0
         have, block = ray.cluster_resources(), self.session.sweep.resources.block
         workers = sum(work.entry.workers for work in self.running.values())
@@ -257,7 +276,8 @@ class _Trainings:
 
     def _show(self, shown: Stage) -> None:
         """Bring the progress and the curves up to date with what the workers have told."""
-        count, epochs = self.session.read("epoch")
+        self.images, epochs = self.session.read("epoch")
+        count = self.images
         passed = sum(
             self._passes[key] * images / self._images[key] for key, images in count.items() if key in self._images
         )

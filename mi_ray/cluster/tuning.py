@@ -103,6 +103,8 @@ def _as_blocks(session: Session, trials: Sequence[Trial], beside: Beside | None 
 
 def evaluating(session: Session, plan: Plan, beside: Beside) -> Steps:
     """Compute settings of a grid as blocks, beside something else; their trials report later what these have stored."""
+    if beside.over:
+        return
     trials = grid_trials([work for work in plan.outputs if session.possible(work)])
     missing = session.bench.results.missing
     points = session.sweep.resources.block.points

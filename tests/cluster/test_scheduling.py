@@ -17,10 +17,13 @@ from unittest.mock import Mock
 
 import pytest
 import ray
+import torch
 from helpers.simulated import SimulatedCluster, Trouble
 from helpers.studies import Tiny, stages, tiny
 from ray import exceptions
 from rich.console import Console
+from safetensors.torch import save
+from torch import nn
 
 import mi_ray.cluster.blocks
 from mi_ray.cluster.actors import ProgressActor
@@ -28,7 +31,7 @@ from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.session import Outcome, Session
-from mi_ray.cluster.train_loop import cause_of_failure
+from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
 from mi_ray.cluster.training import _Meanwhile, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, begin_together
@@ -36,6 +39,7 @@ from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
 from mi_ray.progress import Stage
+from mi_ray.store.files import Files
 
 
 @pytest.fixture(scope="module")
@@ -569,11 +573,20 @@ def test_nothing_is_done_meanwhile_where_nothing_is_to_be_done() -> None:
 
 
 @pytest.mark.parametrize(
-    ("waiting", "cpus", "gpus", "places"),
-    [(0, 1, 0.0, 5), (1, 1, 0.0, 0), (0, 2, 0.0, 2), (0, 4, 0.0, 0), (0, 1, 0.5, 1)],
+    ("waiting", "cpus", "gpus", "told", "starved", "places"),
+    [
+        (0, 1, 0.0, "ab", False, 5),
+        (1, 1, 0.0, "ab", False, 0),  # one that waits needs the room
+        (0, 2, 0.0, "ab", False, 2),
+        (0, 4, 0.0, "ab", False, 0),
+        (0, 1, 0.5, "ab", False, 1),
+        (0, 1, 0.0, "a", False, 5),  # the process of a single worker has its place from the beginning
+        (0, 1, 0.0, "b", False, 0),  # two workers are still to be placed
+        (0, 1, 0.0, "ab", True, 0),  # one ran out of memory before
+    ],
 )
-def test_blocks_beside_trainings_have_the_room_that_those_leave_and_none_while_one_waits(
-    monkeypatch: pytest.MonkeyPatch, waiting: int, cpus: float, gpus: float, places: int
+def test_blocks_beside_trainings_have_the_room_that_those_leave_and_none_while_one_needs_it(
+    monkeypatch: pytest.MonkeyPatch, waiting: int, cpus: float, gpus: float, told: str, starved: bool, places: int
 ) -> None:
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 8.0, "GPU": 2.0})
     sizes = SimpleNamespace(
@@ -585,4 +598,69 @@ def test_blocks_beside_trainings_have_the_room_that_those_leave_and_none_while_o
     ]
     trainings = _Trainings(session, works, _Meanwhile(session, None))
     trainings.running, trainings.waiting = dict(enumerate(works[:2])), works[2 : 2 + waiting]  # type: ignore[assignment]
+    trainings.images = dict.fromkeys(told, 64)
+    if starved:
+        trainings.retries["b"].failed("out of memory")
     assert trainings._free_places() == places
+
+
+def test_a_block_beside_something_else_that_needs_a_whole_node_is_left_for_later(some: list[Item]) -> None:
+    cluster, beside = SimulatedCluster(2, 0, {1: Trouble(error=MemoryError())}), Beside(places=4)
+    blocks = Blocks(cluster, some, None, shown(some))
+    for _ in blocks.steps(beside):
+        cluster.time += 100.0
+    assert beside.over
+    assert not blocks.ran.failures
+    assert 1 not in cluster.stored
+    assert not any(task.alone for task in cluster.log)
+
+
+class _Held(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(width, 2)
+
+
+def _trained(place: Path, width: int = 3) -> _Run:
+    """One worker's state after a step, with its checkpoint in a folder."""
+    run = _Run.__new__(_Run)
+    run.scratch, run.path, run.device = Files(place), f"key/{CHECKPOINT}", torch.device("cpu")
+    plain: Any = _Held(width)
+    run.plain, run.epoch, run.rows = plain, 0, []
+    run.optimizer = torch.optim.SGD(run.plain.parameters(), lr=0.1, momentum=0.9)
+    plain.layer(torch.ones(1, width)).sum().backward()
+    run.optimizer.step()
+    return run
+
+
+def test_a_checkpoint_gives_back_the_epoch_the_weights_and_the_momentum(tmp_path: Path) -> None:
+    first, second = _trained(tmp_path), _trained(tmp_path)
+    first.epoch, first.rows = 3, [{"epoch": 0, "loss": 0.5}]
+    first.save()
+    second.restore()
+    assert (second.epoch, second.rows) == (3, [{"epoch": 0, "loss": 0.5}])
+    pairs = zip(first.plain.parameters(), second.plain.parameters(), strict=True)
+    for one, other in pairs:
+        assert torch.equal(one, other)
+        buffers = [run.optimizer.state[p]["momentum_buffer"] for run, p in ((first, one), (second, other))]
+        assert torch.equal(*buffers)
+
+
+@pytest.mark.parametrize("what", ["cut short", "empty", "of another file", "of another network", "without its epoch"])
+def test_a_checkpoint_that_is_none_leaves_a_training_at_its_beginning(tmp_path: Path, what: str) -> None:
+    run = _trained(tmp_path, 3)
+    other = _trained(tmp_path, 4)
+    other.save()
+    whole = (tmp_path / run.path).read_bytes()
+    content = {
+        "cut short": whole[:-20],
+        "empty": b"",
+        "of another file": b"<Error><Code>SlowDown</Code></Error>",
+        "of another network": whole,
+        "without its epoch": save({name: value.clone() for name, value in run.plain.state_dict().items()}),
+    }
+    (tmp_path / run.path).write_bytes(content[what])
+    before = {name: value.clone() for name, value in run.plain.state_dict().items()}
+    run.restore()
+    assert run.epoch == 0
+    assert all(torch.equal(value, before[name]) for name, value in run.plain.state_dict().items())
