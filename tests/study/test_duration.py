@@ -4,6 +4,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from helpers.studies import Tiny
 
 from mi_ray.study.duration import (
@@ -16,6 +17,7 @@ from mi_ray.study.duration import (
     _copy,
     _copying,
     _length,
+    _rate,
     busy_places,
     duration,
     side_by_side,
@@ -120,3 +122,15 @@ def test_a_copy_is_timed_with_and_without_a_gradient(original: Tiny, monkeypatch
     for component in behind.values():
         for part in original.study.planner.registries.defenses.make(*component).components():
             assert all(0 < seconds < 1 for seconds in _copy(original.study, part))
+
+
+@pytest.mark.parametrize(("cuda", "rate"), [(False, 500.0), (True, 5.0)])
+def test_rates_on_a_cpu_are_of_the_threads_own_seconds(
+    monkeypatch: pytest.MonkeyPatch, cuda: bool, rate: float
+) -> None:
+    """A step takes 0.02 s of its thread, and 2 s pass in it, since other programs have the cores."""
+    steps = list[int]()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr("mi_ray.study.duration.time.thread_time", lambda: 0.02 * len(steps))
+    monkeypatch.setattr("mi_ray.study.duration.time.perf_counter", lambda: 2.0 * len(steps))
+    assert _rate(lambda: steps.append(1), 10, 0.1) == pytest.approx(rate)
