@@ -1,9 +1,14 @@
 """Accuracy against ε: a column of panels for each classifier, a row for each attack, a curve with its band for each defense.
 
+The many attacks on a single classifier stand side by side, row by row.
+
 The point at ε = 0 is the clean cell. A curve joins the cells of one attack whatever its step size, which has to fit ε.
 """
 
+import itertools
+import math
 import textwrap
+from typing import Literal
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -30,6 +35,7 @@ from mi_ray.store.blocks import Store
 NEEDS = "accuracy against ε needs finished cells with and without an attack"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
 WORST = "Worst case of the study's attacks"
+ACROSS = 4  # Panels side by side, where they run on from row to row.
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
 AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}  # what an axis is of, by the norm
 
@@ -97,26 +103,33 @@ def _banded(table: pd.DataFrame) -> bool:
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
-    """The figure of `facts`."""
+    """The figure of `facts`. Where there is one classifier and many attacks, the panels run on from row to row."""
     classifiers, curves = list(dict.fromkeys(table["classifier"])), list(dict.fromkeys(table["curve"]))
     defenses = list(dict.fromkeys(table["defense"]))
-    one_norm = len(set(table["norm"])) == 1
-    figure = Figure(figsize=(1.0 + 3.1 * len(classifiers), 1.2 + 2.2 * len(curves)))
-    panels = figure.subplots(
-        len(curves), len(classifiers), squeeze=False, sharex="all" if one_norm else "row", sharey=True
-    )
-    for row, name in zip(panels, curves, strict=True):
-        for axes, classifier in zip(row, classifiers, strict=True):
-            panel = table[(table["curve"] == name) & (table["classifier"] == classifier)]
-            _panel(axes, panel, names, banded=_banded(table))
-            axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
-        row[0].set_ylabel("Accuracy (%)")
-        levels = _unit(table[table["curve"] == name]) == 255
-        for axes in row if not one_norm or name == curves[-1] else ():
-            axes.set_xlabel(AXES.get(str(table.loc[table["curve"] == name, "norm"].iloc[0]), "ε"))
-            axes.xaxis.set_major_locator(MaxNLocator(integer=levels))
+    one_norm, runs_on = len(set(table["norm"])) == 1, len(classifiers) == 1 and len(curves) > ACROSS
+    across = ACROSS if runs_on else len(classifiers)
+    places = list(itertools.product(curves, classifiers))
+    down = math.ceil(len(places) / across)
+    figure = Figure(figsize=(1.0 + 3.1 * across, 1.2 + 2.2 * down))
+    shared: Literal["all", "row", "none"] = "all" if one_norm else "none" if runs_on else "row"
+    panels = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=True)
+    for axes in panels.flat[len(places) :]:
+        axes.set_visible(False)
+    for number, (axes, (name, classifier)) in enumerate(zip(panels.flat, places, strict=False)):
+        _panel(
+            axes, table[(table["curve"] == name) & (table["classifier"] == classifier)], names, banded=_banded(table)
+        )
+        axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
+        if number % across == 0:
+            axes.set_ylabel("Accuracy (%)")
+        if one_norm and number < len(places) - across:
+            continue
+        norm = str(table.loc[table["curve"] == name, "norm"].iloc[0])
+        axes.set_xlabel(AXES.get(norm, "ε"))
+        axes.tick_params(labelbottom=True)  # also of the last panels above a place that stays empty
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=norm == MAX_NORM))
     show_percent(panels[0][0])
-    framed(figure, title, note, defense_handles(names, defenses), min(len(defenses), 4))
+    framed(figure, title, note, defense_handles(names, defenses), min(len(defenses), 6 if runs_on else 4))
     return figure
 
 

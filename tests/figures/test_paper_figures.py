@@ -1,5 +1,6 @@
 """The paper's tables and figures: what they say is computed from rows, and agrees with the paper's own formulas."""
 
+import itertools
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -687,11 +688,31 @@ def test_each_norm_has_curves_of_its_own_with_radii_in_its_own_unit() -> None:
         assert there["epsilon"].tolist() == pytest.approx((20 * here["epsilon"]).tolist())
         assert there["accuracy"].tolist() == here["accuracy"].tolist()
     figure = epsilon_curve.draw(table, NAMES, *epsilon_curve.describe(table))
-    for axes in figure.axes:
+    for axes in (axes for axes in figure.axes if axes.get_visible()):
         levels = "L2" not in axes.get_title()
         assert axes.get_xlabel() == ("ε · 255" if levels else "ε")
         drawn = {float(x) for line in axes.lines for x in line.get_xdata()}
         assert max(drawn) == pytest.approx(8 if levels else 160 / 255)
+
+
+@pytest.mark.parametrize("classifiers", [["mixup"], ["mixup", "at"]])
+def test_many_attacks_on_one_classifier_stand_side_by_side(classifiers: list[str]) -> None:
+    rows = [cell(name, "none", {}, "none", 0.9) for name in classifiers]
+    for number, name in itertools.product(range(6), classifiers):
+        for epsilon in (2 / 255, 8 / 255):
+            rows.append(cell(name, "none", {}, "pgd", 0.8 - number / 10, **pgd(10 + number, epsilon=epsilon)))
+    table = epsilon_curve.facts(frame(*rows), NAMES)
+    curves = list(dict.fromkeys(table["curve"]))
+    assert len(curves) == 6
+    figure = epsilon_curve.draw(table, NAMES, *epsilon_curve.describe(table))
+    shown = [axes for axes in figure.axes if axes.get_visible()]
+    across = 4 if len(classifiers) == 1 else 2
+    assert [axes.get_title() for axes in shown] == [f"{c}: {curve}" for curve in curves for c in classifiers]
+    assert [axes.get_subplotspec().get_geometry()[:2] for axes in figure.axes] == [  # type: ignore[union-attr]
+        (2 if len(classifiers) == 1 else 6, across)
+    ] * len(figure.axes)
+    assert [axes.get_xlabel() != "" for axes in shown] == [False] * (len(shown) - across) + [True] * across
+    assert [axes.get_ylabel() != "" for axes in shown] == [place % across == 0 for place in range(len(shown))]
 
 
 def crosses(axes: Any) -> int:
