@@ -420,17 +420,22 @@ def markdown(frame: pd.DataFrame) -> str:
         "| attack | settings | leaves more, points | did harm | of these refused | refused in all | most often by |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (_, label), some in frame.groupby(["broken", "attack"], sort=False):
+    for (_, label), some in frame.sort_values("broken", kind="stable").groupby(["broken", "attack"], sort=False):
         harmful, refused = some["harm"] > HARM, some["verdict"] == "failed"
         names = [name for text in some.loc[refused, "failed"] for name in text.split(", ")]
         often = ", ".join(f"`{name}`" for name, _ in Counter(names).most_common(3))
         is_broken = bool(some["broken"].iloc[0])
         rows.append(
-            f"| {label} | {len(some)} | {100 * some['harm'].min():.0f} to {100 * some['harm'].max():.0f} | "
+            f"| {label} | {len(some)} | {_range(some['harm'])} | "
             f"{int(harmful.sum()) if is_broken else 'sound'} | {int((harmful & refused).sum()) if is_broken else '–'} | "
             f"{int(refused.sum())} | {often} |"
         )
     return "\n".join(rows)
+
+
+def _range(harm: "pd.Series[float]") -> str:
+    """From the least to the most, in points; empty where none was held against PGD-50."""
+    return f"{100 * harm.min():.0f} to {100 * harm.max():.0f}" if harm.notna().any() else ""
 
 
 def write(text: str, document: Path, marks: tuple[str, str]) -> None:
