@@ -399,7 +399,7 @@ def table(kept: dict[str, Any]) -> str:
     lines += [
         "",
         f"Measured: {kept['blocks']:,} blocks of a store took {low:.2f} to {high:.2f} times the median of their work",
-        f"(5 % to 95 %; the longest {longest:.1f} times), on two cores that had other work. A task takes {task:.2f} ms of the",
+        f"(5 % to 95 %; the longest {longest:.2f} times), on two cores with little other work. A task takes {task:.2f} ms of the",
         f"process that submits it to Ray, a step of a trial {step:.1f} ms of Ray Tune's.",
     ]
     return "\n".join(lines)
