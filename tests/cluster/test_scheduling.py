@@ -664,3 +664,18 @@ def test_a_checkpoint_that_is_none_leaves_a_training_at_its_beginning(tmp_path: 
     run.restore()
     assert run.epoch == 0
     assert all(torch.equal(value, before[name]) for name, value in run.plain.state_dict().items())
+
+
+def test_nothing_is_possible_on_a_classifier_that_is_still_trained_or_has_failed(study: Tiny) -> None:
+    session = Session.__new__(Session)
+    session.outcome = Outcome()
+    works = [*study.plan.attacks, *study.plan.outputs]
+    (mine,) = {work.classifier for work in works}
+    for untrained, failures, possible in (
+        (set[str](), {}, True),
+        ({"another"}, {"a third": "training failed"}, True),
+        ({mine}, {}, False),
+        (set[str](), {mine: "training failed"}, False),
+    ):
+        session.untrained, session.outcome.failures = untrained, failures
+        assert {session.possible(work) for work in works} == {possible}
