@@ -106,12 +106,18 @@ def test_a_finished_study_is_recognised_without_importing_torch_or_ray(tiny: Pat
     assert "heavy: []" in done.stdout, done.stdout + done.stderr
 
 
-WIDER = {  # one value more, and a defense that always fails
+WIDER = {  # one value more
     **TINY,
     "name": "wider",
+    "figures": [],
+    "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:]],
+}
+POISONED = {  # what is stored already, and a defense that always fails
+    **TINY,
+    "name": "poisoned",
     "plugins": ["poison"],
     "figures": [],
-    "defenses": [{"gaussian_noise": {"sigma": [0.1, 0.15, 0.2]}}, *TINY["defenses"][1:], "poison"],
+    "defenses": [*TINY["defenses"], "poison"],
 }
 SEARCH = {  # every setting that it can propose needs the same two components
     **TINY,
@@ -193,7 +199,7 @@ def ran(folder: Path, studies: list[dict[str, Any]]) -> Several:
 @pytest.fixture(scope="module")
 def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
     """A study, the same with more settings, and others beside them that take from the store what is there; read only."""
-    return ran(tmp_path_factory.mktemp("several"), [TINY, WIDER, SEARCH, CHECKED])
+    return ran(tmp_path_factory.mktemp("several"), [TINY, POISONED, SEARCH, CHECKED])
 
 
 @pytest.fixture(scope="module")
@@ -202,14 +208,17 @@ def tiny(several: Several) -> Path:
     return several.folder
 
 
-def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(several: Several) -> None:
+@pytest.mark.long  # On Ray once more: that what is stored is not computed again is held by test_workbench.py.
+def test_one_more_value_computes_only_its_own_cells_and_changes_no_row(undisturbed: Path, tmp_path: Path) -> None:
+    shutil.copytree(undisturbed / "results", tmp_path / "results")
+    wider = ran(tmp_path, [WIDER])
+    assert wider.done.returncode == 0, wider.done.stdout + wider.done.stderr
     # one new setting: 5 inputs x 150 stored points (whole batches) x 2 draws x 10 executions
-    assert counted(several.folder, "wider") == {"evaluation_forward": 5 * 150 * 2 * 10}
-    with pytest.warns(UnfinishedStudyWarning, match="12 failed"):  # those of the defense that always fails
-        new = rows(several.folder, "wider")
+    assert counted(tmp_path, "wider") == {"evaluation_forward": 5 * 150 * 2 * 10}
+    new = rows(tmp_path, "wider")
     old = new[~new["defense_params"].str.contains("0.15")].reset_index(drop=True)
     assert len(old) < len(new)
-    assert_same_rows(old.assign(study="tiny"), rows(several.folder))
+    assert_same_rows(old.assign(study="tiny"), rows(undisturbed))
 
 
 def tried(of: Several, study: str, trials: int) -> set[frozenset[str]]:
@@ -346,11 +355,15 @@ def test_cells_of_a_variant_stand_beside_those_of_the_study(several: Several) ->
 def test_a_defense_that_always_fails_leaves_the_others_done_and_its_cause_in_the_cells(several: Several) -> None:
     assert several.done.returncode == 1
     assert "the poison works" in several.done.stderr
-    cells = several.cells("wider")
+    assert counted(several.folder, "poisoned") == {"evaluation_forward": 0}
+    cells = several.cells("poisoned")
     bad = cells[cells["defense"] == "poison"]
     assert set(bad["state"]) == {"failed"}
     assert bad["cause"].str.contains("the poison works").all()
     assert set(cells[cells["defense"] != "poison"]["state"]) == {"done"}
+    with pytest.warns(UnfinishedStudyWarning, match="12 failed"):
+        stand = rows(several.folder, "poisoned")
+    assert_same_rows(stand.assign(study="tiny"), rows(several.folder))
 
 
 def test_a_store_of_several_studies_is_sound_and_holds_nothing_that_none_refers_to(several: Several) -> None:

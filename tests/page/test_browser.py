@@ -131,6 +131,7 @@ def test_the_keyboard_alone_reaches_a_setting_and_shows_it(opened: "Page") -> No
     assert second.split(", N =")[0] in opened.inner_text("#setting-title")
 
 
+@pytest.mark.long  # What the page is made of there is held by test_facts.py without a browser.
 def test_a_classifier_that_is_attacked_in_one_way_alone_stands_beside_the_worst_cases(opened: "Page") -> None:
     opened.select_option("#choose-classifier", "right")
     opened.select_option("#choose-attack", "Worst case")
@@ -141,6 +142,7 @@ def test_a_classifier_that_is_attacked_in_one_way_alone_stands_beside_the_worst_
     assert "points against no defense" in opened.inner_text("#answer-text")
 
 
+@pytest.mark.long  # What the page is made of there is held by test_facts.py without a browser.
 def test_what_is_certified_stands_in_a_chart_and_in_a_table(opened: "Page") -> None:
     opened.get_by_role("link", name="Guarantees", exact=True).click()
     assert (
@@ -159,6 +161,7 @@ def test_what_is_certified_stands_in_a_chart_and_in_a_table(opened: "Page") -> N
     assert opened.locator("#guarantees-table tbody tr").first.locator("td").nth(5).inner_text() == "0.5"
 
 
+@pytest.mark.long  # What the page is made of there is held by test_facts.py without a browser.
 def test_what_abstains_says_how_many_points_it_answers_and_how_many_of_these_rightly(opened: "Page") -> None:
     for lam, shown in (("0.6", ["75.0", "90.0"]), ("0.5", [])):
         _mark(opened, f"lam={lam}").click(force=True)

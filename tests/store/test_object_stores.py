@@ -133,6 +133,7 @@ def test_every_verb_that_looks_at_a_store_looks_at_one_on_s3(s3: S3, original: T
     assert (code, "finished already" in out) == (0, True)
 
 
+@pytest.mark.long  # Its two parts are held apart: that faults pass above, and a compaction's steps in test_compact.py.
 def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, original: Tiny, run: Any) -> None:
     s3.put(original.store)
     store = Store(s3.uri)
@@ -145,6 +146,7 @@ def test_a_compaction_under_passing_faults_keeps_every_row_once(s3: S3, original
     assert problems_in(Store(s3.uri)) == []
 
 
+@pytest.mark.long  # A study twice: that of many commands one at a time holds a lease is held by test_leases.py.
 def test_two_runs_at_once_into_one_bucket_end_with_the_same_rows_and_no_damage(s3: S3, original: Tiny) -> None:
     both = [tiny(s3.uri, **ONE_GRID) for _ in range(2)]
     errors: list[BaseException] = []
