@@ -268,17 +268,21 @@ def _of_network(number: int, dataset: Any, options: argparse.Namespace) -> Itera
     network, epsilon = digits_network(number)
     turn = TURNS[number % len(TURNS)]
     fine, setting = sound(epsilon), SETTINGS[turn]
-    wrong = {label: attack for label, attack in broken(epsilon).items() if suits(attack, turn)}
+    wrong = {
+        label: attack
+        for label, attack in broken(epsilon).items()
+        if suits(attack, turn) and label in (options.attacks or [label])
+    }
     late = 2 if turn == "mi_combined" else 1
     chosen = _in_turn(list(fine), number, options.sound)
     found: list[tuple[int, Any, str, Any]] = [
         (late if turn != "none" or place >= EARLY else 0, setting, each, fine[each])
         for place, each in enumerate(chosen)
     ]
-    if options.broken:
+    if options.broken and wrong:
         found += [(late, setting, YARDSTICK, fine[YARDSTICK])]
         found += [(late, setting, each, wrong[each]) for each in _in_turn(list(wrong), number, options.broken)]
-    if options.broken and number % len(TURNS) == HIDING:
+    if options.broken and number % len(TURNS) == HIDING and HIDES in (options.attacks or [HIDES]):
         found += [(late, OPENED, YARDSTICK, fine[YARDSTICK]), (late, HIDDEN, HIDES, fine[YARDSTICK])]
     batch = 50 if number < len(TURNS) else 100  # Both are judged; larger ones cost half as much.
     for place, where, label, attack in found:
@@ -514,7 +518,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--mean", type=float, nargs=3, default=[0.4914, 0.4822, 0.4465])
     parser.add_argument("--std", type=float, nargs=3, default=[0.2470, 0.2435, 0.2616])
-    parser.add_argument("--attacks", nargs="+", metavar="LABEL", help="on them; all when left out, and PGD-50 always")
+    parser.add_argument(
+        "--attacks",
+        nargs="+",
+        metavar="LABEL",
+        help="on networks of --weights, or the broken ones on digits; all when left out, and PGD-50 always",
+    )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="in front of F")
     parser.add_argument("--epsilons", type=radius, nargs="+", default=[8 / 255], help="on them, such as 0.05 or 8/255")
     parser.add_argument("--seed", type=int, default=0, help="of their points and of everything that is drawn")

@@ -1,5 +1,6 @@
 """What `make verdict` runs for hours can be made: a rule that became stricter would else end it in the middle."""
 
+from argparse import Namespace
 from collections.abc import Iterator
 
 import pytest
@@ -35,3 +36,13 @@ def test_every_setting_of_make_verdict_is_allowed() -> None:
     for setting in (*run.SETTINGS.values(), run.HIDDEN, run.OPENED):
         ((name, values),) = setting.items() if isinstance(setting, dict) else ((setting, {}),)
         DEFENSES.make(name, values)
+
+
+def test_broken_attacks_that_are_asked_for_are_judged_alone_beside_what_they_are_held_against() -> None:
+    wanted = "the paper's averaged attack"
+    options = Namespace(out="", points=20, sound=1, broken=60, attacks=[wanted])
+    mixing, undefended = (next(n for n, turn in enumerate(run.TURNS) if turn == name) for name in ("mi_ol", "none"))
+    for number, broken in ((mixing, {wanted}), (undefended, set())):  # It needs a defense that mixes.
+        jobs = [job for _, job in run._of_network(number, "digits", options)]
+        assert {job.label for job in jobs if job.broken} == broken
+        assert len(jobs) == 1 + (2 if broken else 0)
