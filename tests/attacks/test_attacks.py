@@ -26,8 +26,23 @@ SHAPE = (3, 8, 8)
 # One that only chooses among the images of others makes none that could be looked at here; test_transfer.py has it.
 OWN = [name for name in ATTACKS if name != "binarization" and not ATTACKS[name].needs_images]
 over_attacks = pytest.mark.parametrize("name", OWN)
-over_balls = pytest.mark.parametrize(("name", "norm"), [(name, norm) for name in OWN for norm in ATTACKS[name].norms])
+BALLS = [(name, norm) for name in OWN for norm in ATTACKS[name].norms]
+over_balls = pytest.mark.parametrize(("name", "norm"), BALLS)
 over_goals = pytest.mark.parametrize("goal", GOALS)
+
+
+def _cases(sizes: int = 1) -> list[Any]:
+    """Every attack in every norm (and size), with one goal here and the other there; the long ones repeat what these show."""
+    cases = [(*BALLS[at], goal, size, at) for at in range(len(BALLS)) for goal in range(2) for size in range(sizes)]
+    return [
+        pytest.param(
+            *(name, norm, GOALS[goal], size)[: 3 + (sizes > 1)],
+            marks=[pytest.mark.long] if len(ATTACKS[name].norms) > 1 and (at + goal + size) % 2 else [],
+        )
+        for name, norm, goal, size, at in cases
+    ]
+
+
 # Of images of 3 x 32 x 32: none, a usual radius, and one in which any image can be turned grey; or all rotations and shifts.
 RADII: dict[str, tuple[float, float, float]] = {
     "linf": (0.0, EPSILON, 0.5),
@@ -40,7 +55,8 @@ RADII: dict[str, tuple[float, float, float]] = {
 def _example(name: str, length: int = 3, **more: Any) -> Attack:
     """A run of a few steps, or queries; what an attack does not know of `more` is left out."""
     known = ATTACKS[name].parameters()
-    wanted = {"steps": length, "queries": length, "tries": length, "clip": True, "label": "given"} | more
+    count = {"steps": length, "queries": length, "tries": length}
+    wanted = {**count, "targets": 2, "effort": "quick", "clip": True, "label": "given"} | more
     return ATTACKS[name].make({key: wanted[key] for key in wanted if key in known})
 
 
@@ -57,6 +73,13 @@ def _grey(points: int, seed: int = 0, shape: tuple[int, ...] = SHAPE) -> Tensor:
     images = torch.rand(points, *shape, generator=torch.Generator().manual_seed(seed))
     images[:, 0, 0, 0], images[:, 0, 0, 1] = 0, 1
     return images
+
+
+@pytest.fixture(scope="module")
+def few(batch: Any) -> tuple[Tensor, Tensor]:
+    """Four test images and their labels."""
+    x, y = batch
+    return x[:4], y[:4]
 
 
 # The contract
@@ -88,15 +111,14 @@ def _moved(found: Adversarial, x: Tensor, norm: Any) -> Tensor:
     return torch.linalg.vector_norm((images.double() - x.double()).flatten(1), order, dim=1)
 
 
-@over_balls
-@over_goals
-@pytest.mark.parametrize("size", [0, 1, 2])
+@pytest.mark.parametrize(("name", "norm", "goal", "size"), _cases(3))
 def test_an_attack_stays_in_the_ball_and_in_the_pixel_box(
-    name: str, norm: Any, goal: Any, size: int, classifier: Any, batch: Any
+    name: str, norm: Any, goal: Any, size: int, linear: Any, few: Any
 ) -> None:
-    (x, y), epsilon = batch, RADII[norm][size]
+    x, epsilon, f = few[0], RADII[norm][size], linear(10, (3, 32, 32), scale=0.02)
+    y = f(x).argmax(1)
     attack, threat = _example(name), ThreatModel(epsilon, goal, norm)
-    made = attack.craft(_target(name, classifier), x, attack_labels(y, 10, threat, 0, range(8)), threat)
+    made = attack.craft(_target(name, f), x, attack_labels(y, 10, threat, 0, range(4)), threat)
     found = made.best(attack.stops()[-1])
     assert found.shape == x.shape
     assert _moved(made, x, norm).max() <= epsilon + 1e-6 * max(1, epsilon)
@@ -105,12 +127,11 @@ def test_an_attack_stays_in_the_ball_and_in_the_pixel_box(
     assert torch.equal(found, x) == (epsilon == 0)
 
 
-@over_balls
-@over_goals
-def test_an_attack_does_harm(name: str, norm: Any, goal: Any, classifier: Any, batch: Any) -> None:
-    x, y = batch
+@pytest.mark.parametrize(("name", "norm", "goal"), _cases())
+def test_an_attack_does_harm(name: str, norm: Any, goal: Any, classifier: Any, few: Any) -> None:
+    x, y = few
     threat = ThreatModel({"linf": 0.1, "l2": 2.0, "l1": 20.0, "spatial": 1.0}[norm], goal, norm)
-    labels = attack_labels(y, 10, threat, 0, range(8))
+    labels = attack_labels(y, 10, threat, 0, range(4))
     attack = _example(name, 10, step_size=min(threat.epsilon / 5, 1.0))
     found = attack.craft(_target(name, classifier), x, labels, threat)
     before, after = (
@@ -121,38 +142,26 @@ def test_an_attack_does_harm(name: str, norm: Any, goal: Any, classifier: Any, b
     assert (found.zero_gradients == -1).all() or (harm > 0).all()  # ten blind tries need not succeed everywhere
 
 
-@over_balls
-def test_the_same_seed_gives_the_same_images_and_another_others(
-    name: str, norm: Any, classifier: Any, batch: Any
-) -> None:
-    threat = ThreatModel(RADII[norm][1], norm=norm)
-    first, again, other = (
-        _example(name)(_target(name, classifier), *batch, threat, seed=seed, points=range(50, 58)) for seed in (1, 1, 2)
-    )
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-
-
-@over_balls
-@over_goals
+@pytest.mark.parametrize(("name", "norm", "goal"), _cases())
 def test_splitting_the_points_splits_the_images(name: str, norm: Any, goal: Any, linear: Any) -> None:
     f, x, y, points = _target(name, linear(6, SHAPE), SHAPE, 6), _grey(9), torch.arange(9) % 6, list(range(70, 79))
     threat = ThreatModel(RADII[norm][1], goal, norm)
     whole = _example(name)(f, x, y, threat, points=points)
     near = 1e-5 if norm == "l1" else 1e-6  # A step of 3 in few entries carries the gradient's own rounding into them.
-    for cut in (1, 4):
-        first = _example(name)(f, x[:cut], y[:cut], threat, points=points[:cut])
-        rest = _example(name)(f, x[cut:], y[cut:], threat, points=points[cut:])
-        torch.testing.assert_close(torch.cat([first, rest]), whole, rtol=0, atol=near)
+    parts = [_example(name)(f, x[a:b], y[a:b], threat, points=points[a:b]) for a, b in ((0, 1), (1, 4), (4, 9))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=0, atol=near)
 
 
 @over_balls
-def test_permuted_points_give_permuted_images(name: str, norm: Any, classifier: Any, batch: Any) -> None:
-    (x, y), order = batch, torch.tensor([5, 2, 7, 0, 1, 6, 4, 3])
+def test_permuted_points_give_permuted_images_and_another_seed_others(
+    name: str, norm: Any, classifier: Any, few: Any
+) -> None:
+    (x, y), order, points = few, torch.tensor([2, 0, 3, 1]), torch.arange(50, 54)
     model, threat = _target(name, classifier), ThreatModel(RADII[norm][1], norm=norm)
-    straight = _example(name)(model, x, y, threat, points=range(8))
-    mixed = _example(name)(model, x[order], y[order], threat, points=order.tolist())
+    straight, other = (_example(name)(model, x, y, threat, seed=seed, points=points.tolist()) for seed in (1, 2))
+    mixed = _example(name)(model, x[order], y[order], threat, seed=1, points=points[order].tolist())
     assert torch.equal(straight[order], mixed)
+    assert not torch.equal(straight, other)
 
 
 @over_attacks
@@ -341,7 +350,7 @@ def test_pgd_agrees_with_foolbox(epsilon: float, classifier: Any, digits: Any) -
 
     from mi_ray.data import to_unit
 
-    x, y = to_unit(digits.test_images[:50]), torch.from_numpy(digits.test_labels[:50])
+    x, y = to_unit(digits.test_images[:30]), torch.from_numpy(digits.test_labels[:30])
     theirs = foolbox.attacks.LinfPGD(abs_stepsize=2 / 255, steps=10, random_start=False).run(
         foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu"), x, y, epsilon=epsilon
     )
@@ -385,10 +394,10 @@ def test_targets_are_one_per_point_for_all_attacks_steps_and_epsilons() -> None:
 
 
 @over_attacks
-def test_a_targeted_call_works_on_the_drawn_targets(name: str, classifier: Any, batch: Any) -> None:
-    x, y = batch
+def test_a_targeted_call_works_on_the_drawn_targets(name: str, classifier: Any, few: Any) -> None:
+    x, y = few
     threat = ThreatModel(EPSILON, "targeted", ATTACKS[name].norms[0])
-    targets = attack_labels(y, 10, threat, 6, range(8))
+    targets = attack_labels(y, 10, threat, 6, range(4))
     attack = _example(name)
     model = _target(name, classifier)
     by_hand = attack.craft(model, x, targets, threat, 6).best(attack.stops()[-1])

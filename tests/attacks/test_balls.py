@@ -9,7 +9,6 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -45,7 +44,7 @@ def _nearest(x: Tensor, centre: Tensor, radius: float) -> Tensor:
     x, centre, low, high = x.double(), centre.double(), 0.0, 1e9
     if (x.clamp(0, 1) - centre).norm() <= radius:
         return x.clamp(0, 1)
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
         inside = (((x + middle * centre) / (1 + middle)).clamp(0, 1) - centre).norm() <= radius
         low, high = (low, middle) if inside else (middle, high)
@@ -55,7 +54,7 @@ def _nearest(x: Tensor, centre: Tensor, radius: float) -> Tensor:
 def _optimum(centre: Tensor, direction: Tensor, radius: float) -> Tensor:
     """Where a linear function with that gradient is highest in the L2 ball and the box, by a bisection for its multiplier."""
     centre, direction, low, high = centre.double(), direction.double(), 0.0, 1e9
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
         inside = ((centre + middle * direction).clamp(0, 1) - centre).norm() <= radius
         low, high = (middle, high) if inside else (low, middle)
@@ -147,7 +146,7 @@ def _soft(x: Tensor, centre: Tensor, radius: float) -> Tensor:
     low, high = 0.0, float((x - centre).abs().max())
     if (shorter(0.0) - centre).abs().sum() <= radius:
         return shorter(0.0)
-    for _ in range(200):
+    for _ in range(100):
         middle = (low + high) / 2
         low, high = (low, middle) if (shorter(middle) - centre).abs().sum() <= radius else (middle, high)
     return shorter(high)
@@ -272,14 +271,14 @@ FOUND = [  # every registered attack that makes sense on F alone, on each of its
 ]
 # Of the gain of the optimum; all others find all of it. A search over windows of three pixels and more does not on weights that
 # are noise, and APGD in L1 comes near it ever more slowly, as the steepest entries are nearly as steep as one another.
-USUAL, GOALS = ("small", "untargeted"), ("untargeted", "targeted")
-LEAST = {"random_noise": 0.01, "square": 0.45, "minimum_norm": 0.99, "apgd": 0.995}
-
-
-# Square asks thousands of times to come near it in L2: one of four cases stands for the others.
+LEAST = {("random_noise", norm): 0.01 for norm in NORMS} | {("minimum_norm", norm): 0.99 for norm in NORMS}
+LEAST |= {("square", "linf"): 0.82, ("square", "l2"): 0.4, ("apgd", "l1"): 0.995}
+# Both radii and both goals for every attack in every norm; the other two of four cases repeat what these show.
+PAIRS = [("small", "untargeted"), ("large", "targeted"), ("small", "targeted"), ("large", "untargeted")]
 CASES = [
-    pytest.param(*case, marks=[pytest.mark.long] if case[:2] == ("square", "l2") and case[2:] != USUAL else [])
-    for case in ((*found, radius, goal) for found in FOUND for radius in ("small", "large") for goal in GOALS)
+    pytest.param(*found, *pair, marks=[pytest.mark.long] if at // 2 != number % 2 else [])
+    for number, found in enumerate(FOUND)
+    for at, pair in enumerate(PAIRS)
 ]
 
 
@@ -298,16 +297,14 @@ def test_on_two_linear_classes_an_attack_finds_the_closed_form_optimum(
     )
     lead = f(best)[:, 1] - f(best)[:, 0]
     f.bias.data[0] += lead.max() + 0.1  # so that no image is fooled, and none left alone because it is
-    values = GRADIENTS.get(name, {"queries": 2000} if name == "square" else {})
+    values = GRADIENTS.get(name, {"queries": 600, "schedule": 600} if name == "square" else {})
     if norm == "l1":
         values = {**values, "step_size": epsilon / 2} if "step_size" in values else values
-        values = {"steps": 400} if name == "apgd" else values
     attack = make_attack(name, **values)
     threat = ThreatModel(epsilon, goal, norm)
     found = attack.craft(f, x, labels, threat).best(attack.stops()[-1])
     gain, most = (((images - x) * away).flatten(1).sum(1) for images in (found, best))
-    least = LEAST.get(name, 0.998) if name != "apgd" or norm == "l1" else 0.998
-    assert (gain >= least * most).all(), gain / most
+    assert (gain >= LEAST.get((name, norm), 0.998) * most).all(), gain / most
     assert (gain <= most * (1 + 1e-4) + 1e-5).all()
 
 
@@ -407,7 +404,7 @@ RADIUS = 0.6  # of digits, at which the network of the tests keeps about a half
 def test_l2_pgd_makes_the_images_of_foolbox_where_the_box_is_far(classifier: Any, fifty_more: Any) -> None:
     import foolbox
 
-    x, y = 0.4 + 0.2 * fifty_more[0], fifty_more[1]
+    x = 0.4 + 0.2 * fifty_more[0][:40]
     y = classifier(x).argmax(1)
     attack = foolbox.attacks.L2PGD(abs_stepsize=0.1, steps=10, random_start=False)
     theirs = attack.run(foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu"), x, y, epsilon=0.5)
@@ -418,6 +415,7 @@ def test_l2_pgd_makes_the_images_of_foolbox_where_the_box_is_far(classifier: Any
     assert torch.equal(classifier(ours).argmax(1), classifier(theirs).argmax(1))
 
 
+@pytest.mark.long  # Its images are those of foolbox in the test above.
 @pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")
 def test_l2_pgd_leaves_what_foolbox_and_torchattacks_leave(classifier: Any, fifty_more: Any) -> None:
     import foolbox
@@ -436,6 +434,7 @@ def test_l2_pgd_leaves_what_foolbox_and_torchattacks_leave(classifier: Any, fift
     _agree(classifier, y, second(x, y), ours)
 
 
+@pytest.mark.long  # Its steps are those of adv-lib in a test below, and its optimum on linear classes is held above.
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_l2_apgd_leaves_what_adv_lib_leaves(loss: str, classifier: Any, fifty_more: Any, adv_lib: ModuleType) -> None:
     x, y = fifty_more
@@ -444,6 +443,7 @@ def test_l2_apgd_leaves_what_adv_lib_leaves(loss: str, classifier: Any, fifty_mo
     _agree(classifier, y, theirs, ours)
 
 
+@pytest.mark.long  # A quarter of a minute; its projection, its rule of step sizes and its optimum are held by other tests here.
 def test_l1_apgd_and_pgd_leave_what_apgd_of_adv_lib_leaves(
     classifier: Any, fifty_more: Any, adv_lib: ModuleType
 ) -> None:
@@ -476,6 +476,10 @@ def test_l2_square_leaves_what_torchattacks_leaves(classifier: Any, fifty_more: 
     _agree(classifier, y, theirs(x, y), ours)
 
 
+class EnoughError(Exception):
+    """A model has been asked as often as a test needs."""
+
+
 def test_in_float64_l2_apgd_takes_the_steps_of_adv_lib_where_the_box_is_far(
     classifier: Any, fifty_more: Any, adv_lib: ModuleType
 ) -> None:
@@ -483,12 +487,14 @@ def test_in_float64_l2_apgd_takes_the_steps_of_adv_lib_where_the_box_is_far(
     import copy
 
     reference = importlib.import_module("adv_lib.attacks.auto_pgd")
-    x, y = 0.4 + 0.2 * fifty_more[0][:20].double(), fifty_more[1][:20]
+    x, y, until = 0.4 + 0.2 * fifty_more[0][:12].double(), fifty_more[1][:12], 22 + 19 + 1
     f = copy.deepcopy(classifier).double()
     wanted, seen, values = criterion(ThreatModel(0.5)), ([], []), []  # type: tuple[Any, tuple[list[Tensor], list[Tensor]], list[Tensor]]
 
     def model(at: int) -> Callable[[Tensor], Tensor]:
         def asked(image: Tensor) -> Tensor:
+            if len(seen[at]) == until:
+                raise EnoughError
             seen[at].append(image.detach().clone())
             logits: Tensor = f.network((image - f.mean) / f.std)
             return logits
@@ -502,15 +508,15 @@ def test_in_float64_l2_apgd_takes_the_steps_of_adv_lib_where_the_box_is_far(
         values.append(value.detach())
         return torch.autograd.grad(value.sum(), leaf)[0], value.detach(), wanted.reached(logits, y).double()
 
-    search(evaluate, EuclideanBall(x, 0.5), x, 100, 0.75)
-    radius = torch.full((20,), 0.5, dtype=torch.float64)
-    reference._apgd(model(1), x, y, radius, 2, x_init=x, n_iter=100, loss_function="ce")
-    until = 22 + 19 + 1
+    radius = torch.full((len(x),), 0.5, dtype=torch.float64)
+    with pytest.raises(EnoughError):
+        search(evaluate, EuclideanBall(x, 0.5), x, 100, 0.75)
+    with pytest.raises(EnoughError):
+        reference._apgd(model(1), x, y, radius, 2, x_init=x, n_iter=100, loss_function="ce")
     alike = (values[1] > values[0]) == (values[1] > 0)
-    same = (torch.stack(seen[0][:until]) - torch.stack(seen[1][:until])).abs().flatten(2).amax(2) < 1e-6
+    same = (torch.stack(seen[0]) - torch.stack(seen[1])).abs().flatten(2).amax(2) < 1e-6
     assert alike.float().mean() > 0.5
     assert same.all(0)[alike].float().mean() > 0.8
-    np.testing.assert_array_less(-1, len(values))
 
 
 def test_in_l1_a_search_goes_back_with_a_whole_step_where_its_best_change_became_sparser_and_else_its_step_is_shorter() -> (
