@@ -10,7 +10,7 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -33,20 +33,14 @@ DEFENSES = {
     "mi_combined": make_defense("mi_combined", lam_pl=0.6, lam_ol=0.8, threshold=0.2),
     "random_rotation": make_defense("random_rotation", degrees=20.0),
 }
-FOREIGN_CASES = [("foreign", defense) for defense in DEFENSES]
-SOME_CASES = [*FOREIGN_CASES, ("cnn_small", "mi_ol")]
-# Our own network behind the other defenses repeats what the foreign one shows.
-REPEATED = [(network, defense) for network in EPSILON for defense in DEFENSES if (network, defense) not in SOME_CASES]
-EVERY_CASE = [*SOME_CASES, *(pytest.param(*case, marks=pytest.mark.long) for case in REPEATED)]
+CASES = [(network, defense) for network in ("foreign", "cnn_small") for defense in DEFENSES]
+FOREIGN_CASES = CASES[: len(DEFENSES)]
 
 
-def split(*first: str) -> list[Any]:
-    """The foreign network behind these defenses; behind the others, which another comparison has first, it is long."""
-    others = [case for case in SOME_CASES if case[0] != "foreign" or case[1] not in first]
-    return [
-        *(("foreign", defense) for defense in first),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in others),
-    ]
+def split(*first: str, cases: Sequence[tuple[str, str]] = CASES) -> list[Any]:
+    """The foreign network behind these defenses; behind the others, which other comparisons have, and our own it is long."""
+    marks = {case: [] if case[0] == "foreign" and case[1] in first else [pytest.mark.long] for case in cases}
+    return [pytest.param(*case, marks=marks[case]) for case in cases]
 
 
 pytestmark = pytest.mark.filterwarnings("ignore:Please import `gaussian_filter`:DeprecationWarning")  # foolbox's import
@@ -188,7 +182,7 @@ def adv_lib_pgd(adv_lib: ModuleType, model: nn.Module, own: Case, steps: int = S
 # Agreement behind a defense
 
 
-@pytest.mark.parametrize(("network", "defense"), EVERY_CASE)
+@pytest.mark.parametrize(("network", "defense"), split("mi_ol"))
 def test_foolbox_pgd_finds_what_our_eot_pgd_finds(
     network: str, defense: str, case: Any, our_pgd: Any, foolbox: ModuleType
 ) -> None:
@@ -197,7 +191,7 @@ def test_foolbox_pgd_finds_what_our_eot_pgd_finds(
     assert agrees(test), test
 
 
-@pytest.mark.parametrize(("network", "defense"), split("mi_pl", "random_rotation"))
+@pytest.mark.parametrize(("network", "defense"), split("random_rotation"))
 def test_adv_lib_pgd_finds_what_our_eot_pgd_finds(
     network: str, defense: str, case: Any, our_pgd: Any, adv_lib: ModuleType
 ) -> None:
@@ -206,10 +200,8 @@ def test_adv_lib_pgd_finds_what_our_eot_pgd_finds(
     assert agrees(test), test
 
 
-@pytest.mark.parametrize(
-    ("network", "defense"),
-    [("foreign", "mi_ol"), pytest.param("foreign", "random_rotation", marks=pytest.mark.long)],
-)
+@pytest.mark.long  # What one call of the model answers is what the tests above compare.
+@pytest.mark.parametrize(("network", "defense"), [("foreign", "mi_ol"), ("foreign", "random_rotation")])
 def test_foolbox_averages_calls_as_we_average_executions(
     network: str, defense: str, case: Any, foolbox: ModuleType
 ) -> None:
@@ -219,7 +211,7 @@ def test_foolbox_averages_calls_as_we_average_executions(
     assert agrees(test), test
 
 
-@pytest.mark.parametrize(("network", "defense"), split("mi_ol", "mi_combined"))
+@pytest.mark.parametrize(("network", "defense"), split("mi_pl"))
 def test_adv_lib_apgd_finds_what_our_apgd_finds(network: str, defense: str, case: Any, adv_lib: ModuleType) -> None:
     own = case(network, defense)
     theirs = adv_lib.apgd(
@@ -238,7 +230,7 @@ def test_the_mean_of_losses_finds_what_the_loss_of_the_mean_finds_behind_mixup(c
 # The same comparison fails for a weaker attack
 
 
-@pytest.mark.parametrize(("network", "defense"), EVERY_CASE)
+@pytest.mark.parametrize(("network", "defense"), split("mi_ol"))
 def test_one_step_of_foolbox_is_told_apart(
     network: str, defense: str, case: Any, our_pgd: Any, foolbox: ModuleType
 ) -> None:
@@ -247,7 +239,7 @@ def test_one_step_of_foolbox_is_told_apart(
     assert told_apart(test), test
 
 
-@pytest.mark.parametrize(("network", "defense"), FOREIGN_CASES)
+@pytest.mark.parametrize(("network", "defense"), split("mi_ol", cases=FOREIGN_CASES))
 def test_foolbox_with_a_quarter_of_the_step_size_is_told_apart(
     network: str, defense: str, case: Any, our_pgd: Any, foolbox: ModuleType
 ) -> None:
@@ -257,7 +249,7 @@ def test_foolbox_with_a_quarter_of_the_step_size_is_told_apart(
     assert told_apart(test), test
 
 
-@pytest.mark.parametrize(("network", "defense"), [("foreign", "mi_ol"), ("foreign", "random_rotation")])
+@pytest.mark.parametrize(("network", "defense"), split("random_rotation", cases=FOREIGN_CASES[::3]))
 def test_adv_lib_with_a_quarter_of_the_step_size_is_told_apart(
     network: str, defense: str, case: Any, our_pgd: Any, adv_lib: ModuleType
 ) -> None:
@@ -286,7 +278,7 @@ def test_foolbox_makes_our_images_on_a_foreign_network(case: Any, foolbox: Modul
     assert torch.equal(own.network(ours).argmax(1) != own.y, fooled)
 
 
-@pytest.mark.parametrize("network", EPSILON)
+@pytest.mark.parametrize("network", ["foreign", pytest.param("cnn_small", marks=pytest.mark.long)])
 def test_adv_lib_pgd_keeps_the_last_of_our_iterates_that_fools(network: str, case: Any, adv_lib: ModuleType) -> None:
     own = case(network, "mi_ol")
     theirs = adv_lib.pgd_linf(
@@ -305,6 +297,7 @@ def test_adv_lib_pgd_keeps_the_last_of_our_iterates_that_fools(network: str, cas
     assert torch.equal(own.network(theirs).argmax(1) == own.y, unfooled)
 
 
+@pytest.mark.long  # The steps of both are the same in test_adaptive_attacks.py.
 @pytest.mark.parametrize("loss", ["ce", "dlr"])
 @pytest.mark.parametrize("network", EPSILON)
 def test_adv_lib_apgd_leaves_the_accuracy_that_ours_leaves(
@@ -361,7 +354,7 @@ class Watched(nn.Module):
         self.zero += (gradient == 0).flatten(1).all(1)
 
 
-@pytest.mark.parametrize(("network", "defense"), EVERY_CASE)
+@pytest.mark.parametrize(("network", "defense"), split(*DEFENSES))
 def test_a_gradient_reaches_every_image_at_every_step(
     network: str, defense: str, case: Any, foolbox: ModuleType
 ) -> None:

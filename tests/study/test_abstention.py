@@ -61,8 +61,11 @@ def test_an_attack_on_the_whole_goes_through_what_it_answers(classifier: Any, po
     torch.testing.assert_close(answer[0].exp(), classifier(batch[0]).softmax(1), rtol=0, atol=2e-2)
 
 
-def _one(folder: Path, **more: Any) -> Tiny:
-    return tiny(folder, **{"defenses": GRID, "executions": 3, "draws": 2, **more})
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, list[dict[str, Any]]]:
+    """A finished study and the rows of its cells; read only."""
+    one = tiny(tmp_path_factory.mktemp("abstention"), defenses=GRID, executions=3, draws=2)
+    return one, finish(one, 60)
 
 
 def _stands(one: Tiny, cell: Any) -> tuple[Tensor, Tensor]:
@@ -77,9 +80,9 @@ def _stands(one: Tiny, cell: Any) -> tuple[Tensor, Tensor]:
     ]
 
 
-def test_rows_and_cells_count_what_is_answered_and_what_stands(tmp_path: Path) -> None:
-    one = _one(tmp_path)
-    rows = {row["cell"]: row for row in finish(one)}
+def test_rows_and_cells_count_what_is_answered_and_what_stands(finished: Any) -> None:
+    one, found = finished
+    rows = {row["cell"]: row for row in found}
     records = read_records(one.store, "tiny")
     assert problems_in(one.store) == []
     seen = set()
@@ -112,17 +115,16 @@ def test_rows_and_cells_count_what_is_answered_and_what_stands(tmp_path: Path) -
     assert {row["accuracy"] for row in refusing} == {0.0}  # What refuses everything keeps nothing, clean or attacked.
 
 
-def test_no_attack_leaves_more_of_a_rejecter_than_it_answers_rightly_when_clean(tmp_path: Path) -> None:
-    rows = finish(_one(tmp_path))
-    own = [row for row in rows if row["defense"] == "reject"]
+def test_no_attack_leaves_more_of_a_rejecter_than_it_answers_rightly_when_clean(finished: Any) -> None:
+    own = [row for row in finished[1] if row["defense"] == "reject"]
     clean = {row["defense_params"]: row["accuracy"] for row in own if row["attack"] == "none"}
     assert len(clean) == len(THRESHOLDS)
     for row in own:
         assert row["accuracy"] <= clean[row["defense_params"]]
 
 
-def test_thresholds_are_read_off_the_executions_of_the_detector_alone(tmp_path: Path) -> None:
-    one = _one(tmp_path)
+def test_thresholds_are_read_off_the_executions_of_the_detector_alone(finished: Any) -> None:
+    one, _ = finished
     assert {work.component.name for work in one.plan.outputs if work.component is not None} == {"mi_pl"}
     keys = {cell.components[0][0].key for cell in one.plan.cells if cell.defense.name == "reject" and not cell.members}
     assert keys == {
@@ -153,7 +155,7 @@ def test_evading_gets_more_past_the_detector_than_an_attack_on_f_alone(tmp_path:
     grid = ["none", {"reject": {"of": {"mi_pl": 0.6}, "threshold": 0.02}}]
     pgd = {"pgd": {"steps": [4], "step_size": 0.02}, "epsilon": 0.1}
     one = tiny(tmp_path, defenses=grid, executions=5, draws=2, attacks=[pgd, EVASION])
-    compute(one)
+    compute(one, 60)
     rows = [row for row in derived(one) if row["defense"] == "reject" and row["attack"] in ("pgd", "evasion")]
     left = {row["attack"]: row["coverage"] - row["coverage"] * (row["accuracy_answered"] or 0) for row in rows}
     assert left["evasion"] > left["pgd"]  # the share that is answered wrongly

@@ -7,7 +7,7 @@ import pytest
 
 from mi_ray.study.battery import answers, at_the_edge, headway, loss, more_elsewhere, pushed_back
 
-RUNS = 400
+RUNS = 200
 
 
 def points(rng: np.random.Generator, count: int, draws: int, lost: float) -> tuple[Any, Any]:

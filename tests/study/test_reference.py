@@ -31,20 +31,20 @@ from mi_ray.study.rows import derive
 from mi_ray.study.workbench import Workbench
 
 CPU = torch.device("cpu")
-POINTS, N, STEPS, STEP_SIZE, EPSILON, LAM_PL, LAM_OL, GAP, SIGMA = 14, 7, (2, 5), 0.01, 0.03, 0.6, 0.5, 0.05, 0.1
+POINTS, N, STEPS, STEP_SIZE, EPSILON, LAM_PL, LAM_OL, GAP, SIGMA = 10, 7, (1, 3), 0.015, 0.03, 0.6, 0.5, 0.05, 0.1
 SWEEP: dict[str, Any] = {
     "name": "reference",
     "dataset": "digits",
     "points": {"count": POINTS},
-    "batch": 10,
+    "batch": 7,
     "executions": [3, N],
     "draws": 1,
     "checks": "cheap",
-    "classifiers": [{"name": "a", "architecture": {"resnet_small": {"width": 8}}}],
+    "classifiers": [{"name": "a", "architecture": {"resnet_small": {"width": 4}}}],
     "attacks": [
         {"pgd": {"steps": list(STEPS), "step_size": STEP_SIZE}, "epsilon": EPSILON},
         {
-            "eot_pgd": {"steps": [3], "step_size": STEP_SIZE, "eot": N},
+            "eot_pgd": {"steps": [2], "step_size": STEP_SIZE, "eot": N},
             "epsilon": EPSILON,
             "knowledge": "adaptive",
             "defenses": ["mi_ol"],
