@@ -94,7 +94,7 @@ def test_an_image_that_is_wrong_when_clean_is_at_distance_0(classifier: Any, dig
 
 
 def test_the_loss_is_minus_the_distance_and_more_restarts_are_no_farther(classifier: Any, digits: Any) -> None:
-    x, y = to_unit(digits.test_images[:30]), torch.from_numpy(digits.test_labels[:30])
+    x, y = to_unit(digits.test_images[:10]), torch.from_numpy(digits.test_labels[:10])
     threat = _everything("l2", x)
     one, two = (
         make_attack("minimum_norm", steps=20, targets=1, restarts=n).craft(classifier, x, y, threat) for n in (1, 2)
@@ -106,12 +106,13 @@ def test_the_loss_is_minus_the_distance_and_more_restarts_are_no_farther(classif
     assert (nearest <= plain).all()
 
 
-@over_norms
+# In L1, where their projection does not look at the box, less is compared, and a step takes three times as long.
+@pytest.mark.parametrize("norm", ["linf", "l2", pytest.param("l1", marks=pytest.mark.long)])
 def test_as_published_it_finds_the_distances_of_adv_lib_where_the_box_is_far(
     norm: Any, classifier: Any, digits: Any, adv_lib: Any
 ) -> None:
     """In L2 adv-lib projects to the ball and clips, so that on digits, which are black, it finds nothing on half of them."""
-    x = 0.4 + 0.2 * to_unit(digits.test_images[:80])
+    x = 0.4 + 0.2 * to_unit(digits.test_images[:24])
     y = classifier(x).argmax(1)
     ours = make_attack("minimum_norm", steps=60, targets=0)(classifier, x, y, _everything(norm, x))
     theirs = adv_lib.fmn(classifier, x, y, {"linf": float("inf"), "l2": 2, "l1": 1}[norm], steps=60)
@@ -128,18 +129,18 @@ def test_as_published_it_finds_the_distances_of_adv_lib_where_the_box_is_far(
 @pytest.mark.parametrize(
     "norm", ["linf", pytest.param("l2", marks=pytest.mark.long)]
 )  # The same code, at twice the cost.
-def test_its_curve_is_nowhere_more_than_a_point_above_that_of_attacks_of_fixed_radii(
+def test_its_curve_is_nowhere_more_than_an_image_above_that_of_attacks_of_fixed_radii(
     norm: Any, classifier: Any, digits: Any
 ) -> None:
-    x, y = to_unit(digits.test_images[:100]), torch.from_numpy(digits.test_labels[:100])
-    found = make_attack("minimum_norm", steps=40)(classifier, x, y, _everything(norm, x))
+    x, y = to_unit(digits.test_images[:24]), torch.from_numpy(digits.test_labels[:24])
+    found = make_attack("minimum_norm", steps=30)(classifier, x, y, _everything(norm, x))
     moved = _distances(found, x, norm, classifier(found).argmax(1) != y)
     curve = [(moved > epsilon).float().mean().item() for epsilon in GRIDS[norm]]
     assert curve[0] > 0.5
     assert curve[-1] < 0.5
     for epsilon, left in zip(GRIDS[norm], curve, strict=True):
-        fixed = make_attack("apgd", steps=40)(classifier, x, y, ThreatModel(epsilon, norm=norm))
-        assert left <= (classifier(fixed).argmax(1) == y).float().mean() + 0.01 + 1e-6, epsilon
+        fixed = make_attack("apgd", steps=30)(classifier, x, y, ThreatModel(epsilon, norm=norm))
+        assert left <= (classifier(fixed).argmax(1) == y).float().mean() + 1 / len(x) + 1e-6, epsilon
 
 
 def test_behind_a_random_defense_the_image_on_the_line_is_one_that_fails_for_certain(
@@ -161,10 +162,10 @@ def test_behind_a_random_defense_the_image_on_the_line_is_one_that_fails_for_cer
 # A study
 
 
-POINTS = 50
+POINTS = 24
 FMN = {"minimum_norm": {"steps": 20, "targets": 2}}
 STUDY: dict[str, Any] = {
-    "points": {"count": POINTS, "selection": 15},
+    "points": {"count": POINTS, "selection": 6},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
         {**FMN, "norm": "l2", "epsilon": [0.2, 0.4, 0.6, 0.9]},
@@ -182,7 +183,7 @@ STUDY: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module) -> Tiny:
     """A finished study; read only."""
     one = tiny(tmp_path_factory.mktemp("nearest"), weights=weights_bytes(classifier), **STUDY)
-    finish(one)
+    finish(one, POINTS)
     return one
 
 

@@ -28,8 +28,8 @@ Points = tuple[Tensor, Tensor]
 
 @pytest.fixture(scope="module")
 def points(digits: Any) -> Points:
-    """Sixty images with their labels."""
-    return to_unit(digits.test_images[:60]), torch.from_numpy(digits.test_labels[:60])
+    """Thirty images with their labels."""
+    return to_unit(digits.test_images[:30]), torch.from_numpy(digits.test_labels[:30])
 
 
 def threat(epsilon: float = 1.0) -> ThreatModel:
@@ -238,15 +238,15 @@ def test_parameters_of_the_other_method_are_not_among_what_decides_a_result() ->
 def test_behind_a_random_defense_the_choice_is_by_draws_that_no_search_and_no_report_uses(
     classifier: Any, points: Points
 ) -> None:
-    x, y = (each[:30] for each in points)
+    x, y = (each[:12] for each in points)
     model = DefendedClassifier(classifier, make_defense("gaussian_noise", sigma=0.3), executions=2, seed=0)
     attack = Spatial(method="grid", angles=3, shifts=3, shortlist=27, scoring_draws=6)
     batch = batch_of(x, y, 0.25)
     found = attack.run(model, batch)
     images = torch.stack([transformed(x, each) for each in attack.transformations(batch)])
-    counted = torch.zeros(27, 30)
+    counted = torch.zeros(27, 12)
     for draw in range(1, 7):
-        with torch.no_grad(), model.bind(Key(0, "attack", "spatial", draw=draw), range(30)):
+        with torch.no_grad(), model.bind(Key(0, "attack", "spatial", draw=draw), range(12)):
             counted += torch.stack([model(each).argmax(1) != y for each in images]).float() / 6
     torch.testing.assert_close(found.success[0, 0], counted.amax(0))  # all are on the list, so the best of all is kept
     assert 0 < counted.amax(0).mean() < 1

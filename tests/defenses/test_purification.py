@@ -338,6 +338,7 @@ def test_the_denoiser_that_comes_with_the_program_takes_noise_away(digits: Any) 
     assert ((found - x) ** 2).mean() < 0.05 * ((noisy - x) ** 2).mean()
 
 
+@pytest.mark.long  # Numbers of the documentation: a measurement, of many images and steps.
 def test_a_denoiser_of_digits_helps_against_whoever_does_not_go_through_it_and_hardly_otherwise(
     classifier: nn.Module, digits: Any
 ) -> None:

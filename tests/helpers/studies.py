@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+import mi_ray.attacks.reference
 import mi_ray.study.checks
 from helpers.sweeps import classifier, sweep
 from mi_ray.attacks import ATTACKS
@@ -157,10 +158,10 @@ def derived(
     return write_records(one.bench.results, one.plan, reported, lambda cell: cause(cell.key), advance).judged()
 
 
-def finish(one: Tiny) -> list[dict[str, Any]]:
+def finish(one: Tiny, size: int = 20) -> list[dict[str, Any]]:
     """Compute, derive the records and write the study, as a run does; returns the rows of cells.parquet."""
     mark(one.store, one.study, one.plan, "running")
-    compute(one)
+    compute(one, size)
     rows = derived(one)
     mark_selected(rows)
     write_study(one.store, one.study, one.plan, rows, {})
@@ -171,10 +172,11 @@ def finish(one: Tiny) -> list[dict[str, Any]]:
 def judged(folder: Path, network: nn.Module, study: dict[str, Any]) -> Iterator[Tiny]:
     """A fixture's finished study of a trained network with all checks, of controls of a few queries; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in {"LARGE_STEPS": 30, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
+        patch.setattr(mi_ray.attacks.reference, "STEPS", 10)
+        for name, value in {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
             patch.setattr(mi_ray.study.checks, name, value)
         one = tiny(folder, weights=weights_bytes(network), **study)
-        finish(one)
+        finish(one, 100)
         yield one
 
 

@@ -20,13 +20,13 @@ from mi_ray.store.read import read_records
 from mi_ray.study import checks
 from mi_ray.threat_model import NORMS
 
-RADIUS, POINTS = 4.0, 40
+RADIUS, POINTS = 4.0, 20
 PGD = {"steps": 10, "step_size": 1.0}
 STUDY: dict[str, Any] = {
-    "points": {"count": POINTS, "selection": 10},
+    "points": {"count": POINTS, "selection": 5},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
-        {"pgd": {"steps": 5, "step_size": 0.0125}, "epsilon": 0.05},
+        {"pgd": {"steps": 5, "step_size": 0.0125}, "epsilon": 0.05, "goal": "targeted"},
         {"pgd": PGD, "norm": "l1", "epsilon": RADIUS},
         {"eot_pgd": {**PGD, "eot": 3}, "norm": "l1", "epsilon": RADIUS, "knowledge": "adaptive"},
     ],

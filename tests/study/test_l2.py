@@ -17,15 +17,15 @@ from mi_ray.plan.work import Inputs
 from mi_ray.store.read import read_records
 
 RADIUS = 0.6
-POINTS = 60
+POINTS = 40
 PGD = {"steps": 10, "step_size": 0.15}
 BALLS = {("linf", 0.05), ("l2", RADIUS)}
 STUDY: dict[str, Any] = {
-    "points": {"count": POINTS, "selection": 15},
+    "points": {"count": POINTS, "selection": 10},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
-        {"pgd": {"steps": 10, "step_size": 0.0125}, "epsilon": 0.05},
-        {"apgd": {"steps": 10}, "epsilon": 0.05},
+        {"pgd": {"steps": 4, "step_size": 0.02}, "epsilon": 0.05},
+        {"apgd": {"steps": 4}, "epsilon": 0.05},
         {"pgd": PGD, "norm": "l2", "epsilon": RADIUS},
         {"pgd": {"steps": 1, "step_size": 0.01, "random_start": False}, "norm": "l2", "epsilon": RADIUS},
         {"eot_pgd": {**PGD, "eot": 3}, "norm": "l2", "epsilon": RADIUS, "knowledge": "adaptive"},
@@ -33,7 +33,7 @@ STUDY: dict[str, Any] = {
     "defenses": [{"gaussian_noise": 0.05}],
     "executions": 3,
     "draws": 2,
-    "checks": {"points": 30, "black_box": "always"},
+    "checks": {"points": 20, "black_box": "always"},
 }
 
 

@@ -15,6 +15,7 @@ from helpers.sweeps import classifier as entry
 from helpers.sweeps import sweep
 from torch import nn
 
+import mi_ray.attacks.reference
 import mi_ray.study.checks
 import mi_ray.study.results
 import mi_ray.study.verdicts
@@ -30,12 +31,14 @@ from mi_ray.study.rows import write_records
 from mi_ray.study.verdicts import Verdicts
 from mi_ray.study.workbench import Workbench
 
+POINTS = 60
+FEW: dict[str, Any] = {"points": {"count": 20, "selection": 5}}
 NEVER_STRONG = {"steps": 1, "step_size": 0.001, "eot": 2, "random_start": False, "scoring_draws": 1}
 STUDY: dict[str, Any] = {
-    "points": {"count": 80, "selection": 20},
+    "points": {"count": POINTS, "selection": 20},
     "classifiers": entry(architecture={"cnn_small": 8}, mean=[0.5, 0.4, 0.3], std=[0.25, 0.3, 0.2]),
     "attacks": [
-        {"pgd": {"steps": [4, 8], "step_size": 0.02}, "epsilon": 0.08},
+        {"pgd": {"steps": [4, 8], "step_size": 0.015}, "epsilon": 0.08},
         {"eot_pgd": NEVER_STRONG, "epsilon": 0.08, "knowledge": "adaptive"},
         {"averaged": {"steps": 2, "step_size": 0.02, "eot": 2}, "epsilon": 0.08, "knowledge": "adaptive"},
     ],
@@ -50,6 +53,7 @@ STUDY: dict[str, Any] = {
 def quick() -> Any:
     """Controls of a few queries; what they find is told by the real ones in the checks of a sweep."""
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mi_ray.attacks.reference, "STEPS", 10)
         few = {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 3, "FEW_EXECUTIONS": 2, "FIXED_STEPS": 3}
         for name, value in few.items():
             patch.setattr(mi_ray.study.checks, name, value)
@@ -60,7 +64,7 @@ def quick() -> Any:
 def judged(tmp_path_factory: pytest.TempPathFactory, classifier: nn.Module, quick: None) -> Tiny:
     """A finished study of a trained classifier with all checks; read only."""
     one = tiny(tmp_path_factory.mktemp("judged"), weights=weights_bytes(classifier), **STUDY)
-    finish(one)
+    finish(one, POINTS)
     return one
 
 
@@ -153,7 +157,7 @@ def test_an_adaptive_attack_weaker_than_the_oblivious_one_is_failed_with_the_sha
         for key in (row["cell"], strongest["cell"])
     )
     assert found["share_stronger"] == pytest.approx((theirs < mine).mean(), abs=1e-6)
-    assert found["points"] == 60
+    assert found["points"] == 40
     assert found["p"] < 0.01
     assert row["checks"]["reference"]["state"] == "failed"
 
@@ -165,16 +169,16 @@ def test_doubling_what_is_next_to_nothing_shows_nothing(cells: list[dict[str, An
 
 
 def test_images_of_adaptive_attacks_are_stored_where_the_cell_says(judged: Tiny, cells: list[dict[str, Any]]) -> None:
-    clean = to_unit(judged.bench.data.images[:80]).numpy()
+    clean = to_unit(judged.bench.data.images[:POINTS]).numpy()
     for name, largest in (("eot_pgd", 0.001), ("averaged", 0.08)):
         row = one_of(cells, name)
         work = next(w for w in judged.plan.attacks if w.key == row["work"]["adversarial"])
         assert work.defense == ("mi_ol", {"lam": 0.5})
-        images, _, linf = judged.bench.results.adversarial(Inputs(work, row["work"]["stop"]), 0, 80)
+        images, _, linf = judged.bench.results.adversarial(Inputs(work, row["work"]["stop"]), 0, POINTS)
         np.testing.assert_allclose(np.abs(images - clean).max((1, 2, 3)), linf, atol=1e-6)
         assert 0 < linf.max() <= largest + 1e-6
         for key, n in row["work"]["outputs"]:
-            assert (n, judged.store.exists(f"outputs/{key}/points-00000-00020.parquet")) == (3, True)
+            assert (n, judged.store.exists(f"outputs/{key}/points-00000-00060.parquet")) == (3, True)
 
 
 def test_the_worst_case_has_each_point_at_its_worst(judged: Tiny, cells: list[dict[str, Any]]) -> None:
@@ -187,9 +191,9 @@ def test_the_worst_case_has_each_point_at_its_worst(judged: Tiny, cells: list[di
         assert len(members) == attacks
         right = []
         for cell in members:
-            _, answered = results.answers(cell.defense, cell.undefended, cell.components, 0, 80)
+            _, answered = results.answers(cell.defense, cell.undefended, cell.components, 0, POINTS)
             right.append(answered.argmax(-1).numpy() == np.asarray(judged.bench.data.labels))
-        own = rows[rows["cell"] == worst["cell"]].set_index("point").loc[list(judged.study.points[:80])]
+        own = rows[rows["cell"] == worst["cell"]].set_index("point").loc[list(judged.study.points[:POINTS])]
         for place, (_, row) in enumerate(own.iterrows()):
             of_point = np.array([found[:, place] for found in right])  # [attacks, draws]
             draws = of_point.shape[1]
@@ -283,13 +287,14 @@ def test_rows_are_there_before_the_checks_are_and_judged_again_without_being_der
 
 def test_without_checks_an_attacked_cell_is_not_judged(tmp_path: Path) -> None:
     attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1}]
-    one = tiny(tmp_path, attacks=attacks, defenses=["none"], checks="cheap")
+    one = tiny(tmp_path, **FEW, attacks=attacks, defenses=["none"], checks="cheap")
     verdicts = {row["attack"]: row["verdict"] for row in finish(one)}
     assert verdicts == {"none": "passed", "pgd": "not run"}
 
 
 def test_rows_that_are_missing_are_not_judged(judged: Tiny, tmp_path: Path) -> None:
-    one = tiny(tmp_path, attacks=[{"pgd": {"steps": 1}, "epsilon": 0.1}], defenses=[{"gaussian_noise": 0.1}])
+    attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1}]
+    one = tiny(tmp_path, **FEW, attacks=attacks, defenses=[{"gaussian_noise": 0.1}])
     compute(one)
     one.store.remove(f"outputs/{one.work(attacked=True, stop=1).key}")
     by_state = {row["state"]: row for row in derived(one)}
@@ -307,7 +312,7 @@ def test_variants_are_compared_only_with_rivals_of_their_own_options(
         {"eot_pgd": {**NEVER_STRONG, "steps": 2}, "epsilon": 0.08, "knowledge": "adaptive"},
     ]
     variants = {"guessed": {"attack_labels": "predicted"}, "one": {"executions": 1}}
-    changes = {**STUDY, "attacks": attacks, "checks": "cheap", "variants": variants, "executions": None}
+    changes = {**STUDY, **FEW, "attacks": attacks, "checks": "cheap", "variants": variants, "executions": None}
     one = tiny(tmp_path, weights=weights_bytes(classifier), **changes, options={"executions": 2})
     rows = finish(one)
     own = {(row["attack"], *row["variants"]): row for row in rows if row["defense"] == "mi_ol"}
@@ -359,7 +364,7 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
         (work,) = prepare(sweep(classifiers=[mine])).planner.classifiers
         network = build_classifier(work.description)
         set_weights(network, read_weights(tmp_path / "net.pt")[0], "net.pt")
-        changes = {"attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}], "defenses": [{"gaussian_noise": 0.1}]}
+        changes = {**FEW, "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}], "defenses": [{"gaussian_noise": 0.1}]}
         one = tiny(tmp_path / "store", weights=weights_bytes(network), classifiers=[mine], **changes)
         torch.manual_seed(0)  # A network that drops outputs may drop all that a gradient goes through.
         return finish(one)
@@ -444,10 +449,11 @@ def test_known_solutions_are_found_by_a_sound_attack_and_not_by_one_that_hardly_
 ) -> None:
     asked = [{"steps": 8, "step_size": 0.02}, {"steps": 2, "step_size": 0.0005, "random_start": False}]
     changes = {
-        "points": {"count": 20},
+        "points": {"count": 4},
+        "batch": 4,
         "attacks": [{"pgd": values, "epsilon": 0.08} for values in asked],
         "defenses": ["none"],
-        "checks": {"points": 20, "black_box": "never", "binarization": 20},
+        "checks": {"points": 4, "black_box": "never", "binarization": 4},
     }
     one = tiny(tmp_path, weights=weights_bytes(classifier), **{**STUDY, **changes})
     compute(one)

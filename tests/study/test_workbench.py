@@ -12,6 +12,7 @@ import pytest
 import torch
 from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, finish, stages, tiny
 
+import mi_ray.attacks.reference
 import mi_ray.study.checks
 import mi_ray.study.verdicts
 from mi_ray.attacks import ATTACKS
@@ -169,6 +170,13 @@ def computed(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return one
 
 
+@pytest.fixture(scope="module")
+def finished(computed: Tiny, tmp_path_factory: pytest.TempPathFactory) -> tuple[Tiny, list[dict[str, Any]]]:
+    """The same with its records, and the rows of its cells; read only."""
+    one = copied(computed, tmp_path_factory.mktemp("finished"))
+    return one, finish(one)
+
+
 @pytest.fixture
 def fresh(computed: Tiny, tmp_path: Path) -> Tiny:
     """The same in a copy that a test may damage."""
@@ -321,8 +329,8 @@ def test_cells_are_written_with_their_states_and_read_again_without_computing(do
     assert cells["selected"].any()
 
 
-def test_a_damaged_record_is_derived_again_from_its_outputs(fresh: Tiny) -> None:
-    one, first = fresh, finish(fresh)
+def test_a_damaged_record_is_derived_again_from_its_outputs(finished: Any, tmp_path: Path) -> None:
+    one, first = copied(finished[0], tmp_path), finished[1]
     key = one.plan.cells[0].key
     before = contents(one.store, "records", key)
     path = Path(one.store.root) / one.store.blocks("records", key)[0].path
@@ -355,11 +363,11 @@ def test_a_worst_case_without_a_member_is_missing_or_failed_as_that_member_is(fr
         assert (cause or f"records/{lost} must be there: the worst case is taken over it") in bad[1]["cause"]
 
 
-def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(fresh: Tiny) -> None:
-    finish(fresh)
-    before = read_records(fresh.store, study="tiny")
-    finish(tiny(fresh.store.root, weights=1, defenses=DEFENSE_GRID[:1]))
-    after = read_records(fresh.store, study="tiny")
+def test_rows_of_a_classifier_that_was_trained_again_are_derived_again(finished: Any, tmp_path: Path) -> None:
+    store = copied(finished[0], tmp_path).store
+    before = read_records(store, study="tiny")
+    finish(tiny(store.root, weights=1, defenses=DEFENSE_GRID[:1]), 60)
+    after = read_records(store, study="tiny")
     assert sorted(after["cell"].unique()) == sorted(before["cell"].unique())
     assert (after["confidence_undefended"].to_numpy() != before["confidence_undefended"].to_numpy()).mean() > 0.9
 
@@ -486,7 +494,7 @@ def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial
 
 def test_a_whole_perturbation_is_added_to_each_mixture_of_the_clean_image(tmp_path: Path) -> None:
     changes = {"attacks": ADAPTIVE[:1], "defenses": [{"mi_ol": 0.5}], "executions": 7}  # two chunks of executions
-    one = tiny(tmp_path, **changes, counterparts="mechanisms")
+    one = tiny(tmp_path, **changes, points={"count": 20, "selection": 5}, counterparts="mechanisms")
     compute(one)
     cell = one.cell("mi_ol", attacked=True, executions=7)
     (work,), points = cell.transferred, one.study.points[:20]
@@ -499,7 +507,7 @@ def test_a_whole_perturbation_is_added_to_each_mixture_of_the_clean_image(tmp_pa
         expected = torch.stack([model(copy + attacked - clean).softmax(1) for copy in mixtures]).mean(0)
         np.testing.assert_allclose(one.bench.results.probabilities(work, 0, 20)[draw, 0], expected, atol=1e-5)
     (counterpart,) = cell.counterparts
-    found, without = (one.bench.results.probabilities(w, 0, 60) for w in (work, counterpart))
+    found, without = (one.bench.results.probabilities(w, 0, 20) for w in (work, counterpart))
     assert np.abs(found - without).max() > 1e-3
     told = {row["cell"]: json.loads(row["work"]) for row in finish(one)}
     assert told[cell.key]["transferred"] == [work.key]
@@ -508,9 +516,9 @@ def test_a_whole_perturbation_is_added_to_each_mixture_of_the_clean_image(tmp_pa
     }
 
 
-def test_the_detection_gap_of_a_cell_is_that_of_its_reported_records(tmp_path: Path) -> None:
-    one = tiny(tmp_path, defenses=DEFENSE_GRID[:1])
-    rows = [row for row in finish(one) if row["defense"] == "gaussian_noise" and row["executions"] == 3]
+def test_the_detection_gap_of_a_cell_is_that_of_its_reported_records(finished: Any) -> None:
+    one, rows = finished
+    rows = [row for row in rows if row["defense"] == "gaussian_noise" and row["executions"] == 3]
     records = read_records(one.store, study=one.study.sweep.name)
     scores = records[~records["selection"]].pivot(index="point", columns="cell", values="score")
     (clean,) = [row["cell"] for row in rows if row["attack"] == "none"]
@@ -529,6 +537,7 @@ CHECKED: dict[str, Any] = {"attacks": ADAPTIVE[:2], "defenses": [{"mi_ol": 0.5}]
 @pytest.fixture
 def quick_controls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Controls of a few steps: here it is their blocks that matter."""
+    monkeypatch.setattr(mi_ray.attacks.reference, "STEPS", 2)
     for name in ("LARGE_STEPS", "QUERIES", "TRIES", "FIXED_STEPS"):
         monkeypatch.setattr(mi_ray.study.checks, name, 2)
 
