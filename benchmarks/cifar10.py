@@ -124,8 +124,17 @@ SECTIONS = {
         "An image, its attacked copy, and what single executions of each defense make of it. Drawn where the images are.",
         ("fig5.png",),
     ),
-    "cifar10_fig4": ("Fig. 4: adaptive attacks against their samples", "", ("fig4.png",)),
-    "cifar10_epsilon_curve": ("Accuracy against ε", "", ("epsilon_curve.png",)),
+    "cifar10_fig4": (
+        "Fig. 4: adaptive attacks against their samples",
+        "What the paper's adaptive attack (`averaged`) and EOT-PGD leave of MI-OL with 10 and 50 steps, against the samples that "
+        "each step averages over; the lines beside them are the oblivious attacks. Mixup at ε = 2/255, interpolated AT at 8/255.",
+        ("fig4.png",),
+    ),
+    "cifar10_epsilon_curve": (
+        "Accuracy against ε",
+        "Oblivious PGD-50 and the cascade at quick effort through each defense, at the settings of the paper's Table 4.",
+        ("epsilon_curve.png",),
+    ),
     "cifar10_seeds": ("Other seeds", "The same objectives, trained from other seeds.", ("frontier_table.md",)),
 }
 README = DOCS.parent / "README.md"
