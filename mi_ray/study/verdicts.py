@@ -79,6 +79,9 @@ class Verdicts:
         self._of_classifier: dict[str, Findings] = {}
         self._farthest: dict[str, float] = {}
         self._of_free: dict[tuple[str, str], Finding] = {}
+        # What the checks of a cell share: each would read the same images and outputs again.
+        self._moved: dict[tuple[str, int], tuple[Array, Array, Array]] = {}
+        self._answered: dict[tuple[str, str, int, int], battery.Answers] = {}
 
     def take(self, cell: Cell, reported: pa.Table) -> None:
         """Note what a cell's reported records tell. Raises DamagedFileError when its images are not there."""
@@ -212,15 +215,14 @@ class Verdicts:
     def _by_draws(self, check: Check, draws: int) -> Finding:
         """What a check says by so many draws. Raises DamagedFileError when something that it needs is not stored."""
         judged, clean, control = (
-            None if cell is None else self._answers(_drawn(cell, draws), check.points)
+            None if cell is None else self._answers(cell, draws, check.points)
             for cell in (check.judged, check.clean, check.control)
         )
         assert judged is not None
         assert clean is not None
         inputs = check.judged.inputs
         assert inputs.attack is not None
-        moved = self.results.distances(inputs, check.points)
-        zero, gradients = self.results.gradients(inputs, check.points)
+        moved, zero, gradients = self._images(inputs, check.points)
         rival = "" if check.control is None else _named(check.control)
         evidence = Evidence(
             judged,
@@ -239,11 +241,22 @@ class Verdicts:
         )
         return checks.judge(check.name, evidence)
 
-    def _answers(self, cell: Cell, points: int) -> battery.Answers:
-        """What a cell's defense answers on the first points."""
-        labels = np.asarray(self.results.data.labels[:points]).astype(np.int64)
-        _, answered = self.results.answers(cell.defense, cell.undefended, cell.components, 0, points)
-        return battery.answers(answered.numpy(), labels)
+    def _images(self, inputs: Inputs, points: int) -> tuple[Array, Array, Array]:
+        """How far an attack moved each of the first points; of its gradients there, how many were zero and how many taken."""
+        place = inputs.name, points
+        if place not in self._moved:
+            moved = self.results.distances(inputs, points)
+            self._moved[place] = (moved, *self.results.gradients(inputs, points))
+        return self._moved[place]
+
+    def _answers(self, cell: Cell, draws: int, points: int) -> battery.Answers:
+        """What a cell's defense answers on the first points, by so many draws."""
+        place = cell.key, cell.inputs.name, draws, points
+        if place not in self._answered:
+            drawn, labels = _drawn(cell, draws), np.asarray(self.results.data.labels[:points]).astype(np.int64)
+            _, answered = self.results.answers(drawn.defense, drawn.undefended, drawn.components, 0, points)
+            self._answered[place] = battery.answers(answered.numpy(), labels)
+        return self._answered[place]
 
     def _rivals(self, done: Mapping[str, Row]) -> dict[str, Findings]:
         """Each attacked cell, by its key, against the study's own attacks on the same setting, radius and goal.
