@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -358,6 +359,7 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
     """Runs a study of a network of one's own; returns its rows."""
     (tmp_path / "own_networks_of_verdicts.py").write_text(NETWORKS)
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "own_networks_of_verdicts", raising=False)  # of another test, whose folder is gone
     drawn = torch.randn(10, 3072, generator=torch.Generator().manual_seed(0))
     torch.save({"linear.weight": 0.05 * drawn, "linear.bias": torch.zeros(10)}, tmp_path / "net.pt")
 
