@@ -50,8 +50,8 @@ def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
     own = own.assign(
         # Options change words and flags of a defense, and how many executions the detector has: numbers say the rest.
         setting=[parameters(text, frozenset({"executions_pl"})) for text in own["defense_params"]],
-        exact=[json.dumps(pair, sort_keys=True) for pair in zip(own["attack"], params, strict=True)],
-        family=[json.dumps(pair, sort_keys=True) for pair in families],
+        exact=[json.dumps(pair) for pair in zip(own["attack"], params, strict=True)],
+        family=[json.dumps(pair) for pair in families],
     )
     # One text to compare in place of six columns: a row for each of a thousand cells is matched.
     return own.assign(place=[json.dumps(found) for found in own[MATCHED].astype(object).to_numpy().tolist()])

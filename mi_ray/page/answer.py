@@ -43,7 +43,7 @@ def _best(group: pd.DataFrame) -> "pd.Series":
     chosen = picked(group)
     defended = chosen[(chosen["defense"] != "none") & chosen["within_budget"]]
     competing = defended if len(defended) else chosen
-    return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False, kind="stable").iloc[0]
+    return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False).iloc[0]
 
 
 def _bare(group: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:

@@ -50,12 +50,12 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
 def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> Iterator[tuple[int, int]]:
     """The positions of cells to compare."""
     known: dict[tuple[object, ...], list[int]] = {}
-    done = right.reset_index(drop=True)
-    for at, row in done[done["state"] == "done"].iterrows():
-        known.setdefault(tuple(row[SETTING]), []).append(int(str(at)))
+    for at, (_, row) in enumerate(right.iterrows()):
+        if row["state"] == "done":
+            known.setdefault(tuple(row[SETTING]), []).append(at)
     for at, (_, row) in enumerate(left.iterrows()):
         rivals = known.get(tuple(row[SETTING]), []) if row["state"] == "done" else []
-        alike = [other for other in rivals if tuple(done.loc[other, ATTACK]) == tuple(row[ATTACK])]
+        alike = [other for other in rivals if tuple(right.iloc[other][ATTACK]) == tuple(row[ATTACK])]
         yield from ((at, other) for other in alike or rivals)
 
 
