@@ -242,6 +242,27 @@ def test_an_image_classifier_of_transformers(where: str, hub: Path, tmp_path: Pa
         wanted = network(normalised(IMAGES, said["image_mean"], said["image_std"])).logits
         torch.testing.assert_close(found(IMAGES), wanted)
         torch.testing.assert_close(rebuilt(found)(IMAGES), wanted)
+    written = found.description["blueprint"]["transformers"]
+    assert written["hidden_size"] == 12
+    assert written["chunk_size_feed_forward"] == 0  # what is a default today, and may not be in another version
+
+
+@pytest.mark.parametrize(
+    ("said", "mean", "std"),
+    [
+        ({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.4] * 3, [0.2] * 3),
+        ({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.0] * 3, [1.0] * 3),
+        ({"do_normalize": True}, [0.5] * 3, [0.5] * 3),  # as a sweep file has it that says nothing
+        ({}, [0.5] * 3, [0.5] * 3),
+    ],
+)
+def test_a_transformer_is_normalised_as_its_preprocessor_says(
+    said: Any, mean: list[float], std: list[float], tmp_path: Path
+) -> None:
+    _tiny_transformer()[0].save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    found = given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
+    assert (found.description["mean"], found.description["std"]) == (mean, std)
 
 
 def test_a_repository_of_timm_and_one_without_safetensors(tmp_path: Path) -> None:

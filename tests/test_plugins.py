@@ -111,6 +111,16 @@ def test_each_breach_of_a_contract_is_a_line(kind: str, old: str, new: str, line
     assert not any("\n" in failure for failure in failures)
 
 
+def test_a_goal_that_an_attack_refuses_keeps_it_from_being_tried_on_no_other(tmp_path: Path) -> None:
+    plugin = new_plugin("attack", "my_plugin", tmp_path)[0]
+    refuses = "    def check(self, threat, classes):\n        if threat.goal == 'untargeted':\n            raise ValueError\n\n"
+    text = plugin.read_text().replace(".sign())", ".sign() * torch.rand(1))")
+    plugin.write_text(text.replace("    def images(", f"{refuses}    def images("))
+    failures = contract_failures(plugin)
+    assert any("targeted, linf: the same seed" in failure for failure in failures), failures
+    assert not any("untargeted" in failure for failure in failures), failures
+
+
 def test_a_file_that_registers_nothing_and_names_that_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "broken_empty.py").write_text("x = 1\n")
     with pytest.raises(ValueError, match="must register an attack, a defense or an objective; it registers none"):

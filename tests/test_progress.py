@@ -209,5 +209,6 @@ def test_two_stages_at_once_share_the_terminal_and_one_that_is_cut_short_is_show
         assert [task.visible for task in train._bar.tasks] == [True, False]  # type: ignore[union-attr]
         train.advance(7)
     assert train._bar.tasks[0].finished  # type: ignore[union-attr]
+    assert "10/10" in said.getvalue()
     with stage("later", 1, "points", console) as later:
         assert later._bar is not train._bar

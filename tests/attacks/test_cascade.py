@@ -167,6 +167,9 @@ def test_the_stages_of_each_effort_and_defense() -> None:
     # What a quick cascade computes did not change when Square got a trial, and so its key must not.
     assert [Cascade(effort=effort).revision for effort in ("quick", "standard", "thorough")] == [2, 3, 3]
     once, every = Cascade(effort="thorough"), ThreatModel(0.1)
+    for cascade, most in ((Cascade(), 1000), (once, 5000)):  # a search by queries, after a trial with a fifth of them
+        searches = [stage.attack for stage in cascade.stages(every, 10, 0) if isinstance(stage.attack, Square)]
+        assert [search.queries for search in searches] == [(most // 5,), (most,)]
     assert len(once.all_stages(every, 10, 0)) == 2 * len(list(once.stages(every, 10, 0)))
     towards = [stage.attack for stage in Cascade().stages(ThreatModel(0.1, "targeted"), 10, 0)]
     assert all(getattr(attack, "loss", "") != "targeted_dlr" for attack in towards)

@@ -49,6 +49,7 @@ def test_without_an_image_that_does_harm_the_point_stays_as_it_is(
     found = make_attack("transfer").run(classifier, handed(x, y))
     assert torch.equal(found.images[0, 0], x)
     assert torch.equal(found.success[0, 0] == 1, classifier(x).argmax(1) != y)
+    assert (found.zero_gradients == -1).all()  # it follows none
 
 
 def test_behind_a_random_defense_it_is_chosen_by_draws_that_depend_on_the_point_alone(

@@ -18,6 +18,7 @@ from unittest.mock import Mock
 import pytest
 import ray
 import torch
+from helpers.plans import planned
 from helpers.simulated import SimulatedCluster, Trouble
 from helpers.studies import Tiny, stages, tiny
 from ray import exceptions
@@ -30,16 +31,19 @@ from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
+from mi_ray.cluster.runner import attacking, write_cells
 from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
 from mi_ray.cluster.training import _Meanwhile, _Trainings
-from mi_ray.cluster.trials import Job, SettingTrainable
-from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, begin_together
+from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
+from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
 from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
+from mi_ray.page.facts import provenance
 from mi_ray.progress import Stage
 from mi_ray.store.files import Files
+from mi_ray.study.report import mark
 
 
 @pytest.fixture(scope="module")
@@ -447,6 +451,63 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
     assert len(trials) == (47 if by_blocks else 48)
     assert not {work.key for trial in trials for work in trial.works} & lost.keys()
     assert (request.points == 0) == (request.passes == 0) == by_blocks
+
+
+def test_of_settings_that_have_ended_every_lost_one_is_computed_and_every_failed_one_told(
+    study: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed: list[str] = []
+    monkeypatch.setattr(
+        "mi_ray.cluster.tuning.compute_missing",
+        lambda session, name, counted, works, starved: computed.extend(work.key for work in works),
+    )
+    trials = grid_trials([work for work in study.plan.outputs if work.component is not None])[:5]
+    died, wrong = exceptions.ActorDiedError(), ValueError("wrong")
+    ended = [({"at": at}, error) for at, error in enumerate((None, died, wrong, died, wrong))]
+    failures: dict[str, str] = {}
+    session: Any = SimpleNamespace(
+        outcome=SimpleNamespace(failures=failures),
+        fail=lambda key, name, error: failures.update({key: str(error)}),
+    )
+    request: Any = SimpleNamespace(resolve=lambda config: trials[config["at"]])
+    assert _lost(session, request, ended) == [trials[1], trials[3]]
+    assert set(computed) == {work.key for at in (1, 3) for work in trials[at].works}
+    assert failures == {work.key: "wrong" for at in (2, 4) for work in trials[at].works}
+
+
+def test_every_attack_is_computed_and_those_on_the_images_of_others_after_all_of_these(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[Any] = []
+
+    def noted(session: Any, name: str, counted: str, works: Sequence[Any], *_: Any, **__: Any) -> Steps:
+        yield from ()
+        begun.extend(works if name == "attack" else ())
+
+    monkeypatch.setattr("mi_ray.cluster.runner.computing", noted)
+    attack = {"transfer": {}, "epsilon": 0.1, "images": [{"pgd": {"steps": 2}}]}
+    plan = planned(attacks=[attack], checks="cheap")
+    session: Any = SimpleNamespace(outcome=Outcome())
+    assert list(attacking(session, plan)) == []
+    assert {work.key for work in begun} == {work.key for work in plan.attacks}
+    assert [bool(work.given) for work in begun] == [False, True]
+
+
+def test_what_a_run_has_counted_and_how_long_it_took_stand_on_its_page(tmp_path: Path) -> None:
+    one = tiny(tmp_path)
+    mark(one.store, one.study, one.plan, "running")
+    session: Any = SimpleNamespace(
+        outcome=Outcome(seconds={"attack": 12.0}, counted={"attack_forward": 3400}),
+        store=one.store,
+        study=one.study,
+        sweep=one.study.sweep,
+        cells_written=None,
+        tell=lambda line: None,
+    )
+    write_cells(session, one.plan, Mock(judged=lambda checked: []), checking=True)
+    told = dict(provenance(one.store.read_json(f"studies/{one.study.sweep.name}/manifest.json")))
+    assert told["seconds of the last run"].startswith("attack 12, records ")  # the writing of the cells is timed too
+    assert told["passes counted in the last run"] == "attack forward 3,400"
 
 
 def test_a_search_on_a_cluster_begins_one_setting_at_a_time() -> None:

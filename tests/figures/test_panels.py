@@ -4,6 +4,7 @@ import matplotlib as mpl
 import pandas as pd
 import pytest
 from helpers.frames import NAMES
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
@@ -55,6 +56,22 @@ def test_a_legend_has_fewer_columns_where_its_figure_is_narrow() -> None:
         columns[width] = figure.legends[0]._ncols
         assert figure.get_suptitle() == "title"
     assert columns == {2: 1, 6: 2, 30: 3}
+
+
+@pytest.mark.parametrize("entries", [1, 5, 9])
+@pytest.mark.parametrize("note", ["first", "first\nsecond\nthird\nfourth"])
+@pytest.mark.parametrize("size", [7.5, 8.0])
+def test_the_height_that_is_left_beside_the_panels_is_that_of_title_note_and_legend(
+    entries: int, note: str, size: float
+) -> None:
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure.subplots()
+    height = framed(figure, "title", note, [Line2D([], [], label=f"number {at}") for at in range(entries)], 3, size)
+    drawn = FigureCanvasAgg(figure)
+    drawn.draw()
+    (title,), (legend,) = figure.texts, figure.legends
+    needed = sum(part.get_window_extent(drawn.get_renderer()).height for part in (title, legend)) / figure.dpi
+    assert needed < height < needed + 0.1  # inches: less than another line of text is high
 
 
 def test_legends_show_defenses_as_the_study_does() -> None:

@@ -538,6 +538,13 @@ def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
     assert len(presets_table.draw(table, NAMES, "title", "note").axes) == 2
 
 
+def test_a_cell_of_several_variants_has_a_row_for_each_with_a_label_of_its_own() -> None:
+    cells = variants()[0]
+    table = presets_table.by_variant(cells)
+    assert len(table) == sum(map(len, cells["variants"])) > len(cells)
+    assert table.index.is_unique
+
+
 def adaptive_variants(**states: str) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
     """EOT-PGD at two lengths and on a branch; in a variant averaged PGD stands for the first two. states: of cells."""
     shared = {"eot": 30, "labels": "true", "step_size": 1 / 255}

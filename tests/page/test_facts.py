@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from helpers.extreme import write_extreme_study
+from helpers.extreme import filled, write_extreme_study
 from helpers.frames import cell, failed
 from helpers.studies import TINY
 from helpers.sweeps import sweep
@@ -20,6 +20,7 @@ from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
+from mi_ray.page.examples import read_examples
 from mi_ray.page.facts import Loaded, load, study_facts, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
@@ -27,7 +28,7 @@ from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells
-from mi_ray.store.schemas import TRAINING
+from mi_ray.store.schemas import EXAMPLES, TRAINING
 from mi_ray.study.checks import CHECKS, CRITERIA, OPTIONAL
 from mi_ray.study.prepare import prepare
 from mi_ray.sweep_files import load_sweep
@@ -73,6 +74,13 @@ def test_a_page_holds_every_cell_and_every_points_right_draws(store: Store) -> N
     f_says = study["examples"]["undefended"]["attacked"][0]
     assert f_says[0][0] == 1  # a wrong class comes first under attack
     assert f_says[0][1] == pytest.approx(0.7, abs=0.01)
+    assert len(f_says) == 3  # of four classes
+
+
+def test_a_page_shows_no_more_than_eight_examples_whatever_a_study_has_stored(store: Store) -> None:
+    stored = filled(EXAMPLES, 9, point=range(9), label=[0] * 9, image=[[0.5] * 12] * 9)
+    store.write_table("studies/s/examples.parquet", stored)
+    assert list(read_examples(store, "s").points) == [*range(8)]
 
 
 def test_a_page_names_no_address_and_no_text_of_a_study_ends_its_data(store: Store) -> None:

@@ -14,7 +14,8 @@ def test_the_worst_case_is_over_all_attacks_of_one_epsilon_setting_and_number_of
         {"pgd": {"steps": 2}, "epsilon": [0.05, 0.1], "goal": ["untargeted", "targeted"]},
         {"eot_pgd": {"steps": [2, 4]}, "epsilon": 0.1, "knowledge": "adaptive"},
     ]
-    plan = planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], executions=[3, 5], checks="cheap")
+    few = {"defenses": [{"mi_ol": 0.5}], "executions": [3, 5], "checks": "cheap", "counterparts": "mechanisms"}
+    plan = planned(attacks=attacks, **few)
     by_key = {cell.key: cell for cell in plan.cells}
     found = {(c.defense.name, c.identity["epsilon"], c.identity["executions"]): c for c in worst(plan)}
     assert found.keys() == {
