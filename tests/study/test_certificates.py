@@ -111,6 +111,7 @@ def test_what_is_written_has_a_row_a_point_and_a_row_a_radius(tmp_path: Path) ->
     found, certified = read_certificates(one.store, "s"), read_certified(one.store, "s")
     assert len(found) == 2 * 60
     assert found["selection"].sum() == 2 * 20
+    assert ASKED["n0"] < found["votes"].max() <= ASKED["n"]  # the class is chosen by n0 others
     assert not found.duplicated(["certificate", "point"]).any()
     assert certified["radius"].tolist() == [0.0, 0.05, 9.0] * 2
     for name, group in found[~found["selection"]].groupby("certificate"):
