@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 
 from mi_ray.study.battery import answers, at_the_edge, headway, loss, more_elsewhere, pushed_back
 
@@ -108,6 +109,18 @@ def test_points_that_are_not_checked_fare_like_those_that_are(draws: int) -> Non
 @pytest.mark.parametrize("draws", [1, 3])
 def test_an_attack_that_is_strong_on_the_checked_points_alone_is_refused(draws: int) -> None:
     assert elsewhere(draws, 0.15) >= 0.9
+
+
+def test_parts_are_compared_each_with_its_own_spread() -> None:
+    few, many = (
+        np.array([0, 1] * 52),
+        np.array([0, 1] + [1] * 18 * 50),
+    )  # With a right and a wrong answer added to each.
+    spread = few.var(ddof=1) / len(few), many.var(ddof=1) / len(many)
+    freedom = sum(spread) ** 2 / (spread[0] ** 2 / (len(few) - 1) + spread[1] ** 2 / (len(many) - 1))
+    allowed = float(many.mean() - few.mean()) - 2 * float(np.sqrt(sum(spread)))  # Two standard errors above it.
+    right = np.concatenate([few[2:], many[2:]])
+    assert more_elsewhere(right, 1, len(few) - 2, allowed) == pytest.approx(scipy.stats.t.sf(2, freedom), rel=1e-9)
 
 
 def test_a_part_in_which_all_points_fare_alike_is_not_sure_of_it() -> None:
