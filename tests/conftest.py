@@ -1,10 +1,12 @@
 """Shape checks while tests run, one torch thread, and small shared fixtures."""
 
+import atexit
 import gc
 import importlib
 import os
 import shutil
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,10 +39,26 @@ torch.set_num_threads(1)
 
 
 def _temporary_files_in_memory(room: int = 4 * 2**30) -> None:
-    """Have pytest's temporary folders in memory where there is room: a fifth of the time of studies went to a disk that syncs."""
+    """Have pytest's temporary folders in memory where there is room: a fifth of the time of studies went to a disk that syncs.
+
+    The process that begins the tests removes them at its end, unless a test has failed; its workers find the folder set.
+    """
     memory = Path("/dev/shm")
-    if os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > room:
-        os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(memory))
+    if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(memory, os.W_OK):
+        return
+    if shutil.disk_usage(memory).free > room:
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder = tempfile.mkdtemp(prefix="mi-ray-tests-", dir=memory)
+        atexit.register(_remove, Path(folder))
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Keep the temporary folders of tests of which one has failed."""
+    if exitstatus == pytest.ExitCode.TESTS_FAILED:
+        atexit.unregister(_remove)
 
 
 _temporary_files_in_memory()

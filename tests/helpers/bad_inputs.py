@@ -8,6 +8,7 @@ quick: whether `make test` runs the case; `make test-long` runs all.
 """
 
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ import yaml
 
 TABLE = Path(__file__).parent.parent / "bad_inputs"
 Case = Mapping[str, Any]
-# libyaml's safe loader where it is installed: each process of the tests reads the table, and Python's own takes three seconds.
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 SWEEP: dict[str, Any] = {
     "name": "tiny",
@@ -37,12 +36,18 @@ FOREIGN = (
 )
 
 
+@cache
+def _table() -> dict[str, list[Case]]:
+    """The cases of each file: two seconds of every process of the tests, so it is read once."""
+    return {file.stem: yaml.safe_load(file.read_text(encoding="utf-8")) for file in sorted(TABLE.glob("*.yaml"))}
+
+
 def cases(*, quick: bool) -> Iterator[tuple[str, Case]]:
     """(name, case) of the table; quick: those that `make test` runs, else all others."""
-    for file in sorted(TABLE.glob("*.yaml")):
-        for number, case in enumerate(yaml.load(file.read_text(encoding="utf-8"), LOADER), 1):
+    for file, found in _table().items():
+        for number, case in enumerate(found, 1):
             if bool(case.get("quick")) == quick:
-                yield f"{file.stem}-{number}", case
+                yield f"{file}-{number}", case
 
 
 def lay_out(case: Case, folder: Path) -> list[str]:
