@@ -5,9 +5,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 import pytest
 from helpers.commands import sorted_rows
 from helpers.studies import DEFENSE_GRID, ONE_GRID, TINY, Tiny, derived, finish, problems_in, tiny
@@ -15,7 +18,7 @@ from helpers.studies import DEFENSE_GRID, ONE_GRID, TINY, Tiny, derived, finish,
 import mi_ray.store.compact
 from mi_ray.store.blocks import INDEX_PATH, MARKER, PUBLISHED, WAITING, Store
 from mi_ray.store.check import check_store
-from mi_ray.store.compact import compact, discard, drop_records
+from mi_ray.store.compact import _OpenPart, compact, discard, drop_records
 from mi_ray.store.compact import finish as finish_compaction
 from mi_ray.store.files import DamagedFileError, Files
 from mi_ray.store.manifest import is_sealed, seal_again, study_state, unreferenced
@@ -348,3 +351,17 @@ def test_rows_are_found_when_the_files_are_compacted_while_they_are_read(
     monkeypatch.setattr(Store, "read_block", interrupted)
     assert sorted_rows(read_records(reader, "tiny")) == sorted_rows(read_records(original.store))
     assert compacted
+
+
+def test_points_that_all_cells_have_in_the_same_order_are_stored_once_a_row_group(original: Tiny) -> None:
+    (path,) = {row.path for row in original.store.blocks("records", original.plan.cells[0].key)}
+    table = original.store.read_table(path, RECORDS).slice(0, 1)
+    order = np.random.default_rng(0).permutation(10_000)[:1500].astype(np.int32)
+    one = pa.Table.from_arrays(
+        [pa.array(order) if name == "point" else table[name].take([0] * 1500) for name in RECORDS.names], schema=RECORDS
+    )
+    part = _OpenPart()
+    part.write(pa.concat_tables([one] * 20))
+    part.writer.close()
+    stored = pq.ParquetFile(part.sink.getvalue()).metadata.row_group(0).column(RECORDS.names.index("point"))
+    assert stored.total_compressed_size < 1.2 * order.nbytes
