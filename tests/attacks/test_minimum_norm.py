@@ -14,11 +14,14 @@ from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack
 from mi_ray.attacks.balls import BALLS
+from mi_ray.attacks.base import Batch
+from mi_ray.attacks.minimum_norm import _Nearest
 from mi_ray.classifiers import weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.figures import epsilon_curve
 from mi_ray.figures.names import Names
 from mi_ray.plan.work import Inputs
+from mi_ray.randomness import Key
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.threat_model import DIAMETERS, NORMS
 
@@ -91,6 +94,19 @@ def test_an_image_that_is_wrong_when_clean_is_at_distance_0(classifier: Any, dig
     assert torch.equal(found.images[0, 0], x)
     assert (found.loss == 0).all()
     assert (found.success == 1).all()
+
+
+def test_the_nearest_iterate_that_reached_the_goal_is_kept_and_until_one_does_what_missed_it_by_least() -> None:
+    x, labels = torch.zeros(1, 3, 2, 2), torch.zeros(1, dtype=torch.int64)
+    nearest = _Nearest(Batch(x, labels, ThreatModel(0.1), Key(0, "attack"), [0]))
+    kept = []
+    for number, (distance, margin) in enumerate(
+        [(1, 0.4), (2, 0.2), (1, 0.3), (3, -0.1), (1, 0.1), (2, -0.01), (4, -2)], 1
+    ):
+        nearest.add(torch.full_like(x, number), torch.tensor([float(distance)]), torch.tensor([margin]))
+        kept.append((int(nearest.image[0, 0, 0, 0]), float(nearest.distance)))
+    missed = torch.inf
+    assert kept == [(1, missed), (2, missed), (2, missed), (4, 3), (4, 3), (6, 2), (6, 2)]
 
 
 def test_the_loss_is_minus_the_distance_and_more_restarts_are_no_farther(classifier: Any, digits: Any) -> None:
