@@ -6,7 +6,6 @@ import importlib
 import os
 import shutil
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,14 +40,20 @@ torch.set_num_threads(1)
 def _temporary_files_in_memory(room: int = 4 * 2**30) -> None:
     """Have pytest's temporary folders in memory where there is room: a fifth of the time of studies went to a disk that syncs.
 
-    The process that begins the tests removes them at its end, unless a test has failed; its workers find the folder set.
+    The process that begins the tests removes them at its end, and where a test has failed, the next one does; its workers
+    find the folder set.
     """
     memory = Path("/dev/shm")
     if "PYTEST_DEBUG_TEMPROOT" in os.environ or not os.access(memory, os.W_OK):
         return
+    for left in memory.glob("mi-ray-tests-*"):
+        if not Path("/proc", left.name.rpartition("-")[2]).exists():
+            _remove(left)
     if shutil.disk_usage(memory).free > room:
-        os.environ["PYTEST_DEBUG_TEMPROOT"] = folder = tempfile.mkdtemp(prefix="mi-ray-tests-", dir=memory)
-        atexit.register(_remove, Path(folder))
+        folder = memory / f"mi-ray-tests-{os.getpid()}"
+        folder.mkdir(mode=0o700, exist_ok=True)
+        os.environ["PYTEST_DEBUG_TEMPROOT"] = str(folder)
+        atexit.register(_remove, folder)
 
 
 def _remove(folder: Path) -> None:
