@@ -189,22 +189,11 @@ def describe() -> Callable[..., dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def classifier(digits: Any, describe: Any) -> Any:
-    """A tiny CnnSmall, trained for a few seconds on digits: right on most test images, never changed by a test."""
-    from mi_ray.classifiers import build_classifier
-    from mi_ray.data import to_unit
+def classifier() -> Any:
+    """A tiny trained CnnSmall, right on nearly all test images, never changed by a test."""
+    from helpers.trained import trained
 
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        made = build_classifier(describe(width=8)).train()
-        x, y = to_unit(digits.train_images), torch.from_numpy(digits.train_labels)
-        optimizer = torch.optim.SGD(made.parameters(), lr=0.05, momentum=0.9)
-        for _ in range(8):
-            for part in torch.randperm(len(x)).split(64):
-                optimizer.zero_grad()
-                nn.functional.cross_entropy(made(x[part]), y[part]).backward()
-                optimizer.step()
-    return made.eval().requires_grad_(False)
+    return trained()
 
 
 @pytest.fixture(scope="session")

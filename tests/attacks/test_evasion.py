@@ -140,4 +140,4 @@ def test_at_no_more_passes_more_points_fool_f_undetected_than_with_one_weight_fo
         areas[name] = detection_auc(clean, scores)
         undetected[name] = (fooled & (scores <= limit)).float().mean().item()
     assert undetected["ours"] > max(undetected["low"], undetected["high"]) + 0.1
-    assert areas["ours"] < areas["low"] - 0.2
+    assert areas["ours"] < areas["low"] / 2

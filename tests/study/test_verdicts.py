@@ -44,7 +44,7 @@ STUDY: dict[str, Any] = {
         {"eot_pgd": NEVER_STRONG, "epsilon": 0.08, "knowledge": "adaptive"},
         {"averaged": {"steps": 2, "step_size": 0.02, "eot": 2}, "epsilon": 0.08, "knowledge": "adaptive"},
     ],
-    "defenses": [{"mi_ol": 0.5}],
+    "defenses": [{"mi_ol": 0.7}],
     "executions": 3,
     "draws": 2,
     "checks": {"points": 40, "black_box": "always"},
@@ -175,7 +175,7 @@ def test_images_of_adaptive_attacks_are_stored_where_the_cell_says(judged: Tiny,
     for name, largest in (("eot_pgd", 0.001), ("averaged", 0.08)):
         row = one_of(cells, name)
         work = next(w for w in judged.plan.attacks if w.key == row["work"]["adversarial"])
-        assert work.defense == ("mi_ol", {"lam": 0.5})
+        assert work.defense == ("mi_ol", {"lam": 0.7})
         images, _, linf = judged.bench.results.adversarial(Inputs(work, row["work"]["stop"]), 0, POINTS)
         np.testing.assert_allclose(np.abs(images - clean).max((1, 2, 3)), linf, atol=1e-6)
         assert 0 < linf.max() <= largest + 1e-6
