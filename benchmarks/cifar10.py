@@ -1,6 +1,7 @@
 """The study of real CIFAR-10: what is published of it, and the document that shows it.
 
-python -m benchmarks.cifar10 publish STORE   copies the excerpt of a store's finished studies into docs/cifar10, and draws
+python -m benchmarks.cifar10 publish STORE   copies the excerpt of a store's finished studies into docs/cifar10, beside the
+                                               studies that this store does not have, and draws
 python -m benchmarks.cifar10 draw            draws tables, figures and docs/cifar10.md again from the excerpt alone
 python -m benchmarks.cifar10 verify DATA     computes cells drawn at random again (--number, --seed), and compares every point
 """
@@ -156,16 +157,26 @@ SHOWN = {"table2.md", "frontier_table.md", "presets_table.md"}  # of the other t
 
 
 def publish(store: Store) -> None:
-    """Copy the excerpt of every finished study, in place of what was published before."""
-    shutil.rmtree(PUBLISHED, ignore_errors=True)
-    out = Store(PUBLISHED, create=True)
-    for study in sorted(SECTIONS, key=lambda name: name not in DETECTION):
-        if store.exists(f"studies/{study}/manifest.json") and read_manifest(store, study)["state"] == "complete":
-            excerpt(store, out, study, detection=study in DETECTION, outputs=study in OUTPUTS)
+    """Copy the excerpt of every finished study of a store, and keep of what was published before the other studies."""
+    with tempfile.TemporaryDirectory() as folder:
+        before = Store(shutil.copytree(PUBLISHED, Path(folder) / "before"))
+        sources = {study: _source(study, store, before) for study in SECTIONS}
+        studies = {study: source for study, source in sources.items() if source}
+        shutil.rmtree(PUBLISHED)
+        excerpt(studies, Store(PUBLISHED, create=True), detection=DETECTION, outputs=OUTPUTS)
+        for study, source in studies.items():
             _without_places(PUBLISHED / f"studies/{study}/study.yaml")
             for name in PICTURES & set(_figures(study)):
                 picture = f"studies/{study}/figures/{name}.png"
-                out.write_bytes(picture, store.read_bytes(picture))
+                Store(PUBLISHED).write_bytes(picture, source.read_bytes(picture))
+
+
+def _source(study: str, *stores: Store) -> Store | None:
+    """The first of these stores in which a study is finished."""
+    for store in stores:
+        if store.exists(f"studies/{study}/manifest.json") and read_manifest(store, study)["state"] == "complete":
+            return store
+    return None
 
 
 def _without_places(file: Path) -> None:

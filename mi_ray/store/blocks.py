@@ -126,7 +126,8 @@ class Store(Files):
             metadata = dict(table.schema.metadata or {})
             table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
             sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+            encoded = [name for name in _leaves(table.schema) if not name.startswith("probabilities")]
+            pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=encoded)
             self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def _parsed(self, path: str, parse: Callable[[pq.ParquetFile], Result], *, whole: bool = True) -> Result:
@@ -309,6 +310,11 @@ def _content(array: pa.Array) -> bytes:
         encoded = array.dictionary_encode()  # Most columns of text repeat one value.
         return json.dumps(encoded.dictionary.to_pylist()).encode() + _content(encoded.indices)
     return bytes(array.to_numpy(zero_copy_only=False).tobytes())
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """The names that Parquet gives to columns. All but probabilities repeat values, so that a dictionary of them pays."""
+    return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
 
 
 def blocks_among(paths: Iterable[str]) -> list[Block]:

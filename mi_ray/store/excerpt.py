@@ -5,11 +5,12 @@ weights and no probabilities of single points; `mi-ray check` says so of every c
 """
 
 import json
+from collections.abc import Collection, Mapping
 
 import pyarrow as pa
 import yaml
 
-from mi_ray.store.blocks import Store
+from mi_ray.store.blocks import Block, Store
 from mi_ray.store.compact import compact
 from mi_ray.store.read import cells_table
 from mi_ray.store.schemas import IDENTITY, RECORDS
@@ -19,31 +20,47 @@ OF_POINTS = {*IDENTITY, "correct_draws", "point", "selection", "label", "seed", 
 OF_DETECTION = {"score", "confidence_undefended", "predicted_undefended"}
 
 
-def excerpt(store: Store, out: Store, study: str, *, detection: bool = False, outputs: bool = False) -> None:
-    """Copy a study's excerpt into another store, which is compacted then.
+def excerpt(
+    studies: Mapping[str, Store], out: Store, *, detection: Collection[str] = (), outputs: Collection[str] = ()
+) -> None:
+    """Copy an excerpt of studies into another store, which is compacted then.
 
-    detection: whether the scores of Fig. 3(a) are in it; outputs: whether the mean outputs are that Fig. 2 is drawn from.
-    Columns that an excerpt leaves out are null. A cell that is in the other store already stays as it is there, so the
-    studies with detection come first. Raises ValueError when the store has no such study.
+    studies: each with the store that has it; one of these may itself be an excerpt. out: a store without these studies.
+    detection: of these studies the scores of Fig. 3(a) are kept; outputs: of these the mean outputs that Fig. 2 is drawn
+    from. Columns that an excerpt leaves out are null. A cell of several studies is taken once, from where it has the most
+    points. Raises ValueError when a store does not have its study.
     """
-    cells = cells_table(store, study)
-    for name in FILES:
-        out.write_bytes(f"studies/{study}/{name}", store.read_bytes(f"studies/{study}/{name}"))
-    kept = OF_POINTS | (OF_DETECTION if detection else set())
-    done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
-    for row in done:
-        for block in () if out.blocks("records", row["cell"]) else store.blocks("records", row["cell"]):
-            table, facts = store.read_block("records", row["cell"], block)
-            out.write_block("records", row["cell"], block.start, block.stop, _thinned(table, kept), _own(facts))
-    if outputs:
-        count = yaml.safe_load(store.read_bytes(f"studies/{study}/study.yaml"))["points"]["count"]
-        for key in sorted({key for row in done for key in _outputs_of(json.loads(row["work"]))}):
-            # Another study may have passed more points through the same setting.
-            for block in (block for block in store.blocks("outputs", key) if block.start < count):
-                table, facts = store.read_block("outputs", key, block)
-                out.write_block("outputs", key, block.start, block.stop, table, _own(facts))
+    taken: dict[str, tuple[Store, list[Block]]] = {}
+    scored = set[str]()
+    for study, store in studies.items():
+        cells = cells_table(store, study)
+        for name in FILES:
+            out.write_bytes(f"studies/{study}/{name}", store.read_bytes(f"studies/{study}/{name}"))
+        done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
+        for cell in (row["cell"] for row in done):
+            blocks = store.blocks("records", cell)
+            if cell not in taken or blocks[-1].stop > taken[cell][1][-1].stop:
+                taken[cell] = (store, blocks)
+            if study in detection:
+                scored.add(cell)
+        if study in outputs:
+            _copy_outputs(store, out, study, {key for row in done for key in _outputs_of(json.loads(row["work"]))})
+    for cell, (store, blocks) in taken.items():
+        for block in blocks:
+            table, facts = store.read_block("records", cell, block)
+            kept = OF_POINTS | (OF_DETECTION if cell in scored else set())
+            out.write_block("records", cell, block.start, block.stop, _thinned(table, kept), _own(facts))
     compact(out)
     out.refresh()
+
+
+def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -> None:
+    count = yaml.safe_load(store.read_bytes(f"studies/{study}/study.yaml"))["points"]["count"]
+    for key in sorted(keys):
+        # Another study may have passed more points through the same setting.
+        for block in (block for block in store.blocks("outputs", key) if block.start < count):
+            table, facts = store.read_block("outputs", key, block)
+            out.write_block("outputs", key, block.start, block.stop, table, _own(facts))
 
 
 def _thinned(table: pa.Table, kept: set[str]) -> pa.Table:

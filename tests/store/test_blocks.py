@@ -102,6 +102,15 @@ def test_a_block_comes_back_with_its_rows_and_facts(store: Store, kind: Any) -> 
     assert store.block_facts(store.blocks(kind, "key")[0]) == facts
 
 
+def test_probabilities_alone_have_no_dictionary_which_would_take_more_room_than_they_do(original: Tiny) -> None:
+    for kind, alone in (("outputs", {"probabilities"}), ("adversarial", set())):
+        key = original.store.folders(kind)[0]
+        block = original.store.blocks(kind, key)[0]  # type: ignore[arg-type]
+        columns = pq.read_metadata(Path(original.store.root) / block.path).row_group(0)
+        named = [columns.column(at) for at in range(columns.num_columns)]
+        assert {one.path_in_schema.split(".")[0] for one in named if not one.has_dictionary_page} == alone
+
+
 def test_facts_cannot_pretend_to_be_of_another_range(store: Store) -> None:
     store.write_block("outputs", "key", 0, 4, table(OUTPUTS), {"start": 100, "key": "other"})
     assert read_one(store)[1] == {"kind": "outputs", "key": "key", "start": 0, "stop": 4}

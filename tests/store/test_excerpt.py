@@ -17,7 +17,7 @@ from mi_ray.store.read import read_cells, read_records
 @pytest.mark.parametrize("detection", [False, True])
 def test_an_excerpt_gives_the_same_tables_as_its_store(original: Tiny, tmp_path: Path, detection: bool) -> None:
     out = Store(tmp_path / "excerpt", create=True)
-    excerpt(original.store, out, "tiny", detection=detection)
+    excerpt({"tiny": original.store}, out, detection=["tiny"] if detection else [])
     assert read_cells(out, "tiny").equals(read_cells(original.store, "tiny"))
     whole, part = (
         read_records(store, "tiny").sort_values(["cell", "point"], ignore_index=True) for store in (original.store, out)
@@ -33,13 +33,21 @@ def test_an_excerpt_gives_the_same_tables_as_its_store(original: Tiny, tmp_path:
     assert tables[0].equals(tables[1])
 
 
-def test_a_cell_that_two_studies_share_keeps_the_scores_that_the_first_brought(
-    original: Tiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("order", [["tiny", "more"], ["more", "tiny"]])
+def test_a_cell_of_two_studies_is_taken_once_with_the_most_points_and_the_scores_that_one_of_them_keeps(
+    original: Tiny, tmp_path: Path, order: list[str]
 ) -> None:
-    out = Store(tmp_path / "excerpt", create=True)
-    excerpt(original.store, out, "tiny", detection=True)
-    monkeypatch.setattr(Store, "write_block", lambda *_: pytest.fail("a cell that is there is written again"))
-    excerpt(original.store, out, "tiny")
+    first, out = Store(tmp_path / "first", create=True), Store(tmp_path / "excerpt", create=True)
+    more = Store(shutil.copytree(original.store.root, tmp_path / "more"))
+    (tmp_path / "more/studies/tiny").rename(tmp_path / "more/studies/more")
+    excerpt({"tiny": original.store}, first, detection=["tiny"])
+    cell = read_records(original.store, "tiny")["cell"].iloc[0]
+    (block,) = more.blocks("records", cell)
+    table, facts = more.read_block("records", cell, block)
+    more.write_block("records", cell, 0, 40, table.slice(0, 40), {**facts, "stop": 40})
+    more.remove(block.path)
+    of = {"tiny": first, "more": more}
+    excerpt({name: of[name] for name in order}, out, detection=["tiny"])
     rows = read_records(out, "tiny")
     assert len(rows) == len(read_records(original.store, "tiny"))
     assert not rows["score"].isna().any()
@@ -49,12 +57,12 @@ def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left
     original: Tiny, tmp_path: Path
 ) -> None:
     out = Store(tmp_path / "excerpt", create=True)
-    excerpt(original.store, out, "tiny", outputs=True)
+    excerpt({"tiny": original.store}, out, outputs=["tiny"])
     assert out.folders("outputs")
     assert not out.folders("adversarial")
     assert not out.folders("classifiers")
     with pytest.raises(ValueError, match="study 'other' must be in"):
-        excerpt(original.store, out, "other")
+        excerpt({"other": original.store}, Store(tmp_path / "other", create=True))
 
 
 def test_points_that_another_study_passed_through_a_setting_are_left_out(original: Tiny, tmp_path: Path) -> None:
@@ -65,7 +73,7 @@ def test_points_that_another_study_passed_through_a_setting_are_left_out(origina
     written["points"]["count"] = first = min(block.stop for block in blocks)
     file.write_text(yaml.safe_dump(written))
     out = Store(tmp_path / "excerpt", create=True)
-    excerpt(store, out, "tiny", outputs=True)
+    excerpt({"tiny": store}, out, outputs=["tiny"])
     kept = {block.start for key in out.folders("outputs") for block in out.blocks("outputs", key)}
     assert kept == {0}
     assert any(block.start >= first for block in blocks)
