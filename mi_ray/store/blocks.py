@@ -126,8 +126,10 @@ class Store(Files):
             metadata = dict(table.schema.metadata or {})
             table = table.replace_schema_metadata({**metadata, _DIGEST: _digest(table, metadata)})
             sink = pa.BufferOutputStream()
-            encoded = [name for name in _leaves(table.schema) if not name.startswith("probabilities")]
-            pq.write_table(table, sink, compression="zstd", write_page_checksum=True, use_dictionary=encoded)
+            names = _leaves(table.schema)
+            plain = [name for name in names if name.startswith("probabilities")]
+            encoding: Any = {"use_dictionary": [n for n in names if n not in plain], "use_byte_stream_split": plain}
+            pq.write_table(table, sink, compression="zstd", write_page_checksum=True, **encoding)
             self.write_bytes(path, sink.getvalue().to_pybytes())
 
     def _parsed(self, path: str, parse: Callable[[pq.ParquetFile], Result], *, whole: bool = True) -> Result:

@@ -8,6 +8,7 @@ import json
 from collections.abc import Collection, Mapping
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import yaml
 
 from mi_ray.store.blocks import Block, Store
@@ -17,6 +18,7 @@ from mi_ray.store.schemas import IDENTITY, RECORDS
 
 FILES = ("manifest.json", "study.yaml", "cells.parquet")
 OF_POINTS = {*IDENTITY, "correct_draws", "point", "selection", "label", "seed", "device", "precision"}
+STEP = 2.0**-14  # of probabilities and scores: finer than any interval of theirs by a factor of a hundred
 OF_DETECTION = {"score", "confidence_undefended", "predicted_undefended"}
 
 
@@ -27,8 +29,8 @@ def excerpt(
 
     studies: each with the store that has it; one of these may itself be an excerpt. out: a store without these studies.
     detection: of these studies the scores of Fig. 3(a) are kept; outputs: of these the mean outputs that Fig. 2 is drawn
-    from. Columns that an excerpt leaves out are null. A cell of several studies is taken once, from where it has the most
-    points. Raises ValueError when a store does not have its study.
+    from, both in steps of `STEP`. Columns that an excerpt leaves out are null. A cell of several studies is taken once,
+    from where it has the most points. Raises ValueError when a store does not have its study.
     """
     taken: dict[str, tuple[Store, list[Block]]] = {}
     scored = set[str]()
@@ -55,18 +57,37 @@ def excerpt(
 
 
 def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -> None:
+    """Copy the outputs on a study's points, the blocks of a key as one: a file's own facts take more room than fifty points."""
     count = yaml.safe_load(store.read_bytes(f"studies/{study}/study.yaml"))["points"]["count"]
     for key in sorted(keys):
         # Another study may have passed more points through the same setting.
-        for block in (block for block in store.blocks("outputs", key) if block.start < count):
-            table, facts = store.read_block("outputs", key, block)
-            out.write_block("outputs", key, block.start, block.stop, table, _own(facts))
+        blocks = [block for block in store.blocks("outputs", key) if block.start < count]
+        read = [store.read_block("outputs", key, block) for block in blocks]
+        table = _rounded(pa.concat_tables([rows for rows, _ in read]).combine_chunks(), "probabilities")
+        cost = {
+            name: sum(facts[name] for _, facts in read) for name in ("forward_passes", "backward_passes", "seconds")
+        }
+        out.write_block("outputs", key, blocks[0].start, blocks[-1].stop, table, _own(read[0][1]) | cost)
+
+
+def _rounded(table: pa.Table, *names: str) -> pa.Table:
+    """The rows with these columns in steps of `STEP`, which halves the room that they take."""
+    for name in names:
+        column = table[name].combine_chunks()
+        values = pc.multiply(
+            pc.round(pc.divide(column.values if pa.types.is_list(column.type) else column, STEP)), STEP
+        )
+        values = values.cast(pa.float32())
+        if pa.types.is_list(column.type):
+            values = pa.ListArray.from_arrays(column.offsets, values)
+        table = table.set_column(table.schema.get_field_index(name), table.schema.field(name), values)
+    return table
 
 
 def _thinned(table: pa.Table, kept: set[str]) -> pa.Table:
-    """The rows with every column that is not kept made null."""
+    """The rows with every column that is not kept made null, and scores in steps of `STEP`."""
     columns = [table[field.name] if field.name in kept else pa.nulls(len(table), field.type) for field in RECORDS]
-    return pa.Table.from_arrays(columns, schema=RECORDS)
+    return _rounded(pa.Table.from_arrays(columns, schema=RECORDS), "score", "confidence_undefended")
 
 
 def _own(facts: dict[str, object]) -> dict[str, object]:

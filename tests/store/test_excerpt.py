@@ -4,13 +4,14 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import yaml
 from helpers.studies import Tiny
 
 from mi_ray.figures import frontier_statistics
 from mi_ray.store.blocks import Store
-from mi_ray.store.excerpt import excerpt
+from mi_ray.store.excerpt import STEP, excerpt
 from mi_ray.store.read import read_cells, read_records
 
 
@@ -26,6 +27,7 @@ def test_an_excerpt_gives_the_same_tables_as_its_store(original: Tiny, tmp_path:
         assert np.array_equal(whole[name], part[name])
     assert part["probabilities"].isna().all()
     assert part["score"].isna().all() == (not detection)
+    assert not detection or np.abs(part["score"] - whole["score"]).max() <= STEP / 2
     tables = [
         frontier_statistics.facts(read_cells(store, "tiny"), rows)
         for store, rows in ((original.store, whole), (out, part))
@@ -59,6 +61,14 @@ def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left
     out = Store(tmp_path / "excerpt", create=True)
     excerpt({"tiny": original.store}, out, outputs=["tiny"])
     assert out.folders("outputs")
+    for key in out.folders("outputs"):
+        (block,), blocks = out.blocks("outputs", key), original.store.blocks("outputs", key)
+        whole = pa.concat_tables([original.store.read_block("outputs", key, one)[0] for one in blocks])
+        part, facts = out.read_block("outputs", key, block)
+        found, wanted = (table["probabilities"].combine_chunks().values.to_numpy() for table in (part, whole))
+        assert np.abs(found - wanted).max() <= STEP / 2
+        assert part.drop_columns("probabilities").equals(whole.drop_columns("probabilities"))
+        assert facts["forward_passes"] == sum(original.store.block_facts(one)["forward_passes"] for one in blocks)
     assert not out.folders("adversarial")
     assert not out.folders("classifiers")
     with pytest.raises(ValueError, match="study 'other' must be in"):
