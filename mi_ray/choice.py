@@ -53,6 +53,19 @@ def chosen_on(points: int) -> str:
     return f"{points} selection points" if points else "the reported points, as there are no others, so optimistic"
 
 
+def one_each(cells: "pd.DataFrame", points: int) -> str:
+    """In words, which setting of each defense a table shows. cells: those of the study; points: `choosing_points`."""
+    settings = cells[["classifier", "defense", "defense_params", "executions"]].drop_duplicates()
+    several = settings.duplicated(["classifier", "defense"]).any()
+    if not several:
+        return "Of each defense its one setting"
+    return (
+        "Of each defense the setting with the highest adversarial accuracy under the attack that leaves it least, among those "
+        f"within {100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, chosen on {chosen_on(points)}; where none is "
+        "within, the one with the highest clean accuracy"
+    )
+
+
 def choosing(selection: npt.ArrayLike) -> npt.NDArray[np.bool_]:
     """Which points choose: the selection points, or all of them where none is one. selection: [points], whether it is."""
     flags = np.asarray(selection, bool)
@@ -69,12 +82,12 @@ def curve(settings: "pd.DataFrame") -> "pd.Index[int]":
     return settings[keep].sort_values("clean_to_choose", ascending=False, kind="stable").index
 
 
-def picked(table: "pd.DataFrame") -> "pd.DataFrame":
+def picked(table: "pd.DataFrame", budget: float = CLEAN_BUDGET) -> "pd.DataFrame":
     """The rows of the one setting of each defense on each classifier that tables show and tests compare.
 
     table: `frontier` of a study with all its attacks. The setting is chosen once for all of them: it has the highest
-    worst-case adversarial accuracy, the lowest over the attacks, among those that give up at most `CLEAN_BUDGET` of
-    clean accuracy against no defense (all of them where a study has no bare classifier). Of equals it is the one with
+    worst-case adversarial accuracy, the lowest over the attacks, among those that give up at most `budget` of clean
+    accuracy against no defense (all of them where a study has no bare classifier). Of equals it is the one with
     the higher mean over the attacks, then with the higher clean accuracy. Where none is within the budget it is the
     one with the highest clean accuracy; `within_budget` says which. A setting of which an attack failed does not
     compete with those of its defense that withstood more.
@@ -86,7 +99,7 @@ def picked(table: "pd.DataFrame") -> "pd.DataFrame":
         attacks=("adversarial_to_choose", "size"),
     )
     bare = settings[settings["defense"] == "none"].groupby("classifier_key")["clean"].max()
-    least = settings["classifier_key"].map(bare).astype(float).fillna(-np.inf) - CLEAN_BUDGET
+    least = settings["classifier_key"].map(bare).astype(float).fillna(-np.inf) - budget
     settings["within_budget"] = settings["clean"] >= least - ROUNDING
     picks = [_pick(group) for _, group in settings.groupby(["classifier", "classifier_key", "defense"], sort=False)]
     return table.merge(settings.loc[picks, [*FRONTIER_KEYS, "within_budget"]], on=FRONTIER_KEYS)

@@ -500,12 +500,16 @@ def _with_flips(chance: Floats, size: int, times: int) -> Floats:
     return added
 
 
-def holm(p_values: npt.ArrayLike) -> Floats:
-    """P-values corrected for there being several, after Holm (1979): the chance of any false finding stays in bounds."""
+def holm(p_values: npt.ArrayLike, at_once: int | None = None) -> Floats:
+    """P-values corrected for there being several, after Holm (1979): the chance of any false finding stays in bounds.
+
+    at_once: how many of the hypotheses can be true together, all where it is left out; fewer correct less (Shaffer, 1986).
+    """
     p = np.asarray(p_values, float)
     order = np.argsort(p)
     corrected = np.empty_like(p)
-    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
+    left = np.minimum(np.arange(len(p), 0, -1), len(p) if at_once is None else at_once)
+    corrected[order] = np.minimum(1, np.maximum.accumulate(p[order] * left))
     return corrected
 
 
@@ -692,29 +696,6 @@ def at_matched_clean_interval(
         value, each = (_along(x, y, np.asarray(start + step)) for (x, y), start in sides)
         found.append(_estimate(float(value), each, both[0].shape[1]))
     return found
-
-
-def matched_difference(
-    left: Sequence[npt.ArrayLike], right: Sequence[npt.ArrayLike], undefended: npt.ArrayLike, loss: float
-) -> tuple[Estimate, float, float]:
-    """Adversarial accuracy of one curve less that of another where both give up so much clean accuracy; and both of them.
-
-    left, right: the clean and the adversarial survival of each curve's settings, [settings, points] each, all of the same
-    points; undefended: the clean survival without a defense, [points]. loss: clean accuracy below that one. A curve that
-    ends before, with a setting that gives up less, counts with that setting. All three are resampled together, so that the
-    interval is of the difference; NaN where a curve gives up more in each of its settings.
-    """
-    bare = np.asarray(undefended, float)
-    start = bare.mean() - loss, resampled_accuracies(bare[None], 1)[:, 0] - loss
-    ends = []
-    for clean, adversarial in (left, right):
-        both = _both(clean, 1, adversarial, 1)
-        own, resampled = [side.mean(axis=1) for side in both], [resampled_accuracies(side, 1) for side in both]
-        ends.append(
-            [_along(x, y, np.maximum(at, x.min(-1))) for (x, y), at in zip((own, resampled), start, strict=True)]
-        )
-    both_values = float(ends[0][0]), float(ends[1][0])
-    return _estimate(both_values[0] - both_values[1], ends[0][1] - ends[1][1], len(bare)), *both_values
 
 
 THREAT_KEYS = ["classifier_key", "attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]

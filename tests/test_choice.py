@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 import mi_ray.figures
-from mi_ray.choice import FRONTIER_KEYS, choosing, chosen_on, curve, frontier, picked
+from mi_ray.choice import FRONTIER_KEYS, choosing, chosen_on, curve, frontier, one_each, picked
 from mi_ray.statistics import by_threat, of_variant
 
 
@@ -197,3 +197,11 @@ def test_no_figure_and_no_table_chooses_settings_by_itself() -> None:
         assert "undominated" not in {
             alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names
         }, file
+
+
+def test_a_table_says_that_it_chose_only_where_a_defense_has_several_settings() -> None:
+    cells = pd.DataFrame(
+        {"classifier": "f", "defense": ["none", "mi_ol"], "defense_params": "{}", "executions": [1, 30]}
+    )
+    assert one_each(cells, 0) == "Of each defense its one setting"
+    assert "optimistic" in one_each(pd.concat([cells, cells.assign(executions=[1, 10])]), 0)

@@ -53,6 +53,41 @@ def test_accuracies_are_the_shares_of_the_published_points(study: str) -> None:
     assert ((share.loc[done.index] / done["draws"] - done["accuracy"]).abs() < 1e-9).all()
 
 
+def test_defenses_are_compared_at_settings_that_the_selection_points_choose_within_what_they_may_cost(
+    decided: pd.DataFrame,
+) -> None:
+    cells = read_cells(STORE, "cifar10_fig3b")
+    cells = cells[cells["classifier"] == "interpolated_at"]
+    clean = cells[cells["attack"] == "none"].set_index(["defense", "defense_params"])
+    attacked = cells[(cells["attack"] == "pgd") & (cells["epsilon"] > 0.03) & (cells["goal"] == "untargeted")]
+    attacked = attacked.set_index(["defense", "defense_params"]).sort_index()
+    least = clean.loc[("none", "{}"), "selection_accuracy"] - 0.055
+    best = {}
+    for defense in ("mi_ol", "random_pad"):
+        own = attacked.loc[defense]
+        own = own[clean.loc[defense, "selection_accuracy"].reindex(own.index) >= least - 1e-9]
+        best[defense] = own.sort_values("selection_accuracy").iloc[-1]["accuracy"]
+    row = decided[(decided["at"] == 0.055) & decided["claim"].str.contains("Xie")].iloc[0]
+    assert (row["left"], row["right"]) == pytest.approx((best["mi_ol"], best["random_pad"]))
+
+
+def test_what_a_defense_gains_on_one_network_is_held_against_the_other_point_by_point(decided: pd.DataFrame) -> None:
+    cells = read_cells(STORE, "cifar10_table2")
+    cells = cells[(cells["attack"] == "pgd") & (cells["epsilon"] > 0.03) & (cells["goal"] == "untargeted")]
+    cells = cells[[json.loads(text)["steps"] == 10 for text in cells["attack_params"]]].set_index(
+        ["classifier", "defense"]
+    )
+    rows = read_records(STORE, "cifar10_table2", columns=COUNTED).set_index(["cell", "point"])["correct_draws"]
+    gains = []
+    for classifier in ("interpolated_at", "at"):
+        defended, bare = (cells.loc[(classifier, name)] for name in ("mi_ol", "none"))
+        gains.append(rows[defended["cell"]] / defended["draws"] - rows[bare["cell"]] / bare["draws"])
+    row = decided[decided["claim"].str.contains("interpolated AT than with AT")].iloc[0]
+    assert row["value"] == pytest.approx((gains[0] - gains[1]).mean())
+    error = (gains[0] - gains[1]).std() / len(gains[0]) ** 0.5
+    assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
 def test_nothing_that_is_published_says_where_it_was_made() -> None:
     texts = [
         path.read_text(encoding="utf-8")

@@ -240,6 +240,9 @@ def test_holm_multiplies_as_in_his_procedure_and_keeps_the_order() -> None:
     assert holm([0.6, 0.5]) == pytest.approx([1, 1])
     assert holm([0.02]) == pytest.approx([0.02])
     assert holm([]).size == 0
+    assert holm([0.01, 0.04, 0.03, 0.005], 2) == pytest.approx(
+        [0.02, 0.06, 0.06, 0.01]
+    )  # two are true together at most
 
 
 def test_spread_is_students_interval_over_seeds() -> None:

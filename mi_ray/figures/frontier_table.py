@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, chosen_on, frontier, picked
+from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, frontier, one_each, picked
 from mi_ray.figures.names import Names, parameters
 from mi_ray.figures.reading import check_each_once, read_study
 from mi_ray.figures.saving import save_table
@@ -73,12 +73,14 @@ def shown(table: pd.DataFrame, names: Names) -> pd.DataFrame:
 def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
     """How the table was made, in words."""
     row = cells[cells["state"] == "done"].iloc[0]
-    where = chosen_on(int(table["choosing_points"].iloc[0]))
+    outside = (
+        ""
+        if table["within_budget"].all()
+        else f" (†: more than {100 * CLEAN_BUDGET:.0f} points of clean accuracy less)"
+    )
     return (
-        f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. Of each defense: the "
-        "setting with the highest adversarial accuracy under the attack that leaves it least, among those within "
-        f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, chosen on {where}. "
-        "†: none is within, the one with the highest clean accuracy is shown. "
+        f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. "
+        f"{one_each(cells, int(table['choosing_points'].iloc[0]))}{outside}. "
         + checks_footnote(of_variant(cells), names)
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.choice import CLEAN_BUDGET, chosen_on, frontier, picked
+from mi_ray.choice import frontier, one_each, picked
 from mi_ray.figures.names import Names, Row, parameters
 from mi_ray.figures.reading import finished, read_study
 from mi_ray.figures.saving import save_texts
@@ -106,10 +106,8 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
         f"{int(table['points'].max())} reported points. Differences in accuracy, in points, with 95 % intervals over points; "
         "above zero: better than what it is held against. Clean: the difference in clean accuracy. p: two-sided, exact "
         "McNemar where both cells are deterministic, else an exact sign-flip test of the points' survival; (Holm): "
-        f"corrected over the {len(table)} rows. Of each defense one setting is compared, the same under every attack: the one "
-        "with the highest adversarial accuracy under the attack that leaves it least, among those within "
-        f"{100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy (where none is, the one with the highest clean "
-        f"accuracy), chosen on {chosen_on(int(table['choosing_points'].iloc[0]))}. "
+        f"corrected over the {len(table)} rows. {one_each(cells, int(table['choosing_points'].iloc[0]))}, the same under every "
+        "attack. "
         f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS), names)}"
     )
 

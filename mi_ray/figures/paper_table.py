@@ -128,11 +128,15 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names, paper: Paper) -> str:
     """How the table was made, in words."""
     said = f"{table['dataset'].iloc[0]}, {int(table['points'].iloc[0])} points; accuracy in % on the true label, with its 95 % "
-    said += "interval over points. Worst case: each point under the attack of the study that does most harm to it. "
+    said += "interval over points. Worst case: each point under the attack of the study that does most harm to it"
+    done = finished(cells, NEEDS)
+    said += (
+        ". " if (done["knowledge"] == "adaptive").any() else ", all of them oblivious: an adaptive one may leave less. "
+    )
     if paper.values:
         said += f"In brackets: {paper.source}, with its released code's choices; of another network or other data only "
         said += "the order and the gaps compare. "
-    return said + checks_footnote(finished(cells, NEEDS), names)
+    return said + checks_footnote(done, names)
 
 
 def write(paper: Paper, store: Store, study: str) -> list[str]:

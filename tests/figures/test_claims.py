@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pandas as pd
 import pytest
 import yaml
 
 from mi_ray.figures.claims import Claim, Measured, facts, literature, read_claims, shown, told
 from mi_ray.figures.claims import _chances as chances
+from mi_ray.figures.claims import _verdict as verdict
 from mi_ray.figures.table2 import PAPER
-from mi_ray.statistics import Estimate, auc_difference, auc_interval, matched_difference
+from mi_ray.statistics import Estimate, auc_difference, auc_interval
 from mi_ray.store.blocks import Store
 
 FILE = Path(__file__).parent.parent.parent / "sweeps/cifar10/claims.yaml"
@@ -36,6 +36,9 @@ def measured(value: float, half: float) -> Measured:
         ("above", 0.0, 0.0, 0.005, False, True),  # a gain of a point can be excluded
         ("above", 0.0, 0.0, 0.05, False, False),
         ("above", -0.1, -0.05, 0.02, True, False),
+        ("above", -0.1, -0.095, 0.001, True, False),  # a bound of its own has no margin
+        ("below", 0.05, 0.045, 0.001, True, False),
+        ("below", 0.05, 0.055, 0.001, False, True),
         ("below", 0.0, -0.05, 0.02, True, False),
         ("below", 0.0, 0.05, 0.02, False, True),
         ("equal", 0.02, 0.0, 0.005, True, False),
@@ -66,6 +69,12 @@ def test_two_sides_that_leave_next_to_nothing_are_told_from_two_that_are_alike(
     assert ("next to nothing" in told_of) == floor
 
 
+def test_nothing_is_refuted_between_two_sides_that_leave_next_to_nothing() -> None:
+    row = {"value": 0.0, "p_for_holm": 1.0, "p_against_holm": 0.001}
+    verdicts = {floor: verdict(pd.Series({**row, "floor": floor})) for floor in (True, False)}
+    assert verdicts == {True: "undecided", False: "does not hold"}
+
+
 def test_a_claim_is_never_both_for_and_against_by_chance_alone() -> None:
     rng = np.random.default_rng(0)
     both = [chances(claim(), measured(value, 0.02)) for value in rng.normal(0, 0.0102, 2000)]
@@ -82,7 +91,7 @@ def test_a_study_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
 def test_the_claims_about_cifar10_are_read_with_their_fractions() -> None:
     claims = read_claims(FILE)
     assert len(claims) >= 30
-    assert {found.kind for found in claims} == {"difference", "matched", "detection", "condition", "mechanism"}
+    assert {found.kind for found in claims} == {"difference", "chosen", "gain", "detection", "condition", "mechanism"}
     assert claims[0].attack["epsilon"] == 8 / 255
 
 
@@ -113,25 +122,6 @@ def test_the_difference_of_two_detectors_is_that_of_their_areas_and_covers_the_t
         # The areas are Φ(1 / sqrt(2 v)), v the variance of a score: 2 and 5.
         inside += found.low <= 0.6914625 - 0.6240852 <= found.high
     assert 180 <= inside <= 199
-
-
-def test_two_curves_are_compared_where_both_give_up_the_same_clean_accuracy() -> None:
-    points = 400
-
-    def right_on(share: float) -> npt.NDArray[np.float64]:
-        return (np.arange(points) < share * points).astype(float)
-
-    left = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.6)]
-    right = [right_on(0.9), right_on(0.7)], [right_on(0.2), right_on(0.4)]
-    found, *sides = matched_difference(left, right, right_on(0.9), 0.1)
-    assert np.isclose(found.value, 0.1)
-    assert np.allclose(sides, [0.4, 0.3])  # halfway between the settings
-    assert found.low < 0.1 < found.high
-    ended = matched_difference(left, right, right_on(0.9), 0.5)[0]
-    assert np.isclose(ended.value, 0.2)  # both curves end before, with 0.6 against 0.4
-    assert np.isnan(matched_difference(left, right, right_on(0.85), -0.1)[0].value)  # neither keeps as much
-    same = matched_difference(left, left, right_on(0.9), 0.1)[0]
-    assert same.value == same.low == same.high == 0
 
 
 def test_what_others_measured_stands_beside_the_claim_that_speaks_of_it() -> None:
