@@ -407,15 +407,21 @@ def table(rows: Iterable[Mapping[str, Any]], appeals: Mapping[str, Any], tables:
     `rightly`: of a sound attack that was refused, whether it leaves significantly more than a point more than a stronger one
     on points that it was not judged on. tables: of other runs, added at the end.
     """
-    frame = pd.DataFrame(list(rows)).drop_duplicates(["attack", *PLACE])
+    own = [_held(pd.DataFrame(some), appeals)] if (some := list(rows)) else []
+    frame = pd.concat([*own, *map(pd.read_csv, tables)], ignore_index=True)
+    frame = frame.drop_duplicates(["attack", *PLACE], ignore_index=True)
+    return frame.astype({"broken": bool}).fillna({"rightly": False, "failed": ""})
+
+
+def _held(frame: pd.DataFrame, appeals: Mapping[str, Any]) -> pd.DataFrame:
+    """The rows of this run, each held against the yardstick in its place."""
+    frame = frame.drop_duplicates(["attack", *PLACE])
     known = frame.replace({"setting": {"hidden": "opened"}})  # What hides its gradient is held against its opened twin.
     sound_50 = frame[frame["attack"] == YARDSTICK].set_index(PLACE)["accuracy"]
     where = pd.MultiIndex.from_frame(known[PLACE])
     frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
     frame["rightly"] = [name in appeals and appeals[name]["low"] > WEAKER for name in frame["job"]]
-    frame = pd.concat([frame.drop(columns=["job", "why"]), *map(pd.read_csv, tables)], ignore_index=True)
-    frame = frame.drop_duplicates(["attack", *PLACE], ignore_index=True)
-    return frame.astype({"broken": bool}).fillna({"rightly": False, "failed": ""})
+    return frame.drop(columns=["job", "why"])
 
 
 def markdown(frame: pd.DataFrame) -> str:
@@ -530,12 +536,21 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of other runs, which are counted in")
     parser.add_argument("--table", type=Path, help="a file whose table is written anew, docs/checks.md")
     parser.add_argument(
+        "--called", default="", help="which of that file's tables: it is between the marks of this name"
+    )
+    parser.add_argument(
+        "--keep", type=Path, help="a file that verdict.csv is written to as well, for --tables of later runs"
+    )
+    parser.add_argument(
         "--figures", type=Path, nargs="+", default=[], help="files whose sentences are, such as README.md"
     )
     options = parser.parse_args(arguments)
     if (options.weights is None) != (options.dataset is None):
         parser.error("--weights and --dataset must be given together")
     most = (TEST if options.weights else DIGITS) // 2  # A refused sound attack is run on as many other points.
+    known = {*sound(HARM), *broken(HARM), HIDES}
+    if unknown := [label for label in options.attacks or () if label not in known]:
+        parser.error(f"--attacks must be of {', '.join(sorted(known))}; got {', '.join(unknown)}")
     if options.points > most:
         parser.error(f"--points must be at most {most}; got {options.points}")
     out = Path(options.out)
@@ -545,10 +560,13 @@ def main(arguments: list[str]) -> None:
     rows = judged(jobs, out, options.minutes, lambda line: print(line, flush=True))
     frame = table(rows, appealed(jobs, rows, out), options.tables)
     if options.table:
-        write(f"\n{markdown(frame)}\n", options.table, TABLE)
+        first, last = (mark.replace(" -->", f" {options.called} -->") if options.called else mark for mark in TABLE)
+        write(f"\n{markdown(frame)}\n", options.table, (first, last))
     for document in options.figures:
         write(figures(frame), document, FIGURES)
-    frame.to_csv(out / "verdict.csv", index=False)
+    for file in (out / "verdict.csv", options.keep):
+        if file is not None:
+            frame.to_csv(file, index=False)
     print(told(frame))
 
 

@@ -2,7 +2,9 @@
 
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from benchmarks.verdict import run
@@ -46,3 +48,33 @@ def test_broken_attacks_that_are_asked_for_are_judged_alone_beside_what_they_are
         jobs = [job for _, job in run._of_network(number, "digits", options)]
         assert {job.label for job in jobs if job.broken} == broken
         assert len(jobs) == 1 + (2 if broken else 0)
+
+
+def test_an_attack_that_is_not_known_is_refused_and_not_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run.main(["--attacks", "PGD-51"])
+    assert "--attacks must be of" in capsys.readouterr().err
+
+
+def test_one_of_several_tables_of_a_document_is_written_and_kept_for_later_runs(tmp_path: Path) -> None:
+    (tmp_path / "doc.md").write_text(
+        "<!-- make verdict -->\n<!-- make verdict mine -->\n<!-- end of make verdict mine -->\nend"
+    )
+    table = pd.DataFrame([{"attack": "x", "broken": True, "classifier": "f", "setting": "none", "epsilon": 0.1}])
+    table = table.assign(
+        points="20 by seed 0", accuracy=0.5, verdict="failed", failed="headway", harm=0.2, rightly=False
+    )
+    sound = table.assign(attack="y", broken=False, verdict="passed", failed="", harm=0.0)
+    pd.concat([table, sound]).to_csv(tmp_path / "other.csv", index=False)
+    given = {
+        "--out": tmp_path / "out",
+        "--table": tmp_path / "doc.md",
+        "--keep": tmp_path / "kept.csv",
+        "--networks": 0,
+    }
+    arguments = [str(each) for pair in given.items() for each in pair]
+    run.main([*arguments, "--called", "mine", "--minutes", "0", "--tables", str(tmp_path / "other.csv")])
+    before, _, after = (tmp_path / "doc.md").read_text().partition("<!-- make verdict mine -->")
+    assert "| x | 1 | 20 to 20 | 1 | 1 | 1 | `headway` |" in after
+    assert "|" not in before
+    assert pd.read_csv(tmp_path / "kept.csv")["attack"].tolist() == ["x", "y"]
