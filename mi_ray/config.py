@@ -374,7 +374,7 @@ class ClassifierEntry(Strict):
 
     @property
     def given_whole(self) -> bool:
-        """Whether its source gives it what the file does not say: all but a factory's network with a weights file."""
+        """Whether its weights are known only once it is built: a network by name, or a factory's without a weights file."""
         return self.source is not None or (self.factory is not None and self.weights is None)
 
 

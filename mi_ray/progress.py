@@ -198,7 +198,7 @@ class Stage:
     def _since(self, now: float) -> tuple[float, int, float]:
         """When the work began, as far as that tells of its speed, and the units and passes that were done by then."""
         began, before, passed = self._begun or (self.started, 0, 0.0)
-        # All at once, or much in the very step that was told of its beginning: an instant says nothing of a rate.
+        # No rate can be told where nothing was counted since the work began, or less than `SOON` has passed.
         at_once = self.done == before or now - began < SOON
         return (self.started, 0, 0.0) if at_once else (began, before, passed)
 

@@ -19,9 +19,10 @@ _ODD = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, which takes neighbouring point
 
 @dataclass(frozen=True)
 class Key:
-    """What random numbers are for: the study's seed, a purpose ("evaluate", "attack", …), a family of methods, and a time.
+    """What random numbers are drawn for; any other key gives other numbers.
 
-    draw: which of the independent repetitions of N executions it is; restart, step: where in its run an attack is.
+    seed: the study's. purpose: such as "evaluate" or "attack". family: the method that draws. draw: which of the independent
+    repetitions of N executions it is. restart, step: where in its run an attack is.
     """
 
     seed: int

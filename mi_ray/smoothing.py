@@ -14,7 +14,9 @@ import scipy
 from mi_ray.statistics import Accuracy, accuracy
 from mi_ray.threat_model import ABSTAINS
 
-QUARTER = 0.25  # of σ: between the radii at which certified accuracy is reported where nobody says at which
+QUARTER = (
+    0.25  # the distance, in units of σ, of the radii at which certified accuracy is reported where a sweep names none
+)
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 

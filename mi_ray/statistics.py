@@ -103,10 +103,10 @@ def _wilson(share: float, points: float, errors: float) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """How much points can say of a number in [0, 1], as sizes of a sample of which it would be a share.
+    """Limits of the effective size: the size of a sample in which a share would vary as much as a number in [0, 1] does here.
 
-    points: how many there are. most: the effective size at most, which keeps an interval from collapsing where all
-    points agree. edge: the size where fewer than `FEW` points' worth are not at an end of the range.
+    points: how many there are. most: the largest effective size, which keeps an interval from collapsing where all points
+    agree. edge: the largest one where the number is within `FEW` points' worth of 0 or 1, and its variance cannot be trusted.
     """
 
     points: int

@@ -59,7 +59,7 @@ def _exact(text: str) -> Fraction:
 
 
 def step_of(epsilon: float, share: int, norm: Norm) -> float:
-    """A step of that share of a radius, within what a step may be in the norm."""
+    """A step of a `share`-th of a radius (epsilon / share), not below `SMALLEST_STEP` nor above the norm's longest step."""
     return min(max(epsilon / share, SMALLEST_STEP), LONGEST_STEPS[norm])
 
 

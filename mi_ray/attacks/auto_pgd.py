@@ -28,11 +28,15 @@ from mi_ray.threat_model import NORMS, Norm, ThreatModel
 
 MOMENTUM = 0.75  # The weight α of the new step in Eq. 1 of Croce and Hein.
 FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # Lengths between checkpoints, as shares of all steps.
-# In L1 (`_Sparsening`): the share of steps between checkpoints, the share of entries that is moved at first, by how much fewer
-# entries and shorter steps are, the share of entries below which a change has become sparser, the radius's share at which no
-# step becomes shorter.
+# For L1 (`_Sparsening`). EVERY: steps between checkpoints, as a share of all steps. DENSEST: the largest share of all entries
+# that the first steps move. LESS: the factor by which entries and step sizes shrink. SPARSER: the image of the highest loss is
+# sparser where it changes less than this share of the entries that it changed at the checkpoint before. LEAST_STEP: the
+# shortest step, as a share of the radius.
 EVERY, DENSEST, LESS, SPARSER, LEAST_STEP = 0.04, 0.2, 1.5, 0.95, 0.1
-WIDER = {3: 0.3, 2: 0.3}  # In L1, within so many times the radius, the share of the points that a search evaluates.
+WIDER = {
+    3: 0.3,
+    2: 0.3,
+}  # For L1: multiple of the radius -> the share of a search's evaluations that are made in that ball.
 
 
 def towards(
@@ -142,12 +146,13 @@ class _Halving(_Pace):
 
 @final
 class _Sparsening(_Pace):
-    """Algorithm 1 of Croce and Hein (2021), for L1, without momentum: how many entries a step moves is what adapts.
+    """Algorithm 1 of Croce and Hein (2021), for L1, without momentum: what adapts is how many entries a step moves.
 
-    A step begins as long as the radius and moves a fifth of all entries, or fewer where the start differs in fewer. At a
-    checkpoint it moves a 1.5th of the entries in which the image of the highest loss differs from the clean one. Where these
-    have become fewer by a twentieth the step is as long as the radius again and the search goes back to that image; else it is
-    1.5 times shorter, down to a tenth of the radius.
+    At first a step is as long as the radius. It moves two thirds of the entries in which the start differs from the clean image
+    (of all entries where it does not differ), and at most a fifth of all entries. From each checkpoint on it moves two thirds of
+    the entries in which the image of the highest loss differs from the clean one. Where these have become fewer by more than a
+    twentieth, the step is as long as the radius again and the search goes back to that image; else the step becomes 1.5 times
+    shorter, down to a tenth of the radius.
     """
 
     def __init__(self, ball: SumBall, begun: _Seen, steps: int) -> None:
@@ -190,10 +195,10 @@ Evaluate = Callable[[Tensor, int], tuple[Tensor, Tensor, Tensor]]  # (image, ste
 def search(
     evaluate: Evaluate, ball: Ball, start: Float[Tensor, "B C H W"], steps: int, rho: float, evaluated: int = 0
 ) -> _Seen:
-    """Auto-PGD from a start: what it has seen, of which `result` is a point that reaches the goal, if any does.
+    """Auto-PGD from a start: what it has seen, whose `result` is a point that reaches the goal, if any does.
 
-    Among equals it is the one with the highest loss. rho: see `_Halving`; in L1 nothing is asked of it. evaluated: how many
-    points were evaluated before, which `evaluate` is told of.
+    Of several such points, or where there is none, `result` is the one with the highest loss. rho: see `_Halving`; unused in
+    L1. evaluated: how many points earlier searches have evaluated; `evaluate` is handed each point's number among all.
     """
     gradient, loss, fooled = evaluate(start, evaluated + 1)
     seen = _Seen(start, gradient, loss, start, fooled, loss)

@@ -89,7 +89,10 @@ def _each(numbers: Shaped[Tensor, "B"]) -> Shaped[Tensor, "B 1 1 1"]:
 
 
 def unit(gradient: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
-    """Each gradient divided by its L2 length; zero where it is zero. The largest entry goes first, as its square may not fit."""
+    """Each gradient divided by its L2 length; zero where it is zero.
+
+    It is divided by its largest entry first, since squares of very large or very small entries overflow or vanish in float32.
+    """
     tiny = torch.finfo(gradient.dtype).tiny
     scaled = gradient / _each(gradient.flatten(1).abs().amax(1).clamp_min(tiny))
     return scaled / _each(EuclideanBall.distance(scaled).clamp_min(tiny))
@@ -138,9 +141,9 @@ def share_within(
 ) -> Float[Tensor, "B"]:
     """The largest s for which min(s length, room) has an L2 norm of at most `radius`; infinite where every s does.
 
-    length, room: at least 0; room says how far a pixel can move. With the pixels that are at their end known, s is a square
-    root; more of them are there the larger it is, so that it rises to the answer from below, in as many rounds as it
-    takes.
+    length, room: at least 0; room says how far a pixel can move. Once it is known which pixels are at their end, that is where
+    s length reaches room, s follows from a square root. The first s takes none to be there. Each round takes those to be there
+    that the last s has moved to their end, which makes s larger, until it no longer changes; so s never exceeds the answer.
     """
     share = radius / length.norm(dim=1).clamp_min(torch.finfo(length.dtype).tiny)
     squares, rooms = length.square(), room.square()
@@ -278,12 +281,13 @@ class SumBall(Ball):
         gradient: Float[Tensor, "B C H W"],
         entries: float | Float[Tensor, "B 1 1 1"],
     ) -> Float[Tensor, "B C H W"]:
-        """The images after a step of that size along the so many entries of the gradient that are largest, projected.
+        """The images after a step of L1 length `size` along the `entries` largest entries of the gradient, projected.
 
-        Of those that are not at their end of the box yet, and of more of them where these have not so much room. Entries before
-        them that are at their end are pushed as well, so that the projection leaves them there: the one point that no step
-        leads away from is where a linear function is highest, its entries of largest gradient at their ends one after another
-        (Croce and Hein 2021, Prop. 2). Theirs moves each by as much, and stays wherever all that was moved is among the entries.
+        Only entries that are not at their end of the box yet are counted, and further ones are taken where these have less room
+        than the step is long. Each moves in proportion to its gradient. Larger entries that are at their end are pushed as well,
+        so that the projection leaves them there. The only point that such a step does not leave is then the one where a linear
+        function is highest, with its entries of largest gradient at their ends one after another (Croce and Hein 2021, Prop. 2).
+        The step of that paper moves all chosen entries equally, and does not leave any point whose moved entries are all chosen.
         """
         tiny = torch.finfo(x.dtype).tiny
         size, entries = (

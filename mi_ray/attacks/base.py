@@ -102,13 +102,15 @@ class Batch:
 class Adversarial:
     """What an attack found: every restart, at every requested stop.
 
-    images: [restarts, stops, B, C, H, W]. loss: [restarts, stops, B], what the attack maximised (cross-entropy of the
-    attacked label, negated where a target is sought). success: [restarts, stops, B], the share of the attack's own
-    draws in which it reached its goal (0 or 1 where the model has no randomness). Both NaN where nothing is chosen by
-    them and F's output on the images says the same. stops: the step counts.
-    zero_gradients: [restarts, stops, B], at how many steps until then the whole gradient of a point was zero; -1 for
-    an attack without gradients. shares: [restarts, stops, B, 3], in the norm "spatial" the rotation and the shifts that
-    make each image of its clean one (see `balls.transformed`); None in any other.
+    images: [restarts, stops, B, C, H, W]. loss: [restarts, stops, B], by which restarts of equal success are ranked, the higher
+    the better: mostly the cross-entropy of the attacked label (negated where a target is sought), also where the attack ascends
+    another loss, as APGD does; minus the distance in `minimum_norm`, minus the detector's gap in `evasion`.
+    success: [restarts, stops, B], the share of the attack's own draws in which it reached its goal (0 or 1 where the model has
+    no randomness). Loss and success are NaN for a single restart on F itself, where they choose nothing and a study has F's
+    output on the images anyway. stops: the step counts.
+    zero_gradients: [restarts, stops, B], at how many steps until then the whole gradient of a point was zero; -1 for an attack
+    that does not count them. shares: [restarts, stops, B, 3], in the norm "spatial" the rotation and the shifts that make each
+    image of its clean one (see `balls.transformed`); None in any other.
     """
 
     images: Float[Tensor, "R S B C H W"]
@@ -164,14 +166,22 @@ class Attack(Parameterized):
 
     display_name: ClassVar[str] = ""  # What figures call it; its name where this is empty.
     version: ClassVar[int] = 2  # In 1, success was judged in the gradients' precision.
-    stop_parameter: ClassVar[str | None] = None  # The parameter that only says where one run is read.
+    stop_parameter: ClassVar[str | None] = (
+        None  # The parameter that lists the stops of one run, such as "steps"; not in its key.
+    )
     needs_defense: ClassVar[bool] = False  # Whether it makes sense only against a DefendedClassifier.
     needs_pool: ClassVar[bool] = False  # Whether that defense must mix with a sample pool.
     takes_images: ClassVar[bool] = False  # Whether it begins with images of other attacks, which a sweep may name.
-    needs_images: ClassVar[bool] = False  # Whether it is nothing without them.
+    needs_images: ClassVar[bool] = (
+        False  # Whether it only chooses among such images, and has nothing to do without them.
+    )
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
-    follows_gradients: ClassVar[bool] = True  # Whether it can be held against an attack that follows them.
-    norms: ClassVar[tuple[Norm, ...]] = ("linf",)  # In which it attacks: NORMS if it goes by `batch.ball` alone.
+    follows_gradients: ClassVar[bool] = (
+        True  # Whether it uses the model's gradients, and is checked against attacks that do.
+    )
+    norms: ClassVar[tuple[Norm, ...]] = (
+        "linf",
+    )  # The norms that it can attack in: NORMS if `batch.ball` is all it needs.
     minimal: ClassVar[bool] = (
         False  # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
     )

@@ -61,10 +61,10 @@ class Cascade(Attack):
     Points that fail on the clean image are never attacked, and images that are handed in (`images` of the entry in a sweep)
     are tried before anything is computed. Then EOT-PGD on the logarithm of the mean answer, first with few executions and
     then with all; APGD on the cross-entropy and on the difference-of-logits ratio of the mean answer; APGD towards each of
-    the nearest classes; Square, by queries alone, its schedule scaled to its budget: with a fifth of its queries first, and
-    with all of them on those points alone where so few find a better image than the gradients did, as they do where
-    gradients are masked. Of a defense of several components the detector and the fallback are attacked as well. `thorough`
-    begins all of it again from other random starts.
+    the nearest classes; Square, by queries alone, its schedule scaled to its budget. Square is tried with a fifth of its queries
+    first. Only points on which the trial finds a better image than the stages before it, as happens where gradients are masked,
+    get all queries. Of a defense of several components the detector and the fallback are attacked as well. `thorough` begins
+    all of it again from other random starts.
 
     Every image is scored by five draws of the attack's own: a point is settled when it fails in all of them, and of its
     images the one is kept that fails most often, of equals the one with the highest loss. Neither looks at a draw that
@@ -121,7 +121,7 @@ class Cascade(Attack):
         return [stage for _ in range(rounds) for stage in self.stages(threat, classes, parts)]
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """At most: every stage on a point that no stage settles. Of the classes there may be ten or more."""
+        """An upper bound: every stage, on a point that no stage settles, with enough classes (`NEAREST` + 1) for all stages."""
         answers = SCORING if parts else 1
         forward, backward = (1 + sum(parts)) * answers, 0
         for stage in self.all_stages(ThreatModel(0.0), NEAREST + 1, len(parts)):

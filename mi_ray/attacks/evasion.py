@@ -101,9 +101,10 @@ class Evasion(Restarted):
     fooled to first order. (Bryniarski et al. also take the gap's part away from the steps that fool F; with steps by sign
     that left most points not fooled here.)
 
-    The result at a stop is, of all iterates until then, one that fools F with the smallest gap: `shortlist` of them are
-    found by the executions of the steps, which came after they were made, and compared with the last one by
-    `scoring_draws` draws of their own. Where a defense has several components, the first is the detector.
+    The result at a stop is, of all iterates until then, one that fools F with the smallest gap. The best `shortlist` iterates
+    are found by the gaps that the steps measure anyway: those of an iterate are measured in draws of the step that starts from
+    it, which it was not fitted to. At a stop they are compared with the last iterate by `scoring_draws` further draws. Where a
+    defense has several components, the first is the detector.
     """
 
     name: ClassVar[str] = "evasion"

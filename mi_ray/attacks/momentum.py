@@ -40,7 +40,7 @@ class Momentum(StepAttack):
         return self.restarts * (steps * forward + scoring), self.restarts * steps * backward
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Steps of steepest ascent along the sum of the gradients so far, each of which weighs the same."""
+        """Steps of steepest ascent along the gradients so far, each divided by its L1 norm, older ones scaled by `decay`."""
         aim = attacked(model)
         x, steps = self.start(batch, begun)
         total = torch.zeros_like(x)

@@ -41,7 +41,7 @@ class RandomNoise(Attack):
         return self.tries
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """One forward pass a try, and at each stop as many as there are scoring draws, which is one on F itself."""
+        """One call of the model for each try and, at each stop, for each scoring draw (F itself takes one draw)."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.tries) + len(self.tries) * draws) * passes, 0
 

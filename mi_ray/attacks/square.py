@@ -195,7 +195,7 @@ class Square(Attack):
         return self.queries
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
-        """At most one forward pass a query, and at each stop one a scoring draw, of which there is one on F itself."""
+        """At most one call of the model for each query and, at each stop, for each scoring draw (F itself takes one draw)."""
         passes, draws = 1 + sum(parts), self.scoring_draws if parts else 1
         return (max(self.queries) + len(self.queries) * draws) * passes, 0
 

@@ -51,8 +51,8 @@ class Spent:
     def stage(self, spans: Iterable[Span], began: float, ended: float, places: int) -> None:
         """Take up a stage that ran from `began` to `ended`, seconds since the epoch, on so many places.
 
-        Until a worker's first span its place starts, between two spans it waits, and behind its last one it has nothing to
-        do; neither has a place without a worker.
+        The time of a worker's place before its first span counts as starts, between two spans as waiting, and after the last one
+        as tails. A place that had no worker counts as tails for the whole stage.
         """
         of_worker: dict[Hashable, list[Span]] = {}
         for span in sorted(spans, key=lambda each: each.began):

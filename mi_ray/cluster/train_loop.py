@@ -277,7 +277,7 @@ def _resident(
 def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
     load_plugins(config["plugins"])
-    torch.set_num_threads(max(1, int(config["cpus"])))  # A process that computed blocks before has one.
+    torch.set_num_threads(max(1, int(config["cpus"])))  # A process that has computed blocks was set to one thread.
     data = ray.get(config["data"])
     run = _Run(config)
     exact_arithmetic(run.device)

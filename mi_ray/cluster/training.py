@@ -195,9 +195,10 @@ class _Trainings:
         self.meanwhile.begin()
 
     def _free_places(self) -> int:
-        """How many blocks have room beside the trainings that run; none while one needs the room itself.
+        """How many blocks have room beside the trainings that run.
 
-        One that waits does, one whose workers are still to be placed, and one that has run out of memory.
+        None has while a training waits for its turn, while one of several workers has not gone through an image yet, since its
+        workers may still have to be placed, and while one that ran out of memory has a whole node to itself.
         """
         placed = all(work.entry.workers == 1 or self.images.get(work.key) for work in self.running.values())
         if self.waiting or not placed or any(self.retries[work.key].alone for work in self.running.values()):

@@ -196,7 +196,7 @@ def _mean(x: Images, u: Units, noise: Noise) -> Images:
 
 
 def _median(x: Images, u: Units, noise: Noise) -> Images:
-    """Of rows of three that are sorted: the middle one of the largest least, the middle middle and the least largest."""
+    """The median of 3 x 3: that of the largest minimum, the median of the medians, and the least maximum of its columns."""
     sorted_columns = _sorted(*_near(x, 1, across=False))
     least, middle, most = (_sorted(*_near(column, 1, across=True)) for column in sorted_columns)
     return _sorted(least[2], middle[1], most[0])[1]

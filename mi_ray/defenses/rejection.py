@@ -64,5 +64,5 @@ class Reject(Defense):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """No probability drops by 1 where nothing is transformed."""
+        """With noise of σ = 0 the drop is 0, which is below the threshold of 1, so that F always answers."""
         return {"of": [{"gaussian_noise": {"sigma": 0.0}}], "threshold": 1.0}

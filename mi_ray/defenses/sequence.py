@@ -16,10 +16,11 @@ from mi_ray.sample_pool import SamplePool
 
 @dataclass(frozen=True)
 class _Sequence(RandomTransform):
-    """What hands the copies of each transformation to the next one, an execution at a time.
+    """Applies several transformations one after another to every copy of an image, one copy for each execution.
 
-    Each draws what it draws alone, so that a sequence of one is that one, bit for bit; of a defense that comes again, the
-    second draws other numbers. ŷ is F's prediction on the input itself for all of them, and samples come from one pool.
+    Each transformation draws the same random numbers as it would by itself, so that a sequence of one equals that one, bit for
+    bit; where a defense comes a second time it draws other numbers. ŷ is F's prediction on the input itself for all of them,
+    and samples come from one pool.
 
     Raises ValueError for a defense that is no random transformation, and for a sequence within a sequence.
     """

@@ -77,11 +77,11 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What stored rows say of a claim: the number with its 95 % interval, and the one-sided chances of its being at 0.
+    """What stored rows say of a claim: the number with its 95 % interval, and one-sided p-values against a true value of 0.
 
     checks: verdicts of the attacked cells. sides: the two numbers whose difference it is, None where it is no difference.
-    clean: clean accuracy of both sides, where the claim is about what it costs. p_greater, p_less: exact where the number's
-    own test is, else None, for the normal one.
+    clean: clean accuracy of both sides, where the claim is about what it costs. p_greater, p_less: of an exact test that the
+    number is not above, or not below, 0; where they are None, the normal approximation is used, as for every other level.
     """
 
     estimate: Estimate
@@ -345,10 +345,10 @@ KINDS: dict[str, Callable[[_Rows, Claim], Measured]] = {
 
 
 def _chances(claim: Claim, found: Measured) -> tuple[float, float]:
-    """(p for the claim, p against it): a small one says that the data would be odd if the claim were false, or true.
+    """(p for the claim, p against it): a small first one confirms the claim, a small second one refutes it.
 
-    A claim of a gain is held to be false where a gain of a whole point can be excluded; one that names a bound of its own,
-    where the number is beyond that bound.
+    A claim without a bound of its own (`by` is 0) is refuted where a gain of a whole point (`RELEVANT`) can be excluded; a claim
+    that names a bound, where the number is on the wrong side of that bound.
     """
     margin = RELEVANT if claim.by == 0 else 0.0
     if claim.is_ == "above":
@@ -370,7 +370,8 @@ def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     measured = table["value"].notna()
     both: npt.NDArray[np.float64] = table.loc[measured, ["p_for", "p_against"]].to_numpy().T.ravel()
-    # Both hypotheses of a claim are true together only at a bound that it names, since a gain's are a point apart.
+    # Each claim has two null hypotheses. Both are true only exactly at a bound that the claim names; without a bound they are a
+    # whole point (`RELEVANT`) apart, so that one of them at most is true. `at_once` counts how many can be true together.
     at_once = int(measured.sum() + (table.loc[measured, "by"] != 0).sum())
     corrected = holm(both, at_once).reshape(2, -1) if both.size else np.empty((2, 0))
     table.loc[measured, "p_for_holm"], table.loc[measured, "p_against_holm"] = corrected

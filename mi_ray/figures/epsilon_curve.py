@@ -43,9 +43,9 @@ AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of t
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     """One row per (classifier, defense setting, attack, norm, ε), ε = 0 the clean cell: accuracy, interval, verdict.
 
-    A setting that a study attacks in one way alone at an ε has no cell of the worst case there: it is that attack's. A
-    worst case is shown at the radii at which most of the study's attacks were run: one of fewer attacks lies higher for
-    that reason alone, so that a curve through both would rise and fall with the attacks.
+    Where a setting was attacked by one attack alone at an ε, there is no cell of the worst case, and that attack's cell stands
+    for it. The worst case of a setting is shown only at those ε of a norm at which the most attacks were run on it: the worst of
+    fewer attacks lies higher for that reason alone, and a curve through both would rise and fall with the number of attacks.
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
     own = finished(cells, NEEDS).copy()

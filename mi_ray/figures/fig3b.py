@@ -56,8 +56,9 @@ LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie a
 def facts(cells: pd.DataFrame) -> pd.DataFrame:
     """The frontier table of a study's first attack and of its worst case, each defense at its largest N, in drawing order.
 
-    Both in each ball (norm and ε) that the first attack is made in, the first `MOST` of them: where the sweep lists it again
-    with another ε and step, that is the same attack. `line`: `FIRST` or `WORST`; a study with one attack has no worst case.
+    Both are taken in each ball (norm and ε) that the first attack is made in, in at most `MOST` of them. An attack of the same
+    method, goal and knowledge at another ε counts as the first attack too, whatever its step size and other parameters.
+    `line`: `FIRST` or `WORST`; a study with one attack has no worst case.
     `curve`: whether the setting is on its defense's line: all settings of a defense with one axis, in the order of that axis; of
     one with several axes, the settings that no other of them dominates. `undominated`: whether no setting of any defense
     that is on the same kind of line in the same panel dominates it. Both are judged on the selection points where there
@@ -94,7 +95,7 @@ def _in_one_ball(table: pd.DataFrame, first: "pd.Series[Any]") -> pd.DataFrame:
 
 
 def _judged(table: pd.DataFrame) -> pd.DataFrame:
-    """The table with `undominated` among the settings that are drawn, and `ringed`."""
+    """The table with `undominated`, among the settings of a classifier on one kind of line, and `ringed`; see `facts`."""
     table = table.assign(undominated=False, ringed=False)
     for _, group in table.groupby(["classifier", "line"], sort=False):
         table.loc[group.index, "undominated"] = _best(group)

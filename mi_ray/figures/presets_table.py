@@ -35,9 +35,9 @@ NEEDS = "a table of presets needs finished cells of the study itself and of a va
 def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
     """A row for each cell and variant that it belongs to, with the columns by which variants are matched.
 
-    exact: the attack and its parameters, but for the labels, which are an option. family: the same, but of the attacks
-    that an option chooses between only what both have. place: what a variant's cell and its counterpart have in common,
-    `MATCHED`.
+    exact: the attack and its parameters without `labels`, which an option sets. family: the same, except that the attacks of
+    `SWITCHED`, between which an option chooses, are one family with only those parameters that both have. place: the columns
+    `MATCHED`, in which a variant's cell and its counterpart agree, as one text.
     """
     own = cells.explode("variants", ignore_index=True).rename(columns={"variants": "variant"})
     params = [{k: v for k, v in json.loads(text).items() if k != "labels"} for text in own["attack_params"]]
@@ -60,8 +60,9 @@ def by_variant(cells: pd.DataFrame) -> pd.DataFrame:
 def counterpart(row: "pd.Series[Any]", table: pd.DataFrame) -> "pd.Series[Any] | None":
     """The finished cell of the study itself that a row of a variant is held against; None where there is none.
 
-    Of several that match it is the one of the same attack, or, where an option chose another, the one whose attack
-    the variant has not; then the one of the same N. Raises ValueError where several are left.
+    A cell matches where its `place` is the same. Where the study itself has the row's attack (`exact`), only that one is taken;
+    else an option has replaced the attack, and only attacks that the variant does not have are taken. Of these, cells of the
+    same N and then of the same defense parameters are preferred. Raises ValueError where several are left.
     """
     itself = table["variant"] == ""
     found = table[itself & (table["state"] == "done") & (table["place"] == row["place"])]

@@ -16,9 +16,10 @@ from mi_ray.statistics import by_threat, paired_test
 
 
 def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str, object]]:
-    """One entry for each classifier, attack and ε: these three, the position of the best setting's cell, three sentences.
+    """One entry for each classifier, attack and ε.
 
-    cells: all rows of cells.parquet of a study, whose positions are counted.
+    It has `classifier`, `threat` (the attack) and `epsilon` as text, `cell`, the position of the best setting's cell among all
+    rows of `cells`, and the three `sentences`. cells: all rows of cells.parquet of a study.
     """
     if (cells["state"] == "done").sum() == 0:
         return []

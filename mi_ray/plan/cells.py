@@ -87,7 +87,7 @@ class CellMaker:
                 members = [group[key] for key in keys]
                 facts = {"members": keys, **self._row_facts(members[0].classifier)}
                 if members[0].identity["draws"] > 1:
-                    # In 1, the draws that were reported had chosen the attack; in 2, of equals the first was taken.
+                    # Version 1 let the reported draws choose the attack; version 2 took the first of equally strong attacks.
                     facts["version"] = 3
                 key = content_key("worst", facts)
                 knowledge = {cell.identity["knowledge"] for cell in members}

@@ -17,7 +17,11 @@ class CheckPlanner:
         self._by_key = {work.key: work for work in classifiers}
 
     def checks(self, plan: Plan) -> tuple[Check, ...]:
-        """The checks of every attack of a plan, those that are dear only as far as the study itself is."""
+        """The checks of every attack of a plan.
+
+        Those with `one_setting` are dear: they are made on as many points as keep all checks no dearer than the study itself, on
+        all of their points with `level: full` or `black_box: always`, and not at all with `black_box: never`.
+        """
         found = list(self._all(plan))
         wanted = self.works.sweep.checks
         if wanted.level == "full" or wanted.black_box == "always":

@@ -45,14 +45,14 @@ class Attacked:
 class ControlRule:
     """A check of an attack, as far as a plan has to know it.
 
-    control: what the attack is compared with; None where the check does not apply to it. free: whether it needs no control
-    and no passes, and is judged on all points. of_trajectory: whether its verdict is of a whole trajectory, which is judged
-    at its last stop, or of each stop. points: on how many points the control is run at most; on all on which checks are
-    made where it is None. one_setting: whether the control is run on one setting of each defense alone. by_option: whether
-    it is made only where the sweep's `checks.binarization` asks for it, on so many points. of_drawn_points: whether it stands
-    on the points being in a drawn order. of_moved: whether it asks how the points that stand were moved. norms: those in which it
-    can be made; None for all. What is of a bounded change of pixels is not made of rotations, and what has another attack for
-    its control is made where that one attacks.
+    control: the attack that the judged one is compared with; None where the check does not apply to it. free: whether it needs
+    no control and no passes, so that it is made on all points. of_trajectory: whether one verdict, at the last stop, is that of
+    all stops of a trajectory; else each stop has its own. points: the most points that the control is run on; None for all
+    points that checks are made on. one_setting: whether the control is run on the first setting of each defense alone.
+    by_option: whether it is made only where the sweep's `checks.binarization` is above 0, on so many points. of_drawn_points:
+    whether it is valid only for points in a drawn (random) order. of_moved: whether it looks at how far points were moved, so
+    that it is not made of an attack that looks for the nearest image. norms: those in which it can be made, such as the norms
+    that its control attacks in; None for all.
     """
 
     name: str

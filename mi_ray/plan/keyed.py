@@ -103,7 +103,7 @@ class KeyedWork:
         }
 
     def _untrained(self, entry: ClassifierEntry) -> ClassifierWork:
-        """A classifier that comes with its weights. Of a weights file only the content is in the key, or its hash."""
+        """A classifier that comes with its weights. A weights file is in the key by its hash, and a factory's by its path too."""
         sources = self.facts.sources
         if entry.given_whole:
             description, weights = self.facts.given[entry.name]
@@ -174,7 +174,8 @@ class KeyedWork:
         """
         own = precision or self.precision_of(classifier)
         found = {"device": self.facts.device, "precision": own, "batch": self.sweep.batch}
-        # No graph is of the batches of what is always in fp32, which are F's own answers, one to each image.
+        # `compile: auto` makes graphs for executions and for gradients alone. F's own answers, which are always in fp32, are
+        # computed without one, so that their keys do not name it.
         compiled = self.compiled(classifier) if precision is None or self.sweep.compile != "auto" else None
         return {**found, **({} if compiled is None else {"compile": compiled}), **self.form(classifier, own)}
 

@@ -149,13 +149,12 @@ class Inputs:
 class OutputWork(Work):
     """A classifier's outputs on a set of images: F itself (component None), or a component's mean softmax.
 
-    undefended: F's own outputs from which a component takes ŷ: on the same images, but for a counterpart (the clean
-    images mixed with the samples of their adversarial versions). pool: digest of the sample pool, if it needs one.
-    perturbed: of a counterpart, whether the whole perturbation is added to each mixture: x̃_0 + δ of Eq. 13. purpose: what
-    the draws are for. votes: whether executions vote, so that their counts go on from stored ones without being run again.
-    random: whether the component draws anything. joined: of
-    images that are read within a radius, the outputs on all of the attack's images and those on the clean ones, of which
-    each point has one: nothing more is computed for a radius.
+    undefended: F's own outputs, from which a component takes ŷ. They are of the same images, except for a counterpart: that is
+    of clean images, mixed with the samples that their adversarial versions are mixed with. pool: digest of the sample pool, if
+    it needs one. perturbed: whether a counterpart has the whole perturbation added to each mixture: x̃_0 + δ of Eq. 13.
+    purpose: what the draws are for. votes: whether executions vote, so that further ones are added to the stored counts.
+    random: whether the component draws anything. joined: where the images are read within a radius, the outputs on all of the
+    attack's images and those on the clean ones; each point takes one of the two, so that a radius needs no further passes.
     """
 
     kind: ClassVar[Kind] = "outputs"
@@ -359,9 +358,9 @@ class Plan:
         """The study's attacks that are run for stops of their checks as well, on their checks' points, so that no step is
         done twice.
 
-        A check may read further stops off a trajectory of the study. To those beyond the study's last one it goes on
-        later, from the stored images; what cannot wait are stops before that one, and all of a method that cannot go
-        on. goes_on: whether the method of that name can.
+        A check may read further stops off a trajectory of the study. Those beyond the study's last stop are left for later: the
+        attack then goes on from its stored images. Those before it are computed at once, and so are all stops of a method that
+        cannot go on. goes_on: whether the method of that name can.
         """
         theirs = {work.key: work for work in self.check_attacks()}
         found = []

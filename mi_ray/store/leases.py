@@ -35,7 +35,8 @@ GIVEN_BACK_IN = 15.0  # seconds that a command waits at its end for a beat that 
 SHOWN_AS_DEAD = 300.0  # seconds without a beat, by two clocks, after which `mi-ray status` calls a command dead
 _SCHEMES = {"s3": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "abfs", "abfss": "abfss"}  # ours -> obstore's
 
-Tell = Callable[[str], None]  # shows a sentence to a person, or is told of whom the sentence is to speak
+# It takes a sentence to show to a person, or (in `leased`) the name of the process that holds a lease.
+Tell = Callable[[str], None]
 Tag = Mapping[str, str]  # which version of an object was read or written, in the store's own words
 
 

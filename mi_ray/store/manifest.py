@@ -282,7 +282,10 @@ def unseal(store: Store, study: str) -> bool:
 
 
 def _hash_of(store: Store, path: str) -> str:
-    """Of what was written, where it was written here: a storage that hands out less of it for a while is not believed."""
+    """The SHA-256 of a file; of one that this process has written, that of what it wrote.
+
+    Some storages return less of a new file for a while, so that reading it back could give a wrong hash.
+    """
     return store.hashes.get(path) or hashlib.sha256(store.read_bytes(path)).hexdigest()
 
 

@@ -13,10 +13,12 @@ import scipy
 from mi_ray.statistics import PairedTest, paired_test
 
 ALLOWED = 0.01  # An attack may leave one percentage point more than what it is held against.
-EDGE, INSIDE = 0.99, 0.10  # A tenth of the points that stand may have been moved by less than 0.99 epsilon.
-MOVED, HALF_WAY = 0.5, 0.85  # So much of the reference's gain, on so many of the points that stand.
-RIGHTED = 0.02  # So many of the points that were wrong when clean may be right under attack.
-SMALLEST = 1e-30  # A probability in float32 that is 0 stands for less than this.
+# Of the points that stand, which are those that the attack has not fooled: at most a share of INSIDE may be moved by less than
+# EDGE epsilon, and on a share of HALF_WAY the attack should gain more than MOVED times what the reference gains in margin.
+EDGE, INSIDE = 0.99, 0.10
+MOVED, HALF_WAY = 0.5, 0.85
+RIGHTED = 0.02  # At most this share of the points that are wrong when clean should be right under attack.
+SMALLEST = 1e-30  # Probabilities are raised to this before their logarithm is taken: in float32 one may be 0.
 Counts = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Flags = npt.NDArray[np.bool_]
@@ -85,10 +87,11 @@ def _p_of_discordant(higher: Flags, lower: Flags, allowed: float) -> float:
 
 
 def more_elsewhere(judged: Counts, draws: int, checked: int, allowed: float = ALLOWED) -> float:
-    """The one-sided p-value that an attack leaves at most `allowed` more beyond the first `checked` points than on them.
+    """Whether an attack leaves more accuracy on the points that no control is run on: a one-sided p-value.
 
-    judged: right draws [P] of `draws`, in the order in which the points were drawn, so that both parts are alike. Welch's
-    test, with a right and a wrong answer added to each part: a part in which all points fare alike is not sure of it.
+    The null hypothesis is that it leaves at most `allowed` more after the first `checked` points than on these. judged: right
+    draws [P] of `draws`, in the order in which the points were drawn, so that both parts are random samples. Welch's test, with
+    a right and a wrong answer added to each part, so that a part whose points all agree has a variance too.
     """
     parts = [np.append(part / draws, (0.0, 1.0)) for part in (judged[checked:], judged[:checked])]
     found = scipy.stats.ttest_ind(parts[0] - allowed, parts[1], equal_var=False, alternative="greater")

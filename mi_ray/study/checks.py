@@ -23,12 +23,13 @@ from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatMod
 
 State = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
-# No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio has none where the label comes
-# third or later: behind a random defense that is so in a few draws of points that stand (2.6 % were measured).
+# No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio is constant, and its gradient zero,
+# where the label's logit is the third largest: behind a random defense that is so in a few draws of points that stand (2.6 %
+# were measured).
 ZERO_GRADIENTS = 0.10
-# An attack of half the diameter of all images and of this length can turn any image grey. Its steps are a fiftieth of the radius,
-# which ends where one is as long as it may be, in L2 at 50 and in L1 at 5000: that is enough for images of 57 x 57 pixels, and
-# far beyond what any network stands.
+# The check at a large radius: within half the largest distance of two images any image can be turned grey, in 100 steps of a
+# fiftieth of the radius. Since a step has a longest length (`LONGEST_STEPS`), the radius is at most 50 in L2 and 5000 in L1: that
+# is half the largest distance for images of up to 57 x 57 pixels, and for larger ones still far beyond what any network stands.
 LARGE_SHARE, LARGE_STEPS, STEP_SHARE = 0.5, 100, 50
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
@@ -37,9 +38,8 @@ TURNED: Mapping[str, Any] = {
     "angles": 11,
     "shifts": 3,
 }  # The reference of the norm "spatial": 99 images.
-CONFIDENT = (
-    0.99  # Of a network's probabilities for two classes some are larger; two logits that lie close are less apart.
-)
+# For two classes, logits less than 1 apart look like probabilities too; only one as large as this tells them apart.
+CONFIDENT = 0.99
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
@@ -381,7 +381,7 @@ def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> 
     """An attack that asks for no gradient, for one that does. values: how long it runs."""
 
     def control(attack: Attacked) -> Control | None:
-        """The attack in the other ball; None for a targeted one."""
+        """The control in the same ball; None for a targeted attack, for one without gradients, and at epsilon 0."""
         if not attack.threat.leaves_label or not attack.follows_gradients or attack.threat.epsilon == 0:
             return None
         return Control(method, {**values(), **_few_executions(attack)}, attack.threat.epsilon)
@@ -562,7 +562,7 @@ def is_made_in(norm: Norm, name: str) -> bool:
 
 
 def is_own(name: str) -> bool:
-    """Whether a check's control is the judged attack itself, made stronger or of another radius."""
+    """Whether a check's control has a limit of points of its own, as longer runs, other radii, noise and Square have."""
     return _RULES[name].points is not None
 
 

@@ -26,10 +26,10 @@ VERSION = 1  # A check that compares otherwise has another number, and decides a
 CHECKED = 200  # The check is made on so many of the study's points, the first ones.
 # Whatever the classifier, one of these radii leaves neither all points nor none.
 EPSILONS = (1 / 255, 4 / 255, 8 / 255)
-MOST = 0.01  # No larger difference in accuracy is accepted, and this one only where chance explains it.
-LEVEL = 0.05  # Below this p-value of the paired test, chance does not explain a difference.
+MOST = 0.01  # A comparison fails where the two accuracies differ by more than this,
+LEVEL = 0.05  # or where the p-value of the paired test is below this.
 STEPS, EXECUTIONS, SIGMA = 10, 10, 0.05
-PIECES = (*EPSILONS, 0.0)  # The comparisons at one epsilon are made together, those at different ones anywhere.
+PIECES = (*EPSILONS, 0.0)  # The comparisons at one epsilon are one task; different tasks may run on different workers.
 GRADIENTS, ANSWERS = f"gradients of PGD-{STEPS}", f"{EXECUTIONS} executions behind Gaussian noise"
 Comparison = dict[str, Any]  # What was compared, the accuracies, the paired test and its outcome, as JSON holds them.
 BOTH: tuple[Precision, Precision] = ("fp32", "bf16")

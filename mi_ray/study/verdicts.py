@@ -50,9 +50,11 @@ NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts
 NOT_IN_NORM = not_run("what it holds an attack against does not attack in this norm")
 ITS_MEMBERS = not_run("its members say it")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
-MORE_DRAWS = (10, 30)  # Behind a random defense a check that few draws leave open is judged by so many.
-CLEAR, OPEN = 1e-4, 0.25  # Between these p-values more draws may change what a check says.
-DOUBTFUL = 0.01  # Of an attack's own controls: what a small gain of a longer attack says is not worth more draws.
+MORE_DRAWS = (10, 30)  # Behind a random defense a check whose p-value leaves it open is judged again by so many draws.
+CLEAR, OPEN = 1e-4, 0.25  # A p-value between these two leaves a check open.
+DOUBTFUL = (
+    0.01  # In place of OPEN for the controls of `is_own`: the small gain of a longer run is not worth more draws.
+)
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns.
 Findings = dict[str, Finding]  # By the name of the check.
 
@@ -259,10 +261,11 @@ class Verdicts:
         return self._answered[place]
 
     def _rivals(self, done: Mapping[str, Row]) -> dict[str, Findings]:
-        """Each attacked cell, by its key, against the study's own attacks on the same setting, radius and goal.
+        """The findings of `oblivious_not_stronger` and `peers`, by the key of the attacked cell.
 
-        An adaptive attack is held against the strongest oblivious one; every attack against the strongest of its peers,
-        which know as much and cost no more. Oblivious attacks are peers on F.
+        Attacks that follow gradients are held against the study's other attacks on the same setting, radius and goal: an adaptive
+        one against the strongest oblivious one, and each against its peers, which have the same knowledge (see `_of_peers`).
+        Oblivious attacks are compared on the undefended classifier; every cell on their images has that finding.
         """
         costs = Costs(ATTACKS, CHUNK)
         found: dict[str, Findings] = {}
