@@ -130,7 +130,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark heavy tests, among them those whose fixture trains or computes, and those of the study that Ray runs; sort them."""
+    """Mark heavy tests, also those on the trained network or on a computed study, and those of Ray's own study; sort them."""
     for item in items:
         used = getattr(item, "fixturenames", ())
         if {"classifier", "original"} & {*used} or _is_heavy(item.path):
