@@ -446,18 +446,18 @@ def init(
 
 @app.command()
 def new(
-    kind: Annotated[str, typer.Argument(help="attack, defense or objective.", metavar="KIND")],
+    kind: Annotated[str, typer.Argument(help="attack, defense, objective or figure.", metavar="KIND")],
     name: Annotated[str, typer.Argument(help="Its name, in sweep files too.", metavar="NAME")],
-    folder: Annotated[str, typer.Option("--folder", help="Where the two files go.")] = ".",
+    folder: Annotated[str, typer.Option("--folder", help="Where the files go.")] = ".",
     verbose: Verbose = False,
 ) -> None:
-    """Write a working attack, defense or objective to change into yours, with its test."""
+    """Write a working attack, defense or objective to change into yours, with its test; or a figure."""
     from mi_ray.sweep_files import new_plugin
 
-    plugin, test = new_plugin(kind, name, folder)
-    for file in (plugin, test):
+    files = new_plugin(kind, name, folder)
+    for file in files:
         _say(f"{file}")
-    _say(f"now: mi-ray test-plugin {plugin}")
+    _say(f"now: figures: [{name}] in a sweep beside it" if kind == "figure" else f"now: mi-ray test-plugin {files[0]}")
 
 
 @app.command(name="test-plugin")
@@ -574,7 +574,8 @@ def list_(
 ) -> None:
     """Show every registered dataset, source of networks, architecture, objective, attack and defense with its parameters."""
     from mi_ray.named import NETWORKS
-    from mi_ray.parameters import default_of, load_plugins, look_in, plain
+    from mi_ray.own_code import look_in
+    from mi_ray.parameters import default_of, load_plugins, plain
     from mi_ray.pictures import SOURCES
     from mi_ray.study.prepare import REGISTRIES
 

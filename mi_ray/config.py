@@ -7,6 +7,7 @@ docs/sweep-file.md and the table of presets in docs/methods.md hold the same sen
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
@@ -766,8 +767,7 @@ class Sweep(Strict):
     )
     figures: tuple[Module, ...] = Field(
         ("fig3b", "frontier_table"),
-        description="The figures and tables to draw, or modules of yours with `make`, by a dotted name such as "
-        "my_package.my_figure.",
+        description="The figures and tables to draw, or modules of yours with `make`, such as my_package.my_figure.",
     )
 
     @model_validator(mode="after")
@@ -816,7 +816,12 @@ class Sweep(Strict):
     @property
     def names_code(self) -> bool:
         """Whether it names a person's own modules, whose code then runs."""
-        return bool(self.plugins or self.factories) or any("." in figure for figure in self.figures)
+        return bool(self.plugins or self.factories or self.own_figures)
+
+    @property
+    def own_figures(self) -> tuple[str, ...]:
+        """The figures that are a person's own modules."""
+        return tuple(name for name in self.figures if not (Path(__file__).parent / f"figures/{name}.py").is_file())
 
     @property
     def factories(self) -> tuple[str, ...]:

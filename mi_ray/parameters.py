@@ -9,9 +9,6 @@ import importlib
 import itertools
 import json
 import re
-import sys
-import sysconfig
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields
@@ -21,11 +18,11 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from mi_ray.own_code import own_place
 from mi_ray.refusals import FACTORY, MODULE, PATTERNS, shown
 from mi_ray.threat_model import parse_number
 
 LONGEST = 300  # characters of another program's message that are shown
-INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text", "factory", "methods"]
 
 
@@ -443,6 +440,9 @@ def _refuse_class(noun: str, cls: type) -> None:
         raise ValueError(f"{title} must write {', '.join(f'`{key}`' for key in open_)}")
 
 
+PLUGINS = ("attack", "defense", "objective")  # what `plugins` of a sweep may register
+
+
 class Registry(Generic[T]):
     """The methods of one kind by name, in the order in which they were registered."""
 
@@ -462,7 +462,9 @@ class Registry(Generic[T]):
 
     def __getitem__(self, name: str) -> type[T]:
         if name not in self._classes:
-            raise unknown(self.noun, name, list(self._classes))
+            error = unknown(self.noun, name, list(self._classes))
+            own = "; one of your own needs its module in `plugins`" if self.noun in PLUGINS else ""
+            raise ValueError(f"{error}{own}")
         return self._classes[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -511,7 +513,8 @@ def import_own(rule: str, module: str) -> ModuleType:
         raise
     except BaseException as error:  # A module may raise anything, and may exit.
         absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
-        why = "there is no such module beside the file, in the current folder or installed"
+        written = f" (without .py: {module[:-3]})" if module.endswith(".py") else ""
+        why = f"there is no such module beside the file, in the current folder or installed{written}"
         raise ValueError(f"{rule}; {module!r}: {why if absent else in_a_line(error)}") from error
 
 
@@ -524,8 +527,7 @@ def in_a_line(error: BaseException) -> str:
     said = told if isinstance(error, ValueError) and told else f"{type(error).__name__}{told and ': '}{told}"
     if isinstance(error, SystemExit):
         said = f"it exits, with {'nothing' if error.code is None else repr(error.code)}"
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_own(frame.filename)]
-    return f"{said} ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else said
+    return f"{said}{own_place(error)}"
 
 
 @contextmanager
@@ -548,20 +550,3 @@ def shortened(text: str) -> str:
 def kind_of(value: object) -> str:
     """What a value is, in a word: its type's name; nothing for None."""
     return "nothing" if value is None else f"a {type(value).__name__}"
-
-
-def _is_own(file: str) -> bool:
-    """Whether a file is a person's own code: none of this program, of a package or of Python."""
-    path, places = Path(file), (Path(__file__).parent, *map(Path, INSTALLED))
-    return path.is_file() and not any(path.is_relative_to(place) for place in places)
-
-
-def look_in(*folders: Path) -> None:
-    """Let modules in these folders be imported, after all that is installed.
-
-    This is for what names a person's own code, and for nothing else: a file called torch.py that happens to lie in a
-    folder must not run because somebody sweeps there.
-    """
-    for folder in map(str, folders):
-        if folder not in sys.path:
-            sys.path.append(folder)

@@ -20,7 +20,8 @@ from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransfo
 from mi_ray.defenses.base import log_answer
 from mi_ray.device import Passes
 from mi_ray.objectives import OBJECTIVES, Objective
-from mi_ray.parameters import Parameter, Parameterized, Registry, look_in
+from mi_ray.own_code import look_in
+from mi_ray.parameters import Parameter, Parameterized, Registry
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import Goal, Norm, ThreatModel

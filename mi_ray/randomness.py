@@ -93,6 +93,21 @@ class Draws:
         return out.transpose(0, 1)
 
 
+class NoDraws(Draws):
+    """What is handed to a transformation that says it draws nothing: drawing raises ValueError."""
+
+    def __init__(self, like: Draws, name: str) -> None:
+        super().__init__(like.key, like.points, like.executions, like.chunk, like.device)
+        self._name = name
+
+    def of(self, family: str) -> Draws:
+        """See `Draws.of`."""
+        return NoDraws(super().of(family), self._name)
+
+    def _generators(self, device: torch.device) -> list[torch.Generator]:
+        raise ValueError(f"defense {self._name} says `draws = False` and must not draw; its transform does")
+
+
 class _Folded(Draws):
     """The numbers of other draws, whose executions have become points."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from mi_ray.config import Sweep
 from mi_ray.events import written_to
 from mi_ray.figures.draw import Drawn, draw, find_figure
-from mi_ray.parameters import look_in
+from mi_ray.own_code import look_in
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.locks import lock_store, lock_study

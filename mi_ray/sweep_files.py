@@ -81,7 +81,7 @@ def _make_folder(folder: str | Path) -> None:
 
 
 def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
-    """Write a working attack, defense or objective of that name, and its test; returns the two files.
+    """Write a working attack, defense or objective of that name and its test, or a figure; returns the files.
 
     Raises ValueError for another kind or a name that Python cannot import, and where one of the files is there already.
     """
@@ -90,7 +90,9 @@ def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
         raise unknown("kind of plugin", kind, kinds)
     if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
         raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
-    files = {Path(folder) / f"{name}.py": f"{kind}.py", Path(folder) / f"test_{name}.py": "test_plugin.py"}
+    files = {Path(folder) / f"{name}.py": f"{kind}.py"}
+    if kind != "figure":  # Its contract is the list that `make` returns, which drawing it checks.
+        files[Path(folder) / f"test_{name}.py"] = "test_plugin.py"
     there = [str(file) for file in files if file.exists()]
     if there:
         raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from helpers.sweeps import sweep
 
 import mi_ray
 from mi_ray.parameters import Parameterized, choice, flag, integer, integers, number, pair, text
 from mi_ray.plugins import KINDS, _example, contract_failures
+from mi_ray.study.prepare import prepare
 from mi_ray.sweep_files import new_plugin
 
 
@@ -128,8 +130,8 @@ def test_a_file_that_registers_nothing_and_names_that_cannot_be(tmp_path: Path) 
     for name in ("My", "1st", "a-b"):
         with pytest.raises(ValueError, match="must be a Python name in lower case"):
             new_plugin("attack", name, tmp_path)
-    with pytest.raises(ValueError, match="unknown kind of plugin 'figure'; known: attack, defense, objective"):
-        new_plugin("figure", "my_figure", tmp_path)
+    with pytest.raises(ValueError, match="unknown kind of plugin 'table'; known: attack, defense, figure, objective"):
+        new_plugin("table", "my_figure", tmp_path)
 
 
 @pytest.mark.parametrize(("low", "high"), [(1, 1), (3, 4), (0, 100), (5, None), (None, None)])
@@ -150,3 +152,67 @@ def test_the_example_of_a_parameter_is_one_that_it_takes(low: float | None, high
     made = Every(**values)
     for value in (made.whole, *made.sides, made.real):
         assert (low if low is not None else value) <= value <= (high if high is not None else value)
+
+
+SHIFTS = """
+from dataclasses import dataclass
+from typing import ClassVar
+from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.attacks import ATTACKS, ImagesAttack
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Shifts(RandomTransform):
+    name = "my_shifts"
+    draws: ClassVar[bool] = False
+    def transform(self, x, draws, predicted, pool):
+        return x + 0.1 * draws.uniform(1)[..., None, None]
+    @classmethod
+    def identity(cls):
+        return None
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class Walk(ImagesAttack):
+    name = "my_walk"
+    passes = (1, 1)
+    def images(self, model, batch):
+        x = batch.x
+        for _ in range(3):
+            x = x.clone().requires_grad_()
+            with batch.bound(model):
+                batch.criterion.loss(model(x), batch.labels).sum().backward()
+            x = batch.projected(x.detach() + 0.01 * x.grad.sign())
+        return x
+"""
+
+
+def test_a_defense_that_draws_and_says_it_does_not_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "my_shifts.py").write_text(SHIFTS)
+    failures = contract_failures(tmp_path / "my_shifts.py")
+    assert any(
+        "defense my_shifts says `draws = False` and must not draw; its transform does" in each for each in failures
+    )
+
+
+@pytest.mark.parametrize(
+    ("entry", "told"),
+    [
+        ({"defenses": ["my_shifts"], "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}]}, "says `draws = False`"),
+        ({"attacks": [{"my_walk": {}, "epsilon": 0.1}]}, "at least 4 forward and 3 backward; it says \\(2, 1\\)"),
+        (
+            {
+                "defenses": [{"gaussian_noise": 0.1}],
+                "attacks": [{"my_walk": {}, "epsilon": 0.1, "knowledge": "adaptive"}],
+            },
+            "and 15 backward behind gaussian_noise; it says",
+        ),
+    ],
+)
+def test_a_study_refuses_before_any_work_what_would_make_its_numbers_wrong(
+    entry: dict[str, Any], told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_shifts.py").write_text(SHIFTS)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=told):
+        prepare(sweep(plugins=["my_shifts"], checks="cheap", **entry))

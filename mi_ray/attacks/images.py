@@ -17,7 +17,8 @@ SCORING_DRAWS = 5  # Independent draws of a random model by which the images are
 class ImagesAttack(Attack):
     """An attack without restarts and stops; a subclass writes `images`, and counts its passes in `passes`.
 
-    passes: (forward, backward) passes of the model that `images` makes for one image.
+    passes: (forward, backward) passes of the model that `images` makes for one image, without those that score the result. A
+    property where they depend on a parameter: `@property def passes(self): return self.steps, self.steps`.
     """
 
     passes: ClassVar[tuple[int, int]] = (1, 1)
@@ -48,7 +49,9 @@ class ImagesAttack(Attack):
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """What `passes` says of one call, and the scoring: one pass of F, or `SCORING_DRAWS` of a random model."""
         call, (forward, backward) = 1 + sum(parts), self.passes
-        return (forward + (SCORING_DRAWS if parts else 1)) * call, backward * call
+        # Of a defense's answer no gradient reaches ŷ, nor a detector behind a hard decision.
+        differentiated = (len(parts) != 1) + (parts[-1] if parts else 0)
+        return (forward + (SCORING_DRAWS if parts else 1)) * call, backward * differentiated
 
     @final
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mi_ray.networks import OwnNetwork
 from mi_ray.parameters import Parameterized, Registry, kind_of
-from mi_ray.randomness import Draws, Key
+from mi_ray.randomness import Draws, Key, NoDraws
 from mi_ray.sample_pool import SamplePool
 
 CHUNK = 5  # So many executions run together, whatever N is, so that N is a prefix of any larger N.
@@ -169,9 +169,11 @@ class RandomTransform(Defense):
     ) -> Float[Tensor, "E B C H W"]:
         """The transformed copies, whose gradient is that of `backward_transform` where there is one. draws: made afresh.
 
-        Raises ValueError when `transform` returns something else than one tensor of that shape.
+        Raises ValueError when `transform` returns something else than one tensor of that shape, and when it draws although the
+        defense says that it does not.
         """
-        drawn = draws()
+        made = draws if self.is_random() else lambda: NoDraws(draws(), self.name)
+        drawn = made()
         found = self.transform(x, drawn, predicted, pool)
         wanted = [drawn.executions, *x.shape]
         if not isinstance(found, Tensor) or list(found.shape) != wanted:
@@ -179,7 +181,7 @@ class RandomTransform(Defense):
             raise ValueError(f"{self.name}.transform must return images {wanted}, executions first; got {what}")
         if not (torch.is_grad_enabled() and x.requires_grad):
             return found
-        smooth = self.backward_transform(x, draws(), predicted, pool)
+        smooth = self.backward_transform(x, made(), predicted, pool)
         return found if smooth is None else smooth + (found - smooth).detach()
 
     @final

@@ -1,7 +1,7 @@
 """Finds figures by name and draws them, each apart from the others, so that one that fails takes none with it.
 
 A figure is a module with `make(store, study)`, which writes files into the study's folder and returns their paths
-within the store: one of this folder, named by its file, or a person's own, named `package.module`.
+within the store: one of this folder, or a person's own, named by its file or as `package.module`.
 """
 
 import importlib
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
+from mi_ray.own_code import is_own, own_place
 from mi_ray.store.blocks import Store
 
 logger = logging.getLogger(__name__)
@@ -42,13 +43,16 @@ def find_figure(name: str) -> str:
     if name in known_figures():
         return f"mi_ray.figures.{name}"
     try:
-        if "." in name and importlib.util.find_spec(name) and hasattr(importlib.import_module(name), "make"):
+        spec = importlib.util.find_spec(name)
+        # A name without a dot may be that of any module of Python, which is not to be run for a slip of the pen.
+        theirs = spec is not None and ("." in name or is_own(str(spec.origin)))
+        if theirs and hasattr(importlib.import_module(name), "make"):
             return name
     except Exception as error:
         raise ValueError(f"figures must be importable modules; {name!r} is not: {_cause(error)}") from error
     raise ValueError(
         f"figures must be figures of mi_ray ({', '.join(known_figures())}) or importable modules with "
-        f"make(store, study), by a dotted name such as my_package.my_figure; got {name!r}"
+        f"make(store, study), such as my_figure, a my_figure.py beside the sweep, or my_package.my_figure; got {name!r}"
     )
 
 
@@ -74,13 +78,13 @@ def draw(store: Store, study: str, names: Iterable[str], others: Mapping[str, Ma
     return Drawn(tuple(paths), failures)
 
 
-def _checked(paths: Iterable[str]) -> list[str]:
+def _checked(paths: object) -> list[str]:
     """What a person's own `make` returned, if it is what it has to be."""
-    found = [] if isinstance(paths, str) else list(paths)
-    if isinstance(paths, str) or not all(isinstance(path, str) for path in found):
+    found = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [None]
+    if not all(isinstance(path, str) for path in found):
         raise TypeError(f"make(store, study) must return a list of the paths that it wrote; got {paths!r}")
-    return found
+    return [str(path) for path in found]
 
 
 def _cause(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error}{own_place(error)}"

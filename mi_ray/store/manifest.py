@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 import pyarrow.compute as pc
 
 from mi_ray.config import Sweep, texts_in
+from mi_ray.own_code import imported_sources
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
@@ -124,12 +125,14 @@ def fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's rows came from, and so of no figure.
 
     It covers the sweep without its list of figures, the data files, and the sources of this program (without the
-    folders in `NO_ROWS`), of the sweep's plugins and of the modules of its factories. A module is found without being
-    run.
+    folders in `NO_ROWS`), of the sweep's plugins, of the modules of its factories, and of what these import from their own
+    folders. A module is found without being run.
     """
     code = [path for path in PROGRAM.rglob("*.py") if path.relative_to(PROGRAM).parts[0] not in NO_ROWS]
     modules = [*sweep.plugins, *(factory.partition(":")[0] for factory in sweep.factories)]
-    return study_fingerprint(sweep, [*code, *(path for module in modules for path in _source(module))])
+    own = [(module, path) for module in modules for path in _source(module)]
+    own_files = {file for module, path in own for file in (path, *imported_sources(module, path))}
+    return study_fingerprint(sweep, [*code, *own_files])
 
 
 def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
@@ -159,7 +162,7 @@ def figures_fingerprint(sweep: Sweep) -> str:
     digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
     code = set((PROGRAM / "figures").rglob("*.py")) | set(PROGRAM.glob("statistics.py"))
     code |= {path for path in (PROGRAM / "page").iterdir() if path.is_file()}
-    for module in (name for name in sweep.figures if "." in name):
+    for module in sweep.own_figures:
         code.update(file for path in _source(module) for file in path.parent.glob("*.py"))
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())

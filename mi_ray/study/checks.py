@@ -250,7 +250,7 @@ def _judge_budget(found: Evidence) -> Finding:
 def _judge_zero_gradients(found: Evidence) -> Finding:
     zero, total = int(found.zero[found.stands].sum()), int(found.gradients[found.stands].sum())
     if total == 0:
-        return not_run("the attack took no gradient on a point that stands")
+        return not_run("the attack took no gradient on a point that stands, or does not count them")
     share = zero / total
     why = f"{100 * share:.2f} % of {total} gradients on points that stand are zero throughout"
     return _judged(share <= ZERO_GRADIENTS, why, share=share)

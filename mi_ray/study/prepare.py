@@ -29,6 +29,7 @@ from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
 from mi_ray.networks import OwnNetwork, load_factory, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
+from mi_ray.own_code import imported_sources
 from mi_ray.parameters import Method, Registry, load_plugins
 from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
@@ -136,9 +137,13 @@ class Tried:
 
 
 def _source_hash(module: str) -> str:
+    """A hash of what a person's own module says, and what the modules say that it imports from its own folder."""
     found = importlib.import_module(module)
     file = getattr(found, "__file__", None)
-    return hashlib.sha256(syntax_of(Path(file)).encode()).hexdigest() if file else module
+    if file is None:
+        return module
+    files = [Path(file), *imported_sources(module, Path(file))]
+    return hashlib.sha256("|".join(map(syntax_of, files)).encode()).hexdigest()
 
 
 def syntax_of(file: Path) -> str:

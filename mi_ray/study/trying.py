@@ -14,7 +14,7 @@ from mi_ray.classifiers import Classifier, Precision, prepared
 from mi_ray.config import ClassifierEntry
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DefendedClassifier, Defense, RandomTransform
-from mi_ray.defenses.base import CHUNK
+from mi_ray.defenses.base import CHUNK, chunk_of
 from mi_ray.parameters import own_code
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
@@ -93,12 +93,20 @@ class _StandIn(nn.Module):
 
     def __init__(self, size: int, classes: int) -> None:
         super().__init__()
+        self.passes = [0, 0]  # images that were passed through it, and gradients
         self.weight = torch.randn(classes, size, generator=torch.Generator().manual_seed(0)) / size**0.5
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits, not all of one sign."""
+        self.passes[0] += len(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            x = x.clone()
+            x.register_hook(lambda gradient: self._count(len(gradient)))
         found: Tensor = torch.tanh(x.flatten(1) @ self.weight.T)
         return found
+
+    def _count(self, gradients: int) -> None:
+        self.passes[1] += gradients
 
 
 def try_defense(
@@ -154,8 +162,11 @@ def try_attack(
     """
     x = to_unit(dataset.test_images[:IMAGES])
     y = torch.from_numpy(np.array(dataset.test_labels[:IMAGES]))
-    model: nn.Module = _StandIn(x[0].numel(), dataset.classes)
+    stand_in = _StandIn(x[0].numel(), dataset.classes)
+    model: nn.Module = stand_in
+    parts: tuple[int, ...] = ()
     if defense is not None:
+        parts = tuple(chunk_of(component) for component in defense.components())
         used = {component.name: pools(component) for component in defense.components() if component.needs_pool()}
         model = DefendedClassifier(model, defense, used, executions=CHUNK)
     must = f"attack {attack.name}: run must"
@@ -163,7 +174,14 @@ def try_attack(
     labels = attack_labels(y, dataset.classes, threat, 0, range(IMAGES))
     with own_code(f"attack {attack.name} must run on test images"):
         found, again = (attack.craft(model, x, labels, threat, given=given) for _ in range(2))
+        said = attack.cost(parts)
     if not torch.equal(found.images, again.images):
         raise ValueError(
             f"{must} take its random numbers from the batch's key and points; two runs of one batch differ"
+        )
+    made = tuple(passes / (2 * len(x)) for passes in stand_in.passes)
+    if any(m > s for m, s in zip(made, said, strict=True)):  # Fewer may be those of an attack that ends early.
+        raise ValueError(
+            f"attack {attack.name}: its passes (`passes`, or `cost`) must be those of one image, at least {made[0]:g} forward "
+            f"and {made[1]:g} backward{' behind ' + defense.name if defense else ''}; it says {tuple(said)}"
         )

@@ -347,7 +347,8 @@ def _named(cell: Cell) -> str:
     values = ", ".join(
         f"{name} {value}" for name, value in attack.values.items() if name in telling and value is not None
     )
-    steps = "" if turned else f" at {cell.inputs.stop} steps"
+    counted = not turned and not {"steps", "queries"}.isdisjoint(attack.values)
+    steps = f" at {cell.inputs.stop} steps" if counted else ""
     return f"{attack.threat.knowledge} {attack.method}{steps}" + (f" ({values})" if values else "")
 
 

@@ -14,7 +14,7 @@ class CLASS(ImagesAttack):
     """One step along the sign of the gradient (Goodfellow et al., 2015). Change this one."""
 
     name = "NAME"
-    passes = (1, 1)  # forward and backward passes of the model for one image
+    passes = (1, 1)  # forward and backward passes of the model for one image; a property where a parameter decides
     share: float = number("how far the step goes, as a share of epsilon", 1.0, low=0.0, high=1.0)
 
     def images(self, model, batch):  # -> images like batch.x, [B, C, H, W]

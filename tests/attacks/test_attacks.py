@@ -12,7 +12,7 @@ from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
-from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, attack_labels
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, ImagesAttack, attack_labels
 from mi_ray.attacks.balls import MaxBall
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Draws, Key
@@ -507,3 +507,16 @@ def test_labels_may_be_an_array_and_points_must_name_each_image(linear: Any) -> 
     assert torch.equal(attack(model, x, y, ThreatModel(0.1)), attack(model, x, torch.from_numpy(y), ThreatModel(0.1)))
     with pytest.raises(ValueError, match="points must name each image once; got 3 points for 4 images"):
         attack(model, x, y, ThreatModel(0.1), points=[1, 2, 3])
+
+
+@pytest.mark.parametrize("parts", [(), (10,), (10, 10)])
+def test_the_passes_of_the_least_attack_are_counted_as_those_of_pgd(parts: tuple[int, ...]) -> None:
+    class Steps(ImagesAttack):
+        name = "steps"
+        passes = (4, 4)
+
+        def images(self, model: Any, batch: Any) -> Tensor:
+            return batch.x  # type: ignore[no-any-return]
+
+    wanted = make_attack("pgd", steps=4).cost(parts)
+    assert Steps().cost(parts)[1] == wanted[1]

@@ -11,6 +11,7 @@ from helpers.frames import cell
 from mi_ray.figures.draw import Drawn, draw, find_figure, known_figures
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
+from mi_ray.sweep_files import new_plugin
 
 OWN = """
 def make(store, study):
@@ -52,6 +53,20 @@ def test_what_makes_nothing_is_no_figure(name: str) -> None:
         find_figure(name)
 
 
+def test_a_new_figure_lies_beside_the_sweep_and_is_drawn_as_it_is_written(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (written,) = new_plugin("figure", "my_accuracies", tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert written.name == "my_accuracies.py"
+    found = draw(store, "s", ["my_accuracies"])
+    del sys.modules["my_accuracies"]
+    assert not found.failures
+    assert {path.rpartition("/")[2] for path in found.paths} == {
+        f"my_accuracies.{kind}" for kind in ("png", "pdf", "csv")
+    }
+
+
 def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
     (own / "broken.py").write_text("import no_such_package_of_mine\ndef make(store, study): ...\n")
     with pytest.raises(ValueError, match=r"my_figures\.broken.*ModuleNotFoundError: No module named 'no_such_package"):
@@ -61,10 +76,10 @@ def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "cause"),
     [
-        ("raise RuntimeError('no ink')", "RuntimeError: no ink"),
-        ("return [][1]", "IndexError: list index out of range"),
-        ("raise SystemExit('bye')", "SystemExit: bye"),
-        ("return None", "TypeError: 'NoneType' object is not iterable"),
+        ("raise RuntimeError('no ink')", "RuntimeError: no ink (bad.py, line 3)"),
+        ("return [][1]", "IndexError: list index out of range (bad.py, line 3)"),
+        ("raise SystemExit('bye')", "SystemExit: bye (bad.py, line 3)"),
+        ("return None", "TypeError: make(store, study) must return a list of the paths that it wrote; got None"),
         ("return 'a.png'", "TypeError: make(store, study) must return a list of the paths that it wrote; got 'a.png'"),
         ("return [1]", "TypeError: make(store, study) must return a list of the paths that it wrote; got [1]"),
     ],

@@ -1,0 +1,73 @@
+"""A person's own code, as opposed to this program's and to what is installed: where it lies, and what it imports."""
+
+import ast
+import sys
+import sysconfig
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+PROGRAM = Path(__file__).parent
+INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is a person's own code: none of this program, of a package or of Python."""
+    path, places = Path(file), (PROGRAM, *map(Path, INSTALLED))
+    return path.is_file() and not any(path.is_relative_to(place) for place in places)
+
+
+def own_place(error: BaseException) -> str:
+    """Where in a person's own code an error came from, in brackets after a space; nothing where it did not."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if is_own(frame.filename)]
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+
+
+def imported_sources(module: str, file: Path) -> list[Path]:
+    """The files that a person's own module imports, and those import in turn, in a fixed order; none of them is run.
+
+    file: the module's own. What lies in the folder that the module is imported from is found, or in its package, where it is
+    installed; neither this program nor other packages are among them.
+    """
+    root = file.parents[module.count(".") + (file.name == "__init__.py")]
+    package = None if is_own(str(file)) else module.partition(".")[0]
+    found, todo = {file}, [(module, file)]
+    while todo:
+        for name in _imports(*todo.pop()):
+            place = root.joinpath(*name.split("."))
+            for path in (place.with_suffix(".py"), place / "__init__.py"):
+                theirs = is_own(str(path)) if package is None else name.partition(".")[0] == package and path.is_file()
+                if theirs and path not in found:
+                    found.add(path)
+                    todo.append((name, path))
+    return sorted(found - {file})
+
+
+def _imports(module: str, file: Path) -> Iterator[str]:
+    """The absolute names that a module's file imports, with the packages that they are in; nothing where it is no Python."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (SyntaxError, ValueError):
+        return
+    around = module.split(".") if file.name == "__init__.py" else module.split(".")[:-1]
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = around[: len(around) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            names = [[*base, alias.name] for alias in node.names if alias.name != "*"] or [base]
+        for parts in names:
+            yield from (".".join(parts[: at + 1]) for at in range(len(parts)))
+
+
+def look_in(*folders: Path) -> None:
+    """Let modules in these folders be imported, after all that is installed.
+
+    This is for what names a person's own code, and for nothing else: a file called torch.py that happens to lie in a
+    folder must not run because somebody sweeps there.
+    """
+    for folder in map(str, folders):
+        if folder not in sys.path:
+            sys.path.append(folder)

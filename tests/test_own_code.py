@@ -1,0 +1,82 @@
+"""A person's own code: what it imports decides its results as well, and where it went wrong is told."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from mi_ray.own_code import imported_sources, is_own, own_place
+from mi_ray.study.prepare import _source_hash, syntax_of
+
+FILES = {
+    "my_roll.py": "import json\nimport torch, mi_ray\nfrom my_parts import zero\nfrom my_kit.deep import *\n",
+    "my_parts.py": "import my_roll\nfrom my_more import one\ndef zero(): return one\n",
+    "my_more.py": "one = 1\n",
+    "my_other.py": "never = 'imported'\n",
+    "my_kit/__init__.py": "",
+    "my_kit/deep.py": "from . import near\nfrom .near import that\nfrom .. import nowhere\n",
+    "my_kit/near.py": "that = 1\n",
+    "my_kit/far.py": "",
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Modules of a person's own, of which one imports others beside it."""
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+def test_what_a_module_imports_of_its_own_folder_is_found_without_being_run(folder: Path) -> None:
+    found = imported_sources("my_roll", folder / "my_roll.py")
+    assert [str(path.relative_to(folder)) for path in found] == [
+        "my_kit/__init__.py",
+        "my_kit/deep.py",
+        "my_kit/near.py",
+        "my_more.py",
+        "my_parts.py",
+    ]
+    assert imported_sources("my_kit.near", folder / "my_kit/near.py") == []
+
+
+def test_what_is_no_python_imports_nothing(tmp_path: Path) -> None:
+    (tmp_path / "my_net.py").write_text("def (:")
+    assert imported_sources("my_net", tmp_path / "my_net.py") == []
+
+
+def test_of_an_installed_package_only_its_own_modules_count() -> None:
+    file = Path(pytest.__file__)
+    found = imported_sources("pytest", file)
+    assert not is_own(str(file))
+    assert all(path.is_relative_to(file.parent) for path in found)
+
+
+def test_changing_a_module_that_another_imports_changes_what_decides_its_results(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "my_alone.py").write_text("alone = 1\n")
+    (folder / "my_user.py").write_text("import my_more\n")
+    alone, before = _source_hash("my_alone"), _source_hash("my_user")
+    assert (
+        alone == hashlib.sha256(syntax_of(folder / "my_alone.py").encode()).hexdigest()
+    )  # as before there was this rule
+    (folder / "my_more.py").write_text("one = 1  # said in a comment\n")
+    assert _source_hash("my_user") == before
+    (folder / "my_more.py").write_text("one = 7\n")
+    assert _source_hash("my_user") != before
+    assert _source_hash("my_alone") == alone
+
+
+def test_an_error_is_told_with_its_place_in_a_persons_own_code(folder: Path) -> None:
+    (folder / "my_fault.py").write_text("def fails():\n    return {}['key']\n")
+    import my_fault  # type: ignore[import-not-found]
+
+    with pytest.raises(KeyError) as told:
+        my_fault.fails()
+    assert own_place(told.value) == " (my_fault.py, line 2)"
+    with pytest.raises(ValueError, match="invalid") as ours:
+        int("x")
+    assert own_place(ours.value).startswith(" (test_own_code.py")
