@@ -35,8 +35,24 @@ def frontier_facts(cells: "pd.DataFrame") -> "list[pd.DataFrame]":
     best.loc[best["attack"] == "worst_case", "knowledge"] = ""
     tested = table[table["attack"] != "worst_case"]
     first = {tuple(rows.iloc[0][THREAT]) for _, rows in tested.groupby("classifier")}
-    groups = best.groupby(THREAT, sort=False)
-    return [rows for threat, rows in groups if threat in first or rows["attack"].iloc[0] == "worst_case"]
+    found = []
+    for threat, rows in best.groupby(THREAT, sort=False):
+        if rows["attack"].iloc[0] == "worst_case":
+            found.append(_with_baseline(rows, tested))
+        elif threat in first:
+            found.append(rows)
+    return found
+
+
+def _with_baseline(worst: "pd.DataFrame", tested: "pd.DataFrame") -> "pd.DataFrame":
+    """The worst cases of one ball with that of no defense, which has no cell of its own where it was attacked in one way."""
+    ball = ["classifier", "norm", "epsilon"]
+    bare = tested[(tested["defense"] == "none") & (tested[ball] == worst[ball].iloc[0]).all(axis=1)]
+    if len(bare) != 1 or (worst["defense"] == "none").any():
+        return worst
+    import pandas as pd
+
+    return pd.concat([worst, bare.assign(**worst[THREAT].iloc[0], undominated=False)]).sort_values("clean")
 
 
 def frontier_tables(cells: "pd.DataFrame", names: Names) -> Iterator[Table]:

@@ -53,6 +53,18 @@ def test_the_first_attack_and_the_worst_case_are_shown_with_no_defense_for_compa
     assert worst["adversarial"].tolist() == [0.2, 0.0]
 
 
+def test_no_defense_that_was_attacked_in_one_way_stands_beside_the_worst_cases_with_that_attack(
+    cells: pd.DataFrame,
+) -> None:
+    bare = cells["defense"] == "none"
+    worst = frontier_facts(cells[~(bare & cells["attack"].isin(["square", "worst_case"]))])[1]
+    assert worst[["defense", "adversarial"]].to_numpy().tolist() == [["mi_ol", 0.2], ["none", 0.0]]
+    both = frontier_facts(cells[~(bare & (cells["attack"] == "worst_case"))])[
+        1
+    ]  # of two attacks neither is the worst by point
+    assert both["defense"].tolist() == ["mi_ol"]
+
+
 def test_a_dominated_classifier_without_a_defense_is_shown_all_the_same(cells: pd.DataFrame) -> None:
     cells.loc[(cells["defense"] == "mi_ol") & (cells["attack"] == "none"), ["accuracy", "selection_accuracy"]] = 0.95
     first = frontier_facts(cells)[0]
