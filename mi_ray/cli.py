@@ -574,8 +574,8 @@ def list_(
 ) -> None:
     """Show every registered dataset, source of networks, architecture, objective, attack and defense with its parameters."""
     from mi_ray.named import NETWORKS
-    from mi_ray.own_code import look_in
-    from mi_ray.parameters import default_of, load_plugins, plain
+    from mi_ray.own_code import load_plugins, look_in
+    from mi_ray.parameters import default_of, plain
     from mi_ray.pictures import SOURCES
     from mi_ray.study.prepare import REGISTRIES
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from mi_ray.parameters import import_own, kind_of, own_code
+from mi_ray.own_code import import_own, own_code
+from mi_ray.parameters import kind_of
 
 WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the name of every tensor
 DIFFERING = 5  # tensors that are named where weights are of another architecture

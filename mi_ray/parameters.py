@@ -5,24 +5,18 @@ messages, axes of a grid, the lines of `mi-ray list` and the content keys all co
 """
 
 import difflib
-import importlib
 import itertools
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
-from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from mi_ray.own_code import own_place
-from mi_ray.refusals import FACTORY, MODULE, PATTERNS, shown
+from mi_ray.refusals import FACTORY, PATTERNS, shown
 from mi_ray.threat_model import parse_number
 
-LONGEST = 300  # characters of another program's message that are shown
 Kind = Literal["number", "integer", "integers", "pair", "flag", "choice", "ratio", "text", "factory", "methods"]
 
 
@@ -495,56 +489,6 @@ def expand(method: type[Parameterized], written: object, option: Callable[[str],
         else:
             axes[key] = Axis((default_of(method, key),))
     return axes
-
-
-def load_plugins(plugins: Iterable[str]) -> None:
-    """Import a person's own modules (their code runs). Raises ValueError for one that cannot be imported."""
-    for plugin in plugins:
-        if re.fullmatch(MODULE, plugin) is None:
-            raise ValueError(f"plugins must be importable modules, each {PATTERNS[MODULE]}; got {plugin!r}")
-        import_own("plugins must be importable modules", plugin)
-
-
-def import_own(rule: str, module: str) -> ModuleType:
-    """A person's own module, whose code runs. Raises ValueError with the rule and what happened, whatever it raises."""
-    try:
-        return importlib.import_module(module)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # A module may raise anything, and may exit.
-        absent = isinstance(error, ModuleNotFoundError) and f"{module}.".startswith(f"{error.name}.")
-        written = f" (without .py: {module[:-3]})" if module.endswith(".py") else ""
-        why = f"there is no such module beside the file, in the current folder or installed{written}"
-        raise ValueError(f"{rule}; {module!r}: {why if absent else in_a_line(error)}") from error
-
-
-def in_a_line(error: BaseException) -> str:
-    """What an error of a person's own code says, in one line, with the place in that code."""
-    if isinstance(error, SyntaxError):
-        return f"{error.msg} ({Path(error.filename or '').name}, line {error.lineno})"
-    text = f"{error.strerror}: {error.filename!r}" if isinstance(error, OSError) and error.strerror else str(error)
-    told = shortened(re.sub(r" \(/[^)]*\)", "", text.replace("'NoneType' object", "None")))
-    said = told if isinstance(error, ValueError) and told else f"{type(error).__name__}{told and ': '}{told}"
-    if isinstance(error, SystemExit):
-        said = f"it exits, with {'nothing' if error.code is None else repr(error.code)}"
-    return f"{said}{own_place(error)}"
-
-
-@contextmanager
-def own_code(rule: str) -> Iterator[None]:
-    """Raise ValueError with the rule and what happened in a line, whatever a person's own code raises or exits with."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:
-        raise ValueError(f"{rule}; {in_a_line(error)}") from error
-
-
-def shortened(text: str) -> str:
-    """A text on one line, cut where it is long."""
-    line = " ".join(text.split())
-    return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 def kind_of(value: object) -> str:

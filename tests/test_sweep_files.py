@@ -17,7 +17,7 @@ from mi_ray.config import Sweep
 from mi_ray.defenses import DEFENSES, predict
 from mi_ray.defenses.base import CHUNK
 from mi_ray.figures.draw import find_figure
-from mi_ray.parameters import load_plugins
+from mi_ray.own_code import load_plugins
 from mi_ray.plan.cost import Costs
 from mi_ray.plan.keyed import Facts
 from mi_ray.plan.planner import Planner

@@ -9,7 +9,8 @@ from ray import tune
 from ray.tune.experiment import Trial as TuneTrial
 from ray.tune.logger import TBXLoggerCallback
 
-from mi_ray.parameters import import_own, kind_of, own_code
+from mi_ray.own_code import import_own, own_code
+from mi_ray.parameters import kind_of
 
 if TYPE_CHECKING:  # Importing it takes a second, which only runs that draw curves should pay.
     from tensorboardX import SummaryWriter

@@ -23,7 +23,8 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.data import batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.parameters import Method, load_plugins
+from mi_ray.own_code import load_plugins
+from mi_ray.parameters import Method
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import Files
 from mi_ray.store.schemas import TRAINING

@@ -16,7 +16,8 @@ from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from mi_ray.cluster.worker import Boxed, Item, lasted, where, workbench
-from mi_ray.parameters import Method, load_plugins
+from mi_ray.own_code import load_plugins
+from mi_ray.parameters import Method
 from mi_ray.plan.work import LAST_PHASE, OutputWork, Read, Work
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 

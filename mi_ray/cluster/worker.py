@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from mi_ray.config import BlockResources
 from mi_ray.device import has_bf16
-from mi_ray.parameters import load_plugins
+from mi_ray.own_code import load_plugins
 from mi_ray.plan.work import Work
 from mi_ray.study.precision import Comparison, compare
 from mi_ray.study.results import StudyData

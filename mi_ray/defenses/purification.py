@@ -12,7 +12,8 @@ from torch.utils.checkpoint import checkpoint
 from mi_ray.defenses.base import DEFENSES, RandomTransform
 from mi_ray.denoising import denoised
 from mi_ray.networks import OwnNetwork
-from mi_ray.parameters import choice, factory, in_a_line, integer, number, own_code, text
+from mi_ray.own_code import in_a_line, own_code
+from mi_ray.parameters import choice, factory, integer, number, text
 from mi_ray.randomness import Draws
 from mi_ray.sample_pool import SamplePool
 

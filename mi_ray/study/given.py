@@ -10,7 +10,7 @@ from mi_ray.classifiers import Classifier, build_classifier, set_weights
 from mi_ray.config import ClassifierEntry
 from mi_ray.named import NETWORKS
 from mi_ray.networks import load_factory, read_weights
-from mi_ray.parameters import own_code
+from mi_ray.own_code import own_code
 from mi_ray.store.keys import Values
 
 

@@ -29,8 +29,8 @@ from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
 from mi_ray.networks import OwnNetwork, load_factory, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.own_code import imported_sources
-from mi_ray.parameters import Method, Registry, load_plugins
+from mi_ray.own_code import imported_sources, load_plugins
+from mi_ray.parameters import Method, Registry
 from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner

@@ -15,7 +15,7 @@ from mi_ray.config import ClassifierEntry
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DefendedClassifier, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK, chunk_of
-from mi_ray.parameters import own_code
+from mi_ray.own_code import own_code
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.verdict import run
 from mi_ray.attacks import ATTACKS
 from mi_ray.defenses import DEFENSES
-from mi_ray.parameters import load_plugins
+from mi_ray.own_code import load_plugins
 
 
 @pytest.fixture(scope="module", autouse=True)
