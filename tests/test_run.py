@@ -121,7 +121,7 @@ def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
     assert mi_ray.run_sweep(SWEEP, out, set=changed, until="train").did == "nothing"  # Its rows are there.
     result = mi_ray.run_sweep(SWEEP, out, set=changed)
     assert (result.did, result.complete, computed) == ("drew", False, [])
-    assert dict(result.failures) == {"figure own_figures.bad": "ZeroDivisionError: no bars"}
+    assert dict(result.failures) == {"figure own_figures.bad": "ZeroDivisionError: no bars (bad.py, line 2)"}
     assert result.figures == (f"{out}/studies/tiny/figures/own.txt", f"{out}/studies/tiny/report.html")
     (tmp_path / "own_figures/bad.py").write_text(FIGURE)
     sys.modules.pop("own_figures.bad")
@@ -139,7 +139,8 @@ def test_a_page_that_fails_costs_nothing_else_and_is_made_by_the_next_run(
     with monkeypatch.context() as patched:
         patched.setattr("mi_ray.page.write.make", failing)
         result = mi_ray.run_sweep(SWEEP, out, seed=1, progress=False)
-    assert dict(result.failures) == {"figure report": "RuntimeError: no paper"}
+    assert list(result.failures) == ["figure report"]
+    assert result.failures["figure report"].startswith("RuntimeError: no paper (test_run.py, line ")
     assert any(path.endswith("fig3b.png") for path in result.figures)
     page = Path(out) / "studies/tiny/report.html"
     assert not page.exists()
