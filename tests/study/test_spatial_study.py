@@ -174,15 +174,15 @@ def test_figures_and_exports_say_the_norm(finished: Tiny, tmp_path: Path) -> Non
 def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(finished: Tiny) -> None:
     grid = {"called": "the grid", "attack": "spatial", "method": "grid", "knowledge": "oblivious"}
     noise, none = {"defense": "gaussian_noise"}, {"defense": "none"}
-    told = {"text": "", "where": "", "study": "tiny", "classifier": "f", "is_": "below", "by": 1.0}
-    for kind, left, right in (("matched", noise, noise), ("difference", noise, none)):
+    told = {"text": "", "where": "", "study": "tiny", "classifier": "f", "is_": "below", "by": 1.0, "at": 1.0}
+    for kind, left, right in (("chosen", noise, noise), ("difference", noise, none)):
         open_, both = (
             Claim(**told, kind=kind, left=left, right=right, attack={**grid, **more})
             for more in ({}, {"norm": "spatial", "epsilon": 0.4})
         )
         table = facts(finished.store, [open_, both])
         assert (table["value"].notna()).tolist() == [False, True], table["why"].tolist()
-        assert table["why"][0].startswith("attacks in 2 balls fit" if kind == "matched" else "2 cells of tiny fit")
+        assert table["why"][0].startswith("attacks in 2 balls fit" if kind == "chosen" else "2 cells of tiny fit")
 
 
 # The plan
