@@ -30,9 +30,11 @@ def excerpt(
     studies: each with the store that has it; one of these may itself be an excerpt. out: a store without these studies.
     detection: of these studies the scores of Fig. 3(a) are kept; outputs: of these the mean outputs that Fig. 2 is drawn
     from, both in steps of `STEP`. Columns that an excerpt leaves out are null. A cell of several studies is taken once,
-    from where it has the most points. Raises ValueError when a store does not have its study.
+    from where it has the most points. Raises ValueError when a store does not have its study, and when two stores have
+    different rows of a cell.
     """
     taken: dict[str, tuple[Store, list[Block]]] = {}
+    best: dict[str, tuple[int, bool]] = {}
     scored = set[str]()
     for study, store in studies.items():
         cells = cells_table(store, study)
@@ -41,8 +43,15 @@ def excerpt(
         done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
         for cell in (row["cell"] for row in done):
             blocks = store.blocks("records", cell)
-            if cell not in taken or blocks[-1].stop > taken[cell][1][-1].stop:
-                taken[cell] = (store, blocks)
+            if cell in taken and taken[cell][0] is not store and _differ(cell, taken[cell], (store, blocks)):
+                raise ValueError(
+                    f"studies must have the same rows of a cell that they share; {study} has others of {cell}, as where it "
+                    "was computed on another kind of processor"
+                )
+            # Of as many points those of a study with detection, since an excerpt has no scores elsewhere.
+            found = (blocks[-1].stop, study in detection)
+            if cell not in taken or found > best[cell]:
+                taken[cell], best[cell] = (store, blocks), found
             if study in detection:
                 scored.add(cell)
         if study in outputs:
@@ -54,6 +63,19 @@ def excerpt(
             out.write_block("records", cell, block.start, block.stop, _thinned(table, kept), _own(facts))
     compact(out)
     out.refresh()
+
+
+def _differ(cell: str, *sources: tuple[Store, list[Block]]) -> bool:
+    """Whether two stores disagree on a point of a cell that both have."""
+    right = [
+        {
+            row["point"]: row["correct_draws"]
+            for block in blocks
+            for row in store.read_block("records", cell, block)[0].select(["point", "correct_draws"]).to_pylist()
+        }
+        for store, blocks in sources
+    ]
+    return any(right[0][point] != right[1][point] for point in right[0].keys() & right[1].keys())
 
 
 def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -> None:

@@ -55,6 +55,19 @@ def test_a_cell_of_two_studies_is_taken_once_with_the_most_points_and_the_scores
     assert not rows["score"].isna().any()
 
 
+def test_two_stores_with_other_rows_of_one_cell_make_no_excerpt(original: Tiny, tmp_path: Path) -> None:
+    more = Store(shutil.copytree(original.store.root, tmp_path / "more"))
+    (tmp_path / "more/studies/tiny").rename(tmp_path / "more/studies/more")
+    cell = read_records(original.store, "tiny")["cell"].iloc[0]
+    (block,) = more.blocks("records", cell)
+    table, facts = more.read_block("records", cell, block)
+    changed = pa.array([2 - count for count in table["correct_draws"].to_pylist()], pa.int32())
+    place = table.schema.get_field_index("correct_draws")
+    more.write_block("records", cell, block.start, block.stop, table.set_column(place, "correct_draws", changed), facts)
+    with pytest.raises(ValueError, match=f"same rows of a cell that they share; more has others of {cell}"):
+        excerpt({"tiny": original.store, "more": more}, Store(tmp_path / "excerpt", create=True))
+
+
 def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left_to_attack(
     original: Tiny, tmp_path: Path
 ) -> None:
