@@ -168,11 +168,13 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
     figure, panels = plt.subplots(1, len(AXES), figsize=(3 * len(AXES), 3), layout="constrained", squeeze=False)
     for panel, axis in zip(panels[0], AXES, strict=True):
         own = sorted((row for row in rows if row["axis"] == axis), key=lambda row: row["size"])
-        for key, said in NAMES.items():
+        for key, said in NAMES.items() if own else ():
             sizes, values = [row["size"] for row in own], np.array([row[key] for row in own])
             panel.loglog(sizes, values / values[0], "o-", markersize=3, label=said)
-        panel.loglog(sizes, np.array(sizes) / sizes[0], "k:", linewidth=0.8, label="in proportion")
+        panel.loglog(AXES[axis], np.array(AXES[axis]) / AXES[axis][0], "k:", linewidth=0.8, label="in proportion")
         panel.set_xlabel(axis)
+        panel.set_xticks(AXES[axis], [str(size) for size in AXES[axis]])
+        panel.minorticks_off()
     panels[0][0].set_ylabel("times the smallest")
     figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize="small")
     figure.savefig(file, dpi=80)
