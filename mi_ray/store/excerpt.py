@@ -33,8 +33,7 @@ def excerpt(
     from where it has the most points. Raises ValueError when a store does not have its study, and when two stores have
     different rows of a cell.
     """
-    taken: dict[str, tuple[Store, list[Block]]] = {}
-    best: dict[str, tuple[int, bool]] = {}
+    taken: dict[str, tuple[Store, list[Block], bool]] = {}
     scored = set[str]()
     for study, store in studies.items():
         cells = cells_table(store, study)
@@ -43,20 +42,21 @@ def excerpt(
         done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
         for cell in (row["cell"] for row in done):
             blocks = store.blocks("records", cell)
-            if cell in taken and taken[cell][0] is not store and _differ(cell, taken[cell], (store, blocks)):
+            held = taken.get(cell)
+            if held is not None and held[0] is not store and _differ(cell, held[:2], (store, blocks)):
                 raise ValueError(
                     f"studies must have the same rows of a cell that they share; {study} has others of {cell}, as where it "
                     "was computed on another kind of processor"
                 )
             # Of as many points those of a study with detection, since an excerpt has no scores elsewhere.
-            found = (blocks[-1].stop, study in detection)
-            if cell not in taken or found > best[cell]:
-                taken[cell], best[cell] = (store, blocks), found
-            if study in detection:
+            scores = study in detection
+            if held is None or (blocks[-1].stop, scores) > (held[1][-1].stop, held[2]):
+                taken[cell] = (store, blocks, scores)
+            if scores:
                 scored.add(cell)
         if study in outputs:
             _copy_outputs(store, out, study, {key for row in done for key in _outputs_of(json.loads(row["work"]))})
-    for cell, (store, blocks) in taken.items():
+    for cell, (store, blocks, _) in taken.items():
         for block in blocks:
             table, facts = store.read_block("records", cell, block)
             kept = OF_POINTS | (OF_DETECTION if cell in scored else set())

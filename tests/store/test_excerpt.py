@@ -55,6 +55,18 @@ def test_a_cell_of_two_studies_is_taken_once_with_the_most_points_and_the_scores
     assert not rows["score"].isna().any()
 
 
+@pytest.mark.parametrize("order", [["tiny", "more"], ["more", "tiny"]])
+def test_of_as_many_points_those_are_taken_that_have_their_scores(
+    original: Tiny, tmp_path: Path, order: list[str]
+) -> None:
+    plain, out = Store(tmp_path / "plain", create=True), Store(tmp_path / "excerpt", create=True)
+    excerpt({"tiny": original.store}, plain)  # an excerpt without scores
+    (tmp_path / "plain/studies/tiny").rename(tmp_path / "plain/studies/more")
+    of = {"tiny": original.store, "more": plain}
+    excerpt({name: of[name] for name in order}, out, detection=["tiny"])
+    assert not read_records(out, "tiny")["score"].isna().any()
+
+
 def test_two_stores_with_other_rows_of_one_cell_make_no_excerpt(original: Tiny, tmp_path: Path) -> None:
     more = Store(shutil.copytree(original.store.root, tmp_path / "more"))
     (tmp_path / "more/studies/tiny").rename(tmp_path / "more/studies/more")
