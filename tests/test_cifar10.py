@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -96,6 +97,20 @@ def test_nothing_that_is_published_says_where_it_was_made() -> None:
     ]
     assert texts
     assert not any(re.search(r"(?<![\w.])/(root|work|home|tmp)/", text) for text in texts)
+
+
+def test_what_is_published_of_studies_that_a_store_does_not_have_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published = Path(shutil.copytree(cifar10.PUBLISHED, tmp_path / "cifar10"))
+    for study in (name for name in STORE.folders("studies") if name != "cifar10_fig5"):
+        shutil.rmtree(published / f"studies/{study}")
+    monkeypatch.setattr(cifar10, "PUBLISHED", published)
+    before, rows = read_cells(Store(published)), read_records(Store(published), "cifar10_fig5", columns=COUNTED)
+    cifar10.publish(Store(tmp_path / "empty", create=True))
+    assert read_cells(Store(published)).equals(before)
+    assert len(read_records(Store(published), "cifar10_fig5", columns=COUNTED)) == len(rows) > 0
+    assert (published / "studies/cifar10_fig5/figures/fig5.png").exists()
 
 
 def test_all_of_it_is_small() -> None:

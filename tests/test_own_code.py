@@ -4,8 +4,10 @@ import hashlib
 from pathlib import Path
 
 import pytest
+from helpers.sweeps import sweep
 
 from mi_ray.own_code import imported_sources, is_own, own_place
+from mi_ray.store.manifest import fingerprint
 from mi_ray.study.prepare import _source_hash, syntax_of
 
 FILES = {
@@ -68,6 +70,14 @@ def test_changing_a_module_that_another_imports_changes_what_decides_its_results
     (folder / "my_more.py").write_text("one = 7\n")
     assert _source_hash("my_user") != before
     assert _source_hash("my_alone") == alone
+
+
+def test_a_study_whose_plugins_neighbour_changed_is_looked_at_again(folder: Path) -> None:
+    before = fingerprint(sweep(plugins=["my_roll"]))
+    (folder / "my_other.py").write_text("never = 'imported, and changed'\n")
+    assert fingerprint(sweep(plugins=["my_roll"])) == before
+    (folder / "my_more.py").write_text("one = 7\n")
+    assert fingerprint(sweep(plugins=["my_roll"])) != before
 
 
 def test_an_error_is_told_with_its_place_in_a_persons_own_code(folder: Path) -> None:
