@@ -448,8 +448,13 @@ class AttackEntry(Strict):
         "alone (`square`, `random_noise`, `spatial`, `transfer`).",
     )
     classifiers: Names = Field(None, description="The only classifiers that are attacked; all when left out.")
-    defenses: Names = Field(
-        None, description="The only defenses that an adaptive attack goes through; all but `none` when left out."
+    defenses: Annotated[
+        Annotated[tuple[Annotated[Method, BeforeValidator(read_method)], ...], Field(min_length=1)] | None,
+        BeforeValidator(_listed_if_any),
+    ] = Field(
+        None,
+        description="The only defenses that an adaptive attack goes through; all but `none` when left out. A name stands for "
+        "all settings of a defense, `{mi_ol: {lam: 0.6}}` for those that have these values.",
     )
 
     images: tuple[ImagesEntry, ...] = Field(
@@ -475,15 +480,10 @@ class AttackEntry(Strict):
     def document(self) -> dict[str, Any]:
         """The entry as a file would say it."""
         found = _entry_document(self, self.method)
-        return (
-            {**found, "images": [entry.document() for entry in self.images]}
-            if self.images
-            else _without(found, "images")
-        )
-
-
-def _without(document: dict[str, Any], key: str) -> dict[str, Any]:
-    return {name: value for name, value in document.items() if name != key}
+        if self.defenses is not None:
+            found["defenses"] = [each.name if each.values == {} else dict([each]) for each in self.defenses]
+        found["images"] = [entry.document() for entry in self.images]
+        return found if self.images else {name: value for name, value in found.items() if name != "images"}
 
 
 def _entry_document(entry: Strict, method: Method) -> dict[str, Any]:
@@ -792,14 +792,22 @@ class Sweep(Strict):
         for name in (name for some in asked for name in some or ()):
             if name not in names:
                 raise unknown("classifier", name, names)
-        attackable = list(dict.fromkeys(entry.method.name for entry in real))
-        for name in (name for entry in self.attacks for name in entry.defenses or ()):
-            if name not in attackable:
-                raise unknown("defense to attack", name, attackable)
+        self._attackable(list(dict.fromkeys(entry.method.name for entry in real)))
         if self.variants != EACH_OPTION and "" in self.variants:
             raise ValueError("variants must have names; the study itself is the one without")
         self.resolved_variants()
         return self
+
+    def _attackable(self, defenses: list[str]) -> None:
+        """Raise ValueError for an attack that is kept to what it cannot go through. defenses: those that it can."""
+        for name, values in (each for entry in self.attacks for each in entry.defenses or ()):
+            if name not in defenses:
+                raise unknown("defense to attack", name, defenses)
+            if values != {} and self.search is not None:
+                raise ValueError(
+                    "search: optuna proposes settings itself, so an attack names whole defenses; "
+                    f"got defenses: [{{{name}: {shown(values)}}}]"
+                )
 
     def document(self) -> dict[str, Any]:
         """The sweep as a file would say it, with every default and option written out; `load_sweep` reads it back."""

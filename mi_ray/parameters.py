@@ -192,11 +192,8 @@ class Parameter:
         assert self.registry is not None
         return self.registry.make(*read_method(item))
 
-    def combined(self, name: str, written: object, option: Callable[[str], object]) -> Axis:
-        """The values that methods with axes of their own span: every combination. option: as `expand` takes it.
-
-        Raises ValueError for what no method can be.
-        """
+    def _combined(self, name: str, written: object, option: Callable[[str], object]) -> Axis:
+        """The values that methods with axes of their own span: every combination."""
         assert self.registry is not None
         each = []
         for item in _items(written):
@@ -210,13 +207,16 @@ class Parameter:
             each.append([method.make(dict(zip(axes, values, strict=True))) for values in own])
         return Axis(tuple(self.parse(name, list(chosen)) for chosen in itertools.product(*each)))
 
-    def axis(self, name: str, written: object) -> Axis:
+    def axis(self, name: str, written: object, option: Callable[[str], object]) -> Axis:
         """The values that a sweep file asks for: one value, a list of them, `linspace` or `arange`.
 
         `{linspace: [0.005, 0.05, 10]}` is ten values with both ends, `{arange: [0.2, 1.0, 0.05]}` includes its
-        end when a step lands on it. Values are rounded to 12 digits, so that 0.1 + 0.2 is 0.3 in every key.
+        end when a step lands on it. Values are rounded to 12 digits, so that 0.1 + 0.2 is 0.3 in every key. Methods with
+        axes of their own span every combination of these. option: as `expand` takes it.
         Raises ValueError for a value that is not allowed, for one that is named twice, and for an empty list.
         """
+        if self.registry is not None:
+            return self._combined(name, written, option)
         ends: list[float] = []  # of a range, whose values between them have a meaning too
         if (
             isinstance(written, Mapping)
@@ -478,10 +478,8 @@ def expand(method: type[Parameterized], written: object, option: Callable[[str],
     asked = method.as_mapping(written)
     axes: dict[str, Axis] = {}
     for key, parameter in method.parameters().items():
-        if key in asked and parameter.registry is not None:
-            axes[key] = parameter.combined(f"{method.name}.{key}", asked[key], option)
-        elif key in asked:
-            axes[key] = parameter.axis(f"{method.name}.{key}", asked[key])
+        if key in asked:
+            axes[key] = parameter.axis(f"{method.name}.{key}", asked[key], option)
         elif parameter.option is not None:
             axes[key] = Axis((option(parameter.option),))
         elif default_of(method, key) is MISSING:

@@ -53,10 +53,13 @@ def sweep_schema() -> Schema:
     attack["epsilon"] = _described(attack["epsilon"], _one_or_list(NUMBER))
     attack["goal"] = _described(attack["goal"], _one_or_list({"enum": list(get_args(Goal))}))
     attack[ADAPTIVE] = {"type": "object", "description": "The attack that the option `adaptive_attack` names."}
-    names = {"anyOf": [{"type": "null"}, _one_or_list(TEXT)]}
-    for model, key in (("AttackEntry", "classifiers"), ("AttackEntry", "defenses"), ("DefenseEntry", "classifiers")):
-        defs[model]["properties"][key] = _described(defs[model]["properties"][key], names)
     defense = defs["DefenseEntry"]
+    for properties in (attack, defense["properties"]):
+        names = {"anyOf": [{"type": "null"}, _one_or_list(TEXT)]}
+        properties["classifiers"] = _described(properties["classifiers"], names)
+    through = {"type": "object", "additionalProperties": True, "minProperties": 1, "maxProperties": 1}
+    settings = {"anyOf": [{"type": "null"}, _one_or_list({"anyOf": [TEXT, through]})]}
+    attack["defenses"] = _described(attack["defenses"], settings)
     defs["DefenseEntry"] = {"anyOf": [{"enum": list(DEFENSES)}, defense]}
     defs["BlockResources"]["properties"]["memory_budget"] |= {"anyOf": [{"type": ["integer", "string", "null"]}]}
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A sweep file of mi_ray", **found}

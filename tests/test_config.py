@@ -327,6 +327,14 @@ ADAPTIVE: dict[str, Any] = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge"
             },
             ["search: optuna needs a defense to search on each classifier; g has only `none`"],
         ),
+        (
+            {
+                "attacks": [{**ADAPTIVE, "defenses": [{"mi_ol": 0.5}]}],
+                "search": {"optuna": {}},
+                "points": {"count": 4, "selection": 2},
+            },
+            ["search: optuna proposes settings itself", "{mi_ol: 0.5}"],
+        ),
     ],
 )
 def test_a_bad_word_on_who_knows_what_or_what_is_checked_is_refused(
@@ -343,7 +351,7 @@ def test_attacks_and_defenses_say_on_which_classifiers_and_against_which_defense
         defenses=["none", {"mi_ol": {"lam": 0.5}, "classifiers": ["f", "g"]}, {"mi_pl": None}, {"mi_pl": 0.5}],
     )
     adaptive, oblivious = read.attacks
-    assert (adaptive.knowledge, adaptive.classifiers, adaptive.defenses) == ("adaptive", ("g",), ("mi_ol",))
+    assert (adaptive.knowledge, adaptive.classifiers, adaptive.defenses) == ("adaptive", ("g",), (("mi_ol", {}),))
     assert (oblivious.knowledge, oblivious.classifiers, oblivious.defenses) == ("oblivious", None, None)
     assert [entry.method for entry in read.defenses] == [
         ("none", {}),

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mi_ray.config import ADAPTIVE, AttackEntry, Options, Sweep
-from mi_ray.parameters import Axis, expand
+from mi_ray.parameters import Axis, Method, expand
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import whole_chunks
@@ -75,7 +75,7 @@ class Planner:
             raise ValueError(
                 f"{method.name} follows gradients, which `knowledge: black_box` does not see; got black_box"
             )
-        axes = expand(method, written, lambda option: getattr(self.options, option))
+        axes = expand(method, written, self._option)
         for values in product(axes):
             attack = method.make(values)
             for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
@@ -112,11 +112,23 @@ class Planner:
             work
             for entry in self.sweep.attacks
             if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
-            if entry.defenses is None or defense.name in entry.defenses
+            if entry.defenses is None or any(self._names(each, defense) for each in entry.defenses)
             if any(part.needs_pool() for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
             if not (defense.abstains and work.by_accuracy)  # One that is caught has not won: it has to evade as well.
         ]
+
+    def _option(self, name: str) -> object:
+        """The study's value of a named option, for parameters that the file leaves out."""
+        return getattr(self.options, name)
+
+    def _names(self, written: Method, defense: Any) -> bool:
+        """Whether `mi_ol`, or `{mi_ol: {lam: [0.5, 0.6]}}`, in an attack's `defenses` means this setting."""
+        if written.name != defense.name or written.values == {}:
+            return bool(written.name == defense.name)
+        asked, parameters = defense.as_mapping(written.values), defense.parameters()
+        axes = {key: parameters[key].axis(f"{written.name}.{key}", value, self._option) for key, value in asked.items()}
+        return all(getattr(defense, key) in axis.values for key, axis in axes.items())
 
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
@@ -126,7 +138,7 @@ class Planner:
                 continue
             name, written = entry.method
             method = self.registries.defenses[name]
-            found.append((method, expand(method, written, lambda option: getattr(self.options, option))))
+            found.append((method, expand(method, written, self._option)))
         return found
 
     def settings(self) -> list[Any]:
@@ -148,6 +160,13 @@ class Planner:
                 defense = self.checked(method.make(values))
                 name = canonical([defense.name, defense.values()])
                 seen[name] = (defense, seen.get(name, (defense, frozenset()))[1] | keys)
+        for through in (each for attack in self.sweep.attacks for each in attack.defenses or ()):
+            of_it = [defense for defense, _ in seen.values() if defense.name == through.name]
+            if not any(self._names(through, defense) for defense in of_it):
+                listed = ", ".join(canonical(defense.values()) for defense in of_it)
+                raise ValueError(
+                    f"an attack's defenses must be settings of the study; got {canonical(through)}, which has {listed}"
+                )
         return list(seen.values())
 
     def checked(self, defense: Any) -> Any:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from helpers.plans import AVERAGED, BOTH, EVERY_DEFENSE, FACTS, ON_MI_OL, planned, planner
 
+from mi_ray.config import Sweep
 from mi_ray.plan.keyed import Facts
 from mi_ray.plan.work import Plan
 from mi_ray.store.keys import canonical
@@ -95,10 +96,48 @@ def test_an_adaptive_attack_may_be_kept_to_some_defenses() -> None:
 
 
 @pytest.mark.parametrize(
+    ("named", "attacked"),
+    [
+        ([{"mi_ol": {"lam": 0.5}}], {("mi_ol", 0.5)}),
+        ([{"mi_ol": 0.5}, "mi_pl"], {("mi_ol", 0.5), ("mi_pl", 0.4)}),
+        ({"mi_ol": {"lam": {"arange": [0.6, 0.9, 0.1]}}}, {("mi_ol", 0.6), ("mi_ol", 0.7)}),
+    ],
+)
+def test_an_adaptive_attack_may_be_kept_to_some_settings(named: Any, attacked: set[Any]) -> None:
+    defenses: list[Any] = [{"mi_ol": {"lam": [0.5, 0.6, 0.7]}}, {"mi_pl": {"lam": 0.4}}]
+    plan = planned(attacks=[{**AVERAGED, "defenses": named}], defenses=defenses, checks="cheap")
+    found = {(work.defense.name, work.defense.values["lam"]) for work in plan.attacks if work.defense is not None}
+    assert found == attacked
+    every = planned(attacks=[AVERAGED], defenses=defenses, checks="cheap")
+    assert {work.key for work in plan.attacks} < {work.key for work in every.attacks}  # the keys are those without
+
+
+def test_a_setting_of_a_defense_within_another_may_be_named() -> None:
+    chains = [{"chain": [{"gaussian_noise": {"sigma": [0.1, 0.2]}}, {"bit_depth": {"bits": 3}}]}]
+    one = {"chain": [{"gaussian_noise": 0.2}, {"bit_depth": 3}]}
+    attack = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge": "adaptive", "defenses": one}
+    behind = [work.defense.values for work in planned(attacks=[attack], defenses=chains).attacks if work.defense]
+    assert [values["of"] for values in behind] == [[{"gaussian_noise": {"sigma": 0.2}}, {"bit_depth": {"bits": 3}}]]
+
+
+def test_what_names_settings_is_written_out_as_it_was_read() -> None:
+    names = ["mi_pl", {"mi_ol": {"lam": 0.5}}]
+    asked = [{**AVERAGED, "defenses": names}]
+    made = planner(attacks=asked, defenses=[{"mi_ol": 0.5}, {"mi_pl": 0.4}]).sweep
+    assert made.document()["attacks"][0]["defenses"] == names
+    assert Sweep.model_validate(made.document()).document() == made.document()
+
+
+@pytest.mark.parametrize(
     ("attack", "words"),
     [
         ({"averaged": {"steps": 2}, "epsilon": 0.1}, "averaged attacks a defense: it needs `knowledge: adaptive`"),
         ({**AVERAGED, "defenses": ["mi_old"]}, r"unknown defense to attack 'mi_old' \(did you mean 'mi_ol'"),
+        (
+            {**AVERAGED, "defenses": [{"mi_ol": 0.11}]},
+            r'must be settings of the study; got \["mi_ol",0.11\], which has \{"lam"',
+        ),
+        ({**AVERAGED, "defenses": [{"mi_ol": {"lambda": 1}}]}, r"unknown parameter of mi_ol 'lambda'"),
     ],
 )
 def test_an_attack_on_a_defense_that_cannot_be_is_refused_while_planning(attack: Any, words: str) -> None:
