@@ -346,22 +346,23 @@ def check(
     """
     from mi_ray.store.blocks import Store
     from mi_ray.store.check import check_store, studies_of
+    from mi_ray.store.compact import discard
+    from mi_ray.store.locks import lock_store
     from mi_ray.store.manifest import unseal
 
     opened = Store(store)
-    problems, counted = check_store(opened)
-    for problem in problems:
-        errors.print(problem.text, style="red", markup=False)
-    for study in studies_of(opened, problems):
-        if unseal(opened, study):
-            errors.print(f"{study}: the next `mi-ray sweep` of it looks at all of its files again", style="yellow")
-    if repair:
-        from mi_ray.store.compact import discard
-
-        paths = list(dict.fromkeys(problem.path for problem in problems if problem.path))
-        for path in paths:
-            discard(opened, path)
-        console.print(f"{len(paths)} removed; `mi-ray sweep` makes them again", highlight=False)
+    with lock_store(opened, _tell, alone=True) if repair else contextlib.nullcontext():
+        problems, counted = check_store(opened)
+        for problem in problems:
+            errors.print(problem.text, style="red", markup=False)
+        for study in studies_of(opened, problems):
+            if unseal(opened, study):
+                errors.print(f"{study}: the next `mi-ray sweep` of it looks at all of its files again", style="yellow")
+        if repair:
+            paths = list(dict.fromkeys(problem.path for problem in problems if problem.path))
+            for path in paths:
+                discard(opened, path)
+            console.print(f"{len(paths)} removed; `mi-ray sweep` makes them again", highlight=False)
     console.print(f"{counted} files checked, {len(problems)} problems", highlight=False)
     if problems:
         raise typer.Exit(1)
@@ -552,14 +553,17 @@ def gc(
 ) -> None:
     """List what no study of a store refers to; remove it with --yes."""
     from mi_ray.store.blocks import Store
+    from mi_ray.store.locks import lock_store
     from mi_ray.store.manifest import unreferenced
 
     opened = Store(store)
-    loose = unreferenced(opened)
-    for path, size in loose:
-        console.print(f"{path}  {size:,} bytes", highlight=False)
-        if yes:
-            opened.remove(path)
+    # What a sweep has begun to store no study refers to yet.
+    with lock_store(opened, _tell, alone=True) if yes else contextlib.nullcontext():
+        loose = unreferenced(opened)
+        for path, size in loose:
+            console.print(f"{path}  {size:,} bytes", highlight=False)
+            if yes:
+                opened.remove(path)
     total = sum(size for _, size in loose)
     console.print(
         f"{len(loose)} folders, {total:,} bytes {'removed' if yes else 'could go: --yes removes them'}",

@@ -329,11 +329,11 @@ ADAPTIVE: dict[str, Any] = {"eot_pgd": {"steps": 2}, "epsilon": 0.1, "knowledge"
         ),
         (
             {
-                "attacks": [{**ADAPTIVE, "defenses": [{"mi_ol": 0.5}]}],
+                "attacks": [{**ADAPTIVE, "defenses": [{"gaussian_noise": 0.1}]}],
                 "search": {"optuna": {}},
                 "points": {"count": 4, "selection": 2},
             },
-            ["search: optuna proposes settings itself", "{mi_ol: 0.5}"],
+            ["search: optuna proposes settings itself", "{gaussian_noise: 0.1}"],
         ),
     ],
 )

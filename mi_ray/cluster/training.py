@@ -26,6 +26,7 @@ from mi_ray.events import event
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
 from mi_ray.store.files import Files
+from mi_ray.store.locks import lock_trainings
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.given import given_classifier
 
@@ -57,6 +58,15 @@ def train(session: Session, of_trained: OfTrained | None = None) -> None:
     todo = [work for work in left if work.objective is not None]
     if not todo:
         return
+    with lock_trainings(session.store, [work.key for work in todo], session.tell):
+        # Another study, which was waited for, may have trained some of them.
+        todo = [work for work in todo if not finished(session.store, work.key)]
+        if todo:
+            _train(todo, session, of_trained)
+
+
+def _train(todo: Sequence[ClassifierWork], session: Session, of_trained: OfTrained | None) -> None:
+    """Train these classifiers."""
     began, spent = time.time(), session.outcome.spent
     before = spent.whole()
     session.untrained = {work.key for work in todo}

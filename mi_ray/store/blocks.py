@@ -1,7 +1,8 @@
 """The store and its blocks: Parquet files that hold the rows of a range of points, verified whenever they are read.
 
-A store is a folder or a URI. A block is named by its range in the study's list of points. The ranges of one key never
-overlap, since what is stored is subtracted before the rest is cut into blocks. Records may also lie in *parts*, large
+A store is a folder or a URI. A block is named by its range in the study's list of points. What is stored of a key is
+subtracted before the rest is cut into blocks, so that ranges overlap only where two studies did so at once; a row is the same
+in each of them, and readers take it from one. Records may also lie in *parts*, large
 files that hold the rows of many cells (see `compact`); an index then says where each cell is.
 """
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from mi_ray.store.files import Files, StorageError
@@ -35,7 +35,7 @@ _OF_A_STUDY = re.compile(r"^\.study-.+\.lease$")
 
 @contextlib.contextmanager
 def lock_store(store: Files, tell: Tell, *, alone: bool = False) -> Iterator[None]:
-    """Hold a store while the block runs: together with other sweeps, or alone, as a compaction needs it.
+    """Hold a store while the block runs: together with other sweeps, or alone, as what moves or removes files needs it.
 
     Where the storage has neither locks nor leases, `tell` says so and what follows from it, and the block runs all the same.
     """
@@ -54,6 +54,32 @@ def lock_store(store: Files, tell: Tell, *, alone: bool = False) -> Iterator[Non
 
 
 @contextlib.contextmanager
+def lock_key(store: Files, key: str) -> Iterator[None]:
+    """Keep other processes from changing the blocks of a key while the block runs, where the storage has locks.
+
+    It is held for a look and a write, never while something is computed. An object store has nothing for so short a time.
+    """
+    with locked(Path(store.root) / f".key-{key}.lock", lambda _: None) if store.local else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def lock_trainings(store: Files, keys: Iterable[str], tell: Tell) -> Iterator[None]:
+    """Let one process at a time train these classifiers, where the storage can lock: two studies may ask for the same one.
+
+    All processes take the locks in one order, so that none waits for another in a circle.
+    """
+    with contextlib.ExitStack() as taken:
+        for key in sorted(keys):
+            if store.local:
+                path = Path(store.root) / f".classifier-{key}.lock"
+                taken.enter_context(locked(path, lambda who: tell(f"waiting for {who}, which trains in {store.uri}")))
+            elif refusal(store) is None:
+                taken.enter_context(_lease(store, f".classifier-{key}.lease", "which trains in", tell))
+        yield
+
+
+@contextlib.contextmanager
 def _lease_store(store: Files, tell: Tell, alone: bool) -> Iterator[None]:
     """`lock_store` behind a URI: sweeps hold a lease on each study, and a compaction its own while nobody holds those."""
     why = refusal(store)
@@ -67,7 +93,7 @@ def _lease_store(store: Files, tell: Tell, alone: bool) -> Iterator[None]:
     if why is not None or not alone:
         yield
         return
-    with _lease(store, _COMPACTING, "which compacts", tell):
+    with _lease(store, _COMPACTING, "which works alone on", tell):
         for name in sorted(filter(_OF_A_STUDY.match, store.names(""))):
             with _lease(store, name, "which works on", tell):
                 pass  # Nobody holds it now, and whoever takes it sees the compaction's.
@@ -116,7 +142,7 @@ def lock_study(store: Files, study: str, tell: Tell) -> Iterator[bool]:
             if not store.exists(_COMPACTING):
                 yield bool(waited_for)
                 return
-        with _lease(store, _COMPACTING, "which compacts", tell):
+        with _lease(store, _COMPACTING, "which works alone on", tell):
             pass  # It is over, or its process was dead.
 
 

@@ -3,10 +3,10 @@
 `Results` reads blocks and holds them against the study's points and weights. It computes nothing; `workbench` does.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +25,13 @@ from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import Values
+from mi_ray.store.locks import lock_key
 from mi_ray.store.schemas import Array, Kind, list_column
 
 COST = ("forward_passes", "backward_passes", "seconds")  # What each block says that it has cost.
 KEPT = 2**30  # Bytes of adversarial images that a process keeps, or one block of them.
 Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,22 +117,21 @@ class Results:
 
         limit: how many of the study's points are wanted, a whole number of batches; all when left out.
 
-        A block that is damaged, of other weights, or overlaps another is removed. A block that lacks some of what is
+        A block that is damaged, of other weights, or held whole by others is removed. A block that lacks some of what is
         asked for is computed again over its own range with both what it has and what is asked, so that no study loses
-        what it has stored; where it reaches beyond the points that are wanted, it is cut there first.
+        what it has stored; where it reaches beyond the points that are wanted, it is cut there first. Where another study,
+        which runs at the same time, has cut the points otherwise, what lacks is computed beside its blocks.
         """
-        total, limit = len(self.data.points), len(self.data.points) if limit is None else limit
+        limit = len(self.data.points) if limit is None else limit
+        stored = self._stored(work)
+        beside = _overlapping(list(stored))
         whole: list[tuple[int, int]] = []
         again: list[Item] = []
-        for block in self.store.blocks(work.kind, work.key):
-            if block.start >= total:
-                continue  # These are another study's points, which this one cannot compute.
-            facts = self._sound(work, block, whole[-1][1] if whole else 0)
-            if facts is None:
-                self.store.remove(block.path)
-                continue
+        for block, facts in stored.items():
             stop = block.stop
-            if block.start < limit and not _has_all(work, facts):
+            if block.start < limit and not holds(facts, work.covers()):
+                if block in beside:
+                    continue
                 if stop > limit:
                     self._cut(work, block, limit)
                     stop = limit
@@ -140,23 +141,67 @@ class Results:
         gaps = missing_ranges(whole, (0, limit), size)
         return [*again, *((work, start, stop) for start, stop in gaps)]
 
-    def _sound(self, work: Work, block: Block, after: int) -> dict[str, Any] | None:
-        """What a stored block says of itself; None when it is damaged, of other weights, or begins before `after`."""
+    def _stored(self, work: Work) -> dict[Block, dict[str, Any]]:
+        """The stored blocks of the study's points with what they say of themselves, after a look at what is of no use.
+
+        That is a block which is damaged, of other weights, or whose rows others hold too. Nothing else is removed, since
+        another study may stand on it.
+        """
+        found = self._sound(work)
+        if None not in found.values() and not _overlapping(list(found)):
+            return {block: facts for block, facts in found.items() if facts is not None}
+        with lock_key(self.store, work.key):
+            found = self._sound(work)
+            sound = {block: facts for block, facts in found.items() if facts is not None}
+            for block in sorted(_overlapping(list(sound)), key=lambda block: block.start - block.stop):
+                asked = {name: sound[block][name] for name in work.covers()}
+                others = [(b.start, b.stop) for b, facts in sound.items() if b != block and holds(facts, asked)]
+                if not missing_ranges(others, (block.start, block.stop), block.stop):
+                    del sound[block]
+            for block in found.keys() - sound.keys():
+                self.store.remove(block.path)
+        return sound
+
+    def _sound(self, work: Work) -> dict[Block, dict[str, Any] | None]:
+        """Each stored block of the study's points with what it says of itself; None when it is damaged or of other weights.
+
+        Blocks that begin later are of another study's points, which this one cannot compute.
+        """
+        blocks = [b for b in self.store.blocks(work.kind, work.key) if b.start < len(self.data.points)]
+        return {block: self._facts(work, block) for block in blocks}
+
+    def _facts(self, work: Work, block: Block) -> dict[str, Any] | None:
         try:
             _, facts = self.store.read_block(work.kind, work.key, block)
         except DamagedFileError:
             return None
-        return facts if block.start >= after and facts.get("weights") == self.weights(work.classifier) else None
+        return facts if facts.get("weights") == self.weights(work.classifier) else None
+
+    def of_range(self, work: Work, start: int, stop: int) -> dict[str, Any] | None:
+        """What a sound block of this very range says of itself; None where there is none."""
+        blocks = [b for b in self.store.blocks(work.kind, work.key) if (b.start, b.stop) == (start, stop)]
+        return self._facts(work, blocks[0]) if blocks else None
 
     def _cut(self, work: Work, block: Block, at: int) -> None:
-        """Store a block's rows as two blocks, before and from position `at` of the study's points on."""
-        table, facts = self.store.read_block(work.kind, work.key, block)
-        first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
-        for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
-            share = (stop - start) / (block.stop - block.start)
-            cost = {name: type(facts[name])(facts[name] * share) for name in COST}
-            self.store.write_block(work.kind, work.key, start, stop, table.filter(part), {**facts, **cost})
-        self.store.remove(block.path)
+        """Store a block's rows as two blocks, before and from position `at` of the study's points on.
+
+        Not where another study has stored a block of either range, or has removed this one: what lacks is then computed
+        beside it.
+        """
+        with lock_key(self.store, work.key):
+            others = {(other.start, other.stop) for other in self.store.blocks(work.kind, work.key)}
+            if others & {(block.start, at), (at, block.stop)}:
+                return
+            try:
+                table, facts = self.store.read_block(work.kind, work.key, block)
+            except DamagedFileError:
+                return
+            first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
+            for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
+                share = (stop - start) / (block.stop - block.start)
+                cost = {name: type(facts[name])(facts[name] * share) for name in COST}
+                self.store.write_block(work.kind, work.key, start, stop, table.filter(part), {**facts, **cost})
+            self.store.remove(block.path)
 
     def adversarial(self, inputs: Inputs, start: int, stop: int) -> tuple[Array, Array, Array]:
         """(images float32 [P, C, H, W], attacked labels [P], max |delta| [P]) of a range of points.
@@ -165,11 +210,15 @@ class Results:
         """
         attack = inputs.attack
         assert attack is not None
-        parts = [
-            [column[part] for column in self._best(attack.key, attack.classifier, inputs.stop, block)]
-            for block, part in self._parts("adversarial", attack.key, start, stop)
-        ]
-        _covered("adversarial", attack.key, (start, stop), sum(len(images) for images, _, _ in parts))
+        parts = self._read(
+            "adversarial",
+            attack.key,
+            {"stops": [inputs.stop]},
+            (start, stop),
+            lambda block, part: [
+                column[part] for column in self._best(attack.key, attack.classifier, inputs.stop, block)
+            ],
+        )
         images, labels, linf = (np.concatenate(column) for column in zip(*parts, strict=True))
         if inputs.within is not None:
             clean, far = to_unit(self.data.images[start:stop]).numpy(), self._farther(inputs, images, start, stop)
@@ -203,23 +252,19 @@ class Results:
     def _transformed(self, inputs: Inputs, count: int) -> Array:
         """`distances` in the norm "spatial"."""
         clean, found = self._clean(count), []
-        for block, kept in self._at_stop(inputs):
-            x, size = clean[block.start : block.stop], block.stop - block.start
-            if len(x) == 0:
-                continue
+        for ours, kept in self._at_stop(inputs, count):
+            x = clean[ours]
             images, shares = (
-                torch.tensor(list_column(kept[name], width).reshape(-1, size, width)[:, : len(x)])
+                torch.tensor(list_column(kept[name], width).reshape(-1, len(x), width))
                 for name, width in (("image", x[0].numel()), ("shares", 3))
             )
             found.append(distance("spatial", x, images.unflatten(2, x.shape[1:]), shares).amax(0).numpy())
-        assert inputs.attack is not None
-        _covered("adversarial", inputs.attack.key, (0, count), sum(map(len, found)))
         return np.concatenate(found)
 
     def pixel_range(self, inputs: Inputs) -> tuple[float, float]:
         """(lowest pixel, highest pixel) of what an attack made of the study's points."""
         low, high = 0.0, 1.0
-        for _, kept in self._at_stop(inputs):
+        for _, kept in self._at_stop(inputs, len(self.data.points)):
             pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
             low, high = min(low, pixels["min"]), max(high, pixels["max"])
         return low, high
@@ -230,12 +275,8 @@ class Results:
         No gradient is taken by an attack that follows none.
         """
         zero, taken = np.zeros((2, count), np.int64)
-        for block, kept in self._at_stop(inputs):
-            counts = kept["zero_gradients"].to_numpy().reshape(-1, block.stop - block.start)
-            ours = slice(
-                block.start, min(block.stop, count)
-            )  # A block of another study may reach beyond this one's points.
-            counts = counts[:, : max(0, ours.stop - ours.start)]
+        for ours, kept in self._at_stop(inputs, count):
+            counts = kept["zero_gradients"].to_numpy().reshape(-1, ours.stop - ours.start)
             zero[ours], taken[ours] = counts.clip(0).sum(0), (counts >= 0).sum(0) * inputs.stop
         return zero, taken
 
@@ -244,22 +285,26 @@ class Results:
 
         Raises DamagedFileError when some are missing.
         """
-        found = []
-        for block, kept in self._at_stop(inputs):
-            if block.start < count:
-                shares = kept["success"].to_numpy().reshape(-1, block.stop - block.start)
-                found.append(shares[:, : count - block.start])
-        assert inputs.attack is not None
-        _covered("adversarial", inputs.attack.key, (0, count), sum(shares.shape[1] for shares in found))
-        return np.concatenate(found, axis=1)
+        parts = self._at_stop(inputs, count)
+        shares = [kept["success"].to_numpy().reshape(-1, ours.stop - ours.start) for ours, kept in parts]
+        return np.concatenate(shares, axis=1)
 
-    def _at_stop(self, inputs: Inputs) -> Iterator[tuple[Block, pa.Table]]:
-        """Each stored block of the study's points of an attack, with its rows at a stop."""
+    def _at_stop(self, inputs: Inputs, count: int) -> list[tuple[slice, pa.Table]]:
+        """(range, rows at a stop) of the first of the study's points, as they are stored.
+
+        Raises DamagedFileError when some are missing.
+        """
         assert inputs.attack is not None
-        for block in self.store.blocks("adversarial", inputs.attack.key):
-            if block.start < len(self.data.points):  # Others are another study's points, perhaps without this stop.
-                table, _ = self.store.read_block("adversarial", inputs.attack.key, block)
-                yield block, table.filter(pa.compute.equal(table["steps"], inputs.stop))
+        key = inputs.attack.key
+
+        def rows(block: Block, part: slice) -> tuple[slice, pa.Table]:
+            table, _ = self.store.read_block("adversarial", key, block)
+            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+            positions = np.arange(len(kept)) % (block.stop - block.start)  # The points of a restart follow one another.
+            ours = (positions >= part.start) & (positions < part.stop)
+            return slice(block.start + part.start, block.start + part.stop), kept.filter(pa.array(ours))
+
+        return self._read("adversarial", key, {"stops": [inputs.stop]}, (0, count), rows)
 
     def probabilities(self, work: OutputWork, start: int, stop: int) -> Array:
         """float32 [draws, N, stop - start, classes]: stored outputs of a range, for each N of the work in its order.
@@ -271,13 +316,16 @@ class Results:
             images, _, _ = self.adversarial(replace(work.inputs, within=None), start, stop)
             far = self._farther(work.inputs, images, start, stop)
             return np.where(far[:, None], clean[: len(near)], near)
-        parts = [
-            self._outputs(work.key, work.classifier, work.executions, work.draws, block)[:, :, part]
-            for block, part in self._parts("outputs", work.key, start, stop)
-        ]
-        found = np.concatenate(parts, axis=2) if parts else np.empty((0, 0, 0, 0))
-        _covered("outputs", work.key, (start, stop), found.shape[2])
-        return found
+        parts = self._read(
+            "outputs",
+            work.key,
+            work.covers(),
+            (start, stop),
+            lambda block, part: self._outputs(work.key, work.classifier, work.executions, work.draws, block)[
+                :, :, part
+            ],
+        )
+        return np.concatenate(parts, axis=2)
 
     def answers(
         self,
@@ -323,11 +371,36 @@ class Results:
             return right & ~abstained, abstained
         return (right | abstained) & self.stands(defense, clean, start, stop)[0], abstained
 
-    def _parts(self, kind: Kind, key: str, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
-        """Each stored block that holds points of a range, with the part of its points that are in the range."""
-        for block in self.store.blocks(kind, key):
-            if block.start < stop and start < block.stop:
-                yield block, slice(max(start - block.start, 0), stop - block.start)
+    def _read(
+        self, kind: Kind, key: str, asked: Values, wanted: tuple[int, int], read: Callable[[Block, slice], Part]
+    ) -> list[Part]:
+        """What `read` makes of each stored part of a range; again where another study changes its blocks meanwhile.
+
+        asked: what a block must hold of a point, as `Work.covers` says it. Raises DamagedFileError when some are missing.
+        """
+        while True:
+            blocks = self.store.blocks(kind, key)
+            try:
+                parts = list(self._parts(blocks, asked, *wanted))
+                _covered(kind, key, wanted, sum(part.stop - part.start for _, part in parts))
+                return [read(block, part) for block, part in parts]
+            except DamagedFileError:
+                if self.store.blocks(kind, key) == blocks:
+                    raise
+
+    def _parts(self, blocks: Sequence[Block], asked: Values, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
+        """Each of these blocks that holds points of a range, with those of its points that no block before it holds.
+
+        Where blocks overlap, as those of two studies that ran at once may, those count that hold what is asked for: a row
+        is the same in all of them.
+        """
+        touching = [block for block in blocks if block.start < stop and start < block.stop]
+        beside = _overlapping(touching)
+        for block in touching:
+            if block.stop > start and (block not in beside or holds(self.store.block_facts(block), asked)):
+                begin, end = max(start, block.start), min(stop, block.stop)
+                yield block, slice(begin - block.start, end - block.start)
+                start = end
 
     def _own(self, kind: Kind, key: str, classifier: str, block: Block) -> tuple[pa.Table, dict[str, Any]]:
         """A stored block; raises DamagedFileError when it is of other weights (of a run that nothing could lock out)."""
@@ -365,9 +438,20 @@ class Results:
         return found[:draws, [stored.index(n) for n in executions]]
 
 
-def _has_all(work: Work, facts: Values) -> bool:
-    """Whether a stored block, by what it says of itself, holds everything that a piece of work asks for."""
-    return all(set(values) <= set(facts[name]) for name, values in work.covers().items())
+def holds(facts: Values, asked: Values) -> bool:
+    """Whether a stored block, by what it says of itself, holds everything that is asked for of a point."""
+    return all(set(values) <= set(facts[name]) for name, values in asked.items())
+
+
+def _overlapping(blocks: Sequence[Block]) -> set[Block]:
+    """Those of these blocks, which are in order, that share points with another."""
+    shared: set[Block] = set()
+    farthest = None
+    for block in blocks:
+        if farthest is not None and block.start < farthest.stop:
+            shared |= {farthest, block}
+        farthest = block if farthest is None or block.stop > farthest.stop else farthest
+    return shared
 
 
 def _covered(kind: Kind, key: str, wanted: tuple[int, int], have: int) -> None:

@@ -29,6 +29,7 @@ from mi_ray.networks import hand_over
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.keys import Values
+from mi_ray.store.locks import lock_key
 from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, images_column, list_column
 from mi_ray.study.batches import (
     Block,
@@ -38,7 +39,7 @@ from mi_ray.study.batches import (
     lanes_within,
     undefended_outputs,
 )
-from mi_ray.study.results import COST, Results, StudyData
+from mi_ray.study.results import COST, Results, StudyData, holds
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,10 @@ class Done:
     forward: int
     backward: int
     store: float = 0.0
+
+
+class OvertakenError(Exception):
+    """While a block was computed, another study has stored one of this very range that holds more."""
 
 
 class Workbench:
@@ -237,14 +242,21 @@ class Workbench:
         return {n: on_device(shares[:, at], self.device) for at, n in enumerate(own)}, facts
 
     def compute(self, work: Work, start: int, stop: int) -> Done:
-        """Compute and store a block of either kind."""
+        """Compute and store a block of either kind, unless another study has done so since it was found to be missing."""
         self.passes.take()
         before = self.store.seconds
-        if isinstance(work, AttackWork):
-            done = self.attack(work, start, stop)
-        else:
-            assert isinstance(work, OutputWork)
-            done = self.outputs(work, start, stop)
+        facts = self.results.of_range(work, start, stop)
+        if facts is not None and holds(facts, work.covers()):
+            return Done(stop - start, 0, 0, round(self.store.seconds - before, 4))
+        wanted = work if facts is None else work.widened(facts)
+        try:
+            if isinstance(wanted, AttackWork):
+                done = self.attack(wanted, start, stop)
+            else:
+                assert isinstance(wanted, OutputWork)
+                done = self.outputs(wanted, start, stop)
+        except OvertakenError:
+            return self.compute(work, start, stop)
         return replace(done, store=round(self.store.seconds - before, 4))
 
     def _block(self, work: Work, x: Tensor, points: Sequence[int]) -> Block:
@@ -270,7 +282,7 @@ class Workbench:
         """Store a block with what it says of itself: what it covers, its weights, its cost, and how it was computed.
 
         began: when its computing began. more: what it says beyond that. before: the facts of the block that it goes on
-        from, whose cost is part of its own.
+        from, whose cost is part of its own. Raises OvertakenError where the store has more of this range by now.
         """
         forward, backward = self.passes.take()
         cost = zip(COST, (forward, backward, time.perf_counter() - began), strict=True)
@@ -283,7 +295,11 @@ class Workbench:
             "precision": self.data.precision[work.classifier],
             **more,
         }
-        self.store.write_block(work.kind, work.key, start, stop, table, facts)
+        with lock_key(self.store, work.key):
+            found = self.results.of_range(work, start, stop)
+            if found is not None and not holds(facts, {name: found[name] for name in work.covers()}):
+                raise OvertakenError
+            self.store.write_block(work.kind, work.key, start, stop, table, facts)
         return Done(stop - start, forward, backward)
 
 

@@ -78,11 +78,16 @@ def test_a_damaged_block_is_named_once(store: Store, original: Tiny, kind: Any, 
     assert problems[0].startswith(path)
 
 
-def test_a_range_that_is_stored_twice_is_found(store: Store, original: Tiny) -> None:
-    data = original.study.data(store.root, original.bench.data.classifiers)
-    Workbench(data).outputs(original.work(), 0, 40)
-    problems = problems_in(store)
-    assert any("points 0 to 20 must be stored once" in problem for problem in problems)
+def test_points_that_are_stored_twice_must_have_the_same_rows(store: Store, original: Tiny) -> None:
+    work = original.work()
+    Workbench(original.study.data(store.root, original.bench.data.classifiers)).outputs(work, 0, 40)
+    assert problems_in(store) == []
+    block = next(each for each in store.blocks("outputs", work.key) if each.stop == 40)
+    table, facts = store.read_block("outputs", work.key, block)
+    turned = [answer[::-1] for answer in table["probabilities"].to_pylist()]
+    changed = table.set_column(table.schema.get_field_index("probabilities"), "probabilities", pa.array(turned))
+    store.write_block("outputs", work.key, 0, 40, changed.cast(table.schema), facts)
+    assert any("points 0 to 20 must have one row each" in problem for problem in problems_in(store))
 
 
 @pytest.mark.parametrize(

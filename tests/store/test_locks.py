@@ -1,0 +1,49 @@
+"""Locks of a store on a disk: who waits for whom."""
+
+import contextlib
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mi_ray.store.blocks import Store
+from mi_ray.store.locks import lock_store, lock_trainings
+
+PROGRAM = [sys.executable, "-c", "from mi_ray.cli import main; main()"]
+
+
+def test_one_process_at_a_time_trains_a_classifier(tmp_path: Path) -> None:
+    store, order, told = Store(tmp_path, create=True), list[str](), list[str]()
+
+    def other() -> None:
+        with lock_trainings(store, ["b", "a"], told.append):
+            order.append("second")
+
+    waiting = threading.Thread(target=other)
+    with lock_trainings(store, ["a", "c"], told.append):
+        waiting.start()
+        while not told:
+            time.sleep(0.01)
+        order.append("first")
+    waiting.join()
+    assert order == ["first", "second"]
+    assert "which trains in" in told[0]
+    assert not list(tmp_path.glob(".classifier-*"))
+
+
+@pytest.mark.parametrize("command", [["gc", "--yes"], ["check", "--repair"], ["compact"]])
+def test_what_removes_files_waits_for_the_sweeps_of_a_store(tmp_path: Path, command: list[str]) -> None:
+    store = Store(tmp_path, create=True)
+    name, *options = command
+    with contextlib.ExitStack() as sweeping:
+        sweeping.enter_context(lock_store(store, lambda _: None))
+        with subprocess.Popen([*PROGRAM, name, str(tmp_path), *options], stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline().startswith("waiting for process")
+            assert process.poll() is None
+            sweeping.close()
+            process.communicate(timeout=60)
+    assert process.returncode == 0

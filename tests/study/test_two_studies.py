@@ -1,0 +1,187 @@
+"""Two studies at once in one store that share work: blocks cut otherwise, with more or less in them, stored in any order."""
+
+import random
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, problems_in, stages, tiny
+
+from mi_ray.plan.work import Inputs, Work
+from mi_ray.study import workbench
+
+ONE = {"defenses": DEFENSE_GRID[:1], "draws": 1}
+STOPS = {"pgd": {"step_size": 0.05, "restarts": 1}, "epsilon": 0.1}
+
+
+def attack(*steps: int) -> list[dict[str, Any]]:
+    return [{**STOPS, "pgd": {**STOPS["pgd"], "steps": list(steps)}}]
+
+
+def pair(folder: Path) -> tuple[Tiny, Tiny]:
+    """60 points of N = 1 and 3, at one stop; 40 points of N = 3, at another stop as well."""
+    first = tiny(folder, name="first", executions=[1, 3], points={"count": 60}, attacks=attack(2), **ONE)
+    second = tiny(folder, name="second", executions=3, points={"count": 40}, attacks=attack(1, 2), **ONE)
+    assert first.work().key == second.work().key
+    assert first.plan.attacks[0].key == second.plan.attacks[0].key
+    return first, second
+
+
+def planned(one: Tiny, size: int, works: Iterator[Work] | list[Work]) -> list[tuple[Work, int, int]]:
+    return [item for work in works for item in one.bench.results.missing(work, size)]
+
+
+def stored(one: Tiny, work: Work, kind: Any) -> list[tuple[int, int]]:
+    return [(block.start, block.stop) for block in one.store.blocks(kind, work.key)]
+
+
+def answers(one: Tiny) -> Any:
+    """What the study reads of the shared outputs, on clean and on attacked images."""
+    one.bench.results._outputs.cache_clear()
+    of = [one.work(), one.work(attacked=True, stop=2)]
+    return np.stack([one.bench.results.probabilities(work, 0, len(one.study.points))[:, -1] for work in of])
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """What a study reads that nobody disturbs, on the first 60 points."""
+    one, _ = pair(tmp_path_factory.mktemp("alone"))
+    compute(one)
+    return answers(one)
+
+
+@pytest.mark.parametrize("first_stores_last", [True, False])
+@pytest.mark.parametrize("sizes", [(20, 20), (20, 40), (40, 20)])
+def test_two_studies_that_found_the_same_missing_lose_nothing(
+    tmp_path: Path, alone: Any, sizes: tuple[int, int], first_stores_last: bool
+) -> None:
+    both = pair(tmp_path)
+    for (_, firsts), (_, seconds) in zip(*(stages(one.plan) for one in both), strict=True):
+        found = [
+            planned(one, size, list(works)) for one, size, works in zip(both, sizes, (firsts, seconds), strict=True)
+        ]
+        order = [1, 0] if first_stores_last else [0, 1]
+        for at in order:
+            for item in found[at]:
+                both[at].bench.compute(*item)
+            both[1 - at].bench.results.missing(both[1 - at].work(), sizes[1 - at])  # as a setting's trial that begins
+    for one in both:
+        assert [row["cause"] for row in derived(one) if row["state"] != "done"] == []
+        assert np.array_equal(answers(one), alone[:, :, : len(one.study.points)])
+        assert compute(one) == 0
+    assert problems_in(both[0].store) == []
+
+
+def test_a_point_in_two_blocks_counts_once(tmp_path: Path, alone: Any) -> None:
+    first, second = pair(tmp_path)
+    for _, works in stages(second.plan):
+        todo = planned(second, 40, list(works))
+        for work, start, stop in todo:
+            second.bench.compute(work, start, stop)
+    compute(first, 20)
+    work = second.work()
+    first.bench.outputs(work, 20, 60)  # reaches beyond what the second knows, and into what both have
+    assert (20, 60) in stored(first, work, "outputs")
+    for one in (first, second):
+        assert np.array_equal(answers(one), alone[:, :, : len(one.study.points)])
+
+
+def test_a_block_that_was_stored_since_it_was_found_missing_is_not_computed_again(tmp_path: Path) -> None:
+    first, second = pair(tmp_path)
+    compute(first)
+    assert second.bench.compute(second.work(), 0, 20).forward == 0
+
+
+def test_more_that_is_stored_while_a_block_is_computed_stays(
+    tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair(tmp_path)
+    for one in (first, second):
+        for _, works in stages(one.plan):
+            for item in planned(one, 20, [work for work in works if work.key != first.work().key]):
+                one.bench.compute(*item)
+    of_first, of_second = planned(first, 20, [first.work()]), planned(second, 20, [second.work()])
+    real, calls = workbench.component_outputs, []
+
+    def meanwhile(*args: Any, **more: Any) -> Any:
+        """The first study stores the same range, and more, while the second computes it."""
+        calls.append(args)
+        found = real(*args, **more)
+        if len(calls) == 1:
+            first.bench.compute(*of_first[0])
+        return found
+
+    monkeypatch.setattr(workbench, "component_outputs", meanwhile)
+    for item in of_second:
+        second.bench.compute(*item)
+    for item in of_first[1:]:
+        first.bench.compute(*item)
+    for one in (first, second):
+        assert np.array_equal(answers(one), alone[:, :, : len(one.study.points)])
+
+
+def test_a_listing_that_a_cut_has_made_stale_is_read_again(
+    tmp_path: Path, alone: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _ = pair(tmp_path)
+    compute(first, 60)
+    results, work = first.bench.results, first.work()
+    real, cut = first.store.blocks, []
+
+    def stale(kind: Any, key: str) -> Any:
+        found = real(kind, key)
+        if key == work.key and not cut:
+            cut.append(found[0])
+            results._cut(work, found[0], 20)
+        return found
+
+    monkeypatch.setattr(results.store, "blocks", stale)
+    assert np.array_equal(answers(first), alone)
+    assert stored(first, work, "outputs") == [(0, 20), (20, 60)]
+
+
+def read(one: Tiny, kind: str) -> Any:
+    """What a study reads of the key that all of them share."""
+    results, count = one.bench.results, len(one.study.points)
+    results._outputs.cache_clear()
+    results._best.cache_clear()
+    if kind == "outputs":
+        return results.probabilities(one.work(), 0, count)
+    work = one.plan.attacks[0]
+    return np.stack([results.adversarial(Inputs(work, stop), 0, count)[0] for stop in work.stops])
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("kind", ["outputs", "adversarial"])
+def test_no_order_of_three_studies_loses_a_row(tmp_path: Path, kind: str, seed: int) -> None:
+    drawn = random.Random(seed)
+    more = {**ONE, "draws": 2, "executions": [2], "attacks": attack(3)}
+    whole = [*pair(tmp_path), tiny(tmp_path, name="third", points={"count": 60}, **more)]
+    shared = [one.work() if kind == "outputs" else one.plan.attacks[0] for one in whole]
+    assert len({work.key for work in shared}) == 1
+    for one in whole if kind == "outputs" else ():
+        for _, works in stages(one.plan):
+            for item in planned(one, 20, [work for work in works if work.key != shared[0].key]):
+                one.bench.compute(*item)
+    sizes = [drawn.choice([20, 40, 60]) for _ in whole]
+    limits = [drawn.choice([[None], [20, None]]) for _ in whole]
+    todo: list[list[Any]] = [[] for _ in whole]
+    going = [0, 1, 2]
+    while going:
+        at = drawn.choice(going)
+        if todo[at]:
+            whole[at].bench.compute(*todo[at].pop())
+        elif limits[at]:
+            todo[at] = whole[at].bench.results.missing(shared[at], sizes[at], limits[at].pop(0))
+            drawn.shuffle(todo[at])
+        else:
+            going.remove(at)
+    found = [read(one, kind) for one in whole]
+    for one, work, before in zip(whole, shared, found, strict=True):
+        shutil.rmtree(Path(one.store.root) / kind / work.key)
+        for item in planned(one, 60, [work]):
+            one.bench.compute(*item)
+        assert np.array_equal(read(one, kind), before)
