@@ -90,7 +90,7 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
     rows = []
     for _, row in table[table["state"] == "done"].iterrows():
         ours = counterpart(row, table)
-        if ours is None:
+        if ours is None or _other_statistic(row, ours):
             continue
         told = {
             name: row[name]
@@ -130,6 +130,12 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
     order = [ITSELF, *sorted(set(found["variant"]) - {ITSELF, "as_published"})]
     order[1:1] = ["as_published"] if "as_published" in set(found["variant"]) else []
     return found.sort_values("variant", key=lambda names: names.map(order.index), kind="stable", ignore_index=True)
+
+
+def _other_statistic(row: "pd.Series[Any]", ours: "pd.Series[Any]") -> bool:
+    """Whether two cells are worst cases of which one is the plain minimum: it is reported by the draw that chose it, and so
+    biased downwards, where several draws are not."""
+    return bool(row["attack"] == "worst_case" and (row["draws"] == 1) != (ours["draws"] == 1))
 
 
 def _threats(itself: pd.DataFrame, names: Names) -> list[str]:

@@ -14,12 +14,12 @@ NOT_JUDGED = "–"
 OBLIVIOUS = "attacks without a defense in them (PGD) are oblivious: they saw F alone, and so did their controls"
 EXPLAINED = (
     "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), "
-    f"{NOT_JUDGED} no control was run."
+    f"{NOT_JUDGED} no control was run, or it could not tell."
 )
 
 
 def mark(row: Row) -> str:
-    """A cell's verdict: ✓ its checks passed, ✗ one failed, – no control was run (docs/checks.md)."""
+    """A cell's verdict: ✓ its checks passed, ✗ one failed, – no control was run, or it could not tell (docs/checks.md)."""
     return MARKS.get(str(row.get("verdict")), NOT_JUDGED)
 
 

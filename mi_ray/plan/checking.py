@@ -118,4 +118,4 @@ class CheckPlanner:
         made = self.works.registries.attacks.make(control.method, control.values)
         behind = None if attack.defense is None else self.works.registries.defenses.make(*attack.defense)
         threat = replace(attack.threat, epsilon=control.epsilon)
-        return self.works.read(made, threat, classifier, behind)
+        return self.works.read(made, threat, classifier, behind, "true" if control.own else None)

@@ -12,11 +12,16 @@ from mi_ray.threat_model import Norm, ThreatModel
 
 @dataclass(frozen=True)
 class Control:
-    """An attack that a check compares with: method, parameters, and the radius of its ball in [0, 1] pixels."""
+    """An attack that a check compares with: method, parameters, and the radius of its ball in [0, 1] pixels.
+
+    own: whether it is an attack of the program's own, which leaves the true labels whatever the judged one leaves, and not the
+    judged one made stronger or of another radius.
+    """
 
     method: str
     values: Mapping[str, Any]
     epsilon: float
+    own: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,18 +51,20 @@ class ControlRule:
     """A check of an attack, as far as a plan has to know it.
 
     control: the attack that the judged one is compared with; None where the check does not apply to it. free: whether it needs
-    no control and no passes, so that it is made on all points. of_trajectory: whether one verdict, at the last stop, is that of
-    all stops of a trajectory; else each stop has its own. points: the most points that the control is run on; None for all
-    points that checks are made on. one_setting: whether the control is run on the first setting of each defense alone.
-    by_option: whether it is made only where the sweep's `checks.binarization` is above 0, on so many points. of_drawn_points:
-    whether it is valid only for points in a drawn (random) order. of_moved: whether it looks at how far points were moved, so
-    that it is not made of an attack that looks for the nearest image. norms: those in which it can be made, such as the norms
-    that its control attacks in; None for all.
+    no control and no passes, so that it is made on all points. of_queries: whether it is made of attacks without gradients
+    too. of_trajectory: whether one verdict, at the last stop, is that of all stops of a trajectory; else each stop has its
+    own. points: the most points that the control is run on; None for all points that checks are made on. one_setting:
+    whether the control is run on the first setting of each defense alone. by_option: whether it is made only where the
+    sweep's `checks.binarization` is above 0, on so many points. of_drawn_points: whether it is valid only for points in a
+    drawn (random) order. of_moved: whether it looks at how far points were moved, so that it is not made of an attack that
+    looks for the nearest image. norms: those in which it can be made, such as the norms that its control attacks in; None
+    for all.
     """
 
     name: str
     control: Callable[[Attacked], Control | None] = lambda attack: None
     free: bool = False
+    of_queries: bool = False
     of_trajectory: bool = True
     points: int | None = None
     one_setting: bool = False
@@ -90,5 +97,5 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
         if (rule.of_moved and attack.minimal) or not rule.knows(attack.threat.norm):
             continue
         control = rule.control(attack) if last or not rule.of_trajectory else None
-        if control is not None or (rule.free and attack.follows_gradients):
+        if control is not None or (rule.free and (attack.follows_gradients or rule.of_queries)):
             yield Held(rule, control)

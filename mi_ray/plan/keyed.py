@@ -12,7 +12,16 @@ from mi_ray.config import Certify, ClassifierEntry, Options, Sweep
 from mi_ray.parameters import Method, Registry, expand
 from mi_ray.plan.controls import ControlRule
 from mi_ray.plan.cost import Costs, whole_chunks
-from mi_ray.plan.work import EVALUATE, AttackWork, Certificate, ClassifierWork, Inputs, OutputWork, Purpose
+from mi_ray.plan.work import (
+    EVALUATE,
+    AttackLabels,
+    AttackWork,
+    Certificate,
+    ClassifierWork,
+    Inputs,
+    OutputWork,
+    Purpose,
+)
 from mi_ray.store.keys import Values, content_key
 from mi_ray.threat_model import DIAMETERS, ThreatModel
 
@@ -218,15 +227,20 @@ class KeyedWork:
         classifier: ClassifierWork,
         defense: Any | None,
         given: tuple[Inputs, ...] = (),
+        labels: AttackLabels | None = None,
     ) -> AttackWork:
-        """An attack on a classifier alone, or on it behind a defense, under one threat model; given: images it begins with."""
+        """An attack on a classifier alone, or on it behind a defense, under one threat model.
+
+        given: images it begins with. labels: those that it leaves if it is untargeted; as the option says where None.
+        """
         n = None if defense is None else attack.executions or self.executions_of(defense)[-1]
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
         stops = attack.stops()
         if not (isinstance(stops, tuple) and stops and [*stops] == sorted({at for at in stops if isinstance(at, int)})):
             raise ValueError(f"attack {attack.name}: stops must return a tuple of rising whole numbers; got {stops!r}")
-        labels = self.options.attack_labels if threat.leaves_label else "true"  # a target is no guess
+        labels = labels or self.options.attack_labels
+        labels = labels if threat.leaves_label else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
             "classifier": classifier.key,
@@ -281,10 +295,11 @@ class KeyedWork:
         threat: ThreatModel,
         classifier: ClassifierWork,
         defense: Any | None,
+        labels: AttackLabels | None = None,
     ) -> Inputs:
-        """What an attack leaves of the images at its last stop under a threat model."""
+        """What an attack leaves of the images at its last stop under a threat model. labels: as `attack` has them."""
         if not attack.minimal:
-            work = self.attack(attack, threat, classifier, defense)
+            work = self.attack(attack, threat, classifier, defense, labels=labels)
             return Inputs(work, work.stops[-1])
         work = self.nearest(attack, threat, classifier, defense)
         return Inputs(work, work.stops[-1], threat.epsilon)

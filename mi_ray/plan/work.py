@@ -14,6 +14,8 @@ from mi_ray.store.keys import Values
 from mi_ray.store.schemas import Kind
 from mi_ray.threat_model import ThreatModel
 
+# What an untargeted attack leaves: the true labels, or those that F predicts.
+AttackLabels = Literal["true", "predicted"]
 Passes = tuple[int, int]  # forward and backward passes of F
 LAST_PHASE = 3  # See `Work.phase`.
 Purpose = Literal["evaluate", "choose", "bound"]  # of draws: a defense's score, a certificate's class, its bound
@@ -86,7 +88,7 @@ class AttackWork(Work):
     threat: ThreatModel
     stops: tuple[int, ...]
     cost: Passes
-    labels: Literal["true", "predicted"] = "true"
+    labels: AttackLabels = "true"
     defense: Method | None = None
     pools: Values = field(default_factory=dict)
     executions: int = 1

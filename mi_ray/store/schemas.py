@@ -52,7 +52,10 @@ IDENTITY_COLUMNS: Columns = (
         "rotations and shifts; 0 if clean.",
     ),
     Column(
-        "knowledge", TEXT, "`oblivious` (the attack saw F alone) or `adaptive` (it saw the defense); `none` if clean."
+        "knowledge",
+        TEXT,
+        "`oblivious` (the attack saw F alone), `adaptive` (it saw the defense) or `black_box` (it saw answers alone); `none` if "
+        "clean.",
     ),
     Column("defense", TEXT, "The defense's name; `none` for F itself."),
     Column("defense_params", TEXT, "The defense's parameters as JSON text."),
@@ -71,13 +74,14 @@ ADVERSARIAL_COLUMNS: Columns = (
     Column(
         "loss",
         FLOAT,
-        "What the attack climbs, on this image (minus its distance, of one that looks for the nearest); null where `success` is.",
+        "By which restarts of equal success are ranked: the cross-entropy of the attacked label (negated where it is sought), "
+        "minus the distance where the nearest image is looked for, minus the gap in `evasion`; null where `success` is.",
     ),
     Column(
         "success",
         FLOAT,
         "The share of the attack's own draws in which it reached its goal, told by F in fp32, which chooses among restarts; "
-        "null for a single restart on F itself, where nothing is chosen and `outputs` has F's answer.",
+        "null for a single restart of PGD on F itself, where nothing is chosen and `outputs` has F's answer.",
     ),
     Column("zero_gradients", INT, "At how many steps the whole gradient was zero; -1 for an attack without gradients."),
     Column(
@@ -133,7 +137,12 @@ CELLS_COLUMNS: Columns = (
     Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (that was not done)."),
     Column("cause", TEXT, "Why the cell is not done; null where it is."),
     Column("points", INT, "How many points are reported: those that do not only serve to choose settings."),
-    Column("accuracy", DOUBLE, "The share of right predictions over the reported points and their draws."),
+    Column(
+        "accuracy",
+        DOUBLE,
+        "The share of right predictions over the reported points and their draws; of a defense that may withhold its answer the "
+        "share that stands (see `coverage`).",
+    ),
     Column("accuracy_low", DOUBLE, "The lower end of the accuracy's 95 % interval."),
     Column("accuracy_high", DOUBLE, "The upper end of the accuracy's 95 % interval."),
     Column(
@@ -146,7 +155,8 @@ CELLS_COLUMNS: Columns = (
     Column(
         "survival",
         pa.list_(pa.float64()),
-        "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random.",
+        "For k = 1, 2, … attempts: the share of points that are right in all of k draws chosen at random; of a worst case k = 1 "
+        "alone.",
     ),
     Column(
         "coverage",

@@ -22,7 +22,7 @@ from mi_ray.study.battery import Answers
 from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
 State = Literal["passed", "failed", "not run"]
-SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell.
+SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell that are tests.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio is constant, and its gradient zero,
 # where the label's logit is the third largest: behind a random defense that is so in a few draws of points that stand (2.6 %
 # were measured).
@@ -40,6 +40,8 @@ TURNED: Mapping[str, Any] = {
 }  # The reference of the norm "spatial": 99 images.
 # For two classes, logits less than 1 apart look like probabilities too; only one as large as this tells them apart.
 CONFIDENT = 0.99
+FEWEST_STANDING = 10  # points, of which a share says something without a test
+FEW_STAND = f"fewer than {FEWEST_STANDING} points stand"
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
@@ -141,8 +143,8 @@ class Evidence:
     moved: how far the judged images lie from the clean ones, in the norm of their threat model, [P]. zero, gradients: how
     many of the gradients that the attack took at each point were zero in every pixel, and how many it took, [P]. rival: the
     control in words. wider: the control's radius. success: the share of the control's own draws in which each of its restarts
-    reached the goal, [restarts, P]. leaves_some: whether the attack leaves points alone that fail when clean in draws of its
-    own. checked: how many of the points, the first, controls are run on.
+    reached the goal, [restarts, P]. left_alone: which points the attack has not moved because they failed in all draws of its
+    own, [P]. checked: how many of the points, the first, controls are run on.
     """
 
     judged: Answers
@@ -156,7 +158,7 @@ class Evidence:
     rival: str = ""
     wider: float = 0.0
     success: Array | None = None
-    leaves_some: bool = False
+    left_alone: npt.NDArray[np.bool_] | None = None
     checked: int = 0
 
     @property
@@ -168,8 +170,7 @@ class Evidence:
     @property
     def tried(self) -> npt.NDArray[np.bool_]:
         """Which points stand although the attack has not left them alone."""
-        found: npt.NDArray[np.bool_] = self.stands & ((self.moved > 0) | (not self.leaves_some))
-        return found
+        return self.stands if self.left_alone is None else self.stands & ~self.left_alone
 
     def against(self) -> Answers:
         """The control's answers, where the check has a control."""
@@ -241,8 +242,8 @@ def _judge_headway(found: Evidence) -> Finding:
 
 def _judge_budget(found: Evidence) -> Finding:
     inside, count = battery.at_the_edge(found.tried, found.moved, found.epsilon)
-    if count == 0 or found.epsilon == 0:
-        return not_run("no point stands" if count == 0 else "epsilon is 0")
+    if count < FEWEST_STANDING or found.epsilon == 0:
+        return not_run(FEW_STAND if count < FEWEST_STANDING else "epsilon is 0")
     why = f"of {count} points that stand, {100 * inside:.1f} % were moved by less than 0.99 epsilon"
     return _judged(inside <= battery.INSIDE, why, share=inside, points=count)
 
@@ -251,6 +252,8 @@ def _judge_zero_gradients(found: Evidence) -> Finding:
     zero, total = int(found.zero[found.stands].sum()), int(found.gradients[found.stands].sum())
     if total == 0:
         return not_run("the attack took no gradient on a point that stands, or does not count them")
+    if found.stands.sum() < FEWEST_STANDING:
+        return not_run(FEW_STAND)
     share = zero / total
     why = f"{100 * share:.2f} % of {total} gradients on points that stand are zero throughout"
     return _judged(share <= ZERO_GRADIENTS, why, share=share)
@@ -326,8 +329,8 @@ def _reference(attack: Attacked) -> Control | None:
     if attack.threat.epsilon == 0:
         return None
     if attack.threat.norm == "spatial":
-        return Control("spatial", TURNED, attack.threat.epsilon)
-    return Control("reference", {}, attack.threat.epsilon) if attack.follows_gradients else None
+        return Control("spatial", TURNED, attack.threat.epsilon, own=True)
+    return Control("reference", {}, attack.threat.epsilon, own=True) if attack.follows_gradients else None
 
 
 def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
@@ -384,7 +387,7 @@ def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> 
         """The control in the same ball; None for a targeted attack, for one without gradients, and at epsilon 0."""
         if not attack.threat.leaves_label or not attack.follows_gradients or attack.threat.epsilon == 0:
             return None
-        return Control(method, {**values(), **_few_executions(attack)}, attack.threat.epsilon)
+        return Control(method, {**values(), **_few_executions(attack)}, attack.threat.epsilon, own=True)
 
     return control
 
@@ -395,7 +398,7 @@ def _of_fixed_randomness(attack: Attacked) -> Control | None:
         return None
     if attack.threat.epsilon == 0:
         return None
-    return Control("fixed_randomness", {"steps": FIXED_STEPS}, attack.threat.epsilon)
+    return Control("fixed_randomness", {"steps": FIXED_STEPS}, attack.threat.epsilon, own=True)
 
 
 def _of_known_solutions(attack: Attacked) -> Control | None:
@@ -464,6 +467,7 @@ CONTROLS = (
         free=True,
         of_trajectory=False,
         of_drawn_points=True,
+        of_queries=True,
         criterion="On points that no control is run on, the attack leaves no significantly larger share than on the others.",
         judge=_judge_elsewhere,
     ),

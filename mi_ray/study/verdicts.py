@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import torch
 
@@ -175,15 +176,17 @@ class Verdicts:
         """The checks of its strongest sound member: an adaptive one where there is a defense to adapt to.
 
         A broken adaptive attack beside an oblivious one says nothing of the defense, so where none is sound the
-        strongest broken one speaks, and where none was run the controls count as not run.
+        strongest broken one speaks. Where none was run the strongest sound oblivious one does, and the controls count as not
+        run.
         """
         members = [key for key in self._cells[row["cell"]].members if key in findings]
         if not members:
             return findings[row["cell"]]
         behind = row["defense"] != "none"
         able = [key for key in members if not behind or done[key]["knowledge"] == "adaptive"]
-        sound = [key for key in able if all(found.state != "failed" for found in findings[key].values())]
-        speaker = min(sound or able or members, key=lambda key: float(done[key]["accuracy"]))
+        asked = able or members
+        sound = [key for key in asked if all(found.state != "failed" for found in findings[key].values())]
+        speaker = min(sound or asked, key=lambda key: float(done[key]["accuracy"]))
         mine = dict(findings[speaker])
         if not able:
             why = "no adaptive attack on this defense in the study: the worst case is of oblivious ones"
@@ -238,10 +241,16 @@ class Verdicts:
             rival,
             0.0 if check.control is None else check.control.identity["epsilon"],
             None if check.control is None else self.results.success(check.control.inputs, check.points),
-            ATTACKS[inputs.attack.method].stops_early,
+            self._left_alone(inputs, moved) if ATTACKS[inputs.attack.method].stops_early else None,
             self.plan.checked,
         )
         return checks.judge(check.name, evidence)
+
+    def _left_alone(self, inputs: Inputs, moved: Array) -> npt.NDArray[np.bool_]:
+        """[P] Which points an attack has not moved because they failed in all draws of its own."""
+        failed = self.results.success(inputs, len(moved)).min(0) == 1
+        found: npt.NDArray[np.bool_] = failed & (moved == 0)
+        return found
 
     def _images(self, inputs: Inputs, points: int) -> tuple[Array, Array, Array]:
         """How far an attack moved each of the first points; of its gradients there, how many were zero and how many taken."""

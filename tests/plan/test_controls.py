@@ -68,7 +68,7 @@ def test_an_attack_is_held_against_the_controls_that_fit_it(attack: Any, goal: s
     (method,) = attack.keys() - {"epsilon", "knowledge"}
     plan = planned(attacks=[{**attack, "goal": goal}], defenses=[{"mi_ol": 0.5}], checks="full")
     found = checks_of(plan, method, goal)
-    free = FREE if REGISTRIES.attacks[method].follows_gradients else set()
+    free = FREE if REGISTRIES.attacks[method].follows_gradients else {"elsewhere"}
     assert found.keys() - {"more_restarts"} == (names | free) - {"more_restarts"}
     assert ("more_restarts" in found) == ("restarts" in REGISTRIES.attacks[method].parameters())
     for name, check in found.items():
@@ -224,3 +224,14 @@ def test_what_evades_a_detector_is_held_against_no_accuracy() -> None:
     judged = {check.judged.inputs.attack.values.get("loss") for check in plan.checks if check.judged.inputs.attack}
     assert {check.name for check in plan.checks} >= {"reference", "budget"}
     assert judged == {"cross_entropy_of_mean"}
+
+
+def test_controls_of_the_programs_own_leave_true_labels_whatever_the_attack_leaves() -> None:
+    options = {"attack_labels": "predicted"}
+    for attacks in ([{"pgd": {"steps": 2}, "epsilon": 0.1}], ON_MI_OL["attacks"]):
+        plan = planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], checks="full", options=options)
+        found = checks_of(plan, next(iter(attacks[0])))
+        labels = {name: attack_of(check).labels for name, check in found.items() if check.control is not None}
+        of_its_own = {"reference", "headway", "random_noise_not_stronger", "black_box_not_stronger", "fixed_randomness"}
+        assert {name for name, left in labels.items() if left == "true"} == of_its_own & labels.keys()
+        assert labels.keys() - of_its_own >= {"more_steps", "epsilon_zero", "large_epsilon"}

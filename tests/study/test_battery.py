@@ -9,6 +9,7 @@ import scipy.stats
 from mi_ray.study.battery import answers, at_the_edge, headway, loss, more_elsewhere, pushed_back
 
 RUNS = 200
+TESTS = 13  # as many as a cell may have, so that Holm's procedure leaves each at least this part of 5 %
 
 
 def points(rng: np.random.Generator, count: int, draws: int, lost: float) -> tuple[Any, Any]:
@@ -24,10 +25,11 @@ def points(rng: np.random.Generator, count: int, draws: int, lost: float) -> tup
     return rng.binomial(draws, survival), rng.binomial(draws, broken)
 
 
-def rejected(draws: int, lost: float, count: int = 400, level: float = 0.05 / 8) -> float:
-    """The share of studies in which the judged attack is refused, at the level that eight tests of a cell leave each."""
+def rejected(draws: int, behind: float, count: int = 400, level: float = 0.05 / TESTS) -> float:
+    """The share of studies that refuse an attack which leaves `behind` of the points more, where 40 % stand."""
     rng = np.random.default_rng(0)
-    found = [loss(*points(rng, count, draws, lost), draws).p < level for _ in range(RUNS)]
+    standing = 0.05 * 0.5 + 0.95 * 0.4 if draws == 1 else 0.2 * 0.5 + 0.8 * 0.4
+    found = [loss(*points(rng, count, draws, behind / standing), draws).p < level for _ in range(RUNS)]
     return float(np.mean(found))
 
 
@@ -38,12 +40,19 @@ def test_of_equally_strong_attacks_hardly_any_is_refused(draws: int) -> None:
 
 @pytest.mark.parametrize("draws", [1, 3, 30])
 def test_an_attack_that_is_a_point_behind_is_refused_no_more_often_than_the_level(draws: int) -> None:
-    assert rejected(draws, 0.02) <= 0.0175  # 2 % of all points, of which half stand
+    assert rejected(draws, 0.01) <= 0.0125
 
 
-@pytest.mark.parametrize(("draws", "least"), [(1, 0.75), (30, 0.95)])
+@pytest.mark.parametrize(("draws", "least"), [(1, 0.85), (3, 0.82), (30, 0.96)])
 def test_an_attack_that_is_six_points_behind_is_refused(draws: int, least: float) -> None:
-    assert rejected(draws, 0.12) >= least
+    assert rejected(draws, 0.06) >= least
+
+
+@pytest.mark.parametrize(("draws", "least", "most"), [(1, 0.38, 0.55), (3, 0.42, 0.6), (30, 0.6, 0.75)])
+def test_on_the_hundred_points_of_an_own_control_ten_points_are_found_half_of_the_time(
+    draws: int, least: float, most: float
+) -> None:
+    assert least <= rejected(draws, 0.10, count=100) <= most
 
 
 def test_a_loss_is_measured_with_its_interval() -> None:
@@ -91,7 +100,7 @@ def test_points_are_pushed_back_when_they_were_wrong_and_are_right() -> None:
     assert pushed_back(np.full(50, 1.0), np.full(50, -1.0)).p < 1e-9
 
 
-def elsewhere(draws: int, hidden: float, checked: int = 400, count: int = 1000, level: float = 0.05 / 9) -> float:
+def elsewhere(draws: int, hidden: float, checked: int = 400, count: int = 1000, level: float = 0.05 / TESTS) -> float:
     """The share of studies that are refused whose attack leaves `hidden` more beyond the checked points."""
     rng, found = np.random.default_rng(0), []
     for _ in range(RUNS):

@@ -242,8 +242,17 @@ def test_points_that_an_attack_leaves_alone_on_purpose_are_not_held_against_it()
     linf[:50] = 0.0  # half of the points that stand: they failed when clean in the attack's own draws
     for leaves, states in ((True, ["passed", "passed"]), (False, ["failed", "failed"])):
         judged = Answers(answers(100).right, 1, np.where(answers(100).right > 0, np.where(linf > 0, -0.2, -1.0), 1.0))
-        found = evidence(moved=linf, judged=judged, leaves_some=leaves)
+        found = evidence(moved=linf, judged=judged, left_alone=(linf == 0) & leaves)
         assert [state(name, found) for name in ("budget", "headway")] == states
+
+
+def test_a_share_of_few_points_says_nothing() -> None:
+    for standing, said in ((9, "not run"), (10, "failed")):
+        right = np.arange(POINTS) < standing
+        judged = Answers(right.astype(int), 1, np.where(right, -1.0, 1.0))
+        zero = np.ones(POINTS, int)
+        found = evidence(moved=np.zeros(POINTS), judged=judged, zero=zero, gradients=zero)
+        assert [state(name, found) for name in ("budget", "gradients_not_zero")] == [said, said]
 
 
 def test_what_is_left_where_draws_are_fixed_stands_beside_what_is_reported() -> None:

@@ -58,7 +58,7 @@ def test_what_a_check_of_pixels_cannot_say_is_said_and_no_such_control_is_planne
 ) -> None:
     asked = planned(**{**STUDY, "checks": {**STUDY["checks"], "binarization": 20}}).checks
     theirs = {check.name for check in asked if check.judged.identity["norm"] == "spatial"}
-    assert theirs == {"reference", "epsilon_zero", "monotone_in_epsilon", "more_eot"}
+    assert theirs == {"reference", "epsilon_zero", "monotone_in_epsilon", "more_eot", "elsewhere"}
     pixels = {check.name for check in asked if check.judged.identity["norm"] == "linf"}
     assert {"reference", "binarization", "large_epsilon", "black_box_not_stronger"} < pixels
     assert {check.name for check in finished.plan.checks} == {check.name for check in asked} - {"binarization"}

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -27,7 +28,7 @@ from mi_ray.networks import read_weights
 from mi_ray.plan.work import Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
-from mi_ray.study.checks import CHECKS, CONTROLS, NEED_PASSES, STORED
+from mi_ray.study.checks import CHECKS, CONTROLS, NEED_PASSES, STORED, Finding
 from mi_ray.study.prepare import prepare
 from mi_ray.study.rows import write_records
 from mi_ray.study.verdicts import Verdicts
@@ -233,6 +234,23 @@ def test_the_worst_case_without_a_defense_is_as_sound_as_its_strongest_attack(ce
     members = [row for row in cells if row["cell"] in worst["work"]["members"]]
     strongest = min(members, key=lambda row: row["accuracy"])
     assert (worst["checks"], worst["verdict"]) == (strongest["checks"], strongest["verdict"])
+
+
+def test_without_an_adaptive_attack_the_strongest_sound_oblivious_one_speaks() -> None:
+    broken, sound = Finding("failed", "pushed back"), Finding("passed", "as it should")
+    findings = {
+        key: {"pushed_back": found, "reference": Finding("passed", "of F"), "in_ball": sound, "in_box": sound}
+        for key, found in (("strong", broken), ("weak", sound))
+    }
+    done = {key: {"knowledge": "oblivious", "accuracy": left} for key, left in (("strong", 0.2), ("weak", 0.4))}
+    asked = SimpleNamespace(_cells={"worst": SimpleNamespace(members=("strong", "weak"))})
+    told = Verdicts._of_worst_case(cast(Verdicts, asked), {"cell": "worst", "defense": "mi_ol"}, findings, done)
+    assert {name: found.state for name, found in told.items()} == {
+        "pushed_back": "passed",
+        "reference": "not run",
+        "in_ball": "passed",
+        "in_box": "passed",
+    }
 
 
 def test_a_check_whose_control_is_lost_is_not_run_and_says_why(judged: Tiny, tmp_path: Path) -> None:
