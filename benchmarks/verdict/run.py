@@ -70,7 +70,8 @@ HIDING = 4  # Networks of this number in turn also stand behind a defense that h
 class Job:
     """One attack on one network in one setting: a study of its own.
 
-    network: the classifier as a sweep names it. dataset: likewise. seed: of the points, and of all that is drawn.
+    network: the classifier as a sweep names it. dataset: likewise. seed: of the points, and of all that is drawn. precision: of
+    gradients and executions.
     """
 
     network: Mapping[str, Any]
@@ -83,6 +84,7 @@ class Job:
     points: int
     seed: int
     batch: int = 50
+    precision: str = "fp32"
 
     def elsewhere(self, label: str, attack: Mapping[str, Any]) -> dict[str, Any]:
         """The study of another attack in the same place, or of this one, on the points that this one is not judged on."""
@@ -105,7 +107,7 @@ class Job:
             "executions": 5,
             "draws": 3,
             "checks": {"level": "subset", "black_box": "always"},
-            "precision": "fp32",
+            "precision": self.precision,
             "resources": {"block": {"points": self.points}},
             "figures": [],
         }
@@ -305,6 +307,11 @@ def suits(attack: Mapping[str, Any], setting: str) -> bool:
 
 def weights_jobs(options: argparse.Namespace) -> Iterator[Job]:
     """Every attack that is asked for on every network of a person's own, at every radius, in every setting."""
+    for job in _of_weights(options):
+        yield replace(job, precision=options.precision)
+
+
+def _of_weights(options: argparse.Namespace) -> Iterator[Job]:
     dataset, networks = reduced(options.dataset, Path(options.out)), given(options)
     settings = {name: SETTINGS[name] for name in SETTINGS if name in options.settings}
     for epsilon, network in ((epsilon, network) for epsilon in options.epsilons for network in networks):
@@ -532,6 +539,9 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), default=list(SETTINGS), help="in front of F")
     parser.add_argument("--epsilons", type=radius, nargs="+", default=[8 / 255], help="on them, such as 0.05 or 8/255")
+    parser.add_argument(
+        "--precision", choices=["fp32", "bf16"], default="fp32", help="of their gradients and executions"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of their points and of everything that is drawn")
     parser.add_argument("--tables", nargs="+", default=[], help="verdict.csv of other runs, which are counted in")
     parser.add_argument("--table", type=Path, help="a file whose table is written anew, docs/checks.md")

@@ -274,7 +274,18 @@ def _worst_of(known: Sequence[pd.DataFrame]) -> str:
     if not counts:
         return "no worst case: the study has one attack at " + ("this ε" if len(known) == 1 else "each ε")
     several = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"
-    return f"worst case: the worst of {several} attacks, point by point"
+    return f"worst case: the worst of {several} attacks, point by point{_of_some(pd.concat(known))}"
+
+
+def _of_some(known: pd.DataFrame) -> str:
+    """Of how many settings there is a worst case, where an adaptive attack was kept to some: these alone have rings there."""
+    real = known[known["defense"] != "none"]
+    counts = pd.crosstab(real["classifier"], real["line"])
+    some = counts[(counts.get(WORST, 0) > 0) & (counts.get(WORST, 0) < counts.get(FIRST, 0))]
+    if some.empty:
+        return ""
+    told = ", ".join(f"{found[WORST]} of {found[FIRST]} settings of {name}" for name, found in some.iterrows())
+    return f" (known of {told}, which alone have rings there)"
 
 
 def make(store: Store, study: str) -> list[str]:

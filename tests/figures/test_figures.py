@@ -150,6 +150,9 @@ def test_a_thin_line_is_of_the_first_attack_and_a_bold_one_of_the_worst_case_of_
     said = [text.get_text() for text in figure.legends[0].get_texts()]
     assert said == ["No defense", "MI-OL", "PGD-10 (oblivious)", "Worst case", "Undominated on selection"]
     assert "worst case: the worst of 1 attacks, point by point" in fig3b.describe(table, NAMES)[1]
+    assert "point by point (known of 3 of 4 settings of mixup, which alone" in fig3b.describe(table, NAMES)[1]
+    every = fig3b.facts(with_worst(cells[cells["defense"] != "mi_pl"], none=0.05, lam50=0.04, lam70=0.08, lam90=0.06))
+    assert "known of" not in fig3b.describe(every, NAMES)[1]
 
 
 def test_rings_are_of_the_worst_case_alone_and_judged_on_selection_points_where_there_are_some(
