@@ -28,8 +28,8 @@ from torch import nn
 from benchmarks.verdict.alone import Judge
 from mi_ray.classifiers import ARCHITECTURES
 from mi_ray.data import SOURCES
-from mi_ray.statistics import paired_test
 from mi_ray.store.keys import canonical
+from mi_ray.study.checks import compared
 from mi_ray.study.rows import Row
 
 TABLE = "<!-- make verdict -->", "<!-- end of make verdict -->"
@@ -38,7 +38,7 @@ YARDSTICK, HIDES = "PGD-50", "a defense that hides its gradient"
 RIVALS = (YARDSTICK, "APGD-CE", "APGD-DLR")  # What a refused sound attack is held against elsewhere, beside Square.
 POOL, TEST = 5000, 2000  # Images that are kept of another dataset: the sample pool, and what points are drawn from.
 DIGITS = 900  # Digits of which points are drawn.
-WEAKER = 0.01  # An attack that leaves more than this more than a stronger one is not to be quoted.
+RIGHTLY = 0.025  # The chance of calling a refusal right by an attack that leaves a point more than each of its rivals.
 HARM = 0.05  # A broken attack that leaves less than this more has done no harm.
 SETTINGS: dict[str, Any] = {
     "none": "none",
@@ -366,7 +366,8 @@ def appealed(jobs: Sequence[Job], rows: Iterable[Mapping[str, Any]], out: Path) 
 
 
 def _appeal(job: Job, judge: Judge) -> dict[str, Any]:
-    """The attack against the strongest of a few others: how much more it leaves, with the 95 % interval."""
+    """The attack against the strongest of a few others: how much more it leaves, with its 95 % interval, and the p-value that
+    it is no more than a point, multiplied by how many there were to choose from."""
     rivals = {label: each for label, each in sound(job.epsilon).items() if label in RIVALS and label != job.label}
     if job.setting == "none":
         rivals["Square"] = {"square": {"queries": 1000, "schedule": 1000}}
@@ -376,8 +377,15 @@ def _appeal(job: Job, judge: Judge) -> dict[str, Any]:
         for label, attack in rivals.items()
     }
     strongest = min(right, key=lambda label: int(right[label].sum()))
-    test = paired_test(own, right[strongest], 3 if job.setting != "none" else 1)
-    return {"rival": strongest, "more": test.difference, "low": test.low, "high": test.high, "points": len(own)}
+    draws = 3 if job.setting != "none" else 1
+    found = compared(own, right[strongest], draws, strongest, among=len(right))
+    more = found.figures["accuracy"] - found.figures["control"]
+    return {
+        "rival": strongest,
+        "more": more,
+        "p": found.p,
+        **{end: found.figures[end] for end in ("low", "high", "points")},
+    }
 
 
 def _attacked(job: Job, rows: Iterable[Row]) -> Row:
@@ -427,7 +435,7 @@ def _held(frame: pd.DataFrame, appeals: Mapping[str, Any]) -> pd.DataFrame:
     sound_50 = frame[frame["attack"] == YARDSTICK].set_index(PLACE)["accuracy"]
     where = pd.MultiIndex.from_frame(known[PLACE])
     frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
-    frame["rightly"] = [name in appeals and appeals[name]["low"] > WEAKER for name in frame["job"]]
+    frame["rightly"] = [name in appeals and appeals[name]["p"] < RIGHTLY for name in frame["job"]]
     return frame.drop(columns=["job", "why"])
 
 

@@ -78,3 +78,17 @@ def test_one_of_several_tables_of_a_document_is_written_and_kept_for_later_runs(
     assert "| x | 1 | 20 to 20 | 1 | 1 | 1 | `headway` |" in after
     assert "|" not in before
     assert pd.read_csv(tmp_path / "kept.csv")["attack"].tolist() == ["x", "y"]
+
+
+@pytest.mark.parametrize(("p", "rightly"), [(0.024, True), (0.026, False)])
+def test_a_refusal_is_right_where_elsewhere_the_attack_leaves_a_point_more_than_the_best_of_its_rivals(
+    p: float, rightly: bool
+) -> None:
+    place = {"classifier": "f", "setting": "none", "epsilon": 0.1, "points": "400 by seed 0", "why": {}}
+    rows = [
+        {**place, "job": "a", "attack": "APGD-DLR", "accuracy": 0.5},
+        {**place, "job": "b", "attack": run.YARDSTICK, "accuracy": 0.4},
+    ]
+    held = run._held(pd.DataFrame(rows), {"a": {"p": p}})
+    assert held["rightly"].tolist() == [rightly, False]
+    assert held["harm"].tolist() == pytest.approx([0.1, 0.0])
