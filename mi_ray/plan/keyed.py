@@ -75,6 +75,14 @@ class Facts:
         return 3 * self.side[0] * self.side[1]
 
 
+def _stops(attack: Any) -> tuple[int, ...]:
+    """Where an attack's trajectory is read. Raises ValueError for what a person's own attack may say and cannot be."""
+    stops: tuple[int, ...] = attack.stops()
+    if not (isinstance(stops, tuple) and stops and [*stops] == sorted({at for at in stops if isinstance(at, int)})):
+        raise ValueError(f"attack {attack.name}: stops must return a tuple of rising whole numbers; got {stops!r}")
+    return stops
+
+
 class KeyedWork:
     """Says of the classifiers, attacks and outputs of one sweep what they are and what decides them."""
 
@@ -229,18 +237,12 @@ class KeyedWork:
         given: tuple[Inputs, ...] = (),
         labels: AttackLabels | None = None,
     ) -> AttackWork:
-        """An attack on a classifier alone, or on it behind a defense, under one threat model.
-
-        given: images it begins with. labels: those that it leaves if it is untargeted; as the option says where None.
-        """
+        """An attack on a classifier alone, or on it behind a defense. given: images it begins with. labels: those that it leaves
+        if it is untargeted; None: as the option says."""
         n = None if defense is None else attack.executions or self.executions_of(defense)[-1]
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
-        stops = attack.stops()
-        if not (isinstance(stops, tuple) and stops and [*stops] == sorted({at for at in stops if isinstance(at, int)})):
-            raise ValueError(f"attack {attack.name}: stops must return a tuple of rising whole numbers; got {stops!r}")
-        labels = labels or self.options.attack_labels
-        labels = labels if threat.leaves_label else "true"  # a target is no guess
+        labels = (labels or self.options.attack_labels) if threat.leaves_label else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
         facts = {
             "classifier": classifier.key,
@@ -274,7 +276,7 @@ class KeyedWork:
             attack.name,
             attack.values(),
             threat,
-            stops,
+            _stops(attack),
             (0, 0),
             labels,
             **behind,

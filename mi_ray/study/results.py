@@ -119,19 +119,15 @@ class Results:
 
         A block that is damaged, of other weights, or held whole by others is removed. A block that lacks some of what is
         asked for is computed again over its own range with both what it has and what is asked, so that no study loses
-        what it has stored; where it reaches beyond the points that are wanted, it is cut there first. Where another study,
-        which runs at the same time, has cut the points otherwise, what lacks is computed beside its blocks.
+        what it has stored; where it reaches beyond the points that are wanted, it is cut there first.
         """
         limit = len(self.data.points) if limit is None else limit
         stored = self._stored(work)
-        beside = _overlapping(list(stored))
         whole: list[tuple[int, int]] = []
         again: list[Item] = []
         for block, facts in stored.items():
             stop = block.stop
             if block.start < limit and not holds(facts, work.covers()):
-                if block in beside:
-                    continue
                 if stop > limit:
                     self._cut(work, block, limit)
                     stop = limit
