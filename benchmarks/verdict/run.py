@@ -356,7 +356,8 @@ def appealed(jobs: Sequence[Job], rows: Iterable[Mapping[str, Any]], out: Path) 
     An attack without a fault may be a weak one all the same, as where gradients are masked: then it is refused rightly.
     """
     written = out / "appeals.jsonl"
-    found = {row["job"]: row for row in map(json.loads, written.read_text().splitlines())} if written.exists() else {}
+    rows_of_it = map(json.loads, written.read_text().splitlines() if written.exists() else [])
+    found = {row["job"]: row for row in rows_of_it if "p" in row}
     refused = {row["job"] for row in rows if row["verdict"] == "failed" and not row["broken"]}
     for job in (job for job in jobs if job.name in refused - found.keys()):
         found[job.name] = {"job": job.name, **_appeal(job, Judge(out / "stores" / job.network["name"]))}
@@ -408,7 +409,7 @@ def _row(job: Job, judge: Judge) -> dict[str, Any]:
         "classifier": cell["classifier"],
         "setting": cell["defense"],
         "epsilon": job.epsilon,
-        "points": f"{job.points} by seed {job.seed}",
+        "points": f"{job.points} by seed {job.seed}" + (f", {job.precision}" if job.precision != "fp32" else ""),
         "accuracy": cell["accuracy"],
         "verdict": cell["verdict"],
         "failed": ", ".join(sorted(checks)),

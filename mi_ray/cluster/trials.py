@@ -158,8 +158,11 @@ class SettingTrainable(tune.Trainable):
         locks, block = self._job.locks[0], f"{work.key} {start}"
         ray.get(locks.acquire.remote(block, self.trial_id))
         try:
-            missing = self._bench.results.missing(work, self._job.block)
-            return [self._bench.compute(*item) for item in missing if start <= item[1] and item[2] <= stop]
+            items = self._bench.results.missing(work, self._job.block)
+            here = [item for item in items if item[1] < stop and start < item[2]]
+            if any(item[1] < start or stop < item[2] for item in here):  # Another study has a block of other ends now.
+                here = [(work, start, stop)]
+            return [self._bench.compute(*item) for item in here]
         finally:
             ray.get(locks.release.remote(block, self.trial_id))
 

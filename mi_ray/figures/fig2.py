@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -26,7 +27,8 @@ from mi_ray.figures.panels import Estimated, Style, curve, framed, lines, save_d
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import mean_interval
-from mi_ray.store.blocks import Store
+from mi_ray.store.blocks import Store, once
+from mi_ray.store.schemas import OUTPUTS
 
 Array = npt.NDArray[np.float64]
 DEFENSES = ("mi_pl", "mi_ol")
@@ -116,10 +118,8 @@ def outputs(store: Store, key: str, points: npt.ArrayLike, executions: int, draw
 
     A block that studies share may hold more draws and points than this one's. Raises ValueError where a point has none.
     """
-    tables = [store.read_block("outputs", key, block)[0].to_pandas() for block in store.blocks("outputs", key)]
-    rows = (
-        pd.concat(tables) if tables else pd.DataFrame({"point": [], "draw": [], "executions": [], "probabilities": []})
-    )
+    tables = [store.read_block("outputs", key, block)[0] for block in store.blocks("outputs", key)]
+    rows = once(pa.concat_tables([OUTPUTS.empty_table(), *tables])).to_pandas()
     rows = rows[(rows["executions"] == executions) & (rows["draw"] < draws) & rows["point"].isin(np.asarray(points))]
     missing = set(np.asarray(points).tolist()) - set(rows["point"])
     if missing:

@@ -279,7 +279,7 @@ def _worst_of(known: Sequence[pd.DataFrame]) -> str:
 
 def _of_some(known: pd.DataFrame) -> str:
     """Of how many settings there is a worst case, where an adaptive attack was kept to some: these alone have rings there."""
-    real = known[known["defense"] != "none"]
+    real = known[known["defense"] != "none"].drop_duplicates(["classifier", "line", "defense", "defense_params"])
     counts = pd.crosstab(real["classifier"], real["line"])
     some = counts[(counts.get(WORST, 0) > 0) & (counts.get(WORST, 0) < counts.get(FIRST, 0))]
     if some.empty:

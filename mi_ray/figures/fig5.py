@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -15,7 +16,7 @@ from mi_ray.figures.names import Names, Row, parameters
 from mi_ray.figures.panels import save_figure, styled
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note, mark
-from mi_ray.store.blocks import Store
+from mi_ray.store.blocks import Store, once
 from mi_ray.store.schemas import EXAMPLES
 
 SHOWN = 9  # images in a row
@@ -92,9 +93,8 @@ def _strip(store: Store, row: Row, title: str, clean: str, examples: pd.DataFram
     """The strip of an attacked cell. clean: the cell of the same setting without an attack."""
     points, work = examples["point"].tolist(), json.loads(row["work"])
     key = work["adversarial"]
-    rows = pd.concat(
-        [store.read_block("adversarial", key, block)[0].to_pandas() for block in store.blocks("adversarial", key)]
-    )
+    blocks = [store.read_block("adversarial", key, block)[0] for block in store.blocks("adversarial", key)]
+    rows = once(pa.concat_tables(blocks)).to_pandas()
     before, after = (records_of(store, cell).set_index("point").loc[points] for cell in (clean, row["cell"]))
     answers = {
         "label": after["label"],

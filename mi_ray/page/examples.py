@@ -9,15 +9,17 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
 from mi_ray.figures.fig5 import best_images, image
 from mi_ray.figures.names import Row
 from mi_ray.page.counts import Counts
 from mi_ray.page.facts import Json, number
-from mi_ray.store.blocks import Store
+from mi_ray.store.blocks import Store, once
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.schemas import EXAMPLES
+from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES
 
 SHOWN = 8  # examples of a study
 BUDGET = 600_000  # characters of images that a page keeps of one study
@@ -126,18 +128,20 @@ def _attacked(
 
 def _rows_of(store: Store, key: str, points: Sequence[int], first: int) -> pd.DataFrame:
     """The rows of an attack that are of these points, from as few blocks as hold them; none where they are not stored."""
-    parts: list[pd.DataFrame] = []
-    left = set(points)
+    parts: list[pa.Table] = []
+    left, reached = set(points), 0
     for block in store.blocks("adversarial", key):
-        if block.stop <= first or not left:
+        # One that overlaps those before it may have what they lack: two studies ran at once.
+        if block.stop <= first or (not left and block.start >= reached):
             continue
         try:
-            rows = store.read_block("adversarial", key, block)[0].to_pandas()
+            rows = store.read_block("adversarial", key, block)[0]
         except DamagedFileError:
             break  # The numbers of the study stand without its images; `mi-ray check` names the file.
-        parts.append(rows[rows["point"].isin(points)])
-        left -= set(parts[-1]["point"])
-    return pd.concat(parts) if parts else pd.DataFrame(columns=["steps", "point"])
+        parts.append(rows.filter(pc.is_in(rows["point"], pa.array(points, pa.int32()))))
+        left -= set(parts[-1]["point"].to_pylist())
+        reached = max(reached, block.stop)
+    return once(pa.concat_tables([ADVERSARIAL.empty_table(), *parts])).to_pandas()
 
 
 def _beside(clean: Array, attacked: Array) -> tuple[str, str, int]:

@@ -7,11 +7,11 @@ is a join of MI-PL's and MI-OL's outputs; N = 1, 5, 10 are prefixes of N = 30. V
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from mi_ray.config import ADAPTIVE, AttackEntry, Options, Sweep
-from mi_ray.parameters import Axis, Method, expand
+from mi_ray.parameters import Axis, Method, expand, plain
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import whole_chunks
@@ -50,6 +50,9 @@ class Planner:
                 )
             twins[work.key] = work.entry.name
         self._by_key = {work.key: work for work in self.classifiers}
+        self._through = [
+            None if entry.defenses is None else [*map(self._setting, entry.defenses)] for entry in sweep.attacks
+        ]
         self._checker = CheckPlanner(self._maker, self.classifiers, self.stored_points)
         self.attacks = tuple(
             work
@@ -110,9 +113,9 @@ class Planner:
         """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
         return [
             work
-            for entry in self.sweep.attacks
+            for entry, through in zip(self.sweep.attacks, self._through, strict=True)
             if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
-            if entry.defenses is None or any(self._names(each, defense) for each in entry.defenses)
+            if through is None or any(each.means(defense) for each in through)
             if any(part.needs_pool() for part in defense.components()) or not self._method(entry).needs_pool
             for work in self._attack(entry, classifier, defense)
             if not (defense.abstains and work.by_accuracy)  # One that is caught has not won: it has to evade as well.
@@ -122,13 +125,13 @@ class Planner:
         """The study's value of a named option, for parameters that the file leaves out."""
         return getattr(self.options, name)
 
-    def _names(self, written: Method, defense: Any) -> bool:
-        """Whether `mi_ol`, or `{mi_ol: {lam: [0.5, 0.6]}}`, in an attack's `defenses` means this setting."""
-        if written.name != defense.name or written.values == {}:
-            return bool(written.name == defense.name)
-        asked, parameters = defense.as_mapping(written.values), defense.parameters()
-        axes = {key: parameters[key].axis(f"{written.name}.{key}", value, self._option) for key, value in asked.items()}
-        return all(getattr(defense, key) in axis.values for key, axis in axes.items())
+    def _setting(self, written: Method) -> "_Named":
+        """The settings that `mi_ol`, or `{mi_ol: {lam: [0.5, 0.6]}}`, in an attack's `defenses` means."""
+        method = self.registries.defenses[written.name]
+        asked = {} if written.values == {} else method.as_mapping(written.values)
+        known = method.parameters()
+        axes = {key: known[key].axis(f"{written.name}.{key}", value, self._option) for key, value in asked.items()}
+        return _Named(written.name, axes)
 
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
@@ -160,13 +163,11 @@ class Planner:
                 defense = self.checked(method.make(values))
                 name = canonical([defense.name, defense.values()])
                 seen[name] = (defense, seen.get(name, (defense, frozenset()))[1] | keys)
-        for through in (each for attack in self.sweep.attacks for each in attack.defenses or ()):
-            of_it = [defense for defense, _ in seen.values() if defense.name == through.name]
-            if not any(self._names(through, defense) for defense in of_it):
-                listed = ", ".join(canonical(defense.values()) for defense in of_it)
-                raise ValueError(
-                    f"an attack's defenses must be settings of the study; got {canonical(through)}, which has {listed}"
-                )
+        for entry, through in zip(self.sweep.attacks, self._through, strict=True):
+            on_any = {work.key for work in self.classifiers if _applies(entry.classifiers, work)}
+            known = [defense for defense, on in seen.values() if on & on_any]
+            for absent in (text for each in through or () for text in each.absent(known)):
+                raise ValueError(f"an attack's defenses must be settings of the study on what it attacks; {absent}")
         return list(seen.values())
 
     def checked(self, defense: Any) -> Any:
@@ -242,6 +243,32 @@ class Planner:
         each = self.stored_points * self.sweep.draws_of(self.options) * whole_chunks(n, self.registries.chunk)
         inputs = sum(len(self.inputs(work)) for work in self.classifiers)
         return planned + self.sweep.search.trials * inputs * each
+
+
+@dataclass(frozen=True)
+class _Named:
+    """The settings of a defense that have one of these values of each of these parameters."""
+
+    name: str
+    axes: Mapping[str, Axis]
+
+    def means(self, defense: Any) -> bool:
+        """Whether a setting is one of them."""
+        return defense.name == self.name and all(
+            getattr(defense, key) in axis.values for key, axis in self.axes.items()
+        )
+
+    def absent(self, settings: Iterable[Any]) -> Iterator[str]:
+        """What none of these settings is or has, in words."""
+        of_it = [defense for defense in settings if defense.name == self.name]
+        meant = [defense for defense in of_it if self.means(defense)]
+        for key, axis in self.axes.items() if of_it else ():
+            for value in axis.values:
+                if not any(getattr(defense, key) == value for defense in meant):
+                    has = ", ".join(dict.fromkeys(canonical(plain(getattr(defense, key))) for defense in of_it))
+                    yield f"got {self.name} with {key} = {canonical(plain(value))}, and the study has {has}"
+        if not of_it:
+            yield f"got {self.name}"
 
 
 def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:

@@ -320,6 +320,20 @@ def _leaves(schema: pa.Schema) -> list[str]:
     return [f"{field.name}.list.element" if pa.types.is_list(field.type) else field.name for field in schema]
 
 
+def once(table: pa.Table) -> pa.Table:
+    """The rows of several blocks of a key without those that an earlier one has too, as blocks of two studies may overlap."""
+    first: dict[Any, int] = {}
+    for at, row in enumerate(identities(table)):
+        first.setdefault(row, at)
+    return table if len(first) == len(table) else table.take(pa.array(first.values(), pa.int64()))
+
+
+def identities(table: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """What tells each row of a block of images, outputs or records from all others of its key."""
+    names = [name for name in ("point", "draw", "executions", "restart", "steps") if name in table.schema.names]
+    return zip(*(table[name].to_pylist() for name in names), strict=True)
+
+
 def blocks_among(paths: Iterable[str]) -> list[Block]:
     """Those of these files whose names are of blocks, in the order of their ranges."""
     found = []

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFacts, Store
+from mi_ray.store.blocks import INDEX_PATH, PUBLISHED, WAITING, Block, BlockFacts, Store, identities
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import UNFINISHED, read_manifest
 from mi_ray.store.schemas import CELLS, CERTIFICATES, CERTIFIED, EXAMPLES, IDENTITY, KEYS, KINDS, TRAINING, Kind
@@ -85,7 +85,7 @@ def _keys(store: Store, kind: Kind, problems: list[Problem]) -> Iterator[tuple[s
 
 def _overlaps(store: Store, kind: Kind, key: str, blocks: list[Block]) -> Iterator[Problem]:
     """Points of a key that two blocks hold, as two studies that ran at once may leave them, with rows that differ."""
-    for left, right in itertools.pairwise(blocks):
+    for left, right in itertools.combinations(blocks, 2):
         if right.start < left.stop and not _agree(store, kind, key, left, right):
             yield Problem(
                 f"{kind}/{key}: points {right.start} to {left.stop} must have one row each; {left.path} and {right.path} "
@@ -100,13 +100,12 @@ def _agree(store: Store, kind: Kind, key: str, *blocks: Block) -> bool:
         left, right = (store.read_block(kind, key, block)[0] for block in blocks)
     except DamagedFileError:
         return True  # `_checked` tells.
-    names = [name for name in ("point", "draw", "executions", "restart", "steps") if name in left.schema.names]
-    first, second = (
-        {row: at for at, row in enumerate(zip(*(table[name].to_pylist() for name in names), strict=True))}
-        for table in (left, right)
-    )
+    first, second = ({row: at for at, row in enumerate(identities(table))} for table in (left, right))
     both = [row for row in first if row in second]
-    mine, theirs = left.take([first[row] for row in both]), right.take([second[row] for row in both])
+    mine, theirs = (
+        table.take(pa.array([places[row] for row in both], pa.int64()))
+        for table, places in ((left, first), (right, second))
+    )
     return bool(mine.equals(theirs))
 
 

@@ -4,6 +4,7 @@ An excerpt is a store that this program reads and draws from. Nothing can be com
 weights and no probabilities of single points; `mi-ray check` says so of every cell.
 """
 
+import itertools
 import json
 from collections.abc import Collection, Mapping
 
@@ -85,6 +86,11 @@ def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -
         # Another study may have passed more points through the same setting.
         blocks = [block for block in store.blocks("outputs", key) if block.start < count]
         read = [store.read_block("outputs", key, block) for block in blocks]
+        if any(left.stop > right.start for left, right in itertools.pairwise(blocks)):
+            # Two studies that ran at once have cut these points otherwise, each with what it asked for.
+            for block, (rows, facts) in zip(blocks, read, strict=True):
+                out.write_block("outputs", key, block.start, block.stop, _rounded(rows, "probabilities"), _own(facts))
+            continue
         table = _rounded(pa.concat_tables([rows for rows, _ in read]).combine_chunks(), "probabilities")
         cost = {
             name: sum(facts[name] for _, facts in read) for name in ("forward_passes", "backward_passes", "seconds")

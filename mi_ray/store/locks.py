@@ -29,6 +29,7 @@ from mi_ray.store.leases import (
 )
 
 LOCK_EVERY = 0.5  # seconds between tries to get a lock that another process holds
+SOON = 0.01  # likewise, of a lock that is held for a write alone
 _COMPACTING = ".compact.lease"  # the lease of a compaction, which no sweep may disturb
 _OF_A_STUDY = re.compile(r"^\.study-.+\.lease$")
 
@@ -59,8 +60,16 @@ def lock_key(store: Files, key: str) -> Iterator[None]:
 
     It is held for a look and a write, never while something is computed. An object store has nothing for so short a time.
     """
-    with locked(Path(store.root) / f".key-{key}.lock", lambda _: None) if store.local else contextlib.nullcontext():
+    if not store.local:
         yield
+        return
+    path = Path(store.root) / f".key-{key}.lock"
+    with locked(path, lambda _: None, every=SOON) as held:
+        try:
+            yield
+        finally:
+            if not held:  # The file system has no locks, so that nobody needs the file.
+                path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -189,14 +198,14 @@ def _study_lease(study: str) -> str:
 
 
 @contextlib.contextmanager
-def locked(path: Path, waiting: Tell, *, shared: bool = False) -> Iterator[bool]:
+def locked(path: Path, waiting: Tell, *, shared: bool = False, every: float = LOCK_EVERY) -> Iterator[bool]:
     """Hold a lock file of a local folder while the block runs; yields whether the file system could lock.
 
     waiting: called once with the process that holds the lock, when one does. shared: hold it together with others that
-    share it.
+    share it. every: seconds between tries.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = _acquired(path, waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    descriptor = _acquired(path, waiting, fcntl.LOCK_SH if shared else fcntl.LOCK_EX, every)
     if descriptor is None:
         yield False
         return
@@ -210,7 +219,7 @@ def locked(path: Path, waiting: Tell, *, shared: bool = False) -> Iterator[bool]
         os.close(descriptor)
 
 
-def _acquired(path: Path, waiting: Tell, mode: int) -> int | None:
+def _acquired(path: Path, waiting: Tell, mode: int, every: float) -> int | None:
     """The descriptor of a lock file that is now held; None where the file system has no locks."""
     told = False
     while True:
@@ -223,7 +232,7 @@ def _acquired(path: Path, waiting: Tell, mode: int) -> int | None:
             if not told:
                 waiting(holder(path))
             told = True
-            time.sleep(LOCK_EVERY)
+            time.sleep(every)
             continue
         except OSError:
             os.close(descriptor)

@@ -11,7 +11,7 @@ from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_attacks
 from mi_ray.statistics import detectable_difference
-from mi_ray.store.blocks import Block, Store
+from mi_ray.store.blocks import Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
 from mi_ray.study.denoisers import denoiser_passes
 from mi_ray.study.duration import Duration, busy_places, denoiser_line, duration
@@ -62,12 +62,17 @@ class _Scope:
 
     def left(self, work: Work) -> Passes:
         """Passes still to do: of the points without a block, and of blocks that lack some of what is asked for."""
-        found, missing = [], self.points
-        for block in [] if self.store is None else self.store.blocks(work.kind, work.key):
-            count = min(block.stop, self.points) - min(block.start, self.points)
-            missing -= count
-            found.append(times(self._lacking(work, block), count))
-        return total([*found, times(self.costs.of(work), missing)])
+        blocks = [] if self.store is None else self.store.blocks(work.kind, work.key)
+        lacking = {block: self._lacking(work, block) for block in blocks}
+        covered: list[tuple[int, int]] = []
+        found = []
+        # Of blocks that overlap, as those of two studies may, that one counts of which the least is left to do.
+        for block in sorted(blocks, key=lambda block: sum(lacking[block])):
+            own = missing_ranges(covered, (block.start, min(block.stop, self.points)), self.points)
+            found.append(times(lacking[block], sum(stop - start for start, stop in own)))
+            covered.append((block.start, block.stop))
+        gaps = missing_ranges(covered, (0, self.points), self.points)
+        return total([*found, times(self.costs.of(work), sum(stop - start for start, stop in gaps))])
 
     def _lacking(self, work: Work, block: Block) -> Passes:
         """What each point of a stored block still costs; everything where the block is damaged."""

@@ -393,7 +393,7 @@ class Results:
         touching = [block for block in blocks if block.start < stop and start < block.stop]
         beside = _overlapping(touching)
         for block in touching:
-            if block.stop > start and (block not in beside or holds(self.store.block_facts(block), asked)):
+            if min(stop, block.stop) > start and (block not in beside or holds(self.store.block_facts(block), asked)):
                 begin, end = max(start, block.start), min(stop, block.stop)
                 yield block, slice(begin - block.start, end - block.start)
                 start = end

@@ -261,7 +261,8 @@ def _stored_records(store: Store, key: str, count: int, weights: Mapping[str, st
             table, facts = store.read_block("records", key, blocks[0])
             if facts.get("weights") == weights.get("weights"):
                 return table
-    drop_records(store, key)
+    if blocks:  # Else another study may be storing them now.
+        drop_records(store, key)
     return None
 
 

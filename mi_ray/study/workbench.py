@@ -28,6 +28,7 @@ from mi_ray.graphs import Graphs
 from mi_ray.networks import hand_over
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
+from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import Values
 from mi_ray.store.locks import lock_key
 from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, images_column, list_column
@@ -168,7 +169,10 @@ class Workbench:
         wanted = [b for b in self.store.blocks("adversarial", work.key) if (b.start, b.stop) == (start, stop)]
         if not ATTACKS[work.method].goes_on or not wanted:
             return ADVERSARIAL.empty_table(), {}
-        table, facts = self.store.read_block("adversarial", work.key, wanted[0])
+        try:
+            table, facts = self.store.read_block("adversarial", work.key, wanted[0])
+        except DamagedFileError:  # Another study has cut or widened it since.
+            return ADVERSARIAL.empty_table(), {}
         return (table, facts) if set(facts["stops"]) < set(work.stops) else (ADVERSARIAL.empty_table(), {})
 
     def _labels_of(self, stored: pa.Table, count: int) -> Tensor:
@@ -234,11 +238,14 @@ class Workbench:
         blocks = [b for b in self.store.blocks("outputs", work.key) if (b.start, b.stop) == (start, stop)]
         if not work.votes or not blocks:
             return {}, {}
-        facts = self.store.block_facts(blocks[0])
-        if not work.begins_at(facts):
+        try:
+            facts = self.store.block_facts(blocks[0])
+            if not work.begins_at(facts):
+                return {}, {}
+            own = tuple(n for n in work.executions if n in facts["executions"])
+            shares = self.results.probabilities(replace(work, executions=own), start, stop)
+        except DamagedFileError:  # Another study has cut or widened it since.
             return {}, {}
-        own = tuple(n for n in work.executions if n in facts["executions"])
-        shares = self.results.probabilities(replace(work, executions=own), start, stop)
         return {n: on_device(shares[:, at], self.device) for at, n in enumerate(own)}, facts
 
     def compute(self, work: Work, start: int, stop: int) -> Done:

@@ -100,7 +100,7 @@ def test_an_adaptive_attack_may_be_kept_to_some_defenses() -> None:
     [
         ([{"mi_ol": {"lam": 0.5}}], {("mi_ol", 0.5)}),
         ([{"mi_ol": 0.5}, "mi_pl"], {("mi_ol", 0.5), ("mi_pl", 0.4)}),
-        ({"mi_ol": {"lam": {"arange": [0.6, 0.9, 0.1]}}}, {("mi_ol", 0.6), ("mi_ol", 0.7)}),
+        ({"mi_ol": {"lam": {"arange": [0.6, 0.7, 0.1]}}}, {("mi_ol", 0.6), ("mi_ol", 0.7)}),
     ],
 )
 def test_an_adaptive_attack_may_be_kept_to_some_settings(named: Any, attacked: set[Any]) -> None:
@@ -110,6 +110,15 @@ def test_an_adaptive_attack_may_be_kept_to_some_settings(named: Any, attacked: s
     assert found == attacked
     every = planned(attacks=[AVERAGED], defenses=defenses, checks="cheap")
     assert {work.key for work in plan.attacks} < {work.key for work in every.attacks}  # the keys are those without
+
+
+def test_a_setting_that_stands_before_no_attacked_classifier_is_refused() -> None:
+    defenses = [{"mi_ol": {"lam": 0.5}, "classifiers": ["a"]}, {"mi_ol": {"lam": 0.6}, "classifiers": ["b"]}]
+    two = {"classifiers": TWO["classifiers"], "defenses": defenses}
+    attack = {**AVERAGED, "classifiers": ["b"]}
+    with pytest.raises(ValueError, match=r"on what it attacks; got mi_ol with lam = 0\.5, and the study has 0\.6"):
+        planned(attacks=[{**attack, "defenses": [{"mi_ol": 0.5}]}], **two)
+    planned(attacks=[{**attack, "defenses": [{"mi_ol": 0.6}]}], **two)
 
 
 def test_a_setting_of_a_defense_within_another_may_be_named() -> None:
@@ -135,7 +144,11 @@ def test_what_names_settings_is_written_out_as_it_was_read() -> None:
         ({**AVERAGED, "defenses": ["mi_old"]}, r"unknown defense to attack 'mi_old' \(did you mean 'mi_ol'"),
         (
             {**AVERAGED, "defenses": [{"mi_ol": 0.11}]},
-            r'must be settings of the study; got \["mi_ol",0.11\], which has \{"lam"',
+            r"got mi_ol with lam = 0.11, and the study has 0.5",
+        ),
+        (
+            {**AVERAGED, "defenses": [{"mi_combined": {"threshold": [0.1, 0.7]}}]},
+            "got mi_combined with threshold = 0.7,",
         ),
         ({**AVERAGED, "defenses": [{"mi_ol": {"lambda": 1}}]}, r"unknown parameter of mi_ol 'lambda'"),
     ],

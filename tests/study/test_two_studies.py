@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, problems_in, stages, tiny
 
+from mi_ray.figures import fig2
 from mi_ray.plan.work import Inputs, Work
 from mi_ray.study import workbench
+from mi_ray.study.estimate import rows_of
 
 ONE = {"defenses": DEFENSE_GRID[:1], "draws": 1}
 STOPS = {"pgd": {"step_size": 0.05, "restarts": 1}, "epsilon": 0.1}
@@ -87,6 +90,56 @@ def test_a_point_in_two_blocks_counts_once(tmp_path: Path, alone: Any) -> None:
     assert (20, 60) in stored(first, work, "outputs")
     for one in (first, second):
         assert np.array_equal(answers(one), alone[:, :, : len(one.study.points)])
+
+
+@pytest.fixture
+def beside(tmp_path: Path) -> tuple[Tiny, Tiny]:
+    """Two finished studies of 60 and of 40 points, whose blocks overlap since each holds what the other lacks."""
+    more = {"defenses": DEFENSE_GRID[:1]}
+    both = (
+        tiny(tmp_path, name="first", executions=[1], points={"count": 60}, attacks=attack(2), draws=1, **more),
+        tiny(tmp_path, name="second", executions=[3], points={"count": 40}, attacks=attack(1, 2), draws=2, **more),
+    )
+    for (_, firsts), (_, seconds) in zip(*(stages(one.plan) for one in both), strict=True):
+        found = [planned(one, 60, list(works)) for one, works in zip(both, (firsts, seconds), strict=True)]
+        for one, items in zip(both, found, strict=True):
+            for item in items:
+                one.bench.compute(*item)
+    for one in both:
+        assert [row["cause"] for row in derived(one) if row["state"] != "done"] == []
+    assert stored(both[0], both[0].plan.attacks[0], "adversarial") == [(0, 40), (0, 60)]
+    return both
+
+
+def test_blocks_of_other_ends_are_read_once_by_every_reader(beside: tuple[Tiny, Tiny]) -> None:
+    first, second = beside
+    assert problems_in(first.store) == []
+    for one, count in ((first, 60), (second, 40)):
+        assert [row.left for row in rows_of(one.study, one.plan, one.store)] == [(0, 0)] * 4
+        results, inputs = one.bench.results, Inputs(one.plan.attacks[0], 2)
+        assert results.pixel_range(inputs) == (0.0, 1.0)
+        assert [found.shape for found in results.gradients(inputs, count)] == [(count,), (count,)]
+        assert results.success(inputs, count).shape == (1, count)
+        work = one.work()
+        (n,) = work.executions
+        mean = results.probabilities(work, 0, count)[:, 0].mean(0)
+        shown = fig2.outputs(one.store, work.key, one.study.points[:count], n, work.draws)
+        assert shown == pytest.approx(mean, abs=1e-6)
+    larger = tiny(first.store.root, name="third", executions=[1], points={"count": 100}, attacks=attack(2), **ONE)
+    of_attack = next(row for row in rows_of(larger.study, larger.plan, larger.store) if row.name == "attack")
+    assert of_attack.left[1] == 40 * 2
+
+
+def test_rows_that_differ_where_blocks_overlap_are_told_of(beside: tuple[Tiny, Tiny]) -> None:
+    store, work = beside[0].store, beside[0].plan.attacks[0]
+    wide = next(block for block in store.blocks("adversarial", work.key) if block.stop == 60)
+    table, facts = store.read_block("adversarial", work.key, wide)
+    labels = table["attack_label"].to_numpy().copy()
+    labels[0] = (labels[0] + 1) % 10
+    at = table.schema.get_field_index("attack_label")
+    changed = table.set_column(at, "attack_label", pa.array(labels)).cast(table.schema)
+    store.write_block("adversarial", work.key, 0, 60, changed, facts)
+    assert any("points 0 to 40 must have one row each" in problem for problem in problems_in(store))
 
 
 def test_a_block_that_was_stored_since_it_was_found_missing_is_not_computed_again(tmp_path: Path) -> None:
