@@ -58,20 +58,22 @@ def train(session: Session, of_trained: OfTrained | None = None) -> None:
     todo = [work for work in left if work.objective is not None]
     if not todo:
         return
-    with lock_trainings(session.store, [work.key for work in todo], session.tell):
+    with lock_trainings(session.store, [work.key for work in todo], session.tell) as give_back:
         # Another study, which was waited for, may have trained some of them.
         todo = [work for work in todo if not finished(session.store, work.key)]
         if todo:
-            _train(todo, session, of_trained)
+            _train(todo, session, of_trained, give_back)
 
 
-def _train(todo: Sequence[ClassifierWork], session: Session, of_trained: OfTrained | None) -> None:
-    """Train these classifiers."""
+def _train(
+    todo: Sequence[ClassifierWork], session: Session, of_trained: OfTrained | None, give_back: Callable[[str], None]
+) -> None:
+    """Train these classifiers, and give back the lock on each as soon as it is trained."""
     began, spent = time.time(), session.outcome.spent
     before = spent.whole()
     session.untrained = {work.key for work in todo}
     with session.outcome.timed("train"):
-        trained = _Trainings(session, todo, _Meanwhile(session, of_trained)).run()
+        trained = _Trainings(session, todo, _Meanwhile(session, of_trained), give_back).run()
     session.take_up(session.study)
     meanwhile = spent.whole() - before
     spent.add("training", (time.time() - began) * session.places() - meanwhile)
@@ -147,8 +149,14 @@ class _Meanwhile:
 class _Trainings:
     """Runs trainings until each is in the store or given up, as many at once as there are CPUs for."""
 
-    def __init__(self, session: Session, todo: Sequence[ClassifierWork], meanwhile: _Meanwhile) -> None:
-        self.session, self.todo, self.meanwhile = session, todo, meanwhile
+    def __init__(
+        self,
+        session: Session,
+        todo: Sequence[ClassifierWork],
+        meanwhile: _Meanwhile,
+        give_back: Callable[[str], None],
+    ) -> None:
+        self.session, self.todo, self.meanwhile, self.give_back = session, todo, meanwhile, give_back
         self.size = session.sweep.resources.train
         self.waiting = list(todo)
         self.trained = list[ClassifierWork]()
@@ -200,6 +208,7 @@ class _Trainings:
             self.waiting.insert(0, work)
             return
         self.session.untrained.discard(work.key)
+        self.give_back(work.key)
         if work.key not in self.session.outcome.failures:
             self.trained.append(work)
         self.meanwhile.begin()

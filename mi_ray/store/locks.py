@@ -11,7 +11,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from mi_ray.store.files import Files, StorageError
@@ -73,19 +73,23 @@ def lock_key(store: Files, key: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def lock_trainings(store: Files, keys: Iterable[str], tell: Tell) -> Iterator[None]:
+def lock_trainings(store: Files, keys: Iterable[str], tell: Tell) -> Iterator[Callable[[str], None]]:
     """Let one process at a time train these classifiers, where the storage can lock: two studies may ask for the same one.
 
-    All processes take the locks in one order, so that none waits for another in a circle.
+    Yields what gives one of them back when it is trained, before the others are. All processes take the locks in one order,
+    so that none waits for another in a circle.
     """
-    with contextlib.ExitStack() as taken:
+    taken: dict[str, contextlib.ExitStack] = {}
+    with contextlib.ExitStack() as every:
         for key in sorted(keys):
+            taken[key] = every.enter_context(contextlib.ExitStack())
             if store.local:
                 path = Path(store.root) / f".classifier-{key}.lock"
-                taken.enter_context(locked(path, lambda who: tell(f"waiting for {who}, which trains in {store.uri}")))
+                held = locked(path, lambda who: tell(f"waiting for {who}, which trains in {store.uri}"))
+                taken[key].enter_context(held)
             elif refusal(store) is None:
-                taken.enter_context(_lease(store, f".classifier-{key}.lease", "which trains in", tell))
-        yield
+                taken[key].enter_context(_lease(store, f".classifier-{key}.lease", "which trains in", tell))
+        yield lambda key: taken[key].close()
 
 
 @contextlib.contextmanager

@@ -527,7 +527,7 @@ def test_as_many_trainings_run_at_once_in_order_as_there_are_cpus_for_and_at_lea
     ]
     monkeypatch.setattr(_Trainings, "_start", lambda self, work, data: work.key)
     session: Any = SimpleNamespace(sweep=SimpleNamespace(resources=SimpleNamespace(train=SimpleNamespace(cpus=cpus))))
-    trainings = _Trainings(session, todo, _Meanwhile(session, None))
+    trainings = _Trainings(session, todo, _Meanwhile(session, None), lambda key: None)
     trainings._fill(free, None)
     assert list(trainings.running) == begun
     assert [trainings.retries[key].tried for key in "abc"] == [int(key in begun) for key in "abc"]
@@ -657,7 +657,7 @@ def test_blocks_beside_trainings_have_the_room_that_those_leave_and_none_while_o
     works: Any = [
         SimpleNamespace(key=key, entry=SimpleNamespace(workers=n)) for key, n in (("a", 2), ("b", 1), ("c", 1))
     ]
-    trainings = _Trainings(session, works, _Meanwhile(session, None))
+    trainings = _Trainings(session, works, _Meanwhile(session, None), lambda key: None)
     trainings.running, trainings.waiting = dict(enumerate(works[:2])), works[2 : 2 + waiting]  # type: ignore[assignment]
     trainings.images = dict.fromkeys(told, 64)
     if starved:

@@ -23,13 +23,14 @@ def test_one_process_at_a_time_trains_a_classifier(tmp_path: Path) -> None:
             order.append("second")
 
     waiting = threading.Thread(target=other)
-    with lock_trainings(store, ["a", "c"], told.append):
+    with lock_trainings(store, ["a", "c"], told.append) as give_back:
         waiting.start()
         while not told:
             time.sleep(0.01)
         order.append("first")
-    waiting.join()
-    assert order == ["first", "second"]
+        give_back("a")
+        waiting.join(30)  # The other one is trained still.
+        assert order == ["first", "second"]
     assert "which trains in" in told[0]
     assert not list(tmp_path.glob(".classifier-*"))
 
