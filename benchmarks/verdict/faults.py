@@ -119,6 +119,11 @@ class OwnLabel(Faulty):
 
     name: ClassVar[str] = "own_label"
 
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """One answer more, by which the label is known."""
+        forward, backward = super().cost(parts)
+        return forward + self.restarts * (1 + sum(parts)), backward
+
     def labels(self, model: nn.Module, batch: Batch) -> Tensor:
         """F's predictions."""
         with torch.no_grad(), batch.bound(model, step=0):
@@ -338,6 +343,11 @@ class GivesBack(Faulty):
     """Points that it has fooled are given back as they were, as where the two sets of images are mixed up."""
 
     name: ClassVar[str] = "gives_back"
+
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        """One answer more at each step, by which it is known what is fooled."""
+        forward, backward = super().cost(parts)
+        return forward + self.restarts * max(self.steps) * (1 + sum(parts)), backward
 
     def path(self, model: nn.Module, batch: Batch, begun: Begun | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """PGD's steps, the images at each of which it has fooled the model taken back."""

@@ -11,6 +11,8 @@ from benchmarks.verdict import run
 from mi_ray.attacks import ATTACKS
 from mi_ray.defenses import DEFENSES
 from mi_ray.own_code import load_plugins
+from mi_ray.run import load_sweeps
+from mi_ray.study.prepare import prepare
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,6 +34,20 @@ def test_every_attack_of_make_verdict_is_allowed_at_each_radius(epsilon: float) 
     for ((name, values),) in (attack.items() for attack in attacks.values()):
         plain = {key: value[0] if isinstance(value, list) else value for key, value in values.items()}
         ATTACKS.make(name, plain)
+
+
+@pytest.mark.parametrize("setting", ["none", "mi_ol"])
+def test_every_attack_of_make_verdict_stands_the_trial_of_a_persons_own_attacks(setting: str) -> None:
+    epsilon, knowledge = 0.1, "oblivious" if setting == "none" else "adaptive"
+    attacks = [
+        {**attack, "epsilon": epsilon, "knowledge": knowledge}
+        for attack in run.broken(epsilon).values()
+        if run.suits(attack, setting)
+    ]
+    network = {"name": "f", "architecture": {"cnn_small": {"width": 4}}, "training": {"epochs": 1}}
+    job = run.Job(network, "digits", run.SETTINGS[setting], epsilon, "all", {}, True, 50, 0)
+    made = prepare(load_sweeps([{**job.sweep(), "attacks": attacks, "executions": 2}])[0])
+    assert len(made.plan().attacks) > 25
 
 
 def test_every_setting_of_make_verdict_is_allowed() -> None:
