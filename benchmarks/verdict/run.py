@@ -525,8 +525,8 @@ def radius(written: str) -> float:
     return float(Fraction(written))
 
 
-def main(arguments: list[str]) -> None:
-    """Judge what is not judged yet, print both figures, and keep the table."""
+def _options(arguments: list[str]) -> argparse.Namespace:
+    """What the command line asks for; ends the program with one line for what cannot be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", default="results-verdict")
     parser.add_argument("--minutes", type=float, default=1e9, help="after which nothing new is begun; 0 only counts")
@@ -572,6 +572,12 @@ def main(arguments: list[str]) -> None:
         parser.error(f"--attacks must be of {', '.join(sorted(known))}; got {', '.join(unknown)}")
     if options.points > most:
         parser.error(f"--points must be at most {most}; got {options.points}")
+    return options
+
+
+def main(arguments: list[str]) -> None:
+    """Judge what is not judged yet, print both figures, and keep the table."""
+    options = _options(arguments)
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(1)

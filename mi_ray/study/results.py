@@ -294,6 +294,7 @@ class Results:
         key = inputs.attack.key
 
         def rows(block: Block, part: slice) -> tuple[slice, pa.Table]:
+            """The rows at the stop of a part of a block, with its place among the study's points."""
             table, _ = self.store.read_block("adversarial", key, block)
             kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
             positions = np.arange(len(kept)) % (block.stop - block.start)  # The points of a restart follow one another.
