@@ -538,6 +538,19 @@ def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
     assert len(presets_table.draw(table, NAMES, "title", "note").axes) == 2
 
 
+def test_a_worst_case_by_one_draw_is_not_held_against_one_by_several() -> None:
+    cells, counts = variants()
+    attacked = cells["attack"] != "none"
+    itself = cells["variants"].map(lambda names: "" in names)
+    cells.loc[attacked, ["attack", "attack_params"]] = ["worst_case", "{}"]
+    shown = set(presets_table.facts(cells, counts, NAMES)["attack"])
+    cells.loc[attacked & ~itself, "draws"] = 1
+    cells.loc[attacked & itself, "draws"] = 3
+    table = presets_table.facts(cells, counts, NAMES)
+    assert shown == {"none", "worst_case"}
+    assert set(table.loc[table["attack"] == "worst_case", "variant"]) == {"study itself"}
+
+
 def test_a_cell_of_several_variants_has_a_row_for_each_with_a_label_of_its_own() -> None:
     cells = variants()[0]
     table = presets_table.by_variant(cells)

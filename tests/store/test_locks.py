@@ -1,6 +1,8 @@
 """Locks of a store on a disk: who waits for whom."""
 
 import contextlib
+import errno
+import fcntl
 import subprocess
 import sys
 import threading
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from mi_ray.store.blocks import Store
-from mi_ray.store.locks import lock_store, lock_trainings
+from mi_ray.store.locks import lock_key, lock_store, lock_trainings
 
 PROGRAM = [sys.executable, "-c", "from mi_ray.cli import main; main()"]
 
@@ -48,3 +50,17 @@ def test_what_removes_files_waits_for_the_sweeps_of_a_store(tmp_path: Path, comm
             sweeping.close()
             process.communicate(timeout=60)
     assert process.returncode == 0
+
+
+def test_no_file_stays_of_a_lock_where_the_file_system_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(descriptor: int, mode: int) -> None:
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    store = Store(tmp_path, create=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", flock)
+        with lock_key(store, "key"):
+            pass
+    assert not list(tmp_path.glob(".key-*"))

@@ -4,15 +4,20 @@ import random
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from helpers.studies import DEFENSE_GRID, Tiny, compute, derived, problems_in, stages, tiny
 
+from mi_ray.cluster import trials
+from mi_ray.cluster.trials import SettingTrainable
 from mi_ray.figures import fig2
 from mi_ray.plan.work import Inputs, Work
+from mi_ray.store.blocks import Store
+from mi_ray.store.excerpt import STEP, _copy_outputs
 from mi_ray.study import workbench
 from mi_ray.study.estimate import rows_of
 
@@ -128,6 +133,36 @@ def test_blocks_of_other_ends_are_read_once_by_every_reader(beside: tuple[Tiny, 
     larger = tiny(first.store.root, name="third", executions=[1], points={"count": 100}, attacks=attack(2), **ONE)
     of_attack = next(row for row in rows_of(larger.study, larger.plan, larger.store) if row.name == "attack")
     assert of_attack.left[1] == 40 * 2
+
+
+def test_an_excerpt_keeps_blocks_that_overlap_as_they_are(beside: tuple[Tiny, Tiny], tmp_path: Path) -> None:
+    first, second = beside
+    out, work = Store(tmp_path / "excerpt", create=True), second.work()
+    first.store.write_bytes("studies/second/study.yaml", b"points: {count: 40}")
+    _copy_outputs(first.store, out, "second", [work.key])
+    assert [(block.start, block.stop) for block in out.blocks("outputs", work.key)] == [(0, 40), (0, 60)]
+    of_both = [fig2.outputs(store, work.key, second.study.points[:40], 3, 2) for store in (first.store, out)]
+    assert of_both[1] == pytest.approx(of_both[0], abs=STEP)
+
+
+def test_a_trial_computes_its_range_where_another_study_has_stored_a_block_of_other_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = pair(tmp_path)
+    for one in (first, second):
+        for _, works in stages(one.plan):
+            for item in planned(one, 20, [work for work in works if work.key != first.work().key]):
+                one.bench.compute(*item)
+    todo = planned(first, 20, [first.work()])
+    for item in planned(second, 40, [second.work()]):
+        second.bench.compute(*item)
+    monkeypatch.setattr(trials, "ray", SimpleNamespace(get=lambda answer: None))
+    told = SimpleNamespace(remote=lambda *args: None)
+    job = SimpleNamespace(locks=[SimpleNamespace(acquire=told, release=told)], block=20)
+    trial = SimpleNamespace(_job=job, _bench=first.bench, trial_id="trial")
+    for item in todo:
+        SettingTrainable._computed(cast(SettingTrainable, trial), *item)
+    assert first.bench.results.probabilities(first.work(), 0, 60).shape[2] == 60
 
 
 def test_rows_that_differ_where_blocks_overlap_are_told_of(beside: tuple[Tiny, Tiny]) -> None:

@@ -236,6 +236,13 @@ def test_the_worst_case_without_a_defense_is_as_sound_as_its_strongest_attack(ce
     assert (worst["checks"], worst["verdict"]) == (strongest["checks"], strongest["verdict"])
 
 
+def test_a_point_was_left_alone_only_where_it_failed_in_all_draws_of_the_attacks_own() -> None:
+    success = np.array([[1.0, 1.0, 0.8, np.nan]])
+    asked = SimpleNamespace(results=SimpleNamespace(success=lambda inputs, count: success[:, :count]))
+    left = Verdicts._left_alone(cast(Verdicts, asked), cast(Inputs, None), np.array([0.0, 0.1, 0.0, 0.0]))
+    assert left.tolist() == [True, False, False, False]
+
+
 def test_without_an_adaptive_attack_the_strongest_sound_oblivious_one_speaks() -> None:
     broken, sound = Finding("failed", "pushed back"), Finding("passed", "as it should")
     findings = {
