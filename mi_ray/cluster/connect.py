@@ -1,6 +1,7 @@
 """Joining a Ray cluster, or starting one on this machine that nobody else can reach."""
 
 import contextlib
+import importlib
 import logging
 import os
 import secrets
@@ -50,6 +51,22 @@ def prepare_environment(*, local: bool) -> None:
         if os.environ["RAY_AUTH_MODE"] == "token":
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        if "ray" in sys.modules:
+            _read_again()
+
+
+def _read_again() -> None:
+    """Have a Ray that is imported already read its environment anew.
+
+    A person's program or plugin may import Ray before anything here does. Without the token the Ray that is started would
+    turn its own driver away, and without the second variable its ports would be open to other machines.
+    """
+    from ray._private import ray_constants
+
+    native: Any = importlib.import_module("ray._raylet")
+    ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
+    native.Config.initialize("")
+    native.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def check_address(address: str | None) -> None:

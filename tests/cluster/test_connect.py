@@ -1,5 +1,7 @@
 """A Ray of this machine that does not come up is started again, and at last told in one line."""
 
+import os
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -59,3 +61,22 @@ def test_one_that_never_comes_up_is_told_in_one_line(
         cli.main()
     assert ended.value.code == 1
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_ray_that_was_imported_before_asks_for_the_token_and_stays_on_this_machine() -> None:
+    """As by `from ray import tune` in a person's own program or plugin: Ray reads its environment when it is imported."""
+    program = """
+import ray.tune
+from ray._private import services
+from ray._raylet import AuthenticationMode, get_authentication_mode
+from mi_ray.cluster.connect import prepare_environment
+
+assert get_authentication_mode() == AuthenticationMode.DISABLED
+prepare_environment(local=True)
+assert get_authentication_mode() == AuthenticationMode.TOKEN
+print(services.get_node_ip_address())
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "127.0.0.1", done.stderr
