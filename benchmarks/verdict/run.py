@@ -500,9 +500,14 @@ def figures(frame: pd.DataFrame) -> str:
         f"point more than a stronger attack. With those as alarms too it is {100 * stopped.mean():.1f} %, upper end "
         f"{ends[1]:.1f} %."
     )
-    return (
+    caught = (
         f"Of {len(harmful)} broken (attack, setting) pairs that leave more than five points too much, {int(refused.sum())} are "
-        f"refused ({100 * refused.mean():.1f} %). Of {len(fine)} sound cells {int(alarms.sum())} raised a false alarm "
+        f"refused ({100 * refused.mean():.1f} %)."
+        if len(harmful)
+        else "No broken (attack, setting) pair was judged that leaves more than five points too much."
+    )
+    return (
+        f"{caught} Of {len(fine)} sound cells {int(alarms.sum())} raised a false alarm "
         f"({100 * alarms.mean():.1f} %; upper end of the 95 % interval {ends[0]:.1f} %, with the {clusters.nunique()} pairs of a "
         f"network and its points as clusters)." + (appeals if rightly else "")
     )
