@@ -55,14 +55,16 @@ def chosen_on(points: int) -> str:
 
 def one_each(cells: "pd.DataFrame", points: int) -> str:
     """In words, which setting of each defense a table shows. cells: those of the study; points: `choosing_points`."""
-    settings = cells[["classifier", "defense", "defense_params", "executions"]].drop_duplicates()
-    several = settings.duplicated(["classifier", "defense"]).any()
-    if not several:
+    setting = ["classifier", "defense", "defense_params", "executions"]
+    settings = cells[setting].drop_duplicates()
+    if not settings.duplicated(["classifier", "defense"]).any():
         return "Of each defense its one setting"
+    attacked = cells[~cells["attack"].isin(["none", "worst_case"])].groupby(setting).size()
+    uneven = attacked.groupby(["classifier", "defense"]).nunique().gt(1).any()
     return (
         "Of each defense the setting with the highest adversarial accuracy under the attack that leaves it least, among those "
-        f"within {100 * CLEAN_BUDGET:.0f} points of the undefended clean accuracy, chosen on {chosen_on(points)}; where none is "
-        "within, the one with the highest clean accuracy"
+        f"{'that most attacks were made on and that are ' if uneven else ''}within {100 * CLEAN_BUDGET:.0f} points of the "
+        f"undefended clean accuracy, chosen on {chosen_on(points)}; where none is within, the one with the highest clean accuracy"
     )
 
 

@@ -202,6 +202,12 @@ def test_no_figure_and_no_table_chooses_settings_by_itself() -> None:
 def test_a_table_says_that_it_chose_only_where_a_defense_has_several_settings() -> None:
     cells = pd.DataFrame(
         {"classifier": "f", "defense": ["none", "mi_ol"], "defense_params": "{}", "executions": [1, 30]}
-    )
+    ).assign(attack="pgd")
     assert one_each(cells, 0) == "Of each defense its one setting"
-    assert "optimistic" in one_each(pd.concat([cells, cells.assign(executions=[1, 10])]), 0)
+    several = pd.concat([cells, cells.assign(executions=[1, 10])])
+    assert "optimistic" in one_each(several, 0)
+    assert "most attacks" not in one_each(several, 0)
+    worst = several.assign(attack="worst_case")
+    assert "most attacks" not in one_each(pd.concat([several, worst.head(2)]), 0)  # It is no attack of its own.
+    further = pd.concat([several, several.assign(attack="cascade").head(2)])
+    assert "among those that most attacks were made on and that are within 10 points" in one_each(further, 0)

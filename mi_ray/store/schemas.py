@@ -43,7 +43,7 @@ IDENTITY_COLUMNS: Columns = (
     Column(
         "norm",
         TEXT,
-        "The norm that bounds the perturbation: `linf`, `l2`, `l1`, or `spatial` for a rotation and a shift.",
+        "The norm that bounds the perturbation: `linf`, `l2`, `l1`, or `spatial` for a rotation and a shift; `linf` if clean.",
     ),
     Column(
         "epsilon",
@@ -69,7 +69,11 @@ ADVERSARIAL_COLUMNS: Columns = (
     Column("attack_label", INT, "The label that the attack left (untargeted) or sought (targeted)."),
     Column("restart", INT, "The number of the restart, from 0."),
     Column("steps", INT, "After how many steps (or queries, or tries) of the attack the image is as it is here."),
-    Column("image", FLOATS, "The adversarial image: channels, height, width; pixels in [0, 1]."),
+    Column(
+        "image",
+        FLOATS,
+        "The adversarial image: channels, height, width; pixels in [0, 1], but for `averaged` without `clip`.",
+    ),
     Column("linf", FLOAT, "The largest absolute change of a pixel against the clean image."),
     Column(
         "loss",
@@ -80,10 +84,11 @@ ADVERSARIAL_COLUMNS: Columns = (
     Column(
         "success",
         FLOAT,
-        "The share of the attack's own draws in which it reached its goal, told by F in fp32, which chooses among restarts; "
-        "null for a single restart of PGD on F itself, where nothing is chosen and `outputs` has F's answer.",
+        "The share of the attack's own draws in which it reached its goal, which chooses among restarts: on F itself told in "
+        "fp32, behind a defense in the study's precision (but by `square` and `spatial`). Null for a single restart of `pgd`, "
+        "`eot_pgd` or `momentum` on F itself, where nothing is chosen and `outputs` has F's answer.",
     ),
-    Column("zero_gradients", INT, "At how many steps the whole gradient was zero; -1 for an attack without gradients."),
+    Column("zero_gradients", INT, "At how many steps the whole gradient was zero; -1 for an attack that counts none."),
     Column(
         "shares",
         FLOATS,
@@ -98,7 +103,9 @@ OUTPUTS_COLUMNS: Columns = (
     Column("draw", INT, "The number of the draw, from 0; F itself has one."),
     Column("executions", INT, "N: how many executions are averaged."),
     Column(
-        "probabilities", FLOATS, "The mean softmax output of the first N executions of this draw, a number a class."
+        "probabilities",
+        FLOATS,
+        "The mean softmax output of the first N executions of this draw, a number a class; of `vote` the share of votes.",
     ),
 )
 
@@ -123,9 +130,15 @@ RECORDS_COLUMNS: Columns = (
     Column(
         "score",
         FLOAT,
-        "The drop F_ŷ(x) - F_D,ŷ(x) of the probability of F's own label ŷ in draw 0; the higher, the more adversarial.",
+        "The drop F_ŷ(x) - D_ŷ(x) of the probability of F's own label ŷ under the defense's final answer D in draw 0; the "
+        "higher, the more adversarial. Of `reject` and `mi_combined` it is not their detector's: it is 0 where they accept.",
     ),
-    Column("probabilities", FLOATS, "The defense's mean softmax output in draw 0, a number a class."),
+    Column(
+        "probabilities",
+        FLOATS,
+        "The defense's answer in draw 0, a number a class: the mean softmax, of `vote` the share of votes, of `reject` F(x) or "
+        "equal numbers, of `mi_combined` F(x) or the mean of MI-OL.",
+    ),
     Column("linf", FLOAT, "The largest absolute change of a pixel against the clean image; 0 if clean."),
     Column("seed", LONG, "The sweep's seed."),
     Column("device", TEXT, "The kind of device that computed the outputs."),
@@ -167,7 +180,11 @@ CELLS_COLUMNS: Columns = (
     Column(
         "accuracy_answered", DOUBLE, "The share of right answers among these points; null where `coverage` is.", True
     ),
-    Column("auc", DOUBLE, "How well `score` tells this attacked cell from its clean counterpart; null where clean."),
+    Column(
+        "auc",
+        DOUBLE,
+        "How well `score` tells this attacked cell from its clean counterpart; null where clean, and without a defense.",
+    ),
     Column(
         "detection_gap",
         DOUBLE,
@@ -181,7 +198,7 @@ CELLS_COLUMNS: Columns = (
         "tpr_at_5_fpr",
         DOUBLE,
         "The share of this attacked cell's points whose `score` is above a threshold that at most 5 % of its clean "
-        "counterpart's points reach; null where clean.",
+        "counterpart's points reach; null where `auc` is.",
         later=True,
     ),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),
@@ -192,8 +209,8 @@ CELLS_COLUMNS: Columns = (
     Column(
         "selected",
         BOOL,
-        "Whether no other setting of the study is at least as accurate on both clean and attacked images and better on "
-        "one of them, judged on the selection points where there are some.",
+        "Whether no other setting of the same classifier, attack and threat model is at least as accurate on both clean and "
+        "attacked images and better on one of them, judged on the selection points where there are some; false where clean.",
     ),
     Column("forward_passes", LONG, "Forward passes of the stored work that the cell stands on, which cells share."),
     Column("backward_passes", LONG, "Backward passes of the same work."),
@@ -270,8 +287,10 @@ TRAINING_COLUMNS: Columns = (
     Column("epoch", INT, "The number of the epoch, from 0."),
     Column("lr", DOUBLE, "The learning rate of the epoch."),
     Column("loss", DOUBLE, "The mean loss over the epoch's batches."),
-    Column("train_accuracy", DOUBLE, "Clean accuracy on the first images of the train split, in evaluation mode."),
-    Column("test_accuracy", DOUBLE, "Clean accuracy on the first images of the test split, in evaluation mode."),
+    Column(
+        "train_accuracy", DOUBLE, "Clean accuracy on the first 1,000 images of the train split, in evaluation mode."
+    ),
+    Column("test_accuracy", DOUBLE, "Clean accuracy on the first 1,000 images of the test split, in evaluation mode."),
     Column("images", LONG, "How many training images the epoch passed."),
     Column("seconds", DOUBLE, "Seconds that the epoch took."),
 )
@@ -290,7 +309,9 @@ INDEX_COLUMNS: Columns = (
 
 KEYS_COLUMNS: Columns = (
     Column(
-        "key", TEXT, "A content key that the study refers to: a folder in `classifiers/`, `adversarial/` or `outputs/`."
+        "key",
+        TEXT,
+        "A content key that the study refers to: a folder in `classifiers/`, `adversarial/` or `outputs/`, or a certificate's.",
     ),
     Column("kind", TEXT, "What the key is of: `train`, `own`, `attack`, `undefended`, `outputs` or `certificate`."),
     Column("facts", TEXT, "Everything that decides the result, as JSON text; the key is a hash of it and of the kind."),

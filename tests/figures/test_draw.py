@@ -42,6 +42,11 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_ours_are_the_modules_that_make_something() -> None:
     assert {"fig2", "fig3a", "fig3b", "fig4", "fig5", "table2", "table3", "frontier_table"} <= set(known_figures())
     assert {"draw", "terminal", "__init__"}.isdisjoint(known_figures())
+
+
+def test_every_figure_has_its_script() -> None:
+    scripts = {file.stem for file in (Path(__file__).parents[2] / "analysis").glob("*.py")}
+    assert scripts == {*known_figures(), "claims"}  # Claims are decided over several studies, by a file of their own.
     assert find_figure("fig3b") == "mi_ray.figures.fig3b"
 
 

@@ -108,3 +108,13 @@ def test_a_refusal_is_right_where_elsewhere_the_attack_leaves_a_point_more_than_
     held = run._held(pd.DataFrame(rows), {"a": {"p": p}})
     assert held["rightly"].tolist() == [rightly, False]
     assert held["harm"].tolist() == pytest.approx([0.1, 0.0])
+
+
+def test_where_no_broken_attack_did_harm_that_is_said_in_words() -> None:
+    sound = {"attack": "PGD-20", "broken": False, "classifier": "f", "points": "20 by seed 0", "verdict": "passed"}
+    frame = pd.DataFrame([{**sound, "harm": 0.0, "rightly": False}])
+    said = run.figures(frame)
+    assert said.startswith("No broken (attack, setting) pair was judged")
+    assert "nan" not in said
+    harmful = {**sound, "attack": "x", "broken": True, "verdict": "failed", "harm": 0.2, "rightly": False}
+    assert run.figures(pd.concat([frame, pd.DataFrame([harmful])])).startswith("Of 1 broken (attack, setting) pairs")
