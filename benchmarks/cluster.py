@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,14 @@ def _study(name: str, classifiers: list[dict[str, Any]], **more: Any) -> dict[st
     }
 
 
-def _run(verb: str, folder: Path, study: dict[str, Any], store: str = "results") -> tuple[float, dict[str, Any]]:
+def _run(
+    verb: str, folder: Path, study: dict[str, Any], store: str = "results", *options: str
+) -> tuple[float, dict[str, Any]]:
     """(seconds in all, manifest) of one command in a process of its own."""
     file = folder / f"{study['name']}.yaml"
     file.write_text(yaml.safe_dump(study))
     began = time.perf_counter()
-    command = [sys.executable, "-m", "mi_ray.cli", verb, str(file), "--out", str(folder / store)]
+    command = [sys.executable, "-m", "mi_ray.cli", verb, str(file), "--out", str(folder / store), *options]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{study['name']}: {done.stdout}\n{done.stderr}")
@@ -144,9 +147,10 @@ def _watched() -> Iterator[dict[str, int]]:
 def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
     """A grid of settings as Ray Tune trials, against the same work one after another in one process.
 
-    The trials run one at a time and then one a core. A last row has the peak memory of a worker.
+    The trials run one at a time and then one a core. A row of the former begins when the first trial has ended, since the start
+    of its actor is the same for few settings and for many. A last row has the peak memory of a worker.
     """
-    count, seconds = 40 if quick else 200, dict[int, float]()
+    count, seconds, logs = 40 if quick else 200, dict[int, float](), dict[int, Path]()
     for at_once in (1, CORES):
         study = _study(
             "tune",
@@ -158,18 +162,24 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
             precision=FAST,
         )
         _put(small, folder / f"tune-{at_once}")
+        logs[at_once] = folder / f"tune-{at_once}.jsonl"
         with _watched() as seen:
-            _, manifest = _run("sweep", folder, study, f"tune-{at_once}")
+            _, manifest = _run("sweep", folder, study, f"tune-{at_once}", "--log", str(logs[at_once]))
         seconds[at_once] = manifest["last_run"]["seconds"]["sweep"]
     store, trials, alone = _one_after_another(folder / "alone", study, Path(small))
     rows = []
-    for at_once, wall in seconds.items():
+    walls = {
+        f"{count} settings, {at_once} at a time": (at_once, wall, 1.10, alone) for at_once, wall in seconds.items()
+    }
+    after = f"{count} settings, 1 at a time, after the first"
+    walls[after] = (1, _after_the_first(logs[1]), 1.05, alone * (count - 1) / count)
+    for what, (at_once, wall, target, alone) in walls.items():
         same = _same_rows(Store(folder / f"tune-{at_once}"), store, trials)
         rows.append(
             Row(
-                f"Ray Tune, {count} settings, {at_once} at a time",
+                f"Ray Tune, {what}",
                 "the sum in one process",
-                1.10,
+                target,
                 [wall / alone],
                 wall,
                 alone,
@@ -194,6 +204,13 @@ def tune(folder: Path, small: str, *, quick: bool) -> list[Row]:
         )
     )
     return rows
+
+
+def _after_the_first(log: Path) -> float:
+    """Seconds from the end of the first trial to the end of the last one, by a run's log."""
+    lines = map(json.loads, log.read_text().splitlines())
+    ends = [datetime.fromisoformat(line["time"]) for line in lines if line["event"] == "trial done"]
+    return (max(ends) - min(ends)).total_seconds()
 
 
 def _one_after_another(folder: Path, study: dict[str, Any], weights: Path) -> tuple[Store, list[OutputWork], float]:
