@@ -31,8 +31,24 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     told = ["classifier", "defense", "parameters", "executions", "within_budget", "choosing_points"]
     chosen = picked(table)
     chosen["parameters"] = chosen["defense_params"].map(parameters)
+    chosen = _with_lone_attacks(chosen)
     groups = chosen.groupby(FRONTIER_KEYS, sort=False)
     return pd.DataFrame([{**group.iloc[0][told].to_dict(), **_accuracies(group)} for _, group in groups])
+
+
+def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one more for each setting that a single attack of a worst case's ball was made on: it is the worst there.
+
+    No defense may have PGD on F alone, where each setting has an adaptive attack besides.
+    """
+    ball = ["norm", "epsilon"]
+    worst = chosen["attack"] == "worst_case"
+    columns = chosen[worst].drop_duplicates(ball)[[*ball, "column"]]
+    found = [chosen]
+    for _, setting in chosen[~worst].groupby(FRONTIER_KEYS, sort=False):
+        lone = setting[~setting.duplicated(ball, keep=False)]
+        found.append(lone.drop(columns="column").merge(columns, on=ball))
+    return pd.concat(found, ignore_index=True)
 
 
 def _accuracies(chosen: pd.DataFrame) -> dict[str, Any]:

@@ -66,6 +66,16 @@ def test_two_attacks_of_one_name_have_a_column_each(cells: pd.DataFrame) -> None
         frontier_table.facts(pd.concat([cells, pgd], ignore_index=True), NAMES)
 
 
+def test_where_one_attack_was_made_on_a_setting_it_is_the_worst_case_there(cells: pd.DataFrame) -> None:
+    mixed = cells[(cells["defense"] == "mi_ol") & (cells["attack"] == "pgd")]
+    adaptive = mixed.assign(attack="eot_pgd", knowledge="adaptive", accuracy=0.2)
+    worst = mixed.assign(attack="worst_case", attack_params="{}", goal="any", knowledge="adaptive", accuracy=0.15)
+    table = frontier_table.facts(pd.concat([cells, adaptive, worst], ignore_index=True), NAMES).set_index("defense")
+    (column,) = (name for name in table.columns if name.startswith("Worst case") and name.endswith("8/255"))
+    assert table[column].to_dict() == pytest.approx({"none": 0.1, "mi_ol": 0.15, "mi_pl": 0.3})
+    assert not any(name.startswith("Worst case") for name in frontier_table.facts(cells, NAMES).columns)
+
+
 def test_a_failed_first_cell_does_not_keep_the_table_from_being_written(cells: pd.DataFrame) -> None:
     text, note = (
         frontier_table.shown(frontier_table.facts(cells, NAMES), NAMES),
