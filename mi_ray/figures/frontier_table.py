@@ -31,9 +31,16 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     told = ["classifier", "defense", "parameters", "executions", "within_budget", "choosing_points"]
     chosen = picked(table)
     chosen["parameters"] = chosen["defense_params"].map(parameters)
-    chosen = _with_lone_attacks(chosen)
+    columns, chosen = chosen["column"].unique(), _with_lone_attacks(chosen)
     groups = chosen.groupby(FRONTIER_KEYS, sort=False)
-    return pd.DataFrame([{**group.iloc[0][told].to_dict(), **_accuracies(group)} for _, group in groups])
+    found = pd.DataFrame([{**group.iloc[0][told].to_dict(), **_accuracies(group)} for _, group in groups])
+    return found[
+        [*told, *_with_bounds("Clean"), *(name for each in columns for name in [*_with_bounds(each), f"{each} mark"])]
+    ]
+
+
+def _with_bounds(column: str) -> list[str]:
+    return [column, f"{column} low", f"{column} high"]
 
 
 def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
@@ -52,16 +59,14 @@ def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
 
 
 def _accuracies(chosen: pd.DataFrame) -> dict[str, Any]:
-    first = chosen.iloc[0]
-    found = {"Clean": first["clean"], "Clean low": first["clean_low"], "Clean high": first["clean_high"]}
+    bounds = ["", "_low", "_high"]
+    found: dict[str, Any] = dict(
+        zip(_with_bounds("Clean"), chosen.iloc[0][[f"clean{end}" for end in bounds]], strict=True)
+    )
     for _, row in chosen.iterrows():
         column = row["column"]
-        found |= {
-            column: row["adversarial"],
-            f"{column} low": row["adversarial_low"],
-            f"{column} high": row["adversarial_high"],
-            f"{column} mark": mark(row),
-        }
+        found |= zip(_with_bounds(column), row[[f"adversarial{end}" for end in bounds]], strict=True)
+        found[f"{column} mark"] = mark(row)
     return found
 
 
