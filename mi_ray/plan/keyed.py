@@ -165,6 +165,9 @@ class KeyedWork:
             "device": device,
             "source": self.facts.sources.get(objective.name),
         }
+        threads = max(1, int(self.sweep.resources.train.cpus))
+        if device == "cpu" and threads > 1:  # The sums of a step are added up in another order, so that weights differ.
+            facts["threads"] = threads
         if architecture.name in self.facts.sources:
             facts["architecture_source"] = self.facts.sources[architecture.name]
         images = entry.training.epochs * self.images_an_epoch(entry)

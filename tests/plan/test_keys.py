@@ -27,7 +27,7 @@ ATTACKED = {"attacks", "own attacked", "outputs attacked", "none attacked", "cel
     "changes",
     [
         {"name": "other"},
-        {"resources": {"block": {"points": 20, "cpus": 2}, "train": {"cpus": 2}, "trials_at_once": 3}},
+        {"resources": {"block": {"points": 20, "cpus": 2}, "train": {"cpus": 1.5}, "trials_at_once": 3}},
         {"classifiers": classifier(name="renamed", objective={"adversarial": {"steps": 1}})},
         {"figures": ["fig3b"]},
         {"plugins": ["json"]},
@@ -49,6 +49,7 @@ def test_what_decides_no_result_changes_no_key(changes: dict[str, Any]) -> None:
         ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, seed=5)}, ALL),
         ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, training={"lr": 0.02})}, ALL),
         ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, workers=2)}, ALL),
+        ({"resources": {"train": {"cpus": 2}}}, ALL),
         ({"classifiers": classifier(objective={"adversarial": {"steps": 2}})}, ALL),
         ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, mean=[0, 0, 0])}, ALL),
         ({"classifiers": classifier(objective={"adversarial": {"steps": 1}}, architecture={"cnn_small": 8})}, ALL),
@@ -273,3 +274,9 @@ def test_keys_are_hashes_of_canonical_content() -> None:
     assert canonical({"b": 1, "a": ["σ"]}) == '{"a":["σ"],"b":1}'
     assert content_key("x", {"a": 1, "b": 2}) == content_key("x", {"b": 2, "a": 1})
     assert len({content_key("x", {"a": 1}), content_key("y", {"a": 1}), content_key("x", {"a": 2})}) == 3
+
+
+def test_threads_are_part_of_a_classifiers_key_where_it_trains_on_cpus_alone() -> None:
+    """On CPUs they decide the order in which a step's sums are added up; on a GPU they add up nothing."""
+    on_gpus = [keys(planned(resources={"train": {"gpus": 1, "cpus": cpus}})) for cpus in (1, 8)]
+    assert on_gpus[0] == on_gpus[1]
