@@ -128,14 +128,15 @@ class Session:
     def connect(self, cpus: float) -> None:
         """Start or join Ray, unless that is done already.
 
-        cpus: what one piece of work needs at once. Raises ValueError when this machine does not have it.
+        cpus: what one piece of work needs at once. Raises ValueError when this machine does not have it, nor what a block
+        needs, though blocks may come much later.
         """
         with self.outcome.timed("ray"):
             connect(self.address)
         have = ray.cluster_resources()
         resources = self.sweep.resources
         gpus = max(resources.block.gpus, max(e.workers for e in self.sweep.classifiers) * resources.train.gpus)
-        for what, needed in (("CPU", cpus), ("GPU", gpus)):
+        for what, needed in (("CPU", max(cpus, resources.block.cpus)), ("GPU", gpus)):
             if self.address is None and needed > have.get(what, 0):
                 raise ValueError(
                     f"one piece of work asks for {needed:g} {what}s at once, this machine has {have.get(what, 0):g}; lower "

@@ -4,13 +4,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
 from mi_ray import cli
+from mi_ray.cluster import session
 from mi_ray.cluster.connect import STARTS, NoRayError, connect
+from mi_ray.config import Resources
 
 
 @pytest.fixture
@@ -80,3 +83,16 @@ print(services.get_node_ip_address())
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, env=plain, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "127.0.0.1", done.stderr
+
+
+def test_what_a_block_needs_is_asked_for_before_a_training_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "connect", lambda address: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", list)
+    resources = Resources.model_validate({"block": {"cpus": 64}})
+    sweep = SimpleNamespace(resources=resources, classifiers=[SimpleNamespace(workers=1)])
+    study = SimpleNamespace(address=None, sweep=sweep, store=SimpleNamespace(local=True), outcome=session.Outcome())
+    with pytest.raises(ValueError, match="one piece of work asks for 64 CPUs at once, this machine has 2"):
+        session.Session.connect(study, 1.0)  # type: ignore[arg-type]
+    study.address = "auto"  # A cluster may grow.
+    session.Session.connect(study, 1.0)  # type: ignore[arg-type]
