@@ -48,6 +48,12 @@ def _no_flag(written: object) -> object:
     return written
 
 
+def _read_quotient(written: object) -> object:
+    """A number that is written as a quotient, such as 125/255; everything else as it is."""
+    return parse_number("it", written) if isinstance(written, str) and "/" in written else written
+
+
+Real = Annotated[float, BeforeValidator(_read_quotient)]
 Counts = Annotated[tuple[Annotated[int, BeforeValidator(_no_flag), Field(ge=1)], ...], Field(min_length=1)]
 MethodField = Annotated[Method, BeforeValidator(read_method)]
 
@@ -193,7 +199,8 @@ class Points(Strict):
         0,
         ge=0,
         description="How many of them, the first, serve only to choose settings by their result; every reported accuracy "
-        "is of the others.",
+        "is of the others. With none, settings are chosen on the points that are reported, which flatters them; figures and "
+        "tables then say `optimistic`.",
     )
     order: Literal["drawn", "first"] | None = Field(
         None,
@@ -216,9 +223,9 @@ class Training(Strict):
 
     epochs: int = Field(200, ge=1, description="Passes over the train split.")
     batch_size: int = Field(64, ge=1, description="Images of a step, over all workers together.")
-    lr: float = Field(0.01, gt=0, description="The learning rate at the beginning.")
-    momentum: float = Field(0.9, ge=0, lt=1, description="The momentum of SGD.")
-    weight_decay: float = Field(0.0, ge=0, description="The weight of the L2 penalty.")
+    lr: Real = Field(0.01, gt=0, description="The learning rate at the beginning.")
+    momentum: Real = Field(0.9, ge=0, lt=1, description="The momentum of SGD.")
+    weight_decay: Real = Field(0.0, ge=0, description="The weight of the L2 penalty.")
     lr_drops: tuple[Annotated[int, Field(ge=1)], ...] | None = Field(
         None,
         description="The epochs at which the rate falls tenfold; when left out, one half and three quarters of `epochs`.",
@@ -290,12 +297,12 @@ class ClassifierEntry(Strict):
         description="A trained classifier that comes with the program, by its name; its architecture, its weights and its "
         "normalisation come with it.",
     )
-    mean: tuple[float, ...] = Field(
+    mean: tuple[Real, ...] = Field(
         (0.5, 0.5, 0.5),
         description="What is subtracted from each channel of an image in [0, 1], before the network; of a network by name "
         "what its source says, when left out.",
     )
-    std: tuple[float, ...] = Field((0.5, 0.5, 0.5), description="What each channel is then divided by.")
+    std: tuple[Real, ...] = Field((0.5, 0.5, 0.5), description="What each channel is then divided by.")
 
     @model_validator(mode="before")
     @classmethod
@@ -453,8 +460,9 @@ class AttackEntry(Strict):
         BeforeValidator(_listed_if_any),
     ] = Field(
         None,
-        description="The only defenses that an adaptive attack goes through; all but `none` when left out. A name stands for "
-        "all settings of a defense, `{mi_ol: {lam: 0.6}}` for those that have these values.",
+        description="The only defenses that an adaptive attack goes through; when left out all but `none` that it can be made on "
+        "(one that abstains, as `reject` does, has to be evaded, and `averaged` needs a sample pool). A name stands for all "
+        "settings of a defense, `{mi_ol: {lam: 0.6}}` for those that have these values.",
     )
 
     images: tuple[ImagesEntry, ...] = Field(
@@ -536,8 +544,8 @@ class Certify(Strict):
         description="Other votes, which bound the probability of that class; more give larger radii, and go on from what is "
         "stored. The paper has 100,000.",
     )
-    alpha: float = Field(0.001, gt=0, lt=1, description="The chance at most that a point's certificate is wrong.")
-    radii: Annotated[tuple[Annotated[float, Field(ge=0)], ...] | None, BeforeValidator(_listed_if_any)] = Field(
+    alpha: Real = Field(0.001, gt=0, lt=1, description="The chance at most that a point's certificate is wrong.")
+    radii: Annotated[tuple[Annotated[Real, Field(ge=0)], ...] | None, BeforeValidator(_listed_if_any)] = Field(
         None,
         min_length=1,
         title="a number, or a list",
@@ -603,7 +611,10 @@ class OptunaSearch(Strict):
     sampler: Literal["tpe", "nsgaii"] = Field("nsgaii", description="Optuna's sampler, which proposes the settings.")
     trials: int = Field(64, ge=1, description="Settings that are tried on each classifier.")
     round: int = Field(
-        8, ge=1, description="Settings that are proposed together, before the sampler is told their results."
+        8,
+        ge=1,
+        description="Settings that are proposed together, before the sampler is told their results; with `nsgaii` the size of "
+        "its population too.",
     )
     storage: Annotated[str, AfterValidator(_storage)] | None = Field(
         None,
@@ -631,10 +642,10 @@ def _bytes(written: object) -> object:
 class BlockResources(Strict):
     """What one block of points, in an attack or in a trial of a defense setting, asks of Ray."""
 
-    points: int = Field(200, ge=1, description="Points of a block.")
-    cpus: float = Field(1, gt=0, description="CPUs that a block reserves.")
-    gpus: float = Field(0, ge=0, description="GPUs that a block reserves; a fraction shares one.")
-    time_limit: float | None = Field(
+    points: int = Field(200, ge=1, description="Points of a block, rounded down to whole batches, at least one batch.")
+    cpus: Real = Field(1, gt=0, description="CPUs that a block reserves.")
+    gpus: Real = Field(0, ge=0, description="GPUs that a block reserves; a fraction shares one.")
+    time_limit: Real | None = Field(
         None,
         gt=0,
         description="Seconds after which a running block is taken to hang, is stopped and tried again; no limit when left "
@@ -652,12 +663,17 @@ class BlockResources(Strict):
 class TrainResources(Strict):
     """What one training worker asks of Ray."""
 
-    cpus: float = Field(1, gt=0, description="CPUs that a worker reserves.")
-    gpus: float = Field(0, ge=0, description="GPUs that a worker reserves.")
+    cpus: Real = Field(
+        1,
+        gt=0,
+        description="CPUs that a worker reserves, and its threads; part of a classifier's key where it trains on CPUs.",
+    )
+    gpus: Real = Field(0, ge=0, description="GPUs that a worker reserves.")
 
 
 class Resources(Strict):
-    """How work is spread. No value changes a result, except that blocks and trainings run on GPUs where they ask for some."""
+    """How work is spread. No value changes a result, except that blocks and trainings run on GPUs where they ask for some, and
+    that a training on CPUs has as many threads as `train.cpus`, on which the last bits of its weights depend."""
 
     block: BlockResources = Field(BlockResources(), description="What a block of points asks of Ray.")
     train: TrainResources = Field(TrainResources(), description="What a training worker asks of Ray.")
@@ -758,7 +774,9 @@ class Sweep(Strict):
         "auto", description="The kind of device that blocks run on; `auto` is cuda where blocks ask for GPUs."
     )
     batch: int = Field(
-        50, ge=1, description="Points of a canonical batch, the unit of all arithmetic, which is a part of every key."
+        50,
+        ge=1,
+        description="Points of a canonical batch, the unit of all arithmetic; part of the key of every attack and output.",
     )
     resources: Resources = Field(Resources(), description="How work is spread over the machines.")
     plugins: tuple[Module, ...] = Field(

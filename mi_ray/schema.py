@@ -19,6 +19,8 @@ from mi_ray.threat_model import Goal
 
 Schema = dict[str, Any]
 TEXT, NUMBER = {"type": "string"}, {"type": ["number", "string"]}  # A number may be written as 8/255.
+# What Pydantic calls the bounds of a number that it has read by a function.
+BOUNDS = {"gt": "exclusiveMinimum", "ge": "minimum", "lt": "exclusiveMaximum", "le": "maximum"}
 
 
 def sweep_schema() -> Schema:
@@ -62,7 +64,21 @@ def sweep_schema() -> Schema:
     attack["defenses"] = _described(attack["defenses"], settings)
     defs["DefenseEntry"] = {"anyOf": [{"enum": list(DEFENSES)}, defense]}
     defs["BlockResources"]["properties"]["memory_budget"] |= {"anyOf": [{"type": ["integer", "string", "null"]}]}
+    _with_quotients(defs)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A sweep file of mi_ray", **found}
+
+
+def _with_quotients(schema: object) -> None:
+    """Let every number be written as a quotient too, in place; its bounds hold for what is written as a number."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "number":
+            bounds = {BOUNDS[name]: schema.pop(name) for name in BOUNDS.keys() & schema.keys()}
+            schema |= NUMBER | bounds
+        for part in schema.values():
+            _with_quotients(part)
+    elif isinstance(schema, list):
+        for part in schema:
+            _with_quotients(part)
 
 
 def _described(written: Schema, schema: Schema) -> Schema:

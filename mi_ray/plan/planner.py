@@ -116,10 +116,17 @@ class Planner:
             for entry, through in zip(self.sweep.attacks, self._through, strict=True)
             if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
             if through is None or any(each.means(defense) for each in through)
-            if any(part.needs_pool() for part in defense.components()) or not self._method(entry).needs_pool
-            for work in self._attack(entry, classifier, defense)
-            if not (defense.abstains and work.by_accuracy)  # One that is caught has not won: it has to evade as well.
+            for work in self._through_defense(entry, classifier, defense)
         ]
+
+    def _through_defense(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any) -> Iterator[AttackWork]:
+        """The adaptive attacks of an entry through one defense setting; none through one that they are not made for."""
+        if not self._method(entry).needs_pool or any(part.needs_pool() for part in defense.components()):
+            for work in self._attack(entry, classifier, defense):
+                if not (
+                    defense.abstains and work.by_accuracy
+                ):  # One that is caught has not won: it has to evade as well.
+                    yield work
 
     def _option(self, name: str) -> object:
         """The study's value of a named option, for parameters that the file leaves out."""
@@ -168,6 +175,14 @@ class Planner:
             known = [defense for defense, on in seen.values() if on & on_any]
             for absent in (text for each in through or () for text in each.absent(known)):
                 raise ValueError(f"an attack's defenses must be settings of the study on what it attacks; {absent}")
+            for defense in known if entry.knowledge != "oblivious" else ():
+                named = any(each.means(defense) for each in through or ())
+                if named and not any(self._through_defense(entry, self.classifiers[0], defense)):
+                    raise ValueError(
+                        f"an attack's defenses must be ones that it can be made on; {entry.method.name} on {defense.name}: an "
+                        "attack on one that abstains has to evade it (`evasion`, or `eot_pgd` with `loss: evade`), and "
+                        "`averaged` needs one with a sample pool"
+                    )
         return list(seen.values())
 
     def checked(self, defense: Any) -> Any:
