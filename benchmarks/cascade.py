@@ -61,9 +61,9 @@ def digits(seeds: int, small: bool) -> list[dict[str, Any]]:
     ]
 
 
-def cascade(effort: Any, epsilon: float) -> Attack:
-    """mi_ray's cascade."""
-    made = mi_ray.make_attack("cascade", effort=effort)
+def cascade(effort: Any, epsilon: float, draws: int) -> Attack:
+    """mi_ray's cascade, which compares images by so many draws."""
+    made = mi_ray.make_attack("cascade", effort=effort, scoring_draws=draws)
 
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
         knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
@@ -72,12 +72,12 @@ def cascade(effort: Any, epsilon: float) -> Attack:
     return run
 
 
-def every_stage(effort: Any, epsilon: float) -> Attack:
+def every_stage(effort: Any, epsilon: float, draws: int) -> Attack:
     """All of the cascade's stages on all points, the kept image chosen as the cascade chooses it."""
 
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
         batch = Batch(x, y, ThreatModel(epsilon), Key(0, "attack", "cascade"), points)
-        kept, every = Kept(model, batch), torch.arange(len(x))
+        kept, every = Kept(model, batch, draws), torch.arange(len(x))
         parts = len(model.defense.components()) if hasattr(model, "defense") else 0  # type: ignore[union-attr,operator]
         for number, stage in enumerate(Cascade(effort=effort).all_stages(batch.threat, kept.classes, parts)):
             if stage.trial:
@@ -113,8 +113,8 @@ def rows(network: nn.Module, passes: Passes, data: Dataset, options: argparse.Na
         model = network if bare else DefendedClassifier(network, defense, pool, options.executions)
         version = "standard" if bare else "rand"
         sides = {
-            "cascade": cascade(options.effort, epsilon),
-            "all stages on all points": every_stage(options.effort, epsilon),
+            "cascade": cascade(options.effort, epsilon, options.scoring_draws),
+            "all stages on all points": every_stage(options.effort, epsilon, options.scoring_draws),
             f"AutoAttack {version}": auto_attack(version, epsilon),
         }
         for side, attack in list(sides.items())[: options.sides]:
@@ -172,6 +172,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--epsilon", type=float, default=0.05)
     parser.add_argument("--executions", type=int, default=5)
     parser.add_argument("--effort", default="standard")
+    parser.add_argument("--scoring-draws", type=int, default=5, help="by which both sides compare images")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each kind")
     parser.add_argument("--small", action="store_true", help="digits as they are, 8 x 8 pixels, which are fast")
     parser.add_argument("--sides", type=int, default=3, help="2 leaves AutoAttack out, which takes longest")

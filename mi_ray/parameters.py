@@ -302,9 +302,10 @@ def integer(
     low: float | None = None,
     high: float | None = None,
     option: str | None = None,
+    unsaid: bool = False,
 ) -> Any:
-    """A whole number in [low, high]."""
-    return _declare(Parameter("integer", help_, low, high, option=option), default)
+    """A whole number in [low, high]; unsaid: see `Parameter`."""
+    return _declare(Parameter("integer", help_, low, high, option=option, unsaid=unsaid), default)
 
 
 def integers(help_: str, default: object = MISSING, *, low: float | None = None, high: float | None = None) -> Any:

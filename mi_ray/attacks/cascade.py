@@ -19,7 +19,7 @@ from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
 from mi_ray.threat_model import Norm, ThreatModel, step_of
 
-SCORING = 5  # A point is settled when it fails in so many draws of the attack's own.
+SCORING = 5  # Independent draws by which each stage compares its own images.
 FEW = 5  # Executions of a random defense that the first steps average.
 NEAREST = 9  # Classes that the targeted stages aim at, as AutoAttack does.
 TRIAL = 5  # A search by queries alone is tried with a fifth of its queries first.
@@ -66,9 +66,10 @@ class Cascade(Attack):
     get all queries. Of a defense of several components the detector and the fallback are attacked as well. `thorough` begins
     all of it again from other random starts.
 
-    Every image is scored by five draws of the attack's own: a point is settled when it fails in all of them, and of its
-    images the one is kept that fails most often, of equals the one with the highest loss. Neither looks at a draw that
-    reports, so that what is reported of the kept image is not biased by the choice.
+    Every stage's image is scored by `scoring_draws` draws of the attack's own: a point is settled when it fails in all of
+    them, and of its images the one is kept that fails most often, of equals the one with the highest loss. Neither looks at
+    a draw that reports, so that what is reported of the kept image is not biased by the choice. More draws choose better and
+    settle fewer points by luck, for some passes more (benchmarks/README.md).
     """
 
     name: ClassVar[str] = "cascade"
@@ -82,6 +83,12 @@ class Cascade(Attack):
         "standard",
     )
     rounds: int = integer("how often all stages are run; `thorough` doubles it", 1, low=1)
+    scoring_draws: int = integer(
+        "independent draws by which the images of the stages are compared; a point that fails in all of them is settled",
+        5,
+        low=1,
+        unsaid=True,
+    )
 
     @property
     def revision(self) -> int:
@@ -122,7 +129,7 @@ class Cascade(Attack):
 
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """An upper bound: every stage, on a point that no stage settles, with enough classes (`NEAREST` + 1) for all stages."""
-        answers = SCORING if parts else 1
+        answers = self.scoring_draws if parts else 1
         forward, backward = (1 + sum(parts)) * answers, 0
         for stage in self.all_stages(ThreatModel(0.0), NEAREST + 1, len(parts)):
             some = parts if stage.executions is None else tuple(min(each, FEW) for each in parts)
@@ -132,13 +139,13 @@ class Cascade(Attack):
 
     def cost_of_an_image(self, parts: tuple[int, ...] = ()) -> int:
         """The draws by which it is scored."""
-        return (1 + sum(parts)) * (SCORING if parts else 1)
+        return (1 + sum(parts)) * (self.scoring_draws if parts else 1)
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Stage after stage on the points that stand."""
         defense: Any = getattr(model, "defense", None)
         parts = 0 if defense is None else len(defense.components())
-        kept = Kept(model, batch)
+        kept = Kept(model, batch, self.scoring_draws)
         for number in range(len(batch.given)):
             standing = kept.standing()
             kept.offer(batch.given[number][standing], standing)
@@ -160,13 +167,13 @@ class Cascade(Attack):
 class Kept:
     """Of each point of a batch the image that fails most often in the attack's own draws, the clean one to begin with."""
 
-    def __init__(self, model: nn.Module, batch: Batch) -> None:
-        self.model, self.batch = model, batch
+    def __init__(self, model: nn.Module, batch: Batch, draws: int) -> None:
+        self.model, self.batch, self.draws = model, batch, draws
         self.image = batch.x.clone()
         first = batch.of(torch.zeros(1, dtype=torch.int64, device=batch.x.device))
         with torch.no_grad(), first.bound(model, step=0):
             self.classes = model(first.x).shape[1]
-        loss, failed = score(model, batch.x[None], batch, SCORING)
+        loss, failed = score(model, batch.x[None], batch, draws)
         self.loss, self.failed = loss[0], failed[0]
 
     def standing(self) -> Int64[Tensor, "K"]:
@@ -176,7 +183,7 @@ class Kept:
     def offer(self, images: Float[Tensor, "K C H W"], places: Int64[Tensor, "K"]) -> Int64[Tensor, "better"]:
         """Score images of the points at these places, and keep each that is better than what is kept. Returns where."""
         some = self.batch.of(places)
-        loss, failed = (found[0] for found in score(self.model, images[None], some, SCORING))
+        loss, failed = (found[0] for found in score(self.model, images[None], some, self.draws))
         better = (failed > self.failed[places]) | ((failed == self.failed[places]) & (loss > self.loss[places]))
         at = places[better]
         self.image[at], self.loss[at], self.failed[at] = images[better], loss[better], failed[better]

@@ -134,6 +134,25 @@ def test_the_cascade_leaves_no_more_than_its_first_stage_and_costs_no_more_than_
     assert left[0] <= left[1] + 0.2
 
 
+def test_more_scoring_draws_settle_a_point_by_more_of_them_and_cost_what_is_said(
+    classifier: Any, pool: Any, batch: tuple[Tensor, Tensor]
+) -> None:
+    x, y = batch
+    model = behind(classifier, pool, "gaussian_noise", sigma=0.2)
+    few, many = Cascade(effort="quick"), Cascade(effort="quick", scoring_draws=10)
+    kept = {made: made.craft(model, x, y, ThreatModel(0.02), 0, range(len(x))) for made in (few, many)}
+    for made, found in kept.items():
+        draws = made.scoring_draws
+        torch.testing.assert_close(found.success * draws, (found.success * draws).round())
+    assert (kept[many].success == 1).sum() < (kept[few].success == 1).sum()  # Fewer by luck.
+    assert many.cost_of_an_image((5,)) == 2 * few.cost_of_an_image((5,))
+    images = len(few.all_stages(ThreatModel(0.0), 10, 1)) + 1  # one of each stage, and the clean one
+    assert many.cost((5,))[0] - few.cost((5,))[0] == images * 5 * 6
+    # What was made before it could be chosen keeps its key.
+    assert "scoring_draws" not in few.values()
+    assert many.values()["scoring_draws"] == 10
+
+
 def test_images_that_are_handed_in_are_tried_before_anything_is_computed(
     classifier: Any, batch: tuple[Tensor, Tensor]
 ) -> None:
