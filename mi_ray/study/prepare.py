@@ -352,6 +352,17 @@ def _given(sweep: Sweep, classes: int) -> dict[str, tuple[Values, str]]:
     return {name: (found.description, weights_digest(weights_bytes(found))) for name, found in made}
 
 
+def _refuse_impossible(variant: str, planner: Planner) -> None:
+    """Raise ValueError, which names the variant, where a setting or an attack through one cannot be."""
+    try:
+        for work, setting in itertools.product(planner.classifiers, planner.settings()):
+            planner.adaptive(work, setting)
+    except ValueError as error:
+        if not variant:
+            raise
+        raise ValueError(f"variants.{variant}: {error}") from error
+
+
 def _refuse_idle(planner: Planner) -> None:
     """Raise ValueError where no attack of a study has anything to attack, as one on mixtures without a defense that mixes."""
     if _attacks(planner):
@@ -399,11 +410,8 @@ def prepare(sweep: Sweep) -> Study:
         for name, chosen in options.items()
     }
     planner = variants[""]
-    for each in variants.values():
-        each.settings()
-        for work, setting in itertools.product(each.classifiers, each.settings()):
-            each.adaptive(work, setting)
-    planner = variants[""]
+    for name, each in variants.items():
+        _refuse_impossible(name, each)
     _refuse_idle(planner)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     notes = tuple(note for each in tried for note in each.notes)
