@@ -197,7 +197,7 @@ def main(arguments: list[str]) -> None:
         for row in rows(network, network.passes, data, options):
             found.append({"kind": about["objective"][0], **row})
             print({**found[-1], "right": int(row["right"].sum())}, flush=True)
-            compared(found).to_csv(out / "cascade.csv", index=False)
+        compared(found).to_csv(out / "cascade.csv", index=False)
     print(compared(found).to_string(index=False))
 
 
