@@ -435,7 +435,8 @@ def _held(frame: pd.DataFrame, appeals: Mapping[str, Any]) -> pd.DataFrame:
     known = frame.replace({"setting": {"hidden": "opened"}})  # What hides its gradient is held against its opened twin.
     sound_50 = frame[frame["attack"] == YARDSTICK].set_index(PLACE)["accuracy"]
     where = pd.MultiIndex.from_frame(known[PLACE])
-    frame["harm"] = frame["accuracy"] - sound_50.reindex(where).to_numpy()
+    # Rounded, as five points more must not be above five points by a bit of a float.
+    frame["harm"] = (frame["accuracy"] - sound_50.reindex(where).to_numpy()).round(9)
     frame["rightly"] = [name in appeals and appeals[name]["p"] < RIGHTLY for name in frame["job"]]
     return frame.drop(columns=["job", "why"])
 

@@ -110,6 +110,16 @@ def test_a_refusal_is_right_where_elsewhere_the_attack_leaves_a_point_more_than_
     assert held["harm"].tolist() == pytest.approx([0.1, 0.0])
 
 
+def test_five_points_more_are_not_more_than_five_points() -> None:
+    place = {"classifier": "f", "setting": "none", "epsilon": 0.1, "points": "400 by seed 0", "why": {}}
+    rows = [
+        {**place, "job": "a", "attack": "x", "broken": True, "accuracy": 0.2675, "verdict": "passed"},
+        {**place, "job": "b", "attack": run.YARDSTICK, "broken": False, "accuracy": 0.2175, "verdict": "passed"},
+    ]
+    assert run.HARM < 0.2675 - 0.2175  # of floats
+    assert run._harmful(run._held(pd.DataFrame(rows), {})).empty
+
+
 def test_where_no_broken_attack_did_harm_that_is_said_in_words() -> None:
     sound = {"attack": "PGD-20", "broken": False, "classifier": "f", "points": "20 by seed 0", "verdict": "passed"}
     frame = pd.DataFrame([{**sound, "harm": 0.0, "rightly": False}])
