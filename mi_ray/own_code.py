@@ -18,6 +18,7 @@ from mi_ray.refusals import MODULE, PATTERNS
 
 LONGEST = 300  # characters of another program's message that are shown
 PROGRAM = Path(__file__).parent
+_OWN_FOLDERS: list[Path] = []  # Where modules of a person's own may lie; see `look_in`.
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 
 
@@ -78,9 +79,11 @@ def look_in(*folders: Path) -> None:
     This is for what names a person's own code, and for nothing else: a file called torch.py that happens to lie in a
     folder must not run because somebody sweeps there.
     """
-    for folder in map(str, folders):
-        if folder not in sys.path:
-            sys.path.append(folder)
+    for folder in folders:
+        if folder not in _OWN_FOLDERS:
+            _OWN_FOLDERS.append(folder)
+        if str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
 
 def load_plugins(plugins: Iterable[str]) -> None:
@@ -94,7 +97,7 @@ def load_plugins(plugins: Iterable[str]) -> None:
 def import_own(rule: str, module: str) -> ModuleType:
     """A person's own module, whose code runs. Raises ValueError with the rule and what happened, whatever it raises."""
     try:
-        return importlib.import_module(module)
+        found = importlib.import_module(module)
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # A module may raise anything, and may exit.
@@ -102,6 +105,20 @@ def import_own(rule: str, module: str) -> ModuleType:
         written = f" (without .py: {module[:-3]})" if module.endswith(".py") else ""
         why = f"there is no such module beside the file, in the current folder or installed{written}"
         raise ValueError(f"{rule}; {module!r}: {why if absent else in_a_line(error)}") from error
+    _refuse_twin(found)
+    return found
+
+
+def _refuse_twin(module: ModuleType) -> None:
+    """Raise ValueError where a folder of a person's own has another module of this name: Python imports one of them alone."""
+    file = Path(module.__file__ or "")
+    for folder in _OWN_FOLDERS if file.is_file() else ():
+        twin = folder.joinpath(*module.__name__.split(".")).with_suffix(".py")
+        if twin.is_file() and not twin.samefile(file) and twin.read_bytes() != file.read_bytes():
+            raise ValueError(
+                f"one process imports one module of a name; there are two called {module.__name__}, {file} and {twin}: rename "
+                "one of them, or run each sweep by a command (in a process) of its own"
+            )
 
 
 def in_a_line(error: BaseException) -> str:

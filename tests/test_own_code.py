@@ -1,14 +1,16 @@
 """A person's own code: what it imports decides its results as well, and where it went wrong is told."""
 
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
 from helpers.sweeps import sweep
 
-from mi_ray.own_code import imported_sources, is_own, own_place
+from mi_ray import own_code
+from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place
 from mi_ray.store.manifest import fingerprint
-from mi_ray.study.prepare import _source_hash, syntax_of
+from mi_ray.study.prepare import _as_imported, _source_hash, syntax_of
 
 FILES = {
     "my_roll.py": "import json\nimport torch, mi_ray\nfrom my_parts import zero\nfrom my_kit.deep import *\n",
@@ -90,3 +92,36 @@ def test_an_error_is_told_with_its_place_in_a_persons_own_code(folder: Path) -> 
     with pytest.raises(ValueError, match="invalid") as ours:
         int("x")
     assert own_place(ours.value).startswith(" (test_own_code.py")
+
+
+def test_a_module_that_was_changed_since_it_was_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "my_changing.py"
+    file.write_text("value = 1\n")
+    before = _as_imported("my_changing")
+    file.write_text("value = 1  # a comment changes nothing\n")
+    assert _as_imported("my_changing") == before
+    file.write_text("value = 2\n")  # This process has the old one.
+    with pytest.raises(ValueError, match=r"my_changing.py was changed since this process imported it: begin a new one"):
+        _as_imported("my_changing")
+
+
+def test_of_two_modules_of_one_name_neither_stands_for_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(own_code, "_OWN_FOLDERS", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "my_twin.py").write_text(f"value = {name == 'c'}\n")
+    for name in "ab":  # equal ones
+        look_in(tmp_path / name)
+        assert Path(str(import_own("rule", "my_twin").__file__)).parent == tmp_path / "a"
+    look_in(tmp_path / "c")
+    with pytest.raises(
+        ValueError, match=r"there are two called my_twin, .*a/my_twin.py and .*c/my_twin.py: rename one"
+    ):
+        import_own("rule", "my_twin")
+    sys.modules.pop("my_twin")

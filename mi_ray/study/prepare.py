@@ -136,14 +136,32 @@ class Tried:
     notes: Sequence[str]
 
 
+# What each file of a person's own code said when this process first looked at it, which is when it was imported.
+_IMPORTED: dict[Path, str] = {}
+
+
 def _source_hash(module: str) -> str:
     """A hash of what a person's own module says, and what the modules say that it imports from its own folder."""
-    found = importlib.import_module(module)
-    file = getattr(found, "__file__", None)
-    if file is None:
-        return module
-    files = [Path(file), *imported_sources(module, Path(file))]
-    return hashlib.sha256("|".join(map(syntax_of, files)).encode()).hexdigest()
+    said = _said(module)
+    return hashlib.sha256("|".join(said.values()).encode()).hexdigest() if said else module
+
+
+def _said(module: str) -> dict[Path, str]:
+    """What the file of a module and those that it imports from its own folder say; nothing of a module without a file."""
+    file = getattr(importlib.import_module(module), "__file__", None)
+    files = [] if file is None else [Path(file), *imported_sources(module, Path(file))]
+    return {path: syntax_of(path) for path in files}
+
+
+def _as_imported(module: str) -> str:
+    """`_source_hash`. Raises ValueError where a file is not what this process imported: it would compute by the old code, and
+    store that under the new code's key."""
+    for path, said in _said(module).items():
+        if _IMPORTED.setdefault(path, said) != said:
+            raise ValueError(
+                f"{path.name} was changed since this process imported it: begin a new one (in a notebook, restart the kernel)"
+            )
+    return _source_hash(module)
 
 
 def syntax_of(file: Path) -> str:
@@ -177,7 +195,7 @@ def _written(node: object) -> str:
 def _sources(sweep: Sweep) -> dict[str, str]:
     """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
     found: dict[str, str] = {}
-    hashed = lru_cache(maxsize=None)(_source_hash)  # A module may register many methods.
+    hashed = lru_cache(maxsize=None)(_as_imported)  # A module may register many methods.
     registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
     for registry in registries:
         for name in registry:
