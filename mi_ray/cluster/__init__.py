@@ -1,7 +1,9 @@
 """The only folder that imports Ray: training, blocks of points as tasks, defense settings as trials, and a study
 from end to end."""
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
@@ -49,14 +51,21 @@ def run_study(
 def one_ray() -> Iterator[None]:
     """Share one Ray among the studies of the block, and leave it at the end, with which a local one ends.
 
-    A Ray that this process has joined before, as a caller from Python may have, is not left.
+    A Ray that this process has joined before, as a caller from Python may have, is not left. What Ray and Tune put in the place
+    of the caller's own is put back: handlers of signals, where this is the main thread, and what prints the output of tasks.
     """
     before = _joined()
+    here = threading.current_thread() is threading.main_thread()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)} if here else {}
     try:
         yield
     finally:
         if _joined() and not before:
             sys.modules["ray"].shutdown()
+            sys.modules["mi_ray.cluster.connect"].print_again()
+        for number, handler in handlers.items():
+            if handler is not None:  # One that was not set from Python cannot be.
+                signal.signal(number, handler)
 
 
 def _joined() -> bool:

@@ -18,6 +18,7 @@ from mi_ray.events import event
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
 HIGHEST_PORT = 65_535
+_PRINTING: dict[str, Any] = {}  # What printed the output of tasks before `_note` took its place.
 
 
 def prepare_environment(*, local: bool) -> None:
@@ -42,6 +43,8 @@ def prepare_environment(*, local: bool) -> None:
             # A process for each training that asks whether its node will be taken away, which this machine will not.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_AUTH_MODE": "token",
+            # Ray would else take the folder that it is started in for a project of uv's, under `uv run`.
+            "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
@@ -65,6 +68,7 @@ def _read_again() -> None:
 
     native: Any = importlib.import_module("ray._raylet")
     ray_constants.ENABLE_RAY_CLUSTER = ray_constants.env_bool(ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, True)
+    ray_constants.RAY_ENABLE_UV_RUN_RUNTIME_ENV = ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
     native.Config.initialize("")
     native.AuthenticationTokenLoader.instance().reset_cache()
 
@@ -94,6 +98,12 @@ def check_address(address: str | None) -> None:
 def _note(data: Mapping[str, object], ignore_prefix: bool = False) -> None:
     """Write what Ray says of its cluster into the log of the run."""
     event("ray", lines=data["lines"])
+
+
+def print_again() -> None:
+    """Let Ray print what tasks print, as it did before it was started here: a program may go on with a Ray of its own."""
+    if "ray" in _PRINTING:
+        sys.modules["ray"]._private.worker.print_to_stdstream = _PRINTING.pop("ray")
 
 
 @contextlib.contextmanager
@@ -153,6 +163,7 @@ def connect(address: str | None) -> None:
         options["address"] = address
     if level != logging.INFO:
         # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
+        _PRINTING.setdefault("ray", ray._private.worker.print_to_stdstream)
         ray._private.worker.print_to_stdstream = _note
     options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths_of_ones_own())}}
     try:

@@ -1,6 +1,7 @@
 """A Ray of this machine that does not come up is started again, and at last told in one line."""
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 import ray
 
 from mi_ray import cli
-from mi_ray.cluster import session
+from mi_ray.cluster import one_ray, session
 from mi_ray.cluster.connect import STARTS, NoRayError, connect
 from mi_ray.config import Resources
 
@@ -96,3 +97,15 @@ def test_what_a_block_needs_is_asked_for_before_a_training_begins(monkeypatch: p
         session.Session.connect(study, 1.0)  # type: ignore[arg-type]
     study.address = "auto"  # A cluster may grow.
     session.Session.connect(study, 1.0)  # type: ignore[arg-type]
+
+
+def test_the_callers_handlers_of_signals_are_put_back() -> None:
+    def mine(number: int, frame: object) -> None: ...
+
+    before = signal.signal(signal.SIGUSR1, mine)
+    try:
+        with one_ray():
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as Tune does
+        assert signal.getsignal(signal.SIGUSR1) is mine
+    finally:
+        signal.signal(signal.SIGUSR1, before)
