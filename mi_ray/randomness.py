@@ -60,7 +60,7 @@ class Draws:
         self._calls += 1
         # The CPU generator keeps the low 32 bits of its seed. base + point * odd is injective in the point there, so
         # two points never share a stream within a call.
-        return [torch.Generator(device).manual_seed((base + point * _ODD) % 2**63) for point in self.points]
+        return [torch.Generator(device).manual_seed((base + int(point) * _ODD) % 2**63) for point in self.points]
 
     def of(self, family: str) -> "Draws":
         """The numbers that another family of methods draws for the same executions and points."""
@@ -73,7 +73,7 @@ class Draws:
     def uniform(self, size: int) -> Tensor:
         """[executions, points, size] uniforms in [0, 1); the same numbers on every kind of device."""
         columns = [
-            torch.rand(self.executions, size, generator=generator)
+            torch.rand(self.executions, size, generator=generator, dtype=torch.float32)
             for generator in self._generators(torch.device("cpu"))
         ]
         return on_device(torch.stack(columns, dim=1), self.device)
@@ -87,7 +87,7 @@ class Draws:
         return self._images(shape, torch.Tensor.normal_)
 
     def _images(self, shape: Sequence[int], fill: "torch._C._TensorBase | object") -> Tensor:
-        out = torch.empty(len(self.points), self.executions, *shape, device=self.device)
+        out = torch.empty(len(self.points), self.executions, *shape, dtype=torch.float32, device=self.device)
         for row, generator in zip(out, self._generators(self.device), strict=True):
             fill(row, generator=generator)  # type: ignore[operator]
         return out.transpose(0, 1)

@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from rich.console import Console
 
@@ -135,6 +135,8 @@ def run_sweeps(
 
     Every sweep is read and planned before the first one is run. ended: is handed each study's result at its end.
     """
+    if until not in get_args(Until):
+        raise ValueError(f"until must be one of {', '.join(get_args(Until))}; got {until!r}")
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
     if callbacks:
         look_in(Path.cwd())

@@ -104,6 +104,12 @@ def test_a_certificate_that_failed_is_in_the_result_and_leaves_the_study_open(ou
     assert mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).complete
 
 
+def test_a_stage_that_there_is_not_is_refused_before_any_work(out: str, computed: Any) -> None:
+    with pytest.raises(ValueError, match="until must be one of train, attack, sweep; got 'training'"):
+        mi_ray.run_sweep(SWEEP, out, until="training")  # type: ignore[arg-type]
+    assert computed == []
+
+
 def test_progress_is_printed_unless_it_is_silenced(out: str, computed: Any, capsys: Any) -> None:
     mi_ray.run_sweep(SWEEP, out, seed=1, until="train")
     assert capsys.readouterr().out == "progress\n"

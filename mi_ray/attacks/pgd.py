@@ -158,8 +158,8 @@ class Pgd(StepAttack):
         for step in steps:
             x = x.detach().requires_grad_(True)
             with torch.enable_grad(), batch.bound(model, step=step + 1):
-                loss = batch.criterion.loss(model(x).float(), batch.labels)
-            gradient = torch.autograd.grad(loss.sum(), x)[0]
+                loss = batch.criterion.loss(model(x).float(), batch.labels).sum()
+            gradient = torch.autograd.grad(loss, x)[0]
             x = batch.stepped(x.detach(), self.step_size, gradient)
             yield x, gradient
 

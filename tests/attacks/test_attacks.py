@@ -520,3 +520,26 @@ def test_the_passes_of_the_least_attack_are_counted_as_those_of_pgd(parts: tuple
 
     wanted = make_attack("pgd", steps=4).cost(parts)
     assert Steps().cost(parts)[1] == wanted[1]
+
+
+def test_pgd_takes_gradients_where_they_are_switched_off(classifier: Any, batch: tuple[Tensor, Tensor]) -> None:
+    x, y = batch
+    pgd, threat = make_attack("pgd", steps=2, step_size=0.01), ThreatModel(0.03)
+    with torch.no_grad():
+        found = pgd(classifier, x, y, threat)
+    torch.testing.assert_close(found, pgd(classifier, x, y, threat))
+
+
+def test_a_default_dtype_of_the_callers_changes_no_number_that_is_drawn() -> None:
+    key = Key(0, "evaluate", "x")
+
+    def drawn() -> list[Tensor]:
+        draws = Draws(key, range(3), 5, 0, torch.device("cpu"))
+        return [draws.uniform(2), draws.normal_images((1, 2, 2))]
+
+    before = drawn()
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert all(torch.equal(one, other) for one, other in zip(before, drawn(), strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
