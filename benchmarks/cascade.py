@@ -1,8 +1,8 @@
 """The cascade against all of its stages on all points, and against AutoAttack, on the same networks, defenses and points.
 
 `make bench-cascade`. Every side's images are scored by the same draws of the defense, which no attack has seen, and every
-pass of the classifier is counted where it happens. `--small --points 900 --seeds 4 --sides 2` has points enough to tell half a
-point apart: images of 8 x 8 pixels, on which a pass costs a sixteenth, and several networks of each kind together.
+pass of the classifier is counted where it happens. `--small --points 900 --seeds 4 --sides cascade all` has points enough to
+tell half a point apart: images of 8 x 8 pixels, on which a pass costs a sixteenth, and several networks of each kind together.
 """
 
 import argparse
@@ -102,6 +102,19 @@ def auto_attack(version: Any, epsilon: float) -> Attack:
     return run
 
 
+def torchattacks(version: Any, epsilon: float) -> Attack:
+    """AutoAttack as torchattacks runs it."""
+
+    def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
+        from torchattacks import AutoAttack
+
+        made = AutoAttack(model, norm="Linf", eps=epsilon, version=version, n_classes=10, seed=0)
+        found: Tensor = made(x, y)
+        return found
+
+    return run
+
+
 def rows(network: nn.Module, passes: Passes, data: Dataset, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each side leaves on one network, and what it takes, behind each defense; `right`: correct draws of each point."""
     points = range(min(options.points, len(data.test_labels)))
@@ -116,8 +129,9 @@ def rows(network: nn.Module, passes: Passes, data: Dataset, options: argparse.Na
             "cascade": cascade(options.effort, epsilon, options.scoring_draws),
             "all stages on all points": every_stage(options.effort, epsilon, options.scoring_draws),
             f"AutoAttack {version}": auto_attack(version, epsilon),
+            f"torchattacks {version}": torchattacks(version, epsilon),
         }
-        for side, attack in list(sides.items())[: options.sides]:
+        for side, attack in [(name, sides[name]) for name in sides if name.split()[0] in options.sides]:
             passes.take()
             began = time.perf_counter()
             parts = [points[at : at + BATCH] for at in range(0, len(points), BATCH)]
@@ -175,7 +189,13 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--scoring-draws", type=int, default=5, help="by which both sides compare images")
     parser.add_argument("--seeds", type=int, default=1, help="networks of each kind")
     parser.add_argument("--small", action="store_true", help="digits as they are, 8 x 8 pixels, which are fast")
-    parser.add_argument("--sides", type=int, default=3, help="2 leaves AutoAttack out, which takes longest")
+    parser.add_argument(
+        "--sides",
+        nargs="+",
+        default=["cascade", "all", "AutoAttack"],
+        choices=["cascade", "all", "AutoAttack", "torchattacks"],
+        help="what is compared with the cascade; AutoAttack takes longest",
+    )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options = parser.parse_args(arguments)
     out = Path(options.out)
