@@ -40,7 +40,7 @@ SWEEP: dict[str, Any] = {
     "executions": [3, N],
     "draws": 1,
     "checks": "cheap",
-    "classifiers": [{"name": "a", "architecture": {"resnet_small": {"width": 4}}}],
+    "classifiers": [{"name": "a", "architecture": {"resnet_small": {"width": 8}}}],
     "attacks": [
         {"pgd": {"steps": list(STEPS), "step_size": STEP_SIZE}, "epsilon": EPSILON},
         {
