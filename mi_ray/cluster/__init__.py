@@ -54,6 +54,8 @@ def one_ray() -> Iterator[None]:
     A Ray that this process has joined before, as a caller from Python may have, is not left. What Ray and Tune put in the place
     of the caller's own is put back: handlers of signals, where this is the main thread, and what prints the output of tasks.
     """
+    from mi_ray.cluster.connect import print_again
+
     before = _joined()
     here = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)} if here else {}
@@ -62,7 +64,7 @@ def one_ray() -> Iterator[None]:
     finally:
         if _joined() and not before:
             sys.modules["ray"].shutdown()
-            sys.modules["mi_ray.cluster.connect"].print_again()
+            print_again()
         for number, handler in handlers.items():
             if handler is not None:  # One that was not set from Python cannot be.
                 signal.signal(number, handler)

@@ -123,9 +123,8 @@ class Planner:
         """The adaptive attacks of an entry through one defense setting; none through one that they are not made for."""
         if not self._method(entry).needs_pool or any(part.needs_pool() for part in defense.components()):
             for work in self._attack(entry, classifier, defense):
-                if not (
-                    defense.abstains and work.by_accuracy
-                ):  # One that is caught has not won: it has to evade as well.
+                # One that is caught has not won: it has to evade as well.
+                if not (defense.abstains and work.by_accuracy):
                     yield work
 
     def _option(self, name: str) -> object:

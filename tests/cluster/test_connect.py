@@ -12,8 +12,9 @@ import pytest
 import ray
 
 from mi_ray import cli
+from mi_ray.cluster import connect as connecting
 from mi_ray.cluster import one_ray, session
-from mi_ray.cluster.connect import STARTS, NoRayError, connect
+from mi_ray.cluster.connect import STARTS, NoRayError, connect, print_again
 from mi_ray.config import Resources
 
 
@@ -109,3 +110,17 @@ def test_the_callers_handlers_of_signals_are_put_back() -> None:
         assert signal.getsignal(signal.SIGUSR1) is mine
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_what_prints_the_output_of_tasks_is_put_back(
+    starts: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def mine(data: object, ignore_prefix: bool = False) -> None: ...
+
+    starts(0)
+    monkeypatch.setattr(connecting, "_PRINTING", {})
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", mine)
+    connect(None)
+    assert ray._private.worker.print_to_stdstream is not mine
+    print_again()
+    assert ray._private.worker.print_to_stdstream is mine
