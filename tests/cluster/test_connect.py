@@ -1,5 +1,6 @@
 """A Ray of this machine that does not come up is started again, and at last told in one line."""
 
+import logging
 import os
 import signal
 import subprocess
@@ -113,11 +114,12 @@ def test_the_callers_handlers_of_signals_are_put_back() -> None:
 
 
 def test_what_prints_the_output_of_tasks_is_put_back(
-    starts: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+    starts: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def mine(data: object, ignore_prefix: bool = False) -> None: ...
 
     starts(0)
+    caplog.set_level(logging.INFO, "mi_ray")  # With -v, which a test before this one may have asked for, Ray prints on.
     monkeypatch.setattr(connecting, "_PRINTING", {})
     monkeypatch.setattr(ray._private.worker, "print_to_stdstream", mine)
     connect(None)
