@@ -11,6 +11,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -19,6 +20,7 @@ from mi_ray.refusals import MODULE, PATTERNS
 LONGEST = 300  # characters of another program's message that are shown
 PROGRAM = Path(__file__).parent
 _OWN_FOLDERS: list[Path] = []  # Where modules of a person's own may lie; see `look_in`.
+_APPENDED: set[str] = set()  # What of sys.path `look_in` added.
 INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
 
 
@@ -84,6 +86,33 @@ def look_in(*folders: Path) -> None:
             _OWN_FOLDERS.append(folder)
         if str(folder) not in sys.path:
             sys.path.append(str(folder))
+            _APPENDED.add(str(folder))
+
+
+def imported_first() -> list[str]:
+    """Where this process looks for modules, without the folders that `look_in` added behind what is installed."""
+    return [path for path in sys.path if path not in _APPENDED]
+
+
+@dataclass(frozen=True)
+class OwnModules:
+    """A person's own modules that a piece of work needs, wherever it is done.
+
+    plugins: modules that register what the work names. folders: where these, factories of networks and what they import may lie.
+    """
+
+    plugins: tuple[str, ...]
+    folders: tuple[Path, ...]
+
+    def load(self) -> None:
+        """Let the modules be found, as they are where the study was planned, and import the plugins (their code runs)."""
+        look_in(*self.folders)
+        load_plugins(self.plugins)
+
+
+def own_modules(plugins: Iterable[str]) -> OwnModules:
+    """These plugins, with all folders that this process has been told to look in."""
+    return OwnModules(tuple(plugins), tuple(_OWN_FOLDERS))
 
 
 def load_plugins(plugins: Iterable[str]) -> None:

@@ -1,6 +1,7 @@
 """The only folder that imports Ray: training, blocks of points as tasks, defense settings as trials, and a study
 from end to end."""
 
+import os
 import signal
 import sys
 import threading
@@ -36,27 +37,32 @@ def run_study(
     """
     from mi_ray.cluster.connect import check_address, prepare_environment
 
-    if not _joined():
+    joined = _joined()
+    if not joined:
         check_address(address)
-        prepare_environment(local=address is None)
+    prepare_environment(local=address is None and not joined)
     from mi_ray.cluster.callbacks import Callbacks
     from mi_ray.cluster.runner import run
     from mi_ray.cluster.session import Session
 
     session = Session(study, store, address, console, Callbacks(tensorboard, callbacks), cells_written)
-    return run(session, until)
+    try:
+        return run(session, until)
+    finally:
+        session.close()
 
 
 @contextmanager
 def one_ray() -> Iterator[None]:
     """Share one Ray among the studies of the block, and leave it at the end, with which a local one ends.
 
-    A Ray that this process has joined before, as a caller from Python may have, is not left. What Ray and Tune put in the place
-    of the caller's own is put back: handlers of signals, where this is the main thread, and what prints the output of tasks.
+    A Ray that this process has joined before, as a caller from Python may have, is not left. What Ray and Tune, or we for them,
+    put in the place of the caller's own is put back: handlers of signals, where this is the main thread, what prints the output
+    of tasks, and the environment.
     """
-    from mi_ray.cluster.connect import print_again
+    from mi_ray.cluster.connect import print_again, restore_environment
 
-    before = _joined()
+    before, environment = _joined(), dict(os.environ)
     here = threading.current_thread() is threading.main_thread()
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)} if here else {}
     try:
@@ -65,6 +71,7 @@ def one_ray() -> Iterator[None]:
         if _joined() and not before:
             sys.modules["ray"].shutdown()
             print_again()
+        restore_environment(environment)
         for number, handler in handlers.items():
             if handler is not None:  # One that was not set from Python cannot be.
                 signal.signal(number, handler)

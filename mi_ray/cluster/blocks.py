@@ -16,6 +16,7 @@ from mi_ray.cluster.spent import Span, spans_of
 from mi_ray.cluster.worker import Item, compute_block, limits_of
 from mi_ray.device import NotFiniteError
 from mi_ray.events import event
+from mi_ray.own_code import own_modules
 from mi_ray.plan.work import OutputWork, Work
 from mi_ray.progress import Stage, stage
 
@@ -55,7 +56,7 @@ class RayCluster:
 
     def __init__(self, session: Session) -> None:
         size = session.sweep.resources.block
-        self._given = ([session.data()], session.sweep.plugins, limits_of(size))
+        self._given = ([session.data()], own_modules(session.sweep.plugins), limits_of(size))
         self._options: dict[str, Any] = {"num_cpus": size.cpus, "num_gpus": size.gpus}
         self._study, self._progress, self._read = session.sweep.name, session.progress, session.read
         self._alone = dict[ray.ObjectRef, float]()

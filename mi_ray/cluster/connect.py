@@ -14,18 +14,37 @@ from pathlib import Path
 from typing import Any
 
 from mi_ray.events import event
+from mi_ray.own_code import imported_first
 
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
 HIGHEST_PORT = 65_535
+OF_RAY = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how names of variables that are for Ray alone begin
 _PRINTING: dict[str, Any] = {}  # What printed the output of tasks before `_note` took its place.
 
 
 def prepare_environment(*, local: bool) -> None:
-    """Set what Ray reads when it is first imported or started; what a person has set stays as it is.
+    """Set what Ray reads when it is first imported or started, until `restore_environment`; what a person has set stays.
 
     local: whether Ray is started on this machine, rather than joined.
     """
+    for name, value in _wanted(local).items():
+        os.environ.setdefault(name, value)
+    if local and "ray" in sys.modules:
+        _read_again()
+
+
+def restore_environment(before: Mapping[str, str]) -> None:
+    """Take back what we and Ray have set for Ray since then: a program may go on with a Ray of its own, or join a cluster."""
+    new = {name for name in os.environ.keys() - before.keys() if name.startswith(OF_RAY)}
+    for name in new:
+        del os.environ[name]
+    if new and "ray" in sys.modules:
+        _read_again()
+
+
+def _wanted(local: bool) -> dict[str, str]:
+    """What Ray is to read, by the names of variables."""
     processes = str(max(4, os.cpu_count() or 1))
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # Otherwise each report of an epoch takes two seconds.
@@ -46,16 +65,12 @@ def prepare_environment(*, local: bool) -> None:
             # Ray would else take the folder that it is started in for a project of uv's, under `uv run`.
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
-    for name, value in wanted.items():
-        os.environ.setdefault(name, value)
-    if local:
         # A fresh token that is in no file: another user of this machine cannot submit work to our Ray. The second
         # variable keeps Ray's node address, and so every port that it opens, on 127.0.0.1.
-        if os.environ["RAY_AUTH_MODE"] == "token":
-            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-        if "ray" in sys.modules:
-            _read_again()
+        if os.environ.get("RAY_AUTH_MODE", "token") == "token":
+            wanted["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return wanted
 
 
 def _read_again() -> None:
@@ -108,12 +123,12 @@ def print_again() -> None:
 
 @contextlib.contextmanager
 def _nowhere() -> Iterator[None]:
-    """Leave the current folder while the block runs, unless modules in it may be imported.
+    """Leave the current folder while the block runs, unless this process imports from it first too.
 
     Ray has its workers import from the folder that the driver is in before they look at what is installed.
     """
     here = Path.cwd()
-    if str(here) in sys.path:
+    if str(here) in imported_first():
         yield
         return
     os.chdir(sys.prefix)
@@ -124,10 +139,11 @@ def _nowhere() -> Iterator[None]:
 
 
 def paths_of_ones_own() -> list[str]:
-    """Where the driver looks for modules beside its own installation: there plugins are, and workers must look there too.
+    """Where the driver looks for modules beside its own installation, for workers to look there before theirs.
 
     Another node has an installation of its own. A folder is told from the installation by where Python keeps packages,
-    and not by the prefix that they lie under: a person's work may lie under it too, as /usr/src/app lies under /usr.
+    and not by the prefix that they lie under: a person's work may lie under it too, as /usr/src/app lies under /usr. The
+    folders of plugins are not among them: those come after all that is installed, in workers too (`OwnModules`).
     """
     kept = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()}
     kept.add(site.getusersitepackages())
@@ -135,7 +151,7 @@ def paths_of_ones_own() -> list[str]:
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
     return [
         path
-        for path in sys.path
+        for path in imported_first()
         if path and Path(path).name != zipped and not any(Path(path).is_relative_to(place) for place in installed)
     ]
 

@@ -6,6 +6,7 @@ import ray
 
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.worker import compare_precisions, limits_of
+from mi_ray.own_code import own_modules
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
 from mi_ray.study.precision import EPSILONS, PIECES, Comparison, checked_points, decision, decision_path, decisions
@@ -37,7 +38,7 @@ def _compare_all(session: Session, todo: Sequence[ClassifierWork], shown: Stage)
     for work in todo:
         options = {"num_cpus": size.cpus, "num_gpus": size.gpus, "name": f"precision of {work.entry.name}"}
         for epsilon in PIECES:
-            given = ([session.data()], session.sweep.plugins, limits_of(size), work.key, epsilon)
+            given = ([session.data()], own_modules(session.sweep.plugins), limits_of(size), work.key, epsilon)
             running[compare_precisions.options(**options).remote(*given)] = work
     made: dict[str, list[Made]] = {work.key: [] for work in todo}
     while running:

@@ -112,6 +112,12 @@ class Session:
             self._progress = start_progress()
         return self._progress
 
+    def close(self) -> None:
+        """End the actor that this run alone has: a Ray of the caller's own goes on."""
+        if self._progress is not None and ray.is_initialized():
+            ray.kill(self._progress)
+            self._progress = None
+
     def read(self, what: str) -> tuple[dict[str, int], list[dict[str, Any]]]:
         """How many images each training has gone through, and what running work has told of one kind since this was asked."""
         images, news = read_progress(self.progress)

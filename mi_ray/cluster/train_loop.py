@@ -23,7 +23,7 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.data import batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.own_code import load_plugins
+from mi_ray.own_code import OwnModules
 from mi_ray.parameters import Method
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import Files
@@ -70,7 +70,7 @@ class TrainingConfig(TypedDict):
     training: TrainingValues
     data: ray.ObjectRef
     progress: ActorHandle
-    plugins: Sequence[str]
+    own: OwnModules
     cpus: float
     gpus: float
     scratch: str
@@ -277,7 +277,7 @@ def _resident(
 
 def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
-    load_plugins(config["plugins"])
+    config["own"].load()
     torch.set_num_threads(max(1, int(config["cpus"])))  # A process that has computed blocks was set to one thread.
     data = ray.get(config["data"])
     run = _Run(config)

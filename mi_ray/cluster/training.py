@@ -23,6 +23,7 @@ from mi_ray.cluster.train_loop import (
     write_classifier,
 )
 from mi_ray.events import event
+from mi_ray.own_code import own_modules
 from mi_ray.plan.work import ClassifierWork
 from mi_ray.progress import Stage, stage
 from mi_ray.store.files import Files
@@ -251,7 +252,7 @@ class _Trainings:
             "training": training,
             "data": data,
             "progress": session.progress,
-            "plugins": session.sweep.plugins,
+            "own": own_modules(session.sweep.plugins),
             "cpus": self.size.cpus,
             "gpus": self.size.gpus,
             "scratch": session.scratch,

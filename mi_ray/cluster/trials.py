@@ -16,7 +16,7 @@ from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
 from mi_ray.cluster.worker import Boxed, Item, lasted, where, workbench
-from mi_ray.own_code import load_plugins
+from mi_ray.own_code import OwnModules
 from mi_ray.parameters import Method
 from mi_ray.plan.work import LAST_PHASE, OutputWork, Read, Work
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
@@ -61,7 +61,7 @@ class Job:
     """
 
     data: Boxed
-    plugins: Sequence[str]
+    own: OwnModules
     limits: WorkerLimits
     block: int
     reported: tuple[int, int]
@@ -108,7 +108,7 @@ class SettingTrainable(tune.Trainable):
     def setup(self, config: Config, job: Job) -> None:
         """Unpack the study's data, then wait for the actors that begin with this one."""
         self._job = job
-        load_plugins(job.plugins)
+        job.own.load()
         self._bench = workbench(job.data, job.limits)
         self._start(config)
         if job.progress is not None and job.together > 1:

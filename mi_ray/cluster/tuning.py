@@ -22,6 +22,7 @@ from mi_ray.cluster.trials import Config, Job, ResolveGrid, SettingTrainable, Tr
 from mi_ray.cluster.worker import limits_of
 from mi_ray.config import OptunaSearch
 from mi_ray.events import event
+from mi_ray.own_code import own_modules
 from mi_ray.plan.work import Cell, ClassifierWork, Plan
 from mi_ray.progress import Stage, stage
 
@@ -139,7 +140,7 @@ def _run(session: Session, request: Request) -> Tuned:
         at_once = session.sweep.resources.trials_at_once or max(1, int(session.cpus() // size.cpus))
         job = Job(
             data=[session.data()],
-            plugins=session.sweep.plugins,
+            own=own_modules(session.sweep.plugins),
             limits=limits_of(size),
             block=size.points,
             # A search is told accuracies on its own points, and never on those that are reported.

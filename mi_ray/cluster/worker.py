@@ -5,7 +5,7 @@ Trials import this module and the driver's modules do not stand behind it, so th
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import lru_cache
 
@@ -15,7 +15,7 @@ from ray.actor import ActorHandle
 
 from mi_ray.config import BlockResources
 from mi_ray.device import has_bf16
-from mi_ray.own_code import load_plugins
+from mi_ray.own_code import OwnModules
 from mi_ray.plan.work import Work
 from mi_ray.study.precision import Comparison, compare
 from mi_ray.study.results import StudyData
@@ -72,21 +72,21 @@ def lasted(began: float) -> dict[str, float]:
 
 @ray.remote(max_retries=0)
 def compute_block(
-    data: Boxed, plugins: Sequence[str], limits: WorkerLimits, item: Item, progress: ActorHandle, turn: tuple[int, int]
+    data: Boxed, own: OwnModules, limits: WorkerLimits, item: Item, progress: ActorHandle, turn: tuple[int, int]
 ) -> Mapping[str, object]:
     """Compute and store one block; returns what was done, the seconds, and where it ran. turn: which attempt this is."""
     began = time.time()
     progress.tell.remote("block", {"turn": turn, **where()})
-    load_plugins(plugins)
+    own.load()
     done = workbench(data, limits).compute(*item)
     return {**asdict(done), **lasted(began), **where()}
 
 
 @ray.remote
 def compare_precisions(
-    data: Boxed, plugins: Sequence[str], limits: WorkerLimits, key: str, epsilon: float
+    data: Boxed, own: OwnModules, limits: WorkerLimits, key: str, epsilon: float
 ) -> list[Comparison] | None:
     """One piece of what `precision: auto` looks at for a classifier; None where the device has no bfloat16."""
-    load_plugins(plugins)
+    own.load()
     bench = workbench(data, limits)
     return compare(bench, key, epsilon) if has_bf16(bench.device) else None

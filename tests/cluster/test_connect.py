@@ -6,11 +6,13 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
+import yaml
 
 from mi_ray import cli
 from mi_ray.cluster import connect as connecting
@@ -126,3 +128,70 @@ def test_what_prints_the_output_of_tasks_is_put_back(
     assert ray._private.worker.print_to_stdstream is not mine
     print_again()
     assert ray._private.worker.print_to_stdstream is mine
+
+
+PLAIN = """
+from dataclasses import dataclass
+from torch import nn
+from mi_ray.defenses import DEFENSES, RandomTransform
+
+def network():
+    return nn.Sequential(nn.Flatten(), nn.Linear(3072, 10))
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Plain(RandomTransform):
+    'Changes nothing.'
+    name = 'plain'
+    def transform(self, x, draws, predicted, pool):
+        return x[None].expand(draws.executions, *x.shape)
+    @classmethod
+    def identity(cls):
+        return {}
+"""
+OWN = {
+    "name": "own",
+    "plugins": ["plain"],
+    "dataset": "digits",
+    "points": {"count": 20},
+    "classifiers": [{"name": "linear", "factory": "plain:network", "mean": [0.5] * 3, "std": [0.5] * 3}],
+    "attacks": [{"pgd": {"steps": 1, "step_size": 0.02}, "epsilon": 0.05}],
+    "defenses": ["plain"],
+    "draws": 1,
+    "executions": 2,
+    "figures": [],
+    "checks": "cheap",
+}
+
+
+@pytest.mark.ray
+@pytest.mark.long  # It starts a Ray of its own, and a local one after it.
+@pytest.mark.timeout(600)
+def test_a_ray_of_the_callers_own_runs_plugins_that_lie_elsewhere_and_is_left_as_it_was(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "plain.py").write_text(PLAIN)
+    (elsewhere / "signal.py").write_text("raise RuntimeError('it stands in the place of a module of Python')")
+    (elsewhere / "own.yaml").write_text(yaml.safe_dump(OWN))
+    program = """
+import os, sys
+import ray
+import mi_ray
+
+def computed(out):
+    found = mi_ray.run_sweep(sys.argv[1], out, progress=False)
+    assert set(found.cells["state"]) == {"done"}, found.failures
+
+before = dict(os.environ)
+computed("local")  # in a Ray that is started for it
+assert os.environ == before
+ray.init(num_cpus=2, address="local", log_to_driver=False)
+before = dict(os.environ)
+computed("joined")
+assert ray.is_initialized() and os.environ == before
+assert ray.get(ray.remote(lambda: 1).remote()) == 1
+"""
+    plain = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+    command = [sys.executable, "-c", program, str(elsewhere / "own.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=plain, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -40,6 +40,7 @@ from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, 
 from mi_ray.cluster.worker import Item
 from mi_ray.device import NotFiniteError
 from mi_ray.events import about, event, written_to
+from mi_ray.own_code import own_modules
 from mi_ray.page.facts import provenance
 from mi_ray.progress import Stage
 from mi_ray.store.files import Files
@@ -287,7 +288,9 @@ def test_an_actor_is_ready_once_those_that_begin_with_it_are(
     monkeypatch.setattr("mi_ray.cluster.trials.workbench", lambda *given: None)
     monkeypatch.setattr("mi_ray.cluster.trials.ray.get", lambda reference, timeout: reference)
     monkeypatch.setattr(SettingTrainable, "_start", lambda self, config: None)
-    job: Any = Job([None], [], None, 50, (0, 1), lambda config: None, progress=[actor], together=together, run="sweep")  # type: ignore[arg-type, return-value]
+    job: Any = Job(
+        [None], own_modules([]), None, 50, (0, 1), lambda config: None, progress=[actor], together=together, run="sweep"
+    )  # type: ignore[arg-type, return-value]
     SettingTrainable.setup(SettingTrainable.__new__(SettingTrainable), {}, job)
     assert waited == waits
 

@@ -193,6 +193,8 @@ def ran(folder: Path, studies: list[dict[str, Any]]) -> Several:
     sweeps = folder / "sweeps"
     sweeps.mkdir()
     (sweeps / "poison.py").write_text(POISON)
+    for named in ("signal", "queue", "torch"):  # What is installed comes first, in workers too.
+        (sweeps / f"{named}.py").write_text("raise RuntimeError('a file beside the sweep, in the place of a module')")
     return Several(folder, console(folder, *command(sweeps, *studies)[3:-1], "results", "--log", "run.jsonl"))
 
 
