@@ -7,6 +7,7 @@ import sys
 from collections.abc import Collection, Iterable, Mapping
 from importlib.machinery import PathFinder
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
@@ -130,13 +131,13 @@ def load_sweep(
     """
     changes = dict(overrides or {})
     if isinstance(source, Mapping):
-        origin, document = "the sweep", copy.deepcopy(dict(source))
+        origin, document = "the sweep", _as_written(source)
     else:
         file = find_sweep(source)
         origin, document = str(file), read_document(file)
     _overlay(origin, document, smoke)
     for key, value in changes.items():
-        _set_path(document, key, value)
+        _set_path(document, key, _as_written(value))
     if seed is not None:
         document["seed"] = seed
     if not isinstance(source, Mapping):
@@ -145,6 +146,17 @@ def load_sweep(
         return Sweep.model_validate(document)
     except ValidationError as error:
         raise ValueError(f"{origin}: {first_problem(error)}") from error
+
+
+def _as_written(value: object) -> Any:
+    """A value from Python as YAML would have it: also NumPy's numbers and arrays, ranges and paths."""
+    if isinstance(value, Mapping):
+        return {key: _as_written(inner) for key, inner in value.items()}
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, (list, range)) or type(value) is tuple:
+        return [_as_written(inner) for inner in value]
+    return str(value) if isinstance(value, Path) else value
 
 
 def read_document(path: Path) -> dict[str, object]:

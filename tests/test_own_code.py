@@ -8,9 +8,11 @@ import pytest
 from helpers.sweeps import sweep
 
 from mi_ray import own_code
+from mi_ray.defenses import DEFENSES
+from mi_ray.defenses.noise import GaussianNoise
 from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place
 from mi_ray.store.manifest import fingerprint
-from mi_ray.study.prepare import _as_imported, _source_hash, syntax_of
+from mi_ray.study.prepare import _as_imported, _source_hash, prepare, syntax_of
 
 FILES = {
     "my_roll.py": "import json\nimport torch, mi_ray\nfrom my_parts import zero\nfrom my_kit.deep import *\n",
@@ -125,3 +127,22 @@ def test_of_two_modules_of_one_name_neither_stands_for_the_other(
     ):
         import_own("rule", "my_twin")
     sys.modules.pop("my_twin")
+
+
+def test_a_method_that_a_worker_cannot_import_is_refused_where_a_sweep_names_it_and_nowhere_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither one of a notebook's cells, whose code would be in no key, nor one whose file is gone."""
+    monkeypatch.setattr(DEFENSES, "_classes", dict(DEFENSES._classes))
+    monkeypatch.syspath_prepend(tmp_path)
+    file = tmp_path / "my_gone.py"
+    file.write_text("")
+    import_own("rule", "my_gone")
+    file.unlink()
+    for name, module in (("in_a_cell", "__main__"), ("in_no_file", "my_gone")):
+        DEFENSES.register(type(name, (GaussianNoise,), {"name": name, "__module__": module}))
+    prepare(sweep())
+    with pytest.raises(ValueError, match="a method that is defined in the program itself or in a cell of a notebook"):
+        prepare(sweep(defenses=[{"in_a_cell": 0.1}]))
+    with pytest.raises(ValueError, match=r"must stay where it was imported from; .*my_gone\.py: No such file"):
+        prepare(sweep(defenses=[{"in_no_file": 0.1}]))

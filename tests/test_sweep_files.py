@@ -8,9 +8,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from helpers.sweeps import classifier, document
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.config import Sweep
@@ -214,3 +216,22 @@ def test_the_defense_that_init_copies_shifts_brightness_and_does_nothing_at_its_
     cls = DEFENSES["brightness"]
     torch.testing.assert_close(predict(f, cls.make(cls.identity()), x, executions=3), plain)
     assert not torch.allclose(predict(f, cls.make({"amplitude": 0.5}), x, executions=3), plain)
+
+
+def test_a_sweep_from_python_may_hold_what_numpy_counts_ranges_and_paths(tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    written = document(
+        seed=np.int64(3),
+        attacks=[{"pgd": {"steps": range(2, 5)}, "epsilon": np.float64(0.25)}],
+        defenses=[{"gaussian_noise": {"sigma": np.array([0.125, 0.25])}}],
+        classifiers=classifier(weights=weights),
+    )
+    plain = document(
+        seed=3,
+        attacks=[{"pgd": {"steps": [2, 3, 4]}, "epsilon": 0.25}],
+        defenses=[{"gaussian_noise": {"sigma": [0.125, 0.25]}}],
+        classifiers=classifier(weights=str(weights)),
+    )
+    assert load_sweep(written, overrides={"points.count": np.int32(60)}) == load_sweep(
+        plain, overrides={"points.count": 60}
+    )

@@ -121,17 +121,21 @@ class KeyedWork:
 
     def _untrained(self, entry: ClassifierEntry) -> ClassifierWork:
         """A classifier that comes with its weights. A weights file is in the key by its hash, and a factory's by its path too."""
-        sources = self.facts.sources
         if entry.given_whole:
             description, weights = self.facts.given[entry.name]
-            facts = {**description, "weights": weights, **{k: v for k, v in sources.items() if k == entry.factory}}
+            facts = {**description, "weights": weights, **self._own(entry.factory)}
         elif entry.factory is not None:
             description = {**self._base(entry), "factory": entry.factory, "arguments": entry.arguments}
-            facts = {**description, **{k: v for k, v in sources.items() if k in (entry.factory, entry.weights)}}
+            facts = {**description, **self._own(entry.factory, entry.weights)}
         else:
             architecture, description = self._of_architecture(entry)
-            facts = {**description, "weights": sources[str(entry.weights)], "version": architecture.version}
+            facts = {**description, "weights": self.facts.sources[str(entry.weights)], "version": architecture.version}
         return ClassifierWork(self._key("own", facts), entry, dict(description), None, 0, (0, 0))
+
+    def _own(self, *names: str | None) -> dict[str, str]:
+        """Hashes of those of these factories and files of weights that a person's own classifier has."""
+        sources = self.facts.sources
+        return {name: sources[name] for name in names if name is not None and name in sources}
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""

@@ -6,8 +6,9 @@ import importlib
 import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -155,13 +156,31 @@ def _said(module: str) -> dict[Path, str]:
 
 def _as_imported(module: str) -> str:
     """`_source_hash`. Raises ValueError where a file is not what this process imported: it would compute by the old code, and
-    store that under the new code's key."""
-    for path, said in _said(module).items():
+    store that under the new code's key; nor may it be in no file that a worker could import."""
+    if module == "__main__":
+        raise ValueError(
+            "code of your own must be in a module that other processes can import; got a method that is defined in the program "
+            "itself or in a cell of a notebook: write it into a file, and name that in `plugins`"
+        )
+    try:
+        files = _said(module)
+    except OSError as error:
+        raise ValueError(
+            f"code of your own must stay where it was imported from; {error.filename}: {error.strerror}"
+        ) from error
+    for path, said in files.items():
         if _IMPORTED.setdefault(path, said) != said:
             raise ValueError(
                 f"{path.name} was changed since this process imported it: begin a new one (in a notebook, restart the kernel)"
             )
     return _source_hash(module)
+
+
+def _look_at(module: str) -> None:
+    """Note what the files of a module say now that it is imported, wherever the module is used later."""
+    with suppress(OSError):  # One that nothing names may be gone.
+        for path, said in _said(module).items():
+            _IMPORTED.setdefault(path, said)
 
 
 def syntax_of(file: Path) -> str:
@@ -192,28 +211,47 @@ def _written(node: object) -> str:
     return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
 
 
-def _sources(sweep: Sweep) -> dict[str, str]:
+class _Sources(Mapping[str, str]):
+    """Hashes by name, each made when the plan asks for it: a method that no sweep names may be gone, or in no file."""
+
+    def __init__(self, made: Mapping[str, Callable[[], str]]) -> None:
+        self._made = made
+        self._known = lru_cache(maxsize=None)(lambda name: made[name]())
+
+    def __getitem__(self, name: str) -> str:
+        return self._known(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+
+def _sources(sweep: Sweep) -> Mapping[str, str]:
     """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
-    found: dict[str, str] = {}
+    found: dict[str, Callable[[], str]] = {}
     hashed = lru_cache(maxsize=None)(_as_imported)  # A module may register many methods.
     registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
     for registry in registries:
         for name in registry:
             module = registry[name].__module__
             if not _is_ours(module):
-                found[name] = hashed(module)
+                _look_at(module)
+                found[name] = partial(hashed, module)
     for entry in (written.written_out() for written in sweep.classifiers):
         if entry.factory is not None:
             load_factory(entry.factory)
-            found[entry.factory] = hashed(entry.factory.partition(":")[0])
+            found[entry.factory] = partial(hashed, entry.factory.partition(":")[0])
         if entry.weights is not None and not entry.given_whole:
             try:
-                found[entry.weights] = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
+                digest = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
             except OSError as error:
                 raise ValueError(
                     f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error.strerror}"
                 ) from error
-    return found
+            found[entry.weights] = partial(str, digest)
+    return _Sources(found)
 
 
 def _networks(settings: Iterable[Defense]) -> dict[OwnNetwork, bytes]:
