@@ -1,6 +1,7 @@
 """The command line: parses, calls, prints; nothing else. Heavy imports wait until a verb needs them."""
 
 import contextlib
+import io
 import logging
 import math
 import os
@@ -636,10 +637,18 @@ def _usage_line(error: Any) -> str:
     return f"{said[:1].lower()}{said[1:]}{usage}"
 
 
+def _show_what_there_is() -> None:
+    """Have a terminal that lacks a character, such as ε, show another in its place, where Python would raise an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """The console script: every expected failure is one message and an exit code, never a traceback."""
     verbose = bool({"-v", "--verbose"} & set(sys.argv))
     logging.basicConfig(level=logging.WARNING)
+    _show_what_there_is()
     warnings.filterwarnings("ignore", message=".* cells have no rows here")  # What failed is told cell by cell.
     if verbose:
         logging.getLogger("mi_ray").setLevel(logging.DEBUG)

@@ -277,7 +277,7 @@ def _try_storages(sweeps: Sequence[Sweep]) -> None:
 
 def _occupied(out: str) -> bool:
     """Whether there is something in the place where the store is to be."""
-    place = Path(out)
+    place = Path(out).expanduser()
     return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
@@ -359,8 +359,9 @@ class _Runs:
     def _result(
         self, sweep: Sweep, did: Did, paths: Sequence[str], failures: Mapping[str, str], **spent: Mapping[str, Any]
     ) -> StudyResult:
-        files = tuple(f"{self.out}/{path}" for path in paths)
-        return StudyResult(sweep.name, self.out, self.until, did, files, failures, **spent)
+        out = Store(self.out).uri
+        files = tuple(f"{out}/{path}" for path in paths)
+        return StudyResult(sweep.name, out, self.until, did, files, failures, **spent)
 
     def _tell(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False)

@@ -597,3 +597,10 @@ def test_an_object_store_that_never_answers_is_told_of_and_then_given_up(verb: s
     *_, waiting, given_up = done.stderr.strip().splitlines()
     assert waiting == f"waiting for {uri}, which has not answered for 0.2 s; given up after 0.6 s"
     assert given_up.startswith(f"error: a store must answer; {uri} has not for 0.6 s")
+
+
+def test_a_terminal_that_lacks_a_character_shows_another(script: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([script, "list"], env=environment, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "mi_ol" in done.stdout

@@ -229,6 +229,14 @@ def test_a_finished_study_is_recognised_without_anything_heavy(out: str, compute
     assert done.stdout == "nothing []\n"
 
 
+def test_a_store_may_be_named_from_the_home_folder(out: str, computed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(Path(out).parent))
+    found = mi_ray.run_sweep(SWEEP, f"~/{Path(out).name}", progress=False)
+    assert found.did == "nothing"
+    assert found.out == out
+    assert len(found.cells) > 0
+
+
 @pytest.mark.parametrize("before", [True, False])
 def test_a_ray_that_the_caller_has_joined_is_left_as_it_is(before: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     joined = [before]

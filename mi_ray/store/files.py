@@ -200,7 +200,7 @@ class Files:
     """
 
     def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
+        self.uri = str(Path(uri).expanduser()) if str(uri).startswith("~") else str(uri)
         self.local = "://" not in self.uri or self.uri.startswith("file://")
         self.hashes: dict[str, str] = {}  # path -> SHA-256 of what was written of studies here
         if "://" not in self.uri:
