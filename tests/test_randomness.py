@@ -2,6 +2,7 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -96,3 +97,10 @@ def test_points_are_drawn_from_the_whole_split() -> None:
     for seed in range(300):
         chosen[draw_points(seed, 100)[:20]] += 1
     assert stats.chisquare(chosen.numpy()).pvalue > 1e-3
+
+
+def test_points_may_be_counted_by_numpy() -> None:
+    """Point 7 is far enough along that its seed does not fit into what NumPy counts with."""
+    key = Key(0, "evaluate", "x")
+    plain, counted = (Draws(key, points, 2, 0, torch.device("cpu")) for points in ([1, 7], np.array([1, 7])))
+    assert torch.equal(plain.uniform(3), counted.uniform(3))

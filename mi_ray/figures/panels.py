@@ -3,8 +3,8 @@ them, and their files."""
 
 import io
 import textwrap
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 import matplotlib as mpl
@@ -36,12 +36,16 @@ ACCURACY: Estimated = ("accuracy", "accuracy_low", "accuracy_high")
 BAND = 0.13  # how opaque the bands of intervals are
 
 
-def styled(letters: float = 9) -> AbstractContextManager[None]:
-    """The context in which figures are drawn, which leaves the settings of whoever calls as they were.
+@contextmanager
+def styled(letters: float = 9) -> Iterator[None]:
+    """The context in which figures are drawn: in one look whatever the settings of whoever calls are, which stay as they were.
 
     letters: their size, in points.
     """
-    return mpl.rc_context(STYLE | {"font.size": letters})
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(STYLE | {"font.size": letters})
+        yield
 
 
 def curve(

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import ray
 import yaml
+from ray._private import ray_constants
 
 from mi_ray import cli
 from mi_ray.cluster import connect as connecting
@@ -195,3 +196,11 @@ assert ray.get(ray.remote(lambda: 1).remote()) == 1
     command = [sys.executable, "-c", program, str(elsewhere / "own.yaml")]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=plain, timeout=500)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ray_does_not_take_the_callers_folder_for_a_project_of_uvs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Under `uv run` Ray else starts its workers by uv, in an environment of their own that may lack this program."""
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(connecting, "_read_again", lambda: None)
+    connecting.prepare_environment(local=True)
+    assert not ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)

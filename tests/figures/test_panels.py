@@ -1,5 +1,7 @@
 """What drawn figures share: bars and bands of intervals, legends that fit, and settings that stay as they were."""
 
+import io
+
 import matplotlib as mpl
 import pandas as pd
 import pytest
@@ -102,3 +104,19 @@ def test_latex_escapes_what_it_would_take_for_its_own() -> None:
     text = latex(pd.DataFrame({"A": ["crop & pad"], "B": ["a_b"], "C": ["5 %"], "D": ["≤ 1 ✗"]}), "note")
     assert r"crop \& pad & a\_b & 5 \% & $\le$ 1 $\times$ \\" in text
     assert r"\begin{tabular}{lllr}" in text
+
+
+def test_a_figure_looks_the_same_whatever_the_callers_settings_are_and_leaves_them() -> None:
+    def drawn() -> bytes:
+        with styled(), io.BytesIO() as file:
+            figure = Figure()
+            axes = figure.add_subplot()
+            axes.plot([1, 2], [1, 3], label="a")
+            axes.legend()
+            figure.savefig(file, format="png")
+            return file.getvalue()
+
+    plain = drawn()
+    with mpl.rc_context({"lines.linewidth": 7.0, "axes.facecolor": "red", "font.size": 20.0, "image.cmap": "gray"}):
+        assert drawn() == plain
+        assert mpl.rcParams["lines.linewidth"] == 7.0
