@@ -68,10 +68,12 @@ class _OpenPart:
 class _Parts:
     """Writes parts, one row group after another.
 
-    index: a row of the index for each cell that has been written. digests: part -> the digests of its row groups.
+    group_rows: of a row group, about. index: a row of the index for each cell that has been written. digests: part -> the
+    digests of its row groups.
     """
 
     store: Store
+    group_rows: int
     index: list[dict[str, object]] = field(default_factory=list)
     digests: dict[str, list[str]] = field(default_factory=dict)
     _rows: list[Rows] = field(default_factory=list)
@@ -82,7 +84,7 @@ class _Parts:
         """Take a cell's rows. A row group that is full is encoded, and a part that is full is written."""
         self._rows.append(rows)
         self._count += len(rows.table)
-        if self._count >= GROUP_ROWS:
+        if self._count >= self.group_rows:
             part = self._close_group()
             if part.sink.tell() >= PART_BYTES:
                 self._close_part(part)
@@ -121,17 +123,20 @@ def lock_index(store: Store) -> AbstractContextManager[object]:
     return nullcontext() if refusal(store) else leased(open_slot(store, ".index.lease"), *[lambda who: None] * 2)
 
 
-def compact(store: Store, advance: Callable[[int], None] = lambda done: None) -> tuple[int, list[str]]:
+def compact(
+    store: Store, advance: Callable[[int], None] = lambda done: None, group_rows: int | None = None
+) -> tuple[int, list[str]]:
     """Bring all records that are in files of their own into parts: (cells compacted, why others were left as they are).
 
-    advance: told how many more cells have been looked at. No sweep may write to the store meanwhile. Raises OSError when
+    advance: told how many more cells have been looked at. group_rows: of a row group, about; more are stored in fewer bytes, and
+    read for one cell. No sweep may write to the store meanwhile. Raises OSError when
     the storage fails; the next call finishes what this one has begun.
     """
     left = list[str]()
     with lock_index(store):
         finish(store)
         cells = [cell for cell in _in_order(store) if cell not in store.compacted.places]
-        return write_parts(store, _readable(store, cells, left, advance)), left
+        return write_parts(store, _readable(store, cells, left, advance), group_rows or GROUP_ROWS), left
 
 
 def _readable(store: Store, cells: Sequence[str], left: list[str], advance: Callable[[int], None]) -> Iterator[Rows]:
@@ -146,9 +151,9 @@ def _readable(store: Store, cells: Sequence[str], left: list[str], advance: Call
                 advance(1)
 
 
-def write_parts(store: Store, cells: Iterable[Rows]) -> int:
+def write_parts(store: Store, cells: Iterable[Rows], group_rows: int) -> int:
     """Write the rows of cells that are not compacted into parts and name these in the index; returns how many cells."""
-    parts = _Parts(store)
+    parts = _Parts(store, group_rows)
     for rows in cells:
         parts.add(rows)
     parts.close()
@@ -271,7 +276,7 @@ def _drop(store: Store, cells: Sequence[str]) -> None:
         if not gone:
             return
         touched = {places[cell].part for cell in gone}
-        parts = _Parts(store)
+        parts = _Parts(store, GROUP_ROWS)
         for place in places.values():
             if place.part in touched and place.cell not in gone:
                 with contextlib.suppress(DamagedFileError):  # Its cells are derived again, as every damaged block is.

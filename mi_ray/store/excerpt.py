@@ -19,6 +19,7 @@ from mi_ray.store.schemas import IDENTITY, RECORDS
 
 FILES = ("manifest.json", "study.yaml", "cells.parquet")
 OF_POINTS = {*IDENTITY, "correct_draws", "point", "selection", "label", "seed", "device", "precision"}
+GROUP_ROWS = 100_000  # five times what a store has: an excerpt is to be small, and is read as a whole
 STEP = 2.0**-14  # of probabilities and scores: finer than any interval of theirs by a factor of a hundred
 OF_DETECTION = {"score", "confidence_undefended", "predicted_undefended"}
 
@@ -62,7 +63,7 @@ def excerpt(
             table, facts = store.read_block("records", cell, block)
             kept = OF_POINTS | (OF_DETECTION if cell in scored else set())
             out.write_block("records", cell, block.start, block.stop, _thinned(table, kept), _own(facts))
-    compact(out)
+    compact(out, group_rows=GROUP_ROWS)
     out.refresh()
 
 
