@@ -71,17 +71,21 @@ def _around(value: float, low: float, high: float) -> tuple[float, float]:
 
 
 def _estimate(value: float, resampled: Floats, points: int) -> Estimate:
-    """An expanded percentile interval; resamples in which the number does not exist (NaN) are left out and counted.
+    """An expanded percentile interval of a share of points; resamples in which it does not exist (NaN) are left out and counted.
 
     Plain percentiles are too narrow by what Student's interval is wider than a normal one, and by n - 1 in place of n; the
-    expanded ones (Hesterberg 2015) go as much further out.
+    expanded ones (Hesterberg 2015) go as much further out. Near 0 and 1, where resamples hold few other answers or none, the
+    interval reaches as far as Wilson's of as many points at least.
     """
     exists = ~np.isnan(resampled)
     if np.isnan(value) or not exists.any():
         return Estimate(value, float("nan"), float("nan"), float(exists.mean()))
     tail = float(scipy.special.ndtr(-_student(points) * math.sqrt(points / max(points - 1, 1))))
-    low, high = np.quantile(resampled[exists], [tail, 1 - tail])
-    return Estimate(value, *_around(value, float(low), float(high)), float(exists.mean()))
+    low, high = map(float, np.quantile(resampled[exists], [tail, 1 - tail]))
+    if min(value, 1 - value) * points < FEW:
+        least, most = _wilson(min(max(value, 0.0), 1.0), points, _student(points))
+        low, high = min(low, least), max(high, most)
+    return Estimate(value, *_around(value, low, high), float(exists.mean()))
 
 
 def _normal() -> float:
@@ -95,10 +99,20 @@ def _student(points: int) -> float:
 
 
 def _wilson(share: float, points: float, errors: float) -> tuple[float, float]:
-    """Wilson's interval (1927) of a share of so many points, which goes so many standard errors to each side."""
+    """Wilson's interval (1927) of a share of so many points, which goes so many standard errors to each side.
+
+    Of fewer than `FEW` right answers its lower end is too high, so that it holds a small share 84 times in 100 (Brown, Cai and
+    DasGupta 2001): there it is no higher than the exact one (Clopper and Pearson 1934). Of few wrong ones likewise.
+    """
     centre, weight = share + errors**2 / (2 * points), 1 + errors**2 / points
     half = errors * math.sqrt(share * (1 - share) / points + errors**2 / (4 * points**2))
-    return _around(share, max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight))
+    low, high = max(0.0, (centre - half) / weight), min(1.0, (centre + half) / weight)
+    right, wrong, tail = share * points, (1 - share) * points, float(scipy.special.ndtr(-errors))
+    if 0 < right < FEW:
+        low = min(low, float(scipy.special.betaincinv(right, wrong + 1, tail)))
+    if 0 < wrong < FEW:
+        high = max(high, 1 - float(scipy.special.betaincinv(wrong, right + 1, tail)))
+    return _around(share, low, high)
 
 
 @dataclass(frozen=True)
@@ -289,6 +303,9 @@ def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike)
 def auc_difference(left: tuple[npt.ArrayLike, npt.ArrayLike], right: tuple[npt.ArrayLike, npt.ArrayLike]) -> Estimate:
     """The AUC of one detector less that of another on the same points, with its interval (DeLong et al. 1988).
 
+    Where one of the two is near 0 or 1, and placements hardly vary, the interval reaches at least as far as the one that is made
+    of the two AUCs' own (Zou and Donner 2008).
+
     left, right: the clean and the adversarial scores of each, [points] each, in the same order. Raises ValueError for
     other numbers of points.
     """
@@ -297,10 +314,14 @@ def auc_difference(left: tuple[npt.ArrayLike, npt.ArrayLike], right: tuple[npt.A
         _check_paired(low, sides[0][0])
         _check_paired(low, high)
     influences = [_placements(low, high) - _placements(high, low) for low, high in sides]
-    value = detection_auc(*sides[0]) - detection_auc(*sides[1])
-    points = len(influences[0])
+    one, other = (auc_interval(*side) for side in sides)
+    value, points = one.value - other.value, len(influences[0])
     error = math.sqrt(float((influences[0] - influences[1]).var()) / max(points - 1, 1))
-    return Estimate(value, value - _normal() * error, value + _normal() * error)
+    least, most = value - _normal() * error, value + _normal() * error
+    if min(one.value, 1 - one.value, other.value, 1 - other.value) * points < FEW:
+        least = min(least, value - math.hypot(one.value - one.low, other.high - other.value))
+        most = max(most, value + math.hypot(one.high - one.value, other.value - other.low))
+    return Estimate(value, least, most)
 
 
 def _placements(others: Floats, scores: Floats) -> Floats:

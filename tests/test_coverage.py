@@ -14,8 +14,10 @@ from mi_ray.statistics import (
     PairedTest,
     accuracy,
     at_matched_clean_interval,
+    auc_difference,
     auc_interval,
     detectable_difference,
+    detection_rate_interval,
     hypervolume,
     hypervolume_interval,
     mean_interval,
@@ -45,6 +47,19 @@ def test_wilson_covers_an_accuracy_of_a_deterministic_cell(points: int, chance: 
     found = [accuracy(np.arange(points) < number, 1) for number in near]
     covered = sum(likely[n] for n, each in zip(near, found, strict=True) if each.low <= chance <= each.high)
     assert LEAST <= covered <= MOST
+
+
+@pytest.mark.parametrize("points", [50, 200, 1000])
+@pytest.mark.parametrize("expected", [0.02, 0.18, 0.5, 1.5, 2.5, 3.5, 4.5])
+def test_of_few_right_points_it_covers_about_as_often_and_of_few_wrong_ones_too(points: int, expected: float) -> None:
+    """Exact; Wilson's own covers a share of 0.18 points' worth 84 times in 100. Between whole numbers no interval keeps 95."""
+    chance, right = expected / points, np.arange(40)
+    likely = stats.binom.pmf(right, points, chance)
+    found = [accuracy(np.arange(points) < number, 1) for number in right]
+    mirrored = [accuracy(np.arange(points) >= number, 1) for number in right]
+    for each, true in ((found, chance), (mirrored, 1 - chance)):
+        covered = likely[[made.low <= true <= made.high for made in each]].sum()
+        assert covered >= LEAST
 
 
 # A point's own chance of surviving a draw is from a Beta distribution, so that points are never, always or sometimes right.
@@ -128,6 +143,37 @@ def test_near_the_edge_an_interval_covers_at_least_as_often(points: int) -> None
 
     assert coverage(survival, 0.5 / 6.5, 400) >= LEAST
     assert coverage(auc, float(stats.norm.cdf(2.5 / np.sqrt(2))), 400) >= LEAST
+
+
+@pytest.mark.parametrize("points", [30, 100])
+def test_near_the_edge_what_is_resampled_or_compared_is_covered_as_often(
+    points: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(statistics, "RESAMPLES", 200)
+    apart = float(stats.norm.cdf(2.5 / np.sqrt(2)))
+
+    def found(
+        rng: np.random.Generator,
+    ) -> Made:  # a threshold that 5 % of clean scores pass, which few of the others do not
+        clean = rng.normal(size=points)
+        return detection_rate_interval(clean, 4.3 + rng.normal(size=points))
+
+    def matched(rng: np.random.Generator) -> Made:  # two in a hundred survive in the middle of the curve
+        clean = rng.random((1, points)) < np.array([[0.95], [0.65]])
+        adversarial = rng.random((1, points)) < np.array([[0.01], [0.03]])
+        (made,) = at_matched_clean_interval(clean, 1, adversarial, 1, [0.15], below=(clean[0], 1))
+        return made
+
+    def difference(rng: np.random.Generator) -> Made:
+        clean = rng.normal(size=(2, points))
+        first, second = ((each, 2.5 + rng.normal(size=points)) for each in clean)
+        return auc_difference(first, second)
+
+    true = float(stats.norm.cdf(4.3 - stats.norm.isf(0.05)))
+    assert apart > 0.95
+    assert coverage(found, true, 300) >= LEAST
+    assert coverage(matched, 0.02, 300) >= LEAST
+    assert coverage(difference, 0.0, 300) >= LEAST
 
 
 @pytest.mark.parametrize(("points", "differing", "draws"), [(400, 0.1, 1), (400, 0.3, 1), (400, 0.3, 3)])

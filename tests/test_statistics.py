@@ -15,6 +15,7 @@ from mi_ray.statistics import (
     accuracy,
     at_matched_clean,
     at_matched_clean_interval,
+    auc_difference,
     auc_interval,
     cell_summary,
     counts_of,
@@ -40,7 +41,7 @@ from mi_ray.statistics import (
 
 @pytest.mark.parametrize(
     ("right", "total", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)],
 )
 def test_wilson_intervals_are_those_of_newcombe_1998(right: int, total: int, low: float, high: float) -> None:
     found = accuracy([1] * right + [0] * (total - right), draws=1)
@@ -48,6 +49,36 @@ def test_wilson_intervals_are_those_of_newcombe_1998(right: int, total: int, low
     assert found.value == pytest.approx(right / total)
     assert found.low == pytest.approx(low, abs=1e-4)
     assert found.high == pytest.approx(high, abs=1e-4)
+
+
+def test_of_few_right_or_wrong_answers_the_nearer_end_is_the_exact_one() -> None:
+    """Clopper and Pearson's, also of Newcombe's 1 of 29, where Wilson's begins at 0.0061."""
+    for right, total in ((1, 29), (4, 200)):
+        exact = stats.binomtest(right, total).proportion_ci()
+        wilson = stats.binomtest(right, total).proportion_ci(method="wilson")
+        found = accuracy(np.arange(total) < right, draws=1)
+        assert (found.low, found.high) == pytest.approx((exact.low, wilson.high))
+        mirrored = accuracy(np.arange(total) >= right, draws=1)
+        assert (mirrored.low, mirrored.high) == pytest.approx((1 - wilson.high, 1 - exact.low))
+
+
+def test_no_interval_of_a_share_is_without_a_width() -> None:
+    """Where points are told apart without an exception, or all are right, resamples hold nothing else."""
+    low, high = np.arange(12.0), 100 + np.arange(12.0)
+    ones, none = np.ones((1, 12)), np.zeros((1, 12))
+    (certain,) = at_matched_clean_interval(ones, 1, ones, 1, [0.0], below=(ones[0], 1))
+    (never,) = at_matched_clean_interval(ones, 1, none, 1, [0.0], below=(ones[0], 1))
+    found = detection_rate_interval(low, high)
+    assert (found.value, certain.value, never.value) == (1, 1, 0)
+    assert found.low == pytest.approx(certain.low)
+    assert certain.low == pytest.approx(1 - never.high)
+    assert 0.6 < certain.low < 0.8
+    opposite, equal = (auc_difference((low, high), side) for side in ((high, low), (low, high)))
+    assert opposite.value == 1
+    assert opposite.low < 0.9
+    assert equal.value == 0
+    assert equal.low == pytest.approx(-equal.high)
+    assert equal.high > 0.1
 
 
 def test_a_thousand_points_at_one_half_give_plus_minus_three_points() -> None:

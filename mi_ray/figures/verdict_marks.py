@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
 MARKS = {"passed": "✓", "failed": "✗"}
 NOT_JUDGED = "–"
 OBLIVIOUS = "attacks without a defense in them (PGD) are oblivious: they saw F alone, and so did their controls"
+ONE_DRAW = "with one draw, the draw that reports a worst case has chosen it: behind a random defense it is too low"
 EXPLAINED = (
     "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), "
     f"{NOT_JUDGED} no control was run, or it could not tell."
@@ -41,6 +42,8 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
     parts = [EXPLAINED]
     if _some_oblivious(attacked):
         parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
+    if _chosen_by_itself(attacked):
+        parts.append(f"{ONE_DRAW[0].upper()}{ONE_DRAW[1:]} (docs/honest-evaluation.md).")
     failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
     if failed:
         parts.append(f"Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}.")
@@ -48,12 +51,20 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
 
 
 def checks_note(cells: "pd.DataFrame") -> str:
-    """What a figure says of crossed cells and of oblivious attacks, in a few words; nothing where there are none."""
+    """What a figure says of crossed cells, of oblivious attacks and of worst cases by one draw, in a few words; nothing where
+    there are none."""
     attacked = cells[cells["attack"] != "none"]
     failed = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
     counted = ", ".join(f"{name} ({failed.count(name)})" for name in dict.fromkeys(failed))
     crossed = f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
-    return "; ".join(text for text in (OBLIVIOUS if _some_oblivious(attacked) else "", crossed) if text)
+    told = {OBLIVIOUS: _some_oblivious(attacked), ONE_DRAW: _chosen_by_itself(attacked), crossed: bool(crossed)}
+    return "; ".join(text for text, there in told.items() if there)
+
+
+def _chosen_by_itself(attacked: "pd.DataFrame") -> bool:
+    """Whether there are worst cases behind defenses, all of one draw, as a deterministic defense's always are."""
+    behind = attacked[attacked["defense"] != "none"]
+    return bool((behind["attack"] == "worst_case").any() and (behind["draws"] == 1).all())
 
 
 def _some_oblivious(attacked: "pd.DataFrame") -> bool:

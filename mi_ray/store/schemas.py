@@ -161,7 +161,8 @@ CELLS_COLUMNS: Columns = (
     Column(
         "interval",
         TEXT,
-        "How the interval was computed: `wilson` where each point is right in all of its draws or in none, else "
+        "How the interval was computed: `wilson` where each point is right in all of its draws or in none (its nearer end exact "
+        "where fewer than five are right or wrong), else "
         "`wilson_effective`, with the number of points at which a share varies as much as the survival does over points (near "
         "0 and 1 at most as many as there are) and Student's quantile in place of the normal one.",
     ),

@@ -8,7 +8,7 @@ from helpers.frames import APPEARANCE, NAMES, adaptive, cell, eot_pgd, failed, f
 
 from mi_ray.figures import fig4
 from mi_ray.figures.names import Appearance, Names, parameters
-from mi_ray.figures.verdict_marks import OBLIVIOUS, checks_footnote, checks_note, mark
+from mi_ray.figures.verdict_marks import OBLIVIOUS, ONE_DRAW, checks_footnote, checks_note, mark
 
 
 def test_marks_follow_the_verdict() -> None:
@@ -100,6 +100,16 @@ def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
     for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
         assert "saw F alone" not in checks_footnote(told, NAMES)
         assert checks_note(told) == ""
+
+
+def test_notes_say_where_a_worst_case_was_chosen_by_the_draw_that_reports_it() -> None:
+    rows = [cell("a", "mi_ol", {}, "worst_case", 0.3), cell("a", "mi_ol", {}, "none", 0.9)]
+    for draws, undefended, told in ((1, 1, True), (3, 1, False), (1, 3, True)):
+        cells = frame(
+            *({**row, "draws": draws} for row in rows), {**cell("a", "none", {}, "none", 0.9), "draws": undefended}
+        )
+        assert (checks_note(cells) == ONE_DRAW) == told
+        assert ("behind a random defense it is too low" in checks_footnote(cells, NAMES)) == told
 
 
 def test_names_and_looks_are_those_of_the_manifest_and_others_take_spare_colours_in_the_studys_order() -> None:
