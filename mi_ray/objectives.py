@@ -98,8 +98,10 @@ def _ratios(number: int, lam: float | Distribution, rng: np.random.Generator) ->
     """λ of each example, [number]."""
     if isinstance(lam, float):
         return np.full(number, lam, np.float32)
-    drawn = rng.beta if lam.name == "beta" else rng.uniform
-    return drawn(lam.a, lam.b, number).astype(np.float32)
+    if lam.name == "quantiles":
+        return lam.quantile(rng.random(number)).astype(np.float32)
+    drawn, (first, second) = rng.beta if lam.name == "beta" else rng.uniform, lam.values
+    return drawn(first, second, number).astype(np.float32)
 
 
 ALPHA = 1.0
@@ -129,7 +131,7 @@ class _Mixing(Objective):
 
     def mix(self, x: Tensor, rng: np.random.Generator) -> _Mix:
         """Draw λ for each example, and which examples are paired."""
-        drawn = Distribution("beta", self.alpha, self.alpha) if self.lam is None else self.lam
+        drawn = Distribution("beta", (self.alpha, self.alpha)) if self.lam is None else self.lam
         lam = on_device(_ratios(len(x), drawn, rng), x.device)
         second = on_device(rng.permutation(len(x)), x.device)
         first = torch.arange(len(x), device=x.device)

@@ -13,6 +13,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from mi_ray.refusals import FACTORY, PATTERNS, shown
 from mi_ray.threat_model import parse_number
@@ -52,16 +53,27 @@ def read_method(written: object) -> Method:
 
 @dataclass(frozen=True)
 class Distribution:
-    """λ drawn afresh for each execution, or in training for each example (paper, App. B.1): beta(a, b) or uniform(a, b),
-    within [0, 1]."""
+    """λ drawn afresh for each execution, or in training for each example (paper, App. B.1), within [0, 1].
 
-    name: Literal["beta", "uniform"]
-    a: float
-    b: float
+    values: of beta its a and b; of uniform its ends; of any other distribution its quantiles at equal steps of probability, from
+    the lowest value to the highest, between which the quantile function is straight.
+    """
+
+    name: Literal["beta", "uniform", "quantiles"]
+    values: tuple[float, ...]
 
     def plain(self) -> dict[str, list[float]]:
         """As YAML and JSON write it."""
-        return {self.name: [self.a, self.b]}
+        return {self.name: list(self.values)}
+
+    def quantile(self, probability: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """The values that λ is below with these probabilities, of the same shape."""
+        if self.name == "beta":
+            from scipy.special import betaincinv  # Whoever reads a sweep file does not need it.
+
+            first, second = self.values
+            return np.asarray(betaincinv(first, second, probability))
+        return np.interp(probability, np.linspace(0, 1, len(self.values)), self.values)
 
 
 @dataclass(frozen=True)
@@ -103,7 +115,7 @@ class Parameter:
             "text": "text",
             "factory": PATTERNS[FACTORY],
             "methods": f"one or several {self.registry.noun if self.registry else 'method'}s, each a name or {{name: {{…}}}}",
-            "ratio": f"a number{bounds}, or {{beta: [a, b]}}, or {{uniform: [a, b]}}",
+            "ratio": f"a number{bounds}, or {{beta: [a, b]}}, {{uniform: [a, b]}} or {{quantiles: [lowest, …, highest]}}",
         }[self.kind]
 
     def parse(self, name: str, value: object) -> Any:
@@ -169,14 +181,16 @@ class Parameter:
             value = value.plain()
         if not isinstance(value, Mapping):
             return self._number(name, value)
-        ((kind, ends),) = value.items()
-        a, b = (parse_number(name, end) for end in ends)
-        if kind == "beta" and a > 0 and b > 0:
-            return Distribution("beta", a, b)
-        if kind == "uniform" and a <= b:
-            self._bounded(a)
-            self._bounded(b)
-            return Distribution("uniform", a, b)
+        ((kind, written),) = value.items()
+        values = tuple(parse_number(name, each) for each in written)
+        if len(values) < 2 or (len(values) > 2 and kind != "quantiles"):
+            raise ValueError(value)
+        if kind == "beta" and min(values) > 0:
+            return Distribution("beta", values)
+        if kind in ("uniform", "quantiles") and list(values) == sorted(values):
+            self._bounded(values[0])
+            self._bounded(values[-1])
+            return Distribution(kind, values)
         raise ValueError(value)
 
     def _methods(self, name: str, value: object) -> tuple["Parameterized", ...]:

@@ -95,14 +95,20 @@ def test_mixup_is_the_soft_label_cross_entropy_of_mixed_images(
 
 @pytest.mark.parametrize("name", ["mixup", "manifold_mixup", "interpolated_at"])
 @pytest.mark.parametrize(
-    ("lam", "inside"), [(0.6, (0.6, 0.6)), ({"uniform": [0.4, 0.7]}, (0.4, 0.7)), ({"beta": [40, 10]}, (0.5, 1))]
+    ("lam", "inside"),
+    [
+        (0.6, (0.6, 0.6)),
+        ({"uniform": [0.4, 0.7]}, (0.4, 0.7)),
+        ({"beta": [40, 10]}, (0.5, 1)),
+        ({"quantiles": [0.2, 0.3, 0.8]}, (0.2, 0.8)),
+    ],
 )
 def test_the_ratio_of_training_can_be_that_of_the_inference(name: str, lam: Any, inside: tuple[float, float]) -> None:
     objective: Any = _objective(name, lam=lam)
     assert objective.values()["lam"] == lam
     found = objective.mix(torch.zeros(4000, 1), np.random.default_rng(0)).lam
     assert inside[0] - 1e-6 <= found.min() <= found.max() <= inside[1] + 1e-6
-    mean = lam if isinstance(lam, float) else {"uniform": 0.55, "beta": 0.8}[next(iter(lam))]
+    mean = lam if isinstance(lam, float) else {"uniform": 0.55, "beta": 0.8, "quantiles": 0.4}[next(iter(lam))]
     assert found.mean().item() == pytest.approx(mean, abs=0.01)
     assert (found.std() > 0.04) == (not isinstance(lam, float))
 

@@ -96,7 +96,7 @@ def test_what_is_no_finite_number_is_refused_with_the_value(written: Any) -> Non
         ("crop", 3, "two whole numbers"),
         ("fast", "yes", "true or false"),
         ("mode", "c", "one of a, b"),
-        ("lam", 1.5, "a number in [0, 1], or {beta: [a, b]}, or {uniform: [a, b]}"),
+        ("lam", 1.5, "a number in [0, 1], or {beta: [a, b]}, {uniform: [a, b]} or {quantiles: [lowest, …, highest]}"),
         ("lam", -0.01, "a number in [0, 1]"),
         ("lam", {"beta": [0, 1]}, "{beta: [a, b]}"),
         ("lam", {"uniform": [0.5, 0.2]}, "{uniform: [a, b]}"),
@@ -122,7 +122,7 @@ def test_a_bad_value_is_refused_with_the_rule_and_the_value(key: str, written: A
 
 def test_values_are_canonical_however_they_are_written() -> None:
     made = Sample.make({"strength": "1/2", "stops": [50, 10], "crop": [2, 3], "lam": {"beta": [2, "1/2"]}})
-    assert (made.strength, made.stops, made.crop, made.lam) == (0.5, (10, 50), (2, 3), Distribution("beta", 2.0, 0.5))
+    assert (made.strength, made.stops, made.crop, made.lam) == (0.5, (10, 50), (2, 3), Distribution("beta", (2.0, 0.5)))
     assert made.values() == {
         "strength": 0.5,
         "count": 3,
@@ -135,7 +135,7 @@ def test_values_are_canonical_however_they_are_written() -> None:
         "net": "torch.nn:Identity",
     }
     assert Sample.make(made.values() | {"path": "x"}) == Sample.make(
-        {"strength": 0.5, "stops": [10, 50], "crop": [2, 3], "lam": Distribution("beta", 2, 0.5), "path": "x"}
+        {"strength": 0.5, "stops": [10, 50], "crop": [2, 3], "lam": Distribution("beta", (2, 0.5)), "path": "x"}
     )
 
 
@@ -256,7 +256,7 @@ def test_a_pair_is_one_value_and_a_list_of_pairs_an_axis() -> None:
 def test_a_list_of_stops_is_one_value_and_lists_of_other_kinds_are_axes() -> None:
     assert axis("stops", [50, 10]).values == ((10, 50),)
     assert axis("fast", [False, True]).values == (False, True)
-    assert axis("lam", [0.5, {"uniform": [0.2, 0.8]}]).values == (0.5, Distribution("uniform", 0.2, 0.8))
+    assert axis("lam", [0.5, {"uniform": [0.2, 0.8]}]).values == (0.5, Distribution("uniform", (0.2, 0.8)))
 
 
 def test_what_is_left_out_comes_from_the_studys_option_then_from_the_default() -> None:
@@ -272,7 +272,7 @@ def test_what_is_left_out_comes_from_the_studys_option_then_from_the_default() -
 
 def test_plain_values_survive_json() -> None:
     assert plain((1, 2)) == [1, 2]
-    assert plain(Distribution("beta", 1.0, 2.0)) == {"beta": [1.0, 2.0]}
+    assert plain(Distribution("beta", (1.0, 2.0))) == {"beta": [1.0, 2.0]}
     assert plain("a") == "a"
 
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, final
 
-import scipy
 import torch
 from torch import Tensor
 
@@ -19,10 +18,11 @@ def _mix(x: Tensor, other: Tensor, lam: float | Distribution, draws: Draws) -> T
     if isinstance(lam, float):
         return lam * x + (1 - lam) * other
     unit = draws.uniform(1)[..., 0]
-    if lam.name == "beta":
-        unit = torch.from_numpy(scipy.special.betaincinv(lam.a, lam.b, unit.cpu().double().numpy())).to(unit)
+    if lam.name == "uniform":
+        low, high = lam.values
+        unit = low + (high - low) * unit
     else:
-        unit = lam.a + (lam.b - lam.a) * unit
+        unit = torch.from_numpy(lam.quantile(unit.cpu().double().numpy())).to(unit)
     drawn = unit[..., None, None, None]
     return drawn * x + (1 - drawn) * other
 

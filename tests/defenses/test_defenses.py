@@ -487,7 +487,11 @@ def test_resizing_through_8_bits_gives_an_8_bit_image(batch: Any) -> None:
 
 @pytest.mark.parametrize(
     ("lam", "distribution"),
-    [({"beta": [2, 3]}, stats.beta(2, 3)), ({"uniform": [0.3, 0.8]}, stats.uniform(0.3, 0.5))],
+    [
+        ({"beta": [2, 3]}, stats.beta(2, 3)),
+        ({"uniform": [0.3, 0.8]}, stats.uniform(0.3, 0.5)),
+        ({"quantiles": list(stats.norm(0.5, 0.1).ppf(np.linspace(1e-4, 1 - 1e-4, 101)))}, stats.norm(0.5, 0.1)),
+    ],
 )
 @pytest.mark.parametrize("name", ["mi_pl", "mi_ol"])
 def test_lam_may_be_drawn_from_a_distribution_once_an_execution(name: str, lam: Any, distribution: Any) -> None:
@@ -512,6 +516,9 @@ def test_mixing_is_lam_x_plus_the_rest_of_a_pool_image(name: str, which: Any, po
         ("gaussian_noise", {"sigma": -0.1}, r"gaussian_noise.sigma must be a number in \[0, ∞\]; got -0.1"),
         ("gaussian_noise", {"sigma": float("nan")}, r"sigma must be a number .*; got nan"),
         ("mi_ol", {"lam": 1.5}, r"mi_ol.lam must be a number in \[0, 1\], or \{beta.*; got 1.5"),
+        ("mi_ol", {"lam": {"quantiles": [0.5, 0.2]}}, r"mi_ol.lam must be .*got \{'quantiles': \[0.5, 0.2\]\}"),
+        ("mi_ol", {"lam": {"quantiles": [0.5, 1.2]}}, r"mi_ol.lam must be .*got \{'quantiles': \[0.5, 1.2\]\}"),
+        ("mi_ol", {"lam": {"beta": [1, 1, 1]}}, r"mi_ol.lam must be .*got \{'beta': \[1, 1, 1\]\}"),
         ("mi_pl", {"lam": {"beta": [0, 1]}}, r"mi_pl.lam must be .*got \{'beta': \[0, 1\]\}"),
         ("mi_pl", {"lam": {"uniform": [0.5, 1.5]}}, r"mi_pl.lam must be .*got \{'uniform': \[0.5, 1.5\]\}"),
         ("random_pad", {"crop": [24, 16]}, r"random_pad.crop must be .*lo <= hi.*; got \[24, 16\]"),
