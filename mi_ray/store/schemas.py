@@ -184,7 +184,9 @@ CELLS_COLUMNS: Columns = (
     Column(
         "auc",
         DOUBLE,
-        "How well `score` tells this attacked cell from its clean counterpart; null where clean, and without a defense.",
+        "How well `score` tells this attacked cell from its clean counterpart; null where clean, and without a defense. Of a "
+        "worst case it is that of the images that do most harm to the accuracy, and not the lowest that an attack on the "
+        "detector leaves.",
     ),
     Column(
         "detection_gap",
