@@ -224,8 +224,19 @@ class _Sources(Mapping[str, str]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._made)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
+
     def __len__(self) -> int:
         return len(self._made)
+
+    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
+        """Handed to another process, all that can be made: what a search proposes there has been planned here before."""
+        found = {}
+        for name in self:
+            with suppress(ValueError):
+                found[name] = self[name]
+        return dict, (found,)
 
 
 def _sources(sweep: Sweep) -> Mapping[str, str]:
