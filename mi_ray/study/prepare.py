@@ -399,7 +399,10 @@ def _try_plugins(study: Study) -> None:
     own = planner.facts.sources
     through = {work.defense.name for work in _attacks(planner) if work.defense is not None}
     settings = {setting.name: setting for setting in planner.settings()}
-    for name in own.keys() & settings.keys():
+    hashed = {
+        name: own[name] for name in own.keys() & settings.keys()
+    }  # Raises where no worker could import one of them.
+    for name in hashed:
         try_defense(settings[name], dataset, study.pool_of, gradients=name in through)
     for attack in {work.method: work for work in _attacks(planner) if work.method in own}.values():
         made = ATTACKS.make(attack.method, attack.values)
