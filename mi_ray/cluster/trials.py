@@ -74,6 +74,25 @@ class Job:
     run: str = ""
 
 
+class Deferred:
+    """A function of a trial's configuration that crosses to another process as bytes, read there when it is first called.
+
+    What it holds may be of a person's own modules, and these are found there once `OwnModules.load` was called.
+    """
+
+    def __init__(self, call: Callable[[Config], Trial] | None, content: bytes = b"") -> None:
+        self._call, self._content = call, content
+
+    def __call__(self, config: Config) -> Trial:
+        """What the function returns."""
+        if self._call is None:
+            self._call = ray.cloudpickle.loads(self._content)
+        return self._call(config)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Deferred, (None, self._content if self._call is None else ray.cloudpickle.dumps(self._call))
+
+
 @dataclass(frozen=True)
 class TrialNames:
     """Names Tune's trials for people, logs and TensorBoard; a name can be part of the name of a file."""

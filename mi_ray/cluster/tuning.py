@@ -18,7 +18,17 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.session import TUNE, Session
 from mi_ray.cluster.spent import Span, spans_of
-from mi_ray.cluster.trials import Config, Job, ResolveGrid, SettingTrainable, Trial, TrialNames, grid_trials, phases
+from mi_ray.cluster.trials import (
+    Config,
+    Deferred,
+    Job,
+    ResolveGrid,
+    SettingTrainable,
+    Trial,
+    TrialNames,
+    grid_trials,
+    phases,
+)
 from mi_ray.cluster.worker import limits_of
 from mi_ray.config import OptunaSearch
 from mi_ray.events import event
@@ -145,7 +155,7 @@ def _run(session: Session, request: Request) -> Tuned:
             block=size.points,
             # A search is told accuracies on its own points, and never on those that are reported.
             reported=(points.selection, points.count) if request.search is None else (0, points.selection),
-            resolve=request.resolve,
+            resolve=Deferred(request.resolve),
             # The trials of a grid have no block in common; settings that a search proposes may.
             locks=None if request.search is None else [start_locks()],
             study=session.sweep.name,

@@ -236,6 +236,13 @@ def test_a_search_tries_its_settings_on_all_inputs(several: Several) -> None:
     assert tried(several, "search", 5) == {frozenset({"none", "pgd", "worst_case"})}
 
 
+def test_no_trial_of_a_search_is_lost_where_a_plugin_of_another_study_lies_beside_the_sweeps(several: Several) -> None:
+    told = [json.loads(line) for line in (several.folder / "run.jsonl").read_text().splitlines()]
+    of_search = [each["event"] for each in told if each.get("study") == "search"]
+    assert "study done" in of_search
+    assert not {"trial lost", "trial failed"} & set(of_search)
+
+
 @pytest.mark.long  # On Ray once more: that a search proposes the same again is held by test_search.py.
 def test_a_search_repeats_its_settings_from_what_is_stored(undisturbed: Path, tmp_path: Path) -> None:
     shutil.copytree(undisturbed / "results", tmp_path / "results")
