@@ -149,3 +149,15 @@ def test_a_method_that_a_worker_cannot_import_is_refused_where_a_sweep_names_it_
         prepare(sweep(defenses=[{"in_a_cell": 0.1}]))
     with pytest.raises(ValueError, match=r"must stay where it was imported from; .*my_gone\.py: No such file"):
         prepare(sweep(defenses=[{"in_no_file": 0.1}]))
+
+
+def test_what_a_sweep_lets_be_looked_in_is_not_among_what_is_imported_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers get the latter by PYTHONPATH, before Python's own modules, and the former after all that is installed."""
+    monkeypatch.setattr(own_code, "_OWN_FOLDERS", [])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    look_in(tmp_path)
+    assert sys.path[-1] == str(tmp_path)
+    assert str(tmp_path) not in own_code.imported_first()
+    assert own_code.own_modules(["a"]) == own_code.OwnModules(("a",), (tmp_path,))
