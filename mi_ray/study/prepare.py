@@ -216,10 +216,9 @@ class _Sources(Mapping[str, str]):
 
     def __init__(self, made: Mapping[str, Callable[[], str]]) -> None:
         self._made = made
-        self._known = lru_cache(maxsize=None)(lambda name: made[name]())
 
     def __getitem__(self, name: str) -> str:
-        return self._known(name)
+        return self._made[name]()
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._made)
@@ -399,10 +398,8 @@ def _try_plugins(study: Study) -> None:
     own = planner.facts.sources
     through = {work.defense.name for work in _attacks(planner) if work.defense is not None}
     settings = {setting.name: setting for setting in planner.settings()}
-    hashed = {
-        name: own[name] for name in own.keys() & settings.keys()
-    }  # Raises where no worker could import one of them.
-    for name in hashed:
+    # Asking for a hash raises ValueError where no worker could import the defense.
+    for name in {name: own[name] for name in own.keys() & settings.keys()}:
         try_defense(settings[name], dataset, study.pool_of, gradients=name in through)
     for attack in {work.method: work for work in _attacks(planner) if work.method in own}.values():
         made = ATTACKS.make(attack.method, attack.values)

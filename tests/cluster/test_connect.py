@@ -204,3 +204,29 @@ def test_ray_does_not_take_the_callers_folder_for_a_project_of_uvs(monkeypatch: 
     monkeypatch.setattr(connecting, "_read_again", lambda: None)
     connecting.prepare_environment(local=True)
     assert not ray_constants.env_bool("RAY_ENABLE_UV_RUN_RUNTIME_ENV", True)
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_what_is_set_for_ray_is_taken_back_and_what_a_person_has_set_stays(
+    local: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {"HOME": "here", "RAY_ADDRESS": "there", "RAY_USAGE_STATS_ENABLED": "1"}
+    monkeypatch.setattr(os, "environ", dict(before))
+    monkeypatch.setattr(connecting, "_read_again", lambda: None)
+    connecting.prepare_environment(local=local)
+    assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+    assert os.environ["TUNE_DISABLE_SIGINT_HANDLER"] == "1"  # Ctrl-C reaches us, in a Ray of the caller's own too.
+    os.environ |= {"PYTHONBREAKPOINT": "ray's", "OTHER": "a plugin's"}
+    connecting.restore_environment(before)
+    assert os.environ == {**before, "OTHER": "a plugin's"}
+
+
+def test_a_run_ends_its_own_actor_and_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    killed: list[object] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "kill", killed.append)
+    monkeypatch.setattr(ray, "shutdown", lambda: pytest.fail("the caller's Ray must go on"))
+    run: Any = SimpleNamespace(_progress="the actor")
+    session.Session.close(run)
+    session.Session.close(run)
+    assert killed == ["the actor"]
