@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mi_ray.statistics import by_threat, of_variant, undominated
+from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
@@ -59,7 +60,7 @@ def one_each(cells: "pd.DataFrame", points: int) -> str:
     settings = cells[setting].drop_duplicates()
     if not settings.duplicated(["classifier", "defense"]).any():
         return "Of each defense its one setting"
-    attacked = cells[~cells["attack"].isin(["none", "worst_case"])].groupby(setting).size()
+    attacked = cells[~cells["attack"].isin(["none", WORST_CASE])].groupby(setting).size()
     uneven = attacked.groupby(["classifier", "defense"]).nunique().gt(1).any()
     return (
         "Of each defense the setting with the highest adversarial accuracy under the attack that leaves it least, among those "

@@ -263,7 +263,7 @@ class CnnSmall(Architecture):
 
 
 def build_classifier(description: Mapping[str, Any]) -> Classifier:
-    """A classifier with initial weights, built from the description that `save_classifier` writes.
+    """A classifier with initial weights, built from the description that classifier.json holds.
 
     description: architecture or factory with its arguments, or the source and the blueprint of a network by name; classes,
     mean and std, and perhaps input_size. Raises ValueError when a factory

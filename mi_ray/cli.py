@@ -16,7 +16,8 @@ import typer
 from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
-    from mi_ray.run import StudyResult, Until
+    from mi_ray.plan.work import Until
+    from mi_ray.run import StudyResult
 
 app = typer.Typer(
     no_args_is_help=True,

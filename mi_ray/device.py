@@ -1,7 +1,6 @@
-"""How passes run fast without changing what they compute: batches in flight, passes counted, memory kept.
+"""What passes need of the device that they run on: they are counted, memory is kept, arithmetic is exact, NaN is refused.
 
-Arithmetic happens in canonical batches. What is here decides how many of them run at once, never their shape, so that
-no row depends on it.
+How many canonical batches run at once is decided in `study/batches.py`; no row depends on either.
 """
 
 import ctypes

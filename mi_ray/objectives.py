@@ -1,4 +1,4 @@
-"""What training minimises: ERM, mixup, adversarial training and interpolated AT (paper, Sec. 2.2, 4.1, A.2)."""
+"""What training minimises, one class an objective: those of the paper (Sec. 2.2, 4.1, A.2) and some of others."""
 
 from abc import abstractmethod
 from collections.abc import Callable
@@ -234,7 +234,7 @@ class _LabelAttack(_InnerAttack):
 @final
 @OBJECTIVES.register
 @dataclass(frozen=True)
-class Adversarial(_LabelAttack):
+class AdversarialTraining(_LabelAttack):
     """Adversarial training with clean : adversarial = 1 : 1, in two forwards (Eq. 19; Madry et al., 2018)."""
 
     name: ClassVar[str] = "adversarial"

@@ -1,4 +1,4 @@
-"""Plugins: a file to begin with, and the contract that every attack, defense and objective keeps."""
+"""Plugins: the contract that every attack, defense and objective keeps, and what holds a person's own to it."""
 
 import contextlib
 import importlib.util

@@ -13,6 +13,7 @@ from mi_ray.config import Sweep
 from mi_ray.events import written_to
 from mi_ray.figures.draw import Drawn, draw, find_figure
 from mi_ray.own_code import look_in
+from mi_ray.plan.work import Until
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.locks import lock_store, lock_study
@@ -26,7 +27,6 @@ if TYPE_CHECKING:  # What takes seconds to import is imported by the functions t
     from mi_ray.study.estimate import StudyCost
     from mi_ray.study.prepare import Study
 
-Until = Literal["train", "attack", "sweep"]
 Did = Literal["computed", "drew", "nothing"]
 # The figures that are of what one key of a sweep asks for, and without it of nothing.
 DRAWS = {"certified_accuracy": "certify", "fig2": "counterparts", "presets_table": "variants"}

@@ -18,7 +18,7 @@ import numpy.typing as npt
 # those of `stats` bit for bit, which takes ten times as long to import.
 import scipy
 
-from mi_ray.threat_model import ABSTAINS
+from mi_ray.threat_model import ABSTAINS, WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
@@ -245,8 +245,8 @@ def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
 def detection_rate(clean: npt.ArrayLike, adversarial: npt.ArrayLike, false_positives: float = FALSE_POSITIVES) -> float:
     """The true-positive rate: the share of adversarial inputs that a detector finds at that rate of false positives.
 
-    The score is higher on adversarial inputs. The threshold is the lowest at which no more than `false_positives` of the
-    clean inputs are at or above it, never one between two of them, so that it is a rate that a threshold really has.
+    The score is higher on adversarial inputs. An input is found where its score is greater than that of all clean inputs but
+    the `false_positives` of them that may be flagged: the threshold is a clean input's score, and ties with it count as clean.
     """
     low, high = np.sort(np.asarray(clean, float))[::-1], np.asarray(adversarial, float)
     return float((high > low[_allowed(len(low), false_positives)]).mean())
@@ -735,7 +735,7 @@ def by_threat(table: "pd.DataFrame") -> "Iterator[pd.DataFrame]":
     Worst cases are one attack, though what they are the worst of (and so the adversary's knowledge) may differ.
     """
     keys = table[THREAT_KEYS].astype(object)
-    keys.loc[keys["attack"] == "worst_case", ["attack_params", "knowledge"]] = ""
+    keys.loc[keys["attack"] == WORST_CASE, ["attack_params", "knowledge"]] = ""
     for _, group in table.groupby([keys[name] for name in THREAT_KEYS], sort=False, dropna=False):
         yield group
 

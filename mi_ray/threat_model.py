@@ -25,6 +25,7 @@ DIAMETERS: Mapping[Norm, Callable[[int], float]] = {
 LONGEST_STEPS: Mapping[Norm, float] = {"linf": 1.0, "l2": 1.0, "l1": 100.0, "spatial": 1.0}
 LONGEST_STEP = max(LONGEST_STEPS.values())
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
+WORST_CASE = "worst_case"  # The attack of a cell that takes each point at its worst over a study's attacks.
 ABSTAINS = -1  # A prediction where a defense gives no answer.
 TOLERANCE = 1e-6  # So far may float32 rounding of x + epsilon leave the ball; more than that is a fault.
 

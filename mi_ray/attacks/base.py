@@ -161,7 +161,7 @@ def best_restart(success: np.ndarray, loss: np.ndarray) -> np.ndarray:
 class Attack(Parameterized):
     """An attack on any module from [0, 1] images to logits or log-probabilities: F, or F behind a defense.
 
-    A subclass writes `run` and `stops`; the final methods check what goes in and what comes out.
+    A subclass writes `run`, `stops` and `cost`; the final methods check what goes in and what comes out.
     """
 
     display_name: ClassVar[str] = ""  # What figures call it; its name where this is empty.

@@ -212,7 +212,7 @@ class EotPgd(StepAttack):
     norms: ClassVar[tuple[Norm, ...]] = NORMS
     goes_on: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
+    step_size: float = number("length of a step in the norm of the ball", 1 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
     eot: int | None = integer("executions averaged at each step; the study's N where left out", None, low=1)
     loss: Literal["mean_cross_entropy", "cross_entropy_of_mean", "evade"] = choice(
         "what it ascends: the executions' mean cross-entropy, that of their mean, or F's while a detector is evaded",

@@ -112,7 +112,7 @@ class Evasion(Restarted):
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     needs_defense: ClassVar[bool] = True
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (50,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 1 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
+    step_size: float = number("length of a step in the norm of the ball", 1 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
     update: Literal["orthogonal", "selective"] = choice(
         "how a step closes the gap where F is fooled: orthogonal to the gradient of F's loss, or whatever F's loss does",
         ("orthogonal", "selective"),

@@ -38,7 +38,7 @@ class Restarted(Attack):
 
     stop_parameter: ClassVar[str | None] = "steps"
     steps: tuple[int, ...] = integers("number of steps; a list is read off one trajectory", (10,), low=1, high=100_000)
-    step_size: float = number("length of a step, in [0, 1] pixels", 2 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
+    step_size: float = number("length of a step in the norm of the ball", 2 / 255, low=SMALLEST_STEP, high=LONGEST_STEP)
     restarts: int = integer("independent random starts", 1, low=1)
     random_start: bool = flag("start uniformly in the ball, not at the clean image", True)
 

@@ -7,12 +7,13 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Ray reads its environment when it is first imported, so nothing here may import it too early.
     from rich.console import Console
 
     from mi_ray.cluster.session import CellsWritten, Outcome
+    from mi_ray.plan.work import Until
     from mi_ray.store.blocks import Store
     from mi_ray.study.prepare import Study
 
@@ -22,7 +23,7 @@ def run_study(
     store: "Store",
     address: str | None,
     console: "Console",
-    until: Literal["train", "attack", "sweep"] = "sweep",
+    until: "Until" = "sweep",
     tensorboard: str | None = None,
     callbacks: Sequence[str] = (),
     cells_written: "CellsWritten" = lambda store, study: None,

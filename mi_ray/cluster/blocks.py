@@ -13,12 +13,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from mi_ray.cluster.retries import Fault, Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.spent import Span, spans_of
-from mi_ray.cluster.worker import Item, compute_block, limits_of
+from mi_ray.cluster.worker import compute_block, limits_of
 from mi_ray.device import NotFiniteError
 from mi_ray.events import event
 from mi_ray.own_code import own_modules
 from mi_ray.plan.work import OutputWork, Work
 from mi_ray.progress import Stage, stage
+from mi_ray.study.results import Item
 
 QUEUED = 4000  # Attempts handed to Ray at once: more than any cluster runs, few enough to look through each time.
 ENDED_AT_ONCE = 64  # Tasks whose end is taken up in one step, after which progress is shown and Ctrl-C looked at.

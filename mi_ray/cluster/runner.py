@@ -2,7 +2,6 @@
 
 import time
 from functools import partial
-from typing import Literal
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.cluster import precision
@@ -11,16 +10,15 @@ from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.training import train
 from mi_ray.cluster.tuning import evaluate_defenses, evaluating
 from mi_ray.events import about, event
-from mi_ray.plan.work import Plan
+from mi_ray.plan.work import Plan, Until
 from mi_ray.progress import stage
 from mi_ray.store.files import remove_temporary_files
 from mi_ray.store.read import write_certificates
 from mi_ray.study.certificates import certified_rows
-from mi_ray.study.report import mark, write_study
+from mi_ray.study.folder import mark, write_study
 from mi_ray.study.rows import DerivedRows, mark_selected, write_records
 from mi_ray.study.verdicts import MORE_DRAWS
 
-Until = Literal["train", "attack", "sweep"]
 TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_params", "executions", "work")
 
 
@@ -69,11 +67,11 @@ def _stages(session: Session, until: Until) -> None:
     plan = evaluate_defenses(session, plan)
     records = derive_records(session, plan)
     if plan.check_attacks():
-        write_cells(session, plan, records, checking=True)
+        judge_and_write(session, plan, records, checking=True)
         finish(checking(session, plan))
         take_more_draws(session, records)
     certify(session, plan)
-    write_cells(session, plan, records)
+    judge_and_write(session, plan, records)
 
 
 def _of_trained(session: Session, until: Until, beside: Beside) -> Steps:
@@ -138,7 +136,7 @@ def derive_records(session: Session, plan: Plan) -> DerivedRows:
         return write_records(session.bench.results, plan, points, session.cause_of, shown.advance)
 
 
-def write_cells(session: Session, plan: Plan, records: DerivedRows, *, checking: bool = False) -> None:
+def judge_and_write(session: Session, plan: Plan, records: DerivedRows, *, checking: bool = False) -> None:
     """Judge every cell, write what the study says about them, and have the figures drawn.
 
     checking: whether the checks are still to be run; the verdicts of cells that need them are then "not run".

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ray.tune.search import Searcher
 
 from mi_ray.cluster.optuna_study import begin_anew, open_storage, sampler_of
-from mi_ray.cluster.trials import OBJECTIVES, Config, Trial
+from mi_ray.cluster.trials import ACCURACIES, Config, Trial
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES
 from mi_ray.parameters import Axis, Method, plain
@@ -26,7 +26,7 @@ class RoundsSearch(Searcher):
     """
 
     def __init__(self, inner: Searcher, settings: SearchSettings) -> None:
-        super().__init__(metric=list(OBJECTIVES), mode=["max", "max"])
+        super().__init__(metric=list(ACCURACIES), mode=["max", "max"])
         self._inner, self._settings = inner, settings
         self._round: list[str] = []
         self._results: dict[str, tuple[Mapping[str, object] | None, bool]] = {}
@@ -150,7 +150,7 @@ def optuna_search(space: Space, settings: SearchSettings, seed: int, name: str =
 
     sampler, storage = sampler_of(settings, seed), open_storage(settings)
     if storage is not None:
-        begin_anew(storage, name, OBJECTIVES)
+        begin_anew(storage, name, ACCURACIES)
     kept = {"storage": storage, "study_name": name} if storage is not None else {}
-    inner = OptunaSearch(space=space, metric=list(OBJECTIVES), mode=["max", "max"], sampler=sampler, **kept)
+    inner = OptunaSearch(space=space, metric=list(ACCURACIES), mode=["max", "max"], sampler=sampler, **kept)
     return RoundsSearch(inner, settings)

@@ -15,13 +15,14 @@ from ray import tune
 from ray.actor import ActorHandle
 from ray.tune.experiment import Trial as TuneTrial
 
-from mi_ray.cluster.worker import Boxed, Item, lasted, where, workbench
+from mi_ray.cluster.worker import Boxed, lasted, where, workbench
 from mi_ray.own_code import OwnModules
 from mi_ray.parameters import Method
 from mi_ray.plan.work import LAST_PHASE, OutputWork, Read, Work
+from mi_ray.study.results import Item
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 
-OBJECTIVES = ("clean_accuracy", "adversarial_accuracy")
+ACCURACIES = ("clean_accuracy", "adversarial_accuracy")
 TOGETHER = 30.0  # Seconds that an actor waits for the others of its run.
 EVALUATED = LAST_PHASE  # In it the defense answers.
 Config = Mapping[str, str | int | float]  # A trial as Ray Tune knows it: its number in a grid, or what Optuna proposes.
@@ -167,7 +168,7 @@ class SettingTrainable(tune.Trainable):
         phase, reached, _ = self._todo[0][0] if self._todo else (EVALUATED, last, last)
         stop = min(last, reached) if phase == EVALUATED else first
         if stop <= first:
-            return {**dict.fromkeys(OBJECTIVES, 0.0), "points": 0}
+            return {**dict.fromkeys(ACCURACIES, 0.0), "points": 0}
         return {**accuracies(self._bench, self._trial, (first, stop)), "points": stop - first}
 
     def _computed(self, work: Work, start: int, stop: int) -> list[Done]:
@@ -201,8 +202,8 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
 
     part: the range of points.
     """
-    found = dict(zip(OBJECTIVES, (float("nan"), 1.0), strict=True))
-    clean, adversarial = OBJECTIVES
+    found = dict(zip(ACCURACIES, (float("nan"), 1.0), strict=True))
+    clean, adversarial = ACCURACIES
     reads = {name: _read(works) for name, works in _scored(trial).items()}
     for name, read in reads.items():
         stands, _ = bench.results.stands(trial.defense, read, *part, None if name == "clean" else reads.get("clean"))

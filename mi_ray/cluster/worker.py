@@ -16,12 +16,10 @@ from ray.actor import ActorHandle
 from mi_ray.config import BlockResources
 from mi_ray.device import has_bf16
 from mi_ray.own_code import OwnModules
-from mi_ray.plan.work import Work
 from mi_ray.study.precision import Comparison, compare
-from mi_ray.study.results import StudyData
+from mi_ray.study.results import Item, StudyData
 from mi_ray.study.workbench import Workbench, WorkerLimits
 
-Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
 Boxed = list[ray.ObjectRef]  # A reference in a list, which Ray hands on without fetching what is behind it.
 
 

@@ -142,7 +142,7 @@ class RandomTransform(Defense):
         """`draws.executions` transformed copies of each image.
 
         x: images in [0, 1]; the gradient must reach them. draws: unit uniforms and normals, the only randomness.
-        predicted: ŷ, F's own prediction on x. pool: p_s, given where `uses_pool` is set.
+        predicted: ŷ, F's own prediction on x. pool: p_s, given where `needs_pool` says so.
         """
 
     def backward_transform(

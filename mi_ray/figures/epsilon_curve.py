@@ -31,6 +31,7 @@ from mi_ray.figures.panels import (
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 NEEDS = "accuracy against ε needs finished cells with and without an attack"
 SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
@@ -52,7 +53,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     clean, attacked = own[own["attack"] == "none"], own[own["attack"] != "none"]
     if clean.empty or attacked.empty:
         raise ValueError(f"{NEEDS}; this study has none")
-    worst = attacked["attack"] == "worst_case"
+    worst = attacked["attack"] == WORST_CASE
     called = [f"{name}, {goal}" for name, goal in zip(names.attacks(attacked), attacked["goal"], strict=True)]
     norm = attacked["norm"].map(lambda name: "" if name == MAX_NORM else f", {norm_text(name)}")
     of_all = WORST + norm
@@ -137,7 +138,7 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
     bands = "bands: 95 % over points" if _banded(table) else "95 % intervals over points: in the table"
     note = f"{int(table['points'].iloc[0])} points; {bands}; ε = 0: clean inputs"
-    shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == "worst_case")]
+    shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == WORST_CASE)]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))
 
 

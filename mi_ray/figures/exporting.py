@@ -9,6 +9,7 @@ import pandas as pd
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
+from mi_ray.threat_model import WORST_CASE
 
 FORMS = ".csv, .xlsx or .json"
 
@@ -51,7 +52,7 @@ def leaderboard(cells: pd.DataFrame, study: str) -> list[dict[str, Any]]:
     setting = ["classifier", "defense", "defense_params", "executions"]
     clean = {tuple(row[name] for name in setting): row for row in done[done["attack"] == "none"].to_dict("records")}
     entries = []
-    for row in done[done["attack"] == "worst_case"].to_dict("records"):
+    for row in done[done["attack"] == WORST_CASE].to_dict("records"):
         bare = clean.get(tuple(row[name] for name in setting))
         if bare is None:
             continue

@@ -29,6 +29,7 @@ from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import mean_interval
 from mi_ray.store.blocks import Store, once
 from mi_ray.store.schemas import OUTPUTS
+from mi_ray.threat_model import WORST_CASE
 
 Array = npt.NDArray[np.float64]
 DEFENSES = ("mi_pl", "mi_ol")
@@ -140,7 +141,7 @@ def settings_of(
     """
     own = finished(cells, NEEDS)
     clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
-    attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne("worst_case")]
+    attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne(WORST_CASE)]
     attacked = attacked[attacked["executions"] == attacked["executions"].max()]
     found, classes = {}, 0
     threat = ["attack", "attack_params", "goal", "norm", "epsilon"]

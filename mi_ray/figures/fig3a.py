@@ -33,6 +33,7 @@ from mi_ray.statistics import (
     roc,
 )
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 DEFENSES = ("mi_pl", "mi_ol")
 BASELINE = "confidence"
@@ -124,7 +125,7 @@ def _numbers(scores: pd.DataFrame, *, gap: bool) -> dict[str, float]:
 def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[Detector], pd.DataFrame]:
     """Every detector of a study against each of its attacks, and the attacked cells. Raises ValueError without any."""
     own = finished(cells, NEEDS)
-    own = own[own["defense"].isin(DEFENSES) & (own["attack"] != "worst_case")]
+    own = own[own["defense"].isin(DEFENSES) & (own["attack"] != WORST_CASE)]
     if len(own):
         own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")]
     clean = {tuple(row[SETTING]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}

@@ -22,6 +22,7 @@ from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lin
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
@@ -35,7 +36,6 @@ SAME_ATTACK = [
 ]  # what a study's first attack keeps in another ball, where its step may differ
 MOST = 4  # as many balls are drawn; attacks in others are counted
 FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
-WORST_CASE = "worst_case"
 WRITTEN = [  # the columns of the CSV file
     *("classifier", "defense", "defense_params", "executions", "draws", "line", *THREAT, "points"),
     *(*CLEAN, *ADVERSARIAL, "curve", "undominated", "ringed", "shown", "verdict"),

@@ -18,6 +18,7 @@ from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note, mark
 from mi_ray.store.blocks import Store, once
 from mi_ray.store.schemas import EXAMPLES
+from mi_ray.threat_model import WORST_CASE
 
 SHOWN = 9  # images in a row
 MOST = 4  # cells in the figure
@@ -71,7 +72,7 @@ def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[
     cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
     """
     own = finished(cells, NEEDS)
-    attacked = own[~own["attack"].isin(["none", "worst_case"])]
+    attacked = own[~own["attack"].isin(["none", WORST_CASE])]
     chosen = attacked[attacked["knowledge"] == "adaptive"]
     chosen = attacked[attacked["defense"] != "none"] if chosen.empty else chosen
     chosen = attacked if chosen.empty else chosen

@@ -16,6 +16,7 @@ from mi_ray.figures.tables import percent
 from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -49,7 +50,7 @@ def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
     No defense may have PGD on F alone, where each setting has an adaptive attack besides.
     """
     ball = ["norm", "epsilon"]
-    worst = chosen["attack"] == "worst_case"
+    worst = chosen["attack"] == WORST_CASE
     columns = chosen[worst].drop_duplicates(ball)[[*ball, "column"]]
     found = [chosen]
     for _, setting in chosen[~worst].groupby(FRONTIER_KEYS, sort=False):

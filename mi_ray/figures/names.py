@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
+from mi_ray.threat_model import WORST_CASE
+
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
 
@@ -30,7 +32,7 @@ SPARE_COLOURS = (
     "#DDCC77",
 )
 SPARE_MARKERS = "sovD^Pp"
-NOT_ATTACKS = {"none": "Clean", "worst_case": "Worst case"}  # what stands in the column `attack` and is no method
+NOT_ATTACKS = {"none": "Clean", WORST_CASE: "Worst case"}  # what stands in the column `attack` and is no method
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
 WRITTEN = {"l2": "L2", "l1": "L1"}  # norms as the field writes them
 MAX_NORM = "linf"  # the usual norm, which no name says; its ε is written in grey levels

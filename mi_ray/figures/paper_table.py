@@ -16,6 +16,7 @@ from mi_ray.figures.saving import save_table
 from mi_ray.figures.tables import percent
 from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 NEEDS = "the table needs finished cells"
 GOALS = ("none", "untargeted", "targeted", "any")
@@ -80,7 +81,7 @@ def _columns(own: pd.DataFrame) -> list[str]:
     """The columns of the table, each once, in the order that `facts` describes."""
     order = pd.DataFrame(
         {
-            "last": own["attack"] == "worst_case",
+            "last": own["attack"] == WORST_CASE,
             "other": ~own["attack"].isin(["none", "pgd"]),
             "attack": _place(own["attack"]),
             "epsilon": own["epsilon"],
@@ -92,7 +93,7 @@ def _columns(own: pd.DataFrame) -> list[str]:
 
 
 def _column(name: str, row: Row, one_radius: bool) -> str:
-    if row["attack"] in ("none", "worst_case") and (one_radius or row["attack"] == "none"):
+    if row["attack"] in ("none", WORST_CASE) and (one_radius or row["attack"] == "none"):
         return name
     return f"{name}, {row['goal']}" if one_radius else with_threat(name, row)
 

@@ -23,6 +23,7 @@ from mi_ray.figures.tables import markdown, percent, points
 from mi_ray.figures.verdict_marks import checks_footnote, checks_note, mark
 from mi_ray.statistics import holm, paired_test
 from mi_ray.store.blocks import Store
+from mi_ray.threat_model import WORST_CASE
 
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
@@ -135,7 +136,7 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
 def _other_statistic(row: "pd.Series[Any]", ours: "pd.Series[Any]") -> bool:
     """Whether two cells are worst cases of which one is the plain minimum: it is reported by the draw that chose it, and so
     biased downwards, where several draws are not."""
-    return bool(row["attack"] == "worst_case" and (row["draws"] == 1) != (ours["draws"] == 1))
+    return bool(row["attack"] == WORST_CASE and (row["draws"] == 1) != (ours["draws"] == 1))
 
 
 def _threats(itself: pd.DataFrame, names: Names) -> list[str]:

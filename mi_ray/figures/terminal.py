@@ -15,6 +15,7 @@ from rich.text import Text
 from mi_ray.choice import chosen_on, frontier
 from mi_ray.figures.names import Names, in_norm, parameters
 from mi_ray.figures.tables import percent, points
+from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
@@ -32,12 +33,12 @@ def frontier_facts(cells: "pd.DataFrame") -> "list[pd.DataFrame]":
     table = frontier(cells)
     best = table[table["undominated"] | (table["defense"] == "none")].sort_values(["classifier", "clean"])
     # A worst case is one attack, also for settings that have no adaptive attack among those it is the worst of.
-    best.loc[best["attack"] == "worst_case", "knowledge"] = ""
-    tested = table[table["attack"] != "worst_case"]
+    best.loc[best["attack"] == WORST_CASE, "knowledge"] = ""
+    tested = table[table["attack"] != WORST_CASE]
     first = {tuple(rows.iloc[0][THREAT]) for _, rows in tested.groupby("classifier")}
     found = []
     for threat, rows in best.groupby(THREAT, sort=False):
-        if rows["attack"].iloc[0] == "worst_case":
+        if rows["attack"].iloc[0] == WORST_CASE:
             found.append(_with_baseline(rows, tested))
         elif threat in first:
             found.append(rows)

@@ -4,6 +4,7 @@ import json
 from typing import TYPE_CHECKING
 
 from mi_ray.figures.names import Names, Row
+from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
     import pandas as pd
@@ -64,10 +65,10 @@ def checks_note(cells: "pd.DataFrame") -> str:
 def _chosen_by_itself(attacked: "pd.DataFrame") -> bool:
     """Whether there are worst cases behind defenses, all of one draw, as a deterministic defense's always are."""
     behind = attacked[attacked["defense"] != "none"]
-    return bool((behind["attack"] == "worst_case").any() and (behind["draws"] == 1).all())
+    return bool((behind["attack"] == WORST_CASE).any() and (behind["draws"] == 1).all())
 
 
 def _some_oblivious(attacked: "pd.DataFrame") -> bool:
     """Whether some defended cells are under an attack that knew no defense."""
     alone = (attacked["knowledge"] == "oblivious") & (attacked["defense"] != "none")
-    return bool((alone & (attacked["attack"] != "worst_case")).any())
+    return bool((alone & (attacked["attack"] != WORST_CASE)).any())

@@ -13,6 +13,7 @@ from mi_ray.figures.verdict_marks import failed_checks
 from mi_ray.page.counts import Counts
 from mi_ray.page.facts import threat_of
 from mi_ray.statistics import by_threat, paired_test
+from mi_ray.threat_model import WORST_CASE
 
 
 def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str, object]]:
@@ -53,7 +54,7 @@ def _bare(group: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     A classifier that is attacked in one way alone has no cell of the worst case: it is that attack's.
     """
     own, first = group[group["defense"] == "none"].head(1), group.iloc[0]
-    if len(own) or first["attack"] != "worst_case":
+    if len(own) or first["attack"] != WORST_CASE:
         return own
     ball = ["classifier", "norm", "epsilon"]
     alone = table[(table["defense"] == "none") & (table[ball] == first[ball]).all(axis=1)]
@@ -110,6 +111,6 @@ def _trust(best: Row, threat: str) -> str:
     else:
         said = "No control attack has judged this number yet"
     if best["knowledge"] == "oblivious" and best["defense"] != "none":
-        of = "all attacks in it" if best["attack"] == "worst_case" else threat
+        of = "all attacks in it" if best["attack"] == WORST_CASE else threat
         return f"{said}; but {of} saw the classifier alone, so nothing here says what an adversary leaves who knows the defense."
     return f"{said}; it bounds what is left from above, for the attacks that were run."

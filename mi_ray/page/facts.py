@@ -22,6 +22,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import read_manifest
 from mi_ray.store.schemas import CERTIFIED, TRAINING
+from mi_ray.threat_model import WORST_CASE
 
 Json: TypeAlias = Mapping[str, object]
 NUMBERS = (
@@ -137,7 +138,7 @@ def study_facts(loaded: Loaded) -> dict[str, object]:
 
 
 def _knowledge(row: Row) -> str:
-    return "" if row["attack"] == "worst_case" else str(row["knowledge"]).replace("_", " ")
+    return "" if row["attack"] == WORST_CASE else str(row["knowledge"]).replace("_", " ")
 
 
 def _setting(row: Row, names: Names) -> list[object]:
@@ -190,7 +191,7 @@ def asked(loaded: Loaded) -> str:
     cells, sweep, manifest = loaded.cells, loaded.sweep, loaded.manifest
     settings = len(cells.loc[cells["defense"] != "none", FRONTIER_KEYS].drop_duplicates())
     methods = [name for name in dict.fromkeys(cells["defense"]) if name != "none"]
-    attacked = cells[~cells["attack"].isin(["none", "worst_case"])]
+    attacked = cells[~cells["attack"].isin(["none", WORST_CASE])]
     radii = radii_text(attacked)
     attacks = list(dict.fromkeys(threat_of(attacked, loaded.names)))
     done = int((cells["state"] == "done").sum())

@@ -6,10 +6,10 @@ from typing import Any, get_args
 
 from mi_ray.parameters import Method
 from mi_ray.plan.keyed import KeyedWork
-from mi_ray.plan.work import WORST_CASE, Cell, ClassifierWork, Inputs
+from mi_ray.plan.work import Cell, ClassifierWork, Inputs
 from mi_ray.store.keys import canonical, content_key
 from mi_ray.store.schemas import RECORDS
-from mi_ray.threat_model import Knowledge
+from mi_ray.threat_model import WORST_CASE, Knowledge
 
 KNOWLEDGE = get_args(Knowledge)  # From the least to the most.
 

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from mi_ray.plan.cells import CellMaker
-from mi_ray.plan.controls import Attacked, Control, ControlRule, Held, controls
+from mi_ray.plan.controls import Attacked, Control, Held, PlannedRule, controls
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
 from mi_ray.threat_model import DIAMETERS, ThreatModel
 
@@ -71,7 +71,7 @@ class CheckPlanner:
                     )
                     yield self._check(held, attack, judged, sharing), held.rule.one_setting
 
-    def _wanted(self, held: Held[ControlRule], first: bool) -> bool:
+    def _wanted(self, held: Held[PlannedRule], first: bool) -> bool:
         """Whether a check is to be made. first: of the first setting of its defense."""
         wanted = self.works.sweep.checks
         paid_for = wanted.level != "cheap" or held.rule.free
@@ -79,7 +79,7 @@ class CheckPlanner:
         asked &= not held.rule.of_drawn_points or self.works.sweep.points_order() == "drawn"
         return paid_for and asked and (first or not held.rule.one_setting)
 
-    def _check(self, held: Held[ControlRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:
+    def _check(self, held: Held[PlannedRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:
         classifier, n = self._by_key[attack.classifier], judged.identity["executions"]
         defense = self.works.registries.defenses.make(*judged.defense)
         control = None
@@ -88,7 +88,7 @@ class CheckPlanner:
         clean = self.maker.cell(classifier, Inputs(), defense, n)
         return Check(held.rule.name, judged, clean, control, sharing, self._points(held.rule))
 
-    def _points(self, rule: ControlRule) -> int:
+    def _points(self, rule: PlannedRule) -> int:
         """On how many points a check is made: in whole batches, so that all arithmetic is that of the study."""
         checks, batch = self.works.sweep.checks, self.works.sweep.batch
         if rule.by_option:

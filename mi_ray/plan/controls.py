@@ -47,7 +47,7 @@ class Attacked:
 
 
 @dataclass(frozen=True)
-class ControlRule:
+class PlannedRule:
     """A check of an attack, as far as a plan has to know it.
 
     control: the attack that the judged one is compared with; None where the check does not apply to it. free: whether it needs
@@ -78,7 +78,7 @@ class ControlRule:
         return self.norms is None or norm in self.norms
 
 
-Rule = TypeVar("Rule", bound=ControlRule)
+Rule = TypeVar("Rule", bound=PlannedRule)
 
 
 @dataclass(frozen=True)

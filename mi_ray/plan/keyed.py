@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from mi_ray.config import Certify, ClassifierEntry, Options, Sweep
 from mi_ray.parameters import Method, Registry, expand
-from mi_ray.plan.controls import ControlRule
+from mi_ray.plan.controls import PlannedRule
 from mi_ray.plan.cost import Costs, whole_chunks
 from mi_ray.plan.work import (
     EVALUATE,
@@ -38,7 +38,7 @@ class Registries:
     objectives: Registry[Any]
     architectures: Registry[Any]
     chunk: int
-    checks: Sequence[ControlRule]
+    checks: Sequence[PlannedRule]
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,8 @@ class Facts:
     """What the plan needs to know of the data and the machine.
 
     pools: component name -> digest of the sample pool that it draws from; under "defense/component" that of a component
-    which draws from another within a defense. plugins: plugin -> hash of its source.
+    which draws from another within a defense. sources: name of a person's method, factory or weights file -> hash of its
+    source or content.
     decided: classifier key -> the precision that `precision: auto` found good for it, where that is known.
     folded: key of a person's own classifier -> the precisions in which it is computed in its fast form.
     given: name of a classifier that its source gives whole -> (its description, the digest of its weights).

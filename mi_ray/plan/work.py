@@ -17,10 +17,10 @@ from mi_ray.threat_model import ThreatModel
 # What an untargeted attack leaves: the true labels, or those that F predicts.
 AttackLabels = Literal["true", "predicted"]
 Passes = tuple[int, int]  # forward and backward passes of F
+Until = Literal["train", "attack", "sweep"]  # the stage after which a run stops
 LAST_PHASE = 3  # See `Work.phase`.
 Purpose = Literal["evaluate", "choose", "bound"]  # of draws: a defense's score, a certificate's class, its bound
 EVALUATE: Purpose = "evaluate"
-WORST_CASE = "worst_case"  # the attack of a cell that takes each point at its worst
 
 
 @dataclass(frozen=True)

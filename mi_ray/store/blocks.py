@@ -41,6 +41,7 @@ Result = TypeVar("Result")
 # keeps_box, and of a norm other than the max norm the largest distance of its images under the norm's name; a block
 # of outputs executions and draws.
 BlockFacts = Mapping[str, Any]
+COST = ("forward_passes", "backward_passes", "seconds")  # of these facts, what a block has cost
 _BLOCK = re.compile(r"^points-(\d+)-(\d+)\.parquet$")
 
 

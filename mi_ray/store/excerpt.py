@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import yaml
 
-from mi_ray.store.blocks import Block, Store
-from mi_ray.store.compact import compact
+from mi_ray.store.blocks import COST, Block, Store
+from mi_ray.store.compact import OWN, compact
 from mi_ray.store.read import cells_table
 from mi_ray.store.schemas import IDENTITY, RECORDS
 
@@ -93,9 +93,7 @@ def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -
                 out.write_block("outputs", key, block.start, block.stop, _rounded(rows, "probabilities"), _own(facts))
             continue
         table = _rounded(pa.concat_tables([rows for rows, _ in read]).combine_chunks(), "probabilities")
-        cost = {
-            name: sum(facts[name] for _, facts in read) for name in ("forward_passes", "backward_passes", "seconds")
-        }
+        cost = {name: sum(facts[name] for _, facts in read) for name in COST}
         out.write_block("outputs", key, blocks[0].start, blocks[-1].stop, table, _own(read[0][1]) | cost)
 
 
@@ -120,7 +118,7 @@ def _thinned(table: pa.Table, kept: set[str]) -> pa.Table:
 
 
 def _own(facts: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in facts.items() if name not in ("kind", "key", "start", "stop")}
+    return {name: value for name, value in facts.items() if name not in OWN}
 
 
 def _outputs_of(work: dict[str, object]) -> list[str]:

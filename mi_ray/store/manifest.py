@@ -28,13 +28,18 @@ from mi_ray.store.locks import running
 from mi_ray.store.schemas import KINDS
 
 # "checking" is the state of a study whose cells and figures are there while its checks still run.
-State = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
-UNFINISHED: tuple[State, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
+StudyState = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
+UNFINISHED: tuple[StudyState, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
 DIED = "died"  # how the state of a study begins whose run has ended without a word
 ENDED = ("complete", "incomplete", DIED, "damaged")  # how the states begin of studies on which nobody works
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
+USED_BY_FIGURES = (
+    "choice.py",
+    "smoothing.py",
+    "statistics.py",
+)  # the modules beside these packages that figures import
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
 NO_ROWS = (
     "figures",
@@ -62,7 +67,7 @@ def read_manifest(store: Store, study: str) -> dict[str, Any]:
     return found
 
 
-def write_manifest(store: Store, study: str, state: State, keys: Keys, about: Mapping[str, object]) -> None:
+def write_manifest(store: Store, study: str, state: StudyState, keys: Keys, about: Mapping[str, object]) -> None:
     """Write a study's manifest anew, with the provenance of this process; a seal that it had is gone.
 
     state: how far the study is. keys: every folder of the store that it refers to, which `unreferenced` then leaves
@@ -156,11 +161,11 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
 def figures_fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's figures came from beside its rows.
 
-    It covers the list of figures, mi_ray/figures and mi_ray/page with the statistics that they use, and, for each figure
-    of a person's own, all Python files in the folder of its module, since a script may call what lies beside it.
+    It covers the list of figures, mi_ray/figures and mi_ray/page with the modules that they use, and, for each figure of a
+    person's own, all Python files in the folder of its module, since a script may call what lies beside it.
     """
     digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
-    code = set((PROGRAM / "figures").rglob("*.py")) | set(PROGRAM.glob("statistics.py"))
+    code = set((PROGRAM / "figures").rglob("*.py")) | {PROGRAM / name for name in USED_BY_FIGURES}
     code |= {path for path in (PROGRAM / "page").iterdir() if path.is_file()}
     for module in sweep.own_figures:
         code.update(file for path in _source(module) for file in path.parent.glob("*.py"))

@@ -201,7 +201,7 @@ CELLS_COLUMNS: Columns = (
         "tpr_at_5_fpr",
         DOUBLE,
         "The share of this attacked cell's points whose `score` is above a threshold that at most 5 % of its clean "
-        "counterpart's points reach; null where `auc` is.",
+        "counterpart's points exceed; null where `auc` is.",
         later=True,
     ),
     Column("checks", TEXT, "The checks as JSON text: name -> `state`, `why` and the numbers that it rests on."),

@@ -1,9 +1,9 @@
 """Whether a number can be trusted: checks with a criterion each, stored as passed, failed or not run (docs/checks.md).
 
-`CHECKS` at the end is the table of all of them: name, criterion, what an attack is held against, and how that is judged.
-A new check is one entry there and a paragraph of its name in docs/checks.md. After Carlini et al. (2019), *On Evaluating
-Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function of counts and values; `verdicts`
-gathers what they need, and `battery` holds the statistics.
+`STORED` and `RULES` are the tables of all of them: name and criterion, and of `RULES` what an attack is held against, if
+anything, and how that is judged. A new check is one entry there and a paragraph of its name in docs/checks.md. After
+Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function
+of counts and values; `verdicts` gathers what they need, and `battery` holds the statistics.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,14 +14,14 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from mi_ray.plan.controls import Attacked, Control, ControlRule
+from mi_ray.plan.controls import Attacked, Control, PlannedRule
 from mi_ray.statistics import holm
 from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
 from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
-State = Literal["passed", "failed", "not run"]
+CheckState = Literal["passed", "failed", "not run"]
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell that are tests.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio is constant, and its gradient zero,
 # where the label's logit is the third largest: behind a random defense that is so in a few draws of points that stand (2.6 %
@@ -44,7 +44,10 @@ FEWEST_STANDING = 10  # points, of which a share says something without a test
 FEW_STAND = f"fewer than {FEWEST_STANDING} points stand"
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
-OWN_POINTS, RADIUS_POINTS = 100, 20  # A control that is the attack itself, made stronger or of another radius, is dear.
+LIMITED_POINTS, RADIUS_POINTS = (
+    100,
+    20,
+)  # A control that is the attack itself, made stronger or of another radius, is dear.
 # What is largest where an image is farthest from its clean one.
 FARTHEST: Mapping[Norm, str] = {
     "linf": "|delta|",
@@ -63,7 +66,7 @@ class Finding:
     `settled`, together with all other checks of its cell.
     """
 
-    state: State
+    state: CheckState
     why: str
     figures: dict[str, float] = field(default_factory=dict)
     p: float | None = None
@@ -179,8 +182,8 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class CheckRule(ControlRule):
-    """A check of an attack: a row of `CHECKS`.
+class CheckRule(PlannedRule):
+    """A check of an attack: a row of `RULES`.
 
     criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. judge: the finding of its evidence.
     """
@@ -410,7 +413,7 @@ def _of_known_solutions(attack: Attacked) -> Control | None:
     return Control("binarization", {"of": canonical({attack.method: attack.values})}, attack.threat.epsilon)
 
 
-# Checks that are read off what is stored for every cell, attacked or not, with their criteria.
+# Checks that are read off what is stored already, with their criteria; `verdicts` has their code.
 STORED = {
     "in_ball": "The largest distance of an image from its clean one, in the attack's norm, is at most epsilon, up to 1e-6 of "
     "rounding.",
@@ -422,7 +425,7 @@ STORED = {
     "peers": "No attack of the study of the same knowledge, setting, radius and goal that costs no more passes leaves "
     "significantly less.",
 }
-CONTROLS = (
+RULES = (
     CheckRule(
         "reference",
         control=_reference,
@@ -476,7 +479,7 @@ CONTROLS = (
         norms=NORMS,
         control=_of_fixed_randomness,
         of_trajectory=False,
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="Two figures: what is left where the adversary may fix the defense's draws, and where success counts while it "
         "optimises.",
         judge=_judge_fixed_randomness,
@@ -485,21 +488,21 @@ CONTROLS = (
         "more_steps",
         control=_doubled("steps"),
         of_trajectory=False,
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="Twice the steps do not leave significantly less.",
         judge=_judge_stronger,
     ),
     CheckRule(
         "more_restarts",
         control=_doubled("restarts"),
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="Twice the restarts do not leave significantly less.",
         judge=_judge_stronger,
     ),
     CheckRule(
         "more_eot",
         control=_doubled("eot"),
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="Twice the executions in the gradient do not leave significantly less.",
         judge=_judge_stronger,
     ),
@@ -530,7 +533,7 @@ CONTROLS = (
         norms=NORMS,
         control=_without_gradients("random_noise", lambda: {"tries": TRIES}),
         of_trajectory=False,
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="The best of 20 uniform points in the ball does not leave significantly less.",
         judge=_judge_stronger,
     ),
@@ -540,7 +543,7 @@ CONTROLS = (
         control=_without_gradients("square", lambda: {"queries": QUERIES, "schedule": QUERIES}),
         of_trajectory=False,
         one_setting=True,
-        points=OWN_POINTS,
+        points=LIMITED_POINTS,
         criterion="The Square attack with 1,000 queries does not leave significantly less.",
         judge=_judge_stronger,
     ),
@@ -553,9 +556,9 @@ CONTROLS = (
         judge=_judge_binarization,
     ),
 )
-_RULES = {rule.name: rule for rule in CONTROLS}
-OPTIONAL = tuple(rule.name for rule in CONTROLS if rule.by_option)  # named by the cells that were asked for them alone
-NEED_PASSES = tuple(rule.name for rule in CONTROLS if not rule.free and not rule.by_option)
+_RULES = {rule.name: rule for rule in RULES}
+OPTIONAL = tuple(rule.name for rule in RULES if rule.by_option)  # named by the cells that were asked for them alone
+NEED_PASSES = tuple(rule.name for rule in RULES if not rule.free and not rule.by_option)
 CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named by every attacked cell
 CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
 
@@ -565,17 +568,17 @@ def is_made_in(norm: Norm, name: str) -> bool:
     return name not in _RULES or _RULES[name].knows(norm)
 
 
-def is_own(name: str) -> bool:
+def has_limit(name: str) -> bool:
     """Whether a check's control has a limit of points of its own, as longer runs, other radii, noise and Square have."""
     return _RULES[name].points is not None
 
 
 def judge(name: str, evidence: Evidence) -> Finding:
-    """What a check of `CONTROLS` says of its evidence. Raises KeyError for another name."""
+    """What a check of `RULES` says of its evidence. Raises KeyError for another name."""
     return _RULES[name].judge(evidence)
 
 
-def verdict(findings: Mapping[str, Finding], attacked: bool) -> State:
+def verdict(findings: Mapping[str, Finding], attacked: bool) -> CheckState:
     """One word for a cell: failed if any check has failed; passed if it is not attacked or the reference was not stronger;
     else not run."""
     if any(found.state == "failed" for found in findings.values()):

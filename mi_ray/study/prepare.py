@@ -38,14 +38,14 @@ from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import AttackWork, ClassifierWork, Plan, united
 from mi_ray.sample_pool import SamplePool, augmented_once, without
 from mi_ray.store.keys import Values, canonical
-from mi_ray.study.checks import CONTROLS
+from mi_ray.study.checks import RULES
 from mi_ray.study.compiling import choose
 from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.trying import try_attack, try_classifier, try_defense
 
 CPU = torch.device("cpu")
-REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, CONTROLS)
+REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, RULES)
 
 
 @dataclass(frozen=True, eq=False)

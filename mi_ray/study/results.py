@@ -22,13 +22,12 @@ from mi_ray.networks import OwnNetwork
 from mi_ray.parameters import Method
 from mi_ray.plan.work import Inputs, OutputWork, Read, Work
 from mi_ray.sample_pool import SamplePool
-from mi_ray.store.blocks import Block, Store, missing_ranges
+from mi_ray.store.blocks import COST, Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import Values
 from mi_ray.store.locks import lock_key
 from mi_ray.store.schemas import Array, Kind, list_column
 
-COST = ("forward_passes", "backward_passes", "seconds")  # What each block says that it has cost.
 KEPT = 2**30  # Bytes of adversarial images that a process keeps, or one block of them.
 Item = tuple[Work, int, int]  # A block: what it is of, and its range [start, stop) of the study's points.
 Part = TypeVar("Part")

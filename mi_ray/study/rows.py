@@ -23,12 +23,12 @@ from mi_ray.statistics import (
     detection_gap,
     detection_rate,
 )
-from mi_ray.store.blocks import Store
+from mi_ray.store.blocks import COST, Store
 from mi_ray.store.compact import drop_records, drop_stale
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import CELLS, RECORDS, Array, Kind
-from mi_ray.study.results import COST, Results
+from mi_ray.study.results import Results
 from mi_ray.study.verdicts import Verdicts
 from mi_ray.threat_model import ABSTAINS
 

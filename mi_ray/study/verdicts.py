@@ -16,7 +16,7 @@ from mi_ray.attacks import ATTACKS
 from mi_ray.data import to_unit
 from mi_ray.defenses.base import CHUNK
 from mi_ray.plan.cost import Costs
-from mi_ray.plan.work import WORST_CASE, AttackWork, Cell, Check, Inputs, OutputWork, Plan
+from mi_ray.plan.work import AttackWork, Cell, Check, Inputs, OutputWork, Plan
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import canonical
 from mi_ray.store.schemas import Array
@@ -32,7 +32,7 @@ from mi_ray.study.checks import (
     settled,
 )
 from mi_ray.study.results import Results, StudyData
-from mi_ray.threat_model import NORMS, ThreatModel
+from mi_ray.threat_model import NORMS, WORST_CASE, ThreatModel
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
 SETTING = (
@@ -54,7 +54,7 @@ QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against 
 MORE_DRAWS = (10, 30)  # Behind a random defense a check whose p-value leaves it open is judged again by so many draws.
 CLEAR, OPEN = 1e-4, 0.25  # A p-value between these two leaves a check open.
 DOUBTFUL = (
-    0.01  # In place of OPEN for the controls of `is_own`: the small gain of a longer run is not worth more draws.
+    0.01  # In place of OPEN for the controls of `has_limit`: the small gain of a longer run is not worth more draws.
 )
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns.
 Findings = dict[str, Finding]  # By the name of the check.
@@ -209,7 +209,7 @@ class Verdicts:
         for more in MORE_DRAWS:
             if check.control is None or not check.judged.components or more <= draws:
                 continue
-            if found.p is None or not CLEAR < found.p < (DOUBTFUL if checks.is_own(check.name) else OPEN):
+            if found.p is None or not CLEAR < found.p < (DOUBTFUL if checks.has_limit(check.name) else OPEN):
                 break
             try:
                 found = self._by_draws(check, more)

@@ -8,8 +8,8 @@ from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
 from mi_ray.store.keys import Values, canonical
 from mi_ray.store.schemas import KEYS
+from mi_ray.study.folder import ingredients
 from mi_ray.study.prepare import Study
-from mi_ray.study.report import ingredients
 
 SHOWN = 6  # Changed parts of one key that are told.
 Flat = Mapping[str, str]

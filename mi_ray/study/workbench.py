@@ -28,6 +28,7 @@ from mi_ray.graphs import Graphs
 from mi_ray.networks import hand_over
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
+from mi_ray.store.blocks import COST
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import Values
 from mi_ray.store.locks import lock_key
@@ -40,7 +41,7 @@ from mi_ray.study.batches import (
     lanes_within,
     undefended_outputs,
 )
-from mi_ray.study.results import COST, Results, StudyData, holds
+from mi_ray.study.results import Results, StudyData, holds
 
 
 @dataclass(frozen=True)

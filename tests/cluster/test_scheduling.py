@@ -31,7 +31,7 @@ from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
-from mi_ray.cluster.runner import attacking, write_cells
+from mi_ray.cluster.runner import attacking, judge_and_write
 from mi_ray.cluster.session import Outcome, Session
 from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
 from mi_ray.cluster.training import _Meanwhile, _Trainings
@@ -44,7 +44,7 @@ from mi_ray.own_code import own_modules
 from mi_ray.page.facts import provenance
 from mi_ray.progress import Stage
 from mi_ray.store.files import Files
-from mi_ray.study.report import mark
+from mi_ray.study.folder import mark
 
 
 @pytest.fixture(scope="module")
@@ -507,7 +507,7 @@ def test_what_a_run_has_counted_and_how_long_it_took_stand_on_its_page(tmp_path:
         cells_written=None,
         tell=lambda line: None,
     )
-    write_cells(session, one.plan, Mock(judged=lambda checked: []), checking=True)
+    judge_and_write(session, one.plan, Mock(judged=lambda checked: []), checking=True)
     told = dict(provenance(one.store.read_json(f"studies/{one.study.sweep.name}/manifest.json")))
     assert told["seconds of the last run"].startswith("attack 12, records ")  # the writing of the cells is timed too
     assert told["passes counted in the last run"] == "attack forward 3,400"

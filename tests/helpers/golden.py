@@ -21,8 +21,8 @@ from mi_ray.cluster.search import optuna_search, search_cells, search_space
 from mi_ray.config import Sweep
 from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
+from mi_ray.study.folder import mark, write_study
 from mi_ray.study.prepare import Study, prepare
-from mi_ray.study.report import mark, write_study
 from mi_ray.study.rows import mark_selected
 from mi_ray.study.workbench import Workbench
 from mi_ray.sweep_files import load_sweep

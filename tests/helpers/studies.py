@@ -23,8 +23,8 @@ from mi_ray.store.check import check_store
 from mi_ray.store.manifest import seal
 from mi_ray.store.read import read_cells
 from mi_ray.store.schemas import TRAINING
+from mi_ray.study.folder import mark, write_study
 from mi_ray.study.prepare import Study, prepare
-from mi_ray.study.report import mark, write_study
 from mi_ray.study.rows import mark_selected, write_records
 from mi_ray.study.workbench import Workbench
 

@@ -16,7 +16,7 @@ from mi_ray.store.locks import lock_study
 from mi_ray.store.manifest import UNFINISHED, overviews, unreferenced
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS, SCHEMAS
-from mi_ray.study.report import mark
+from mi_ray.study.folder import mark
 from mi_ray.study.workbench import Workbench
 
 

@@ -14,7 +14,7 @@ from mi_ray.store.files import DamagedFileError, UnfinishedStudyWarning
 from mi_ray.store.locks import lock_study, locked
 from mi_ray.store.manifest import overviews, read_manifest
 from mi_ray.store.read import cells_table, read_cells, read_records, write_cells
-from mi_ray.study.report import mark
+from mi_ray.study.folder import mark
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from mi_ray.randomness import Key
 from mi_ray.store.read import write_cells, write_certificates
 from mi_ray.study.certificates import certified_rows
 from mi_ray.study.estimate import rows_of
-from mi_ray.study.report import keys_of, mark
+from mi_ray.study.folder import keys_of, mark
 
 ASKED: dict[str, Any] = {"sigma": [0.1, 0.3], "n0": 10, "n": 40, "alpha": 0.01}
 

@@ -14,9 +14,9 @@ from mi_ray.plan.controls import Attacked, Control, controls
 from mi_ray.study.battery import Answers
 from mi_ray.study.checks import (
     CHECKS,
-    CONTROLS,
     NEED_PASSES,
     OPTIONAL,
+    RULES,
     STORED,
     Evidence,
     Finding,
@@ -93,10 +93,8 @@ def test_a_check_fails_by_its_fault_and_passes_without_it(name: str, fault: Mapp
 
 
 def test_both_outcomes_of_every_check_are_tried_above() -> None:
-    assert {name for name, _ in BROKEN} == {rule.name for rule in CONTROLS} - {
-        "fixed_randomness"
-    }  # two figures, no test
-    assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in CONTROLS)}
+    assert {name for name, _ in BROKEN} == {rule.name for rule in RULES} - {"fixed_randomness"}  # two figures, no test
+    assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in RULES)}
 
 
 def test_where_the_reference_gains_nothing_it_says_nothing() -> None:
@@ -302,12 +300,12 @@ def test_the_verdict_is_failed_by_one_check_and_passed_only_where_the_reference_
 
 
 def held(attack: Attacked, stop: int, last: bool) -> dict[str, Control]:
-    return {each.rule.name: each.control for each in controls(CONTROLS, attack, stop, last) if each.control}
+    return {each.rule.name: each.control for each in controls(RULES, attack, stop, last) if each.control}
 
 
 def test_every_check_has_its_paragraph_which_begins_with_its_criterion() -> None:
     text = " ".join((Path(__file__).parents[2] / "docs/checks.md").read_text(encoding="utf-8").split())
-    criteria = {**STORED, **{rule.name: rule.criterion for rule in CONTROLS}}
+    criteria = {**STORED, **{rule.name: rule.criterion for rule in RULES}}
     assert set(criteria) == {*CHECKS, *OPTIONAL}
     absent = [name for name, criterion in criteria.items() if f"**{name}.** {criterion}" not in text]
     assert absent == []
@@ -317,7 +315,7 @@ def test_every_check_has_its_paragraph_which_begins_with_its_criterion() -> None
 def test_controls_of_a_trajectory_are_named_once_and_the_others_at_each_stop() -> None:
     attack = Attacked("pgd", {"steps": [2, 4], "step_size": 0.02, "restarts": 1}, ThreatModel(0.1), "steps", None)
     early, late = (held(attack, stop, last) for stop, last in ((2, False), (4, True)))
-    each_stop = {rule.name for rule in CONTROLS if not rule.of_trajectory and not rule.free} - {"fixed_randomness"}
+    each_stop = {rule.name for rule in RULES if not rule.of_trajectory and not rule.free} - {"fixed_randomness"}
     assert set(early) == each_stop
     assert set(late) == {*NEED_PASSES, *OPTIONAL} - {"more_eot", "fixed_randomness"}
     assert (early["more_steps"].values["steps"], late["more_steps"].values["steps"]) == (4, 8)
@@ -355,5 +353,5 @@ def test_an_attack_whose_steps_are_no_stops_is_held_against_twice_as_many() -> N
 def test_an_attack_by_queries_is_held_against_no_gradient() -> None:
     attack = Attacked("mine", {"queries": [7]}, ThreatModel(0.1), "queries", None, follows_gradients=False)
     assert set(held(attack, 7, True)) == {"more_steps", "epsilon_zero", "monotone_in_epsilon", "large_epsilon"}
-    names = {each.rule.name for each in controls(CONTROLS, attack, 7, True)}
+    names = {each.rule.name for each in controls(RULES, attack, 7, True)}
     assert not names & {"budget", "pushed_back", "gradients_not_zero"}

@@ -28,7 +28,7 @@ from mi_ray.networks import read_weights
 from mi_ray.plan.work import Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
-from mi_ray.study.checks import CHECKS, CONTROLS, NEED_PASSES, STORED, Finding
+from mi_ray.study.checks import CHECKS, NEED_PASSES, RULES, STORED, Finding
 from mi_ray.study.prepare import prepare
 from mi_ray.study.rows import write_records
 from mi_ray.study.verdicts import Verdicts
@@ -136,7 +136,7 @@ def test_a_defense_under_an_oblivious_attack_shares_the_controls_of_f(cells: lis
         mine, of_f = (one_of(cells, "pgd", defense, steps)["checks"] for defense in ("mi_ol", "none"))
         assert [mine[name] for name in NEED_PASSES] == [of_f[name] for name in NEED_PASSES]
     first, last = (one_of(cells, "pgd", "none", steps)["checks"] for steps in (4, 8))
-    whole = {rule.name for rule in CONTROLS if rule.of_trajectory and not rule.by_option}
+    whole = {rule.name for rule in RULES if rule.of_trajectory and not rule.by_option}
     assert {name: first[name] for name in whole} == {name: last[name] for name in whole}
     assert first["reference"]["control"] == last["reference"]["control"]
     assert first["more_steps"]["control"] == last["more_steps"]["accuracy"]  # twice four steps are eight

@@ -25,7 +25,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.batches import Block, component_outputs
-from mi_ray.study.report import keys_of
+from mi_ray.study.folder import keys_of
 from mi_ray.study.rows import derive
 from mi_ray.study.verdicts import is_deterministic
 from mi_ray.study.workbench import Workbench

@@ -10,7 +10,7 @@ from mi_ray.attacks import ATTACKS
 from mi_ray.defenses import DEFENSES
 from mi_ray.figures.reading import read_study
 from mi_ray.store.manifest import read_manifest
-from mi_ray.study.report import appearance, mark, write_study
+from mi_ray.study.folder import appearance, mark, write_study
 
 
 def written(folder: Path) -> Tiny:

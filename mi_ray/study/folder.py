@@ -9,7 +9,7 @@ import pyarrow as pa
 from mi_ray.plan.work import Plan
 from mi_ray.store.blocks import Store
 from mi_ray.store.keys import Values, canonical
-from mi_ray.store.manifest import State, write_manifest, write_sweep
+from mi_ray.store.manifest import StudyState, write_manifest, write_sweep
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import EXAMPLES, KEYS, images_column
 from mi_ray.study.prepare import REGISTRIES, Study
@@ -48,7 +48,7 @@ def _keys_table(study: Study, plan: Plan) -> pa.Table:
     return pa.table([pa.array(column, pa.string()) for column in columns], schema=KEYS)
 
 
-def mark(store: Store, study: Study, plan: Plan, state: State) -> None:
+def mark(store: Store, study: Study, plan: Plan, state: StudyState) -> None:
     """Say in the store how far a study is, and what it consists of, for `mi-ray status` and `gc`.
 
     A search finds its settings as it goes: `open` says that the keys are not all known yet.
@@ -86,7 +86,7 @@ def write_study(
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
     store.write_table(f"studies/{name}/keys.parquet", _keys_table(study, plan))
-    state: State = "complete" if all(row["state"] == "done" for row in (*rows, *certified)) else "incomplete"
+    state: StudyState = "complete" if all(row["state"] == "done" for row in (*rows, *certified)) else "incomplete"
     told = {
         "planned": study.planner.cost(plan),
         "checked_points": plan.checked,
