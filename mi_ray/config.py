@@ -529,8 +529,8 @@ Sigmas = tuple[Annotated[float, BeforeValidator(_positive)], ...]
 
 
 class Certify(Strict):
-    """Certificates by randomised smoothing (Cohen, Rosenfeld and Kolter 2019): a prediction and an L2 radius a point, that
-    hold with probability 1 - alpha, of the classifier that answers by the votes of F under Gaussian noise."""
+    """Certificates by randomised smoothing of F's votes under Gaussian noise (Cohen, Rosenfeld and Kolter 2019): for each
+    point a class and an L2 radius, right with probability 1 - alpha or more."""
 
     sigma: Annotated[Sigmas, BeforeValidator(_listed), Field(min_length=1)] = Field(
         title="a number, or a list",
@@ -711,7 +711,7 @@ class Sweep(Strict):
         "honest", description="The setting of all options (docs/methods.md) that the file itself leaves out."
     )
     training_preset: Preset | None = Field(
-        None, description="The preset of the options of training alone; the same one when left out."
+        None, description="The preset that training options come from; `preset` when left out."
     )
     options: dict[str, Any] = Field({}, description="Single options (docs/methods.md) that differ from the preset.")
     seed: int = Field(
@@ -751,8 +751,8 @@ class Sweep(Strict):
     )
     variants: Literal["each_option"] | dict[str, dict[str, Any]] = Field(
         {},
-        description="Other options under which the cells are evaluated too, by a name for each; `each_option` switches "
-        "each option that `as_published` changes.",
+        description="Other options under which the cells are evaluated too, by a name for each; `each_option`: all "
+        "options that `as_published` changes together, then each of them alone.",
     )
     counterparts: Annotated[bool | Literal["mechanisms"], BeforeValidator(_counterparts)] = Field(
         False,

@@ -40,13 +40,13 @@ class _Tracer(fx.Tracer):
         self.closed, self.path = closed, list[str]()
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        """Whether a module is called as a whole."""
+        """Whether a module is called as a whole, rather than traced from within."""
         return module_qualified_name in self.closed or super().is_leaf_module(m, module_qualified_name)
 
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Remember where the trace is; the name stays when an error ends it."""
+        """Keep a module's name in `path` while it is traced; it stays there when an error ends the trace."""
         self.path.append(self.path_of_module(m))
         found = super().call_module(m, forward, args, kwargs)
         self.path.pop()
@@ -83,14 +83,15 @@ class Affine(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """The same maps [B, C, H, W], each channel scaled and shifted."""
+        """The norm's answer to feature maps [B, C, H, W]: each channel scaled and shifted."""
         return torch.addcmul(self.shift, x, self.scale)
 
 
 def fold(graph: fx.GraphModule) -> fx.GraphModule:
-    """Replace each batch norm, in place: by its convolution where it alone follows one, and by an `Affine` elsewhere.
+    """Merge each batch norm of a graph, in place, into the convolution whose output it alone reads, else make it an `Affine`.
 
-    Modules that are called from several places, and those with hooks, stay as they are.
+    Modules that are called from several places, those with hooks, and norms in training mode or without running statistics
+    stay as they are.
     """
     called = [node for node in graph.graph.nodes if node.op == "call_module"]
     uses = Counter(id(graph.get_submodule(node.target)) for node in called)
@@ -122,16 +123,16 @@ def fold(graph: fx.GraphModule) -> fx.GraphModule:
 
 
 def _without_views(graph: fx.GraphModule) -> None:
-    """Have each `view` copy where the memory's order does not allow one, as it does not in channels_last."""
+    """Make each `view` a `reshape`, in place, which copies where the memory's order allows no view, as in channels_last."""
     for node in graph.graph.nodes:
         if node.op == "call_method" and node.target == "view" and not isinstance(node.args[1], torch.dtype):
             node.target = "reshape"
 
 
 def traced_and_folded(network: nn.Module) -> nn.Module:
-    """The network in eval mode as a graph with its batch norms folded, whose modules it takes over.
+    """A network in eval mode as a graph with its batch norms folded; the graph shares the network's other modules.
 
-    Raises CannotTraceError.
+    Raises CannotTraceError where torch cannot trace the network.
     """
     return fold(traced(network))
 
@@ -143,7 +144,7 @@ def arranged(network: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _answered(network: nn.Module, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """(logits, the gradient of their steepest sum) at images, in float32."""
+    """(logits, the gradient at the images of a sum in which each logit has another weight), both in float32."""
     leaf = x.clone().requires_grad_(True)
     logits = network(leaf.to(dtype)).float()
     weights = torch.linspace(-1, 1, logits.shape[1]).expand_as(logits)
@@ -188,5 +189,5 @@ def _difference(network: nn.Module, x: Tensor, dtype: torch.dtype) -> str | None
 
 
 def _apart(found: Tensor, expected: Tensor) -> float:
-    """How far a gradient is from the one that is expected, as a share of its length."""
+    """How far a gradient is from the one that is expected, as a share of the expected one's length."""
     return float((found - expected).norm() / expected.norm().clamp(min=1e-12))

@@ -69,7 +69,7 @@ class Graphs:
         return self._made[place](x)[:count]
 
     def _make(self, x: Tensor, *, differentiated: bool) -> Answer:
-        """The graph for such a batch. Raises ValueError where it cannot be made."""
+        """The graph for batches of the shape of `x`, with or without its gradient. Raises ValueError where none can be made."""
         try:
             return (_gradient if differentiated else _forward)(self.answer, x)
         except ValueError:
@@ -182,7 +182,10 @@ def _name(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> str:
 
 
 def _folder() -> Path:
-    """The person's own folder of libraries, from which code is loaded. Raises ValueError where others may write into it."""
+    """The person's own folder of libraries, from which code is loaded.
+
+    Raises ValueError where it belongs to somebody else, or others may write into it.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mi_ray" / "graphs"
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.stat()
@@ -193,7 +196,7 @@ def _folder() -> Path:
 
 @contextmanager
 def _alone(folder: Path, name: str) -> Iterator[None]:
-    """The block while no other process of this machine is in it for the same name; a process that dies leaves it."""
+    """Run the block while no other process of this machine runs it for the same name; one that dies lets the next one in."""
     with (folder / f"{name}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -238,7 +241,7 @@ def _compile(graph: fx.GraphModule, inputs: Sequence[Tensor], path: Path) -> Non
 
 @contextmanager
 def _torch_writes_to(folder: Path) -> Iterator[None]:
-    """The block with torch's compiler writing into that folder."""
+    """Run the block with torch's compiler writing into that folder."""
     name = "TORCHINDUCTOR_CACHE_DIR"
     before = os.environ.get(name)
     os.environ[name] = str(folder)

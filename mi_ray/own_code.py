@@ -37,7 +37,7 @@ def own_place(error: BaseException) -> str:
 
 
 def imported_sources(module: str, file: Path) -> list[Path]:
-    """The files that a person's own module imports, and those import in turn, in a fixed order; none of them is run.
+    """The files that a person's own module imports and those that they import in turn, in a fixed order; none is run.
 
     file: the module's own. What lies in the folder that the module is imported from is found, or in its package, where it is
     installed; neither this program nor other packages are among them.

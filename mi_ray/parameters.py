@@ -288,7 +288,7 @@ def plain(value: object) -> Any:
 
 
 def _items(value: object) -> Sequence[object]:
-    """What a list holds, or the one thing that is no list."""
+    """The items of a list; any other value, a method among them, is its only item."""
     return value if isinstance(value, (list, tuple)) and not isinstance(value, Method) else [value]
 
 
@@ -358,7 +358,7 @@ def ratio(help_: str, default: object = MISSING, *, unsaid: bool = False) -> Any
 
 
 def methods(help_: str, registry: "Registry[Any]", default: object = MISSING) -> Any:
-    """One or several methods of a registry, in order; each may have axes, and the list itself is none."""
+    """One or several methods of a registry, in order; each may have axes; the list itself is one value, not an axis."""
     return _declare(Parameter("methods", help_, registry=registry), default)
 
 

@@ -96,7 +96,7 @@ def stop(error: Exception | None) -> None:
 
 
 def raise_if_stopped() -> None:
-    """Raise KeyboardInterrupt once Ctrl-C was pressed, and the error of `stop`."""
+    """Raise KeyboardInterrupt once Ctrl-C was pressed, or the error that `stop` was given."""
     if _CtrlC.presses:
         raise KeyboardInterrupt
     if _CtrlC.error is not None:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 SEEDS = 2**63  # what a seed must be below
 LONGEST = 100  # characters of a value that are shown
-# What a text must be, by the expression that a key of a sweep file holds it to.
+# Expressions that keys of a sweep file hold text to; PATTERNS says each in words.
 NAME = r"^[A-Za-z0-9][\w.-]*$"
 MODULE = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*$"
 FACTORY = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*$"

@@ -105,7 +105,10 @@ def _place(registry: Registry[Any], name: str) -> str:
 
 
 def _entry(model: Schema, registry: Registry[Any]) -> None:
-    """An entry whose one other key is a method of the registry, in place; names of plugins are allowed too."""
+    """Replace the key `method` of an entry's schema, in place, by a key for each method of the registry.
+
+    Names of plugins stay allowed.
+    """
     properties = model["properties"]
     properties.pop("method")
     properties |= {name: {"$ref": f"#/$defs/{_place(registry, name)}"} for name in registry}

@@ -35,9 +35,9 @@ class Batch:
     """What an attack is handed, beside the model.
 
     x: clean images in [0, 1]. labels: the label of each image that is to be left, or reached, as the threat model's goal
-    says (see `attack_labels`). key: who draws. points: the images' indices in their dataset. All randomness comes from
-    (key, points), so that a point meets the same numbers in whatever batch it is. given: what other attacks made of the
-    images, for an attack that `takes_images`.
+    says (see `attack_labels`). key: what the random numbers are for. points: the images' indices in their dataset. All
+    randomness comes from (key, points), so that a point meets the same numbers in whatever batch it is. given: what other
+    attacks made of the images, for an attack that `takes_images`.
     """
 
     x: Float[Tensor, "B C H W"]

@@ -15,7 +15,7 @@ from mi_ray.parameters import text
 from mi_ray.randomness import Draws
 from mi_ray.threat_model import Norm, ThreatModel
 
-# So many points inside the ball, in this share of its radius, must be told from one on its surface.
+# So many points inside the ball, within this share of its radius, are separated from one on its surface.
 INNER, SHRUNK = 999, 0.95
 CLOSE = 0.999  # The threshold lies so far on the way from the inner points to the one on the surface.
 TRIED = 200  # A problem that one of so many uniform points of the ball solves says nothing of an attack.
@@ -30,10 +30,11 @@ NEVER = -1000.0  # Logit of the classes that a problem does not have: losses may
 class Binarization(Attack):
     """The judged attack on a problem of its own for each image, whose solution is known to exist.
 
-    F's last layer is exchanged for one that tells 999 points inside the ball from one on its surface; the attack begins at
-    the image, which is told to be inside, and solves the problem where it finds an image that is told to be on the surface.
-    Success is NaN where no such layer exists or where chance solves it. The layer is a linear discriminant with a common
-    covariance in place of the paper's logistic regression, so that no optimiser decides.
+    F's last layer is exchanged for a layer that separates 999 points inside the ball from one on its surface. The attack
+    begins at the image, classified as inside, and succeeds where it finds an image that is classified as on the surface.
+    Success is NaN where no such layer is found, or where one of 200 random points of the ball solves the problem too. The
+    layer is a linear discriminant with a common covariance in place of the paper's logistic regression, so that no
+    optimiser decides.
     """
 
     name: ClassVar[str] = "binarization"

@@ -181,7 +181,10 @@ class Kept:
         return torch.nonzero(self.failed < 1)[:, 0]
 
     def offer(self, images: Float[Tensor, "K C H W"], places: Int64[Tensor, "K"]) -> Int64[Tensor, "better"]:
-        """Score images of the points at these places, and keep each that is better than what is kept. Returns where."""
+        """Score images of the points at these places, and keep each that is better than what is kept.
+
+        Returns the places whose image was replaced, [better].
+        """
         some = self.batch.of(places)
         loss, failed = (found[0] for found in score(self.model, images[None], some, self.draws))
         better = (failed > self.failed[places]) | ((failed == self.failed[places]) & (loss > self.loss[places]))

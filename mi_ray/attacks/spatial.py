@@ -16,7 +16,7 @@ from mi_ray.threat_model import Norm
 
 
 def spread(number: int) -> list[float]:
-    """So many places from -1 to 1 at equal distances; 0 alone where it is one."""
+    """`number` values from -1 to 1 at equal distances; [0.0] when `number` is 1."""
     return [0.0] if number == 1 else np.linspace(-1, 1, number).tolist()
 
 

@@ -124,7 +124,7 @@ class WindowsOfL2(Search):
         return ball.reach(whole).clamp(0, 1)
 
     def numbers(self, channels: int) -> int:
-        """Two that place each of the windows, one that says whether the bump lies, and one for the sign of each channel."""
+        """Two that place each of the two windows, one that says whether the bump is turned on its side, and a sign a channel."""
         return 5 + channels
 
     def proposal(

@@ -31,15 +31,15 @@ class ProgressActor:
         self._complete: dict[str, asyncio.Event] = {}
 
     def report(self, key: str, images: int) -> None:
-        """A classifier has gone through that many images, over all of its epochs."""
+        """Note how many images a classifier's training has gone through, over all epochs."""
         self._images[key] = images
 
     def tell(self, what: str, facts: dict[str, object]) -> None:
-        """Something has happened, for instance an epoch has ended or a block has begun."""
+        """Note that something has happened, for instance that an epoch has ended or a block has begun."""
         self._news.append((what, facts))
 
     def stopped(self, key: str, why: str) -> None:
-        """A training has stopped by itself."""
+        """Note that a training has stopped by itself, and why."""
         self._stopped[key] = why
 
     def why(self, key: str) -> str | None:

@@ -23,7 +23,7 @@ TOLD = ("cell", "state", "cause", "classifier", "attack", "defense", "defense_pa
 
 
 def run(session: Session, until: Until) -> Outcome:
-    """Do all of a study that is missing, up to a stage."""
+    """Do all that is missing of a study, up to and including the stage `until`; returns what was done."""
     began = time.monotonic()  # A clock that is set meanwhile changes no length of a run.
     with about(study=session.sweep.name):
         event("study begun", until=until)

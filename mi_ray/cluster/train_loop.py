@@ -1,4 +1,7 @@
-"""Training with Ray Train: data-parallel, one checkpoint an epoch, from which it goes on to the same weights."""
+"""Training with Ray Train: data-parallel, with a checkpoint after each epoch.
+
+An interrupted training resumes from its last checkpoint and ends with the same weights.
+"""
 
 import json
 import time

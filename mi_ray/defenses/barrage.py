@@ -1,8 +1,8 @@
 """A barrage of random transforms (Raff et al., 2019): each execution applies k of ten groups, in a random order.
 
-Every transform takes many images at once, each with its own random parameters. What rounds passes the gradient straight
-through, so that an adversary differentiates all of it: behind that gradient most of the defense's gain goes (Sitawarin et
-al., 2022). Of the paper's groups those members stand here that need no library of image processing.
+Every transform takes many images at once, each with its own random parameters. Where a transform rounds, the gradient
+passes straight through, so that an adversary can differentiate the whole defense; attacks that do so take most of its gain
+away (Sitawarin et al., 2022). Each of the paper's groups has those members here that need no library of image processing.
 """
 
 from collections.abc import Callable, Sequence
@@ -70,7 +70,7 @@ def colour_precision(x: Images, u: Units, noise: Noise) -> Images:
 
 
 def jpeg_noise(x: Images, u: Units, noise: Noise) -> Images:
-    """A JPEG file of quality 55 to 95."""
+    """Compressed as a JPEG file of quality 55 to 95; the gradient is that of JPEG without its rounding."""
     quality = (55 + 40 * u[:, 0]).floor()
     return straight_through(jpeg(x, quality, rounded=False), jpeg(x, quality)) if x.requires_grad else jpeg(x, quality)
 
@@ -196,7 +196,7 @@ def _mean(x: Images, u: Units, noise: Noise) -> Images:
 
 
 def _median(x: Images, u: Units, noise: Noise) -> Images:
-    """The median of 3 x 3: that of the largest minimum, the median of the medians, and the least maximum of its columns."""
+    """The median of 3 x 3 pixels: of the columns' largest minimum, the median of their medians and their least maximum."""
     sorted_columns = _sorted(*_near(x, 1, across=False))
     least, middle, most = (_sorted(*_near(column, 1, across=True)) for column in sorted_columns)
     return _sorted(least[2], middle[1], most[0])[1]
@@ -259,5 +259,5 @@ class Barrage(RandomTransform):
 
     @classmethod
     def identity(cls) -> dict[str, Any]:
-        """With k = 0 nothing is applied."""
+        """With k = 0 no group is applied."""
         return {"k": 0}

@@ -52,11 +52,12 @@ Filter = Mapping[str, object]
 
 @dataclass(frozen=True)
 class Claim:
-    """One claim of a file, on one attack. left, right, attack: which cells, by columns or parameters of theirs.
+    """One claim of a file, on one attack.
 
-    is_: whether left minus right is said to be "above" `by`, "below" it, or "equal" within it. at: the most clean
-    accuracy that may be given up (kind "chosen"). lam: λ (kinds "condition" and "mechanism"). ours: whether it is not the
-    paper that says it.
+    left, right, attack: which cells are compared, as name -> value of a column or of a parameter of attack or defense. is_:
+    whether left minus right is said to be "above" `by`, "below" it, or "equal" to 0 but for less than `by`. at: the most
+    clean accuracy that a setting may give up (kind "chosen"). lam: λ (kinds "condition" and "mechanism"). ours: whether this
+    study makes the claim, and not the paper.
     """
 
     text: str
@@ -77,11 +78,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Measured:
-    """What stored rows say of a claim: the number with its 95 % interval, and one-sided p-values against a true value of 0.
+    """What stored rows say of a claim: the number with its 95 % interval, and one-sided p-values.
 
-    checks: verdicts of the attacked cells. sides: the two numbers whose difference it is, None where it is no difference.
-    clean: clean accuracy of both sides, where the claim is about what it costs. p_greater, p_less: of an exact test that the
-    number is not above, or not below, 0; where they are None, the normal approximation is used, as for every other level.
+    checks: marks of the attacked cells' verdicts. sides: the two numbers whose difference the estimate is; None where it is
+    a mean over points (kinds "gain" and "mechanism"). clean: clean accuracy of both sides (kind "chosen"). p_greater, p_less:
+    exact p-values against a true number that is not above, or not below, 0; where they are None, and at every other level,
+    the normal approximation is used.
     """
 
     estimate: Estimate
@@ -98,13 +100,13 @@ class Measured:
         return bool(self.checks) and self.sides is not None and max(self.sides) < FLOOR
 
     def p_above(self, level: float) -> float:
-        """The chance of a number this high, if the true one were at the level."""
+        """The chance of a number this high or higher, were the true one at `level`."""
         if level == 0 and self.p_greater is not None:
             return self.p_greater
         return float(scipy.stats.norm.sf(self._away(level)))
 
     def p_below(self, level: float) -> float:
-        """The chance of a number this low, if the true one were at the level."""
+        """The chance of a number this low or lower, were the true one at `level`."""
         if level == 0 and self.p_less is not None:
             return self.p_less
         return float(scipy.stats.norm.cdf(self._away(level)))
@@ -116,9 +118,10 @@ class Measured:
 
 
 def read_claims(path: str | Path) -> list[Claim]:
-    """The claims of a YAML file: `attacks`, name -> filter, and `claims`, of which each may name several attacks.
+    """The claims of a YAML file, one for each attack that a claim of the file names.
 
-    Raises ValueError with the claim and the rule where one is not as it must be.
+    The file holds `attacks`, name -> filter, and a list of `claims`. Raises ValueError, which names the claim and the rule,
+    where a claim is not as it must be.
     """
     document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     if not isinstance(document, Mapping) or not isinstance(document.get("claims"), list):
@@ -173,7 +176,7 @@ def _filter(written: Mapping[str, Any]) -> Filter:
 
 
 class NotMeasuredError(ValueError):
-    """What a claim is about is not in the store, or more than once."""
+    """Says why a claim is not measured: nothing in the store is what it is about, or several things are."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +238,7 @@ def _difference(rows: _Rows, claim: Claim) -> Measured:
 
 
 def _compared(rows: _Rows, left: "pd.Series[Any]", right: "pd.Series[Any]", accuracy: str = "accuracy") -> Measured:
-    """One cell less another, on the same points. accuracy: the column that has it."""
+    """The accuracy of one cell less that of another, on the same points. accuracy: the column of both that holds it."""
     counts = counts_of(rows.records, [left["cell"], right["cell"]])
     found = paired_test(counts[0], counts[1], int(left["draws"]), int(right["draws"]))
     checks = " ".join(mark(row) for row in (left, right) if row["attack"] != "none")
@@ -423,7 +426,7 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
 
 
 def _verdict(row: "pd.Series[Any]") -> str:
-    """A claim is not refuted by two sides that leave next to nothing, between which nothing could be seen."""
+    """A row's verdict. Two sides that both leave next to nothing refute no claim, since no difference could show there."""
     if math.isnan(row["value"]):
         return "not measured"
     if row["p_for_holm"] < SURE:
@@ -439,7 +442,11 @@ def told(row: "pd.Series[Any]") -> str:
 
 
 def in_points(row: "pd.Series[Any]") -> str:
-    """A row's difference in points with its interval, after the two numbers whose difference it is."""
+    """A row's number in points with its interval; a dash where nothing was measured.
+
+    Before it stand the two numbers whose difference it is, and behind it the clean accuracy of both sides, where the row has
+    them.
+    """
     if math.isnan(row["value"]):
         return "–"
     sides = "" if math.isnan(row["left"]) else f"{100 * row['left']:.1f} − {100 * row['right']:.1f} = "
@@ -449,7 +456,7 @@ def in_points(row: "pd.Series[Any]") -> str:
 
 
 def shown(table: pd.DataFrame) -> pd.DataFrame:
-    """`facts` as text: differences in points (hundredths) with their intervals."""
+    """The table of `facts` as texts for readers, with differences and their intervals in points (hundredths)."""
     said = {"above": "> {:+.0f}", "below": "< {:+.0f}", "equal": "within ±{:.0f}"}
     return pd.DataFrame(
         {
@@ -475,8 +482,8 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
 def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     """What others measured, from a file's `literature`, beside the claim of the same file that speaks of it.
 
-    The direction is the same where the whole interval of ours lies on the side of theirs, opposite where it lies on the
-    other, and open else. table: `facts` of the file.
+    The direction is the same where our whole interval lies on that side of 0 on which their difference lies, opposite where
+    it lies on the other side, and open otherwise. table: `facts` of the file.
     """
     document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     honest = table[table["variant"] == "honest"].drop_duplicates(["claim", "classifier", "attack"])
@@ -499,7 +506,7 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def document(table: pd.DataFrame) -> str:
-    """The claims as Markdown, with a note that says how they were decided."""
+    """The table of `facts` as Markdown, with a note that says how the claims were decided."""
     measured = int(table["value"].notna().sum())
     note = (
         "Left minus right in points (hundredths of accuracy, AUC or probability) with 95 % intervals over the reported images. "

@@ -181,7 +181,7 @@ def _is_anybody(peer: Mapping[str, object]) -> bool:
 
 
 def _unknown(where: str, found: Iterable[object], known: Sequence[str]) -> Iterator[Complaint]:
-    """An error for each key that looks like a typo, and a warning for each other unknown key: newer KubeRays have more."""
+    """An error for each key that looks like a typo, and a warning for each other unknown one: a newer KubeRay may know it."""
     for complaint in unknown_keys(where, found, known):
         yield complaint if "did you mean" in complaint.text else warning(where, complaint.text)
 

@@ -199,7 +199,10 @@ def _workers(document: Mapping[str, object]) -> Iterator[Complaint]:
 
 
 def _workers_by_address(document: Mapping[str, object], most: int | None) -> Iterator[Complaint]:
-    """Whether machines that are listed by address suffice; most: the file's max_workers, None where it is left out."""
+    """Errors where the workers' limits do not fit the listed addresses, or where one is listed twice or is the head's.
+
+    most: the file's max_workers, None where it is left out.
+    """
     provider = mapping(document.get("provider"))
     addresses = [str(address) for address in entries(provider.get("worker_ips"))]
     most = len(addresses) if most is None else most
@@ -216,7 +219,10 @@ def _workers_by_address(document: Mapping[str, object], most: int | None) -> Ite
 
 
 def _workers_by_node_type(document: Mapping[str, object], most: int | None) -> Iterator[Complaint]:
-    """Whether the node types' limits agree; most: the file's max_workers, None where it is left out."""
+    """What is wrong with the node types' limits, each by itself and together.
+
+    most: the file's max_workers, None where it is left out.
+    """
     limits: list[tuple[int, int | None]] = []
     for name, node in _node_types(document).items():
         where = f"available_node_types.{name}"
@@ -290,7 +296,10 @@ def _start_commands(document: Mapping[str, object]) -> str:
 
 
 def _token(mounts: Mapping[str, str], commands: str) -> Iterator[Complaint]:
-    """Whether Ray's token reaches the nodes, and nobody else can read it."""
+    """What keeps Ray's token from reaching the nodes, or lets other users of this machine read it.
+
+    mounts: path on the nodes -> path on this machine. commands: all commands that start Ray, as one text.
+    """
     tokens = [source for target, source in mounts.items() if target.endswith(TOKEN_FILE)]
     if not tokens and "RAY_AUTH_TOKEN" not in commands:
         yield error(
@@ -347,7 +356,10 @@ def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterat
 
 
 def _matches(pattern: str, path: str, folder: bool) -> bool:
-    """Whether one of rsync's patterns excludes a path that is relative to the folder that is sent."""
+    """Whether a pattern, as rsync reads it, excludes a path.
+
+    path: relative to the folder that is sent. folder: whether it is that of a folder.
+    """
     if pattern.endswith("/") and not folder:
         return False
     bare = pattern.rstrip("/")

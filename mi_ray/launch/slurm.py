@@ -30,7 +30,7 @@ def check_slurm(text: str) -> Iterator[Complaint]:
 
 
 def _commands(text: str) -> dict[int, str]:
-    """Each line of a script that is not a comment, by its number; lines that a backslash continues are one, by the first's."""
+    """Each line of a script that is no comment, by its number; lines that a backslash joins are one, by the first number."""
     found = {}
     for match in re.finditer(r"(?:.*\\\n)*.+", text):
         if not match[0].lstrip().startswith("#"):

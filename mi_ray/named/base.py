@@ -42,10 +42,11 @@ class NamedNetwork(Parameterized):
 
     @abstractmethod
     def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
-        """The network. classes: of the dataset. arguments: keyword arguments for whoever builds it.
+        """The network that the parameters name. classes: how many the dataset has.
 
-        pretrained: whether it is to have the weights of its source; those of a person's file follow where it is not. Raises
-        ValueError, in one line with the remedy, where the package, the network connection or a file is missing.
+        arguments: keyword arguments of the function that builds the network. pretrained: whether it gets its source's
+        weights; where not, the caller loads those of a person's own file into it. Raises ValueError, in one line with the
+        remedy, where the package, the network connection or a file is missing.
         """
 
     @classmethod
@@ -85,7 +86,7 @@ def loading(what: str, remedy: str) -> Iterator[None]:
 
 
 def existing(path: Path, what: str) -> Path:
-    """The path of a file. Raises ValueError where there is none."""
+    """Return the path of a file. Raises ValueError where no file is there; what: what the file should hold."""
     if not path.is_file():
         raise ValueError(f"{what} must be in the file {path.resolve()}; there is none")
     return path

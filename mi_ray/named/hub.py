@@ -36,7 +36,7 @@ class HuggingFace(NamedNetwork):
             return Path(hub.snapshot_download(self.model, revision=self.revision, allow_patterns=FILES))
 
     def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
-        """Through transformers or timm, by what the repository's config.json says."""
+        """See `NamedNetwork.load`. The repository's config.json says whether transformers or timm builds the network."""
         folder = self._folder()
         said = json.loads(existing(folder / "config.json", f"the configuration of {self.model}").read_text("utf-8"))
         if "architecture" in said:

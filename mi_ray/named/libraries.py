@@ -25,10 +25,10 @@ def timm_network(model: str, classes: int, arguments: Mapping[str, Any]) -> nn.M
 
 
 def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], pretrained: bool) -> Loaded:
-    """A network with what timm's configuration says of it.
+    """A network with what timm's configuration, `said`, says of it.
 
-    The size is that of its pretrained weights, or of a network that takes no other; weights of a person's own are taken to be
-    of the dataset's own images.
+    The side is given where the weights are timm's, or where the network takes no other; weights of a person's own are taken
+    to have been trained on images of the dataset's size.
     """
     side = blueprint["arguments"].get("img_size", said["input_size"][-1])
     fixed = pretrained or said.get("fixed_input_size", False)
@@ -39,13 +39,13 @@ def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], p
 @NETWORKS.register
 @dataclass(frozen=True)
 class Timm(NamedNetwork):
-    """A network of timm (PyTorch Image Models), with the weights that its name means, or with a file of yours."""
+    """A network of timm (PyTorch Image Models), with the weights that its name means, or with those in a file of yours."""
 
     name: ClassVar[str] = "timm"
     model: str = text("its name, with or without the tag of its weights, as in resnet18.a1_in1k")
 
     def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
-        """Through timm, from the hub's cache or downloaded."""
+        """See `NamedNetwork.load`. timm takes the weights from the hub's cache, or downloads them."""
         timm = package("timm", MODELS)
         if ":" in self.model:
             raise ValueError(f"timm.model must be a name of timm.list_models(); got {self.model!r}: see `huggingface`")
@@ -67,14 +67,14 @@ class Timm(NamedNetwork):
 @NETWORKS.register
 @dataclass(frozen=True)
 class Torchvision(NamedNetwork):
-    """A network of torchvision.models, with its published weights, or with a file of yours."""
+    """A network of torchvision.models, with its published weights, or with those in a file of yours."""
 
     name: ClassVar[str] = "torchvision"
     model: str = text("its name, as in resnet50")
     pretrained: str = text("which of its weights, as in IMAGENET1K_V2", "DEFAULT")
 
     def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
-        """Through torchvision, from torch's cache ($TORCH_HOME/hub/checkpoints) or downloaded."""
+        """See `NamedNetwork.load`. The weights come from torch's cache ($TORCH_HOME/hub/checkpoints), or are downloaded."""
         models = package("torchvision.models", "pip install torchvision")
         with loading(f"torchvision's {self.model}", "torchvision.models.list_models() names all"):
             every = models.get_model_weights(self.model)
@@ -128,7 +128,7 @@ class RobustBench(NamedNetwork):
     root: str = text("robustbench's folder of models: ROOT/DATASET/THREAT/MODEL.pt", "models")
 
     def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
-        """Through robustbench, from its file. Nothing is downloaded: robustbench's files are on Google Drive."""
+        """See `NamedNetwork.load`. Weights are read from their file, never downloaded: robustbench has them on Google Drive."""
         blueprint = {"model": self.model, "threat": self.threat, "dataset": self.dataset}
         if arguments:
             raise ValueError(f"robustbench takes no arguments; got {', '.join(arguments)}")

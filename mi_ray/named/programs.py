@@ -88,14 +88,14 @@ class _Saved(NamedNetwork):
 @NETWORKS.register
 @dataclass(frozen=True)
 class TorchScript(_Saved):
-    """A file of `torch.jit.save`."""
+    """The network in a file of `torch.jit.save`."""
 
     name: ClassVar[str] = "torchscript"
     written_by: ClassVar[str] = "torch.jit.save"
 
     @classmethod
     def read(cls, content: io.BytesIO) -> nn.Module:
-        """See `_Saved.read`; in eval mode."""
+        """See `_Saved.read`. The network is set to eval mode."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch would rather see torch.export.
             found: nn.Module = torch.jit.load(content, map_location="cpu")
@@ -106,7 +106,7 @@ class TorchScript(_Saved):
 @NETWORKS.register
 @dataclass(frozen=True)
 class Exported(_Saved):
-    """A file of `torch.export.save`, exported in eval mode with a batch of any size. Reading it may run code."""
+    """The network in a file of `torch.export.save`, exported in eval mode for batches of any size. Reading it may run code."""
 
     name: ClassVar[str] = "exported"
     written_by: ClassVar[str] = "torch.export.save"

@@ -79,5 +79,5 @@ def _told(test: PairedTest) -> dict[str, object]:
 
 
 def _p(value: float) -> float:
-    """A p-value with three digits that count."""
+    """A p-value rounded to three significant digits."""
     return float(f"{value:.3g}")

@@ -20,10 +20,11 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Counts:
-    """Right draws, [cells, points], ABSENT where a cell has no row of a point.
+    """How many draws of each point are right in each cell of a study.
 
-    cells: position by key. points, labels: of the test split, [points]. reported: [points], whether a point is reported.
-    answers: for each cell that has rows of the example points, by key, their rows: point and probabilities.
+    right: [cells, points], ABSENT where a cell has no row of a point. cells: a cell's key -> its position in `right`. points,
+    labels: [points], the indices in the test split and the true labels. reported: [points], whether a point is reported.
+    answers: a cell's key -> its rows of the example points with their probabilities, where it has any.
     """
 
     cells: Mapping[str, int]
@@ -34,7 +35,7 @@ class Counts:
     answers: Mapping[str, pd.DataFrame]
 
     def paired(self, left: str, right: str) -> tuple[Ints, Ints] | None:
-        """Right draws of two cells on the reported points that both have; None where there are none."""
+        """Right draws of two cells on the reported points that both have; None where they share none."""
         if left not in self.cells or right not in self.cells:
             return None
         rows = self.right[self.cells[left]], self.right[self.cells[right]]

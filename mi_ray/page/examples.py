@@ -31,7 +31,10 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Examples:
-    """The example points of a study: which, their true labels, and their clean images, [examples] of [H, W, C]."""
+    """The example points of a study: indices in the test split, true labels and clean images, each [H, W, C].
+
+    There are no images where these are not square with three channels.
+    """
 
     points: Sequence[int]
     labels: Sequence[int]
@@ -87,15 +90,18 @@ def _text(value: object) -> str:
 
 
 def _images_key(work: Json | None) -> str:
-    """The attack whose images a cell is of, with the step at which they are read; empty for clean cells, for worst cases, and
-    for images within a radius, of which those that lie farther away are not the attack's."""
+    """The key of the attack whose images a cell is of, and the stop at which they are read, as one text.
+
+    Empty for clean cells and worst cases, and for an attack that is read within a radius: where its image lies farther away,
+    the cell has the clean one in its place.
+    """
     told = work or {}
     key = "" if "within" in told else _text(told.get("adversarial"))
     return f"{key} {told.get('stop')}" if key else ""
 
 
 def _by_interest(cells: pd.DataFrame, work: Mapping[str, Json]) -> list[tuple[str, int]]:
-    """Every (attack, stop), those that most cells are of first, then those of settings that no other beats."""
+    """Every (attack's key, stop) that cells are of: first those of most cells, and of equals first those of a selected cell."""
     found: dict[tuple[str, int], list[bool]] = {}
     for _, row in cells.iterrows():
         told = work.get(row["cell"], {})
@@ -127,7 +133,10 @@ def _attacked(
 
 
 def _rows_of(store: Store, key: str, points: Sequence[int], first: int) -> pd.DataFrame:
-    """The rows of an attack that are of these points, from as few blocks as hold them; none where they are not stored."""
+    """The rows of an attack that are of these points, from as few blocks as hold them; none where they are not stored.
+
+    first: see `example_facts`.
+    """
     parts: list[pa.Table] = []
     left, reached = set(points), 0
     for block in store.blocks("adversarial", key):
@@ -152,7 +161,7 @@ def _beside(clean: Array, attacked: Array) -> tuple[str, str, int]:
 
 
 def _png(picture: Array) -> str:
-    """An image, [H, W, 3] in [0, 1], as the base64 text of a PNG file."""
+    """An image, [H, W, 3] in [0, 1], as the base64 text of a PNG file with sides of at most SIDE pixels."""
     levels = (255 * np.clip(picture, 0, 1)).round().astype(np.uint8)
     drawn = Image.fromarray(levels)
     if max(drawn.size) > SIDE:
@@ -176,7 +185,7 @@ def _highest(probabilities: npt.NDArray[np.float64]) -> list[tuple[int, float]]:
 def _undefended(
     store: Store, works: Iterable[Json], points: Sequence[int], first: int
 ) -> dict[str, list[list[tuple[int, float]]]]:
-    """What F itself answers to the examples, by the key of its outputs."""
+    """F's own answers to the examples, as `_top` gives them, by the key of the outputs. first: see `example_facts`."""
     keys = dict.fromkeys(_text(work.get("undefended")) for work in works)
     found = {}
     for key in (key for key in keys if key and points):

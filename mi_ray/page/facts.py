@@ -38,7 +38,7 @@ DIGITS = 5  # so many digits of an accuracy are kept
 
 @dataclass
 class Pool:
-    """Values that are kept once each, by their position."""
+    """A list of values that holds each of them once, so that others can name a value by its position."""
 
     values: list[object] = field(default_factory=list)
     places: dict[str, int] = field(default_factory=dict)

@@ -83,7 +83,8 @@ class CellMaker:
                 group[cell.key] = cell  # an attack that two entries ask for is one
         for group in groups.values():
             if len(group) > 1:
-                keys = sorted(group)  # of attacks that are equally bad at a point, whatever order the file has them in
+                # Sorted, so that of equally bad attacks the same one is taken, whatever their order in the file.
+                keys = sorted(group)
                 members = [group[key] for key in keys]
                 facts = {"members": keys, **self._row_facts(members[0].classifier)}
                 if members[0].identity["draws"] > 1:

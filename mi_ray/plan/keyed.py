@@ -77,7 +77,7 @@ class Facts:
 
 
 def _stops(attack: Any) -> tuple[int, ...]:
-    """Where an attack's trajectory is read. Raises ValueError for what a person's own attack may say and cannot be."""
+    """Where an attack's trajectory is read. Raises ValueError where a person's own attack gives no rising whole numbers."""
     stops: tuple[int, ...] = attack.stops()
     if not (isinstance(stops, tuple) and stops and [*stops] == sorted({at for at in stops if isinstance(at, int)})):
         raise ValueError(f"attack {attack.name}: stops must return a tuple of rising whole numbers; got {stops!r}")
@@ -183,7 +183,7 @@ class KeyedWork:
         )
 
     def precision_of(self, classifier: str) -> Literal["fp32", "bf16"]:
-        """Of a classifier's gradients and executions; where `auto` has not decided yet, what it is expected to decide."""
+        """The precision of a classifier's gradients and executions; until `auto` has decided, the expected one."""
         if self.sweep.precision != "auto":
             return self.sweep.precision
         return "fp32" if self.facts.decided.get(classifier) == "fp32" else "bf16"
@@ -195,7 +195,7 @@ class KeyedWork:
     def arithmetic(self, classifier: str, precision: str | None = None) -> dict[str, Any]:
         """What decides the last bits of a result. `auto` shares results with the precision that it decides on.
 
-        precision: in which all of the result is computed; left out, the classifier's own, with fp32 for what is always so.
+        precision: of the whole result; left out, the classifier's own, while F's own answers stay in fp32.
         """
         own = precision or self.precision_of(classifier)
         found = {"device": self.facts.device, "precision": own, "batch": self.sweep.batch}

@@ -189,7 +189,10 @@ def refusal(store: Files) -> str | None:
 
 
 def tried(slot: Slot) -> str | None:
-    """Whether conditional writes to a free place are kept: None, or what was not. Raises StorageError when they fail."""
+    """Why the server does not honour conditional writes; None where it does.
+
+    slot: a free place, which is written to and left free again. Raises StorageError when a request fails.
+    """
     first = slot.write(b"1", None)
     try:
         if first is None or slot.write(b"2", None) is not None:
@@ -218,7 +221,7 @@ def leased(slot: Slot, waiting: Tell, dead: Tell) -> Iterator[None]:
         held.give_back()
 
 
-def _taken(slot: Slot, waiting: Tell, dead: Tell) -> "_Mine":
+def _taken(slot: Slot, waiting: Tell, dead: Tell) -> "_OwnLease":
     """Wait for a lease, and take it."""
     seen: Tag | None = None
     unchanged, told = 0, False
@@ -241,26 +244,29 @@ def _taken(slot: Slot, waiting: Tell, dead: Tell) -> "_Mine":
         time.sleep(LOOK_EVERY)  # Also after another one was faster.
 
 
-def _written(slot: Slot, over: Tag | None) -> "_Mine | None":
-    """A new lease in the place of this version, or of none; None where another one was faster."""
-    mine = _Mine()
+def _written(slot: Slot, over: Tag | None) -> "_OwnLease | None":
+    """Write this process's lease over version `over`, or where nothing is (None).
+
+    Returns None where another process wrote first.
+    """
+    mine = _OwnLease()
     mine.tag = slot.write(mine.content(), over)
     return None if mine.tag is None else mine
 
 
-class _Mine:
-    """A lease as this process writes it."""
+class _OwnLease:
+    """This process's lease: what it writes, and the version of its last write."""
 
     def __init__(self) -> None:
         self.about, self.beats = {**about_process(), "id": uuid.uuid4().hex}, 0
         self.tag: Tag | None = None
 
     def content(self) -> bytes:
-        """What is written next: another content each time, so that who looks sees that it was written."""
+        """What the next write holds: another text each time, so that whoever waits sees that the lease was renewed."""
         return json.dumps({**self.about, "beat": self.beats}).encode()
 
     def renew(self, slot: Slot) -> bool:
-        """Write it again; returns whether it is still this process's."""
+        """Write the lease again; returns whether it is still this process's."""
         self.beats += 1
         content = self.content()
         tag = slot.write(content, self.tag)
@@ -276,7 +282,7 @@ class _Mine:
 class _Held(threading.Thread):
     """Renews a lease until it is given back or lost."""
 
-    def __init__(self, slot: Slot, mine: _Mine) -> None:
+    def __init__(self, slot: Slot, mine: _OwnLease) -> None:
         super().__init__(name="lease", daemon=True)
         self._slot, self._mine, self._ended = slot, mine, threading.Event()
         self.lost: LeaseLostError | None = None
@@ -299,7 +305,7 @@ class _Held(threading.Thread):
         stop(self.lost)
 
     def give_back(self) -> None:
-        """End it. What cannot be removed now is taken over later, as that of a dead process."""
+        """Stop renewing the lease and remove it. One that cannot be removed is taken over later, like a dead process's."""
         self._ended.set()
         self.join(GIVEN_BACK_IN)
         if self.lost is not None:

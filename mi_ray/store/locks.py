@@ -76,8 +76,8 @@ def lock_key(store: Files, key: str) -> Iterator[None]:
 def lock_trainings(store: Files, keys: Iterable[str], tell: Tell) -> Iterator[Callable[[str], None]]:
     """Let one process at a time train these classifiers, where the storage can lock: two studies may ask for the same one.
 
-    Yields what gives one of them back when it is trained, before the others are. All processes take the locks in one order,
-    so that none waits for another in a circle.
+    Yields a function that releases one classifier's lock, given the classifier's key, as soon as it is trained. All
+    processes take the locks in one order, so that none waits for another in a circle.
     """
     taken: dict[str, contextlib.ExitStack] = {}
     with contextlib.ExitStack() as every:
@@ -259,7 +259,7 @@ def holder(path: Path) -> str:
 
 
 def _exclusive(descriptor: int) -> bool:
-    """Whether no other process held the lock, so that this one now holds it for itself."""
+    """Try to take the lock for this process alone; returns whether that succeeded."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

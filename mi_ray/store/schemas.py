@@ -147,7 +147,7 @@ RECORDS_COLUMNS: Columns = (
 
 CELLS_COLUMNS: Columns = (
     *IDENTITY_COLUMNS,
-    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (that was not done)."),
+    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (the work was not done)."),
     Column("cause", TEXT, "Why the cell is not done; null where it is."),
     Column("points", INT, "How many points are reported: those that do not only serve to choose settings."),
     Column(
@@ -179,7 +179,10 @@ CELLS_COLUMNS: Columns = (
         later=True,
     ),
     Column(
-        "accuracy_answered", DOUBLE, "The share of right answers among these points; null where `coverage` is.", True
+        "accuracy_answered",
+        DOUBLE,
+        "The share of right answers among the points that are answered; null where `coverage` is.",
+        True,
     ),
     Column(
         "auc",
@@ -195,8 +198,15 @@ CELLS_COLUMNS: Columns = (
         "`auc` is.",
         later=True,
     ),
-    Column("detection_gap_low", DOUBLE, "The lower end of its 95 % t-interval over points; null for one point.", True),
-    Column("detection_gap_high", DOUBLE, "The upper end of its 95 % t-interval over points; null for one point.", True),
+    Column(
+        "detection_gap_low", DOUBLE, "The lower end of the gap's 95 % t-interval over points; null for one point.", True
+    ),
+    Column(
+        "detection_gap_high",
+        DOUBLE,
+        "The upper end of the gap's 95 % t-interval over points; null for one point.",
+        True,
+    ),
     Column(
         "tpr_at_5_fpr",
         DOUBLE,
@@ -250,13 +260,20 @@ CERTIFICATES_COLUMNS: Columns = (
     Column("selection", BOOL, "Whether the point only serves to choose settings, so that no reported number uses it."),
     Column("label", INT, "The true label."),
     Column("candidate", INT, "The class that most of the n0 votes name."),
-    Column("votes", INT, "How many of the n votes name it."),
-    Column("probability", DOUBLE, "The lower bound of its probability (Clopper and Pearson, at level alpha)."),
-    Column("predicted", INT, "The certified class: the candidate where the bound is above 1/2; -1 where it abstains."),
+    Column("votes", INT, "How many of the n votes name the candidate."),
+    Column(
+        "probability", DOUBLE, "The lower bound of the candidate's probability (Clopper and Pearson, at level alpha)."
+    ),
+    Column(
+        "predicted",
+        INT,
+        "The certified class: the candidate where the bound is above 1/2; else -1, since the smoothed classifier abstains.",
+    ),
     Column(
         "radius",
         DOUBLE,
-        "No perturbation whose L2 norm is below it, in units of pixels in [0, 1], changes the answer; 0 where it abstains.",
+        "No perturbation of an L2 norm below it, in units of pixels in [0, 1], changes the certified class; 0 where there is "
+        "none.",
     ),
     Column("seed", LONG, "The sweep's seed."),
     Column("device", TEXT, "The kind of device that computed the votes."),
@@ -265,19 +282,23 @@ CERTIFICATES_COLUMNS: Columns = (
 
 CERTIFIED_COLUMNS: Columns = (
     *CERTIFICATE_COLUMNS,
-    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (that was not done)."),
-    Column("cause", TEXT, "Why it is not done; null where it is."),
+    Column("state", TEXT, "`done`, `failed` (the work that it needs failed) or `missing` (the work was not done)."),
+    Column("cause", TEXT, "Why the certificate is not done; null where it is."),
     Column("radius", DOUBLE, "An L2 radius, in units of pixels in [0, 1]."),
     Column("points", INT, "How many points are reported: those that do not only serve to choose settings."),
     Column("accuracy", DOUBLE, "Certified accuracy: the share of points that are right with at least this radius."),
-    Column("accuracy_low", DOUBLE, "The lower end of its 95 % interval over points (Wilson)."),
-    Column("accuracy_high", DOUBLE, "The upper end of its 95 % interval over points."),
+    Column("accuracy_low", DOUBLE, "The lower end of the accuracy's 95 % interval over points (Wilson)."),
+    Column("accuracy_high", DOUBLE, "The upper end of the accuracy's 95 % interval over points."),
     Column("coverage", DOUBLE, "The share of points on which the smoothed classifier does not abstain."),
-    Column("accuracy_answered", DOUBLE, "The share of right answers among these points; null where there are none."),
+    Column(
+        "accuracy_answered",
+        DOUBLE,
+        "The share of right answers among the points that are answered; null where none are.",
+    ),
     Column("average_radius", DOUBLE, "The mean radius over points, 0 for a point that is not right or not certified."),
-    Column("forward_passes", LONG, "Forward passes of the stored votes that it stands on."),
-    Column("seconds", DOUBLE, "Seconds that these took."),
-    Column("work", TEXT, "The votes that it is derived from, as JSON text: keys in `outputs/`."),
+    Column("forward_passes", LONG, "Forward passes of the stored votes that the certificate stands on."),
+    Column("seconds", DOUBLE, "Seconds that these passes took."),
+    Column("work", TEXT, "The votes that the certificate is derived from, as JSON text: keys in `outputs/`."),
 )
 
 EXAMPLES_COLUMNS: Columns = (

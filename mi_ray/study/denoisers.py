@@ -34,7 +34,7 @@ def _works(study: Study, plan: Plan) -> Iterator[tuple[Work, int]]:
 
 
 def _through(costs: Costs, work: Work) -> Iterator[tuple[RandomTransform, Passes]]:
-    """Each transformation that a piece of work has, with the copies of a point that it makes: in all, with a gradient."""
+    """Yields (transformation, (copies of a point that it makes, those with a gradient)) for each one in a piece of work."""
     if isinstance(work, OutputWork) and work.component is not None:
         made = DEFENSES.make(*work.component)
         yield from ((part, costs.of(work)) for part in _parts(made.components()[0]))

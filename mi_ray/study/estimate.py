@@ -54,7 +54,7 @@ class StudyCost:
 
 @dataclass(frozen=True)
 class _Scope:
-    """Where the works of one stage are looked for: the store, as far as there is one, on their first `points`."""
+    """The store, if there is one, and how many first points of each work are wanted in it. costs: what works cost."""
 
     costs: Costs
     store: Store | None

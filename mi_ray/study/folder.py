@@ -35,7 +35,7 @@ def appearance() -> dict[str, dict[str, object]]:
 
 
 def ingredients(study: Study, plan: Plan) -> dict[str, tuple[str, Values]]:
-    """Of each key that a plan refers to: its kind, and what decides it."""
+    """Key -> (its kind, the values that decide it), for every classifier, attack, output and certificate of a plan."""
     wanted = {key for keys in keys_of(plan).values() for key in keys}
     wanted |= {certificate.identity["certificate"] for certificate in plan.certificates}
     every = [planner.works.ingredients for planner in (study.planner, *study.variants.values())]

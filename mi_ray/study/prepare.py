@@ -128,8 +128,8 @@ class Study:
 class Tried:
     """What came of trying a person's own classifier.
 
-    unfolded: why its network stays as it is in fp32, and in another precision of the study; None where it gets its fast
-    form, and nothing of our own architectures. notes: what the person is told.
+    unfolded: precision -> why the network stays as it is, None where it gets its fast form; empty for our own
+    architectures, which always have that form. notes: what the person is told.
     """
 
     work: ClassifierWork

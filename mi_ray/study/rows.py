@@ -204,7 +204,7 @@ def _records(results: Results, cell: Cell, members: Sequence[Cell], points: tupl
 
 
 def _weights(results: Results, cell: Cell) -> dict[str, str]:
-    """What a cell's records say of the weights that they are of; nothing where the classifier is not there."""
+    """{"weights": SHA-256}, as a cell's records carry it; empty where the classifier is not in the store."""
     return {"weights": results.weights(cell.classifier)} if cell.classifier in results.data.classifiers else {}
 
 

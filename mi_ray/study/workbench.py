@@ -318,9 +318,10 @@ def _stopping_at(work: AttackWork, stops: Sequence[int]) -> Attack:
 
 
 def _adversarial_table(found: Adversarial, x: Tensor, y: Tensor, labels: Tensor, points: Sequence[int]) -> pa.Table:
-    """Rows of `ADVERSARIAL`: every restart and stop of every point. x: clean images. y: true labels. labels: attacked ones.
+    """Rows of `ADVERSARIAL`: every restart and stop of every point.
 
-    What an attack has not scored is NaN in memory and null in the table.
+    x: clean images. y: true labels [P]. labels: those that the attack worked on [P]. What an attack has not scored is NaN in
+    memory and null in the table.
     """
     restarts, stops, count = found.loss.shape
     linf = (found.images - x).abs().flatten(3).amax(3)
