@@ -41,10 +41,8 @@ KEPT = HERE / "simulation.json"
 MARK = "<!-- figures of benchmarks.simulation -->"
 PAPER = ("table2", "table3", "fig2", "fig3a", "fig3b", "fig4", "fig5", "presets", "epsilon_curve")
 IMAGES = 50_000 / 1_297  # training images of CIFAR-10, for each one of digits, on which a training is counted
-ON_DIGITS = (
-    "dataset=digits",
-    "points={count: 500, selection: 100}",
-)  # what a point costs does not depend on the images
+# What a point costs does not depend on the images.
+ON_DIGITS = ("dataset=digits", "points={count: 500, selection: 100}")
 FORWARD = 1.42e9  # operations of a forward pass of the paper's network; a backward pass to the image takes as many
 RATE = 10e12  # operations a second of one GPU: about an A100 in fp32
 PRICE = 0.50  # of a GPU for an hour
@@ -233,9 +231,8 @@ class Driver:
                 fleet.time += self.tuned
             seconds = sum(map(fleet.seconds, left[0]))
             if fleet.random.random() < 1 - math.exp(-VANISH * seconds):
-                fleet.lost += (
-                    1  # what the trial lacks runs when the others are through; its place comes back with another node
-                )
+                # What the trial lacks runs when the others are through; its place comes back with another node.
+                fleet.lost += 1
                 lost += [item for step in left for item in step]
                 heapq.heappush(ends, (fleet.time + REPLACED + START, next(number), []))
                 continue

@@ -16,12 +16,10 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 TRIED = 8  # Images on which a fast form is held against its network.
 CLOSE = 1e-3  # In fp32 logits may move by this share of the largest one: rounding moves them by a hundredth of that.
-STEEP = (
-    0.05  # In fp32 a gradient may move by this share of its length; near a ReLU's kink rounding moves single entries.
-)
-COARSE = (
-    4.0  # In bf16 both may move so many times as far as by autocast, and logits by COARSE_SHARE of the largest one.
-)
+# In fp32 a gradient may move by this share of its length; near a ReLU's kink rounding moves single entries.
+STEEP = 0.05
+# In bf16 both may move so many times as far as by autocast, and logits by COARSE_SHARE of the largest one.
+COARSE = 4.0
 COARSE_SHARE = 0.02
 
 

@@ -268,9 +268,8 @@ def _try_storages(sweeps: Sequence[Sweep]) -> None:
     """Open Optuna's own storages that sweeps name. Raises ValueError, before any work, where one cannot be."""
     for search in (sweep.search for sweep in sweeps):
         if search is not None and search.storage is not None:
-            from mi_ray.cluster.optuna_study import (
-                open_storage,
-            )  # Imports no Ray, which must find its environment set up.
+            # This module imports no Ray, which must find its environment set up.
+            from mi_ray.cluster.optuna_study import open_storage
 
             open_storage(search)
 

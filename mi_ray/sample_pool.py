@@ -162,9 +162,8 @@ def augmented_once(images: npt.NDArray[np.uint8], seed: int) -> npt.NDArray[np.u
     The released code does so: it fills its pool from a loader that augments, and draws from what it was handed.
     """
     units, found = np.random.default_rng([seed, len(images)]).random((len(images), 3)), []
-    for first in range(
-        0, len(images), 1000
-    ):  # The copies of all at once would need an index of 8 bytes for each value.
+    # Some at a time: the copies of all at once would need an index of 8 bytes for each value.
+    for first in range(0, len(images), 1000):
         some = torch.from_numpy(images[first : first + 1000]).permute(0, 3, 1, 2)
         copies = flip_and_crop(some, torch.from_numpy(units[first : first + 1000]), padding=4, flip=True)
         found.append(copies.permute(0, 2, 3, 1).numpy())

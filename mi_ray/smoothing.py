@@ -14,9 +14,8 @@ import scipy
 from mi_ray.statistics import Accuracy, accuracy
 from mi_ray.threat_model import ABSTAINS
 
-QUARTER = (
-    0.25  # the distance, in units of σ, of the radii at which certified accuracy is reported where a sweep names none
-)
+# The distance, in units of σ, of the radii at which certified accuracy is reported where a sweep names none.
+QUARTER = 0.25
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 

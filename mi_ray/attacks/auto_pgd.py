@@ -33,10 +33,8 @@ FIRST, SHORTEST, SHRINK = 0.22, 0.06, 0.03  # Lengths between checkpoints, as sh
 # sparser where it changes less than this share of the entries that it changed at the checkpoint before. LEAST_STEP: the
 # shortest step, as a share of the radius.
 EVERY, DENSEST, LESS, SPARSER, LEAST_STEP = 0.04, 0.2, 1.5, 0.95, 0.1
-WIDER = {
-    3: 0.3,
-    2: 0.3,
-}  # For L1: multiple of the radius -> the share of a search's evaluations that are made in that ball.
+# For L1: multiple of the radius -> the share of a search's evaluations that are made in that ball.
+WIDER = {3: 0.3, 2: 0.3}
 
 
 def towards(

@@ -166,25 +166,20 @@ class Attack(Parameterized):
 
     display_name: ClassVar[str] = ""  # What figures call it; its name where this is empty.
     version: ClassVar[int] = 2  # In 1, success was judged in the gradients' precision.
-    stop_parameter: ClassVar[str | None] = (
-        None  # The parameter that lists the stops of one run, such as "steps"; not in its key.
-    )
+    # The parameter that lists the stops of one run, such as "steps"; it is not in the attack's key.
+    stop_parameter: ClassVar[str | None] = None
     needs_defense: ClassVar[bool] = False  # Whether it makes sense only against a DefendedClassifier.
     needs_pool: ClassVar[bool] = False  # Whether that defense must mix with a sample pool.
     takes_images: ClassVar[bool] = False  # Whether it begins with images of other attacks, which a sweep may name.
-    needs_images: ClassVar[bool] = (
-        False  # Whether it only chooses among such images, and has nothing to do without them.
-    )
+    # Whether it only chooses among such images, and has nothing to do without them.
+    needs_images: ClassVar[bool] = False
     stops_early: ClassVar[bool] = False  # Whether fooled points are left alone: its cost is an upper bound.
-    follows_gradients: ClassVar[bool] = (
-        True  # Whether it uses the model's gradients, and is checked against attacks that do.
-    )
-    norms: ClassVar[tuple[Norm, ...]] = (
-        "linf",
-    )  # The norms that it can attack in: NORMS if `batch.ball` is all it needs.
-    minimal: ClassVar[bool] = (
-        False  # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
-    )
+    # Whether it uses the model's gradients, and is checked against attacks that do.
+    follows_gradients: ClassVar[bool] = True
+    # The norms that it can attack in: NORMS if `batch.ball` is all it needs.
+    norms: ClassVar[tuple[Norm, ...]] = ("linf",)
+    # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
+    minimal: ClassVar[bool] = False
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property

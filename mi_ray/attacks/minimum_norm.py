@@ -34,9 +34,8 @@ START = 1e-3  # A run begins so far from the image at most, in its norm, so that
 SCALES = (0.0, 1.0, 1.03, 1.1, 1.2, 1.4, 1.8)
 
 
-Margin = Callable[
-    [Tensor], Tensor
-]  # Of log-probabilities: by how much the goal is missed; below 0 where it is reached.
+# Of log-probabilities: by how much the goal is missed; below 0 where it is reached.
+Margin = Callable[[Tensor], Tensor]
 
 
 def _lead_over(

@@ -25,9 +25,8 @@ QUEUED = 4000  # Attempts handed to Ray at once: more than any cluster runs, few
 ENDED_AT_ONCE = 64  # Tasks whose end is taken up in one step, after which progress is shown and Ctrl-C looked at.
 
 
-Turn = tuple[
-    int, int
-]  # Which attempt it is: the position of the block among all blocks, and the number of the attempt.
+# Which attempt it is: the position of the block among all blocks, and the number of the attempt.
+Turn = tuple[int, int]
 
 
 class Cluster(Protocol):
@@ -131,9 +130,8 @@ class Ran:
     failures: dict[int, Exception] = field(default_factory=dict)
 
 
-Steps = Generator[
-    Sequence[Hashable], None, None
-]  # Work that goes on a step at a time; before each, the tasks that it waits for.
+# Work that goes on a step at a time; before each step it yields the tasks that it waits for.
+Steps = Generator[Sequence[Hashable], None, None]
 
 
 def finish(steps: Steps) -> None:

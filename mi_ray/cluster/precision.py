@@ -62,8 +62,7 @@ def _settle(session: Session, work: ClassifierWork, made: Sequence[Made]) -> Non
     able = None not in made
     decided = decision(session.bench.data.device, checked_points(session.bench), found if able else None)
     if "factory" in work.description:
-        decided["folded"] = list(
-            session.bench.data.folded[work.key]
-        )  # the form of a person's own network that was compared
+        # The form of a person's own network that was compared.
+        decided["folded"] = list(session.bench.data.folded[work.key])
     session.store.write_json(decision_path(session.study, work.key), decided)
     session.tell(f"{work.entry.name}: {decided['decision']} ({decided['reason']})")

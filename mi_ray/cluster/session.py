@@ -76,9 +76,8 @@ class Session:
         self.outcome = Outcome()
         self.scratch = scratch_of(store)
         self.untrained = set[str]()  # Keys of the classifiers that a training still has to bring.
-        self.unreported = set[
-            str
-        ]()  # Keys of what blocks have computed of settings whose trials are still to report it.
+        # Keys of what blocks have computed of settings whose trials are still to report it.
+        self.unreported = set[str]()
         self._progress: ActorHandle | None = None
         self._told: dict[str, list[dict[str, Any]]] = {}
         self.take_up(study)

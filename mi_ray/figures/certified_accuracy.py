@@ -37,9 +37,8 @@ def facts(certificates: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     for values, group in own.groupby(SETTING, sort=False):
         said = dict(zip(SETTING, values, strict=True))
         right = (group["predicted"] == group["label"]).to_numpy()
-        radii = np.linspace(
-            0, 1.01 * max(float(group["radius"].max()), 1e-9), STEPS + 1
-        )  # to where nothing is certified
+        # They go on to where nothing is certified.
+        radii = np.linspace(0, 1.01 * max(float(group["radius"].max()), 1e-9), STEPS + 1)
         for radius in radii:
             found = certified_accuracy(right, group["radius"], float(radius))
             ends = dict(zip(ACCURACY, (found.value, found.low, found.high), strict=True))

@@ -29,11 +29,8 @@ CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
 THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 BALL = ["norm", "epsilon"]
-SAME_ATTACK = [
-    "attack",
-    "goal",
-    "knowledge",
-]  # what a study's first attack keeps in another ball, where its step may differ
+# What a study's first attack keeps in another ball, where its step may differ.
+SAME_ATTACK = ["attack", "goal", "knowledge"]
 MOST = 4  # as many balls are drawn; attacks in others are counted
 FIRST, WORST = "first", "worst"  # the lines: of the study's first attack, and of the worst case
 WRITTEN = [  # the columns of the CSV file
@@ -41,11 +38,8 @@ WRITTEN = [  # the columns of the CSV file
     *(*CLEAN, *ADVERSARIAL, "curve", "undominated", "ringed", "shown", "verdict"),
 ]
 
-COLUMN, PAGE, A_ROW = (
-    3.3,
-    6.9,
-    3,
-)  # inches: of one column of a paper and of two; the most panels that stand side by side
+# Inches: the width of one column of a paper, and of two; then the most panels that stand side by side.
+COLUMN, PAGE, A_ROW = 3.3, 6.9, 3
 HIGH = 2.5  # inches: a row of panels
 PRINT = 7  # points: letters that can be read at that size
 WIDTHS = (0.7, 2.2)  # points: of thin and of bold lines

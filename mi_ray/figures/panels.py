@@ -121,9 +121,8 @@ def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], col
 
 def _fitting(labels: Sequence[str], most: int, width: float, size: float) -> int:
     """How many columns, at most so many and at least one, a legend with these labels may have. width, size: in points."""
-    widths = [
-        TextPath((0, 0), label, size=size).get_extents().width + 2.8 * size for label in labels
-    ]  # a handle before it
+    # Before each label stands a handle.
+    widths = [TextPath((0, 0), label, size=size).get_extents().width + 2.8 * size for label in labels]
     for columns in range(min(most, len(labels)), 1, -1):
         taken = sum(max(column) for column in np.array_split(widths, columns))  # matplotlib fills columns in this way
         if taken + 2 * size * columns <= width:

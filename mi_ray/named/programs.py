@@ -30,9 +30,8 @@ class Program(nn.Module):
         super().__init__()
         self.register_buffer("program", torch.zeros(size, dtype=torch.uint8))
         self._read = read
-        self._running: list[
-            nn.Module
-        ] = []  # In a list, so that torch does not take its weights for a part of the state.
+        # In a list, so that torch does not take its weights for a part of the state.
+        self._running: list[nn.Module] = []
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take the bytes of a file, and read the network in it."""

@@ -90,9 +90,8 @@ class KeyedWork:
     def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options) -> None:
         self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
         self.costs = Costs(registries.attacks, registries.chunk)
-        self.ingredients: dict[
-            str, tuple[str, Values]
-        ] = {}  # Of every key that was made: its kind, and what decides it.
+        # Of every key that was made: its kind, and what decides it.
+        self.ingredients: dict[str, tuple[str, Values]] = {}
         order = sweep.points_order()
         self._order = {
             "dataset": facts.digest,

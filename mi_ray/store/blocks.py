@@ -153,9 +153,8 @@ class Store(Files):
             try:
                 return parse(pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True))
             except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-                foreign = isinstance(
-                    error, (pa.ArrowException, OSError)
-                )  # whose words help nobody who has not read its source
+                # The words of such an error help nobody who has not read the source of pyarrow.
+                foreign = isinstance(error, (pa.ArrowException, OSError))
                 told = "it is none, is cut short or was changed" if foreign else error
                 raise DamagedFileError(f"{path} must be a whole Parquet file: {told}") from error
 

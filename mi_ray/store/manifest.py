@@ -41,11 +41,8 @@ USED_BY_FIGURES = (
     "statistics.py",
 )  # the modules beside these packages that figures import
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
-NO_ROWS = (
-    "figures",
-    "page",
-    "sweeps",
-)  # folders of the program that no row comes from; sweeps has templates of plugins
+# Folders of the program that no row comes from; sweeps has templates of plugins.
+NO_ROWS = ("figures", "page", "sweeps")
 SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
 
 

@@ -33,11 +33,8 @@ ZERO_GRADIENTS = 0.10
 LARGE_SHARE, LARGE_STEPS, STEP_SHARE = 0.5, 100, 50
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
 FIXED_STEPS = 20  # Of each of the two trajectories that may fix the draws, or count success on the way.
-TURNED: Mapping[str, Any] = {
-    "method": "grid",
-    "angles": 11,
-    "shifts": 3,
-}  # The reference of the norm "spatial": 99 images.
+# The reference of the norm "spatial": 99 images.
+TURNED: Mapping[str, Any] = {"method": "grid", "angles": 11, "shifts": 3}
 # For two classes, logits less than 1 apart look like probabilities too; only one as large as this tells them apart.
 CONFIDENT = 0.99
 FEWEST_STANDING = 10  # points, of which a share says something without a test

@@ -158,9 +158,8 @@ def decision_path(study: Study, key: str) -> str:
 
 def check_passes(study: Study) -> int:
     """Passes that the check would take for all classifiers of a study, both ways together."""
-    gradients = (
-        len(BOTH) * len(EPSILONS) * (2 * STEPS + 1)
-    )  # Each step is a pass in both directions, and scoring is one more.
+    # Each step is a pass in both directions, and scoring is one more.
+    gradients = len(BOTH) * len(EPSILONS) * (2 * STEPS + 1)
     answers = len(BOTH) * len(PIECES) * EXECUTIONS
     return len(study.planner.classifiers) * min(CHECKED, study.planner.stored_points) * (gradients + answers)
 

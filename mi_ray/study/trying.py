@@ -22,9 +22,8 @@ from mi_ray.threat_model import ThreatModel
 
 IMAGES = 4  # test images that are passed
 SUMS_TO_ONE = 1e-4  # how far the sum of probabilities in float32, or in bfloat16 once it is rounded, may be from 1
-BESIDE = (
-    0.05  # how far logits may be from those in another batch, as a share of their span; bfloat16 rounds differently
-)
+# How far logits may be from those in another batch, as a share of their span; bfloat16 rounds differently.
+BESIDE = 0.05
 ALIKE = 1e-6  # answers to different images that are closer than this are one answer
 
 

@@ -35,16 +35,8 @@ from mi_ray.study.results import Results, StudyData
 from mi_ray.threat_model import NORMS, WORST_CASE, ThreatModel
 
 REPEATED = 8  # Images on which a classifier is asked five times whether it is deterministic.
-SETTING = (
-    "classifier_key",
-    "defense",
-    "defense_params",
-    "executions",
-    "draws",
-    "norm",
-    "epsilon",
-    "goal",
-)  # that rivals share
+# The columns of cells.parquet in which rivals are alike.
+SETTING = ("classifier_key", "defense", "defense_params", "executions", "draws", "norm", "epsilon", "goal")
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
 NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts the image")
@@ -53,9 +45,8 @@ ITS_MEMBERS = not_run("its members say it")
 QUERIES_ALONE = not_run("the attack follows no gradient; it is not held against one that does")
 MORE_DRAWS = (10, 30)  # Behind a random defense a check whose p-value leaves it open is judged again by so many draws.
 CLEAR, OPEN = 1e-4, 0.25  # A p-value between these two leaves a check open.
-DOUBTFUL = (
-    0.01  # In place of OPEN for the controls of `has_limit`: the small gain of a longer run is not worth more draws.
-)
+# In place of OPEN for the controls of `has_limit`: the small gain of a longer run is not worth more draws.
+DOUBTFUL = 0.01
 Row = dict[str, Any]  # A row of cells.parquet by the names of its columns.
 Findings = dict[str, Finding]  # By the name of the check.
 
