@@ -183,8 +183,13 @@ def mean_interval(values: npt.ArrayLike) -> Estimate:
     mean = float(found.mean())
     if found.size == 1:
         return Estimate(mean, float("nan"), float("nan"), 0.0)
-    half = _student(found.size) * float(found.std(ddof=1)) / math.sqrt(found.size)
+    half = _half_width(found)
     return Estimate(mean, mean - half, mean + half)
+
+
+def _half_width(values: Floats) -> float:
+    """Half of the 95 % t-interval of a mean of at least two values."""
+    return _student(len(values)) * float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
 def cross_fitted(right: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
@@ -211,14 +216,6 @@ def survival_of_attempts(correct_draws: npt.ArrayLike, draws: int, attempts: int
     """
     right, most = _subsets(correct_draws, draws, attempts)
     return float(np.mean(right / most))
-
-
-def survival_interval(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> Accuracy:
-    """`survival_of_attempts` with its interval over points, made as that of `accuracy`, which is one attempt's.
-
-    Raises ValueError without points, or unless 1 <= attempts <= draws.
-    """
-    return _mean_over_points(*_subsets(correct_draws, draws, attempts), draws // attempts)
 
 
 def _subsets(correct_draws: npt.ArrayLike, draws: int, attempts: int) -> tuple[Floats, float]:
@@ -340,18 +337,7 @@ def detection_gap(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike
     """
     low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
     _check_paired(low, high)
-    difference = high - low
-    mean = float(difference.mean())
-    if len(difference) == 1:
-        return Estimate(mean, float("nan"), float("nan"))
-    half = _t_half(difference)
-    return Estimate(mean, mean - half, mean + half)
-
-
-def _t_half(values: Floats) -> float:
-    """Half of the 95 % t-interval of a mean of at least two values."""
-    quantile = float(scipy.special.stdtrit(len(values) - 1, (1 + CONFIDENCE) / 2))
-    return quantile * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return mean_interval(high - low)
 
 
 def detection_rate_interval(
@@ -556,7 +542,7 @@ def spread(values: npt.ArrayLike) -> Spread:
     found = np.asarray(values, float).ravel()
     if len(found) < 2:
         raise ValueError(f"a spread needs at least two values, one a training seed; got {len(found)}")
-    mean, deviation, half = float(found.mean()), float(found.std(ddof=1)), _t_half(found)
+    mean, deviation, half = float(found.mean()), float(found.std(ddof=1)), _half_width(found)
     return Spread(len(found), mean, deviation, float(found.min()), float(found.max()), mean - half, mean + half)
 
 
@@ -579,27 +565,6 @@ def undominated(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> npt.NDArray
     keep = np.empty(x.shape, bool)
     np.put_along_axis(keep, order, np.take_along_axis(found, first, -1), -1)
     return keep
-
-
-def hypervolume(clean: npt.ArrayLike, adversarial: npt.ArrayLike, reference: tuple[float, float] = (0.0, 0.0)) -> float:
-    """The area that settings dominate, above a reference point of (clean, adversarial) accuracy; both are maximised.
-
-    It is summed in steps down in clean accuracy, each as tall as the best setting so far.
-    """
-    x, y = np.asarray(clean, float), np.asarray(adversarial, float)
-    order = np.argsort(-x)
-    x, y = np.maximum(x[order] - reference[0], 0), np.maximum(y[order] - reference[1], 0)
-    return float(np.maximum.accumulate(y) @ -np.diff(x, append=0.0)) if x.size else 0.0
-
-
-def at_matched_clean(clean: npt.ArrayLike, adversarial: npt.ArrayLike, level: float) -> float:
-    """Adversarial accuracy at a clean accuracy, linear between the settings of a curve that are its neighbours.
-
-    clean, adversarial: [settings] of the curve, which somebody has chosen: none of them is left out here for its result.
-    NaN where the level is outside the curve: nothing is extrapolated.
-    """
-    x, y = np.asarray(clean, float), np.asarray(adversarial, float)
-    return float(_along(x, y, np.asarray(level))) if x.size else float("nan")
 
 
 def _along(x: Floats, y: Floats, level: Floats) -> Floats:
@@ -652,7 +617,7 @@ def hypervolume_interval(
     adversarial_counts: npt.ArrayLike,
     adversarial_draws: npt.ArrayLike,
 ) -> Estimate:
-    """The area below a curve of settings, from (0, 0), with its interval; `hypervolume` where the curve never rises.
+    """The area below a curve of settings, from (0, 0), with its interval: what they dominate where the curve never rises.
 
     counts: [settings, points] correct draws on the same points, the settings in the order in which the curve goes
     through them, from the highest clean accuracy to the lowest; draws: one number or one a setting. The order is given,
@@ -697,7 +662,9 @@ def at_matched_clean_interval(
     levels: Sequence[float],
     below: tuple[npt.ArrayLike, int] | None = None,
 ) -> list[Estimate]:
-    """`at_matched_clean` at each level with its interval. Other arguments and errors as for `hypervolume_interval`.
+    """Adversarial accuracy at clean accuracies, linear between the settings of a curve that are its neighbours, with intervals.
+
+    NaN where a level is outside the curve: nothing is extrapolated. Other arguments and errors as for `hypervolume_interval`.
 
     levels: clean accuracies; or, with `below` (the correct draws [points] and draws of a clean cell on the same
     points), how much less than that cell's accuracy, which is resampled too: 0.02 is two points under it. Resamples

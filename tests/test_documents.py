@@ -191,7 +191,7 @@ def test_fewer_draws_and_executions_than_are_stored_compute_nothing(original: Ti
 
 
 def test_a_comment_in_a_persons_module_is_no_change(tmp_path: Path) -> None:
-    from mi_ray.study.prepare import syntax_of
+    from mi_ray.study.sources import syntax_of
 
     def said(text: str) -> str:
         (tmp_path / "net.py").write_text(text)

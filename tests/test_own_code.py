@@ -12,7 +12,8 @@ from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.noise import GaussianNoise
 from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place
 from mi_ray.store.manifest import fingerprint
-from mi_ray.study.prepare import _as_imported, _source_hash, prepare, syntax_of
+from mi_ray.study.prepare import prepare
+from mi_ray.study.sources import as_imported, source_hash, syntax_of
 
 FILES = {
     "my_roll.py": "import json\nimport torch, mi_ray\nfrom my_parts import zero\nfrom my_kit.deep import *\n",
@@ -65,15 +66,15 @@ def test_changing_a_module_that_another_imports_changes_what_decides_its_results
 ) -> None:
     (folder / "my_alone.py").write_text("alone = 1\n")
     (folder / "my_user.py").write_text("import my_more\n")
-    alone, before = _source_hash("my_alone"), _source_hash("my_user")
+    alone, before = source_hash("my_alone"), source_hash("my_user")
     assert (
         alone == hashlib.sha256(syntax_of(folder / "my_alone.py").encode()).hexdigest()
     )  # as before there was this rule
     (folder / "my_more.py").write_text("one = 1  # said in a comment\n")
-    assert _source_hash("my_user") == before
+    assert source_hash("my_user") == before
     (folder / "my_more.py").write_text("one = 7\n")
-    assert _source_hash("my_user") != before
-    assert _source_hash("my_alone") == alone
+    assert source_hash("my_user") != before
+    assert source_hash("my_alone") == alone
 
 
 def test_a_study_whose_plugins_neighbour_changed_is_looked_at_again(folder: Path) -> None:
@@ -102,12 +103,12 @@ def test_a_module_that_was_changed_since_it_was_imported_is_refused(
     monkeypatch.syspath_prepend(tmp_path)
     file = tmp_path / "my_changing.py"
     file.write_text("value = 1\n")
-    before = _as_imported("my_changing")
+    before = as_imported("my_changing")
     file.write_text("value = 1  # a comment changes nothing\n")
-    assert _as_imported("my_changing") == before
+    assert as_imported("my_changing") == before
     file.write_text("value = 2\n")  # This process has the old one.
     with pytest.raises(ValueError, match=r"my_changing.py was changed since this process imported it: begin a new one"):
-        _as_imported("my_changing")
+        as_imported("my_changing")
 
 
 def test_of_two_modules_of_one_name_neither_stands_for_the_other(

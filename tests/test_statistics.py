@@ -13,7 +13,6 @@ from mi_ray.statistics import (
     Accuracy,
     Estimate,
     accuracy,
-    at_matched_clean,
     at_matched_clean_interval,
     auc_difference,
     auc_interval,
@@ -25,14 +24,12 @@ from mi_ray.statistics import (
     detection_rate,
     detection_rate_interval,
     holm,
-    hypervolume,
     hypervolume_interval,
     mean_interval,
     paired_test,
     resampled_accuracies,
     roc,
     spread,
-    survival_interval,
     survival_of_attempts,
     undominated,
     undominated_share,
@@ -138,23 +135,6 @@ def test_survival_of_one_attempt_is_the_mean_survival_and_of_all_the_share_alway
 def test_more_attempts_than_draws_or_none_are_refused(attempts: int) -> None:
     with pytest.raises(ValueError, match=f"from 1 to draws=3; got {attempts}"):
         survival_of_attempts([1], 3, attempts)
-
-
-def test_an_interval_of_one_attempt_is_that_of_the_accuracy_and_of_all_attempts_wilsons() -> None:
-    counts = np.random.default_rng(5).integers(0, 4, 80)
-    assert survival_interval(counts, 3, 1) == accuracy(counts, 3)
-    every = survival_interval(counts, 3, 3)
-    assert every.interval == "wilson"
-    assert every.value == survival_of_attempts(counts, 3, 3)
-    assert every == accuracy((counts == 3).astype(int), 1)
-
-
-def test_the_interval_of_two_attempts_contains_their_survival() -> None:
-    counts = np.random.default_rng(6).integers(0, 4, 80)
-    found = survival_interval(counts, 3, 2)
-    assert found.interval == "wilson_effective"
-    assert found.value == pytest.approx(survival_of_attempts(counts, 3, 2))
-    assert found.low < found.value < found.high
 
 
 @pytest.mark.parametrize(("higher", "lower"), [(12, 3), (5, 5), (0, 7), (1, 0), (30, 22)])
@@ -481,37 +461,35 @@ def test_undominated_settings_of_several_resamples_are_those_of_each() -> None:
     assert together.tolist() == [undominated(x, y).tolist() for x, y in zip(clean, adversarial, strict=True)]
 
 
+def _of_ten(accuracies: list[float]) -> Any:
+    """Correct draws [settings, 10 points] that have these accuracies."""
+    return np.array([[place < round(10 * accuracy) for place in range(10)] for accuracy in accuracies], int)
+
+
 @pytest.mark.parametrize(
-    ("clean", "adversarial", "reference", "area"),
+    ("clean", "adversarial", "area"),
     [
-        ([0.5], [0.4], (0, 0), 0.2),
-        ([0.9, 0.6, 0.3], [0.1, 0.4, 0.5], (0, 0), 0.3 * 0.5 + 0.3 * 0.4 + 0.3 * 0.1),
-        ([0.3, 0.9, 0.6], [0.5, 0.1, 0.4], (0, 0), 0.3),
-        ([0.9, 0.6, 0.5], [0.5, 0.4, 0.1], (0, 0), 0.45),  # the first beats the others
-        ([0.9, 0.9, 0.9], [0.5, 0.5, 0.2], (0, 0), 0.45),
-        ([0.9, 0.6], [0.1, 0.4], (0.5, 0.05), 0.4 * 0.05 + 0.1 * 0.3),
-        ([0.4, 0.9], [0.9, 0.0], (0.5, 0.1), 0.0),  # neither is above the reference in both
-        ([], [], (0, 0), 0.0),
+        ([0.5], [0.4], 0.2),
+        ([0.9, 0.6, 0.3], [0.1, 0.4, 0.5], 0.3 * 0.5 + 0.3 * 0.4 + 0.3 * 0.1),
+        ([0.9, 0.9, 0.6], [0.2, 0.5, 0.6], 0.3 * 0.5 + 0.6 * 0.6),
     ],
 )
 def test_the_hypervolume_of_a_staircase_is_the_area_below_it(
-    clean: list[float], adversarial: list[float], reference: tuple[float, float], area: float
+    clean: list[float], adversarial: list[float], area: float
 ) -> None:
-    assert hypervolume(clean, adversarial, reference) == pytest.approx(area)
+    assert hypervolume_interval(_of_ten(clean), 1, _of_ten(adversarial), 1).value == pytest.approx(area)
 
 
 def test_the_hypervolume_is_the_share_of_places_that_a_setting_dominates() -> None:
-    rng = np.random.default_rng(0)
-    clean, adversarial = rng.random((2, 6))
+    clean, adversarial = [0.9, 0.7, 0.4, 0.1], [0.1, 0.3, 0.5, 0.8]
     places = (np.stack(np.meshgrid(np.arange(400), np.arange(400)), -1).reshape(-1, 2) + 0.5) / 400
     dominated = ((places[:, :1] <= clean) & (places[:, 1:] <= adversarial)).any(axis=1)
-    assert hypervolume(clean, adversarial) == pytest.approx(dominated.mean(), abs=0.01)
+    found = hypervolume_interval(_of_ten(clean), 1, _of_ten(adversarial), 1)
+    assert found.value == pytest.approx(dominated.mean(), abs=0.001)
 
 
-def test_a_dominated_setting_does_not_change_the_hypervolume() -> None:
-    clean, adversarial = [0.9, 0.6], [0.1, 0.4]
-    assert hypervolume([*clean, 0.5], [*adversarial, 0.3]) == pytest.approx(hypervolume(clean, adversarial))
-    assert hypervolume([*clean, 0.7], [*adversarial, 0.3]) > hypervolume(clean, adversarial)
+def _at(clean: list[float], adversarial: list[float], level: float) -> float:
+    return at_matched_clean_interval(_of_ten(clean), 1, _of_ten(adversarial), 1, [level])[0].value
 
 
 @pytest.mark.parametrize(
@@ -519,19 +497,17 @@ def test_a_dominated_setting_does_not_change_the_hypervolume() -> None:
     [(0.9, 0.1), (0.8, 0.2), (0.6, 0.4), (0.5, 0.425), (0.2, 0.5), (0.91, np.nan), (0.19, np.nan), (0.9 - 0.1, 0.2)],
 )
 def test_adversarial_accuracy_at_matched_clean_accuracy_is_read_off_the_curve(level: float, expected: float) -> None:
-    clean, adversarial = [0.9, 0.2, 0.6], [0.1, 0.5, 0.4]
-    assert at_matched_clean(clean, adversarial, level) == pytest.approx(expected, nan_ok=True)
+    assert _at([0.9, 0.2, 0.6], [0.1, 0.5, 0.4], level) == pytest.approx(expected, nan_ok=True)
 
 
 def test_a_curve_of_one_setting_is_a_point_and_its_end_counts_in_spite_of_rounding() -> None:
-    assert at_matched_clean([0.8], [0.3], 0.9 - 0.1) == 0.3
-    assert np.isnan(at_matched_clean([0.8], [0.3], 0.79))
-    assert np.isnan(at_matched_clean([], [], 0.5))
+    assert _at([0.8], [0.3], 0.9 - 0.1) == 0.3
+    assert np.isnan(_at([0.8], [0.3], 0.79))
 
 
 def test_no_setting_of_a_chosen_curve_is_left_out_for_what_its_points_say() -> None:
-    assert at_matched_clean([0.9, 0.5, 0.1], [0.1, 0.05, 0.5], 0.5) == 0.05
-    assert at_matched_clean([0.9, 0.5, 0.1], [0.1, 0.05, 0.5], 0.7) == pytest.approx(0.075)
+    assert _at([0.9, 0.5, 0.1], [0.2, 0.1, 0.5], 0.5) == pytest.approx(0.1)
+    assert _at([0.9, 0.5, 0.1], [0.2, 0.1, 0.5], 0.7) == pytest.approx(0.15)
 
 
 def _curve_counts(seed: int, points: int, draws: int = 3, settings: int = 5) -> tuple[Any, Any]:
@@ -568,8 +544,8 @@ def test_resamples_do_not_depend_on_how_many_are_made_at_once(monkeypatch: pytes
 def test_the_variance_of_a_hypervolume_is_the_jackknifes_over_points() -> None:
     clean, adversarial = _curve_counts(1, 100)
     found = hypervolume_interval(clean, 3, adversarial, 3)
-    own = clean.mean(axis=1) / 3, adversarial.mean(axis=1) / 3
-    assert found.value == pytest.approx(hypervolume(*own))  # the curve is in order
+    x, y = clean.mean(axis=1) / 3, adversarial.mean(axis=1) / 3
+    assert found.value == pytest.approx(np.maximum.accumulate(y) @ -np.diff(x, append=0.0))  # the curve is in order
     left_out = [
         hypervolume_interval(
             *(np.delete(counts, at, axis=1) for counts in (clean,)), 3, np.delete(adversarial, at, axis=1), 3
@@ -585,7 +561,7 @@ def test_a_curve_keeps_the_order_that_it_was_chosen_in_whatever_its_points_say()
     adversarial = np.array([[1] * 2 + [0] * 8, [1] * 3 + [0] * 7])
     found = hypervolume_interval(clean, 1, adversarial, 1)
     assert found.value == pytest.approx((0.4 - 0.5) * 0.2 + 0.5 * 0.3)
-    assert found.value < hypervolume([0.4, 0.5], [0.2, 0.3])
+    assert found.value < 0.5 * 0.3  # what the two settings dominate
 
 
 def test_matched_levels_may_be_absolute_and_follow_a_cell_that_is_resampled_with_the_curve() -> None:
@@ -594,7 +570,7 @@ def test_matched_levels_may_be_absolute_and_follow_a_cell_that_is_resampled_with
     level = float(own[0]) - 0.1
     fixed = at_matched_clean_interval(clean, 3, adversarial, 3, [level, 0.2])
     moving = at_matched_clean_interval(clean, 3, adversarial, 3, [0.1], below=(clean[0], 3))[0]
-    expected = at_matched_clean(own, adversarial.mean(axis=1) / 3, level)
+    expected = np.interp(level, own[::-1], (adversarial.mean(axis=1) / 3)[::-1])
     assert fixed[0].value == pytest.approx(expected)
     assert moving.value == pytest.approx(expected)
     assert moving.high - moving.low < fixed[0].high - fixed[0].low  # the level's own error cancels
@@ -714,8 +690,6 @@ def test_an_interval_of_an_accuracy_contains_it(kind: str) -> None:
     for points, draws in SIZES:
         counts = _counts(kind, points, draws, np.random.default_rng(points))
         _within(accuracy(counts, draws))
-        for attempts in range(1, draws + 1):
-            _within(survival_interval(counts, draws, attempts))
         _within(mean_interval(counts / draws))
         summary = cell_summary(counts, np.zeros(points, bool), draws)
         assert 0 <= summary["accuracy_low"] <= summary["accuracy"] <= summary["accuracy_high"] <= 1

@@ -1,14 +1,8 @@
 """A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
 
-import ast
-import hashlib
-import importlib
-import importlib.metadata
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,10 +22,10 @@ from mi_ray.data import Dataset
 from mi_ray.defenses import DEFENSES, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK
 from mi_ray.disk_images import chosen
-from mi_ray.networks import OwnNetwork, load_factory, read_weights, state_bytes
+from mi_ray.networks import OwnNetwork, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.own_code import imported_sources, load_plugins
-from mi_ray.parameters import Method, Registry
+from mi_ray.own_code import load_plugins
+from mi_ray.parameters import Method
 from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
@@ -42,6 +36,7 @@ from mi_ray.study.checks import RULES
 from mi_ray.study.compiling import choose
 from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
+from mi_ray.study.sources import hashes_of, sources_of
 from mi_ray.study.trying import try_attack, try_classifier, try_defense
 
 CPU = torch.device("cpu")
@@ -137,153 +132,12 @@ class Tried:
     notes: Sequence[str]
 
 
-# What each file of a person's own code said when this process first looked at it, which is when it was imported.
-_IMPORTED: dict[Path, str] = {}
-
-
-def _source_hash(module: str) -> str:
-    """A hash of what a person's own module says, and what the modules say that it imports from its own folder."""
-    said = _said(module)
-    return hashlib.sha256("|".join(said.values()).encode()).hexdigest() if said else module
-
-
-def _said(module: str) -> dict[Path, str]:
-    """What the file of a module and those that it imports from its own folder say; nothing of a module without a file."""
-    file = getattr(importlib.import_module(module), "__file__", None)
-    files = [] if file is None else [Path(file), *imported_sources(module, Path(file))]
-    return {path: syntax_of(path) for path in files}
-
-
-def _as_imported(module: str) -> str:
-    """`_source_hash`. Raises ValueError where a file is not what this process imported: it would compute by the old code, and
-    store that under the new code's key; nor may it be in no file that a worker could import."""
-    if module == "__main__":
-        raise ValueError(
-            "code of your own must be in a module that other processes can import; got a method that is defined in the program "
-            "itself or in a cell of a notebook: write it into a file, and name that in `plugins`"
-        )
-    try:
-        files = _said(module)
-    except OSError as error:
-        raise ValueError(
-            f"code of your own must stay where it was imported from; {error.filename}: {error.strerror}"
-        ) from error
-    for path, said in files.items():
-        if _IMPORTED.setdefault(path, said) != said:
-            raise ValueError(
-                f"{path.name} was changed since this process imported it: begin a new one (in a notebook, restart the kernel)"
-            )
-    return _source_hash(module)
-
-
-def _look_at(module: str) -> None:
-    """Note what the files of a module say now that it is imported, wherever the module is used later."""
-    with suppress(OSError):  # One that nothing names may be gone.
-        for path, said in _said(module).items():
-            _IMPORTED.setdefault(path, said)
-
-
-def syntax_of(file: Path) -> str:
-    """What a Python file says, without its comments, docstrings and layout; the bytes as text where it is no Python.
-
-    A tree is written out here, since `ast.dump` writes it differently from one version of Python to the next.
-    """
-    content = file.read_bytes()
-    try:
-        return _written(ast.parse(content))
-    except (SyntaxError, ValueError):
-        return content.hex()
-
-
-def _written(node: object) -> str:
-    """A part of a syntax tree as text: names and values, and no place in the file."""
-    if isinstance(node, list):
-        return f"[{','.join(map(_written, node))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    body = getattr(node, "body", None)
-    told = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
-        node
-    )
-    fields = {name: value for name, value in ast.iter_fields(node) if value not in (None, []) and name != "kind"}
-    if told and isinstance(body, list):
-        fields["body"] = body[1:]
-    return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
-
-
-class _Sources(Mapping[str, str]):
-    """Hashes by name, each made when the plan asks for it: a method that no sweep names may be gone, or in no file."""
-
-    def __init__(self, made: Mapping[str, Callable[[], str]]) -> None:
-        self._made = made
-
-    def __getitem__(self, name: str) -> str:
-        return self._made[name]()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._made
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __reduce__(self) -> tuple[type[dict[str, str]], tuple[dict[str, str]]]:
-        """Handed to another process, all that can be made: what a search proposes there has been planned here before."""
-        found = {}
-        for name in self:
-            with suppress(ValueError):
-                found[name] = self[name]
-        return dict, (found,)
-
-
-def _sources(sweep: Sweep) -> Mapping[str, str]:
-    """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
-    found: dict[str, Callable[[], str]] = {}
-    hashed = lru_cache(maxsize=None)(_as_imported)  # A module may register many methods.
-    registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
-    for registry in registries:
-        for name in registry:
-            module = registry[name].__module__
-            if not _is_ours(module):
-                _look_at(module)
-                found[name] = partial(hashed, module)
-    for entry in (written.written_out() for written in sweep.classifiers):
-        if entry.factory is not None:
-            load_factory(entry.factory)
-            found[entry.factory] = partial(hashed, entry.factory.partition(":")[0])
-        if entry.weights is not None and not entry.given_whole:
-            try:
-                digest = hashlib.sha256(Path(entry.weights).read_bytes()).hexdigest()
-            except OSError as error:
-                raise ValueError(
-                    f"classifier {entry.name!r}: weights must be a file; {entry.weights}: {error.strerror}"
-                ) from error
-            found[entry.weights] = partial(str, digest)
-    return _Sources(found)
-
-
 def _networks(settings: Iterable[Defense]) -> dict[OwnNetwork, bytes]:
     """The weights of each network of a person's own within these defenses, as safetensors."""
     parts = [part for setting in settings for part in setting.components()]
     every = [inner for part in parts for inner in (part, *part.within())]
     found = dict.fromkeys(network for part in every for network in part.networks())
     return {network: state_bytes(network.read()) for network in found}
-
-
-def _hashes(networks: Mapping[OwnNetwork, bytes]) -> dict[tuple[str, str | None], str]:
-    """Of each network the hash of its factory's source and of its weights; of one of our own the defense has a version."""
-    modules = {network: network.factory.partition(":")[0] for network in networks}
-    sources = {network: "" if _is_ours(module) else _source_hash(module) for network, module in modules.items()}
-    return {
-        network: hashlib.sha256(sources[network].encode() + content).hexdigest()
-        for network, content in networks.items()
-    }
-
-
-def _is_ours(module: str) -> bool:
-    return module.startswith("mi_ray.")
 
 
 @dataclass
@@ -447,7 +301,7 @@ def _refuse_idle(planner: Planner) -> None:
 def prepare(sweep: Sweep) -> Study:
     """Load the data, check every name and value of the sweep, and plan. Raises ValueError before any work."""
     load_plugins(sweep.plugins)
-    sources = _sources(sweep)
+    sources = sources_of(sweep)
     dataset = _loaded(sweep.dataset)
     pools = _Pools(sweep, dataset, _foreign(sweep, dataset))
     options = sweep.resolved_variants()
@@ -466,7 +320,7 @@ def prepare(sweep: Sweep) -> Study:
     )
     first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
     networks = _networks(first.settings())
-    facts = replace(facts, networks=_hashes(networks))
+    facts = replace(facts, networks=hashes_of(networks))
     first = Planner(sweep, REGISTRIES, replace(first.facts, networks=facts.networks), options[""])
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
     tried = list(_try_own(first, dataset, asked))
