@@ -9,7 +9,7 @@ from helpers.studies import compute, tiny
 
 from mi_ray.cluster.optuna_study import open_storage
 from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_space
-from mi_ray.cluster.trials import OBJECTIVES, accuracies
+from mi_ray.cluster.trials import ACCURACIES, accuracies
 from mi_ray.config import OptunaSearch
 from mi_ray.parameters import Axis
 from mi_ray.run import run_sweep
@@ -32,7 +32,7 @@ def searched(search: RoundsSearch, *, backwards: bool) -> list[Any]:
             proposed = search.suggest(str(len(found)))
         for trial in reversed(round_) if backwards else round_:
             value = float(round_[trial]["defense"][0]) + 0.1 * int(trial)
-            search.on_trial_complete(trial, dict(zip(OBJECTIVES, (value, 1 - value), strict=True)))
+            search.on_trial_complete(trial, dict(zip(ACCURACIES, (value, 1 - value), strict=True)))
     return found
 
 
@@ -49,7 +49,7 @@ def test_a_search_proposes_the_same_whatever_the_order_in_which_a_round_ends(sam
 def test_a_round_waits_for_all_of_its_results() -> None:
     search = optuna_search(SPACE, settings("tpe", trials=4, size=2), 0)
     assert [search.suggest(name) is None for name in "abc"] == [False, False, True]
-    result = dict.fromkeys(OBJECTIVES, 0.5)
+    result = dict.fromkeys(ACCURACIES, 0.5)
     search.on_trial_complete("b", result)
     assert search.suggest("c") is None
     search.on_trial_complete("a", error=True)
@@ -86,7 +86,7 @@ def test_a_search_in_optunas_own_storage_is_written_anew_and_proposes_the_same(t
     assert proposed[0] == proposed[1] == searched(optuna_search(SPACE, settings("nsgaii"), 0), backwards=False)
     study = optuna.load_study(study_name="study on f", storage=open_storage(kept))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 9
-    assert study.metric_names == list(OBJECTIVES)
+    assert study.metric_names == list(ACCURACIES)
 
 
 def test_somebody_elses_study_in_the_storage_is_left_alone(tmp_path: Path) -> None:
