@@ -387,7 +387,10 @@ class ClassifierEntry(Strict):
 
 
 def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, object]:
-    """What is written under the known keys, and the one other key as the method. Raises ValueError for none or two."""
+    """What is written under the known keys, and the one other key as the method. Raises ValueError for none or two.
+
+    It stands in the place of `Strict._known_keys`, which would refuse the method as a key that no field has.
+    """
     if not isinstance(data, Mapping):
         raise ValueError(f"{what}; got {shown(data)}")
     known = {key: data[key] for key in keys if key in data}

@@ -265,7 +265,11 @@ def drop(undefended: Float[Tensor, "*S L"], averaged: Float[Tensor, "*S L"]) -> 
 
 
 def log_mean(log_probabilities: Float[Tensor, "N *S L"]) -> Float[Tensor, "*S L"]:
-    """The logarithm of the mean probability over the first axis; never a softmax of probabilities."""
+    """The logarithm of the mean probability over the first axis, Alg. 1's average; never a softmax of probabilities.
+
+    Attacks differentiate it. What a study stores for several N at once is the same mean as a running sum, in
+    `study/batches.py`.
+    """
     return torch.logsumexp(log_probabilities, 0) - torch.log(torch.tensor(float(len(log_probabilities))))
 
 

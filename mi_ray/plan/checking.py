@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, Held, PlannedRule, controls
+from mi_ray.plan.cost import in_whole
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
 from mi_ray.threat_model import DIAMETERS, ThreatModel
 
@@ -97,7 +98,7 @@ class CheckPlanner:
             return self.stored_points
         else:
             wanted = checks.points if rule.points is None else min(rule.points, checks.points)
-        return min(-(-wanted // batch) * batch, self.stored_points)
+        return min(in_whole(wanted, batch), self.stored_points)
 
     def _attacked(self, attack: AttackWork, threat: ThreatModel) -> Attacked:
         method = self.works.registries.attacks[attack.method]

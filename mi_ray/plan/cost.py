@@ -23,9 +23,10 @@ def times(passes: Passes, count: int) -> Passes:
     return passes[0] * count, passes[1] * count
 
 
-def whole_chunks(executions: int, chunk: int) -> int:
-    """Executions that are run for N of them: whole chunks, so that N is a prefix of any larger N."""
-    return -(-executions // chunk) * chunk
+def in_whole(number: int, unit: int) -> int:
+    """At least so many in whole units: executions in chunks, points in canonical batches, so that any number of them is a
+    prefix of every larger one."""
+    return -(-number // unit) * unit
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Costs:
         assert isinstance(work, OutputWork)
         if work.component is None:
             return 1, 0
-        return work.draws * whole_chunks(max(work.executions), self.chunk_of(work.random)), 0
+        return work.draws * in_whole(max(work.executions), self.chunk_of(work.random)), 0
 
     def chunk_of(self, random: bool) -> int:
         """How many executions of a component run together: one alone of what draws nothing."""
@@ -70,7 +71,7 @@ class Costs:
         if isinstance(work, OutputWork) and (begun := work.begins_at(have)):
             chunk = self.chunk_of(work.random)
             last = max(set(work.executions) - set(have["executions"]))
-            return work.draws * (whole_chunks(last, chunk) - begun // chunk * chunk), 0
+            return work.draws * (in_whole(last, chunk) - begun // chunk * chunk), 0
         if isinstance(work, AttackWork) and self.attacks[work.method].goes_on:
             absent = tuple(at for at in work.stops if at not in have["stops"])
             before = max((at for at in have["stops"] if at < min(absent)), default=0)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from mi_ray.config import Certify, ClassifierEntry, Options, Sweep
 from mi_ray.parameters import Method, Registry, expand
 from mi_ray.plan.controls import PlannedRule
-from mi_ray.plan.cost import Costs, whole_chunks
+from mi_ray.plan.cost import Costs, in_whole
 from mi_ray.plan.work import (
     EVALUATE,
     AttackLabels,
@@ -296,7 +296,7 @@ class KeyedWork:
     def _passes_of(self, defense: Any, n: int) -> tuple[int, ...]:
         """The passes of each component of a defense in one call with N executions."""
         chunks = (self.costs.chunk_of(part.is_random()) for part in defense.components())
-        return tuple(whole_chunks(defense.executions_of(at, n), chunk) for at, chunk in enumerate(chunks))
+        return tuple(in_whole(defense.executions_of(at, n), chunk) for at, chunk in enumerate(chunks))
 
     def read(
         self,

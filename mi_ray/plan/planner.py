@@ -14,7 +14,7 @@ from mi_ray.config import ADAPTIVE, AttackEntry, Options, Sweep
 from mi_ray.parameters import Axis, Method, expand, plain
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
-from mi_ray.plan.cost import whole_chunks
+from mi_ray.plan.cost import in_whole
 from mi_ray.plan.keyed import Facts, KeyedWork, Registries
 from mi_ray.plan.work import AttackWork, Cell, Certificate, ClassifierWork, Inputs, Plan, merged, merged_attacks
 from mi_ray.store.keys import canonical
@@ -38,7 +38,7 @@ class Planner:
                 f"points.count must not exceed the test split of {facts.dataset}, {facts.test_count}; "
                 f"got {sweep.points.count}"
             )
-        whole = -(-sweep.points.count // sweep.batch) * sweep.batch
+        whole = in_whole(sweep.points.count, sweep.batch)
         self.stored_points = min(whole, facts.test_count)
         self.classifiers = tuple(self.works.classifier(entry) for entry in sweep.classifiers)
         twins: dict[str, str] = {}
@@ -254,7 +254,7 @@ class Planner:
         if self.sweep.search is None:
             return planned
         n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)
-        each = self.stored_points * self.sweep.draws_of(self.options) * whole_chunks(n, self.registries.chunk)
+        each = self.stored_points * self.sweep.draws_of(self.options) * in_whole(n, self.registries.chunk)
         inputs = sum(len(self.inputs(work)) for work in self.classifiers)
         return planned + self.sweep.search.trials * inputs * each
 

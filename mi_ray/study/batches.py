@@ -114,6 +114,7 @@ def component_outputs(
                 if component.votes:
                     runs.append(vote_shares(chunks, executions, begin, 0 if votes is None else votes[draw, part]))
                 else:
+                    # Alg. 1's mean for every N at once; `log_mean` is what attacks differentiate.
                     total = torch.cat(list(chunks)).exp().cumsum(0)
                     runs.append(torch.stack([total[n - 1] / n for n in executions]))
         return torch.stack(runs)

@@ -8,7 +8,7 @@ from helpers.plans import EVERY_DEFENSE, TRAINED, WORKED, baseline, keys, planne
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.parameters import Axis
-from mi_ray.plan.cost import Costs, whole_chunks
+from mi_ray.plan.cost import Costs, in_whole
 from mi_ray.plan.planner import product
 from mi_ray.study.prepare import REGISTRIES
 
@@ -146,5 +146,5 @@ def test_mechanisms_ask_for_each_counterpart_with_the_whole_perturbation_too_and
     assert extra == {work.key for cell in both.cells for work in cell.transferred}
     passes = [planner(**few).cost(plan)["evaluation_forward"] for plan in (clean, both)]
     counterparts = {work.key: work for cell in both.cells for work in cell.counterparts}
-    each = [work.draws * whole_chunks(work.executions[-1], REGISTRIES.chunk) for work in counterparts.values()]
+    each = [work.draws * in_whole(work.executions[-1], REGISTRIES.chunk) for work in counterparts.values()]
     assert passes[1] - passes[0] == planner(**few).stored_points * sum(each) > 0
