@@ -291,11 +291,27 @@ class Score(Side):
 
 
 class BareTraining(Side):
-    """Training written out in plain PyTorch, same precision and augmentation: ERM, or interpolated AT."""
+    """Training written out in plain PyTorch, same precision and augmentation: ERM, or interpolated AT.
+
+    compiled: by inductor, the training step's passes and those of the inner attack. A call goes on where the one before it
+    ended, so that nothing is compiled twice.
+    """
+
+    def __init__(self, classifier: str, part: tuple[int, int], threads: int, compiled: bool = False) -> None:
+        super().__init__(classifier, part, threads)
+        self.compiled, self.begun = compiled, dict[str, tuple[nn.Module, torch.optim.Optimizer]]()
+
+    def model_of(self, objective: str) -> tuple[nn.Module, torch.optim.Optimizer]:
+        """The network as the last call for this objective left it, with its optimizer."""
+        if objective not in self.begun:
+            model = copy.deepcopy(self.f).train().requires_grad_(True).to(memory_format=torch.channels_last)
+            if self.compiled:
+                model.network.compile(dynamic=False)
+            self.begun[objective] = model, torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        return self.begun[objective]
 
     def __call__(self, objective: str, images: int, batch: int) -> np.ndarray:
-        model = copy.deepcopy(self.f).train().requires_grad_(True).to(memory_format=torch.channels_last)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+        model, optimizer = self.model_of(objective)
         pixels, labels, rng = self.pool.images, self.pool.labels, np.random.default_rng(0)
         losses = []
         for _ in range(images // batch):
