@@ -17,7 +17,10 @@ from mi_ray.threat_model import WORST_CASE
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
 
-FRONTIER_KEYS = ["classifier", "classifier_key", "defense", "defense_params", "executions", "draws"]
+# The columns of cells.parquet that say what a setting of a defense is, and what it is attacked by.
+SETTING = ["classifier", "defense", "defense_params", "executions"]
+THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
+FRONTIER_KEYS = ["classifier", "classifier_key", *SETTING[1:], "draws"]
 CLEAN_BUDGET = 0.10  # the most clean accuracy that a picked setting may give up against no defense
 ROUNDING = 1e-9  # an accuracy of 0.9 - 0.1 is within a budget that ends at 0.8
 
@@ -56,11 +59,10 @@ def chosen_on(points: int) -> str:
 
 def one_each(cells: "pd.DataFrame", points: int) -> str:
     """In words, which setting of each defense a table shows. cells: those of the study; points: `choosing_points`."""
-    setting = ["classifier", "defense", "defense_params", "executions"]
-    settings = cells[setting].drop_duplicates()
+    settings = cells[SETTING].drop_duplicates()
     if not settings.duplicated(["classifier", "defense"]).any():
         return "Of each defense its one setting"
-    attacked = cells[~cells["attack"].isin(["none", WORST_CASE])].groupby(setting).size()
+    attacked = cells[~cells["attack"].isin(["none", WORST_CASE])].groupby(SETTING).size()
     uneven = attacked.groupby(["classifier", "defense"]).nunique().gt(1).any()
     return (
         "Of each defense the setting with the highest adversarial accuracy under the attack that leaves it least, among those "

@@ -5,24 +5,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mi_ray.choice import SETTING, THREAT
 from mi_ray.statistics import COUNTED, of_variant, paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
 
 # What makes two cells the same question; their classifiers are matched by name, since their weights may be what differs.
-SAME = (
-    "dataset",
-    "classifier",
-    "attack",
-    "attack_params",
-    "goal",
-    "norm",
-    "epsilon",
-    "knowledge",
-    "defense",
-    "defense_params",
-    "executions",
-)
+SAME = ("dataset", *SETTING, *THREAT)
 
 
 def compared(store: Store, left: str, right: str) -> pd.DataFrame:

@@ -15,6 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from mi_ray.choice import SETTING
 from mi_ray.figures.names import MAX_NORM, Names, norm_text
 from mi_ray.figures.panels import (
     ACCURACY,
@@ -34,7 +35,7 @@ from mi_ray.store.blocks import Store
 from mi_ray.threat_model import WORST_CASE
 
 NEEDS = "accuracy against ε needs finished cells with and without an attack"
-SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
+DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
 WORST = "Worst case of the study's attacks"
 ACROSS = 4  # Panels side by side, where they run on from row to row.
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
@@ -59,18 +60,18 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     of_all = WORST + norm
     attacked = attacked.assign(curve=(pd.Series(called, attacked.index) + norm).mask(worst, of_all))
     if worst.any():
-        alone = attacked.groupby([*SETTING, "norm", "epsilon"])["cell"].transform("size") == 1
+        alone = attacked.groupby([*DRAWN, "norm", "epsilon"])["cell"].transform("size") == 1
         attacked = pd.concat([attacked, attacked[alone & ~worst].assign(curve=of_all)])
         attacked = attacked[~attacked["curve"].str.startswith(WORST) | _by_most(attacked)]
     starts = (
         clean.drop(columns="norm")
-        .merge(attacked[[*SETTING, "curve", "norm"]].drop_duplicates(), on=SETTING)
+        .merge(attacked[[*DRAWN, "curve", "norm"]].drop_duplicates(), on=DRAWN)
         .assign(epsilon=0.0)
     )
     told = [*ACCURACY, "verdict", "checks", "points", "attack", "attack_params", "knowledge", "dataset"]
-    kept = [*SETTING, "curve", "norm", "epsilon", *told]
+    kept = [*DRAWN, "curve", "norm", "epsilon", *told]
     table = pd.concat([starts[kept], attacked[kept]], ignore_index=True)
-    check_each_once(table, [*SETTING, "curve", "epsilon"])
+    check_each_once(table, [*DRAWN, "curve", "epsilon"])
     order = sorted(dict.fromkeys(attacked["curve"]), key=lambda name: name.startswith(WORST))
     table["place"] = table["curve"].map(order.index)
     return table.sort_values(["place", "epsilon"], kind="stable", ignore_index=True).drop(columns="place")
@@ -79,8 +80,8 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
 def _by_most(attacked: pd.DataFrame) -> "pd.Series[bool]":
     """Whether as many attacks were run on the row's setting at its ε as at any other ε of the same norm."""
     single = attacked["curve"].mask(attacked["curve"].str.startswith(WORST))
-    number = single.groupby([attacked[name] for name in (*SETTING, "norm", "epsilon")]).transform("nunique")
-    most = number.groupby([attacked[name] for name in (*SETTING, "norm")]).transform("max")
+    number = single.groupby([attacked[name] for name in (*DRAWN, "norm", "epsilon")]).transform("nunique")
+    most = number.groupby([attacked[name] for name in (*DRAWN, "norm")]).transform("max")
     return number == most
 
 

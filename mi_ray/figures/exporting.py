@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from mi_ray.choice import SETTING
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
@@ -49,11 +50,10 @@ def leaderboard(cells: pd.DataFrame, study: str) -> list[dict[str, Any]]:
     autoattack_acc is null, since AutoAttack itself was not run: the field must not be filled with another attack.
     """
     done = of_variant(cells[cells["state"] == "done"])
-    setting = ["classifier", "defense", "defense_params", "executions"]
-    clean = {tuple(row[name] for name in setting): row for row in done[done["attack"] == "none"].to_dict("records")}
+    clean = {tuple(row[name] for name in SETTING): row for row in done[done["attack"] == "none"].to_dict("records")}
     entries = []
     for row in done[done["attack"] == WORST_CASE].to_dict("records"):
-        bare = clean.get(tuple(row[name] for name in setting))
+        bare = clean.get(tuple(row[name] for name in SETTING))
         if bare is None:
             continue
         defended = row["defense"] != "none"

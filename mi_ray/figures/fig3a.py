@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.choice import choosing, chosen_on
+from mi_ray.choice import SETTING, choosing, chosen_on
 from mi_ray.figures.names import Look, Names, parameters
 from mi_ray.figures.panels import Estimated, Style, cross_out, curve, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import finished, read_study, records_of
@@ -43,7 +43,7 @@ TPR: Estimated = ("tpr", "tpr_low", "tpr_high")
 GAP: Estimated = ("gap", "gap_low", "gap_high")
 RATE = f"rate at {100 * FALSE_POSITIVES:g} % false positives"
 LEGEND = f"All points: AUC [95 %]; true positive {RATE} [95 %]; DG: detection gap"
-SETTING = ["classifier", "defense", "defense_params", "executions", "draws"]
+DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
 
 
 @dataclass(frozen=True)
@@ -128,13 +128,13 @@ def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[
     own = own[own["defense"].isin(DEFENSES) & (own["attack"] != WORST_CASE)]
     if len(own):
         own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")]
-    clean = {tuple(row[SETTING]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
+    clean = {tuple(row[DRAWN]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
     attacked = own[own["attack"] != "none"]
     found, based = [], set()
     for name, (_, row) in zip(names.threats(attacked), attacked.iterrows(), strict=True):
-        if tuple(row[SETTING]) not in clean:
+        if tuple(row[DRAWN]) not in clean:
             continue
-        pairs = records_of(store, clean[tuple(row[SETTING])]), records_of(store, row["cell"])
+        pairs = records_of(store, clean[tuple(row[DRAWN])]), records_of(store, row["cell"])
         lam = json.loads(row["defense_params"])["lam"]
         told = row["classifier"], name
         number = lam if isinstance(lam, float) else None

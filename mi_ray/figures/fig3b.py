@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.choice import chosen_on, curve, frontier
+from mi_ray.choice import THREAT, chosen_on, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import read_study
@@ -27,7 +27,6 @@ from mi_ray.threat_model import WORST_CASE
 SHOWN = 0.30  # settings that give up more clean accuracy than this against no defense are counted, not drawn
 CLEAN: Estimated = ("clean", "clean_low", "clean_high")
 ADVERSARIAL: Estimated = ("adversarial", "adversarial_low", "adversarial_high")
-THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 BALL = ["norm", "epsilon"]
 # What a study's first attack keeps in another ball, where its step may differ.
 SAME_ATTACK = ["attack", "goal", "knowledge"]

@@ -27,7 +27,7 @@ LINES = {
     "oblivious": (":", "oblivious {} on the defended one"),
 }
 AXES = ("steps", "queries", "eot")  # panels and samples tell these apart
-THREAT = ["classifier", "goal", "norm", "epsilon"]
+PANEL = ["classifier", "goal", "norm", "epsilon"]
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
@@ -51,12 +51,12 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
         adaptive["executions"] == adaptive.groupby(["classifier", "defense"])["executions"].transform("max")
     ]
     rows = [adaptive.assign(what=adaptive["attack"])]
-    setting = [*THREAT, "defense", "defense_params", "executions", "steps"]
+    setting = [*PANEL, "defense", "defense_params", "executions", "steps"]
     pgd = own[(own["attack"] == "pgd") & (own["knowledge"] == "oblivious")]
     wanted = adaptive[setting].drop_duplicates()
     rows.append(pgd.merge(wanted, on=setting).assign(what="oblivious"))
     bare = pgd[pgd["defense"] == "none"].drop(columns=["defense", "defense_params", "executions"])
-    rows.append(bare.merge(wanted, on=[*THREAT, "steps"]).assign(what="undefended"))
+    rows.append(bare.merge(wanted, on=[*PANEL, "steps"]).assign(what="undefended"))
     told = ["what", "name", "samples", *ACCURACY, "verdict", "checks", "points"]
     kept = [*setting, *told, "attack", "attack_params", "knowledge", "state", "dataset"]
     order = ["defense", "defense_params", "goal", "norm", "epsilon", "steps", "what", "name", "samples"]
@@ -101,7 +101,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`: a column for each defended classifier, a row for each number of steps."""
-    columns = table[[*THREAT, "defense", "defense_params"]].drop_duplicates()
+    columns = table[[*PANEL, "defense", "defense_params"]].drop_duplicates()
     lengths = sorted(table["steps"].unique())
     figure = Figure(figsize=(1.0 + 3.0 * len(columns), 1.5 + 2.0 * len(lengths)))
     panels = figure.subplots(len(lengths), len(columns), squeeze=False, sharex=True, sharey="col")

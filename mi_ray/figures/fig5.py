@@ -12,6 +12,7 @@ import pyarrow as pa
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from mi_ray.choice import SETTING
 from mi_ray.figures.names import Names, Row, parameters
 from mi_ray.figures.panels import save_figure, styled
 from mi_ray.figures.reading import finished, read_study, records_of
@@ -22,7 +23,6 @@ from mi_ray.threat_model import WORST_CASE
 
 SHOWN = 9  # images in a row
 MOST = 4  # cells in the figure
-SETTING = ["classifier", "defense", "defense_params", "executions"]
 NEEDS = "Fig. 5 needs finished attacked cells"
 Array = npt.NDArray[np.float32]
 

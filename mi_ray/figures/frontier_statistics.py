@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from mi_ray.choice import chosen_on, curve, frontier
+from mi_ray.choice import THREAT, chosen_on, curve, frontier
 from mi_ray.figures.names import Names, parameters
 from mi_ray.figures.reading import finished, read_study
 from mi_ray.figures.saving import save_texts
@@ -34,7 +34,6 @@ LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense,
 SURE = 0.95  # the share of resamples in which a number must exist not to be marked
 UNSURE = " †"  # the mark of one that exists in fewer
 NEEDS = "frontiers need finished cells with and without an attack"
-THREAT = ["attack", "attack_params", "goal", "norm", "epsilon", "knowledge"]
 
 
 def facts(cells: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mi_ray.choice import chosen_on, frontier
+from mi_ray.choice import THREAT, chosen_on, frontier
 from mi_ray.figures.names import Names, in_norm, parameters
 from mi_ray.figures.tables import percent, points
 from mi_ray.threat_model import WORST_CASE
@@ -20,7 +20,7 @@ from mi_ray.threat_model import WORST_CASE
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
 
-THREAT = ["classifier", "attack", "goal", "norm", "epsilon", "knowledge", "attack_params"]
+UNDER = ["classifier", *THREAT]
 STAGES = ("training", "attack", "evaluation", "checks")  # as counted in a manifest's `planned` and by a run
 
 
@@ -35,9 +35,9 @@ def frontier_facts(cells: "pd.DataFrame") -> "list[pd.DataFrame]":
     # A worst case is one attack, also for settings that have no adaptive attack among those it is the worst of.
     best.loc[best["attack"] == WORST_CASE, "knowledge"] = ""
     tested = table[table["attack"] != WORST_CASE]
-    first = {tuple(rows.iloc[0][THREAT]) for _, rows in tested.groupby("classifier")}
+    first = {tuple(rows.iloc[0][UNDER]) for _, rows in tested.groupby("classifier")}
     found = []
-    for threat, rows in best.groupby(THREAT, sort=False):
+    for threat, rows in best.groupby(UNDER, sort=False):
         if rows["attack"].iloc[0] == WORST_CASE:
             found.append(_with_baseline(rows, tested))
         elif threat in first:
@@ -53,7 +53,7 @@ def _with_baseline(worst: "pd.DataFrame", tested: "pd.DataFrame") -> "pd.DataFra
         return worst
     import pandas as pd
 
-    return pd.concat([worst, bare.assign(**worst[THREAT].iloc[0], undominated=False)]).sort_values("clean")
+    return pd.concat([worst, bare.assign(**worst[UNDER].iloc[0], undominated=False)]).sort_values("clean")
 
 
 def frontier_tables(cells: "pd.DataFrame", names: Names) -> Iterator[Table]:

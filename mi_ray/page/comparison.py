@@ -5,12 +5,13 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from mi_ray.choice import SETTING, THREAT
 from mi_ray.page.counts import Counts, Ints
 from mi_ray.page.facts import Loaded, number
 from mi_ray.statistics import PairedTest, holm, paired_test
 
-SETTING = ["dataset", "classifier", "defense", "defense_params", "executions", "goal", "norm", "epsilon"]
 ATTACK = ["attack", "attack_params", "knowledge"]
+QUESTION = ["dataset", *SETTING, *(name for name in THREAT if name not in ATTACK)]  # of two cells that are compared
 MOST = 2000  # comparisons that a page holds
 
 
@@ -52,9 +53,9 @@ def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> Iterator[tuple[int, int]]
     known: dict[tuple[object, ...], list[int]] = {}
     for at, (_, row) in enumerate(right.iterrows()):
         if row["state"] == "done":
-            known.setdefault(tuple(row[SETTING]), []).append(at)
+            known.setdefault(tuple(row[QUESTION]), []).append(at)
     for at, (_, row) in enumerate(left.iterrows()):
-        rivals = known.get(tuple(row[SETTING]), []) if row["state"] == "done" else []
+        rivals = known.get(tuple(row[QUESTION]), []) if row["state"] == "done" else []
         alike = [other for other in rivals if tuple(right.iloc[other][ATTACK]) == tuple(row[ATTACK])]
         yield from ((at, other) for other in alike or rivals)
 
