@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -28,9 +28,10 @@ from mi_ray.figures.reading import records_of
 from mi_ray.figures.tables import markdown, percent
 from mi_ray.run import run_sweeps
 from mi_ray.store.blocks import Store
-from mi_ray.store.excerpt import excerpt
+from mi_ray.store.excerpt import Compared, excerpt
 from mi_ray.store.manifest import read_manifest
-from mi_ray.store.read import read_cells
+from mi_ray.store.read import cells_table, read_cells, write_cells
+from mi_ray.study.rows import mark_selected
 from mi_ray.sweep_files import read_document
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -40,6 +41,7 @@ CLAIMS = Path(__file__).parent.parent / "sweeps/cifar10/claims.yaml"
 AGREEMENT = Path(__file__).parent / "agreement.csv"
 DETECTION = {"cifar10_fig3a", "cifar10_fig3a_evasion"}
 OUTPUTS = {"cifar10_fig2"}
+JOINED = "joined.csv"  # of what cells a study had other rows than another one, from another kind of processor
 PICTURES = {"fig5"}  # drawn of the images themselves, which no excerpt has
 
 INTRODUCTION = """# Mixup inference on real CIFAR-10
@@ -65,7 +67,7 @@ attacks on each image. A point is one per cent of accuracy.
 hundreds of images, so that intervals are of several points; and a copy of CIFAR-10 whose images were compressed as JPEG,
 about 8/255 (RMSE) away from the original ones. Training and test images are of the same copy. Whatever is undecided here
 may be decided by more images: the same sweeps go on from what is stored. {single_draws}
-Of the scores of Fig. 3(a) and the mean outputs of
+{processors}Of the scores of Fig. 3(a) and the mean outputs of
 Fig. 2 the published rows have 14 binary digits.
 """
 CLAIMED = """## The claims
@@ -172,18 +174,37 @@ SHOWN = {"table2.md", "frontier_table.md", "presets_table.md"}  # of the other t
 
 
 def publish(store: Store) -> None:
-    """Copy the excerpt of every finished study of a store, and keep of what was published before the other studies."""
+    """Copy the excerpt of every finished study of a store, and keep of what was published before the other studies.
+
+    What was published stays as it is until the new excerpt is whole. Where a cell of both has other rows, since they were
+    computed on two kinds of processor, those that were published stay, but where the new ones have scores or more points.
+    """
     with tempfile.TemporaryDirectory() as folder:
-        before = Store(shutil.copytree(PUBLISHED, Path(folder) / "before"))
-        sources = {study: _source(study, store, before) for study in SECTIONS}
-        studies = {study: source for study, source in sources.items() if source}
-        shutil.rmtree(PUBLISHED)
-        excerpt(studies, Store(PUBLISHED, create=True), detection=DETECTION, outputs=OUTPUTS)
+        before, new = Store(PUBLISHED), Path(folder) / "new"
+        studies = {study: source for study in SECTIONS if (source := _source(study, store, before))}
+        first = dict(sorted(studies.items(), key=lambda item: item[1] is store))
+        joined = excerpt(first, Store(new, create=True), detection=DETECTION, outputs=OUTPUTS, join=True)
         for study, source in studies.items():
-            _without_places(PUBLISHED / f"studies/{study}/study.yaml")
-            for name in PICTURES & set(_figures(study)):
+            _without_places(new / f"studies/{study}/study.yaml")
+            for name in PICTURES & set(_figures(study, new)):
                 picture = f"studies/{study}/figures/{name}.png"
-                Store(PUBLISHED).write_bytes(picture, source.read_bytes(picture))
+                Store(new).write_bytes(picture, source.read_bytes(picture))
+        for study in {each.study: None for each in joined if each.different}:
+            rows = cells_table(Store(new), study).to_pylist()
+            mark_selected(rows)
+            write_cells(Store(new), study, rows)
+        told = [*joined, *(each for each in _joined() if studies.get(each.study) is before)]
+        if told:
+            pd.DataFrame(told).to_csv(new / JOINED, index=False)
+        shutil.rmtree(PUBLISHED)
+        shutil.copytree(new, PUBLISHED)
+
+
+def _joined() -> list[Compared]:
+    """Of the published studies the cells that two stores had, and how their rows compared."""
+    if not (PUBLISHED / JOINED).exists():
+        return []
+    return [Compared(*row) for row in pd.read_csv(PUBLISHED / JOINED).itertuples(index=False)]
 
 
 def _source(study: str, *stores: Store) -> Store | None:
@@ -205,9 +226,10 @@ def _without_places(file: Path) -> None:
     file.write_text(yaml.safe_dump(sweep, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def _figures(study: str) -> list[str]:
-    """The figures of a published study, by name."""
-    return [str(name) for name in read_document(PUBLISHED / f"studies/{study}/study.yaml")["figures"]]  # type: ignore[attr-defined]
+def _figures(study: str, published: Path | None = None) -> list[str]:
+    """The figures of a published study, by name. published: the folder, docs/cifar10 where it is left out."""
+    file = (published or PUBLISHED) / f"studies/{study}/study.yaml"
+    return [str(name) for name in read_document(file)["figures"]]  # type: ignore[attr-defined]
 
 
 def draw() -> None:
@@ -243,7 +265,9 @@ def _draw_study(study: str) -> Mapping[str, str]:
 def document(store: Store, decided: pd.DataFrame) -> str:
     """The text of docs/cifar10.md, from the excerpt and from the table of claims."""
     parts = [
-        INTRODUCTION.format(answer=answer(decided), single_draws=single_draws(read_cells(store))),
+        INTRODUCTION.format(
+            answer=answer(decided), single_draws=single_draws(read_cells(store)), processors=processors(_joined())
+        ),
         networks(store),
         CLAIMED,
         claims.document(decided),
@@ -346,6 +370,20 @@ def single_draws(cells: pd.DataFrame) -> str:
         f"In {names} each cell has one draw, which reports the worst case that it has chosen: behind a random defense that is "
         f"too low, at most by what it lies below the strongest single attack ({below.mean():.1f} points on average, "
         f"{below.max():.1f} where it is most)."
+    )
+
+
+def processors(joined: Sequence[Compared]) -> str:
+    """How many rows differ where two studies share a cell and were computed on two kinds of processor; nothing without any."""
+    if not joined:
+        return ""
+    names = ", ".join(f"`{name.removeprefix('cifar10_')}`" for name in dict.fromkeys(each.study for each in joined))
+    points, different = sum(each.points for each in joined), sum(each.different for each in joined)
+    cells = sum(each.different > 0 for each in joined)
+    return (
+        f"Two kinds of processor with native bf16 computed these studies. {len(joined)} cells of {names} were computed on both: "
+        f"{different:,} of {points:,} rows differ, in {cells} cells by {max(each.different for each in joined)} points at most; "
+        "published is one of both, in all studies that have the cell.\n"
     )
 
 

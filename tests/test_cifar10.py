@@ -128,3 +128,17 @@ def test_the_settings_under_the_cascade_are_those_that_the_selection_points_choo
     rows = chosen[~chosen["defense"].isin(["none", "mi_pl"])]
     told = set(zip(rows["classifier"], rows["defense"], rows["parameters"], strict=True))
     assert told == {entry for entry in own if entry[1] != "none"}
+
+
+def test_a_publication_that_fails_leaves_what_was_published(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    published = Path(shutil.copytree(cifar10.PUBLISHED, tmp_path / "cifar10"))
+    monkeypatch.setattr(cifar10, "PUBLISHED", published)
+    before = {path: path.stat().st_mtime_ns for path in published.rglob("*")}
+
+    def fails(*arguments: object, **more: object) -> None:
+        raise ValueError("no excerpt")
+
+    monkeypatch.setattr(cifar10, "excerpt", fails)
+    with pytest.raises(ValueError, match="no excerpt"):
+        cifar10.publish(Store(tmp_path / "empty", create=True))
+    assert {path: path.stat().st_mtime_ns for path in published.rglob("*")} == before

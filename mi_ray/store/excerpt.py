@@ -7,6 +7,7 @@ weights and no probabilities of single points; `mi-ray check` says so of every c
 import itertools
 import json
 from collections.abc import Collection, Mapping
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,7 +15,7 @@ import yaml
 
 from mi_ray.store.blocks import COST, Block, Store
 from mi_ray.store.compact import OWN, compact
-from mi_ray.store.read import cells_table
+from mi_ray.store.read import cells_table, write_cells
 from mi_ray.store.schemas import IDENTITY, RECORDS
 
 FILES = ("manifest.json", "study.yaml", "cells.parquet")
@@ -22,62 +23,114 @@ OF_POINTS = {*IDENTITY, "correct_draws", "point", "selection", "label", "seed", 
 GROUP_ROWS = 100_000  # five times what a store has: an excerpt is to be small, and is read as a whole
 STEP = 2.0**-14  # of probabilities and scores: finer than any interval of theirs by a factor of a hundred
 OF_DETECTION = {"score", "confidence_undefended", "predicted_undefended"}
+# The columns of cells.parquet that are made of a cell's rows, and of those of its clean counterpart.
+OF_ROWS = (
+    *("points", "accuracy", "accuracy_low", "accuracy_high", "interval", "survival", "coverage", "accuracy_answered"),
+    *("auc", "detection_gap", "detection_gap_low", "detection_gap_high", "tpr_at_5_fpr"),
+    *("clean_accuracy", "selection_points", "selection_accuracy"),
+)
+
+
+class Compared(NamedTuple):
+    """A cell of a study whose rows were taken from another store, on how many points both have it and how many differ."""
+
+    study: str
+    cell: str
+    points: int
+    different: int
 
 
 def excerpt(
-    studies: Mapping[str, Store], out: Store, *, detection: Collection[str] = (), outputs: Collection[str] = ()
-) -> None:
+    studies: Mapping[str, Store],
+    out: Store,
+    *,
+    detection: Collection[str] = (),
+    outputs: Collection[str] = (),
+    join: bool = False,
+) -> list[Compared]:
     """Copy an excerpt of studies into another store, which is compacted then.
 
     studies: each with the store that has it; one of these may itself be an excerpt. out: a store without these studies.
     detection: of these studies the scores of Fig. 3(a) are kept; outputs: of these the mean outputs that Fig. 2 is drawn
     from, both in steps of `STEP`. Columns that an excerpt leaves out are null. A cell of several studies is taken once,
-    from where it has the most points. Raises ValueError when a store does not have its study, and when two stores have
-    different rows of a cell.
+    from where it has the most points, of as many from where it has scores, else from the first.
+
+    join: what becomes of a cell of which two stores have different rows, as where they come from two kinds of processor.
+    Its rows are those of one store, and the studies' cells.parquet say what these rows say. Without `join` such a cell
+    raises ValueError. So does a store that does not have its study. Returns how the cells compare of which two stores have
+    rows.
     """
-    taken: dict[str, tuple[Store, list[Block], bool]] = {}
-    scored = set[str]()
+    of_study = {study: _finished(store, study) for study, store in studies.items()}
     for study, store in studies.items():
-        cells = cells_table(store, study)
         for name in FILES:
             out.write_bytes(f"studies/{study}/{name}", store.read_bytes(f"studies/{study}/{name}"))
-        done = [row for row in cells.select(["cell", "state", "work"]).to_pylist() if row["state"] == "done"]
-        for cell in (row["cell"] for row in done):
-            blocks = store.blocks("records", cell)
-            held = taken.get(cell)
-            if held is not None and held[0] is not store and _differ(cell, held[:2], (store, blocks)):
-                raise ValueError(
-                    f"studies must have the same rows of a cell that they share; {study} has others of {cell}, as where it "
-                    "was computed on another kind of processor"
-                )
-            # Of as many points those of a study with detection, since an excerpt has no scores elsewhere.
-            scores = study in detection
-            if held is None or (blocks[-1].stop, scores) > (held[1][-1].stop, held[2]):
-                taken[cell] = (store, blocks, scores)
-            if scores:
-                scored.add(cell)
         if study in outputs:
-            _copy_outputs(store, out, study, {key for row in done for key in _outputs_of(json.loads(row["work"]))})
-    for cell, (store, blocks, _) in taken.items():
+            _copy_outputs(store, out, study, {key for work in of_study[study].values() for key in _outputs_of(work)})
+    scored = {cell for study in detection if study in studies for cell in of_study[study]}
+    taken: dict[str, tuple[str, Store, list[Block], bool]] = {}
+    for study, cell in [(study, cell) for study, cells in of_study.items() for cell in cells]:
+        store, held = studies[study], taken.get(cell)
+        if held is not None and not join and _different(cell, held[1], store)[1]:
+            raise ValueError(
+                f"studies must have the same rows of a cell that they share; {study} has others of {cell}, as where it "
+                "was computed on another kind of processor"
+            )
+        # Of as many points those of a study with detection, since an excerpt has no scores elsewhere.
+        blocks, scores = store.blocks("records", cell), study in detection
+        if held is None or (blocks[-1].stop, scores) > (held[2][-1].stop, held[3]):
+            taken[cell] = (study, store, blocks, scores)
+    for cell, (_, store, blocks, _) in taken.items():
         for block in blocks:
             table, facts = store.read_block("records", cell, block)
             kept = OF_POINTS | (OF_DETECTION if cell in scored else set())
             out.write_block("records", cell, block.start, block.stop, _thinned(table, kept), _own(facts))
+    found = [
+        each
+        for study, store in studies.items()
+        for cell in of_study[study]
+        if (each := Compared(study, cell, *_different(cell, store, taken[cell][1]))).points
+    ]
+    for study in {each.study: None for each in found if each.different}:
+        others = [each.cell for each in found if each.study == study and each.different]
+        _follow(out, study, {cell: taken[cell][0] for cell in others})
     compact(out, group_rows=GROUP_ROWS)
     out.refresh()
+    return found
 
 
-def _differ(cell: str, *sources: tuple[Store, list[Block]]) -> bool:
-    """Whether two stores disagree on a point of a cell that both have."""
-    right = [
+def _finished(store: Store, study: str) -> dict[str, dict[str, object]]:
+    """The cells of a study that are done, each with the work that it is derived from."""
+    cells = cells_table(store, study).select(["cell", "state", "work"]).to_pylist()
+    return {row["cell"]: json.loads(row["work"]) for row in cells if row["state"] == "done"}
+
+
+def _different(cell: str, one: Store, other: Store) -> tuple[int, int]:
+    """(how many points of a cell two stores both have, on how many of these they disagree); (0, 0) of one store."""
+    if one is other:
+        return 0, 0
+    left, right = (
         {
             row["point"]: row["correct_draws"]
-            for block in blocks
+            for block in store.blocks("records", cell)
             for row in store.read_block("records", cell, block)[0].select(["point", "correct_draws"]).to_pylist()
         }
-        for store, blocks in sources
-    ]
-    return any(right[0][point] != right[1][point] for point in right[0].keys() & right[1].keys())
+        for store in (one, other)
+    )
+    both = left.keys() & right.keys()
+    return len(both), sum(left[point] != right[point] for point in both)
+
+
+def _follow(out: Store, study: str, cells: Mapping[str, str]) -> None:
+    """Let a study's cells.parquet say of some cells what their rows say. cells: to the study that the rows are from."""
+    said = {
+        other: {row["cell"]: row for row in cells_table(out, other).to_pylist()}
+        for other in dict.fromkeys(cells.values())
+    }
+    rows = cells_table(out, study).to_pylist()
+    for row in rows:
+        if row["cell"] in cells:
+            row |= {name: said[cells[row["cell"]]][row["cell"]][name] for name in OF_ROWS}
+    write_cells(out, study, rows)
 
 
 def _copy_outputs(store: Store, out: Store, study: str, keys: Collection[str]) -> None:

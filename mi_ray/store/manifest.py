@@ -35,6 +35,7 @@ ENDED = ("complete", "incomplete", DIED, "damaged")  # how the states begin of s
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
+DECIDING = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions by which the arithmetic of a CPU differs
 USED_BY_FIGURES = (
     "choice.py",
     "smoothing.py",
@@ -97,11 +98,23 @@ def provenance() -> dict[str, object]:
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "python": sys.version.split()[0],
         "machine": platform.machine(),
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
         "commit": commit,
         "dirty": dirty,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def processor() -> str:
+    """The kind of processor, on which last bits depend: its name and model, and which of the instructions that decide it has."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").split("\n\n")[0].splitlines()
+    except OSError:
+        lines = []  # No Linux: the system has a name for it.
+    about = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    name = about.get("model name") or platform.processor() or platform.machine()
+    model = [f"{key} {about[key]}" for key in ("cpu family", "model") if key in about]
+    return ", ".join([name, *model, *(flag for flag in DECIDING if flag in about.get("flags", "").split())])
 
 
 def study_state(sweep: Sweep, out: str) -> Literal["finished", "figures", "open"]:

@@ -12,7 +12,7 @@ from helpers.studies import Tiny
 from mi_ray.figures import frontier_statistics
 from mi_ray.store.blocks import Store
 from mi_ray.store.excerpt import STEP, excerpt
-from mi_ray.store.read import read_cells, read_records
+from mi_ray.store.read import cells_table, read_cells, read_records, write_cells
 
 
 @pytest.mark.parametrize("detection", [False, True])
@@ -67,17 +67,54 @@ def test_of_as_many_points_those_are_taken_that_have_their_scores(
     assert not read_records(out, "tiny")["score"].isna().any()
 
 
-def test_two_stores_with_other_rows_of_one_cell_make_no_excerpt(original: Tiny, tmp_path: Path) -> None:
+@pytest.fixture
+def otherwise(original: Tiny, tmp_path: Path) -> tuple[Store, str, int]:
+    """A store with the same study as "more", where the first cell has other rows; its key, and how many points differ."""
     more = Store(shutil.copytree(original.store.root, tmp_path / "more"))
     (tmp_path / "more/studies/tiny").rename(tmp_path / "more/studies/more")
     cell = read_records(original.store, "tiny")["cell"].iloc[0]
     (block,) = more.blocks("records", cell)
     table, facts = more.read_block("records", cell, block)
-    changed = pa.array([2 - count for count in table["correct_draws"].to_pylist()], pa.int32())
+    counts = table["correct_draws"].to_pylist()
+    changed = pa.array([2 - count for count in counts], pa.int32())
     place = table.schema.get_field_index("correct_draws")
     more.write_block("records", cell, block.start, block.stop, table.set_column(place, "correct_draws", changed), facts)
+    return more, cell, sum(count != 1 for count in counts)
+
+
+def test_two_stores_with_other_rows_of_one_cell_make_no_excerpt(
+    original: Tiny, otherwise: tuple[Store, str, int], tmp_path: Path
+) -> None:
+    more, cell, _ = otherwise
     with pytest.raises(ValueError, match=f"same rows of a cell that they share; more has others of {cell}"):
         excerpt({"tiny": original.store, "more": more}, Store(tmp_path / "excerpt", create=True))
+
+
+@pytest.mark.parametrize(("scored", "kept"), [([], "tiny"), (["more"], "more")])
+def test_where_they_are_joined_both_studies_say_of_it_what_its_rows_say(
+    original: Tiny, otherwise: tuple[Store, str, int], tmp_path: Path, scored: list[str], kept: str
+) -> None:
+    more, cell, different = otherwise
+    rows = cells_table(more, "more").to_pylist()
+    for row in rows:
+        row["accuracy"] = 0.125  # as where other rows are summed up otherwise
+    write_cells(more, "more", rows)
+    out, of = Store(tmp_path / "excerpt", create=True), {"tiny": original.store, "more": more}
+    found = excerpt(of, out, detection=scored, join=True)
+    other = "more" if kept == "tiny" else "tiny"
+    assert [each for each in found if each.different] == [(other, cell, found[0].points, different)]
+    assert {each.study for each in found} == {other}
+    (block,) = out.blocks("records", cell)
+    (own,) = of[kept].blocks("records", cell)
+    names = ["point", "correct_draws"]
+    rows_of = out.read_block("records", cell, block)[0].select(names), of[kept].read_block("records", cell, own)[0]
+    assert rows_of[0].equals(rows_of[1].select(names))
+    told = {study: read_cells(out, study).set_index("cell")["accuracy"] for study in of}
+    assert (
+        told["tiny"][cell] == told["more"][cell] == read_cells(of[kept], kept).set_index("cell").loc[cell, "accuracy"]
+    )
+    apart = [name for name in told[other].index if name != cell]
+    assert told[other][apart].equals(read_cells(of[other], other).set_index("cell")["accuracy"][apart])
 
 
 def test_the_mean_outputs_are_there_where_they_are_asked_for_and_nothing_is_left_to_attack(

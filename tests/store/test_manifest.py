@@ -19,6 +19,7 @@ from mi_ray.store.manifest import (
     fingerprint,
     inventory,
     is_sealed,
+    processor,
     seal,
     seal_figures,
     study_state,
@@ -244,3 +245,27 @@ def test_a_seal_holds_what_was_written_though_the_storage_hands_out_less_of_it_m
     assert problems_in(store) == []
     store.write_bytes(PNG, b"another")
     assert [problem for problem in problems_in(Store(store.root)) if PNG in problem] != []
+
+
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        (
+            "model name : AMD EPYC\ncpu family : 25\nmodel : 17\nflags : fpu avx2 avx512_bf16\n\nmodel name : other\n",
+            "AMD EPYC, cpu family 25, model 17, avx2, avx512_bf16",
+        ),
+        ("processor : 0\n", "arm"),
+        (None, "arm"),
+    ],
+)
+def test_a_manifest_names_the_kind_of_processor(
+    told: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_text(path: Path, encoding: str) -> str:
+        if told is None:
+            raise FileNotFoundError(path)
+        return told
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    monkeypatch.setattr("platform.processor", lambda: "arm")
+    assert processor() == expected
