@@ -199,10 +199,12 @@ def _panel(axes: Axes, rows: pd.DataFrame, variants: list[str], defenses: list[s
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """Changes of accuracy with their intervals: a row of panels for each classifier, a column for each threat."""
     changed = table[table["variant"] != ITSELF]
-    variants, classifiers = list(dict.fromkeys(changed["variant"])), list(dict.fromkeys(table["classifier"]))
-    # A threat under which no variant changes anything has nothing to show, unless none has.
+    # A variant that changes no cell has nothing to show, nor has a threat under which none does, unless none has at all.
     moved = changed[~changed["same"]]
-    threats = list(dict.fromkeys((changed if moved.empty else moved)["threat"]))
+    variants, threats = (
+        list(dict.fromkeys((changed if moved.empty else moved)[name])) for name in ("variant", "threat")
+    )
+    classifiers = list(dict.fromkeys(table["classifier"]))
     defenses = list(dict.fromkeys(table["defense"]))
     size = (1.9 + 2.3 * len(threats), 1.3 + (0.5 + 0.34 * len(variants)) * len(classifiers))
     figure = Figure(figsize=size)
@@ -223,7 +225,10 @@ def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
     note = f"{int(table['points'].iloc[0])} points, the same for all; bars: paired 95 % over points"
     title = f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}"
-    return title, lines(note, checks_note(cells[cells["state"] == "done"]))
+    same = table[table["variant"] != ITSELF].groupby("variant", sort=False)["same"].all()
+    unmoved = "" if same.all() else ", ".join(same.index[same])
+    told = textwrap.fill(f"not drawn, since they change no cell of the study: {unmoved}", 110) if unmoved else ""
+    return title, lines(note, told, checks_note(cells[cells["state"] == "done"]))
 
 
 def make(store: Store, study: str) -> list[str]:

@@ -538,6 +538,18 @@ def test_the_table_of_presets_shows_changes_and_where_nothing_changes() -> None:
     assert len(presets_table.draw(table, NAMES, "title", "note").axes) == 2
 
 
+@pytest.mark.parametrize("still", [[], ["adaptive_attack"], ["adaptive_attack", "as_published"]])
+def test_variants_that_change_nothing_are_named_and_not_drawn_unless_none_changes_anything(still: list[str]) -> None:
+    table, cells = presets_table.facts(*variants(), NAMES), variants()[0]
+    table.loc[table["variant"].isin(still), "same"] = True
+    _, note = presets_table.describe(table, cells)
+    axes = presets_table.draw(table, NAMES, "title", note).axes[0]
+    drawn = [label.get_text() for label in axes.get_yticklabels()]
+    every = ["as_published", "adaptive_attack"]
+    assert drawn == (every if len(still) == 2 else [name for name in every if name not in still])
+    assert ("not drawn, since they change no cell of the study: adaptive_attack" in note) == (len(still) == 1)
+
+
 def test_a_worst_case_by_one_draw_is_not_held_against_one_by_several() -> None:
     cells, counts = variants()
     attacked = cells["attack"] != "none"
