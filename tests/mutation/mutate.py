@@ -110,7 +110,11 @@ def stages(root: Path, mutation: Mutation, *, only_likely: bool) -> list[Stage]:
     if not only_likely or mutation.folder == "mi_ray/cluster":
         found += [Stage("likely tests on Ray", first, ("-m", "not long and ray"))]
     if not only_likely:
-        found += [Stage("all other tests", rest, ("-m", "not long", *SIDE_BY_SIDE))]
+        # The quick ones take a minute and catch most of what is left; the others take the longest and come first in a run of all.
+        found += [
+            Stage("all other tests that are quick", rest, ("-m", "not long and not ray and not heavy", *SIDE_BY_SIDE)),
+            Stage("all other tests", rest, ("-m", "not long and (ray or heavy)", *SIDE_BY_SIDE)),
+        ]
     return [stage for stage in found if stage.files]
 
 

@@ -142,8 +142,13 @@ def test_the_likeliest_tests_come_first_and_nothing_is_left_out() -> None:
     first = likely(ROOT, mutation)
     assert first[0] == "tests/store/test_compact.py"
     assert {"tests/store/test_check.py"} < set(first)
-    run = [test for stage in stages(ROOT, mutation, only_likely=False) for test in stage.files]
-    assert set(run) == imports_of_tests(ROOT).keys()
+    found = stages(ROOT, mutation, only_likely=False)
+    assert {test for stage in found for test in stage.files} == imports_of_tests(ROOT).keys()
+    names = [stage.name for stage in found]
+    assert names.index("all other tests that are quick") == len(names) - 2
+    # Together these are all tests of `make test`, each once.
+    rest = [stage.options[1] for stage in found if stage.files == found[-1].files]
+    assert rest == ["not long and not ray and not heavy", "not long and (ray or heavy)"]
 
 
 PROGRAM = '''"""Sizes."""
