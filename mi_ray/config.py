@@ -792,35 +792,40 @@ class Sweep(Strict):
     )
 
     @model_validator(mode="after")
-    def _coherent(self) -> "Sweep":
-        names = [entry.name for entry in self.classifiers]
+    def _classifiers_have_names_of_their_own(self) -> "Sweep":
+        names = self._classifier_names
         if len(set(names)) != len(names):
             raise ValueError(f"classifiers must have different names; got {', '.join(names)}")
-        if self.search is not None and self.points.selection == 0:
+        return self
+
+    @model_validator(mode="after")
+    def _a_search_has_what_it_needs(self) -> "Sweep":
+        if self.search is None:
+            return self
+        if self.points.selection == 0:
             raise ValueError(
                 "search: optuna chooses settings by their result, so points.selection must be above 0; got 0"
             )
-        real = [entry for entry in self.defenses if entry.method.name != "none"]
-        bare = [name for name in names if not any(e.classifiers is None or name in e.classifiers for e in real)]
-        if self.search is not None and bare:
-            raise ValueError(f"search: optuna needs a defense to search on each classifier; {bare[0]} has only `none`")
-        if self.search is not None and self.variants:
+        for name in self._classifier_names:
+            if not any(entry.classifiers is None or name in entry.classifiers for entry in self._real_defenses):
+                raise ValueError(f"search: optuna needs a defense to search on each classifier; {name} has only `none`")
+        if self.variants:
             raise ValueError("search: optuna searches one set of options; leave `variants` out")
-        asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]
-        asked += [] if self.certify is None else [self.certify.classifiers]
-        begun = [each.classifier for entry in self.attacks for each in entry.images if each.classifier is not None]
-        asked.append(tuple(begun))
-        for name in (name for some in asked for name in some or ()):
-            if name not in names:
-                raise unknown("classifier", name, names)
-        self._attackable(list(dict.fromkeys(entry.method.name for entry in real)))
-        if self.variants != EACH_OPTION and "" in self.variants:
-            raise ValueError("variants must have names; the study itself is the one without")
-        self.resolved_variants()
         return self
 
-    def _attackable(self, defenses: list[str]) -> None:
-        """Raise ValueError for an attack that is kept to what it cannot go through. defenses: those that it can."""
+    @model_validator(mode="after")
+    def _asked_for_classifiers_are_there(self) -> "Sweep":
+        asked = [entry.classifiers for entry in self.attacks] + [entry.classifiers for entry in self.defenses]
+        asked += [] if self.certify is None else [self.certify.classifiers]
+        begun = (each.classifier for entry in self.attacks for each in entry.images if each.classifier is not None)
+        for name in (*(name for some in asked for name in some or ()), *begun):
+            if name not in self._classifier_names:
+                raise unknown("classifier", name, self._classifier_names)
+        return self
+
+    @model_validator(mode="after")
+    def _attacks_are_kept_to_defenses_that_are_there(self) -> "Sweep":
+        defenses = list(dict.fromkeys(entry.method.name for entry in self._real_defenses))
         for name, values in (each for entry in self.attacks for each in entry.defenses or ()):
             if name not in defenses:
                 raise unknown("defense to attack", name, defenses)
@@ -829,6 +834,22 @@ class Sweep(Strict):
                     "search: optuna proposes settings itself, so an attack names whole defenses; "
                     f"got defenses: [{{{name}: {shown(values)}}}]"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_have_names_and_change_something(self) -> "Sweep":
+        if self.variants != EACH_OPTION and "" in self.variants:
+            raise ValueError("variants must have names; the study itself is the one without")
+        self.resolved_variants()
+        return self
+
+    @property
+    def _classifier_names(self) -> list[str]:
+        return [entry.name for entry in self.classifiers]
+
+    @property
+    def _real_defenses(self) -> list["DefenseEntry"]:
+        return [entry for entry in self.defenses if entry.method.name != "none"]
 
     def document(self) -> dict[str, Any]:
         """The sweep as a file would say it, with every default and option written out; `load_sweep` reads it back."""
