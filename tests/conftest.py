@@ -156,6 +156,16 @@ def pytest_runtest_setup() -> None:
     shapes.begin()
 
 
+@pytest.fixture(autouse=True)
+def own_folders() -> Iterator[None]:
+    """The folders of a person's own code are afterwards what they were: a module of the same name in another test is no twin."""
+    from mi_ray import own_code
+
+    before = list(own_code._OWN_FOLDERS)
+    yield
+    own_code._OWN_FOLDERS[:] = before
+
+
 @pytest.fixture
 def unchecked() -> Iterator[None]:
     """No shape checks: what a user of the installed package meets when an argument is of another form."""

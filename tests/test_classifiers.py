@@ -16,6 +16,7 @@ from torch import Tensor, nn
 import mi_ray
 from mi_ray.classifiers import (
     ARCHITECTURES,
+    Classifier,
     build_classifier,
     classifier_from_bytes,
     load_classifier,
@@ -351,3 +352,17 @@ def test_a_network_of_ones_own_that_needs_contiguous_maps_is_prepared_too(precis
     ready, x = prepared(classifier, torch.device("cpu"), precision), torch.rand(8, 3, 32, 32)
     assert ready(x).dtype == torch.float32
     assert torch.allclose(ready(x), classifier(x), atol=1e-6 if precision == "fp32" else 0.05)
+
+
+@pytest.mark.parametrize(("height", "width", "averaged"), [(24, 48, False), (48, 24, False), (40, 48, True)])
+def test_images_are_averaged_where_both_of_their_sides_shrink(height: int, width: int, averaged: bool) -> None:
+    seen: list[Tensor] = []
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    network.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    taking = Classifier(network, (0.0,) * 3, (1.0,) * 3, 10, {"input_size": 32}).eval()
+    x = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    taking(x)
+    expected = nn.functional.interpolate(x, (32, 32), mode="bilinear", antialias=averaged)
+    assert torch.allclose(seen[0], expected, atol=1e-6)
+    other = nn.functional.interpolate(x, (32, 32), mode="bilinear", antialias=not averaged)
+    assert not torch.allclose(expected, other, atol=1e-3)

@@ -1,0 +1,38 @@
+"""What is asked of a person's own classifier before any work: how far an image's answer may depend on those beside it."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mi_ray.classifiers import wrap_classifier
+from mi_ray.config import ClassifierEntry
+from mi_ray.study.trying import BESIDE, try_classifier
+
+
+class Beside(nn.Module):
+    """Logits that all move by a share of their span where more than two images stand beside one another."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share, self.linear = share, nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of normalised images [B, 3, 32, 32]."""
+        logits: Tensor = self.linear(x.flatten(1))
+        return logits + self.share * (logits.max() - logits.min()).detach() * (len(x) > 2)
+
+
+@pytest.mark.parametrize(("share", "accepted"), [(0.0, True), (0.6 * BESIDE, True), (1.5 * BESIDE, False)])
+def test_other_images_in_a_batch_may_move_logits_by_a_share_of_their_span(
+    share: float, accepted: bool, digits: Any
+) -> None:
+    torch.manual_seed(0)
+    classifier = wrap_classifier(Beside(share), (0.5,) * 3, (0.25,) * 3)
+    entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network"})
+    if accepted:
+        try_classifier(entry, classifier, digits, "fp32", gradients=True)
+    else:
+        with pytest.raises(ValueError, match="must answer each image by itself"):
+            try_classifier(entry, classifier, digits, "fp32", gradients=True)
