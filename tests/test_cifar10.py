@@ -142,3 +142,13 @@ def test_a_publication_that_fails_leaves_what_was_published(tmp_path: Path, monk
     with pytest.raises(ValueError, match="no excerpt"):
         cifar10.publish(Store(tmp_path / "empty", create=True))
     assert {path: path.stat().st_mtime_ns for path in published.rglob("*")} == before
+
+
+def test_the_claims_of_a_store_are_written_as_a_document_and_as_numbers(
+    decided: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(claims, "facts", lambda store, read: decided)
+    document, numbers = claims.decide(cifar10.PUBLISHED, cifar10.CLAIMS, tmp_path / "mine/claims")
+    assert document.read_text(encoding="utf-8") == claims.document(decided)
+    assert numbers.read_bytes() == (cifar10.PUBLISHED / "claims.csv").read_bytes()
+    assert [document.name, numbers.name] == ["claims.md", "claims.csv"]

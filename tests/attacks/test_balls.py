@@ -538,3 +538,20 @@ def test_in_l1_a_search_goes_back_with_a_whole_step_where_its_best_change_became
     assert back.tolist() == [True, False]
     assert pace.size.tolist() == pytest.approx([2.0, 2.0 / 1.5])
     assert pace.entries.tolist() == pytest.approx([1.0, 4 / 1.5])
+
+
+def test_the_search_in_l2_starts_from_five_by_five_bumps_each_up_or_down() -> None:
+    x = torch.full((2, 3, 32, 32), 0.5)
+    ball = EuclideanBall(x, 1.0)
+    draws = Draws(Key(0, "attack"), [4, 9], 1, 0, torch.device("cpu"))
+    moved = SEARCHES["l2"].first(ball, draws) - x
+    assert torch.allclose(moved.flatten(1).norm(dim=1), torch.ones(2), atol=1e-5)
+    edge = moved.clone()
+    edge[..., 1:31, 1:31] = 0  # what five bumps of 6 pixels leave of 32 stays as it is
+    assert not edge.any()
+    tiles = moved[..., 1:31, 1:31].unfold(2, 6, 6).unfold(3, 6, 6).reshape(-1, 6, 6)
+    height = tiles[0].norm()
+    ups = [bool(torch.allclose(tile, height * bump(6), atol=1e-5)) for tile in tiles]
+    downs = [bool(torch.allclose(tile, -height * bump(6), atol=1e-5)) for tile in tiles]
+    assert all(up != down for up, down in zip(ups, downs, strict=True))
+    assert 30 < sum(ups) < 120  # of 150, each with a chance of one half
