@@ -21,7 +21,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import read_examples
-from mi_ray.page.facts import Loaded, load, study_facts, sweep_parts
+from mi_ray.page.facts import Loaded, _listing, load, study_facts, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -246,3 +246,17 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
         "classifiers": [{"name": "m", "architecture": {"cnn_small": {}}}],
         "defenses": [{"mi_ol": {"lam": 0.5}}],
     }
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        ([], "no attack"),
+        (["a"], "a"),
+        (["a", "b"], "a and b"),
+        (["a", "b", "c", "d"], "a, b, c and d"),
+        (["a", "b", "c", "d", "e"], "a, b, c and 2 more"),
+    ],
+)
+def test_a_listing_names_four_at_most_and_counts_the_others(names: list[str], expected: str) -> None:
+    assert _listing(names) == expected
