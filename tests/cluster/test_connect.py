@@ -230,3 +230,11 @@ def test_a_run_ends_its_own_actor_and_no_ray(monkeypatch: pytest.MonkeyPatch) ->
     session.Session.close(run)
     session.Session.close(run)
     assert killed == ["the actor"]
+
+
+def test_what_is_set_for_ray_train_are_variables_that_it_reads() -> None:
+    from ray.train.v2._internal import constants
+
+    known = {value for name, value in vars(constants).items() if name.endswith("_ENV_VAR")}
+    wanted = {name: value for name, value in connecting._wanted(local=True).items() if name.startswith("RAY_TRAIN_")}
+    assert {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"} <= wanted.keys() <= known
