@@ -269,3 +269,11 @@ def test_a_manifest_names_the_kind_of_processor(
     monkeypatch.setattr(Path, "read_text", read_text)
     monkeypatch.setattr("platform.processor", lambda: "arm")
     assert processor() == expected
+
+
+def test_another_list_of_figures_is_another_fingerprint_of_figures_and_none_of_rows() -> None:
+    one = Sweep.model_validate(SAME)
+    other = one.model_copy(update={"figures": ("epsilon_curve",)})
+    assert one.figures != other.figures
+    assert fingerprint(one) == fingerprint(other)
+    assert figures_fingerprint(one) != figures_fingerprint(other)
