@@ -179,7 +179,7 @@ def publish(store: Store) -> None:
     What was published stays as it is until the new excerpt is whole. Where a cell of both has other rows, since they were
     computed on two kinds of processor, those that were published stay, but where the new ones have scores or more points.
     """
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=PUBLISHED.parent) as folder:
         before, new = Store(PUBLISHED), Path(folder) / "new"
         studies = {study: source for study in SECTIONS if (source := _source(study, store, before))}
         first = dict(sorted(studies.items(), key=lambda item: item[1] is store))
@@ -197,7 +197,7 @@ def publish(store: Store) -> None:
         if told:
             pd.DataFrame(told).to_csv(new / JOINED, index=False)
         shutil.rmtree(PUBLISHED)
-        shutil.copytree(new, PUBLISHED)
+        new.rename(PUBLISHED)
 
 
 def _joined() -> list[Compared]:
@@ -379,11 +379,12 @@ def processors(joined: Sequence[Compared]) -> str:
         return ""
     names = ", ".join(f"`{name.removeprefix('cifar10_')}`" for name in dict.fromkeys(each.study for each in joined))
     points, different = sum(each.points for each in joined), sum(each.different for each in joined)
-    cells = sum(each.different > 0 for each in joined)
+    cells, most = sum(each.different > 0 for each in joined), max(each.different for each in joined)
     return (
-        f"Two kinds of processor with native bf16 computed these studies. {len(joined)} cells of {names} were computed on both: "
-        f"{different:,} of {points:,} rows differ, in {cells} cells by {max(each.different for each in joined)} points at most; "
-        "published is one of both, in all studies that have the cell.\n"
+        f"These studies were computed at different times on two kinds of processor with native bf16, which their "
+        f"manifests did not name yet. {len(joined)} cells of {names} were computed twice: "
+        f"{different:,} of {points:,} rows differ, in {cells} cells by {most} points at most; "
+        "published is one of the two, in all studies that have the cell.\n"
     )
 
 

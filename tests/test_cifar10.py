@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -152,3 +153,24 @@ def test_the_claims_of_a_store_are_written_as_a_document_and_as_numbers(
     assert document.read_text(encoding="utf-8") == claims.document(decided)
     assert numbers.read_bytes() == (cifar10.PUBLISHED / "claims.csv").read_bytes()
     assert [document.name, numbers.name] == ["claims.md", "claims.csv"]
+
+
+def test_of_two_computations_the_published_one_comes_first_and_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, Any] = {}
+
+    def recorded(studies: dict[str, Store], out: Store, **more: object) -> None:
+        asked.update(more, studies=[(study, store.uri == new.uri) for study, store in studies.items()])
+        raise ValueError("recorded")
+
+    new = Store(shutil.copytree(cifar10.PUBLISHED, tmp_path / "new"))
+    for study in (name for name in new.folders("studies") if name != "cifar10_frontier"):
+        shutil.rmtree(tmp_path / f"new/studies/{study}")
+    monkeypatch.setattr(cifar10, "excerpt", recorded)
+    with pytest.raises(ValueError, match="recorded"):
+        cifar10.publish(new)
+    assert asked["join"] is True
+    assert asked["studies"][-1] == ("cifar10_frontier", True)  # the first of SECTIONS
+    assert sorted(name for name, _ in asked["studies"]) == sorted(STORE.folders("studies"))
+    assert sum(is_new for _, is_new in asked["studies"]) == 1

@@ -36,11 +36,8 @@ Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
 DECIDING = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions by which the arithmetic of a CPU differs
-USED_BY_FIGURES = (
-    "choice.py",
-    "smoothing.py",
-    "statistics.py",
-)  # the modules beside these packages that figures import
+# The modules of values and statistics that figures and pages import.
+USED_BY_FIGURES = ("choice.py", "smoothing.py", "statistics.py", "threat_model.py")
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
 # Folders of the program that no row comes from; sweeps has templates of plugins.
 NO_ROWS = ("figures", "page", "sweeps")
@@ -171,8 +168,8 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
 def figures_fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's figures came from beside its rows.
 
-    It covers the list of figures, mi_ray/figures and mi_ray/page with the modules that they use, and, for each figure of a
-    person's own, all Python files in the folder of its module, since a script may call what lies beside it.
+    It covers the list of figures, mi_ray/figures and mi_ray/page with `USED_BY_FIGURES`, and, for each figure of a person's
+    own, all Python files in the folder of its module, since a script may call what lies beside it.
     """
     digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
     code = set((PROGRAM / "figures").rglob("*.py")) | {PROGRAM / name for name in USED_BY_FIGURES}
