@@ -579,10 +579,10 @@ def list_(
     verbose: Verbose = False,
 ) -> None:
     """Show every registered dataset, source of networks, architecture, objective, attack and defense with its parameters."""
+    from mi_ray.data import SOURCES
     from mi_ray.named import NETWORKS
     from mi_ray.own_code import load_plugins, look_in
     from mi_ray.parameters import default_of, plain
-    from mi_ray.pictures import SOURCES
     from mi_ray.study.prepare import REGISTRIES
 
     if plugin:

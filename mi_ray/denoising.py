@@ -11,11 +11,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mi_ray.data import batches, to_unit
+from mi_ray.data import SOURCES, batches, to_unit
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.networks import OwnNetwork, fit_weights, read_weights, state_bytes
 from mi_ray.parameters import kind_of, read_method
-from mi_ray.pictures import SOURCES
 
 WIDTH, DEPTH = 16, 5
 DIGITS = Path(__file__).parent / "digits_denoiser.safetensors"

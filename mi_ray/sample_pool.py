@@ -11,7 +11,7 @@ from jaxtyping import Float, Int64, Shaped
 from torch import Tensor
 
 from mi_ray.data import flip_and_crop
-from mi_ray.disk_images import DiskImages, Pictures, chosen, image_hash
+from mi_ray.data.disk_images import DiskImages, Pictures, chosen, image_hash
 from mi_ray.randomness import Draws
 
 

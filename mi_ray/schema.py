@@ -9,11 +9,11 @@ from typing import Any, get_args
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import ARCHITECTURES
 from mi_ray.config import ADAPTIVE, Sweep
+from mi_ray.data import SOURCES
 from mi_ray.defenses import DEFENSES
 from mi_ray.named import NETWORKS
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.parameters import Parameter, Parameterized, Registry
-from mi_ray.pictures import SOURCES
 from mi_ray.refusals import FACTORY
 from mi_ray.threat_model import Goal
 

@@ -104,7 +104,7 @@ HEAVY = (
     "defenses/test_purification.py",
     "study/test_abstention.py",
     "test_named.py",
-    "test_pictures.py",
+    "data/test_pictures.py",
     "page/test_facts.py",
     "store/test_gone.py",
     "cluster/test_search.py",

@@ -70,7 +70,7 @@ ALLOWED = {
     ("tests/test_documents.py", "exec"): "the same",
     ("tests/test_documents.py", "eval"): "the same",
     (
-        "tests/test_pictures.py",
+        "tests/data/test_pictures.py",
         "pickle.loads",
     ): "hands images on disk over as Ray does, which must bring none of their pixels along",
     ("tests/mutation/mutate.py", "tarfile.open"): "unpacks a copy of this repository that it packed itself",

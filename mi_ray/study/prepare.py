@@ -18,15 +18,14 @@ from mi_ray.classifiers import (
     why_not_folded,
 )
 from mi_ray.config import Options, Sweep
-from mi_ray.data import Dataset
+from mi_ray.data import SOURCES, Dataset
+from mi_ray.data.disk_images import chosen
 from mi_ray.defenses import DEFENSES, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.disk_images import chosen
 from mi_ray.networks import OwnNetwork, read_weights, state_bytes
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import load_plugins
 from mi_ray.parameters import Method
-from mi_ray.pictures import SOURCES
 from mi_ray.plan.keyed import Facts, Registries
 from mi_ray.plan.planner import Planner
 from mi_ray.plan.work import AttackWork, ClassifierWork, Plan, united

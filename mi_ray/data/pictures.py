@@ -15,17 +15,15 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-from mi_ray.data import SOURCES, Cifar10, Cifar100, Dataset, Source
-from mi_ray.disk_images import Pictures, written
+from mi_ray.data.arrays import Cifar10, Cifar100
+from mi_ray.data.base import SOURCES, Dataset, Labels, Source
+from mi_ray.data.disk_images import Pictures, written
 from mi_ray.parameters import choice, flag, integer, text
-
-__all__ = ["SOURCES", "CifarCorrupted", "HuggingFaceDataset", "ImageFolder", "TorchvisionDataset"]
 
 IN_MEMORY = 2**30  # Bytes of a split that are kept as an array.
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
 AT_ONCE = 256  # Pictures that are decoded together.
 Read = Callable[[int], Any]  # The number of a picture -> a PIL image.
-Labels = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,8 @@ from helpers.sweeps import sweep
 from PIL import Image
 
 import mi_ray
-from mi_ray import pictures
-from mi_ray.data import Dataset
-from mi_ray.disk_images import DiskImages, chosen, written
-from mi_ray.pictures import SOURCES
+from mi_ray.data import SOURCES, Dataset, pictures
+from mi_ray.data.disk_images import DiskImages, chosen, written
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool, without
 
@@ -152,7 +150,7 @@ def test_a_study_on_disk_has_the_images_of_one_in_memory(tmp_path: Path, monkeyp
 MEASURE = """
 import resource, sys
 import numpy as np
-from mi_ray.disk_images import DiskImages
+from mi_ray.data.disk_images import DiskImages
 from mi_ray.sample_pool import SamplePool
 from mi_ray.randomness import Draws, Key
 import torch
