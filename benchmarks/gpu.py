@@ -34,7 +34,7 @@ from mi_ray.defenses import DEFENSES, DefendedClassifier
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.batches import Block, attack_outputs, component_outputs, side_by_side, undefended_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, component_outputs, side_by_side, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 CPU = torch.device("cpu")
@@ -120,17 +120,19 @@ class Lab:
         """The network as a worker has it."""
         return prepared(self.plain, self.device, precision, mode)
 
-    def block(self, count: int, batch: int = 50, lanes: int = 1, start: int = 0) -> Block:
+    def block(self, count: int, batch: int = 50, lanes: int = 1, start: int = 0) -> BlockInput:
         """Consecutive points as a worker goes through them."""
-        return Block(self.x[start : start + count], self.points[start : start + count], 0, batch, lanes)
+        return BlockInput(self.x[start : start + count], self.points[start : start + count], 0, batch, lanes)
 
-    def executed(self, f: Classifier, name: str, values: dict[str, Any], block: Block, predicted: Tensor) -> Tensor:
+    def executed(
+        self, f: Classifier, name: str, values: dict[str, Any], block: BlockInput, predicted: Tensor
+    ) -> Tensor:
         """[points, classes] on the CPU: the mean answer of ten executions of a defense."""
         component: Any = DEFENSES.make(name, values)
         made = component_outputs(f, component, block, on_device(predicted, self.device), self.pool, [10], 1)
         return made[0, 0].cpu()
 
-    def attacked(self, f: nn.Module, name: str, values: dict[str, Any], block: Block) -> Tensor:
+    def attacked(self, f: nn.Module, name: str, values: dict[str, Any], block: BlockInput) -> Tensor:
         """[points, C, H, W] on the CPU: what an attack makes of a block."""
         knowledge: Any = "adaptive" if isinstance(f, DefendedClassifier) else "oblivious"
         labels = self.y[block.points[0] : block.points[0] + len(block.points)]
@@ -462,7 +464,7 @@ class Bench:
 
     def _forward(self, f: Classifier, bare: Classifier, precision: str, batch: int, mode: CompileMode | None) -> None:
         x = self._images(batch)
-        block = Block(x, range(len(x)), 0, batch, lanes_of(mode))
+        block = BlockInput(x, range(len(x)), 0, batch, lanes_of(mode))
 
         @torch.no_grad()
         def asked(part: Tensor) -> Tensor:
@@ -480,7 +482,7 @@ class Bench:
     def _gradient(self, f: Classifier, bare: Classifier, precision: str, batch: int, mode: CompileMode | None) -> None:
         x, steps = self._images(batch), 5
         y = self.lab.y.repeat(-(-len(x) // len(self.lab.y)))[: len(x)]
-        block, attack = Block(x, range(len(x)), 0, batch, lanes_of(mode)), ATTACKS.make("pgd", pgd(steps))
+        block, attack = BlockInput(x, range(len(x)), 0, batch, lanes_of(mode)), ATTACKS.make("pgd", pgd(steps))
 
         def asked(part: Tensor) -> Tensor:
             leaf = part.detach().requires_grad_(True)

@@ -22,7 +22,7 @@ from mi_ray.data import Digits, to_unit
 from mi_ray.defenses.base import CHUNK
 from mi_ray.device import keep_memory
 from mi_ray.graphs import Graphs
-from mi_ray.study.batches import Block, attack_outputs, undefended_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 EPSILON, STEPS = 4 / 255, 4
@@ -98,7 +98,7 @@ class Loops:
             return run
 
         network = self.fast.network
-        block = Block(self.x, range(len(self.x)), 0, batch)
+        block = BlockInput(self.x, range(len(self.x)), 0, batch)
         return {
             "ours": lambda: undefended_outputs(self.ours, block),
             "uncompiled": lambda: undefended_outputs(self.fast, block),
@@ -125,7 +125,7 @@ class Loops:
                 found = torch.minimum(torch.maximum(found + EPSILON / 4 * gradient.sign(), low), high)
             return found
 
-        block = Block(self.x, range(len(self.x)), 0, batch)
+        block = BlockInput(self.x, range(len(self.x)), 0, batch)
         attack = ATTACKS.make("pgd", {"steps": [STEPS], "step_size": EPSILON / 4, "random_start": False})
 
         def ours(classifier: Classifier) -> Tensor:

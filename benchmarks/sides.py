@@ -25,7 +25,7 @@ from mi_ray.defenses import DEFENSES, DefendedClassifier
 from mi_ray.device import has_bf16, keep_memory
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.batches import Block, attack_outputs, component_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, component_outputs
 from mi_ray.threat_model import ThreatModel
 
 BATCH = 50
@@ -75,7 +75,7 @@ class OurPgd(Ours):
         points = self.points(count)
         attack = ATTACKS.make("pgd", {"steps": [steps], "step_size": epsilon / 4, "random_start": False})
         found, _ = attack_outputs(
-            self.fast, attack, Block(self.x[points], points, 0, BATCH), self.y[points], 10, ThreatModel(epsilon)
+            self.fast, attack, BlockInput(self.x[points], points, 0, BATCH), self.y[points], 10, ThreatModel(epsilon)
         )
         return found.images[0, 0].numpy()
 
@@ -149,7 +149,7 @@ class OurMiOl(Ours):
             predicted = self.fast(x).argmax(1)
         component: Any = DEFENSES.make("mi_ol", {"lam": 0.5})
         found = component_outputs(
-            self.fast, component, Block(x, points, 0, BATCH), predicted, self.pool, [executions], 1
+            self.fast, component, BlockInput(x, points, 0, BATCH), predicted, self.pool, [executions], 1
         )
         return found[0, 0].numpy()
 
@@ -254,7 +254,7 @@ class OurEot(Ours):
         found, _ = attack_outputs(
             defended,
             ATTACKS.make("eot_pgd", values),
-            Block(self.x[points], points, 0, BATCH),
+            BlockInput(self.x[points], points, 0, BATCH),
             self.y[points],
             10,
             ThreatModel(epsilon, knowledge="adaptive"),

@@ -18,7 +18,7 @@ from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
 from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import read_manifest, report_path, seal, seal_figures, study_state
-from mi_ray.sweep_files import Source, find_sweep, load_sweep
+from mi_ray.sweep_files import SweepSource, find_sweep, load_sweep
 
 if TYPE_CHECKING:  # What takes seconds to import is imported by the functions that need it.
     import pandas as pd
@@ -75,7 +75,7 @@ class StudyResult:
 
 
 def run_sweep(
-    source: Source,
+    source: SweepSource,
     out: str | Path = "results",
     *,
     smoke: bool = False,
@@ -117,7 +117,7 @@ def run_sweep(
 
 
 def run_sweeps(
-    sources: Sequence[Source],
+    sources: Sequence[SweepSource],
     out: str | Path = "results",
     *,
     smoke: bool = False,
@@ -153,7 +153,7 @@ def run_sweeps(
 
 
 def plan_sweep(
-    source: Source,
+    source: SweepSource,
     out: str | Path = "results",
     *,
     smoke: bool = False,
@@ -168,7 +168,7 @@ def plan_sweep(
 
 
 def plan_sweeps(
-    sources: Sequence[Source],
+    sources: Sequence[SweepSource],
     out: str | Path = "results",
     *,
     smoke: bool = False,
@@ -186,7 +186,7 @@ def plan_sweeps(
 
 
 def why_sweep(
-    source: Source,
+    source: SweepSource,
     out: str | Path = "results",
     *,
     smoke: bool = False,
@@ -222,7 +222,7 @@ def _with_page(store: Store, drawn: Drawn, study: str) -> Drawn:
 
 
 def load_sweeps(
-    sources: Sequence[Source],
+    sources: Sequence[SweepSource],
     *,
     smoke: bool = False,
     set: Mapping[str, object] | None = None,

@@ -16,7 +16,7 @@ from mi_ray.config import Sweep
 from mi_ray.parameters import unknown
 from mi_ray.refusals import first_problem, shown
 
-Source = str | Path | Mapping[str, object]  # a path, the name of a packaged sweep, or what a file would hold
+SweepSource = str | Path | Mapping[str, object]  # a path, the name of a packaged sweep, or what a file would hold
 
 # In a checkout this is a link to the folder `sweeps` at its top; an installation holds the files themselves.
 PACKAGED = Path(__file__).parent / "sweeps"
@@ -121,11 +121,11 @@ def parse_overrides(written: Iterable[str]) -> dict[str, object]:
 
 
 def load_sweep(
-    source: Source, *, smoke: bool = False, overrides: Mapping[str, object] | None = None, seed: int | None = None
+    source: SweepSource, *, smoke: bool = False, overrides: Mapping[str, object] | None = None, seed: int | None = None
 ) -> Sweep:
     """Read, overlay and validate a sweep.
 
-    source: see `Source`. smoke: lay the sweep's own `smoke` mapping over it, and name the study `<name>-smoke`.
+    source: see `SweepSource`. smoke: lay the sweep's own `smoke` mapping over it, and name the study `<name>-smoke`.
     overrides: values by dotted key, such as {"points.count": 100}. seed: replaces the sweep's.
     Raises ValueError with the file, the place, the rule and the value.
     """

@@ -23,7 +23,7 @@ from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.device import Passes, exact_arithmetic, has_bf16
 from mi_ray.store.blocks import Store
-from mi_ray.study.batches import GRAPH, Block, activation_bytes, attack_outputs, lanes_within, side_by_side
+from mi_ray.study.batches import GRAPH, BlockInput, activation_bytes, attack_outputs, lanes_within, side_by_side
 from mi_ray.study.estimate import distinct_and_requested, rows_of, together
 from mi_ray.study.precision import (
     BOTH,
@@ -575,7 +575,7 @@ def test_restarts_are_chosen_by_what_they_are_in_fp32_whatever_the_gradients_are
     found, labels = attack_outputs(
         bench.attacked(work),
         make_attack("pgd", steps=[3], restarts=3),
-        Block(bench.clean(0, 20), range(20), 0, 10),
+        BlockInput(bench.clean(0, 20), range(20), 0, 10),
         torch.arange(20) % 10,
         10,
         ThreatModel(0.03),

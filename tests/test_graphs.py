@@ -14,7 +14,7 @@ import mi_ray.graphs
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Classifier, prepared, wrap_classifier
 from mi_ray.graphs import Graphs, Library, compiler
-from mi_ray.study.batches import Block, attack_outputs, undefended_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, undefended_outputs
 from mi_ray.threat_model import ThreatModel
 
 SIZE = 10
@@ -161,9 +161,9 @@ def test_a_point_has_the_same_numbers_in_whatever_block_and_lane_it_is_computed(
 
     def rows(start: int, stop: int, lanes: int) -> tuple[Tensor, Tensor]:
         """(what PGD makes of a range of points, the outputs on that)."""
-        block = Block(x[start:stop], range(start, stop), 0, SIZE, lanes)
+        block = BlockInput(x[start:stop], range(start, stop), 0, SIZE, lanes)
         made = attack_outputs(traced, pgd, block, y[start:stop], 10, ThreatModel(8 / 255))[0].images[0, 0]
-        return made, undefended_outputs(traced, Block(made, range(start, stop), 0, SIZE, lanes))
+        return made, undefended_outputs(traced, BlockInput(made, range(start, stop), 0, SIZE, lanes))
 
     whole = rows(0, 3 * SIZE, 1)
     assert not torch.equal(whole[0], x)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from mi_ray import make_defense
 from mi_ray.smoothing import certified_accuracy, certify, largest_radius, lower_bound, usual_radii
 from mi_ray.statistics import accuracy
-from mi_ray.study.batches import Block, component_outputs
+from mi_ray.study.batches import BlockInput, component_outputs
 from mi_ray.threat_model import ABSTAINS
 
 # Where all n votes agree, the bound solves p^n = α; where one of two does, 1 - (1 - p)^2 = α. The quantiles of the normal
@@ -127,7 +127,7 @@ def test_on_a_linear_classifier_radii_stay_below_the_distance_to_the_plane_and_c
     distance = torch.linspace(-0.6, 0.6, points)
     x = 0.5 + distance[:, None, None, None] * normal
     component: Any = make_defense("vote", of=[{"gaussian_noise": {"sigma": sigma}}])
-    block = Block(x, range(points), seed=3, batch=20)
+    block = BlockInput(x, range(points), seed=3, batch=20)
     votes = [
         component_outputs(
             HalfSpaces(normal), component, block, torch.zeros(points, dtype=torch.int64), None, [n], 1, purpose=purpose

@@ -22,7 +22,7 @@ Blueprint = Mapping[str, Any]
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class LoadedNetwork:
     """A network with its weights, and what its source says of it.
 
     blueprint: what `NamedNetwork.build` makes the same network from. mean, std: the normalisation that it was trained with,
@@ -41,7 +41,7 @@ class NamedNetwork(Parameterized):
     """A source of networks by name; a subclass writes `load` and `build`."""
 
     @abstractmethod
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """The network that the parameters name. classes: how many the dataset has.
 
         arguments: keyword arguments of the function that builds the network. pretrained: whether it gets its source's

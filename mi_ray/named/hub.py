@@ -9,7 +9,7 @@ from typing import Any, ClassVar, final
 from safetensors.torch import load_file
 from torch import nn
 
-from mi_ray.named.base import NETWORKS, Blueprint, Loaded, NamedNetwork, existing, loading, package
+from mi_ray.named.base import NETWORKS, Blueprint, LoadedNetwork, NamedNetwork, existing, loading, package
 from mi_ray.named.libraries import MODELS, of_timm, timm_network
 from mi_ray.parameters import text
 
@@ -35,7 +35,7 @@ class HuggingFace(NamedNetwork):
         with loading(f"huggingface's {self.model}", remedy):
             return Path(hub.snapshot_download(self.model, revision=self.revision, allow_patterns=FILES))
 
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """See `NamedNetwork.load`. The repository's config.json says whether transformers or timm builds the network."""
         folder = self._folder()
         said = json.loads(existing(folder / "config.json", f"the configuration of {self.model}").read_text("utf-8"))
@@ -52,11 +52,11 @@ class HuggingFace(NamedNetwork):
                 network = make(folder, config=config, use_safetensors=True)
             else:
                 network = self.build(blueprint, classes)
-        return Loaded(network, blueprint, *_preprocessing(folder, config))
+        return LoadedNetwork(network, blueprint, *_preprocessing(folder, config))
 
     def _of_timm(
         self, folder: Path, said: Mapping[str, Any], classes: int, arguments: Mapping[str, Any], pretrained: bool
-    ) -> Loaded:
+    ) -> LoadedNetwork:
         blueprint = {"model": said["architecture"], "arguments": {**said.get("model_args", {}), **arguments}}
         network = timm_network(
             blueprint["model"], said["num_classes"] if pretrained else classes, blueprint["arguments"]

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal, final
 
 from torch import nn
 
-from mi_ray.named.base import NETWORKS, Blueprint, Loaded, NamedNetwork, existing, loading, package
+from mi_ray.named.base import NETWORKS, Blueprint, LoadedNetwork, NamedNetwork, existing, loading, package
 from mi_ray.parameters import choice, text
 
 MODELS = "pip install 'mi-ray[models]'"
@@ -24,7 +24,7 @@ def timm_network(model: str, classes: int, arguments: Mapping[str, Any]) -> nn.M
     return found
 
 
-def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], pretrained: bool) -> Loaded:
+def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
     """A network with what timm's configuration, `said`, says of it.
 
     The side is given where the weights are timm's, or where the network takes no other; weights of a person's own are taken
@@ -32,7 +32,7 @@ def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], p
     """
     side = blueprint["arguments"].get("img_size", said["input_size"][-1])
     fixed = pretrained or said.get("fixed_input_size", False)
-    return Loaded(network, blueprint, tuple(said["mean"]), tuple(said["std"]), side if fixed else None)
+    return LoadedNetwork(network, blueprint, tuple(said["mean"]), tuple(said["std"]), side if fixed else None)
 
 
 @final
@@ -44,7 +44,7 @@ class Timm(NamedNetwork):
     name: ClassVar[str] = "timm"
     model: str = text("its name, with or without the tag of its weights, as in resnet18.a1_in1k")
 
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """See `NamedNetwork.load`. timm takes the weights from the hub's cache, or downloads them."""
         timm = package("timm", MODELS)
         if ":" in self.model:
@@ -73,7 +73,7 @@ class Torchvision(NamedNetwork):
     model: str = text("its name, as in resnet50")
     pretrained: str = text("which of its weights, as in IMAGENET1K_V2", "DEFAULT")
 
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """See `NamedNetwork.load`. The weights come from torch's cache ($TORCH_HOME/hub/checkpoints), or are downloaded."""
         models = package("torchvision.models", "pip install torchvision")
         with loading(f"torchvision's {self.model}", "torchvision.models.list_models() names all"):
@@ -92,7 +92,7 @@ class Torchvision(NamedNetwork):
         said = known.transforms()
         side = said.crop_size[0] if pretrained or "image_size" in arguments else None
         blueprint = {"model": self.model, "arguments": dict(arguments)}
-        return Loaded(network, blueprint, tuple(said.mean), tuple(said.std), side)
+        return LoadedNetwork(network, blueprint, tuple(said.mean), tuple(said.std), side)
 
     @classmethod
     def build(cls, blueprint: Blueprint, classes: int) -> nn.Module:
@@ -127,7 +127,7 @@ class RobustBench(NamedNetwork):
     )
     root: str = text("robustbench's folder of models: ROOT/DATASET/THREAT/MODEL.pt", "models")
 
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """See `NamedNetwork.load`. Weights are read from their file, never downloaded: robustbench has them on Google Drive."""
         blueprint = {"model": self.model, "threat": self.threat, "dataset": self.dataset}
         if arguments:
@@ -139,7 +139,7 @@ class RobustBench(NamedNetwork):
             utils = _robustbench("utils")
             with loading(str(file), "It must be the file that robustbench downloads"):
                 network = utils.load_model(self.model, self.root, self.dataset, self.threat)
-        return Loaded(network, blueprint, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+        return LoadedNetwork(network, blueprint, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
 
     @classmethod
     def build(cls, blueprint: Blueprint, classes: int) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from mi_ray.named.base import NETWORKS, Blueprint, Loaded, NamedNetwork, existing, loading
+from mi_ray.named.base import NETWORKS, Blueprint, LoadedNetwork, NamedNetwork, existing, loading
 from mi_ray.parameters import text
 
 Reader = Callable[[io.BytesIO], nn.Module]
@@ -64,7 +64,7 @@ class _Saved(NamedNetwork):
     def read(cls, content: io.BytesIO) -> nn.Module:
         """The network in a file, on the CPU."""
 
-    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> Loaded:
+    def load(self, classes: int, arguments: Mapping[str, Any], pretrained: bool) -> LoadedNetwork:
         """From the file, which says nothing of normalisation or size."""
         if arguments or not pretrained:
             raise ValueError(f"{self.name} has its network and weights in one file; leave `arguments`, `weights` out")
@@ -75,7 +75,7 @@ class _Saved(NamedNetwork):
         network = self.build(blueprint, classes)
         with loading(f"{self.name}'s {self.path}", f"It must be a file of {self.name} that runs on the CPU"):
             network.load_state_dict({"program": torch.frombuffer(bytearray(content), dtype=torch.uint8)})
-        return Loaded(network, blueprint)
+        return LoadedNetwork(network, blueprint)
 
     @classmethod
     def build(cls, blueprint: Blueprint, classes: int) -> nn.Module:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from mi_ray.choice import SETTING, THREAT
 from mi_ray.page.counts import Counts, Ints
-from mi_ray.page.facts import Loaded, number
+from mi_ray.page.facts import ReadStudy, number
 from mi_ray.statistics import PairedTest, holm, paired_test
 
 ATTACK = ["attack", "attack_params", "knowledge"]
@@ -19,7 +19,7 @@ MOST = 2000  # comparisons that a page holds
 class Side:
     """A study that is compared: how it was read, and the right draws of its cells."""
 
-    loaded: Loaded
+    loaded: ReadStudy
     counts: Counts
 
 

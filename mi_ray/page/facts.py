@@ -53,7 +53,7 @@ class Pool:
 
 
 @dataclass(frozen=True, eq=False)
-class Loaded:
+class ReadStudy:
     """A study as it was read: its cells in the order of the page, the names of its methods, its manifest and its sweep."""
 
     name: str
@@ -74,7 +74,7 @@ def _sweep(path: str, content: bytes) -> Json:
     return found
 
 
-def load(store: Store, study: str) -> Loaded:
+def load(store: Store, study: str) -> ReadStudy:
     """Read what a study says of itself. Raises ValueError where the store has no such study."""
     cells, names = read_study(store, study)
     path = f"studies/{study}/study.yaml"
@@ -83,7 +83,7 @@ def load(store: Store, study: str) -> Loaded:
         manifest = read_manifest(store, study)
     except DamagedFileError:
         manifest = {}  # The page then has no provenance, as a figure has no labels.
-    return Loaded(study, cells, names, manifest, sweep)
+    return ReadStudy(study, cells, names, manifest, sweep)
 
 
 def threat_of(cells: pd.DataFrame, names: Names) -> pd.Series:
@@ -101,7 +101,7 @@ def number(value: float | None) -> float | None:
     return None if value is None or value != value else round(float(value), DIGITS)
 
 
-def study_facts(loaded: Loaded) -> dict[str, object]:
+def study_facts(loaded: ReadStudy) -> dict[str, object]:
     """Settings, attacks, cells and checks of a study, what it asked, and where it came from."""
     cells, names = loaded.cells, loaded.names
     settings, threats, findings, variants = Pool(), Pool(), Pool(), Pool()
@@ -186,7 +186,7 @@ def _best(cells: pd.DataFrame, variant: str, places: Mapping[str, int]) -> dict[
     return found
 
 
-def asked(loaded: Loaded) -> str:
+def asked(loaded: ReadStudy) -> str:
     """What the study asked, on what, in a few sentences."""
     cells, sweep, manifest = loaded.cells, loaded.sweep, loaded.manifest
     settings = len(cells.loc[cells["defense"] != "none", FRONTIER_KEYS].drop_duplicates())
@@ -221,7 +221,7 @@ def _listing(names: Iterable[object], most: int = 4) -> str:
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown) or "no attack"
 
 
-def sweep_parts(loaded: Loaded) -> dict[str, str]:
+def sweep_parts(loaded: ReadStudy) -> dict[str, str]:
     """By classifier, the YAML of a sweep of that one alone, to which a setting's own lines are added."""
     sweep = loaded.sweep
     # An option that is unset differs from one that is left out, which the preset decides.

@@ -37,7 +37,7 @@ def batches(total: int, batch: int) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class Block:
+class BlockInput:
     """Images of consecutive points, and how they are gone through.
 
     points: the images' indices in the test split, which key their randomness together with the seed. batch: points of a
@@ -56,7 +56,7 @@ class Block:
         return side_by_side(function, batches(len(self.x), self.batch), self.lanes, self.x.device)
 
 
-def undefended_outputs(classifier: nn.Module, block: Block) -> Float[Tensor, "P L"]:
+def undefended_outputs(classifier: nn.Module, block: BlockInput) -> Float[Tensor, "P L"]:
     """The softmax outputs F(x). Raises NotFiniteError where they are not finite."""
 
     def outputs(part: slice) -> Tensor:
@@ -85,7 +85,7 @@ class Displaced(nn.Module):
 def component_outputs(
     classifier: nn.Module,
     component: RandomTransform,
-    block: Block,
+    block: BlockInput,
     predicted: Int64[Tensor, "P"],
     pool: SamplePool | None,
     executions: Sequence[int],
@@ -157,7 +157,7 @@ def vote_shares(
 def attack_outputs(
     model: nn.Module,
     attack: Attack,
-    block: Block,
+    block: BlockInput,
     y: Int64[Tensor, "P"],
     classes: int,
     threat: ThreatModel,

@@ -17,7 +17,7 @@ from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.keys import content_key
-from mi_ray.study.batches import Block, attack_outputs, component_outputs, undefended_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, component_outputs, undefended_outputs
 from mi_ray.study.prepare import Study
 from mi_ray.study.workbench import Workbench
 from mi_ray.threat_model import ThreatModel
@@ -88,9 +88,9 @@ def compare(bench: Workbench, key: str, epsilon: float) -> list[Comparison]:
     return [*found, _compared(ANSWERS, epsilon, right)]
 
 
-def _block(bench: Workbench, x: Tensor) -> Block:
+def _block(bench: Workbench, x: Tensor) -> BlockInput:
     """Images of the first points."""
-    return Block(x, bench.data.points[: len(x)], bench.data.seed, bench.data.batch)
+    return BlockInput(x, bench.data.points[: len(x)], bench.data.seed, bench.data.batch)
 
 
 def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, count: int) -> Tensor:

@@ -34,7 +34,7 @@ from mi_ray.store.keys import Values
 from mi_ray.store.locks import lock_key
 from mi_ray.store.schemas import ADVERSARIAL, OUTPUTS, images_column, list_column
 from mi_ray.study.batches import (
-    Block,
+    BlockInput,
     activation_bytes,
     attack_outputs,
     component_outputs,
@@ -267,9 +267,9 @@ class Workbench:
             return self.compute(work, start, stop)
         return replace(done, store=round(self.store.seconds - before, 4))
 
-    def _block(self, work: Work, x: Tensor, points: Sequence[int]) -> Block:
+    def _block(self, work: Work, x: Tensor, points: Sequence[int]) -> BlockInput:
         """These images as they are gone through for a piece of work."""
-        return Block(x, points, self.data.seed, self.data.batch, self._lanes(work.classifier))
+        return BlockInput(x, points, self.data.seed, self.data.batch, self._lanes(work.classifier))
 
     def _predicted(self, work: OutputWork, start: int, stop: int) -> Tensor:
         """ŷ on the work's images: the argmax of F's own stored outputs."""

@@ -17,7 +17,7 @@ from mi_ray.attacks.balls import MaxBall
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.batches import Block, attack_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs
 
 EPSILON = 8 / 255
 GOALS = ["untargeted", "targeted"]
@@ -412,7 +412,7 @@ def test_label_guessing_attacks_the_models_own_prediction_where_untargeted(
     x, points, threat = batch[0], list(range(20, 28)), ThreatModel(EPSILON, goal)
     y = (classifier(x).argmax(1) + torch.tensor([0, 1] * 4)) % 10  # every second image is one that F gets wrong
     found, labels = attack_outputs(
-        classifier, make_attack("pgd", steps=2), Block(x, points, 0, 4), y, 10, threat, which
+        classifier, make_attack("pgd", steps=2), BlockInput(x, points, 0, 4), y, 10, threat, which
     )
     guessed = which == "predicted" and goal == "untargeted"
     expected = classifier(x).argmax(1) if guessed else attack_labels(y, 10, threat, 0, points)

@@ -21,7 +21,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import read_examples
-from mi_ray.page.facts import Loaded, _listing, load, study_facts, sweep_parts
+from mi_ray.page.facts import ReadStudy, _listing, load, study_facts, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -169,7 +169,7 @@ def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None
 
 def side(name: str, rows: list[dict[str, Any]], right: list[list[int]]) -> Side:
     frame = pd.DataFrame(rows)
-    loaded = Loaded(name, frame, Names.of({}, frame["defense"]), {}, {})
+    loaded = ReadStudy(name, frame, Names.of({}, frame["defense"]), {}, {})
     return Side(loaded, counted(frame["cell"].tolist(), right))
 
 
@@ -217,7 +217,7 @@ def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_pat
     study = prepare(sweep(**{**TINY, "defenses": defenses}))
     rows = [{**cell("f", "none", {}, "none", 0.5), **each.identity, "cell": each.key} for each in study.plan().cells]
     frame = pd.DataFrame(rows).assign(state="missing")
-    whole = Loaded("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
+    whole = ReadStudy("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
     told = study_facts(whole)
     for at, setting in enumerate(told["settings"]):
         text = f"{told['yaml'][setting[0]]}{setting[4]}executions: {setting[5]}\ndraws: {setting[6]}\n"
@@ -237,7 +237,7 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
         "defenses": ["none"],
     }
     frame = pd.DataFrame([cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9)])
-    loaded = Loaded("s", frame, Names.of({}, ["mi_ol"]), {}, written)
+    loaded = ReadStudy("s", frame, Names.of({}, ["mi_ol"]), {}, written)
     found = yaml.safe_load(sweep_parts(loaded)["m"] + study_facts(loaded)["settings"][0][4])
     assert found == {
         "name": "s_one",

@@ -13,7 +13,7 @@ from mi_ray import ThreatModel, make_attack, make_defense, predict
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.batches import Block, attack_outputs, batches, component_outputs, undefended_outputs
+from mi_ray.study.batches import BlockInput, attack_outputs, batches, component_outputs, undefended_outputs
 
 BATCH = 4
 POINTS = [31, 7, 400, 12, 5, 77, 210, 3, 150, 499]
@@ -37,7 +37,7 @@ def _outputs(
     seed: int = 9,
 ) -> Tensor:
     component: Any = make_defense(name, **SETTINGS[name])
-    return component_outputs(f, component, Block(x, points, seed, BATCH), f(x).argmax(1), pool, executions, draws)
+    return component_outputs(f, component, BlockInput(x, points, seed, BATCH), f(x).argmax(1), pool, executions, draws)
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -74,15 +74,16 @@ def test_draws_are_independent_repetitions(classifier: Any, pool: SamplePool, x:
 def test_the_mixed_class_is_the_prediction_that_is_handed_in(classifier: Any, pool: SamplePool, x: Tensor) -> None:
     component: Any = make_defense("mi_pl", lam=0.0)
     predicted = (classifier(x).argmax(1) + 1) % 10
-    found = component_outputs(classifier, component, Block(x, POINTS, 0, BATCH), predicted, pool, (20,), 1)[0, 0]
+    found = component_outputs(classifier, component, BlockInput(x, POINTS, 0, BATCH), predicted, pool, (20,), 1)[0, 0]
     assert (found.argmax(1) == predicted).float().mean() >= 0.8
 
 
 def test_undefended_outputs_are_the_softmax_and_the_same_bits_in_any_block(classifier: Any, x: Tensor) -> None:
-    whole = undefended_outputs(classifier, Block(x, POINTS, 0, BATCH))
+    whole = undefended_outputs(classifier, BlockInput(x, POINTS, 0, BATCH))
     torch.testing.assert_close(whole, classifier(x).softmax(1), rtol=0, atol=1e-6)
     blocks = [
-        undefended_outputs(classifier, Block(x[part], POINTS[part], 0, BATCH)) for part in (slice(0, 8), slice(8, 10))
+        undefended_outputs(classifier, BlockInput(x[part], POINTS[part], 0, BATCH))
+        for part in (slice(0, 8), slice(8, 10))
     ]
     assert torch.equal(torch.cat(blocks), whole)
     assert not whole.requires_grad
@@ -96,9 +97,9 @@ def test_attack_blocks_of_whole_batches_give_the_same_bits(
     attack, threat = make_attack("pgd", steps=[1, 3], restarts=2), ThreatModel(8 / 255, goal)
     defended = DefendedClassifier(classifier, make_defense("mi_ol", lam=0.5), pool, executions=2)
     for model in (classifier, defended):
-        whole, labels = attack_outputs(model, attack, Block(x, POINTS, 0, BATCH), y, 10, threat)
+        whole, labels = attack_outputs(model, attack, BlockInput(x, POINTS, 0, BATCH), y, 10, threat)
         blocks = [
-            attack_outputs(model, attack, Block(x[part], POINTS[part], 0, BATCH), y[part], 10, threat)
+            attack_outputs(model, attack, BlockInput(x[part], POINTS[part], 0, BATCH), y[part], 10, threat)
             for part in (slice(0, 4), slice(4, 10))
         ]
         assert whole.images.shape == (2, 2, *x.shape)
@@ -116,5 +117,5 @@ def test_batches_cover_a_block_once_and_in_order(total: int, expected: list[int]
 
 
 def test_shapes_are_checked_while_tests_run(x: Tensor) -> None:
-    with pytest.raises(jaxtyping.TypeCheckError, match="Block"):
-        Block(x[0], POINTS, 0, BATCH)
+    with pytest.raises(jaxtyping.TypeCheckError, match="BlockInput"):
+        BlockInput(x[0], POINTS, 0, BATCH)

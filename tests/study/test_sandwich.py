@@ -16,7 +16,7 @@ from mi_ray.classifiers import build_classifier
 from mi_ray.defenses import DefendedClassifier
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.smoothing import Certified, certify
-from mi_ray.study.batches import Block, component_outputs
+from mi_ray.study.batches import BlockInput, component_outputs
 from mi_ray.threat_model import Norm
 
 pytestmark = pytest.mark.skipif(
@@ -48,7 +48,7 @@ def smoothed(digits: Any, describe: Any) -> tuple[nn.Module, Tensor, Tensor, Cer
 
 def _votes(network: nn.Module, x: Tensor, n: int, purpose: str) -> Any:
     component: Any = make_defense("vote", of=[{"gaussian_noise": {"sigma": SIGMA}}])
-    block, none = Block(x, range(POINTS), seed=1, batch=20), torch.zeros(len(x), dtype=torch.int64)
+    block, none = BlockInput(x, range(POINTS), seed=1, batch=20), torch.zeros(len(x), dtype=torch.int64)
     shares = component_outputs(network, component, block, none, None, [n], 1, purpose=purpose)
     return (shares[0, 0] * n).round().long().numpy()
 

@@ -24,7 +24,7 @@ from mi_ray.randomness import Key
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells, read_records
-from mi_ray.study.batches import Block, component_outputs
+from mi_ray.study.batches import BlockInput, component_outputs
 from mi_ray.study.folder import keys_of
 from mi_ray.study.rows import derive
 from mi_ray.study.verdicts import is_deterministic
@@ -483,7 +483,9 @@ def test_a_counterpart_mixes_the_clean_image_with_the_samples_of_the_adversarial
     predicted = model(one.bench.images(cell.inputs, 0, 60)).argmax(1)
     assert not torch.equal(predicted, model(clean).argmax(1))
     made: Any = DEFENSES.make(*component.component)  # type: ignore[misc]
-    found = component_outputs(model, made, Block(clean, one.study.points[:60], 0, 20), predicted, one.pool(), (3,), 2)
+    found = component_outputs(
+        model, made, BlockInput(clean, one.study.points[:60], 0, 20), predicted, one.pool(), (3,), 2
+    )
     np.testing.assert_allclose(one.bench.results.probabilities(work, 0, 60), found.numpy(), atol=1e-6)
     alone = next(w for w in one.plan.outputs if w.component and not w.inputs.attack and w.key != work.key)
     same = (predicted == model(clean).argmax(1)).numpy()
