@@ -2,7 +2,9 @@
 
 import errno
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -98,7 +100,8 @@ def run_sweep(
     "package.module:factory".
 
     Work that fails is in the result's `failures`, and the same call tries it again. Raises ValueError for a bad sweep or
-    option before any work. A run that ends early, by an exception or a Ctrl-C, is continued by the same call.
+    option before any work. A run that ends early, by an exception or a Ctrl-C, is continued by the same call. Threads of one
+    process take turns.
     """
     (result,) = run_sweeps(
         [source],
@@ -280,6 +283,22 @@ def _occupied(out: str) -> bool:
     return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
+_TURN = threading.RLock()
+
+
+@contextmanager
+def _in_turn(tell: Callable[[str], None]) -> Iterator[bool]:
+    """Let one thread run sweeps at a time, since a process has one Ray and one environment; yields whether another ran first."""
+    free = _TURN.acquire(blocking=False)
+    if not free:
+        tell("another thread of this process runs a sweep: waiting for its end")
+        _TURN.acquire()
+    try:
+        yield not free
+    finally:
+        _TURN.release()
+
+
 @dataclass(frozen=True)
 class _Runs:
     """Where and how the studies of one call run."""
@@ -312,18 +331,19 @@ class _Runs:
         from mi_ray.cluster import one_ray
         from mi_ray.study.prepare import prepare
 
-        studies = [prepare(sweep) for sweep in sweeps]
-        for note in dict.fromkeys(note for study in studies for note in study.notes):
-            self._tell(note)
-        _try_storages(sweeps)
-        store = Store(self.out, create=True)
-        with one_ray(), lock_store(store, self._tell):
-            for study in studies:
-                with lock_study(store, study.sweep.name, self._tell) as waited:
-                    # Another run, which was waited for, may have finished it.
-                    finished = waited and study_state(study.sweep, self.out) == "finished"
-                    result = self._finished(study.sweep) if finished else self._run(store, study)
-                yield result
+        with _in_turn(self._tell) as turned:
+            studies = [prepare(sweep) for sweep in sweeps]
+            for note in dict.fromkeys(note for study in studies for note in study.notes):
+                self._tell(note)
+            _try_storages(sweeps)
+            store = Store(self.out, create=True)
+            with one_ray(), lock_store(store, self._tell):
+                for study in studies:
+                    with lock_study(store, study.sweep.name, self._tell) as waited:
+                        # Another run, which was waited for, may have finished it.
+                        finished = (turned or waited) and study_state(study.sweep, self.out) == "finished"
+                        result = self._finished(study.sweep) if finished else self._run(store, study)
+                    yield result
 
     def _run(self, store: Store, study: "Study") -> StudyResult:
         from mi_ray.cluster import run_study

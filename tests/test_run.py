@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.sweeps import document
 
 import mi_ray
 import mi_ray.cluster
+import mi_ray.run
 from mi_ray.run import run_sweeps
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import study_state
@@ -245,3 +247,32 @@ def test_a_ray_that_the_caller_has_joined_is_left_as_it_is(before: bool, monkeyp
     with mi_ray.cluster.one_ray():
         joined[0] = True  # a study of the block joins it, if it has not been joined
     assert joined == [before]
+
+
+def test_a_second_thread_waits_until_the_sweep_of_the_first_has_ended(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake, order, told = mi_ray.cluster.run_study, list[str](), threading.Event()
+    tell = mi_ray.run._Runs._tell
+
+    def noted(runs: Any, text: str) -> None:
+        tell(runs, text)
+        if "another thread" in text:
+            told.set()
+
+    def run_study(study: Study, *others: Any) -> Any:
+        order.append(f"{study.sweep.name} begins")
+        if study.sweep.name == "first":
+            second.start()
+            assert told.wait(60)
+        found = fake(study, *others)
+        order.append(f"{study.sweep.name} ends")
+        return found
+
+    monkeypatch.setattr(mi_ray.run._Runs, "_tell", noted)
+    monkeypatch.setattr(mi_ray.cluster, "run_study", run_study)
+    first, other = ({**SWEEP, "name": name} for name in ("first", "second"))
+    second = threading.Thread(target=run_sweeps, args=([other], out), kwargs={"until": "train", "progress": False})
+    run_sweeps([first], out, until="train", progress=False)
+    second.join(60)
+    assert order == ["first begins", "first ends", "second begins", "second ends"]
