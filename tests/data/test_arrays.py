@@ -122,6 +122,8 @@ def _dataset(**changes: Any) -> Dataset:
     [
         ({"train_images": _pictures(4).astype(np.float32)}, "train images must be uint8 .*; got float32"),
         ({"test_images": _pictures(2)[..., 0]}, r"test images must be uint8 .*; got uint8 \[2, 6, 6\]"),
+        ({"test_images": _pictures(2)[:, 0]}, r"test images must be uint8 .*; got uint8 \[2, 6, 3\]"),
+        ({"test_images": _pictures(2)[..., :1]}, r"test images must be uint8 .*; got uint8 \[2, 6, 6, 1\]"),
         ({"train_images": _pictures(3)}, r"train images .*; got uint8 \[3, 6, 6, 3\] with 4 labels"),
         ({"test_labels": np.array([1, 3])}, r"test labels must be in 0..2; got 1 to 3"),
         ({"train_labels": np.array([0, 1, 2, -1])}, r"train labels must be in 0..2; got -1 to 2"),
