@@ -10,6 +10,7 @@ import argparse
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from mi_ray.figures import claims
 from mi_ray.figures.draw import draw as draw_figures
 from mi_ray.figures.reading import records_of
 from mi_ray.figures.tables import markdown, percent
+from mi_ray.figures.verdict_marks import mark
 from mi_ray.run import run_sweeps
 from mi_ray.store.blocks import Store
 from mi_ray.store.excerpt import Compared, excerpt
@@ -42,6 +44,7 @@ AGREEMENT = Path(__file__).parent / "agreement.csv"
 DETECTION = {"cifar10_fig3a", "cifar10_fig3a_evasion"}
 OUTPUTS = {"cifar10_fig2"}
 JOINED = "joined.csv"  # of what cells a study had other rows than another one, from another kind of processor
+FEW = 200  # images: of fewer, a clean accuracy says little
 PICTURES = {"fig5"}  # drawn of the images themselves, which no excerpt has
 
 INTRODUCTION = """# Mixup inference on real CIFAR-10
@@ -61,12 +64,14 @@ attacks on each image. A point is one per cent of accuracy.
 ## In one minute
 
 {answer}
+{glance}
 *Undecided* is also what an interval beside 0 does not settle: all verdicts are corrected together for their number.
 
 **What limits it.** One small residual network (0.3 M parameters) in place of the paper's, trained for a few minutes each;
-hundreds of images, so that intervals are of several points; and a copy of CIFAR-10 whose images were compressed as JPEG,
+50 to 1,000 images, so that intervals are of several points; and a copy of CIFAR-10 whose images were compressed as JPEG,
 about 8/255 (RMSE) away from the original ones. Training and test images are of the same copy. Whatever is undecided here
 may be decided by more images: the same sweeps go on from what is stored. {single_draws}
+{levels}
 {processors}Of the scores of Fig. 3(a) and the mean outputs of
 Fig. 2 the published rows have 14 binary digits.
 """
@@ -74,7 +79,9 @@ CLAIMED = """## The claims
 
 `honest` leaves the true label under attack and draws the sample pool from the training split; `as_published` follows the
 released code ([methods](methods.md)). The attack is oblivious unless it is the worst case, or named averaged (the paper's
-own adaptive attack) or EOT-PGD.
+own adaptive attack, as its code has it: it leaves the label that is
+predicted for each copy, and does not clip its image) or EOT-PGD.
+Claims of this study (said by: here) were in part written after first results were known, most of them against the method.
 """
 LITERATURE = (
     "With the defense less without it (or less the other defense), in per cent. Other networks and another copy of the data: "
@@ -89,9 +96,9 @@ AGREED = (
 SECTIONS = {
     "cifar10_frontier": (
         "Fig. 3(b): the chosen settings, under PGD and in the worst case",
-        "Of each defense the setting that fig3b's selection points choose, on other points: oblivious PGD-10, the cascade at "
-        "quick effort through the defense, and the worst of both by point. Small markers are under PGD-10, large ones in the "
-        "worst case.",
+        "Of each defense the setting that fig3b's selection points choose at 8/255, on images of another seed (a few are among "
+        "those points): oblivious PGD-10, the cascade at quick effort through the defense, and the worst of both by point. "
+        "Small markers are under PGD-10, large ones in the worst case.",
         ("fig3b.png", "frontier_table.md", "paired_tests.md"),
     ),
     "cifar10_fig3b": (
@@ -105,6 +112,12 @@ SECTIONS = {
         "larger network: here they cost more or less clean accuracy than there.",
         ("table2.md", "paired_tests.md"),
     ),
+    "cifar10_mi_ol_worst": (
+        "MI-OL under the longer cascade",
+        "MI-OL at the paper's settings and nothing, each under the cascade at standard effort, on more images than the next "
+        "section has.",
+        ("table2.md", "paired_tests.md"),
+    ),
     "cifar10_table2_worst": (
         "Table 2's settings under the cascade",
         "The paper's own settings, the cascade at standard effort through each defense.",
@@ -113,7 +126,8 @@ SECTIONS = {
     "cifar10_adaptive": (
         "The worst case: an adaptive attack through the defense",
         "EOT-PGD-20 and oblivious PGD-10, and the worse of both by point. Mixup at ε = 2/255, since it keeps nothing at 8/255, "
-        "and interpolated AT at 8/255. A stronger attack (`cifar10/table2_worst`) may leave less.",
+        "and interpolated AT at 8/255. The undefended network meets PGD-10 alone. These attacks pass their checks, and "
+        "the longer cascade leaves less all the same: checks tell broken attacks from sound ones, not which is the strongest.",
         ("frontier_table.md", "paired_tests.md"),
     ),
     "cifar10_presets": (
@@ -156,14 +170,39 @@ SECTIONS = {
 }
 README = DOCS.parent / "README.md"
 MARK = "<!-- first verdicts of docs/cifar10.md -->\n"
+LONGER = "MI-OL still helps under the longer cascade at the paper's settings"
 FIRST = (  # the claims that README and the document begin with: words of the claim, classifier, attack, variant
     ("MI-OL raises accuracy over the undefended network", "interpolated_at", "PGD-10 8/255", "honest"),
     ("MI-OL raises accuracy over the undefended network", "mixup", "PGD-10 8/255", "honest"),
     ("MI-OL leaves more than Xie et al. for as much clean accuracy", "interpolated_at", "PGD-10 8/255", "honest"),
-    ("MI-OL still helps under the cascade", "interpolated_at", "worst case 8/255", "honest"),
-    ("MI-OL still helps under the cascade", "mixup", "worst case 2/255", "honest"),
+    (LONGER, "interpolated_at", "worst case 8/255", "honest"),
+    (LONGER, "mixup", "worst case 8/255", "honest"),
+    (LONGER, "mixup", "worst case 2/255", "honest"),
     ("the released code's choices inflate the measured accuracy (MI-OL)", "interpolated_at", "PGD-10 8/255", "honest"),
 )
+GLANCE = (("interpolated_at", "8/255"), ("mixup", "8/255"), ("mixup", "2/255"))  # a column each
+GAINS = (  # the rows: words, which claims they are of, as a pattern whose group is the other defense, and the attack
+    (
+        "to clean accuracy, at the paper's λ",
+        "MI-OL costs at most 10 points of clean accuracy at the paper's λ",
+        "clean",
+    ),
+    ("under PGD-10, which does not know it", "MI-OL raises accuracy over the undefended network", "PGD-10 {}"),
+    ("under EOT-PGD-20 through it", "MI-OL still helps under EOT-PGD-20 and PGD-10", "worst case {}"),
+    ("under the quick cascade through it", "MI-OL still helps under the cascade", "worst case {}"),
+    ("under the longer cascade through it", LONGER, "worst case {}"),
+    (
+        "to the best other defense of as much clean accuracy, under PGD-10",
+        "MI-OL leaves more than (.*) for as much .*",
+        "PGD-10 {}",
+    ),
+    (
+        "to the best other defense under the quick cascade",
+        "MI-OL leaves more than (.*) under the cascade",
+        "worst case {}",
+    ),
+)
+PASSED = mark({"verdict": "passed"})
 COUNTED = {  # of one, and of several
     "holds": ("holds", "hold"),
     "does not hold": ("does not hold", "do not hold"),
@@ -264,9 +303,14 @@ def _draw_study(study: str) -> Mapping[str, str]:
 
 def document(store: Store, decided: pd.DataFrame) -> str:
     """The text of docs/cifar10.md, from the excerpt and from the table of claims."""
+    cells = read_cells(store)
     parts = [
         INTRODUCTION.format(
-            answer=answer(decided), single_draws=single_draws(read_cells(store)), processors=processors(_joined())
+            answer=answer(decided),
+            glance=glance(decided),
+            single_draws=single_draws(cells),
+            levels=levels(cells),
+            processors=processors(_joined()),
         ),
         networks(store),
         CLAIMED,
@@ -342,17 +386,45 @@ def measured(store: Store, name: str) -> list[dict[str, Any]]:
 
 def answer(decided: pd.DataFrame) -> str:
     """How many claims hold, and the verdicts of `FIRST`, a line each. decided: the table of claims."""
-    counts = [(len(some), _counted(some)) for some in (decided[decided["said_by"] == by] for by in ("paper", "here"))]
+    paper, here = (decided[decided["said_by"] == by] for by in ("paper", "here"))
     lines = [
-        f"Of {counts[0][0]} claims of the paper {counts[0][1]}. Of {counts[1][0]} further ones, about other radii, bounds and "
-        f"attacks, {counts[1][1]}. Of the most important ones:\n\n"
+        f"The paper says {paper['claim'].nunique()} of these things, of several networks and presets in {len(paper)} claims: "
+        f"{_counted(paper)}. Of {len(here)} further claims, about other radii, bounds and attacks, {_counted(here)}. The most "
+        "important ones:\n\n"
     ]
     named = decided.set_index(["claim", "classifier", "attack", "variant"])
     for key in FIRST:
         row = named.loc[key]
         told = "nothing" if math.isnan(row["value"]) else f"{claims.in_points(row)} on {row['points']:.0f} images"
-        lines.append(f"- {key[0]} ({key[1]}, {key[2]}): {claims.told(row)}, {told}\n")
+        seen = "oblivious " if key[2].startswith("PGD") else ""
+        lines.append(f"- {key[0]} ({key[1]}, {seen}{key[2]}): {claims.told(row)}, {told}\n")
     return "".join(lines)
+
+
+def glance(decided: pd.DataFrame) -> str:
+    """What MI-OL adds on two networks, a row of the table for each attack, as Markdown. decided: the table of claims."""
+    honest, rows = decided[decided["variant"] == "honest"], []
+    for words, claim, attack in GAINS:
+        matched = honest["claim"].map(re.compile(claim).fullmatch)
+        told = [words]
+        for name, radius in GLANCE:
+            some = honest[
+                matched.notna() & (honest["classifier"] == name) & (honest["attack"] == attack.format(radius))
+            ]
+            some = some.dropna(subset=["value"]).sort_values("value")  # Of several other defenses the strongest.
+            told.append("–" if some.empty else _gain(some.iloc[0], matched[some.index[0]]))
+        rows.append(told)
+    table = pd.DataFrame(rows, columns=["MI-OL adds", *(f"{name}, {radius}" for name, radius in GLANCE)])
+    return markdown(
+        table, "Points of accuracy with 95 % intervals; undecided: on which side of 0 it lies, after all are corrected."
+    )
+
+
+def _gain(row: "pd.Series[Any]", matched: "re.Match[str]") -> str:
+    """A claim's number in points, the other defense that it names, and a word where its side of 0 is undecided."""
+    undecided = row["verdict"] == "undecided" and row["by"] == 0
+    number = f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
+    return ", ".join([number, *matched.groups(), *(["undecided"] if undecided else [])])
 
 
 def single_draws(cells: pd.DataFrame) -> str:
@@ -373,6 +445,23 @@ def single_draws(cells: pd.DataFrame) -> str:
     )
 
 
+def levels(cells: pd.DataFrame) -> str:
+    """How far apart the studies' own images lie: the lowest and highest clean accuracy of one network without a defense."""
+    clean = cells[(cells["state"] == "done") & (cells["attack"] == "none") & (cells["defense"] == "none")]
+    clean = clean[clean["points"] >= FEW].sort_values(["accuracy", "study"])
+    sides = clean.groupby("classifier").agg(["first", "last"])
+    widest = (sides["accuracy", "last"] - sides["accuracy", "first"]).idxmax()
+    told = [
+        f"{100 * sides.loc[widest, ('accuracy', side)]:.1f} % on the {sides.loc[widest, ('points', side)]} images of "
+        f"`{sides.loc[widest, ('study', side)].removeprefix('cifar10_')}`"
+        for side in ("first", "last")
+    ]
+    return (
+        "Studies of another seed or size draw other images, so that only numbers of one study compare with each other: clean and "
+        f"undefended, `{widest}` is right for {' and '.join(told)}."
+    )
+
+
 def processors(joined: Sequence[Compared]) -> str:
     """How many rows differ where two studies share a cell and were computed on two kinds of processor; nothing without any."""
     if not joined:
@@ -381,20 +470,26 @@ def processors(joined: Sequence[Compared]) -> str:
     points, different = sum(each.points for each in joined), sum(each.different for each in joined)
     cells, most = sum(each.different > 0 for each in joined), max(each.different for each in joined)
     return (
-        f"These studies were computed at different times on two kinds of processor with native bf16, which their "
-        f"manifests did not name yet. {len(joined)} cells of {names} were computed twice: "
-        f"{different:,} of {points:,} rows differ, in {cells} cells by {most} points at most; "
+        f"These studies were computed at different times on two kinds of processor with native bf16, which most of their "
+        f"manifests do not name yet. {len(joined)} cells of {names} were computed twice: "
+        f"{different:,} of {points:,} rows differ, at most {most} images of {cells} cells; "
         "published is one of the two, in all studies that have the cell.\n"
     )
 
 
 def _counted(some: pd.DataFrame) -> str:
-    """How many of these claims have which verdict, and how many of those that hold do so where next to nothing is left."""
-    counts = some["verdict"].value_counts()
-    low = int((some["floor"].astype(bool) & (some["verdict"] == "holds")).sum())
+    """How many of these claims have which verdict, and of those that hold how many say little, and for what reason."""
+    counts, hold = some["verdict"].value_counts(), some[some["verdict"] == "holds"]
     told = {name: f"{counts[name]} {words[int(counts[name] > 1)]}" for name, words in COUNTED.items() if name in counts}
-    if low:
-        told["holds"] += f" ({low} where both sides leave next to nothing)"
+    refused = hold["checks"].str.contains(claims.FAILED)
+    unchecked = (hold["checks"] != "") & ~refused & ~hold["checks"].str.contains(PASSED)
+    notes = [
+        (int(hold["floor"].astype(bool).sum()), "where all leave next to nothing"),
+        (int(refused.sum()), "on an attack that its checks refuse"),
+        (int(unchecked.sum()), "on attacks whose checks were not run or cannot tell"),
+    ]
+    if any(number for number, _ in notes):
+        told["holds"] += f" ({', '.join(f'{number} {words}' for number, words in notes if number)})"
     return ", ".join(told.values())
 
 

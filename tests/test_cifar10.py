@@ -1,6 +1,7 @@
 """What is published of CIFAR-10: the document and the verdicts are those of the published rows, and of nothing else."""
 
 import json
+import math
 import re
 import shutil
 from pathlib import Path
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 
 from benchmarks import cifar10
-from mi_ray.figures import claims
+from mi_ray.figures import claims, fig3a
 from mi_ray.figures.names import parameters
+from mi_ray.figures.reading import read_study
 from mi_ray.statistics import COUNTED
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
@@ -76,18 +78,33 @@ def test_defenses_are_compared_at_settings_that_the_selection_points_choose_with
 def test_what_a_defense_gains_on_one_network_is_held_against_the_other_point_by_point(decided: pd.DataFrame) -> None:
     cells = read_cells(STORE, "cifar10_table2")
     cells = cells[(cells["attack"] == "pgd") & (cells["epsilon"] > 0.03) & (cells["goal"] == "untargeted")]
-    cells = cells[[json.loads(text)["steps"] == 10 for text in cells["attack_params"]]].set_index(
-        ["classifier", "defense"]
-    )
+    cells = cells[[json.loads(text)["steps"] == 10 for text in cells["attack_params"]]]
+    cells = cells.assign(lam=[json.loads(text).get("lam", 0) for text in cells["defense_params"]])
     rows = read_records(STORE, "cifar10_table2", columns=COUNTED).set_index(["cell", "point"])["correct_draws"]
     gains = []
-    for classifier in ("interpolated_at", "at"):
-        defended, bare = (cells.loc[(classifier, name)] for name in ("mi_ol", "none"))
+    for classifier, at in (("interpolated_at", 0.6), ("at", 0.8)):
+        own = cells[cells["classifier"] == classifier]
+        (defended,) = own[(own["defense"] == "mi_ol") & (own["lam"] == at)].to_dict("records")
+        (bare,) = own[own["defense"] == "none"].to_dict("records")
         gains.append(rows[defended["cell"]] / defended["draws"] - rows[bare["cell"]] / bare["draws"])
     row = decided[decided["claim"].str.contains("interpolated AT than with AT")].iloc[0]
     assert row["value"] == pytest.approx((gains[0] - gains[1]).mean())
     error = (gains[0] - gains[1]).std() / len(gains[0]) ** 0.5
     assert row["high"] - row["low"] == pytest.approx(2 * 1.96 * error, rel=0.05)
+
+
+def test_detectors_are_compared_at_the_lambda_that_fig_3a_chooses_and_turned_ones_the_other_way(
+    decided: pd.DataFrame,
+) -> None:
+    own = decided[(decided["study"] == "cifar10_fig3a") & (decided["classifier"] == "mixup")].set_index("claim")
+    detectors, _ = fig3a.detectors_of(STORE, *read_study(STORE, "cifar10_fig3a"))
+    table = fig3a.facts(detectors)
+    table = table[table["chosen"] & (table["subset"] == "all") & (table["classifier"] == "mixup")]
+    table = table[table["attack"].str.endswith("8/255")].set_index("defense")
+    compared = own.loc["MI-PL detects better than MI-OL, each at the λ that the selection points choose"]
+    assert compared[["left", "right"]].tolist() == pytest.approx(table.loc[["mi_pl", "mi_ol"], "auc"].tolist())
+    turned = own.loc["MI-PL detects better than the confidence read the other way round", "right"]
+    assert turned == pytest.approx(1 - own.loc["MI-PL detects better than the confidence", "right"])
 
 
 def test_nothing_that_is_published_says_where_it_was_made() -> None:
@@ -174,3 +191,62 @@ def test_of_two_computations_the_published_one_comes_first_and_is_joined(
     assert asked["studies"][-1] == ("cifar10_frontier", True)  # the first of SECTIONS
     assert sorted(name for name, _ in asked["studies"]) == sorted(STORE.folders("studies"))
     assert sum(is_new for _, is_new in asked["studies"]) == 1
+
+
+def test_at_a_glance_the_strongest_other_defense_stands_and_what_is_undecided_says_so() -> None:
+    def claim(words: str, value: float, verdict: str = "holds", by: float = 0.0) -> dict[str, Any]:
+        where = {"classifier": "interpolated_at", "attack": "PGD-10 8/255", "variant": "honest"}
+        return {
+            **where,
+            "claim": words,
+            "value": value,
+            "low": value - 0.02,
+            "high": value + 0.02,
+            "verdict": verdict,
+            "by": by,
+        }
+
+    table = pd.DataFrame(
+        [
+            claim("MI-OL raises accuracy over the undefended network", 0.12),
+            claim("MI-OL leaves more than rotation for as much clean accuracy", 0.03),
+            claim("MI-OL leaves more than noise for as much clean accuracy", -0.01, "undecided"),
+            claim("MI-OL leaves more than crops for as much clean accuracy", math.nan, "not measured"),
+            {**claim("MI-OL raises accuracy over the undefended network", 0.5), "variant": "as_published"},
+            {
+                **claim("MI-OL costs at most 10 points of clean accuracy at the paper's λ", -0.06, "undecided", -0.1),
+                "attack": "clean",
+            },
+        ]
+    )
+    lines = [line for line in cifar10.glance(table).splitlines() if line.startswith("| ")][2:]
+    told = [line.split(" | ")[1] for line in lines]
+    assert told[:2] == ["-6.0 [-8.0, -4.0]", "+12.0 [+10.0, +14.0]"]
+    assert told[5] == "-1.0 [-3.0, +1.0], noise, undecided"
+    assert {told[2], told[3], told[4], told[6], *(line.split(" | ")[2] for line in lines)} == {"–"}
+
+
+def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> None:
+    def clean(study: str, classifier: str, accuracy: float, points: int = 400, defense: str = "none") -> dict[str, Any]:
+        named = {
+            "study": f"cifar10_{study}",
+            "classifier": classifier,
+            "defense": defense,
+            "attack": "none",
+            "state": "done",
+        }
+        return {**named, "accuracy": accuracy, "points": points}
+
+    cells = pd.DataFrame(
+        [
+            clean("one", "erm", 0.85),
+            clean("two", "erm", 0.86),
+            clean("one", "at", 0.71),
+            clean("two", "at", 0.74),
+            clean("few", "at", 0.5, points=cifar10.FEW - 1),
+            clean("two", "at", 0.4, defense="mi_ol"),
+        ]
+    )
+    assert cifar10.levels(cells).endswith(
+        "`at` is right for 71.0 % on the 400 images of `one` and 74.0 % on the 400 images of `two`."
+    )

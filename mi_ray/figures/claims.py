@@ -19,7 +19,7 @@ import pandas as pd
 import scipy.stats
 import yaml
 
-from mi_ray.choice import frontier, picked
+from mi_ray.choice import choosing, frontier, picked
 from mi_ray.figures import fig2, fig3a
 from mi_ray.figures.names import Names
 from mi_ray.figures.reading import finished, read_study, records_of
@@ -31,6 +31,7 @@ from mi_ray.statistics import (
     auc_difference,
     auc_interval,
     counts_of,
+    detection_auc,
     holm,
     mean_interval,
     of_variant,
@@ -48,6 +49,7 @@ KNOWN = (
     "ours",
 )
 Filter = Mapping[str, object]
+Scores = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,10 @@ class Measured:
     """What stored rows say of a claim: the number with its 95 % interval, and one-sided p-values.
 
     checks: marks of the attacked cells' verdicts. sides: the two numbers whose difference the estimate is; None where it is
-    a mean over points (kinds "gain" and "mechanism"). clean: clean accuracy of both sides (kind "chosen"). p_greater, p_less:
-    exact p-values against a true number that is not above, or not below, 0; where they are None, and at every other level,
-    the normal approximation is used.
+    a mean over points (kind "mechanism"). clean: clean accuracy of both sides, where these are two defenses. highest: the
+    highest accuracy of the cells that are compared; None where these are the sides. p_greater, p_less: exact p-values
+    against a true number that is not above, or not below, 0; where they are None, and at every other level, the normal
+    approximation is used.
     """
 
     estimate: Estimate
@@ -91,13 +94,16 @@ class Measured:
     checks: str
     sides: tuple[float, float] | None = None
     clean: tuple[float, float] | None = None
+    highest: float | None = None
     p_greater: float | None = None
     p_less: float | None = None
 
     @property
     def floor(self) -> bool:
-        """Whether these are attacked cells that both leave next to nothing."""
-        return bool(self.checks) and self.sides is not None and max(self.sides) < FLOOR
+        """Whether these are attacked cells that all leave next to nothing."""
+        if not self.checks or self.sides is None:
+            return False
+        return (max(self.sides) if self.highest is None else self.highest) < FLOOR
 
     def p_above(self, level: float) -> float:
         """The chance of a number this high or higher, were the true one at `level`."""
@@ -234,7 +240,11 @@ def _same(stored: object, value: object) -> bool:
 def _difference(rows: _Rows, claim: Claim) -> Measured:
     """Accuracy of one cell less that of another, on the same points."""
     left, right = (rows.cell(claim, side, claim.attack) for side in (claim.left, claim.right))
-    return _compared(rows, left, right)
+    found = _compared(rows, left, right)
+    defenses = {(cell["defense"], cell["defense_params"]) for cell in (left, right)}
+    if "none" in (left["defense"], right["defense"], left["attack"]) or len(defenses) == 1:
+        return found
+    return replace(found, clean=(float(left["clean_accuracy"]), float(right["clean_accuracy"])))
 
 
 def _compared(rows: _Rows, left: "pd.Series[Any]", right: "pd.Series[Any]", accuracy: str = "accuracy") -> Measured:
@@ -273,7 +283,7 @@ def _chosen(rows: _Rows, claim: Claim) -> Measured:
 
 def _gain(rows: _Rows, claim: Claim) -> Measured:
     """What a defense adds to one classifier less what it adds to another, on the same points."""
-    gains, checks = [], []
+    gains, checks, highest = [], [], 0.0
     for side in (claim.left, claim.right):
         bare = {"defense": "none", **{key: side[key] for key in ("classifier",) if key in side}}
         cells = [rows.cell(claim, each, claim.attack) for each in (side, bare)]
@@ -281,33 +291,50 @@ def _gain(rows: _Rows, claim: Claim) -> Measured:
         defended, undefended = (each / int(cell["draws"]) for each, cell in zip(counts, cells, strict=True))
         gains.append(defended - undefended)
         checks += [mark(cell) for cell in cells]
+        highest = max(highest, *(float(cell["accuracy"]) for cell in cells))
     mean = mean_interval(gains[0] - gains[1])
-    return Measured(Estimate(mean.value, mean.low, mean.high), len(gains[0]), " ".join(checks))
+    sides = float(gains[0].mean()), float(gains[1].mean())
+    return Measured(Estimate(mean.value, mean.low, mean.high), len(gains[0]), " ".join(checks), sides, highest=highest)
 
 
 def _detection(rows: _Rows, claim: Claim) -> Measured:
-    """AUC of a detector less that of another; less one half (a guess) where there is no other."""
+    """AUC of a detector less that of another; less one half (a guess) where there is no other.
 
-    def scores(side: Filter) -> tuple[Any, "pd.Series[Any]"]:
-        """The clean and the adversarial scores of a side's detector on the reported points, and its attacked cell."""
-        what = {k: v for k, v in side.items() if k != "score"}
-        attacked = rows.cell(claim, what, claim.attack)
-        clean = rows.cell(claim, what, {"attack": "none"})
-        found = fig3a.pair(
-            records_of(rows.store, clean["cell"]),
-            records_of(rows.store, attacked["cell"]),
-            str(side.get("score", "score")),
-        )
-        found = found[~found["selection"]]
-        return (found["clean"].to_numpy(), found["adversarial"].to_numpy()), attacked
-
-    left, attacked = scores(claim.left)
+    A side's `lam: chosen` is the λ with the highest AUC on the selection points. Its `turned: true` reads the score the other
+    way round, so that what is low for attacked images detects them.
+    """
+    left, attacked = _scores(rows, claim, claim.left)
     own, other = auc_interval(*left), 0.5
     estimate = Estimate(own.value - other, own.low - other, own.high - other)
     if claim.right:
-        right = scores(claim.right)[0]
+        right = _scores(rows, claim, claim.right)[0]
         estimate, other = auc_difference(left, right), auc_interval(*right).value
     return Measured(estimate, len(left[0]), mark(attacked), (own.value, other))
+
+
+def _scores(rows: _Rows, claim: Claim, side: Filter) -> tuple[tuple[Scores, Scores], "pd.Series[Any]"]:
+    """The clean and the adversarial scores of a side's detector on the reported points, and its attacked cell."""
+    what = {key: value for key, value in side.items() if key not in ("score", "turned")}
+    score = str(side.get("score", "score"))
+    if what.get("lam") == "chosen":
+        fits = _fitting(rows.cells[rows.cells["classifier"] == claim.classifier], {"defense": what["defense"]})
+        settings = sorted({float(_parameters("", text)["lam"]) for text in fits["defense_params"]})  # type: ignore[arg-type]
+        each = {lam: _pair(rows, claim, {**what, "lam": lam}, score)[0] for lam in settings}
+        picked_on = {lam: found[choosing(found["selection"])] for lam, found in each.items()}
+        what["lam"] = max(
+            settings, key=lambda lam: detection_auc(picked_on[lam]["clean"], picked_on[lam]["adversarial"])
+        )
+    found, attacked = _pair(rows, claim, what, score)
+    sign = -1.0 if side.get("turned") else 1.0
+    reported = found[~found["selection"]]
+    return (sign * reported["clean"].to_numpy(), sign * reported["adversarial"].to_numpy()), attacked
+
+
+def _pair(rows: _Rows, claim: Claim, what: Filter, score: str) -> tuple[pd.DataFrame, "pd.Series[Any]"]:
+    """The scores of all points of one detector (see `fig3a.pair`), and its attacked cell."""
+    attacked = rows.cell(claim, what, claim.attack)
+    clean = rows.cell(claim, what, {"attack": "none"})
+    return fig3a.pair(records_of(rows.store, clean["cell"]), records_of(rows.store, attacked["cell"]), score), attacked
 
 
 def _changes(rows: _Rows, claim: Claim, side: Filter) -> pd.DataFrame:
@@ -351,9 +378,10 @@ def _chances(claim: Claim, found: Measured) -> tuple[float, float]:
     """(p for the claim, p against it): a small first one confirms the claim, a small second one refutes it.
 
     A claim without a bound of its own (`by` is 0) is refuted where a gain of a whole point (`RELEVANT`) can be excluded; a claim
-    that names a bound, where the number is on the wrong side of that bound.
+    that names a bound, where the number is on the wrong side of that bound. Where all that is compared leaves next to nothing, a
+    gain of a point is excluded too easily, and what refutes is a number on the wrong side of 0.
     """
-    margin = RELEVANT if claim.by == 0 else 0.0
+    margin = RELEVANT if claim.by == 0 and not found.floor else 0.0
     if claim.is_ == "above":
         return found.p_above(claim.by), found.p_below(claim.by + margin)
     if claim.is_ == "below":
@@ -373,12 +401,19 @@ def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     measured = table["value"].notna()
     both: npt.NDArray[np.float64] = table.loc[measured, ["p_for", "p_against"]].to_numpy().T.ravel()
-    # Each claim has two null hypotheses. Both are true only exactly at a bound that the claim names; without a bound they are a
-    # whole point (`RELEVANT`) apart, so that one of them at most is true. `at_once` counts how many can be true together.
-    at_once = int(measured.sum() + (table.loc[measured, "by"] != 0).sum())
-    corrected = holm(both, at_once).reshape(2, -1) if both.size else np.empty((2, 0))
+    corrected = holm(both, at_once(table)).reshape(2, -1) if both.size else np.empty((2, 0))
     table.loc[measured, "p_for_holm"], table.loc[measured, "p_against_holm"] = corrected
     return table.assign(verdict=[_verdict(row) for _, row in table.iterrows()])
+
+
+def at_once(table: pd.DataFrame) -> int:
+    """How many null hypotheses of a table of claims can be true together, which is what Holm's correction is for.
+
+    Each claim that was measured has two. Both are true only exactly at a bound that the claim names, or at 0 where all
+    that is compared leaves next to nothing; else they are a whole point (`RELEVANT`) apart, so that one at most is true.
+    """
+    measured = table[table["value"].notna()]
+    return int(len(measured) + ((measured["by"] != 0) | measured["floor"].astype(bool)).sum())
 
 
 def _read(store: Store, study: str) -> "_Rows | str":
@@ -426,18 +461,18 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
 
 
 def _verdict(row: "pd.Series[Any]") -> str:
-    """A row's verdict. Two sides that both leave next to nothing refute no claim, since no difference could show there."""
+    """A row's verdict, from its two corrected chances."""
     if math.isnan(row["value"]):
         return "not measured"
     if row["p_for_holm"] < SURE:
         return "holds"
-    return "does not hold" if row["p_against_holm"] < SURE and not row["floor"] else "undecided"
+    return "does not hold" if row["p_against_holm"] < SURE else "undecided"
 
 
 def told(row: "pd.Series[Any]") -> str:
     """A row's verdict as Markdown, with a word where its attack's own checks refuse it, or where both sides are at the floor."""
     refused = " (on an attack that its checks refuse)" if FAILED in str(row["checks"]) else ""
-    floor = f" (both leave next to nothing, under {100 * FLOOR:.0f} %)" if row["floor"] else ""
+    floor = f" (all leave next to nothing, under {100 * FLOOR:.0f} %)" if row["floor"] else ""
     return f"**{row['verdict']}**{refused}{floor}"
 
 
@@ -486,11 +521,11 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     it lies on the other side, and open otherwise. table: `facts` of the file.
     """
     document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    honest = table[table["variant"] == "honest"].drop_duplicates(["claim", "classifier", "attack"])
-    named = honest.set_index(["claim", "classifier", "attack"])
+    keys = ["claim", "classifier", "attack", "variant"]
+    named = table.drop_duplicates(keys).set_index(keys)
     rows = []
     for entry in document.get("literature", []):
-        row = named.loc[(entry["claim"], entry["classifier"], entry["attack"])]
+        row = named.loc[(entry["claim"], entry["classifier"], entry["attack"], entry.get("variant", "honest"))]
         theirs = entry["left"] - entry["right"]
         same, opposite = (row["low"] > 0, row["high"] < 0) if theirs > 0 else (row["high"] < 0, row["low"] > 0)
         rows.append(
@@ -498,7 +533,7 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
                 "Source": entry["source"],
                 "Of what": entry["says"],
                 "There": f"{entry['left']:g} − {entry['right']:g} = {theirs:+.1f}",
-                "Here": in_points(row),
+                "Here": in_points(row) + ("" if row.name[3] == "honest" else f" ({row.name[3]})"),
                 "Direction": "same" if same else "opposite" if opposite else "open",
             }
         )
@@ -513,12 +548,15 @@ def document(table: pd.DataFrame) -> str:
         "Said by: the paper, or this study, which asks more of it (other radii, bounds and attacks). "
         f"Holds: the number is on the side that the claim says (within its bounds, for equality); does not hold: a gain of "
         f"{100 * RELEVANT:.0f} point or more on that side can be excluded, or it is beyond the bound that the claim names. Both "
-        f"are one-sided tests, corrected together after Holm over the {measured} claims that were measured, at "
-        f"{100 * SURE:.0f} %; undecided: neither, which an interval beside 0 can be too once that is corrected. Where both "
-        f"sides leave less than {100 * FLOOR:.0f} % no claim is refuted. Each for at most so much clean: of each defense the "
-        "setting is compared that leaves most on the selection points among those that cost at most so many points of clean "
-        "accuracy; what both keep stands behind the difference. Checks: the verdict on the attacks (docs/checks.md); of an "
-        "oblivious attack it says nothing of what an adaptive one leaves."
+        f"are one-sided tests, {2 * measured} for {measured} claims; at most {at_once(table)} of their hypotheses can be true "
+        f"together, so that a chance is multiplied by that number or, after Holm, by less, and held against {100 * SURE:.0f} %. "
+        "Undecided: neither, "
+        "which an interval beside 0 can be too once that is corrected. Where all that is compared leaves less than "
+        f"{100 * FLOOR:.0f} %, what refutes is a number on the wrong side of 0. Each for at most so much clean: of each defense "
+        "the setting is compared that leaves most on the selection points among those that cost at most so many points of clean "
+        "accuracy. What two defenses keep of it stands behind the difference, which is to be read with it. Intervals and tests "
+        "are over images: of how networks trained alike differ they say nothing. Checks: the verdict on the attacks "
+        "(docs/checks.md); of an oblivious attack it says nothing of what an adaptive one leaves."
     )
     return markdown(shown(table), note)
 

@@ -1,6 +1,8 @@
 """Claims: what decides them, and that nothing stored means no verdict."""
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from mi_ray.figures.claims import Claim, Measured, facts, literature, read_claims, shown, told
+from mi_ray.figures.claims import Claim, Measured, at_once, facts, literature, read_claims, shown, told
 from mi_ray.figures.claims import _chances as chances
 from mi_ray.figures.claims import _verdict as verdict
 from mi_ray.figures.table2 import PAPER
@@ -69,10 +71,40 @@ def test_two_sides_that_leave_next_to_nothing_are_told_from_two_that_are_alike(
     assert ("next to nothing" in told_of) == floor
 
 
-def test_nothing_is_refuted_between_two_sides_that_leave_next_to_nothing() -> None:
-    row = {"value": 0.0, "p_for_holm": 1.0, "p_against_holm": 0.001}
-    verdicts = {floor: verdict(pd.Series({**row, "floor": floor})) for floor in (True, False)}
-    assert verdicts == {True: "undecided", False: "does not hold"}
+def test_between_two_sides_that_leave_next_to_nothing_only_the_wrong_side_of_0_refutes() -> None:
+    def refuted(left: float, right: float) -> bool:
+        found = Measured(Estimate(left - right, left - right - 0.004, left - right + 0.004), 1000, "✓", (left, right))
+        return chances(claim(), found)[1] < 0.01
+
+    assert refuted(0.01, 0.025)
+    assert not refuted(0.01, 0.01)  # a gain of a point can be excluded, and there is no loss
+    assert refuted(0.51, 0.51)
+
+
+@pytest.mark.parametrize(
+    ("value", "p_for", "p_against", "said"),
+    [
+        (0.1, 0.049, 1.0, "holds"),
+        (0.1, 0.05, 1.0, "undecided"),
+        (-0.1, 1.0, 0.049, "does not hold"),
+        (-0.1, 1.0, 0.05, "undecided"),
+        (math.nan, 0.0, 0.0, "not measured"),
+    ],
+)
+def test_a_corrected_chance_below_one_in_twenty_decides(
+    value: float, p_for: float, p_against: float, said: str
+) -> None:
+    assert verdict(pd.Series({"value": value, "p_for_holm": p_for, "p_against_holm": p_against})) == said
+
+
+def test_of_hypotheses_that_touch_both_can_be_true_and_holm_counts_them() -> None:
+    rows = [(0.1, 0.0, False), (0.1, -0.02, False), (0.0, 0.0, True), (math.nan, 0.0, False)]
+    assert at_once(pd.DataFrame(rows, columns=["value", "by", "floor"])) == 3 + 2
+
+
+def test_a_gain_is_at_the_floor_where_all_four_cells_are() -> None:
+    found = Measured(Estimate(0.02, 0.01, 0.03), 100, "✓ ✓ ✓ ✓", (0.03, 0.01), highest=0.04)
+    assert [found.floor, replace(found, highest=0.06).floor, replace(found, checks="").floor] == [True, False, False]
 
 
 def test_a_claim_is_never_both_for_and_against_by_chance_alone() -> None:
