@@ -743,3 +743,18 @@ def test_nothing_is_possible_on_a_classifier_that_is_still_trained_or_has_failed
     ):
         session.untrained, session.outcome.failures = untrained, failures
         assert {session.possible(work) for work in works} == {possible}
+
+
+@pytest.mark.parametrize(("sizes", "cancelled"), [([2, 8], []), ([2, 3], ["block"]), ([], [])])
+def test_a_block_that_asks_for_a_larger_node_than_any_is_cancelled(
+    sizes: list[int], cancelled: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No node at all, as between two of a cluster's, says nothing of what comes."""
+    ended = list[Any]()
+    cluster = mi_ray.cluster.blocks.RayCluster.__new__(mi_ray.cluster.blocks.RayCluster)
+    cluster._alone = {"block": 4.0}  # type: ignore[dict-item]
+    monkeypatch.setattr(mi_ray.cluster.blocks, "alive", lambda: [{"Resources": {"CPU": size}} for size in sizes])
+    monkeypatch.setattr(cluster, "cancel", ended.append)
+    monkeypatch.setattr(mi_ray.cluster.blocks.ray, "wait", lambda tasks, **options: (tasks, []))
+    assert cluster.wait(["block"], 0.1) == ["block"]
+    assert (ended, list(cluster._alone)) == (cancelled, [name for name in ["block"] if not cancelled])
