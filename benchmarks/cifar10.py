@@ -394,7 +394,7 @@ def answer(decided: pd.DataFrame) -> str:
     """How many claims hold, and the verdicts of `FIRST`, a line each. decided: the table of claims."""
     paper, here = (decided[decided["said_by"] == by] for by in ("paper", "here"))
     lines = [
-        f"The paper says {paper['claim'].nunique()} of these things, of several networks and presets in {len(paper)} claims: "
+        f"Of {len(paper)} claims of the paper ({paper['claim'].nunique()} sentences, on several networks and presets) "
         f"{_counted(paper)}. Of {len(here)} further claims, about other radii, bounds and attacks, {_counted(here)}. The most "
         "important ones:\n\n"
     ]
