@@ -550,6 +550,13 @@ def test_variants_that_change_nothing_are_named_and_not_drawn_unless_none_change
     assert ("not drawn, since they change no cell of the study: adaptive_attack" in note) == (len(still) == 1)
 
 
+def test_a_variant_more_takes_a_line_of_legible_height_and_not_a_page() -> None:
+    whole = presets_table.facts(*variants(), NAMES)
+    fewer = whole.assign(same=whole["same"] | (whole["variant"] == "adaptive_attack"))
+    high, low = (presets_table.draw(table, NAMES, "title", "").get_size_inches()[1] for table in (whole, fewer))
+    assert 0.2 < (high - low) / whole["classifier"].nunique() < 0.5
+
+
 def test_a_worst_case_by_one_draw_is_not_held_against_one_by_several() -> None:
     cells, counts = variants()
     attacked = cells["attack"] != "none"
