@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -249,30 +250,44 @@ def test_a_ray_that_the_caller_has_joined_is_left_as_it_is(before: bool, monkeyp
     assert joined == [before]
 
 
-def test_a_second_thread_waits_until_the_sweep_of_the_first_has_ended(
-    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake, order, told = mi_ray.cluster.run_study, list[str](), threading.Event()
-    tell = mi_ray.run._Runs._tell
+def _meanwhile(monkeypatch: pytest.MonkeyPatch, call: Callable[[], object]) -> threading.Thread:
+    """A thread that makes a call while the first study runs, which goes on once the thread says that it waits."""
+    fake, tell, waits = mi_ray.cluster.run_study, mi_ray.run._Runs._tell, threading.Event()
+    thread = threading.Thread(target=call)
 
     def noted(runs: Any, text: str) -> None:
         tell(runs, text)
         if "another thread" in text:
-            told.set()
+            waits.set()
 
-    def run_study(study: Study, *others: Any) -> Any:
-        order.append(f"{study.sweep.name} begins")
-        if study.sweep.name == "first":
-            second.start()
-            assert told.wait(60)
-        found = fake(study, *others)
-        order.append(f"{study.sweep.name} ends")
-        return found
+    def run_study(*arguments: Any) -> Any:
+        if thread.ident is None:
+            thread.start()
+            assert waits.wait(60)
+        return fake(*arguments)
 
     monkeypatch.setattr(mi_ray.run._Runs, "_tell", noted)
     monkeypatch.setattr(mi_ray.cluster, "run_study", run_study)
+    return thread
+
+
+def test_a_second_thread_waits_until_the_sweep_of_the_first_has_ended(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, other = ({**SWEEP, "name": name} for name in ("first", "second"))
-    second = threading.Thread(target=run_sweeps, args=([other], out), kwargs={"until": "train", "progress": False})
-    run_sweeps([first], out, until="train", progress=False)
+    ended = list[list[tuple[str, str]]]()
+    second = _meanwhile(monkeypatch, lambda: run_sweeps([other], out, until="train", progress=False))
+    run_sweeps([first], out, until="train", progress=False, ended=lambda one: ended.append(list(computed)))
     second.join(60)
-    assert order == ["first begins", "first ends", "second begins", "second ends"]
+    assert ended == [[("first", "train")]]
+    assert computed == [("first", "train"), ("second", "train")]
+
+
+def test_a_second_thread_computes_nothing_of_what_the_first_has_finished(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = list[str]()
+    second = _meanwhile(monkeypatch, lambda: found.append(mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).did))
+    found.append(mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).did)
+    second.join(60)
+    assert (found, len(computed)) == (["computed", "nothing"], 1)
