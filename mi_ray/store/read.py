@@ -174,28 +174,36 @@ def record_tables(store: Store, study: str) -> Iterator[pa.Table]:
 
 
 def _read_records(store: Store, study: str | None, filters: Filters, columns: Sequence[str] | None) -> pd.DataFrame:
-    names: dict[str, str] | None = None
-    known: pa.Table | None = None
+    filters = None if isinstance(filters, list) and not filters else filters
+    expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
+    names: dict[str, str] = {}
+    wanted: set[str] | None = None
+    compacted = _matching(store.compacted.index, filters) if study is None else set(store.compacted.places)
     if study is not None:
         known = cells_table(store, study).select(IDENTITY)
         names = dict(zip(known["cell"].to_pylist(), known["classifier"].to_pylist(), strict=True))
-        known = known.drop_columns("classifier")  # The study that wrote the rows may have named it otherwise.
-    expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
-    wanted = None if known is None else _matching(known, filters)
+        wanted = _matching(known, filters)
     kept = RECORDS.names if columns is None else [name for name in RECORDS.names if name in {*columns, "cell"}]
-    tables = [
-        (rows if expression is None else rows.filter(expression)).select(kept)
-        for rows in _stored_rows(store, wanted, _matching(store.compacted.index, filters), _finished(store, study))
-    ]
+    tables = []
+    for stored in _stored_rows(store, wanted, compacted, _finished(store, study)):
+        rows = stored if study is None else _named(stored, names)
+        tables.append((rows if expression is None else rows.filter(expression)).select(kept))
     frame: pd.DataFrame = pa.concat_tables([RECORDS.empty_table().select(kept), *tables]).to_pandas()
-    if names is not None:
-        if "classifier" in kept:
-            frame["classifier"] = frame["cell"].map(names)
+    if study is not None:
         frame = frame.assign(study=study)
     else:
         known_by = _studies_of(store)
         frame = frame.assign(study=[known_by.get(cell, "") for cell in frame["cell"]])
     return frame if columns is None else frame[list(columns)]
+
+
+def _named(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
+    """Rows with their classifiers as a study names them: the one that wrote them may have named them otherwise.
+
+    names: cell -> classifier.
+    """
+    called = pa.array([names[cell] for cell in rows["cell"].to_pylist()], RECORDS.field("classifier").type)
+    return rows.set_column(rows.schema.get_field_index("classifier"), RECORDS.field("classifier"), called)
 
 
 def _studies_of(store: Store) -> dict[str, str]:

@@ -414,6 +414,13 @@ def test_rows_are_filtered_as_pyarrow_does(two_studies: Store, filters: Any) -> 
     assert set(read_records(two_studies, study="one", filters=filters)["cell"]) == {"c2"}
 
 
+def test_a_study_is_filtered_by_its_own_name_of_the_classifier(two_studies: Store) -> None:
+    for filters in ([("classifier", "=", "mine")], pc.field("classifier") == "mine", []):
+        assert set(read_records(two_studies, "one", filters)["cell"]) == {"c1", "c2"}, filters
+    assert read_records(two_studies, "one", [("classifier", "=", "first name")]).empty
+    assert len(read_records(two_studies, filters=[("classifier", "=", "first name")])) == 12
+
+
 def test_cells_of_one_study_and_of_the_whole_store(two_studies: Store) -> None:
     assert list(read_cells(two_studies, "one")["cell"]) == ["c1", "c2"]
     everything = read_cells(str(two_studies.root))
