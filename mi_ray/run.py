@@ -143,11 +143,11 @@ def run_sweeps(
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
     if callbacks:
         look_in(Path.cwd())
-    console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True)
+    console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True, markup=False)
     curves = _folder_for("--tensorboard", tensorboard)
-    runs = _Runs(str(out), address, until, console, curves, tuple(callbacks))
+    runs = _Runs(str(out), address, until, console, log, curves, tuple(callbacks))
     results = []
-    with ctrl_c(), written_to(log):
+    with ctrl_c():
         for result in runs.each(sweeps):
             results.append(result)
             if ended is not None:
@@ -307,6 +307,7 @@ class _Runs:
     address: str | None
     until: Until
     console: Console
+    log: str | Path | None
     tensorboard: str | None
     callbacks: Sequence[str]
 
@@ -331,7 +332,7 @@ class _Runs:
         from mi_ray.cluster import one_ray
         from mi_ray.study.prepare import prepare
 
-        with _in_turn(self._tell) as turned:
+        with _in_turn(self._tell) as turned, written_to(self.log):  # Another thread's events are not this one's.
             studies = [prepare(sweep) for sweep in sweeps]
             for note in dict.fromkeys(note for study in studies for note in study.notes):
                 self._tell(note)
@@ -361,14 +362,14 @@ class _Runs:
         if self.until != "sweep":
             return self._result(sweep, "computed", (), _failures(outcome), seconds=outcome.seconds)
         drawn = _with_page(store, drawn, sweep.name)
-        if all(row["state"] == "done" for row in (*outcome.cells, *outcome.certified)):
+        failures = _failures(outcome)
+        if not failures:
             seal(store, sweep, drawn=not drawn.failures)
         if len(store.folders("records")) > MANY_CELLS:
             self._tell(f"note: `mi-ray compact {self.out}` brings the records of so many cells into few files")
-        failures = {**_failures(outcome), **_undrawn(drawn)}
         planned = read_manifest(store, sweep.name)["planned"]
         spent = {"seconds": outcome.seconds, "planned": planned, "counted": outcome.counted}
-        return self._result(sweep, "computed", drawn.paths, failures, **spent)
+        return self._result(sweep, "computed", drawn.paths, {**failures, **_undrawn(drawn)}, **spent)
 
     def _finished(self, sweep: Sweep) -> StudyResult:
         store, page = Store(self.out), report_path(sweep.name)
@@ -383,21 +384,25 @@ class _Runs:
         return StudyResult(sweep.name, out, self.until, did, files, failures, **spent)
 
     def _tell(self, text: str) -> None:
-        self.console.print(text, style="yellow", highlight=False)
+        self.console.print(text, style="yellow", highlight=False, markup=False)
 
 
 def _failures(outcome: "Outcome") -> dict[str, str]:
-    """The cause by what failed: the trainings, then the cells, or the works of a run that did not come to cells."""
-    told = [text for text in outcome.failures.values() if not outcome.cells or text.startswith("training ")]
-    found = dict(text.split(": ", 1) for text in told)  # The runner notes "training NAME: CAUSE".
+    """The cause by what failed: the trainings, what no row is missing of (a check, a search), and then the rows."""
+    rows = dict[str, str]()
     for row in outcome.cells:
         if row["state"] != "done":
             what = f"{row['classifier']} {row['attack']} {row['defense']} {row['defense_params']}"
-            found[what] = row["cause"] or f"the cell is {row['state']}"
+            rows[what] = row["cause"] or f"the cell is {row['state']}"
     for row in outcome.certified:
         if row["state"] != "done":
-            found[f"{row['classifier']} certificate sigma {row['sigma']:g}"] = row["cause"]
-    return found
+            rows[f"{row['classifier']} certificate sigma {row['sigma']:g}"] = row["cause"]
+    found = dict[str, str]()
+    for failure in dict.fromkeys(outcome.failures.values()):
+        if failure.training or str(failure) not in rows.values():
+            # Two attacks on a classifier have the same name here.
+            found[failure.what] = "; ".join(filter(None, (found.get(failure.what), failure.cause)))
+    return found | rows
 
 
 def _undrawn(drawn: Drawn) -> dict[str, str]:

@@ -17,6 +17,8 @@ from helpers.sweeps import document
 import mi_ray
 import mi_ray.cluster
 import mi_ray.run
+from mi_ray.cluster.session import Failure
+from mi_ray.events import event
 from mi_ray.run import run_sweeps
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import study_state
@@ -30,7 +32,7 @@ def make(store, study):
     store.write_bytes(path, b'x')
     return [path]
 """
-FAILURES = dict[str, str]()  # what the run in the place of Ray notes as failed
+FAILURES = dict[str, Failure]()  # what the run in the place of Ray notes as failed
 CERTIFIED = list[dict[str, Any]]()  # what it says of certificates
 
 
@@ -165,12 +167,13 @@ def test_a_page_that_fails_costs_nothing_else_and_is_made_by_the_next_run(
 def test_cells_and_trainings_that_failed_are_in_the_result_with_their_causes(
     out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    FAILURES["key"] = "training f: out of memory: 3 GiB"
+    FAILURES["key"] = Failure("training f", "out of memory: 3 GiB", training=True)
+    FAILURES["other"] = Failure("attack on f", "no disk")
     fake = mi_ray.cluster.run_study
 
     def some_fail(*arguments: Any) -> Any:
         outcome = fake(*arguments)
-        outcome.cells[0] |= {"state": "failed", "cause": "a cause"}
+        outcome.cells[0] |= {"state": "failed", "cause": "attack on f: no disk"}
         outcome.cells[1] |= {"state": "missing", "cause": None}
         return outcome
 
@@ -178,12 +181,24 @@ def test_cells_and_trainings_that_failed_are_in_the_result_with_their_causes(
     result = mi_ray.run_sweep(SWEEP, out, seed=1)
     assert not result.complete
     assert result.failures["training f"] == "out of memory: 3 GiB"
-    assert {"a cause", "the cell is missing"} <= set(result.failures.values())
+    assert "attack on f" not in result.failures
+    assert {"attack on f: no disk", "the cell is missing"} <= set(result.failures.values())
     assert study_state(load_sweep(SWEEP, seed=1), out) == "open"
 
 
+def test_a_check_that_failed_leaves_the_study_open_though_no_row_is_missing(out: str, computed: Any) -> None:
+    FAILURES["key"] = Failure("checks: attacks on f", "no memory")
+    FAILURES["second"] = Failure("checks: attacks on f", "no disk")
+    result = mi_ray.run_sweep(SWEEP, out, seed=1, progress=False)
+    assert dict(result.failures) == {"checks: attacks on f": "no memory; no disk"}
+    assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "open"
+    FAILURES.clear()
+    assert mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).complete
+    assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "finished"
+
+
 def test_an_earlier_stage_tells_what_failed_in_it(out: str, computed: Any) -> None:
-    FAILURES["key"] = "attack on f: a cause"
+    FAILURES["key"] = Failure("attack on f", "a cause")
     result = mi_ray.run_sweep(SWEEP, out, seed=1, until="attack")
     assert (dict(result.failures), result.complete, result.figures) == ({"attack on f": "a cause"}, False, ())
 
@@ -291,3 +306,24 @@ def test_a_second_thread_computes_nothing_of_what_the_first_has_finished(
     found.append(mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).did)
     second.join(60)
     assert (found, len(computed)) == (["computed", "nothing"], 1)
+
+
+def test_a_log_has_the_events_of_its_own_thread_and_not_of_the_one_that_it_waits_for(
+    out: str, computed: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fake = mi_ray.cluster.run_study
+
+    def told(study: Study, *arguments: Any) -> Any:
+        event("study begun", study=study.sweep.name)
+        return fake(study, *arguments)
+
+    monkeypatch.setattr(mi_ray.cluster, "run_study", told)
+    first, other = ({**SWEEP, "name": name} for name in ("first", "second"))
+    logs = [tmp_path / f"{name}.log" for name in ("first", "second")]
+    second = _meanwhile(monkeypatch, lambda: run_sweeps([other], out, until="train", progress=False, log=logs[1]))
+    run_sweeps([first], out, until="train", progress=False, log=logs[0])
+    second.join(60)
+    assert [[json.loads(line)["study"] for line in log.read_text().splitlines()] for log in logs] == [
+        ["first"],
+        ["second"],
+    ]

@@ -52,7 +52,8 @@ def causes(error: BaseException) -> Iterator[BaseException]:
     while found is not None and id(found) not in seen:
         seen.add(id(found))
         yield found
-        found = getattr(found, "cause", None) or found.__cause__
+        cause = getattr(found, "cause", None)  # Ray's; another library's error may have a text of that name.
+        found = cause if isinstance(cause, BaseException) else found.__cause__
 
 
 def fault_of(error: BaseException) -> Fault:

@@ -155,8 +155,17 @@ def judge_and_write(session: Session, plan: Plan, records: DerivedRows, *, check
         )
         write_certificates(session.store, session.sweep.name, certified, outcome.certified)
     done = {"counted_passes": outcome.counted, "seconds": outcome.seconds}
-    facts = {"last_run": done, "failures": outcome.failures}
-    write_study(session.store, session.study, plan, rows, facts, checking=checking, certified=outcome.certified)
+    failures = {key: str(failure) for key, failure in outcome.failures.items()}
+    write_study(
+        session.store,
+        session.study,
+        plan,
+        rows,
+        {"last_run": done},
+        checking=checking,
+        certified=outcome.certified,
+        failures=failures,
+    )
     name = session.sweep.name
     if any(row["state"] == "done" for row in rows):
         session.cells_written(session.store, name)

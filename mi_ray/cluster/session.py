@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
 from ray.actor import ActorHandle
@@ -27,6 +27,17 @@ TUNE = "sweep"  # The key under which a failure of Ray Tune itself is noted, whi
 CellsWritten = Callable[[Store, str], None]  # Called with the store and the study's name.
 
 
+class Failure(NamedTuple):
+    """What has failed, in words, and why. training: whether it is the training of a classifier."""
+
+    what: str
+    cause: str
+    training: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.cause}"
+
+
 @dataclass
 class Outcome:
     """What a run did: seconds by stage, passes as counted by stage and direction, causes of failure by key of the work.
@@ -37,7 +48,7 @@ class Outcome:
 
     seconds: dict[str, float] = field(default_factory=dict)
     counted: dict[str, int] = field(default_factory=dict)
-    failures: dict[str, str] = field(default_factory=dict)
+    failures: dict[str, Failure] = field(default_factory=dict)
     cells: list[dict[str, Any]] = field(default_factory=list)
     certified: list[dict[str, Any]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
@@ -130,18 +141,17 @@ class Session:
             self._data = ray.put(self.bench.data)
         return self._data
 
-    def connect(self, cpus: float) -> None:
+    def connect(self, cpus: float, gpus: float = 0.0) -> None:
         """Start or join Ray, unless that is done already.
 
-        cpus: what one piece of work needs at once. Raises ValueError when this machine does not have it, nor what a block
+        cpus, gpus: what one piece of work needs at once. Raises ValueError when this machine does not have it, nor what a block
         needs, though blocks may come much later.
         """
         with self.outcome.timed("ray"):
             connect(self.address)
         have = ray.cluster_resources()
-        resources = self.sweep.resources
-        gpus = max(resources.block.gpus, max(e.workers for e in self.sweep.classifiers) * resources.train.gpus)
-        for what, needed in (("CPU", max(cpus, resources.block.cpus)), ("GPU", gpus)):
+        block = self.sweep.resources.block
+        for what, needed in (("CPU", max(cpus, block.cpus)), ("GPU", max(gpus, block.gpus))):
             if self.address is None and needed > have.get(what, 0):
                 raise ValueError(
                     f"one piece of work asks for {needed:g} {what}s at once, this machine has {have.get(what, 0):g}; lower "
@@ -165,15 +175,15 @@ class Session:
         """Print a line for people."""
         self.console.print(text, style=style, highlight=False, markup=False)
 
-    def fail(self, key: str, what: str, error: Exception) -> None:
+    def fail(self, key: str, what: str, error: Exception, *, training: bool = False) -> None:
         """Note why something failed, which is the last line of the innermost cause, and print it unless it is known."""
         inner = innermost(error)
         lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
-        cause = f"{what}: {lines[-1].strip()}"
+        failure = Failure(what, lines[-1].strip(), training)
         # Of many blocks that fail alike, one line tells enough.
-        if key not in self.outcome.failures and cause not in self.outcome.failures.values():
-            self.tell(f"failed: {cause}", "red")
-        self.outcome.failures[key] = cause
+        if key not in self.outcome.failures and failure not in self.outcome.failures.values():
+            self.tell(f"failed: {failure}", "red")
+        self.outcome.failures[key] = failure
 
     def name_of(self, classifier: str) -> str:
         """The name that the sweep gives to the classifier of a key."""
@@ -197,4 +207,4 @@ class Session:
         return self._cause([certificate.classifier, *(work.key for work in certificate.needs())])
 
     def _cause(self, needs: Sequence[str]) -> str | None:
-        return next((self.outcome.failures[key] for key in needs if key in self.outcome.failures), None)
+        return next((str(self.outcome.failures[key]) for key in needs if key in self.outcome.failures), None)

@@ -159,10 +159,12 @@ class _Run:
 
     def save(self) -> None:
         """Keep the state in one file, which is there as a whole or not at all, so that a kill damages nothing."""
-        names = [name for name, _ in self.plain.named_parameters()]
-        momentum = [self.optimizer.state[p]["momentum_buffer"] for p in self.plain.parameters()]
         state = {f"model.{name}": value.contiguous() for name, value in self.plain.state_dict().items()}
-        state |= {f"momentum.{name}": value.contiguous() for name, value in zip(names, momentum, strict=True)}
+        for name, parameter in self.plain.named_parameters():
+            # SGD without momentum has none, and neither has a parameter without a gradient, as one that is frozen.
+            momentum = self.optimizer.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                state[f"momentum.{name}"] = momentum.contiguous()
         progress = json.dumps({"epoch": self.epoch, "rows": self.rows}).encode()
         state["progress"] = torch.frombuffer(bytearray(progress), dtype=torch.uint8)
         self.scratch.write_bytes(self.path, save(state))
@@ -173,7 +175,8 @@ class _Run:
             state = self.scratch.read_parsed(self.path, load, (SafetensorError,))
             progress = json.loads(state["progress"].numpy().tobytes())
             epoch, rows = int(progress["epoch"]), list(progress["rows"])
-            momentum = {name: state[f"momentum.{name}"] for name, _ in self.plain.named_parameters()}
+            names = [name for name, _ in self.plain.named_parameters()]
+            momentum = {name: state[f"momentum.{name}"] for name in names if f"momentum.{name}" in state}
             weights = {name: state[f"model.{name}"] for name in self.plain.state_dict()}
         except (SafetensorError, KeyError, TypeError, ValueError):
             return
@@ -181,8 +184,9 @@ class _Run:
         if any(value.shape != mine[name].shape for name, value in (*weights.items(), *momentum.items())):
             return
         self.plain.load_state_dict(weights)
-        for name, parameter in self.plain.named_parameters():
-            self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device)
+        parameters = dict(self.plain.named_parameters())
+        for name, value in momentum.items():
+            self.optimizer.state[parameters[name]]["momentum_buffer"] = value.to(self.device)
         self.epoch, self.rows = epoch, rows
 
     def refuse_other_epochs(self) -> None:

@@ -168,7 +168,10 @@ class _Trainings:
     def run(self) -> Sequence[ClassifierWork]:
         """Run them all; returns those that ended well."""
         session, planner = self.session, self.session.planner
-        session.connect(max(self._cpus(work) for work in self.todo))
+        session.connect(
+            max(self._cpus(work) for work in self.todo),
+            max(work.entry.workers * self.size.gpus for work in self.todo),
+        )
         dataset = session.study.dataset
         data = ray.put(
             {
@@ -292,7 +295,7 @@ class _Trainings:
         why = given_up(fault, error, retries.faults[fault], memory=REMEDY)
         event("training lost" if again else "training failed", fault=fault, cause=str(why), **facts)
         if not again:
-            self.session.fail(work.key, f"training {work.entry.name}", why)
+            self.session.fail(work.key, f"training {work.entry.name}", why, training=True)
         return again
 
     def _show(self, shown: Stage) -> None:

@@ -75,18 +75,22 @@ def write_study(
     *,
     checking: bool = False,
     certified: Sequence[Mapping[str, Any]] = (),
+    failures: Mapping[str, str] | None = None,
 ) -> None:
     """Write study.yaml, cells.parquet and manifest.json; `manifest.seal` ends a study once its figures are there too.
 
     certified: the rows of certified.parquet. checking: whether the study's checks are still to be run, so that it counts as
-    running.
+    running. failures: causes by the key of what has failed, which may be a check or a search that no row is missing of: a study
+    with any is incomplete, and the next run tries them again.
     """
     name = study.sweep.name
     write_sweep(store, study.sweep)
     write_cells(store, name, rows)
     store.write_table(f"studies/{name}/examples.parquet", examples(study))
     store.write_table(f"studies/{name}/keys.parquet", _keys_table(study, plan))
-    state: StudyState = "complete" if all(row["state"] == "done" for row in (*rows, *certified)) else "incomplete"
+    failures = failures or {}
+    whole = not failures and all(row["state"] == "done" for row in (*rows, *certified))
+    state: StudyState = "complete" if whole else "incomplete"
     told = {
         "planned": study.planner.cost(plan),
         "checked_points": plan.checked,
@@ -101,6 +105,7 @@ def write_study(
         "device": study.planner.facts.device,
         "figures": list(study.sweep.figures),
         "appearance": appearance(),
+        "failures": failures,
         **about,
     }
     write_manifest(store, name, "checking" if checking else state, keys_of(plan), told)

@@ -96,12 +96,24 @@ def test_what_a_block_needs_is_asked_for_before_a_training_begins(monkeypatch: p
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
     monkeypatch.setattr(ray, "nodes", list)
     resources = Resources.model_validate({"block": {"cpus": 64}})
-    sweep = SimpleNamespace(resources=resources, classifiers=[SimpleNamespace(workers=1)])
+    sweep = SimpleNamespace(resources=resources)
     study = SimpleNamespace(address=None, sweep=sweep, store=SimpleNamespace(local=True), outcome=session.Outcome())
     with pytest.raises(ValueError, match="one piece of work asks for 64 CPUs at once, this machine has 2"):
         session.Session.connect(study, 1.0)  # type: ignore[arg-type]
     study.address = "auto"  # A cluster may grow.
     session.Session.connect(study, 1.0)  # type: ignore[arg-type]
+
+
+def test_where_nothing_is_left_to_train_no_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a store was copied from a machine with GPUs to one without."""
+    monkeypatch.setattr(session, "connect", lambda address: None)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    monkeypatch.setattr(ray, "nodes", list)
+    sweep = SimpleNamespace(resources=Resources.model_validate({"train": {"gpus": 1}}))
+    study = SimpleNamespace(address=None, sweep=sweep, store=SimpleNamespace(local=True), outcome=session.Outcome())
+    session.Session.connect(study, 1.0)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="one piece of work asks for 1 GPUs at once, this machine has 0"):
+        session.Session.connect(study, 1.0, 1.0)  # type: ignore[arg-type]
 
 
 def test_the_callers_handlers_of_signals_are_put_back() -> None:

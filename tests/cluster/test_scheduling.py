@@ -32,7 +32,7 @@ from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
-from mi_ray.cluster.session import Outcome, Session
+from mi_ray.cluster.session import Failure, Outcome, Session
 from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
 from mi_ray.cluster.training import _Meanwhile, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
@@ -142,6 +142,12 @@ def test_blocks_that_wait_for_a_node_are_not_taken_to_hang(some: list[Item]) -> 
     assert run(some, cluster, limit=20.0) == {}
 
 
+class TellsItsCauseError(Exception):
+    """As of a library whose errors have a text of that name."""
+
+    cause = "disk"
+
+
 @pytest.mark.parametrize(
     ("error", "fault"),
     [
@@ -157,6 +163,7 @@ def test_blocks_that_wait_for_a_node_are_not_taken_to_hang(some: list[Item]) -> 
         (exceptions.RayTaskError("f", "t", exceptions.WorkerCrashedError()), "worker lost"),
         (exceptions.RayTaskError("f", "t", FileNotFoundError()), "storage"),
         (exceptions.RayTaskError("f", "t", ValueError("the worker died")), "error"),
+        (TellsItsCauseError(), "error"),
     ],
 )
 def test_what_ended_an_attempt_is_recognised(error: Exception, fault: str) -> None:
@@ -391,9 +398,9 @@ def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept()
         session.fail(key, "attack on f", ValueError(f"a traceback\n{cause}\n"))
     assert said == ["failed: attack on f: no memory", "failed: attack on f: no disk"]
     assert session.outcome.failures == {
-        "a": "attack on f: no disk",
-        "b": "attack on f: no memory",
-        "c": "attack on f: no disk",
+        "a": ("attack on f", "no disk", False),
+        "b": ("attack on f", "no memory", False),
+        "c": ("attack on f", "no disk", False),
     }
 
 
@@ -405,8 +412,8 @@ def test_an_attacked_cell_that_may_be_refused_has_the_cause_of_its_clean_outputs
     session = Session.__new__(Session)
     session.outcome = Outcome()
     assert session.cause_of(attacked) is None
-    session.outcome.failures[clean.key] = "no memory"
-    assert session.cause_of(attacked) == "no memory"
+    session.outcome.failures[clean.key] = Failure("outputs of F", "no memory")
+    assert session.cause_of(attacked) == "outputs of F: no memory"
 
 
 @pytest.mark.parametrize("what", ["complete", "recover", "error"])
@@ -685,13 +692,13 @@ class _Held(nn.Module):
         self.layer = nn.Linear(width, 2)
 
 
-def _trained(place: Path, width: int = 3) -> _Run:
+def _trained(place: Path, width: int = 3, momentum: float = 0.9) -> _Run:
     """One worker's state after a step, with its checkpoint in a folder."""
     run = _Run.__new__(_Run)
     run.scratch, run.path, run.device = Files(place), f"key/{CHECKPOINT}", torch.device("cpu")
     plain: Any = _Held(width)
     run.plain, run.epoch, run.rows = plain, 0, []
-    run.optimizer = torch.optim.SGD(run.plain.parameters(), lr=0.1, momentum=0.9)
+    run.optimizer = torch.optim.SGD(run.plain.parameters(), lr=0.1, momentum=momentum)
     plain.layer(torch.ones(1, width)).sum().backward()
     run.optimizer.step()
     return run
@@ -708,6 +715,20 @@ def test_a_checkpoint_gives_back_the_epoch_the_weights_and_the_momentum(tmp_path
         assert torch.equal(one, other)
         buffers = [run.optimizer.state[p]["momentum_buffer"] for run, p in ((first, one), (second, other))]
         assert torch.equal(*buffers)
+
+
+def test_a_training_without_momentum_and_one_with_a_frozen_parameter_go_on_from_a_checkpoint(tmp_path: Path) -> None:
+    for place, momentum, frozen in ((tmp_path / "none", 0.0, ()), (tmp_path / "frozen", 0.9, ("layer.bias",))):
+        first, second = _trained(place, momentum=momentum), _trained(place, momentum=momentum)
+        for name, parameter in first.plain.named_parameters():
+            if name in frozen:
+                del first.optimizer.state[parameter]  # as SGD leaves what has no gradient
+        first.epoch = 2
+        first.save()
+        second.restore()
+        assert second.epoch == 2
+        for one, other in zip(first.plain.parameters(), second.plain.parameters(), strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("what", ["cut short", "empty", "of another file", "of another network", "without its epoch"])
@@ -737,9 +758,9 @@ def test_nothing_is_possible_on_a_classifier_that_is_still_trained_or_has_failed
     (mine,) = {work.classifier for work in works}
     for untrained, failures, possible in (
         (set[str](), {}, True),
-        ({"another"}, {"a third": "training failed"}, True),
+        ({"another"}, {"a third": Failure("training f", "no memory", training=True)}, True),
         ({mine}, {}, False),
-        (set[str](), {mine: "training failed"}, False),
+        (set[str](), {mine: Failure("training f", "no memory", training=True)}, False),
     ):
         session.untrained, session.outcome.failures = untrained, failures
         assert {session.possible(work) for work in works} == {possible}
