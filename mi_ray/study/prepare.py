@@ -1,6 +1,7 @@
 """A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
 
 import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -317,16 +318,20 @@ def prepare(sweep: Sweep) -> Study:
         sources=sources,
         given=_given(sweep, dataset.classes),
     )
-    first = Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(options[""])), options[""])
-    networks = _networks(first.settings())
+    unread = replace(facts, pools=defaultdict[str, str](str))
+    settings = Planner(sweep, REGISTRIES, unread, options[""]).settings()
+    # A study that mixes nothing may be of a dataset with classes of which no image can be drawn. What a search proposes is open.
+    mixes = sweep.search is not None or any(part.needs_pool() for each in settings for part in each.components())
+    digests = {name: pools.of(chosen) if mixes else {} for name, chosen in options.items()}
+    networks = _networks(settings)
     facts = replace(facts, networks=hashes_of(networks))
-    first = Planner(sweep, REGISTRIES, replace(first.facts, networks=facts.networks), options[""])
+    first = Planner(sweep, REGISTRIES, replace(facts, pools=digests[""]), options[""])
     asked: Precision = "fp32" if sweep.precision == "fp32" else "bf16"
     tried = list(_try_own(first, dataset, asked))
     folded = {each.work.key: [n for n, why in each.unfolded.items() if why is None] for each in tried if each.unfolded}
     unfolded = {each.work.entry.name: why for each in tried if (why := each.unfolded.get(asked)) is not None}
     variants = {
-        name: Planner(sweep, REGISTRIES, replace(facts, pools=pools.of(chosen), folded=folded), chosen)
+        name: Planner(sweep, REGISTRIES, replace(facts, pools=digests[name], folded=folded), chosen)
         for name, chosen in options.items()
     }
     planner = variants[""]

@@ -11,9 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers.sweeps import sweep
 from PIL import Image
 
 from mi_ray.data import SOURCES, Cifar10, Cifar100, Dataset, Digits, Npz, ParquetFolder, flip_and_crop, to_unit
+from mi_ray.study.prepare import prepare
 
 DIGITS = "d40760471ada3db20eac2417f77e2b618026169afe448c0904ad6a2d1645c8bc"
 
@@ -263,6 +265,20 @@ def _npz(folder: Path, **changes: Any) -> Path:
     } | changes
     np.savez(folder / "mine.npz", **{key: value for key, value in arrays.items() if value is not None})
     return folder / "mine.npz"
+
+
+def test_a_study_that_mixes_nothing_needs_no_image_of_each_class(tmp_path: Path) -> None:
+    without_class_2 = {"y_train": np.array([0, 1, 1, 0], np.uint8), "y_test": np.array([2, 0], np.int32)}
+    pictures = {"x_train": _pictures(4, size=(8, 8)), "x_test": _pictures(2, 1, (8, 8))}
+    said = {
+        "dataset": {"npz": {"path": str(_npz(tmp_path, **pictures, **without_class_2))}},
+        "points": {"count": 2},
+        "classifiers": [{"name": "f", "architecture": "cnn_small", "training": {"batch_size": 2}}],
+    }
+    plan = prepare(sweep(**said, defenses=["none", {"gaussian_noise": {"sigma": 0.1}}])).plan()
+    assert {cell.defense.name for cell in plan.cells} == {"none", "gaussian_noise"}
+    with pytest.raises(ValueError, match=r"an image of each class; none of class \[2\]"):
+        prepare(sweep(**said, defenses=["none", {"chain": {"of": [{"mi_ol": 0.5}]}}]))
 
 
 def test_an_npz_is_read(tmp_path: Path) -> None:
