@@ -52,8 +52,11 @@ class CheckPlanner:
             if cell.inputs.attack is not None and not cell.members:
                 run = (cell.inputs.attack.key, cell.inputs.within)
                 by_inputs.setdefault((run, cell.inputs.stop), []).append(cell)
+        stops: dict[tuple[str, float | None], list[int]] = {}
+        for run, stop in by_inputs:
+            stops.setdefault(run, []).append(stop)
         settings: dict[tuple[object, ...], object] = {}
-        for (key, stop), cells in by_inputs.items():
+        for (run, stop), cells in by_inputs.items():
             judged = max(cells, key=lambda cell: (cell.defense.name == "none", cell.identity["executions"]))
             attack, threat = judged.inputs.attack, judged.inputs.threat
             assert attack is not None
@@ -61,14 +64,14 @@ class CheckPlanner:
                 continue
             of_defense = (attack.classifier, judged.defense.name, replace(threat, knowledge="oblivious"))
             first = settings.setdefault(of_defense, judged.defense) == judged.defense
-            last = stop == max(stops for other, stops in by_inputs if other == key)
+            last = stop == max(stops[run])
             for held in controls(self.works.registries.checks, self._attacked(attack, threat), stop, last):
                 if self._wanted(held, first):
                     sharing = tuple(
                         cell.key
-                        for (other, at), some in by_inputs.items()
-                        if other == key and (at == stop or held.rule.of_trajectory)
-                        for cell in some
+                        for at in stops[run]
+                        if at == stop or held.rule.of_trajectory
+                        for cell in by_inputs[run, at]
                     )
                     yield self._check(held, attack, judged, sharing), held.rule.one_setting
 

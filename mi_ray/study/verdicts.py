@@ -3,6 +3,7 @@
 What each check compares and when it fails is the table in `checks`. No Ray, and no passes but five of F on a few images.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -271,25 +272,27 @@ class Verdicts:
         found: dict[str, Findings] = {}
         able = {key: row for key, row in done.items() if self._is_rival(key)}
         passes = {key: sum(costs.of(work, (stop,))) for key in able for work, stop in [self._attack_of(key)]}
+        settings = defaultdict[tuple[object, ...], list[str]](list)
+        on_images = defaultdict[object, list[str]](list)
         for key, row in able.items():
-            if not ATTACKS[row["attack"]].follows_gradients:
+            settings[_setting(row)].append(key)
+            on_images[self._cells[key].inputs.name].append(key)
+        for key, row in able.items():
+            adaptive = row["knowledge"] == "adaptive"
+            if not ATTACKS[row["attack"]].follows_gradients or not (adaptive or row["defense"] == "none"):
                 continue
-            same = [other for other, its in able.items() if other != key and _same_setting(row, its)]
+            variants = set(row["variants"])
+            same = [
+                other for other in settings[_setting(row)] if other != key and variants & set(done[other]["variants"])
+            ]
             oblivious = [other for other in same if done[other]["knowledge"] == "oblivious"]
-            if row["knowledge"] == "adaptive":
-                if oblivious:
-                    found[key] = {"oblivious_not_stronger": self._strongest(row, oblivious, done)}
-            elif row["defense"] != "none":
-                continue
+            if adaptive and oblivious:
+                found[key] = {"oblivious_not_stronger": self._strongest(row, oblivious, done)}
             peers = [other for other in same if done[other]["knowledge"] == row["knowledge"]]
             told = self._of_peers(row, peers, passes, done)
-            sharing = [key] if row["knowledge"] == "adaptive" else [k for k in able if self._same_images(k, key)]
-            for each in sharing:
+            for each in [key] if adaptive else on_images[self._cells[key].inputs.name]:
                 found[each] = {**found.get(each, {}), "peers": told}
         return found
-
-    def _same_images(self, left: str, right: str) -> bool:
-        return self._cells[left].inputs.name == self._cells[right].inputs.name
 
     def _is_rival(self, key: str) -> bool:
         """Whether a cell is of one attack, which is after accuracy."""
@@ -352,7 +355,6 @@ def _named(cell: Cell) -> str:
     return f"{attack.threat.knowledge} {attack.method}{steps}" + (f" ({values})" if values else "")
 
 
-def _same_setting(left: Row, right: Row) -> bool:
-    """Whether two cells are of the same setting, radius and goal, in a variant that asks for both."""
-    shared = set(left["variants"]) & set(right["variants"])
-    return bool(shared) and all(left[name] == right[name] for name in SETTING)
+def _setting(row: Row) -> tuple[object, ...]:
+    """What cells must share whose attacks are held against each other: the setting, the radius and the goal."""
+    return tuple(row[name] for name in SETTING)
