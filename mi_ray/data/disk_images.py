@@ -87,10 +87,15 @@ def written(folder: Path, side: tuple[int, int], count: int, images: Iterable[np
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(dir=folder.parent))
-        with (made / "pixels").open("wb") as pixels, (made / "hashes").open("wb") as hashes:
-            for image in images:
-                pixels.write(image.tobytes())
-                hashes.write(image_hash(np.ascontiguousarray(np.moveaxis(image, -1, 0))))
+        try:
+            with (made / "pixels").open("wb") as pixels, (made / "hashes").open("wb") as hashes:
+                for image in images:
+                    pixels.write(image.tobytes())
+                    hashes.write(image_hash(np.ascontiguousarray(np.moveaxis(image, -1, 0))))
+        except BaseException:
+            shutil.rmtree(made)
+            raise
+        made.chmod(0o755)  # A temporary folder is its maker's alone, and others of the same machines may read these.
         try:
             made.rename(folder)
         except OSError:  # Another process has written the same in the meantime.

@@ -128,6 +128,18 @@ def test_a_pool_on_disk_draws_what_one_in_memory_draws(stored: Any) -> None:
     assert pools[1].digest != SamplePool(disk.take(range(19)), labels[:19], classes=4).digest
 
 
+def test_a_decoding_that_fails_leaves_nothing_and_one_that_ends_may_be_read_by_all(tmp_path: Path) -> None:
+    def broken() -> Any:
+        yield from arrays(3)
+        raise OSError("the fourth is damaged")
+
+    with pytest.raises(OSError, match="the fourth is damaged"):
+        written(tmp_path / "cache/pixels", (6, 6), 20, broken())
+    assert list((tmp_path / "cache").iterdir()) == []
+    written(tmp_path / "cache/pixels", (6, 6), 3, iter(arrays(3)))
+    assert (tmp_path / "cache/pixels").stat().st_mode & 0o777 == 0o755
+
+
 def test_a_study_on_disk_has_the_images_of_one_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from mi_ray.study.prepare import prepare
 
