@@ -464,7 +464,7 @@ class Registry(Generic[T]):
         another class has the name already."""
         _refuse_class(self.noun, cls)
         previous = self._classes.get(cls.name)
-        if previous is not None and previous.__qualname__ != cls.__qualname__:
+        if previous is not None and (previous.__module__, previous.__qualname__) != (cls.__module__, cls.__qualname__):
             raise ValueError(f"the {self.noun} name {cls.name!r} is taken by {previous.__module__}")
         self._classes[cls.name] = cls
         return cls

@@ -293,8 +293,10 @@ def test_a_registry_knows_its_names_and_refuses_others_and_a_second_owner() -> N
     with pytest.raises(ValueError, match=r"unknown thing 'sampel' \(did you mean 'sample'\?\); known: sample"):
         registry["sampel"]
     impostor = type("Impostor", (Parameterized,), {"name": "sample"})
-    with pytest.raises(ValueError, match="the thing name 'sample' is taken by"):
-        registry.register(impostor)
+    same_name = type("Sample", (Parameterized,), {"name": "sample", "__module__": "another"})
+    for other in (impostor, same_name):
+        with pytest.raises(ValueError, match="the thing name 'sample' is taken by"):
+            registry.register(other)
 
 
 def test_an_unknown_name_with_nothing_known_or_nothing_close_gets_no_hint() -> None:
