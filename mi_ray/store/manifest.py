@@ -31,13 +31,12 @@ from mi_ray.store.schemas import KINDS
 StudyState = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
 UNFINISHED: tuple[StudyState, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
 DIED = "died"  # how the state of a study begins whose run has ended without a word
-ENDED = ("complete", "incomplete", DIED, "damaged")  # how the states begin of studies on which nobody works
+# How the states begin of studies on which nobody works: a run that goes on after an earlier stage says "running" first.
+ENDED = ("complete", "incomplete", "trained", "attacked", DIED, "damaged")
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
 DECIDING = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions by which the arithmetic of a CPU differs
-# The modules of values and statistics that figures and pages import.
-USED_BY_FIGURES = ("choice.py", "smoothing.py", "statistics.py", "threat_model.py")
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
 # Folders of the program that no row comes from; sweeps has templates of plugins.
 NO_ROWS = ("figures", "page", "sweeps")
@@ -168,11 +167,12 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
 def figures_fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's figures came from beside its rows.
 
-    It covers the list of figures, mi_ray/figures and mi_ray/page with `USED_BY_FIGURES`, and, for each figure of a person's
-    own, all Python files in the folder of its module, since a script may call what lies beside it.
+    It covers the list of figures, mi_ray/figures and mi_ray/page, and, for each figure of a person's own, all Python files in
+    the folder of its module, since a script may call what lies beside it. What figures import from the rest of the program,
+    `fingerprint` covers.
     """
     digest = hashlib.sha256(canonical(list(sweep.figures)).encode())
-    code = set((PROGRAM / "figures").rglob("*.py")) | {PROGRAM / name for name in USED_BY_FIGURES}
+    code = set((PROGRAM / "figures").rglob("*.py"))
     code |= {path for path in (PROGRAM / "page").iterdir() if path.is_file()}
     for module in sweep.own_figures:
         code.update(file for path in _source(module) for file in path.parent.glob("*.py"))

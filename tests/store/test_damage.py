@@ -312,7 +312,7 @@ def test_a_second_sweep_of_a_study_waits_says_for_whom_and_then_finds_it_finishe
     assert not list(results.glob(".*"))
 
 
-@pytest.mark.parametrize(("ending", "code"), [("complete", 0), ("incomplete", 1)])
+@pytest.mark.parametrize(("ending", "code"), [("complete", 0), ("incomplete", 1), ("trained", 1), ("attacked", 1)])
 def test_status_watches_until_every_study_has_ended_and_says_whether_all_are_complete(
     original: Tiny,
     tmp_path: Path,
@@ -329,7 +329,7 @@ def test_status_watches_until_every_study_has_ended_and_says_whether_all_are_com
     with lock_study(store, "tiny", print):  # A study that nobody runs has ended, whatever its manifest says.
         assert call(monkeypatch, "status", store.root, "--watch", "--every", "0.125") == code
     said = capsys.readouterr().out
-    assert re.search(rf"tiny\s+{ending}\s+{len(original.plan.cells)}\s", said), said
+    assert re.search(rf"tiny\s+{ending}\b", said), said
 
 
 def test_compacted_records_that_check_repairs_are_dropped_with_their_row_group_alone(

@@ -1,6 +1,5 @@
 """A finished study is recognised from hashes alone, and only while nothing that it came from or left has changed."""
 
-import re
 import shutil
 import subprocess
 import sys
@@ -16,8 +15,6 @@ import mi_ray.store.manifest
 from mi_ray.config import Sweep
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import (
-    PROGRAM,
-    USED_BY_FIGURES,
     figures_fingerprint,
     fingerprint,
     inventory,
@@ -280,11 +277,3 @@ def test_another_list_of_figures_is_another_fingerprint_of_figures_and_none_of_r
     assert one.figures != other.figures
     assert fingerprint(one) == fingerprint(other)
     assert figures_fingerprint(one) != figures_fingerprint(other)
-
-
-def test_the_fingerprint_of_figures_covers_every_module_that_they_import_from_beside_them() -> None:
-    beside = {file.name for file in PROGRAM.glob("*.py")}
-    files = [*(PROGRAM / "figures").glob("*.py"), *(PROGRAM / "page").glob("*.py")]
-    named = {name for file in files for name in re.findall(r"from mi_ray\.(\w+) import", file.read_text())}
-    # What finds a person's own figure draws nothing.
-    assert {f"{name}.py" for name in named} & beside - {"own_code.py"} == {*USED_BY_FIGURES}
