@@ -28,10 +28,13 @@ from mi_ray.study.estimate import distinct_and_requested, rows_of, together
 from mi_ray.study.precision import (
     BOTH,
     CHECKED,
+    PIECES,
+    Comparison,
     check_passes,
     check_pays,
-    comparisons,
-    decide,
+    checked_points,
+    compare,
+    decision,
     decision_path,
     decisions,
 )
@@ -294,10 +297,15 @@ def test_a_memory_budget_is_written_with_its_unit(written: Any, found: int | Non
         BlockResources(memory_budget="2 spoons")  # type: ignore[arg-type]
 
 
+def comparisons(bench: Workbench, key: str) -> list[Comparison]:
+    """All comparisons of a classifier, whose pieces are tasks of their own on a cluster."""
+    return [each for epsilon in PIECES for each in compare(bench, key, epsilon)]
+
+
 def test_auto_takes_bf16_where_no_comparison_tells_the_two_apart(tmp_path: Path, classifier: Any) -> None:
     study, bench = bench_of(tmp_path / "s", classifier, points={"count": 60}, batch=30, precision="auto")
     key = study.planner.classifiers[0].key
-    found = decide(bench, key)
+    found = decision("cpu", checked_points(bench), comparisons(bench, key) if has_bf16(CPU) else None)
     assert found["decision"] == ("bf16" if has_bf16(CPU) else "fp32")
     if has_bf16(CPU):
         assert len(found["comparisons"]) == 7
@@ -308,7 +316,6 @@ def test_auto_takes_bf16_where_no_comparison_tells_the_two_apart(tmp_path: Path,
 
 def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifier: Any, monkeypatch: Any) -> None:
     study, bench = bench_of(tmp_path / "s", classifier, points={"count": 60}, batch=30, precision="auto")
-    monkeypatch.setattr("mi_ray.study.precision.has_bf16", lambda device: True)
     own = bench.classifier
 
     class Biased(torch.nn.Module):
@@ -326,7 +333,7 @@ def test_auto_takes_fp32_where_bf16_gives_other_answers(tmp_path: Path, classifi
         return made if precision == "fp32" else Biased(made)
 
     monkeypatch.setattr(bench, "classifier", coarse)
-    found = decide(bench, study.planner.classifiers[0].key)
+    found = decision("cpu", checked_points(bench), comparisons(bench, study.planner.classifiers[0].key))
     assert found["decision"] == "fp32"
     assert any(not each["passed"] for each in found["comparisons"])
     assert "comparisons on 60 points failed" in found["reason"]
@@ -407,7 +414,7 @@ def test_a_stored_decision_is_the_precision_of_the_keys_and_a_damaged_one_is_non
 
 def test_comparisons_are_made_on_the_first_points_in_both_precisions(tmp_path: Path, classifier: Any) -> None:
     study, bench = bench_of(tmp_path / "s", classifier, points={"count": 20}, precision="auto")
-    found = list(comparisons(bench, study.planner.classifiers[0].key))
+    found = decision("cpu", 20, reversed(comparisons(bench, study.planner.classifiers[0].key)))["comparisons"]
     assert [each["epsilon"] for each in found] == pytest.approx(
         [1 / 255, 4 / 255, 8 / 255, 0, 1 / 255, 4 / 255, 8 / 255]
     )

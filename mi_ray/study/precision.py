@@ -12,7 +12,6 @@ from torch import Tensor
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Precision
 from mi_ray.defenses import DEFENSES, RandomTransform
-from mi_ray.device import has_bf16
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -108,22 +107,6 @@ def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, 
     return found.images[0, 0]
 
 
-def comparisons(bench: Workbench, key: str) -> list[Comparison]:
-    """All comparisons of a classifier: those of gradients first, each kind by epsilon."""
-    return in_order(each for epsilon in PIECES for each in compare(bench, key, epsilon))
-
-
-def in_order(found: Iterable[Comparison]) -> list[Comparison]:
-    """Comparisons in the order in which they are stored, whatever the order in which they were made."""
-    return sorted(found, key=lambda each: (each["what"] != GRADIENTS, each["epsilon"]))
-
-
-def decide(bench: Workbench, key: str) -> dict[str, Any]:
-    """The decision for a classifier, with everything that it rests on."""
-    found = comparisons(bench, key) if has_bf16(bench.device) else None
-    return decision(bench.data.device, checked_points(bench), found)
-
-
 def decision(device: str, points: int, found: Iterable[Comparison] | None) -> dict[str, Any]:
     """The decision that follows from all comparisons of a classifier; None where the device has no bfloat16.
 
@@ -137,7 +120,8 @@ def decision(device: str, points: int, found: Iterable[Comparison] | None) -> di
     }
     if found is None:
         return {**about, "decision": "fp32", "reason": "this device has no bfloat16 arithmetic", "comparisons": []}
-    listed = in_order(found)
+    # In this order they are stored, whatever the order in which they were made: gradients first, each kind by epsilon.
+    listed = sorted(found, key=lambda each: (each["what"] != GRADIENTS, each["epsilon"]))
     bad = [each for each in listed if not each["passed"]]
     reason = f"{len(bad)} of {len(listed)} comparisons on {points} points failed"
     return {**about, "decision": "fp32" if bad else "bf16", "reason": reason, "comparisons": listed}
