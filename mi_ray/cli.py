@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console, RenderableType
+from rich.text import Text
 
 if TYPE_CHECKING:
     from mi_ray.plan.work import Until
@@ -31,8 +32,9 @@ app = typer.Typer(
 )
 cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: cluster.yaml and those in cluster/.")
 app.add_typer(cluster, name="cluster")
-console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else 120)
-errors = Console(stderr=True, soft_wrap=True, highlight=False)
+# A name or a path may have brackets in it, which are no markup.
+console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)
+errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 # What the parser of a command line raises; typer has it from click, or in newer versions of its own, under no public name.
 UsageError: Any = typer.BadParameter.__base__
@@ -132,11 +134,11 @@ def _run(
 
 
 def _say(text: str) -> None:
-    console.print(text, highlight=False, markup=False)
+    console.print(text, highlight=False)
 
 
 def _tell(text: str) -> None:
-    console.print(text, style="yellow", highlight=False, markup=False)
+    console.print(text, style="yellow", highlight=False)
 
 
 def _show(parts: Iterable[RenderableType]) -> None:
@@ -152,7 +154,7 @@ def _show_result(result: "StudyResult") -> None:
     if result.until == "sweep":
         _show_study(result)
     for what, cause in list(result.failures.items())[:SHOWN]:
-        errors.print(f"failed: {what}: {cause}", style="red", markup=False)
+        errors.print(f"failed: {what}: {cause}", style="red")
     if len(result.failures) > SHOWN:
         errors.print(f"… and {len(result.failures) - SHOWN} more failures; see cells.parquet", style="red")
     if result.failures:
@@ -249,7 +251,7 @@ def figures(
         for path in drawn.paths:
             _say(f"{out}/{path}")
         for name, cause in drawn.failures.items():
-            errors.print(f"failed: figure {name}: {cause}", style="red", markup=False)
+            errors.print(f"failed: figure {name}: {cause}", style="red")
             failed = True
     if failed:
         raise typer.Exit(1)
@@ -356,7 +358,7 @@ def check(
     with lock_store(opened, _tell, alone=True) if repair else contextlib.nullcontext():
         problems, counted = check_store(opened)
         for problem in problems:
-            errors.print(problem.text, style="red", markup=False)
+            errors.print(problem.text, style="red")
         for study in studies_of(opened, problems):
             if unseal(opened, study):
                 errors.print(f"{study}: the next `mi-ray sweep` of it looks at all of its files again", style="yellow")
@@ -390,9 +392,9 @@ def cluster_check(
     kind, complaints = check_cluster_file(file, limit)
     for complaint in complaints:
         style = "red" if complaint.level == "error" else "yellow"
-        errors.print(f"{complaint}", style=style, markup=False)
+        errors.print(f"{complaint}", style=style)
     bad = sum(complaint.level == "error" for complaint in complaints)
-    console.print(f"{file}: {kind}; {bad} errors, {len(complaints) - bad} warnings", highlight=False, markup=False)
+    console.print(f"{file}: {kind}; {bad} errors, {len(complaints) - bad} warnings", highlight=False)
     if bad:
         raise typer.Exit(1)
 
@@ -417,7 +419,7 @@ def compact(store: StoreArgument = "results", verbose: Verbose = False) -> None:
         for study in sealed:
             seal_again(opened, study)
     for why in left:
-        errors.print(f"left as it is: {why}", style="red", markup=False)
+        errors.print(f"left as it is: {why}", style="red")
     console.print(f"{done:,} cells compacted, {len(opened.compacted.places):,} in all", highlight=False)
     if left:
         raise typer.Exit(1)
@@ -478,7 +480,7 @@ def test_plugin(
         raise ValueError(f"a plugin must be a Python file; {file} is none")
     failures = contract_failures(file)
     for failure in failures:
-        errors.print(failure, style="red", markup=False)
+        errors.print(failure, style="red")
     if failures:
         raise typer.Exit(1)
     _say(f"{file}: the contract is kept")
@@ -596,19 +598,19 @@ def list_(
         REGISTRIES.attacks,
         REGISTRIES.defenses,
     ):
-        console.print(f"\n[bold]{registry.noun}[/]")
+        console.print(f"\n{registry.noun}", style="bold")
         for name in registry:
             cls = registry[name]
             first = " ".join((cls.__doc__ or "").split("\n\n")[0].split())
-            console.print(f"  [cyan]{name}[/]  {first}  [dim]{cls.__module__}[/]", highlight=False)
+            console.print(Text.assemble("  ", (name, "cyan"), f"  {first}  ", (cls.__module__, "dim")), highlight=False)
             for key, parameter in cls.parameters().items():
                 usual = "required" if key in cls.required() else f"default {plain(default_of(cls, key))}"
                 line = f"      {key}: {parameter.help}; {parameter.allowed()}; {usual}"
-                console.print(line, markup=False, highlight=False)
+                console.print(line, highlight=False)
 
 
 def _fail(message: object, code: int) -> NoReturn:
-    errors.print(f"error: {message}", style="red", markup=False)
+    errors.print(f"error: {message}", style="red")
     raise SystemExit(code)
 
 
@@ -662,7 +664,7 @@ def main() -> None:
         from mi_ray.store.files import NoAnswerError
 
         if isinstance(error, NoAnswerError):
-            errors.print(f"error: {error}", style="red", markup=False)
+            errors.print(f"error: {error}", style="red")
             os._exit(2)  # A request that nobody answers would keep the process alive.
         if verbose:
             raise

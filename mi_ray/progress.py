@@ -116,7 +116,13 @@ class _Bars:
     def opened(cls, console: Console) -> Progress:
         """The display, for one stage more."""
         if cls.display is None:
-            columns = TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), _Rate(), _Left()
+            columns = (
+                TextColumn("{task.description:<28}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                _Rate(),
+                _Left(),
+            )
             cls.display = Progress(*columns, console=console)
             cls.display.start()
         cls.open += 1
@@ -181,7 +187,8 @@ class Stage:
             text += f", {_rate(self.rate(now))} {self.unit}/s"
         left = self.left()
         told = f", {left:.0f} s left" if left else ""
-        self.console.print(f"{text}, {now - self.started:.0f} s{told}", highlight=False, soft_wrap=True)
+        line = f"{text}, {now - self.started:.0f} s{told}"
+        self.console.print(line, highlight=False, markup=False, soft_wrap=True)
 
     def rate(self, now: float) -> float:
         """Units a second since the work began; over all of the time where too little of it has passed to tell."""

@@ -212,3 +212,11 @@ def test_two_stages_at_once_share_the_terminal_and_one_that_is_cut_short_is_show
     assert "10/10" in said.getvalue()
     with stage("later", 1, "points", console) as later:
         assert later._bar is not train._bar
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_brackets_in_a_name_are_shown_as_they_are(terminal: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=120)
+    with stage("search on net [v2]", 2, "points", console) as shown:
+        shown.advance(2)
+    assert "search on net [v2]" in console.file.getvalue()  # type: ignore[attr-defined]
