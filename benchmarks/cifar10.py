@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -39,7 +38,8 @@ from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 DOCS = Path(__file__).parent.parent / "docs"
 PUBLISHED = DOCS / "cifar10"
-CLAIMS = Path(__file__).parent.parent / "sweeps/cifar10/claims.yaml"
+SWEEPS = Path(__file__).parent.parent / "sweeps/cifar10"
+CLAIMS = SWEEPS / "claims.yaml"
 AGREEMENT = Path(__file__).parent / "agreement.csv"
 DETECTION = {"cifar10_fig3a", "cifar10_fig3a_evasion"}
 OUTPUTS = {"cifar10_fig2"}
@@ -58,20 +58,27 @@ mixes it with images of other classes (MI-OL), with images of the class that F p
 the difference between F's two answers calls for (MI-Combined). `mixup` is F trained on mixed images, `interpolated_at` F
 trained on mixed adversarial images (interpolated adversarial training). An *oblivious* attack sees F alone, an *adaptive*
 one attacks through the defense; EOT-PGD is PGD on the mean of many of its draws, the *cascade* several such attacks, one
-after another. PGD-10 8/255 is PGD of 10 steps, by at most 8/255 a pixel. The *worst case* is the worst of all of a study's
-attacks on each image. A point is one per cent of accuracy.
+after another (a *quick* and a *longer* one). PGD-10 8/255 is PGD of 10 steps, by at most 8/255 a pixel. The *worst case* is
+the worst of all of a study's attacks on each image. λ is the share of the image in a mixture, N how many answers are
+averaged. Xie et al. (2018) and Guo et al. (2018) crop and pad or resize at random, ERM and AT are F trained plainly and
+adversarially. A point is one per cent of accuracy, AUC the chance that a detector scores an attacked image above a clean one.
+
+[In one minute](#in-one-minute) · [networks](#the-networks) · [claims](#the-claims) · [literature](#what-others-measured) ·
+[other code](#agreement-with-other-code) · {contents}
 
 ## In one minute
 
 {answer}
 {glance}
-*Undecided* is also what an interval beside 0 does not settle: all verdicts are corrected together for their number.
+*Undecided* includes intervals without 0 in them that do not survive the correction: all verdicts are corrected together for
+their number. [claims.csv](cifar10/claims.csv) has every number, test and chance.
 
 **What limits it.** One small residual network (0.3 M parameters) in place of the paper's, trained for a few minutes each;
 50 to 1,000 images, so that intervals are of several points; and a copy of CIFAR-10 whose images were compressed as JPEG,
 about 8/255 (RMSE) away from the original ones. Training and test images are of the same copy. Whatever is undecided here
 may be decided by more images: the same sweeps go on from what is stored. {single_draws}
 {levels}
+{reduced}
 {processors}Of the scores of Fig. 3(a) and the mean outputs of
 Fig. 2 the published rows have 14 binary digits.
 """
@@ -97,8 +104,8 @@ SECTIONS = {
     "cifar10_frontier": (
         "Fig. 3(b): the chosen settings, under PGD and in the worst case",
         "Of each defense the setting that fig3b's selection points choose at 8/255, on images of another seed (a few are among "
-        "those points): oblivious PGD-10, the cascade at quick effort through the defense, and the worst of both by point. "
-        "Small markers are under PGD-10, large ones in the worst case.",
+        "those points): oblivious PGD-10, the cascade at quick effort on F and through the defense, and the worst of all three "
+        "by point. Hollow markers are under PGD-10, filled ones in the worst case.",
         ("fig3b.png", "frontier_table.md", "paired_tests.md"),
     ),
     "cifar10_fig3b": (
@@ -137,7 +144,8 @@ SECTIONS = {
     ),
     "cifar10_fig2": (
         "Fig. 2: what mixup inference does to predictions",
-        "Against λ; dashed is what ideal linearity asks for (Eq. 12 and 15), the second row tells Eq. 13's mechanisms apart.",
+        "Against λ; dashed is what ideal linearity asks for (Eq. 12 and 15), every second row tells Eq. 13's mechanisms apart. "
+        "The lower half is of the images of Eq. 2 alone, right when clean and wrong when attacked.",
         ("fig2.png",),
     ),
     "cifar10_fig3a": (
@@ -158,25 +166,28 @@ SECTIONS = {
     ),
     "cifar10_epsilon_curve": (
         "Accuracy against ε",
-        "Oblivious PGD-50 and the cascade at quick effort through each defense, at the settings of the paper's Table 4.",
+        "Oblivious PGD-50 and the cascade at quick effort through each defense, at the settings of the paper's Table 4. On so "
+        "few images a rise from one ε to the next, as of MI-OL on mixup from 0 to 1/255, is well within the bands.",
         ("epsilon_curve.png",),
     ),
     "cifar10_seeds": ("Other seeds", "The same objectives, trained from other seeds.", ("frontier_table.md",)),
     "cifar10_fig5": (
         "Fig. 5: images side by side",
-        "An image, its attacked copy, and what single executions of each defense make of it. Drawn where the images are.",
+        "An image, its attacked copy, and what F and each defense answer to both. Drawn where the images are.",
         ("fig5.png",),
     ),
 }
 README = DOCS.parent / "README.md"
 MARK = "<!-- first verdicts of docs/cifar10.md -->\n"
 LONGER = "MI-OL still helps under the longer cascade at the paper's settings"
+NOTHING = "MI-OL leaves at most 5 points more than no defense under the longer cascade at the paper's settings"
 FIRST = (  # the claims that README and the document begin with: words of the claim, classifier, attack, variant
     ("MI-OL raises accuracy over the undefended network", "interpolated_at", "PGD-10 8/255", "honest"),
     ("MI-OL raises accuracy over the undefended network", "mixup", "PGD-10 8/255", "honest"),
     ("MI-OL leaves more than Xie et al. for as much clean accuracy", "interpolated_at", "PGD-10 8/255", "honest"),
     (LONGER, "interpolated_at", "worst case 8/255", "honest"),
-    (LONGER, "mixup", "worst case 8/255", "honest"),
+    ("MI-OL leaves more than rotation under the cascade", "interpolated_at", "worst case 8/255", "honest"),
+    (NOTHING, "mixup", "worst case 8/255", "honest"),
     (LONGER, "mixup", "worst case 2/255", "honest"),
     ("the released code's choices inflate the measured accuracy (MI-OL)", "interpolated_at", "PGD-10 8/255", "honest"),
 )
@@ -189,7 +200,7 @@ GAINS = (  # the rows: words, which claims they are of, as a pattern whose group
     ),
     ("under PGD-10, which does not know it", "MI-OL raises accuracy over the undefended network", "PGD-10 {}"),
     ("under EOT-PGD-20 through it", "MI-OL still helps under EOT-PGD-20 and PGD-10", "worst case {}"),
-    ("under the quick cascade through it", "MI-OL still helps under the cascade", "worst case {}"),
+    ("under the quick cascade through it, λ = 0.6", "MI-OL still helps under the cascade", "worst case {}"),
     ("under the longer cascade through it", LONGER, "worst case {}"),
     (
         "to the best other defense of as much clean accuracy, under PGD-10",
@@ -197,8 +208,13 @@ GAINS = (  # the rows: words, which claims they are of, as a pattern whose group
         "PGD-10 {}",
     ),
     (
-        "to the best other defense under the quick cascade",
+        "to the best other defense under the quick cascade, each as Fig. 3(b) chooses it",
         "MI-OL leaves more than (.*) under the cascade",
+        "worst case {}",
+    ),
+    (
+        "to the best other defense under the longer cascade, each at the paper's settings",
+        "MI-OL leaves more than (.*) under the longer cascade .*",
         "worst case {}",
     ),
 )
@@ -235,7 +251,7 @@ def publish(store: Store) -> None:
         told = [*joined, *(each for each in _joined() if studies.get(each.study) is before)]
         if told:
             pd.DataFrame(told).to_csv(new / JOINED, index=False)
-        shutil.rmtree(PUBLISHED)
+        PUBLISHED.rename(Path(folder) / "before")
         new.rename(PUBLISHED)
 
 
@@ -316,6 +332,8 @@ def document(store: Store, decided: pd.DataFrame) -> str:
             glance=glance(decided),
             single_draws=single_draws(cells),
             levels=levels(cells),
+            reduced=reduced(store),
+            contents=" · ".join(f"[{title}](#{_anchor(title)})" for title, _, _ in _shown(store).values()),
             processors=processors(_joined()),
         ),
         networks(store),
@@ -325,9 +343,7 @@ def document(store: Store, decided: pd.DataFrame) -> str:
         markdown(claims.literature(CLAIMS, decided), LITERATURE),
         *([agreement(pd.read_csv(AGREEMENT))] if AGREEMENT.exists() else []),
     ]
-    there = store.folders("studies")
-    for study in (name for name in SECTIONS if name in there):
-        title, said, files = SECTIONS[study]
+    for study, (title, said, files) in _shown(store).items():
         folder = f"cifar10/studies/{study}/figures"
         parts += [f"## {title}\n", *([said + "\n"] if said else [])]
         for name in files:
@@ -339,6 +355,35 @@ def document(store: Store, decided: pd.DataFrame) -> str:
             elif whole.exists():
                 parts.append(f"Also: [{name}]({folder}/{name})\n")
     return "\n".join(part.rstrip("\n") + "\n" for part in parts)
+
+
+def _shown(store: Store) -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """What `SECTIONS` says of the studies that are published, in its order."""
+    there = store.folders("studies")
+    return {study: section for study, section in SECTIONS.items() if study in there}
+
+
+def _anchor(title: str) -> str:
+    """The anchor that a heading gets where Markdown is shown: small letters, digits and hyphens."""
+    return re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-")
+
+
+def reduced(store: Store) -> str:
+    """Which studies are published on fewer images than their sweeps name, or with fewer checks, since these take hours."""
+    told = []
+    for study in _shown(store):
+        name = study.removeprefix("cifar10_")
+        done: Any = yaml.safe_load(store.read_bytes(f"studies/{study}/study.yaml"))
+        asked: Any = read_document(SWEEPS / f"{name}.yaml")
+        fewer = []
+        if done["points"]["count"] < asked["points"]["count"]:
+            fewer.append(f"{done['points']['count']} of {asked['points']['count']:,} images")
+        level = asked["checks"]["level"] if isinstance(asked["checks"], Mapping) else asked["checks"]
+        if done["checks"]["level"] != level:
+            fewer.append("with the checks alone that cost no passes")
+        if fewer:
+            told.append(f"`{name}` {' and '.join(fewer)}")
+    return f"Of what the sweep files name, less is published: {', '.join(told)}." if told else ""
 
 
 def agreement(table: pd.DataFrame) -> str:
@@ -395,8 +440,8 @@ def answer(decided: pd.DataFrame) -> str:
     paper, here = (decided[decided["said_by"] == by] for by in ("paper", "here"))
     lines = [
         f"Of {len(paper)} claims of the paper ({paper['claim'].nunique()} sentences, on several networks and presets) "
-        f"{_counted(paper)}. Of {len(here)} further claims, about other radii, bounds and attacks, {_counted(here)}. The most "
-        "important ones:\n\n"
+        f"{_counted(paper)}. {_by_sentence(paper)} Of {len(here)} further claims, about other radii, bounds and attacks, "
+        f"{_counted(here)}. {_against_others(decided)} The most important claims:\n\n"
     ]
     named = decided.set_index(["claim", "classifier", "attack", "variant"])
     for key in FIRST:
@@ -422,7 +467,11 @@ def glance(decided: pd.DataFrame) -> str:
         rows.append(told)
     table = pd.DataFrame(rows, columns=["MI-OL adds", *(f"{name}, {radius}" for name, radius in GLANCE)])
     return markdown(
-        table, "Points of accuracy with 95 % intervals; undecided: on which side of 0 it lies, after all are corrected."
+        table,
+        "Points of accuracy with 95 % intervals, at the paper's settings (λ = 0.5 on mixup, 0.6 on interpolated_at) unless "
+        "another is named. Rows of different studies are of different images, and do not compare with each other. The best other "
+        "defense is picked on these very images, which favours it; clean: how much more clean accuracy MI-OL keeps than it. "
+        "Undecided: on which side of 0 it lies, after all are corrected.",
     )
 
 
@@ -430,7 +479,9 @@ def _gain(row: "pd.Series[Any]", matched: "re.Match[str]") -> str:
     """A claim's number in points, the other defense that it names, and a word where its side of 0 is undecided."""
     undecided = row["verdict"] == "undecided" and row["by"] == 0
     number = f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    return ", ".join([number, *matched.groups(), *(["undecided"] if undecided else [])])
+    clean = [] if math.isnan(row["clean_left"]) else [f"clean {100 * (row['clean_left'] - row['clean_right']):+.1f}"]
+    images = f"{row['points']:,.0f} images"
+    return ", ".join([number, *matched.groups(), *clean, images, *(["undecided"] if undecided else [])])
 
 
 def single_draws(cells: pd.DataFrame) -> str:
@@ -457,11 +508,19 @@ def levels(cells: pd.DataFrame) -> str:
     clean = clean[clean["points"] >= FEW].sort_values(["accuracy", "study"])
     sides = clean.groupby("classifier").agg(["first", "last"])
     widest = (sides["accuracy", "last"] - sides["accuracy", "first"]).idxmax()
-    told = [
-        f"{100 * sides.loc[widest, ('accuracy', side)]:.1f} % on the {sides.loc[widest, ('points', side)]} images of "
-        f"`{sides.loc[widest, ('study', side)].removeprefix('cifar10_')}`"
-        for side in ("first", "last")
-    ]
+    own = cells[(cells["classifier"] == widest) & (cells["defense"] == "none") & (cells["attack"] == "pgd")]
+    ten = (
+        own[[json.loads(text)["steps"] == 10 for text in own["attack_params"]]].sort_values("epsilon").groupby("study")
+    )
+    told = []
+    for side in ("first", "last"):
+        study = sides.loc[widest, ("study", side)]
+        strongest = ten.get_group(study).iloc[-1]
+        told.append(
+            f"{100 * sides.loc[widest, ('accuracy', side)]:.1f} % on the {sides.loc[widest, ('points', side)]} images of "
+            f"`{study.removeprefix('cifar10_')}` ({100 * strongest['accuracy']:.1f} % under PGD-10 at "
+            f"{255 * strongest['epsilon']:.0f}/255)"
+        )
     return (
         "Studies of another seed or size draw other images, so that only numbers of one study compare with each other: clean and "
         f"undefended, `{widest}` is right for {' and '.join(told)}."
@@ -499,6 +558,30 @@ def _counted(some: pd.DataFrame) -> str:
     return ", ".join(told.values())
 
 
+def _against_others(decided: pd.DataFrame) -> str:
+    """Than how many other defenses MI-OL is shown to leave more where attacks go through each: what the gain is worth."""
+    told = []
+    for pattern in ("under the cascade", "under the longer cascade .*"):
+        some = decided[decided["claim"].map(re.compile(f"MI-OL leaves more than .* {pattern}").fullmatch).notna()]
+        counts = [
+            f"{(verdicts == 'holds').sum()} of {len(verdicts)} others on {name} ({attack.split()[-1]})"
+            for (name, attack), verdicts in some.groupby(["classifier", "attack"])["verdict"]
+        ]
+        told.append(" and ".join(counts))
+    return (
+        f"Where attacks go through each defense, MI-OL is shown to leave more than {told[0]} under the quick cascade, "
+        f"and than {told[1]} under the longer one."
+    )
+
+
+def _by_sentence(some: pd.DataFrame) -> str:
+    """Of how many sentences every claim holds, and of how many one does not."""
+    verdicts = some.groupby("claim")["verdict"]
+    whole = int(verdicts.agg(lambda each: (each == "holds").all()).sum())
+    refuted = int(verdicts.agg(lambda each: (each == "does not hold").any()).sum())
+    return f"{whole} of the {len(verdicts)} sentences hold wherever they were tried, {refuted} fail somewhere."
+
+
 def readme(text: str, decided: pd.DataFrame) -> str:
     """README with `answer` between its two marks. decided: the table of claims."""
     before, _, after = text.split(MARK)
@@ -507,25 +590,43 @@ def readme(text: str, decided: pd.DataFrame) -> str:
 
 def networks(store: Store) -> str:
     """The classifiers with how they were trained, and what the published rows say of them without a defense."""
-    lines = [
-        "## The networks\n",
-        '`classifiers: [{name: mixup, zoo: mixup}]` in a sweep, or `mi_ray.load_classifier("zoo:mixup")`.\n',
-    ]
-    lines += ["| zoo | objective | epochs | seed | clean, undefended |", "| --- | --- | --- | --- | --- |"]
+    head = ("zoo", "objective", "epochs", "batch", "learning rate", "seed", "clean", "PGD-10 8/255")
     cells = read_cells(store)
-    bare = cells[(cells["defense"] == "none") & (cells["attack"] == "none") & (cells["state"] == "done")]
+    bare = cells[(cells["defense"] == "none") & (cells["state"] == "done")]
+    bare = bare.assign(first=bare["study"] == "cifar10_table2").sort_values(["points", "first"], kind="stable")
+    pgd = np.array([json.loads(text).get("steps") == 10 for text in bare["attack_params"]]) & (bare["attack"] == "pgd")
+    pgd &= (bare["goal"] == "untargeted") & np.isclose(bare["epsilon"], 8 / 255)
+    honest = np.array(["" in variants for variants in bare["variants"]], bool)
+    rows = []
     for name in zoo_names():
-        card = zoo_card(name)
-        own = bare[bare["classifier"] == name].sort_values("points").tail(1)
-        clean = "–"
-        if len(own):
-            row = own.iloc[0]
-            clean = f"{percent(row['accuracy'], row['accuracy_low'], row['accuracy_high'])} ({row['points']} points)"
-        training = card["training"]
-        lines.append(
-            f"| `{name}` | {', '.join(training['objective'])} | {training['epochs']} | {training['seed']} | {clean} |"
-        )
-    return "\n".join(lines) + "\n"
+        training = zoo_card(name)["training"]
+        objective = ", ".join(" ".join([key, *_told(value)]) for key, value in training["objective"].items())
+        facts = (training[key] for key in ("epochs", "batch_size", "lr", "seed"))
+        of_name = bare["classifier"] == name
+        told = [_last(bare[of_name & honest & which]) for which in (bare["attack"] == "none", pgd)]
+        rows.append([f"`{name}`", objective, *map(str, facts), *told])
+    said = (
+        "Trained without a defense, each on one NVIDIA H200; the learning rate falls twice tenfold. Accuracy in % with its 95 % "
+        "interval, in brackets the images. Each network's card in [`mi_ray/zoo`](../mi_ray/zoo) has its whole training."
+    )
+    return (
+        '## The networks\n\n`classifiers: [{name: mixup, zoo: mixup}]` in a sweep, or `mi_ray.load_classifier("zoo:mixup")`.\n\n'
+        + markdown(pd.DataFrame(rows, columns=head), said)
+    )
+
+
+def _told(values: Mapping[str, float]) -> list[str]:
+    """The parameters of an objective in a few words, lengths in grey levels, such as 8/255."""
+    lengths = ("epsilon", "step_size")
+    return [f"{key}={255 * value:.3g}/255" if key in lengths else f"{key}={value:g}" for key, value in values.items()]
+
+
+def _last(rows: pd.DataFrame) -> str:
+    """The accuracy of the last of these cells with its interval and number of images; a dash without any."""
+    if rows.empty:
+        return "–"
+    row = rows.iloc[-1]
+    return f"{percent(row['accuracy'], row['accuracy_low'], row['accuracy_high'])} ({row['points']:,.0f})"
 
 
 SAME = (

@@ -8,8 +8,8 @@ and all tests of a file are corrected together after Holm. A claim that nothing 
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,6 +43,7 @@ from mi_ray.store.read import read_records
 SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among all claims of a file
 FAILED = mark({"verdict": "failed"})
 RELEVANT = 0.01  # a gain below one point of accuracy, AUC or probability is no gain
+HALF = 0.5  # the AUC of a guess, and every second image
 FLOOR = 0.05  # where both sides leave less under attack, their difference says little of the two defenses
 KNOWN = (
     *("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam"),
@@ -193,11 +194,22 @@ class _Rows:
     cells: pd.DataFrame
     records: pd.DataFrame
     names: Names
+    read: "dict[tuple[str, str], Changes]" = field(default_factory=dict)
 
-    @cached_property
-    def changes(self) -> dict[tuple[str, str, float], pd.DataFrame]:
-        """What mixing changes at each setting (`fig2.settings_of`), read once for all claims of a study."""
-        return fig2.settings_of(self.store, self.cells)[0]
+    def changes(self, claim: Claim) -> "Changes":
+        """What mixing changes at each setting under a claim's attack, read once for all claims of it."""
+        place = claim.variant, str(claim.attack["called"])
+        if place not in self.read:
+            own = of_variant(self.cells, claim.variant)
+            wanted = {key: value for key, value in claim.attack.items() if key != "called"}
+            attacked = _fitting(own[own["attack"] != "none"], wanted)
+            cells = pd.concat([own[own["attack"] == "none"], attacked])
+            cells = cells.assign(
+                variants=[[""]] * len(cells)
+            )  # The figure is of the study's own options, and so of these.
+            found, _, classes = fig2.settings_of(self.store, cells)
+            self.read[place] = found, classes
+        return self.read[place]
 
     def cell(self, claim: Claim, side: Filter, attack: Filter) -> "pd.Series[Any]":
         """The one cell that a claim's side is about. Raises NotMeasuredError where there is none or several."""
@@ -209,6 +221,9 @@ class _Rows:
         if len(found) != 1:
             raise NotMeasuredError(f"{len(found)} cells of {claim.study} fit {wanted}")
         return found.iloc[0]
+
+
+Changes = tuple[dict[tuple[str, str, float], pd.DataFrame], int]  # as `fig2.settings_of` has them, and how many classes
 
 
 def _fitting(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
@@ -268,6 +283,10 @@ def _chosen(rows: _Rows, claim: Claim) -> Measured:
     balls = table[["norm", "epsilon"]].drop_duplicates()
     if len(balls) > 1:
         raise NotMeasuredError(f"attacks in {len(balls)} balls fit; norm and epsilon say which")
+    if "none" not in set(table["defense"]):
+        raise NotMeasuredError(
+            f"no cell of F alone in {claim.study} fits {wanted}, against which clean accuracy is given up"
+        )
     picks = picked(table, claim.at)
     found = []
     for side in (claim.left, claim.right):
@@ -276,6 +295,8 @@ def _chosen(rows: _Rows, claim: Claim) -> Measured:
             raise NotMeasuredError(
                 f"no setting of {side['defense']} in {claim.study} costs at most {100 * claim.at:g} points"
             )
+        if len(own) > 1:
+            raise NotMeasuredError(f"{len(own)} attacks of {claim.study} fit {wanted}")
         found.append(own.iloc[0])
     left, right = found
     return replace(_compared(rows, left, right, "adversarial"), clean=(float(left["clean"]), float(right["clean"])))
@@ -304,7 +325,7 @@ def _detection(rows: _Rows, claim: Claim) -> Measured:
     way round, so that what is low for attacked images detects them.
     """
     left, attacked = _scores(rows, claim, claim.left)
-    own, other = auc_interval(*left), 0.5
+    own, other = auc_interval(*left), HALF
     estimate = Estimate(own.value - other, own.low - other, own.high - other)
     if claim.right:
         right = _scores(rows, claim, claim.right)[0]
@@ -337,20 +358,28 @@ def _pair(rows: _Rows, claim: Claim, what: Filter, score: str) -> tuple[pd.DataF
     return fig3a.pair(records_of(rows.store, clean["cell"]), records_of(rows.store, attacked["cell"]), score), attacked
 
 
-def _changes(rows: _Rows, claim: Claim, side: Filter) -> pd.DataFrame:
-    found = rows.changes.get((claim.classifier, str(side["defense"]), float(claim.lam or 0)))
+def _changes(rows: _Rows, claim: Claim, side: Filter) -> tuple[pd.DataFrame, int]:
+    """What mixing changes at the setting of one side of a claim, and the number of classes."""
+    settings, classes = rows.changes(claim)
+    found = settings.get((claim.classifier, str(side["defense"]), float(claim.lam or 0)))
     if found is None:
         raise NotMeasuredError(f"no {side['defense']} with lam {claim.lam} and counterparts in {claim.study}")
-    return found
+    return found, classes
 
 
 def _condition(rows: _Rows, claim: Claim) -> Measured:
-    """How much more often the condition of ideal linearity is met by one defense than by the other (Eq. 12, 15)."""
+    """How much more often the condition of ideal linearity is met by one defense than by the other (Eq. 12, 15).
+
+    A claim without another one holds the share against one half.
+    """
     met = []
-    for side in (claim.left, claim.right):
-        found, name = _changes(rows, claim, side), str(side["defense"])
-        limits = [fig2.condition(name, k, float(claim.lam or 0), 10) for k in ("y", "pred")]
+    for side in filter(None, (claim.left, claim.right)):
+        (found, classes), name = _changes(rows, claim, side), str(side["defense"])
+        limits = [fig2.condition(name, k, float(claim.lam or 0), classes) for k in ("y", "pred")]
         met.append(((found["G_y"] > limits[0]) & (found["G_pred"] < limits[1])).to_numpy().astype(int))
+    if len(met) == 1:
+        mean = mean_interval(met[0] - HALF)
+        return Measured(Estimate(mean.value, mean.low, mean.high), len(met[0]), "", (float(met[0].mean()), HALF))
     test = paired_test(met[0], met[1], 1)
     sides = float(met[0].mean()), float(met[1].mean())
     estimate = Estimate(test.difference, test.low, test.high)
@@ -359,7 +388,7 @@ def _condition(rows: _Rows, claim: Claim) -> Measured:
 
 def _mechanism(rows: _Rows, claim: Claim) -> Measured:
     """The mean of one curve of Fig. 2 over points, such as what input transfer gives the true label (Eq. 13)."""
-    found = _changes(rows, claim, claim.left)
+    found, _ = _changes(rows, claim, claim.left)
     mean = mean_interval(found[str(claim.left["curve"])])
     return Measured(Estimate(mean.value, mean.low, mean.high), len(found), "")
 
@@ -490,6 +519,12 @@ def in_points(row: "pd.Series[Any]") -> str:
     return f"{sides}{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{costs}"
 
 
+def _chance(row: "pd.Series[Any]") -> str:
+    """The corrected chance of a row's verdict, as text; of an undecided one the smaller of both."""
+    chance = min(row["p_for_holm"], row["p_against_holm"])
+    return "–" if math.isnan(chance) else "< 0.001" if chance < 0.001 else f"{chance:.3f}"
+
+
 def shown(table: pd.DataFrame) -> pd.DataFrame:
     """The table of `facts` as texts for readers, with differences and their intervals in points (hundredths)."""
     said = {"above": "> {:+.0f}", "below": "< {:+.0f}", "equal": "within ±{:.0f}"}
@@ -508,6 +543,7 @@ def shown(table: pd.DataFrame) -> pd.DataFrame:
             ],
             "Measured": [in_points(row) for _, row in table.iterrows()],
             "Images": ["–" if math.isnan(points) else f"{points:.0f}" for points in table["points"]],
+            "p": [_chance(row) for _, row in table.iterrows()],
             "Checks": table["checks"],
             "Verdict": [told(row) for _, row in table.iterrows()],
         }
@@ -534,6 +570,8 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
                 "Of what": entry["says"],
                 "There": f"{entry['left']:g} − {entry['right']:g} = {theirs:+.1f}",
                 "Here": in_points(row) + ("" if row.name[3] == "honest" else f" ({row.name[3]})"),
+                "Here / there": f"{100 * row['value'] / theirs:.2f}",
+                "Checks": row["checks"],
                 "Direction": "same" if same else "opposite" if opposite else "open",
             }
         )
@@ -543,22 +581,26 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
 def document(table: pd.DataFrame) -> str:
     """The table of `facts` as Markdown, with a note that says how the claims were decided."""
     measured = int(table["value"].notna().sum())
-    note = (
-        "Left minus right in points (hundredths of accuracy, AUC or probability) with 95 % intervals over the reported images. "
-        "Said by: the paper, or this study, which asks more of it (other radii, bounds and attacks). "
-        f"Holds: the number is on the side that the claim says (within its bounds, for equality); does not hold: a gain of "
-        f"{100 * RELEVANT:.0f} point or more on that side can be excluded, or it is beyond the bound that the claim names. Both "
-        f"are one-sided tests, {2 * measured} for {measured} claims; at most {at_once(table)} of their hypotheses can be true "
-        f"together, so that a chance is multiplied by that number or, after Holm, by less, and held against {100 * SURE:.0f} %. "
-        "Undecided: neither, which an interval beside 0 can be too once that is corrected. Where all that is compared leaves "
-        f"less than {100 * FLOOR:.0f} %, what refutes is a number on the wrong side of 0. Each for at most so much clean: of "
-        "each defense "
-        "the setting is compared that leaves most on the selection points among those that cost at most so many points of clean "
-        "accuracy. What two defenses keep of it stands behind the difference, which is to be read with it. Intervals and tests "
-        "are over images: of how networks trained alike differ they say nothing. Checks: the verdict on the attacks "
-        "(docs/checks.md); of an oblivious attack it says nothing of what an adaptive one leaves."
+    lines = (
+        "**How to read it.**\n",
+        "- *Measured*: left minus right in points (hundredths of accuracy, AUC or probability), with the 95 % interval over the "
+        "reported images; each number is rounded by itself. Of two defenses the clean accuracy of both stands behind it, and the "
+        "difference is to be read with it. Of how networks trained alike differ the interval says nothing.",
+        "- *Said by*: the paper, or this study, which asks more of it (other radii, bounds and attacks).",
+        "- *Holds*: the number is on the side that the claim says (within its bounds, for equality). *Does not hold*: a gain "
+        f"of {100 * RELEVANT:.0f} point or more on that side can be excluded, or the number is beyond the bound that the claim "
+        f"names; where all that is compared leaves less than {100 * FLOOR:.0f} %, it is on the wrong side of 0. *Undecided*: "
+        "neither. That includes intervals without 0 in them that do not survive the correction.",
+        f"- *p*: the chance of such a number were the verdict's opposite true, corrected for all claims together and held "
+        f"against {100 * SURE:.0f} %; of an undecided claim the smaller of both. The correction is Holm's, over "
+        f"{2 * measured} one-sided tests for {measured} claims, of which at most {at_once(table)} can have nothing to find.",
+        "- *For at most so much clean*: of each defense the setting is compared that leaves most on the selection points among "
+        "those that cost at most so many points of clean accuracy.",
+        "- *Checks*: the verdict on each of the attacks ([checks](checks.md)); of an oblivious attack it says nothing of what an "
+        "adaptive one leaves. A claim on an attack that its checks refuse (✗) says what this attack leaves, and not what the "
+        "defense withstands.",
     )
-    return markdown(shown(table), note)
+    return markdown(shown(table), "\n".join(lines))
 
 
 def decide(store: str | Path, claims: str | Path, out: str | Path) -> list[Path]:

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import logging
 import re
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,9 @@ class Drawn:
 
     paths: tuple[str, ...]
     failures: Mapping[str, str]
+
+
+_ALONE = threading.RLock()  # The settings of matplotlib are those of the whole process, whatever thread draws.
 
 
 def known_figures() -> list[str]:
@@ -68,13 +72,14 @@ def draw(store: Store, study: str, names: Iterable[str], others: Mapping[str, Ma
     paths: list[str] = []
     failures: dict[str, str] = {}
     known = {} if others is None else others
-    for name in [*names, *known]:
-        try:
-            make = known[name] if name in known else importlib.import_module(find_figure(name)).make
-            paths += _checked(make(store, study))
-        except (Exception, SystemExit) as error:
-            logger.debug("figure %s", name, exc_info=True)
-            failures[name] = _cause(error)
+    with _ALONE:
+        for name in [*names, *known]:
+            try:
+                make = known[name] if name in known else importlib.import_module(find_figure(name)).make
+                paths += _checked(make(store, study))
+            except (Exception, SystemExit) as error:
+                logger.debug("figure %s", name, exc_info=True)
+                failures[name] = _cause(error)
     return Drawn(tuple(paths), failures)
 
 

@@ -100,8 +100,9 @@ def _unit(line: pd.DataFrame) -> int:
 
 
 def _banded(table: pd.DataFrame) -> bool:
-    """Whether the curves of a panel are few enough for bands."""
-    return len(table[["defense", "defense_params", "executions"]].drop_duplicates()) <= MOST_BANDS
+    """Whether the curves of each panel are few enough for bands."""
+    curves = table[["classifier", "curve", "defense", "defense_params", "executions"]].drop_duplicates()
+    return int(curves.groupby(["classifier", "curve"]).size().max()) <= MOST_BANDS
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
@@ -137,7 +138,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
 
 def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
-    bands = "bands: 95 % over points" if _banded(table) else "95 % intervals over points: in the table"
+    bands = "bands: 95 % over points" if _banded(table) else "95 % intervals: in the CSV file of this figure"
     note = f"{int(table['points'].iloc[0])} points; {bands}; ε = 0: clean inputs"
     shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == WORST_CASE)]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))

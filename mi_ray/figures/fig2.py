@@ -142,7 +142,10 @@ def settings_of(
     own = finished(cells, NEEDS)
     clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
     attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne(WORST_CASE)]
-    attacked = attacked[attacked["executions"] == attacked["executions"].max()]
+    most = attacked.groupby(["classifier", "defense"])["executions"].transform(
+        "max"
+    )  # as_published has another N for each
+    attacked = attacked[attacked["executions"] == most]
     found, classes = {}, 0
     threat = ["attack", "attack_params", "goal", "norm", "epsilon"]
     first = attacked[(attacked[threat] == attacked[threat].head(1).squeeze()).all(axis=1)]

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,7 +19,17 @@ from matplotlib.lines import Line2D
 
 from mi_ray.choice import SETTING, choosing, chosen_on
 from mi_ray.figures.names import Look, Names, parameters
-from mi_ray.figures.panels import Estimated, Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.panels import (
+    Estimated,
+    Style,
+    cross_out,
+    curve,
+    defense_handles,
+    framed,
+    lines,
+    save_drawing,
+    styled,
+)
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import (
@@ -41,8 +50,7 @@ NEEDS = "Fig. 3(a) needs finished cells of mi_pl or mi_ol on clean and on attack
 AUC: Estimated = ("auc", "auc_low", "auc_high")
 TPR: Estimated = ("tpr", "tpr_low", "tpr_high")
 GAP: Estimated = ("gap", "gap_low", "gap_high")
-RATE = f"rate at {100 * FALSE_POSITIVES:g} % false positives"
-LEGEND = f"All points: AUC [95 %]; true positive {RATE} [95 %]; DG: detection gap"
+RATE = f"At {100 * FALSE_POSITIVES:g} % false positives"
 DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
 
 
@@ -169,19 +177,14 @@ def _roc_panel(axes: Axes, table: pd.DataFrame, scores: Mapping[tuple[str, str],
             axes.plot(rates.fpr, rates.tpr, color=look.colour, lw=width, ls=dashes, label=said)
     axes.set(xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     # Curves may run anywhere inside, so that the legend stands below.
-    where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
-    axes.legend(**where, fontsize=7, title=LEGEND, title_fontsize=7)
+    where: Style = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22)}
+    axes.legend(**where, fontsize=7)
 
 
 def _said(look: Look, row: "pd.Series[Any]") -> str:
-    """A detector's entry in a legend: AUC, detection rate, and its gap where it has one, each with its interval."""
-    numbers = {"": AUC, "; ": TPR, "\nDG ": GAP}
-    shown = [
-        f"{before}{row[name]:.3f} [{row[low]:.3f}, {row[high]:.3f}]"
-        for before, (name, low, high) in numbers.items()
-        if row[name] == row[name]
-    ]
-    return f"{look.label} {row['parameters']}".strip() + ": " + "".join(shown)
+    """A detector's entry in a legend: its AUC, and its gap where it has one. Intervals are in the other panels and the CSV."""
+    gap = f", gap {row['gap']:.3f}" if row["gap"] == row["gap"] else ""
+    return f"{look.label} {row['parameters']}".strip() + f": AUC {row['auc']:.3f}{gap}"
 
 
 def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Estimated, chance: float) -> None:
@@ -191,7 +194,8 @@ def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Esti
         for subset, line in rows.sort_values("lam").groupby("subset"):
             whole = subset == "all"
             style: Style = {"ls": "-"} if whole else {"ls": ":", "mfc": "white"}
-            style |= {"color": names.look(str(defense)).colour, "marker": "o", "ms": 4, "lw": 1.3}
+            look = names.look(str(defense))
+            style |= {"color": look.colour, "marker": look.marker, "ms": 5, "lw": 1.3}
             curve(axes, line["lam"], line, columns, style)
             cross_out(axes, line["lam"], line[columns[0]], line)
     base = table[(table["defense"] == BASELINE) & (table["subset"] == "all") & table["chosen"]]
@@ -203,24 +207,27 @@ def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Esti
 def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
     """A row for each classifier and attack: ROC curves of the chosen settings, and AUC and detection rate against λ."""
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = Figure(figsize=(11.0, 0.6 + 3.6 * len(groups)))
+    figure = Figure(figsize=(8.6, 0.6 + 3.0 * len(groups)))
     panels = figure.subplots(len(groups), 3, squeeze=False)
     for line, (classifier, attack) in zip(panels, groups, strict=True):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
         _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
         _against_lambda(line[1], rows, names, AUC, 0.5)
-        line[1].set(ylabel="AUC", ylim=(min(0.38, np.nanmin(rows["auc_low"]) - 0.02), 1.02))
+        line[1].set(ylabel="AUC", ylim=(-0.02, 1.02))
         _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
-        line[2].set(ylabel=f"True positive\n{RATE}", ylim=(-0.02, 1.02))
+        line[2].set(ylabel="True positive rate", ylim=(-0.02, 1.02))
         line[0].set_title(classifier, fontsize=9)
         line[1].set_title(attack, fontsize=9)
+        line[2].set_title(RATE, fontsize=9)
+    shown = [name for name in dict.fromkeys(table["defense"]) if name != BASELINE]
     handles = [
+        *defense_handles(names, shown),
         Line2D([], [], color="black", marker="o", ms=4, lw=1.3, label="all points"),
         Line2D([], [], color="black", marker="o", ms=4, lw=1.3, ls=":", mfc="white", label="points of Eq. 2"),
         Line2D([], [], color="black", ls="--", lw=1.1, label="1 - max F(x), all points"),
     ]
-    framed(figure, title, note, handles, 3)
+    framed(figure, title, note, handles, 5)
     return figure
 
 
@@ -228,7 +235,9 @@ def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how λ was chosen and what the checks say."""
     first = table[table["subset"] == "all"].iloc[0]
     by = chosen_on(int(first["selection_points"]))
-    note = f"λ of the ROC curves chosen on {by}; Eq. 2: clean image right, adversarial one wrong"
+    note = (
+        f"λ of the ROC curves chosen on {by}; gap: Eq. 11; Eq. 2: clean image right, adversarial one wrong; bands: 95 %"
+    )
     title = f"{cells['dataset'].iloc[0]}: detection, {int(first['points'])} clean points and as many adversarial"
     return title, lines(note, checks_note(cells))
 

@@ -2,7 +2,8 @@
 
 A thin line is of the study's first attack, in the paper an oblivious one; a bold line is of the worst case of all attacks
 at the same ε, point by point. Both go through the defense's settings, so that the way down from the one to the other at
-the same clean accuracy is what the first attack did not find.
+the same clean accuracy is what the first attack did not find. In a study with one setting of each defense there are no lines to
+draw: hollow markers are of the first attack and filled ones of the worst case, with that way down between them.
 """
 
 import json
@@ -141,31 +142,57 @@ def apart(values: npt.ArrayLike, least: float) -> npt.NDArray[np.bool_]:
     return found
 
 
-def _style(names: Names, defense: str, rows: pd.DataFrame) -> Style:
-    """How a defense's line under one attack is drawn: bold where the defense was known to an attack, or in a worst case."""
+def _single(shown: pd.DataFrame) -> bool:
+    """Whether no defense has more than one setting on its line, and some a worst case, so that there are only markers."""
+    lines_of = shown[shown["curve"]].groupby([*BALL, "classifier", "defense", "line"])
+    return bool((shown["line"] == WORST).any() and lines_of.size().max() == 1)
+
+
+def _style(names: Names, defense: str, rows: pd.DataFrame, *, single: bool = False) -> Style:
+    """How a defense's line under one attack is drawn: bold where the defense was known to an attack, or in a worst case.
+
+    single: whether there are markers alone.
+    """
     look, bold = names.look(defense), (rows["line"] == WORST).any() or (rows["knowledge"] == "adaptive").all()
     style: Style = {"color": look.colour, "marker": look.marker, "mew": 0.4, "clip_on": False}
     if defense == "none":
         return style | {"ls": "", "ms": 8 if bold else 6, "mew": 0.8, "mfc": look.colour if bold else "white"}
+    if single:
+        return style | {"ls": "", "ms": 6.2, "mew": 0.9, "mec": look.colour, "mfc": look.colour if bold else "white"}
     if not bold:
-        return style | {"lw": WIDTHS[0], "ms": 2.6, "alpha": 0.75}
+        return style | {"lw": WIDTHS[0], "ms": 3.2, "alpha": 0.8}
     dashes: Style = {"dashes": (2, 0.8)} if (rows["knowledge"] == "oblivious").any() else {}
     edge = "white" if look.marker in Line2D.filled_markers else look.colour
     return style | {"lw": WIDTHS[1], "ms": 4.6, "mec": edge} | dashes
 
 
-def _panel(axes: Axes, panel: pd.DataFrame, names: Names, spans: tuple[float, float]) -> None:
-    """One classifier's lines at one ε. spans: how far the axes reach in clean and in adversarial accuracy, in per cent."""
+def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, single: bool) -> None:
+    """One classifier's lines at one ε, or, where these are `single`, its markers."""
+    spans = [max(LEAST, float(100 * np.ptp(panel[name]))) for name in ("clean", "adversarial")]
     bare = panel[panel["defense"] == "none"].sort_values("line")
     for level in 100 * bare["adversarial"].tail(1):
         axes.axhline(level, color=names.look("none").colour, lw=0.7, ls=(0, (4, 3)), zorder=1)
     for (defense, line), rows in panel.groupby(["defense", "line"], sort=False):
         on, z = rows[rows["curve"]], 6 if defense == "none" else 4 if line == WORST else 3
-        axes.plot(100 * on["clean"], 100 * on["adversarial"], **_style(names, str(defense), rows), zorder=z)
+        look = _style(names, str(defense), rows, single=single)
+        axes.plot(100 * on["clean"], 100 * on["adversarial"], **look, zorder=z)
+    for defense, rows in panel.groupby("defense", sort=False) if single else ():
+        colour = names.look(str(defense)).colour
+        axes.plot(100 * rows["clean"], 100 * rows["adversarial"], color=colour, lw=0.9, alpha=0.6, zorder=2)
     ringed = panel[panel["ringed"]].sort_values(["adversarial", "clean"], ascending=False)
     x, y = 100 * ringed["clean"], 100 * ringed["adversarial"]
-    ring: Style = {"s": 46, "facecolors": "none", "edgecolors": "black", "lw": 0.8, "zorder": 7, "clip_on": False}
+    ring: Style = {
+        "s": 90 if single else 46,
+        "facecolors": "none",
+        "edgecolors": "black",
+        "lw": 0.8,
+        "zorder": 7,
+        "clip_on": False,
+    }
     axes.scatter(x, y, **ring)
+    if single:  # There is room for the bars of all that compete, and not for rings alone.
+        ringed = _competing(panel).sort_values(["ringed", "adversarial"], ascending=False)
+        x, y = 100 * ringed["clean"], 100 * ringed["adversarial"]
     upright, level = apart(x, APART * spans[0]), apart(y, APART * spans[1])
     plain: Style = {
         "fmt": "none",
@@ -184,48 +211,51 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names, spans: tuple[float, fl
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`, as wide as a column of a paper for one panel in a row and as two for several.
 
-    The classifiers at one ε stand in rows of three at most, and each ε begins a row; each panel says which it is where
-    there are several.
+    The classifiers at one ε stand in rows of three at most, and each ε begins a row, but where each has one classifier alone;
+    each panel says which it is where there are several. Each panel has axes of its own, since a classifier under a weaker or a
+    stronger attack leaves accuracies of another range.
     """
     shown = table[table["shown"]]
-    groups = [list(dict.fromkeys(found["classifier"])) for _, found in shown.groupby(BALL, sort=False)]
-    several, most = len(groups) > 1, max(map(len, groups))
+    by_ball = shown.groupby(BALL, sort=False)
+    rows = [[(ball, name) for name in dict.fromkeys(found["classifier"])] for ball, found in by_ball]
+    several, single = len(rows) > 1, _single(shown)
+    if several and max(map(len, rows)) == 1:
+        rows = [[panel for row in rows for panel in row]]
+    most = max(map(len, rows))
     across = -(-most // -(-most // A_ROW))
-    down = sum(-(-len(group) // across) for group in groups)
-    figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * down))
-    panels = figure.subplots(down, across, squeeze=False, sharex=True, sharey=True)
-    spans = max(LEAST, float(100 * np.ptp(shown["clean"]))), max(LEAST, float(100 * np.ptp(shown["adversarial"])))
-    row, lowest = 0, dict.fromkeys(range(across), panels[0, 0])
-    for axes in panels.flat:
-        axes.set_visible(False)
-    for group, (ball, found) in zip(groups, shown.groupby(BALL, sort=False), strict=True):
-        for at, classifier in enumerate(group):
-            axes = lowest[at % across] = panels[row + at // across, at % across]
-            axes.set_visible(True)
-            _panel(axes, found[found["classifier"] == classifier], names, spans)
+    rows = [row[at : at + across] for row in rows for at in range(0, len(row), across)]
+    figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * len(rows)))
+    panels = figure.subplots(len(rows), across, squeeze=False)
+    for line, row in zip(panels, rows, strict=True):
+        for axes in line[len(row) :]:
+            axes.set_visible(False)
+        for axes, (ball, classifier) in zip(line, row, strict=False):
+            found = by_ball.get_group(ball)
+            _panel(axes, found[found["classifier"] == classifier], names, single=single)
             told = f"{classifier}, ε = {epsilon_text(ball[1], ball[0])}" if several else classifier
             axes.set_title(told, fontsize=PRINT + 0.5)
-        row += -(-len(group) // across)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("Adversarial accuracy (%)")
-    for axes in lowest.values():  # nothing stands below it
-        axes.set_xlabel("Clean accuracy (%)")
-        axes.xaxis.set_tick_params(labelbottom=True)
-    figure.set_figheight(HIGH * down + framed(figure, title, note, _handles(shown, names), 5, size=PRINT - 0.5))
+            axes.set_xlabel("Clean accuracy (%)")
+        line[0].set_ylabel("Adversarial accuracy (%)")
+    handles = _handles(shown, names, single=single)
+    figure.set_figheight(HIGH * len(rows) + framed(figure, title, note, handles, 5, size=PRINT - 0.5))
     return figure
 
 
-def _handles(shown: pd.DataFrame, names: Names) -> list[Line2D]:
-    """The legend: no defense, the defenses, what thin and bold lines are of, and the rings."""
+def _handles(shown: pd.DataFrame, names: Names, *, single: bool) -> list[Line2D]:
+    """The legend: no defense, the defenses, what thin and bold lines or hollow and filled markers are of, and the rings."""
     worst, first = shown[shown["line"] == WORST], shown[shown["line"] == FIRST]
     handles = []
     for defense in dict.fromkeys(shown["defense"]):
-        style = _style(names, str(defense), worst if len(worst) else first)
-        style |= {"ls": (0, (4, 3)), "lw": 0.7} if defense == "none" else {"lw": 1.4, "dashes": (None, None)}
+        style = _style(names, str(defense), worst if len(worst) else first, single=single)
+        if defense == "none":
+            style |= {"ls": (0, (4, 3)), "lw": 0.7}
+        elif not single:
+            style |= {"lw": 1.4, "dashes": (None, None)}
         handles.append(Line2D([], [], **style, label=names.defense(str(defense))))
     for rows in (first, worst):
         for kind, some in rows[rows["defense"] != "none"].groupby("knowledge", sort=False):
-            style = _style(names, "", some) | {"color": "black", "marker": ""}
+            style = _style(names, "", some, single=single) | {"color": "black", "marker": "s" if single else ""}
+            style |= {"mec": "black", "mfc": "black" if some.iloc[0]["line"] == WORST else "white"} if single else {}
             handles.append(Line2D([], [], **style, label=_kind(some.iloc[0], str(kind), names)))
     chosen = "Undominated on selection" if (shown["choosing_points"] > 0).all() else "Undominated"
     handles.append(Line2D([], [], ls="", marker="o", ms=6.5, mfc="none", mec="black", mew=0.8, label=chosen))
@@ -244,9 +274,11 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     chosen, hidden = int(row["choosing_points"]), int((~table["shown"] & (table["line"] == FIRST)).sum())
     off = int((table["shown"] & ~table["curve"] & (table["line"] == FIRST)).sum())
     picked = chosen_on(chosen) + (", so that one may be dominated on those shown" if chosen else "")
+    # Where there are markers alone all have bars, and no defense has several settings of which a line shows some.
+    barred, rings = ("", "") if _single(table) else (" of ringed settings", ", and curves over several axes")
     note = [
-        f"{int(row['points'])} points; bars: 95 % intervals of ringed settings, where there is room",
-        f"rings: undominated, and curves over several axes, chosen on {picked}",
+        f"{int(row['points'])} images; bars: 95 % intervals{barred}, where there is room",
+        f"rings: undominated{rings}, chosen on {picked}",
         _worst_of(known),
     ]
     if off:
@@ -258,7 +290,8 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     if hidden:
         note.append(f"settings that give up over {100 * SHOWN:.0f} points of clean accuracy, not shown: {hidden}")
     called = names.threat(row) if len(known) == 1 else f"{names.attack(row)}, {row['goal']}"
-    return f"{row['dataset']}: {called}", lines("; ".join(note), checks_note(table[table["shown"]]))
+    worst = ", and the worst case" if (table["line"] == WORST).any() else ""
+    return f"{row['dataset']}: {called}{worst}", lines("; ".join(note), checks_note(table[table["shown"]]))
 
 
 def _worst_of(known: Sequence[pd.DataFrame]) -> str:

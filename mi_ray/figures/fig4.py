@@ -10,9 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import NullLocator
 
-from mi_ray.figures.names import Names, parameters, radii_text
-from mi_ray.figures.panels import ACCURACY, BAND, Style, cross_out, curve, framed, lines, save_drawing, styled
+from mi_ray.figures.names import Names, epsilon_text, parameters, radii_text
+from mi_ray.figures.panels import ACCURACY, BAND, Style, bars, cross_out, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
@@ -95,13 +96,16 @@ def _panel(axes: Axes, rows: pd.DataFrame, styles: dict[str, Style]) -> None:
                 low, high = 100 * row["accuracy_low"], 100 * row["accuracy_high"]
                 axes.axhspan(low, high, color=str(style["color"]), alpha=BAND / 2, lw=0)
             continue
-        curve(axes, group["samples"], group, ACCURACY, style, 100)
-        cross_out(axes, group["samples"], 100 * group["accuracy"], group)
+        x, y = group["samples"], 100 * group["accuracy"]
+        axes.errorbar(x, y, bars(group, ACCURACY, 100), color=str(style["color"]), lw=0.9, capsize=2, fmt="none")
+        axes.plot(x, y, **style)
+        cross_out(axes, x, y, group, size=70)
 
 
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`: a column for each defended classifier, a row for each number of steps."""
     columns = table[[*PANEL, "defense", "defense_params"]].drop_duplicates()
+    several = len(table[["norm", "epsilon"]].drop_duplicates()) > 1
     lengths = sorted(table["steps"].unique())
     figure = Figure(figsize=(1.0 + 3.0 * len(columns), 1.5 + 2.0 * len(lengths)))
     panels = figure.subplots(len(lengths), len(columns), squeeze=False, sharex=True, sharey="col")
@@ -111,11 +115,17 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
             own = (table[list(column.index)] == column).all(axis=1) & (table["steps"] == steps)
             _panel(axes, table[own], styles)
             defended = f"{column['classifier']} + {names.defense(column['defense'])}"
-            axes.set_title(f"{defended} ({parameters(column['defense_params'])}), {steps:.0f} steps", fontsize=8)
+            ball = f", ε = {epsilon_text(column['epsilon'], column['norm'])}" if several else ""
+            told = f"{defended} ({parameters(column['defense_params'])}){ball}, {steps:.0f} steps"
+            axes.set_title(told, fontsize=8)
+            axes.set_ylim(bottom=0)
         line[0].set_ylabel("Accuracy (%)")
     for axes in panels[-1]:
         axes.set_xlabel("samples in each step, $N_A$")
-        axes.set_xticks(sorted(set(table["samples"].dropna())))
+        axes.set_xscale("log")  # Few samples lie close together, and there the curves bend.
+        samples = sorted({int(found) for found in table["samples"].dropna()})
+        axes.set_xticks(samples, [str(found) for found in samples])
+        axes.xaxis.set_minor_locator(NullLocator())
     handles = [Line2D([], [], label=name, **style) for name, style in styles.items()]
     framed(figure, title, note, handles, 2)
     return figure
@@ -125,7 +135,7 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, which names ε, and the note that says how many points there are and what the checks say."""
     row = table.iloc[0]
     radii = radii_text(table)
-    note = f"{int(row['points'])} points; bands: 95 % over points"
+    note = f"{int(row['points'])} images; bars and grey bands: 95 % intervals over images"
     note = lines(note, checks_note(table[~table["what"].isin(LINES)]))
     return f"{row['dataset']}: adaptive attacks, ε = {radii}", note
 

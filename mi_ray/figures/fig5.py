@@ -13,10 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mi_ray.choice import SETTING
-from mi_ray.figures.names import Names, Row, parameters
+from mi_ray.figures.names import Names, parameters
 from mi_ray.figures.panels import save_figure, styled
 from mi_ray.figures.reading import finished, read_study, records_of
-from mi_ray.figures.verdict_marks import checks_note, mark
+from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store, once
 from mi_ray.store.schemas import EXAMPLES
 from mi_ray.threat_model import WORST_CASE
@@ -29,14 +29,17 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """The images of one cell: clean and adversarial [points, H, W, C], and the answers to each (columns of `answers`).
+    """The images that one attack made: clean and adversarial [points, H, W, C], and what is answered to each.
 
-    answers: label, and of F and of the defense on clean and on adversarial inputs: clean_f, clean_defense, f, defense.
+    label: the true one of each point. clean_answers, answers: what F and the settings that met these images answer, a column
+    each: "F", and the letters by which the title names the settings.
     """
 
     title: str
     clean: Array
     adversarial: Array
+    label: "pd.Series[int]"
+    clean_answers: pd.DataFrame
     answers: pd.DataFrame
 
 
@@ -67,9 +70,10 @@ def best_images(rows: pd.DataFrame, stop: int, points: list[int]) -> Array:
 
 
 def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[list[Strip], pd.DataFrame]:
-    """A strip for each cell that is shown, and those cells: the first `MOST` adaptive ones, else defended, else any.
+    """A strip for the images of each attack that is shown, with the settings that met them, and the cells of all.
 
-    cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
+    The cells are the first `MOST` adaptive ones, else defended, else any; an oblivious attack's images are the same for all
+    settings on a classifier. cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
     """
     own = finished(cells, NEEDS)
     attacked = own[~own["attack"].isin(["none", WORST_CASE])]
@@ -81,34 +85,39 @@ def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[
     examples = store.read_table(f"studies/{study}/examples.parquet", EXAMPLES).to_pandas().head(SHOWN)
     clean = own[own["attack"] == "none"].set_index(SETTING)["cell"]
     shown = chosen.head(MOST)
-    threats = zip(names.threats(shown), shown.iterrows(), strict=True)
-    strips = []
-    for threat, (_, row) in threats:
-        defended = f"{row['classifier']} + {names.defense(row['defense'])} ({parameters(row['defense_params'])})"
-        title = f"{defended}: {threat} {mark(row)}"
-        strips.append(_strip(store, row, title, clean[tuple(row[SETTING])], examples))
-    return strips, shown
+    shown = shown.assign(
+        threat=names.threats(shown),
+        before=[clean[tuple(row[SETTING])] for _, row in shown.iterrows()],
+        images=[_images_of(json.loads(work)) for work in shown["work"]],
+    )
+    return [_strip(store, rows, names, examples) for _, rows in shown.groupby("images", sort=False)], shown
 
 
-def _strip(store: Store, row: Row, title: str, clean: str, examples: pd.DataFrame) -> Strip:
-    """The strip of an attacked cell. clean: the cell of the same setting without an attack."""
-    points, work = examples["point"].tolist(), json.loads(row["work"])
-    key = work["adversarial"]
+def _images_of(work: dict[str, Any]) -> tuple[object, ...]:
+    """What cells share that are on the very same adversarial images. work: as cells.parquet has it."""
+    return work["adversarial"], work["stop"], work.get("within")
+
+
+def _strip(store: Store, rows: pd.DataFrame, names: Names, examples: pd.DataFrame) -> Strip:
+    """The strip of the attacked cells on the same images. rows: with `threat`, and in `before` the cell without an attack."""
+    points, first = examples["point"].tolist(), rows.iloc[0]
+    key, stop, within = first["images"]
     blocks = [store.read_block("adversarial", key, block)[0] for block in store.blocks("adversarial", key)]
-    rows = once(pa.concat_tables(blocks)).to_pandas()
-    before, after = (records_of(store, cell).set_index("point").loc[points] for cell in (clean, row["cell"]))
-    answers = {
-        "label": after["label"],
-        "clean_f": before["predicted_undefended"],
-        "clean_defense": before["predicted"],
-        "f": after["predicted_undefended"],
-        "defense": after["predicted"],
-    }
+    stored = once(pa.concat_tables(blocks)).to_pandas()
+    letters, answers, called = "ABCDEFGH", {}, []
+    for letter, (_, row) in zip(letters, rows.iterrows(), strict=False):
+        before, after = (records_of(store, row[name]).set_index("point").loc[points] for name in ("before", "cell"))
+        answers["F"] = before["predicted_undefended"], after["predicted_undefended"]
+        answers[letter] = before["predicted"], after["predicted"]
+        setting = " ".join([names.defense(row["defense"]), parameters(row["defense_params"])]).strip()
+        called.append(f"{letter}: {setting}")
     pictures = np.stack([image(flat) for flat in examples["image"]])
-    found = best_images(rows, work["stop"], points)
-    if "within" in work:  # An image that lies farther away is the clean one, which no pixel of it differs from.
+    found = best_images(stored, stop, points)
+    if within is not None:  # An image that lies farther away is the clean one, which no pixel of it differs from.
         found = np.where((after["linf"] > 0).to_numpy()[:, None, None, None], found, pictures)
-    return Strip(title, pictures, found, pd.DataFrame(answers))
+    title = f"{first['classifier']}, {first['threat']}; {', '.join(called)}"
+    each = (pd.DataFrame({name: pair[at] for name, pair in answers.items()}) for at in (0, 1))
+    return Strip(title, pictures, found, after["label"], *each)
 
 
 def _show(axes: Axes, picture: Array, said: list[tuple[str, bool]]) -> None:
@@ -130,21 +139,20 @@ def _show(axes: Axes, picture: Array, said: list[tuple[str, bool]]) -> None:
 
 
 def _said(strip: Strip, at: int, which: str) -> list[tuple[str, bool]]:
-    answers = strip.answers.iloc[at]
-    names = ("clean_f", "clean_defense") if which == "clean" else ("f", "defense")
-    told = [
-        (f"{who}: {answers[name]}", bool(answers[name] == answers["label"]))
-        for who, name in zip(("F", "D"), names, strict=True)
-    ]
-    return [(f"label {answers['label']}", True), *told] if which == "clean" else told
+    """What is written under an image, and whether it is right."""
+    label = strip.label.iloc[at]
+    answers = (strip.clean_answers if which == "clean" else strip.answers).iloc[at]
+    told = [(f"{who}: {answer}", bool(answer == label)) for who, answer in answers.items()]
+    return [(f"label {label}", True), *told] if which == "clean" else told
 
 
 def draw(strips: list[Strip], note: str) -> Figure:
     """Three rows of images for each strip: clean, adversarial, and the difference amplified to the full grey range."""
     count = len(strips[0].clean)
-    size = (0.9 + 0.78 * count, 0.4 + 3.5 * len(strips))
+    heights = [3.2 + 0.3 * len(strip.answers.columns) for strip in strips]
+    size = (0.9 + 0.78 * count, 0.4 + sum(heights))
     figure = Figure(figsize=size)
-    parts: Any = figure.subfigures(len(strips), 1, squeeze=False)[:, 0]
+    parts: Any = figure.subfigures(len(strips), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, strip in zip(parts, strips, strict=True):
         delta = strip.adversarial - strip.clean
         largest = float(np.abs(delta).max())
@@ -155,7 +163,7 @@ def draw(strips: list[Strip], note: str) -> Figure:
             for at, axes in enumerate(line):
                 _show(axes, pictures[at], _said(strip, at, name) if name in ("clean", "adversarial") else [])
             line[0].set_ylabel(name, fontsize=7)
-        part.suptitle(strip.title, fontsize=8)
+        part.suptitle(textwrap.fill(strip.title, int(14 * size[0])), fontsize=8)
     figure.suptitle(textwrap.fill(note, int(17 * size[0])), fontsize=6.5, color="#444444")
     return figure
 
@@ -164,7 +172,7 @@ def make(store: Store, study: str) -> list[str]:
     """Draw Fig. 5 of a study into its folder, as PNG and PDF."""
     cells, names = read_study(store, study)
     strips, shown = facts(store, study, cells, names)
-    note = "F: the classifier alone, D: behind the defense; wrong answers are coloured"
+    note = "F: the classifier alone, A and so on: behind a defense; wrong answers are coloured"
     with styled():
         figure = draw(strips, "; ".join(part for part in (note, checks_note(shown)) if part))
         return save_figure(store, study, "fig5", figure)

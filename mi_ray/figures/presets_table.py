@@ -189,7 +189,7 @@ def _panel(axes: Axes, rows: pd.DataFrame, variants: list[str], defenses: list[s
         look, error = names.look(defense), bars(mine, ("change", "change_low", "change_high"), 100)
         style: Style = {"color": look.colour, "marker": look.marker, "ls": "none", "ms": 4, "elinewidth": 0.8}
         axes.errorbar(100 * mine["change"], y, xerr=error, **style)
-        cross_out(axes, 100 * mine["change"], y, mine)
+        cross_out(axes, 100 * mine["change"], y, mine, size=48)
     for place in range(len(variants) - 1):
         axes.axhline(place + 0.5, color="#DDDDDD", lw=0.6)
     axes.grid(visible=False, axis="y")

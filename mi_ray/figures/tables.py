@@ -7,6 +7,21 @@ if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
 
 
 MISSING = "–"
+# What LaTeX would take for a command, and signs that its fonts lack.
+IN_LATEX = str.maketrans(
+    {
+        **{sign: rf"\{sign}" for sign in "%_&#${}"},
+        "\\": r"\textbackslash{}",
+        "^": r"\textasciicircum{}",
+        "~": r"\textasciitilde{}",
+        "ε": r"$\epsilon$",
+        "✓": r"\checkmark",
+        "✗": r"$\times$",
+        "≤": r"$\le$",
+        "–": "--",
+        "†": r"$^\dagger$",
+    }
+)
 
 
 def percent(value: float, low: float, high: float) -> str:
@@ -21,9 +36,9 @@ def points(value: float, low: float, high: float) -> str:
 
 def markdown(text: "pd.DataFrame", note: str) -> str:
     """A pipe table with a note below it."""
-    lines = ["| " + " | ".join(text.columns) + " |", "|" + " --- |" * len(text.columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in text.itertuples(index=False)]
-    return "\n".join(lines) + f"\n\n{note}\n"
+    lines = [list(text.columns), ["---"] * len(text.columns), *text.itertuples(index=False)]
+    rows = ["| " + " | ".join(value.replace("|", r"\|") for value in line) + " |" for line in lines]
+    return "\n".join(rows) + f"\n\n{note}\n"
 
 
 def latex(text: "pd.DataFrame", note: str) -> str:
@@ -36,6 +51,4 @@ def latex(text: "pd.DataFrame", note: str) -> str:
 
 
 def _escape(value: str) -> str:
-    plain = value.replace("%", r"\%").replace("_", r"\_").replace("&", r"\&").replace("ε", r"$\epsilon$")
-    plain = plain.replace("✓", r"\checkmark").replace("✗", r"$\times$").replace("≤", r"$\le$").replace("–", "--")
-    return plain.replace("†", r"$^\dagger$")
+    return value.translate(IN_LATEX)

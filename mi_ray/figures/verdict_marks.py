@@ -58,7 +58,13 @@ def checks_note(cells: "pd.DataFrame") -> str:
     failed = [name for _, row in attacked.iterrows() for name in failed_checks(row)]
     counted = ", ".join(f"{name} ({failed.count(name)})" for name in dict.fromkeys(failed))
     crossed = f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
-    told = {OBLIVIOUS: _some_oblivious(attacked), ONE_DRAW: _chosen_by_itself(attacked), crossed: bool(crossed)}
+    judged = bool(attacked["verdict"].isin(MARKS).any())
+    told = {
+        OBLIVIOUS: _some_oblivious(attacked) and judged,
+        "no control of these attacks was run": not judged,
+        ONE_DRAW: _chosen_by_itself(attacked),
+        crossed: bool(crossed),
+    }
     return "; ".join(text for text, there in told.items() if there)
 
 

@@ -274,11 +274,6 @@ def test_checks_run_on_their_points_alone_and_judge_every_cell(several: Several)
     store, cells = Store(several.folder / "results"), several.cells("checked")
     assert (cells["state"] == "done").all(), several.done.stdout + several.done.stderr
     attacked = cells[cells["attack"] != "none"]
-    assert set(attacked["verdict"]) <= {
-        "passed",
-        "failed",
-        "not run",
-    }  # the reference is blind where nothing is learned
     adaptive = json.loads(attacked[attacked["attack"] == "eot_pgd"]["checks"].iloc[0])
     silent = {name for name, found in adaptive.items() if found["state"] == "not run"}
     assert silent <= {

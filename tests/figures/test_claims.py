@@ -164,7 +164,7 @@ def test_what_others_measured_stands_beside_the_claim_that_speaks_of_it() -> Non
             "classifier": [found.classifier for found in claims],
             "attack": [str(found.attack["called"]) for found in claims],
             "variant": [found.variant or "honest" for found in claims],
-            **{"left": 0.4, "right": 0.3, "value": 0.1, "low": 0.05, "high": 0.15},
+            **{"left": 0.4, "right": 0.3, "value": 0.1, "low": 0.05, "high": 0.15, "checks": "✗ ✓"},
         }
     )
     for low, high, expected in ((0.05, 0.15, "same"), (-0.15, -0.05, "opposite"), (-0.1, 0.1, "open")):
@@ -172,6 +172,7 @@ def test_what_others_measured_stands_beside_the_claim_that_speaks_of_it() -> Non
         adds = found[~found["Of what"].str.startswith("clean")]
         assert set(adds["Direction"]) == {expected}
     assert found["Here"].iloc[0].startswith("40.0 − 30.0 = +10.0")
+    assert (found["Here / there"].iloc[0], found["Checks"].iloc[0]) == ("0.56", "✗ ✓")  # 10 points of the 17.8 there
 
 
 def test_what_the_paper_measured_is_what_its_table_says() -> None:

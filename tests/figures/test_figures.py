@@ -203,7 +203,7 @@ def test_a_worst_case_at_another_radius_is_not_drawn(cells: pd.DataFrame) -> Non
     assert set(fig3b.facts(worst)["line"]) == {"first"}
 
 
-def test_panels_share_their_axes_and_stand_in_at_most_threes(cells: pd.DataFrame) -> None:
+def test_panels_have_axes_of_their_own_and_stand_in_at_most_threes(cells: pd.DataFrame) -> None:
     others = [cells.assign(classifier=name, classifier_key=name) for name in ("b", "c", "d")]
     weak = others[2]["attack"] == "pgd"
     others[2].loc[weak, "accuracy"] -= 0.1
@@ -211,7 +211,7 @@ def test_panels_share_their_axes_and_stand_in_at_most_threes(cells: pd.DataFrame
     figure = fig3b.draw(table, NAMES, "title", "note")
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["mixup", "b", "c", "d"]
-    assert len({(axes.get_xlim(), axes.get_ylim()) for axes in panels}) == 1
+    assert [axes.get_ylim() == panels[0].get_ylim() for axes in panels] == [True, True, True, False]
     assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2
 
 
@@ -223,7 +223,8 @@ def test_each_radius_of_the_first_attack_has_its_panels_and_is_judged_in_them_al
     figure = fig3b.draw(table, NAMES, *fig3b.describe(table, NAMES))
     panels = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in panels] == ["mixup, ε = 8/255", "mixup, ε = 4/255"]
-    assert [axes.get_xlabel() for axes in panels] == ["", "Clean accuracy (%)"]
+    assert [axes.get_xlabel() for axes in panels] == ["Clean accuracy (%)"] * 2
+    assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 1  # one classifier each: side by side
     alone = fig3b.facts(cells)
     one = table[table["epsilon"] == 8 / 255].reset_index(drop=True)
     pd.testing.assert_frame_equal(one.drop(columns="others"), alone.drop(columns="others"))
@@ -232,6 +233,21 @@ def test_each_radius_of_the_first_attack_has_its_panels_and_is_judged_in_them_al
     assert title == "digits: PGD-10, untargeted"
     assert "no worst case: the study has one attack at each ε" in note
     assert "further attacks of the study, not shown: 1" in note
+
+
+def test_of_one_setting_a_defense_there_are_markers_alone_hollow_first_and_filled_in_the_worst_case(
+    cells: pd.DataFrame,
+) -> None:
+    of_all = with_worst(cells, none=0.02, lam50=0.02, lam70=0.02, lam90=0.02)
+    table = fig3b.facts(of_all[of_all["defense_params"].isin(["{}", json.dumps({"lam": 0.5})])])
+    title, note = fig3b.describe(table, NAMES)
+    assert title.endswith(", and the worst case")
+    assert "bars: 95 % intervals, where there is room; rings: undominated, chosen" in note
+    axes = fig3b.draw(table, NAMES, title, note).axes[0]
+    marked = [line for line in axes.get_lines() if line.get_marker() not in ("", "None", "*", "_", "|")]
+    faces = {(float(line.get_ydata()[0]) == 2.0, line.get_markerfacecolor() == "white") for line in marked}  # type: ignore[index]
+    assert faces == {(True, False), (False, True)}
+    assert {line.get_linestyle() for line in marked} == {"None"}
 
 
 def test_a_radius_with_fewer_classifiers_leaves_places_of_its_row_empty(cells: pd.DataFrame) -> None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from mi_ray.figures.panels import ACCURACY, bars, curve, defense_handles, framed, lines, show_percent, styled
-from mi_ray.figures.tables import latex, percent, points
+from mi_ray.figures.tables import latex, markdown, percent, points
 
 
 def estimated(*rows: tuple[float, float, float]) -> pd.DataFrame:
@@ -104,6 +104,12 @@ def test_latex_escapes_what_it_would_take_for_its_own() -> None:
     text = latex(pd.DataFrame({"A": ["crop & pad"], "B": ["a_b"], "C": ["5 %"], "D": ["≤ 1 ✗"]}), "note")
     assert r"crop \& pad & a\_b & 5 \% & $\le$ 1 $\times$ \\" in text
     assert r"\begin{tabular}{lllr}" in text
+    named = latex(pd.DataFrame({name: [r"C# {x}$1 ^~\y"] for name in "abc"}), "note")
+    assert r"C\# \{x\}\$1 \textasciicircum{}\textasciitilde{}\textbackslash{}y" in named
+
+
+def test_a_name_with_a_bar_is_one_cell_of_a_markdown_table() -> None:
+    assert markdown(pd.DataFrame({"Name": ["a|b"]}), "note").splitlines()[2] == r"| a\|b |"
 
 
 def test_a_figure_looks_the_same_whatever_the_callers_settings_are_and_leaves_them() -> None:

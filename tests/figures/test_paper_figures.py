@@ -14,7 +14,7 @@ import pytest
 from helpers.frames import NAMES, adaptive, cell, eot_pgd, failed, frame, pgd
 from matplotlib.collections import PolyCollection
 
-from mi_ray.figures import epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
+from mi_ray.figures import claims, epsilon_curve, fig2, fig3a, fig4, fig5, paper_table, presets_table, table2, table3
 from mi_ray.figures.reading import read_study
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, write_cells
@@ -232,6 +232,62 @@ def test_fig2_leaves_out_draws_that_another_study_added_to_a_shared_block(store:
     assert fig2.outputs(store, "k", [10, 11, 12], 5, 2) == pytest.approx(values - 1.0, abs=1e-6)
 
 
+def test_each_defense_is_read_at_its_own_n_and_a_claim_at_the_attack_and_variant_that_it_names(store: Store) -> None:
+    """As under the released code's choices, where MI-PL takes 10 executions and MI-OL 30."""
+    rng = np.random.default_rng(2)
+    write_outputs(store, "bare", np.eye(4))
+    rows = [cell("f", "none", {}, "none", 0.9, executions=1, work={"undefended": "bare"})]
+    truth = {}
+    for attack, variant in (("pgd", ""), ("mim", ""), ("pgd", "as_published")):
+        write_outputs(store, f"adv{attack}{variant}", np.eye(4)[[1, 2, 3, 0]])
+        for defense, n in (("mi_pl", 10), ("mi_ol", 30)):
+            name = f"{attack}{variant}{defense}"
+            mixed, pair = rng.random((4, 4)), rng.random((4, 4))
+            write_outputs(store, f"mix{name}", mixed, executions=n)
+            write_outputs(store, f"pair{name}", pair, executions=n)
+            work = {
+                "undefended": f"adv{attack}{variant}",
+                "outputs": [[f"mix{name}", n]],
+                "counterparts": [f"pair{name}"],
+            }
+            told = {"executions": n, "work": work, "variants": [variant], "points": 4, "selection_points": 0}
+            rows.append(cell("f", defense, {"lam": 0.5}, attack, 0.4, **told))
+            write_records(store, rows[-1]["cell"], label=[0, 1, 2, 3])
+            truth[attack, variant, defense] = mixed[np.arange(4), np.arange(4)].mean()
+    rows[0] |= {"variants": ["", "as_published"], "points": 4, "selection_points": 0}
+    write_records(store, rows[0]["cell"], label=[0, 1, 2, 3])
+    stored_cell(store, rows)
+    found, _, classes = fig2.settings_of(store, read_cells(store, "s"))
+    assert (sorted(found), classes) == ([("f", "mi_ol", 0.5), ("f", "mi_pl", 0.5)], 4)
+    asked = [
+        claims.Claim(
+            text="",
+            where="",
+            study="s",
+            kind="mechanism",
+            classifier="f",
+            left={"defense": defense, "curve": "F_y"},
+            right={},
+            attack={"attack": attack, "called": attack},
+            is_="above",
+            variant=variant,
+            lam=0.5,
+        )
+        for attack, variant, defense in truth
+    ]
+    table = claims.facts(store, asked)
+    assert table["value"].to_numpy() == pytest.approx(np.array([*truth.values()]), abs=1e-6)
+    met = [
+        replace(each, kind="condition", left={"defense": "mi_pl"}, right=right)
+        for each in asked[:1]
+        for right in ({}, each.left)
+    ]
+    alone, against_itself = claims.facts(store, met)["value"]
+    changes = found["f", "mi_pl", 0.5]
+    share = ((changes["G_y"] > 0.5) & (changes["G_pred"] < -0.5)).mean()
+    assert (alone, against_itself) == (pytest.approx(share - 0.5), 0.0)
+
+
 @pytest.mark.parametrize("mechanisms", [False, True])
 def test_fig2_is_drawn_from_a_store(store: Store, mechanisms: bool) -> None:
     rng, labels = np.random.default_rng(1), [0, 1, 2, 3]
@@ -354,15 +410,17 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     left, middle, right = figure.axes
     assert (left.get_xlabel(), left.get_title()) == ("False positive rate", "mixup")
     assert (middle.get_xlabel(), middle.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
-    assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive\nrate at 5 % false positives")
+    assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive rate")
+    assert right.get_title() == "At 5 % false positives"
     for axes, number in ((middle, "auc"), (right, "tpr")):
-        drawn = {line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() == "o"}  # type: ignore[index]
+        marked = {NAMES.look(name).marker for name in ("mi_pl", "mi_ol")}
+        drawn = {line.get_ydata()[0] for line in axes.get_lines() if line.get_marker() in marked}  # type: ignore[index]
         assert drawn == set(table.loc[table["lam"].notna(), number])
     told = table[table["chosen"] & (table["subset"] == "all")].iloc[0]
-    assert f"{told['tpr']:.3f} [{told['tpr_low']:.3f}" in left.get_legend().get_texts()[0].get_text()
+    assert f"AUC {told['auc']:.3f}, gap {told['gap']:.3f}" in left.get_legend().get_texts()[0].get_text()
     curves = [text.get_text().split(":")[0] for text in left.get_legend().get_texts()]
     assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.5"]
-    assert [("DG" in text.get_text()) for text in left.get_legend().get_texts()] == [True, False, True]
+    assert [("gap" in text.get_text()) for text in left.get_legend().get_texts()] == [True, False, True]
     assert len(fig3a.make(store, "s")) == 3
 
 
@@ -484,13 +542,34 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     stored_cell(store, [before, after])
     (strip,), _ = fig5.facts(store, "s", *read_study(store, "s"))
     assert strip.adversarial == pytest.approx(0.6)
-    assert strip.answers.iloc[0].to_dict() == {"label": 1, "clean_f": 1, "clean_defense": 1, "f": 2, "defense": 1}
+    told = strip.label.iloc[0], strip.clean_answers.iloc[0].to_dict(), strip.answers.iloc[0].to_dict()
+    assert told == (1, {"F": 1, "A": 1}, {"F": 2, "A": 1})
+    assert strip.title.endswith("; A: mi_ol lam=0.6")
     drawn = fig5.draw([strip], "").axes  # two clean images, the two that were moved, and the differences amplified
     assert [float(np.mean(axes.images[0].get_array())) for axes in drawn] == pytest.approx(
         [0.5, 0.5, 0.6, 0.6, 1.0, 1.0]
     )
     assert [text.get_color() for text in drawn[2].texts] == ["#D55E00", "black"]  # F is wrong, the defense is not
     assert fig5.make(store, "s") == ["studies/s/figures/fig5.png", "studies/s/figures/fig5.pdf"]
+
+    def of(lam: float, **changes: Any) -> list[dict[str, Any]]:
+        """A further setting, clean and attacked, with what it answers under attack."""
+        pair = [
+            cell("iat", "mi_ol", {"lam": lam}, "none", 0.9, work=None),
+            cell("iat", "mi_ol", {"lam": lam}, "eot_pgd", 0.4, **adaptive(5), work={**work, **changes}),
+        ]
+        for row in pair:
+            write_records(store, row["cell"], label=[1, 2], predicted=[1, 9], predicted_undefended=[1, 2])
+        return pair
+
+    work = {"adversarial": "adv", "stop": 5}
+    same, apart = of(0.7), of(0.8, adversarial="other")
+    store.write_block("adversarial", "other", 0, 2, pa.Table.from_pylist(rows, schema=ADVERSARIAL), {"stops": [5]})
+    stored_cell(store, [before, after, *same, *apart])
+    both, alone = fig5.facts(store, "s", *read_study(store, "s"))[0]
+    assert (list(both.answers), list(alone.answers)) == (["F", "A", "B"], ["F", "A"])
+    assert both.answers.iloc[1].to_dict() == {"F": 2, "A": 3, "B": 9}
+    assert len(fig5.draw([both, alone], "").axes) == 12
 
 
 # Presets
