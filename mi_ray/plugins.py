@@ -249,9 +249,12 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
             return
         if not found.isfinite().all():
             yield "transform must return finite pixels"
-        if not found.requires_grad or torch.autograd.grad(found.sum(), leaf)[0].abs().max() == 0:
+        gradient = torch.autograd.grad(found.sum(), leaf)[0] if found.requires_grad else torch.zeros(1)
+        if gradient.abs().max() == 0:
             yield "the gradient must reach the images; where it cannot, write backward_transform"
             return
+        if not gradient.isfinite().all():
+            yield "the gradient must be finite, where a pixel is exactly 0 or 1, too: clamp before a power or a logarithm"
 
 
 def _objective(objective: Objective) -> Problems:

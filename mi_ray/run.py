@@ -18,9 +18,10 @@ from mi_ray.own_code import look_in
 from mi_ray.plan.work import Until
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
+from mi_ray.store.keys import canonical
 from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import read_manifest, report_path, seal, seal_figures, study_state
-from mi_ray.sweep_files import SweepSource, find_sweep, load_sweep
+from mi_ray.sweep_files import SweepSource, find_sweep, load_sweep, parse_yaml
 
 if TYPE_CHECKING:  # What takes seconds to import is imported by the functions that need it.
     import pandas as pd
@@ -350,6 +351,11 @@ class _Runs:
         from mi_ray.cluster import run_study
 
         sweep = study.sweep
+        if differ := _differences(store, sweep):
+            self._tell(
+                f"note: {sweep.name} in {store.uri} was a sweep with other values of {', '.join(differ)}, and becomes this one; "
+                "what both need is computed once, and `mi-ray gc` finds what only the other one needed"
+            )
         drawn = Drawn((), {})
 
         def draw_again(store: Store, name: str) -> None:
@@ -385,6 +391,21 @@ class _Runs:
 
     def _tell(self, text: str) -> None:
         self.console.print(text, style="yellow", highlight=False, markup=False)
+
+
+def _differences(store: Store, sweep: Sweep) -> list[str]:
+    """The keys of a sweep, but for its figures and resources, that its study in the store had other values of."""
+    path = f"studies/{sweep.name}/study.yaml"
+    if not store.exists(path):
+        return []
+    try:
+        before = parse_yaml(path, store.read_bytes(path).decode())
+    except ValueError:
+        return []  # It is damaged, and written anew.
+    now = sweep.document()
+    known = before if isinstance(before, dict) else {}
+    keys = [key for key in now if key in known and key not in ("figures", "resources")]
+    return [key for key in keys if canonical(known[key]) != canonical(now[key])]
 
 
 def _failures(outcome: "Outcome") -> dict[str, str]:

@@ -90,6 +90,11 @@ DEFENSE = [
         "return x.detach() + ",
         "the gradient must reach the images; where it cannot, write backward_transform",
     ),
+    (
+        "return x + ",
+        "return x.sqrt() + ",
+        "the gradient must be finite, where a pixel is exactly 0 or 1, too: clamp before a power or a logarithm",
+    ),
     ('"amplitude": 0.0', '"amplitude": 0.3', "with the parameters of identity() the probabilities must be those of F"),
     ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
 ]

@@ -1,5 +1,6 @@
 """A sweep run from Python: what the result says, what is drawn, what fails and what is left alone. No Ray is started."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from helpers.studies import DEFENSE_GRID, TINY, Tiny, derived, finish, problems_in, tiny
 from helpers.sweeps import document
+from rich.console import Console
 
 import mi_ray
 import mi_ray.cluster
@@ -117,7 +119,7 @@ def test_a_stage_that_there_is_not_is_refused_before_any_work(out: str, computed
 
 def test_progress_is_printed_unless_it_is_silenced(out: str, computed: Any, capsys: Any) -> None:
     mi_ray.run_sweep(SWEEP, out, seed=1, until="train")
-    assert capsys.readouterr().out == "progress\n"
+    assert capsys.readouterr().out.endswith("\nprogress\n")  # after the note that the study was another one
 
 
 def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
@@ -327,3 +329,17 @@ def test_a_log_has_the_events_of_its_own_thread_and_not_of_the_one_that_it_waits
         ["first"],
         ["second"],
     ]
+
+
+def test_a_study_that_was_another_sweep_is_told_before_it_becomes_this_one(out: str, computed: Any) -> None:
+    said = list[Console]()
+    for changes in ({"seed": 1}, {"seed": 1}, {"seed": 2, "draws": 1, "figures": []}):
+        said.append(Console(file=io.StringIO(), width=400))
+        run_sweeps([SWEEP], out, set=changes, progress=said[-1])
+    told = [console.file.getvalue() for console in said]  # type: ignore[attr-defined]
+    assert ["was a sweep with other values of" in text for text in told] == [
+        True,
+        False,
+        True,
+    ]  # the store has one of seed 0
+    assert "other values of seed, draws, and becomes" in told[2]

@@ -1,7 +1,9 @@
 """A study from end to end, one stage after another: train, attack, evaluate, write the cells, check, write them again."""
 
 import time
+from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Any
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.cluster import precision
@@ -136,6 +138,16 @@ def derive_records(session: Session, plan: Plan) -> DerivedRows:
         return write_records(session.bench.results, plan, points, session.cause_of, shown.advance)
 
 
+def _tell_of_chance(session: Session, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Say which classifiers that were not trained here answer clean images near chance, as one without its weights does."""
+    given = {work.key: work.entry.name for work in session.planner.classifiers if work.objective is None}
+    for row in rows:
+        bare = (row["attack"], row["defense"], row["state"]) == ("none", "none", "done")
+        if bare and row["classifier_key"] in given:
+            remedy = "are these its weights, and its classes in the order of the dataset's?"
+            session.tell_near_chance(f"{given[row['classifier_key']]} has", row["accuracy"], remedy)
+
+
 def judge_and_write(session: Session, plan: Plan, records: DerivedRows, *, checking: bool = False) -> None:
     """Judge every cell, write what the study says about them, and have the figures drawn.
 
@@ -169,6 +181,8 @@ def judge_and_write(session: Session, plan: Plan, records: DerivedRows, *, check
     name = session.sweep.name
     if any(row["state"] == "done" for row in rows):
         session.cells_written(session.store, name)
+    if not checking:
+        _tell_of_chance(session, rows)
     if checking:
         session.tell(
             f"{name}: the cells and their first frontier are in {session.store.uri}/studies/{name}; checks follow"

@@ -27,6 +27,9 @@ TUNE = "sweep"  # The key under which a failure of Ray Tune itself is noted, whi
 CellsWritten = Callable[[Store, str], None]  # Called with the store and the study's name.
 
 
+CHANCE = 1.5  # Times chance: a classifier below it has learnt nothing worth defending.
+
+
 class Failure(NamedTuple):
     """What has failed, in words, and why. training: whether it is the training of a classifier."""
 
@@ -174,6 +177,13 @@ class Session:
     def tell(self, text: str, style: str | None = None) -> None:
         """Print a line for people."""
         self.console.print(text, style=style, highlight=False, markup=False)
+
+    def tell_near_chance(self, what: str, accuracy: float, remedy: str) -> None:
+        """Print that an accuracy on clean images is near chance, if it is: every number about that classifier is of no use."""
+        chance = 1 / self.study.dataset.classes
+        if accuracy < CHANCE * chance:
+            told = f"{100 * accuracy:.1f} % test accuracy, near chance ({100 * chance:.1f} %)"
+            self.tell(f"note: {what} {told}: {remedy}", "yellow")
 
     def fail(self, key: str, what: str, error: Exception, *, training: bool = False) -> None:
         """Note why something failed, which is the last line of the innermost cause, and print it unless it is known."""

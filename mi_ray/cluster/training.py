@@ -31,7 +31,6 @@ from mi_ray.store.locks import lock_trainings
 from mi_ray.store.schemas import TRAINING
 from mi_ray.study.given import given_classifier
 
-CHANCE = 1.5  # Times chance: a classifier below it has learnt nothing worth defending.
 REMEDY = (
     "a worker ran out of memory, and again; raise resources.train.cpus, so that fewer share a node, or lower "
     "training.batch_size (which is another classifier)"
@@ -84,16 +83,10 @@ def _train(
 
 def _tell_of_chance(session: Session, trained: Sequence[ClassifierWork]) -> None:
     """Say which classifiers ended near chance, since every number about them is of no use."""
-    chance = 1 / session.study.dataset.classes
     for work in trained:
         rows = session.store.read_table(f"classifiers/{work.key}/training.parquet", TRAINING)
         accuracy = rows["test_accuracy"][-1].as_py()
-        if accuracy < CHANCE * chance:
-            session.tell(
-                f"note: {work.entry.name} ended at {100 * accuracy:.1f} % test accuracy, near chance "
-                f"({100 * chance:.1f} %): train it longer, or lower the lr",
-                "yellow",
-            )
+        session.tell_near_chance(f"{work.entry.name} ended at", accuracy, "train it longer, or lower the lr")
 
 
 def _remove_checkpoints(session: Session, key: str) -> None:

@@ -29,7 +29,7 @@ from mi_ray.figures.panels import (
     show_percent,
     styled,
 )
-from mi_ray.figures.reading import check_each_once, finished, read_study
+from mi_ray.figures.reading import check_each_once, finished, may_stand_for_worst, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
 from mi_ray.threat_model import WORST_CASE
@@ -46,8 +46,9 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     """One row per (classifier, defense setting, attack, norm, ε), ε = 0 the clean cell: accuracy, interval, verdict.
 
     Where a setting was attacked by one attack alone at an ε, there is no cell of the worst case, and that attack's cell stands
-    for it. The worst case of a setting is shown only at those ε of a norm at which the most attacks were run on it: the worst of
-    fewer attacks lies higher for that reason alone, and a curve through both would rise and fall with the number of attacks.
+    for it, if it may (`may_stand_for_worst`). The worst case of a setting is shown only at those ε of a norm at which the most
+    attacks were run on it: the worst of fewer attacks lies higher for that reason alone, and a curve through both would rise and
+    fall with the number of attacks.
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
     own = finished(cells, NEEDS).copy()
@@ -61,7 +62,8 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     attacked = attacked.assign(curve=(pd.Series(called, attacked.index) + norm).mask(worst, of_all))
     if worst.any():
         alone = attacked.groupby([*DRAWN, "norm", "epsilon"])["cell"].transform("size") == 1
-        attacked = pd.concat([attacked, attacked[alone & ~worst].assign(curve=of_all)])
+        stands = may_stand_for_worst(attacked, cells)
+        attacked = pd.concat([attacked, attacked[alone & ~worst & stands].assign(curve=of_all)])
         attacked = attacked[~attacked["curve"].str.startswith(WORST) | _by_most(attacked)]
     starts = (
         clean.drop(columns="norm")

@@ -109,7 +109,13 @@ def _strip(store: Store, rows: pd.DataFrame, names: Names, examples: pd.DataFram
         before, after = (records_of(store, row[name]).set_index("point").loc[points] for name in ("before", "cell"))
         answers["F"] = before["predicted_undefended"], after["predicted_undefended"]
         answers[letter] = before["predicted"], after["predicted"]
-        setting = " ".join([names.defense(row["defense"]), parameters(row["defense_params"])]).strip()
+        several = len(set(rows["executions"])) > 1
+        told = [
+            names.defense(row["defense"]),
+            parameters(row["defense_params"]),
+            f"N={row['executions']}" if several else "",
+        ]
+        setting = " ".join(filter(None, told))
         called.append(f"{letter}: {setting}")
     pictures = np.stack([image(flat) for flat in examples["image"]])
     found = best_images(stored, stop, points)

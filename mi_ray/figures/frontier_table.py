@@ -10,7 +10,7 @@ import pandas as pd
 
 from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, frontier, one_each, picked
 from mi_ray.figures.names import Names, parameters
-from mi_ray.figures.reading import check_each_once, read_study
+from mi_ray.figures.reading import check_each_once, may_stand_for_worst, read_study
 from mi_ray.figures.saving import save_table
 from mi_ray.figures.tables import percent
 from mi_ray.figures.verdict_marks import checks_footnote, mark
@@ -32,7 +32,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     told = ["classifier", "defense", "parameters", "executions", "within_budget", "choosing_points"]
     chosen = picked(table)
     chosen["parameters"] = chosen["defense_params"].map(parameters)
-    columns, chosen = chosen["column"].unique(), _with_lone_attacks(chosen)
+    columns, chosen = chosen["column"].unique(), _with_lone_attacks(chosen, cells)
     groups = chosen.groupby(FRONTIER_KEYS, sort=False)
     found = pd.DataFrame([{**group.iloc[0][told].to_dict(), **_accuracies(group)} for _, group in groups])
     return found[
@@ -44,8 +44,8 @@ def _with_bounds(column: str) -> list[str]:
     return [column, f"{column} low", f"{column} high"]
 
 
-def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
-    """The rows with one more for each setting that a single attack of a worst case's ball was made on: it is the worst there.
+def _with_lone_attacks(chosen: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The rows with one more for each setting of which a single attack is the worst case of a ball (`may_stand_for_worst`).
 
     No defense may have PGD on F alone, where each setting has an adaptive attack besides.
     """
@@ -55,6 +55,7 @@ def _with_lone_attacks(chosen: pd.DataFrame) -> pd.DataFrame:
     found = [chosen]
     for _, setting in chosen[~worst].groupby(FRONTIER_KEYS, sort=False):
         lone = setting[~setting.duplicated(ball, keep=False)]
+        lone = lone[may_stand_for_worst(lone, cells)]
         found.append(lone.drop(columns="column").merge(columns, on=ball))
     return pd.concat(found, ignore_index=True)
 
@@ -100,10 +101,13 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
         if table["within_budget"].all()
         else f" (†: more than {100 * CLEAN_BUDGET:.0f} points of clean accuracy less)"
     )
+    own = of_variant(cells)
+    undone = own[own["state"] != "done"]
+    lost = f"Not done, and shown as – or not at all: {len(undone)} of {len(own)} cells (cells.parquet says why). "
     return (
         f"{row['dataset']}, {int(row['points'])} points; accuracy in % with its 95 % interval over points. "
-        f"{one_each(cells, int(table['choosing_points'].iloc[0]))}{outside}. "
-        + checks_footnote(of_variant(cells), names)
+        f"{one_each(cells, int(table['choosing_points'].iloc[0]))}{outside}. {lost if len(undone) else ''}"
+        + checks_footnote(own, names)
     )
 
 

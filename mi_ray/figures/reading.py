@@ -4,12 +4,14 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from mi_ray.choice import SETTING
 from mi_ray.figures.names import Names
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import read_manifest
 from mi_ray.store.read import read_cells
+from mi_ray.threat_model import WORST_CASE
 
 
 def read_study(store: Store, study: str) -> tuple[pd.DataFrame, Names]:
@@ -48,3 +50,15 @@ def check_each_once(table: pd.DataFrame, keys: Sequence[str]) -> None:
     if len(twice):
         said = ", ".join(f"{key} {value}" for key, value in twice.iloc[0].items())
         raise ValueError(f"cells must have a place each in the table or figure; several have this one: {said}")
+
+
+def may_stand_for_worst(rows: pd.DataFrame, cells: pd.DataFrame) -> "pd.Series[bool]":
+    """Whether the only attacked cell of a setting in a ball may be shown as the worst case there.
+
+    It is one where nothing else was asked for: on F alone, or of an attack through the defense. Beside an oblivious attack on a
+    defense no adaptive one may have been made, or it failed, and then the worst case is unknown. cells: all of the study.
+    """
+    place = [*SETTING, "norm", "epsilon"]
+    undone = cells[(cells["attack"] == WORST_CASE) & (cells["state"] != "done")][place].drop_duplicates()
+    lost = rows[place].merge(undone.assign(lost=True), on=place, how="left")["lost"].notna().to_numpy()
+    return ((rows["defense"] == "none") | (rows["knowledge"] == "adaptive")) & ~lost

@@ -85,10 +85,13 @@ def _gain(bare: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
     name = names.defense(best["defense"]) + (f" ({own})" if own else "")
     clean, left = _both(best)
     where = chosen_on(int(best["choosing_points"]))
-    told = (
-        f"Of the settings that give up at most {100 * CLEAN_BUDGET:.0f} points of clean accuracy the best, both judged on "
-        f"{where}, is {name}: it keeps {left} % under attack and {clean} % of clean images"
+    among = f"at most {100 * CLEAN_BUDGET:.0f} points of clean accuracy"
+    of = (
+        f"Of the settings that give up {among} the best"
+        if best["within_budget"]
+        else f"No setting gives up {among}; the best"
     )
+    told = f"{of}, both judged on {where}, is {name}: it keeps {left} % under attack and {clean} % of clean images"
     if bare.empty:
         return f"{told}."
     rival = bare.iloc[0]

@@ -30,9 +30,9 @@ from mi_ray.store.schemas import KINDS
 # "checking" is the state of a study whose cells and figures are there while its checks still run.
 StudyState = Literal["running", "trained", "attacked", "checking", "incomplete", "complete"]
 UNFINISHED: tuple[StudyState, ...] = ("running", "trained", "attacked", "checking")  # the study has not been judged yet
-DIED = "died"  # how the state of a study begins whose run has ended without a word
+CUT_SHORT = "cut short"  # how the state of a study begins whose run was stopped, or has died
 # How the states begin of studies on which nobody works: a run that goes on after an earlier stage says "running" first.
-ENDED = ("complete", "incomplete", "trained", "attacked", DIED, "damaged")
+ENDED = ("complete", "incomplete", "trained", "attacked", CUT_SHORT, "damaged")
 Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the store, that a study refers to
 
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
@@ -320,7 +320,7 @@ def overviews(store: Store) -> list[Overview]:
     """How far each study of a store is.
 
     While a study runs, its state counts the pieces of its plan whose folders are there. Where nobody holds its lock any
-    longer, its run has ended without a word, and it is "died". Of a study that has ended its state says what is gone since. A
+    longer, its run was stopped or has died, and it is "cut short". Of a study that has ended its state says what is gone since. A
     study whose own files cannot be read is "damaged".
     """
     store.refresh()
@@ -354,7 +354,7 @@ def _while_running(store: Store, name: str, state: str) -> str:
     who = running(store, name)
     if who is None:
         return state  # Nobody can tell whether it still runs.
-    return f"{state} ({who})" if who else f"{DIED} while {state}; the same command goes on"
+    return f"{state} ({who})" if who else f"{CUT_SHORT} while {state}; the same command goes on"
 
 
 def _gone(store: Store, keys: Keys) -> str:

@@ -37,7 +37,7 @@ from mi_ray.study.compiling import choose
 from mi_ray.study.given import given_classifier
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.sources import hashes_of, sources_of
-from mi_ray.study.trying import try_attack, try_classifier, try_defense
+from mi_ray.study.trying import doubts, try_attack, try_classifier, try_defense
 
 CPU = torch.device("cpu")
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, RULES)
@@ -235,14 +235,18 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
         entry, side = work.entry, planner.facts.side
         classifier = given_classifier(entry, planner.facts.classes, planner.sweep.seed, work.description)
         try_classifier(entry, classifier, dataset, precision, gradients=follows)
+        notes = [f"note: {entry.name}: {each}" for each in doubts(entry, classifier, dataset)]
         prefix = "" if entry.weights is None else read_weights(Path(entry.weights))[1]
-        told = f"note: the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
+        if prefix:
+            notes.append(
+                f"note: the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
+            )
         unfolded: dict[Precision, str | None] = {}
         if entry.architecture is None:  # Our own always have that form.
             exact = why_not_folded(classifier, side, "fp32")
             # Where the trace drops something, it does so in any precision.
             unfolded = {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
-        yield Tried(work, unfolded, [told] if prefix else [])
+        yield Tried(work, unfolded, notes)
 
 
 def _try_plugins(study: Study) -> None:

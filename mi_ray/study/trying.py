@@ -54,6 +54,25 @@ def try_classifier(
         _refuse_gradient(entry, x, answers)
 
 
+def doubts(entry: ClassifierEntry, classifier: Classifier, dataset: Dataset) -> list[str]:
+    """What may be a mistake about a classifier that is not trained here, and may be meant, a sentence each."""
+    seen, found = list[object](), list[str]()
+    watch = classifier.network.register_forward_hook(lambda network, inputs, answer: seen.append(answer))
+    with own_code(f"classifier {entry.name!r} must answer images"), torch.no_grad():
+        logits = classifier(to_unit(dataset.test_images[:IMAGES]))
+    watch.remove()
+    answer = seen[0] if seen else logits
+    if entry.factory and entry.weights is None:
+        found.append("no `weights` are given, so that its network has those that its factory gives it")
+    if isinstance(answer, (tuple, list)) and len(answer) > 1:
+        found.append(f"its network returns {len(answer)} answers, of which the first is taken for the logits")
+    if logits.min() >= 0 and logits.max() <= 1:
+        found.append(
+            "all that it answers to test images lies in [0, 1], as behind a sigmoid, where logits are asked for"
+        )
+    return found
+
+
 def _refuse_answers(entry: ClassifierEntry, answers: Tensor, again: Tensor, shape: list[int]) -> None:
     """Raise ValueError unless these are logits of that shape that tell images apart. again: of the same images once more."""
     must, found = f"classifier {entry.name!r} must return", answers.detach()
@@ -114,7 +133,7 @@ def try_defense(
     """Run a person's own defense on some test images. pools: the pool of a component. gradients: whether it is attacked.
 
     Raises ValueError when its copies are not of their shape, not finite, or not decided by the keyed draws alone, or when
-    attacks follow gradients and none reaches the images.
+    attacks follow gradients and none that is finite reaches the images.
     """
     x = to_unit(dataset.test_images[:IMAGES])
     for component in defense.components():
@@ -132,8 +151,16 @@ def try_defense(
                 f"{must} treat each image by itself; beside others an image becomes something else than alone"
             )
         if gradients:
+            ends = x.clone()
+            ends[:, :, 0, :2] = torch.tensor([0.0, 1.0], device=x.device)  # Where a power or a logarithm has no slope.
+            ends.requires_grad_()
             with own_code(f"{must} let a gradient through, or `backward_transform` must"):
-                torch.autograd.grad(_copies(component, x.requires_grad_(), range(IMAGES), pool).sum(), x)
+                (gradient,) = torch.autograd.grad(_copies(component, ends, range(IMAGES), pool).sum(), ends)
+            if not gradient.isfinite().all():
+                raise ValueError(
+                    f"{must} let a finite gradient through, which attacks follow; it is NaN or infinite on test images, or where "
+                    "a pixel is exactly 0 or 1 (is a value clamped before a power or a logarithm?)"
+                )
     with own_code(f"defense {defense.name}: join must return probabilities"):
         undefended = torch.softmax(_StandIn(x[0].numel(), dataset.classes)(x.detach()), 1)
         joined = defense.join(undefended, [undefended] * len(defense.components()))

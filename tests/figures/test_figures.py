@@ -66,13 +66,28 @@ def test_two_attacks_of_one_name_have_a_column_each(cells: pd.DataFrame) -> None
         frontier_table.facts(pd.concat([cells, pgd], ignore_index=True), NAMES)
 
 
-def test_where_one_attack_was_made_on_a_setting_it_is_the_worst_case_there(cells: pd.DataFrame) -> None:
+def test_one_attack_is_the_worst_case_on_f_alone_or_through_the_defense_and_not_where_another_failed_or_is_not_made(
+    cells: pd.DataFrame,
+) -> None:
     mixed = cells[(cells["defense"] == "mi_ol") & (cells["attack"] == "pgd")]
     adaptive = mixed.assign(attack="eot_pgd", knowledge="adaptive", accuracy=0.2)
     worst = mixed.assign(attack="worst_case", attack_params="{}", goal="any", knowledge="adaptive", accuracy=0.15)
     table = frontier_table.facts(pd.concat([cells, adaptive, worst], ignore_index=True), NAMES).set_index("defense")
     (column,) = (name for name in table.columns if name.startswith("Worst case") and name.endswith("8/255"))
-    assert table[column].to_dict() == pytest.approx({"none": 0.1, "mi_ol": 0.15, "mi_pl": 0.3})
+    assert table[column].dropna().to_dict() == pytest.approx({"none": 0.1, "mi_ol": 0.15})
+    through = cells[(cells["defense"] == "mi_pl") & (cells["attack"] == "pgd")].assign(
+        attack="eot_pgd", knowledge="adaptive"
+    )
+    without = cells[~((cells["defense"] == "mi_pl") & (cells["attack"] == "pgd"))]
+    for lost, expected in (
+        (worst.head(0), 0.3),
+        (through.assign(attack="worst_case", state="failed", accuracy=None), None),
+    ):
+        every = pd.concat([without, adaptive, worst, through, lost], ignore_index=True)
+        found = frontier_table.facts(every, NAMES).set_index("defense")[column].dropna().to_dict()
+        assert found.get("mi_pl") == expected
+    said = frontier_table.footnote(every, table.reset_index(), NAMES)
+    assert f"Not done, and shown as – or not at all: 2 of {len(every)} cells" in said
     assert not any(name.startswith("Worst case") for name in frontier_table.facts(cells, NAMES).columns)
 
 

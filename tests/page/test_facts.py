@@ -154,6 +154,13 @@ def test_the_answer_is_of_the_setting_that_the_selection_points_choose_and_of_it
     assert f"{100 * test.difference:+.1f} [" in second
     assert "no more than chance allows (paired, p = 0.5)" in second
     assert "saw the classifier alone" in third
+    assert second.startswith("Of the settings that give up at most 10 points of clean accuracy the best")
+    dear = store_rows.assign(
+        selection_accuracy=store_rows["selection_accuracy"].where(store_rows["cell"] != "a clean", 0.5)
+    )
+    dear = dear[~dear["cell"].str.startswith("b ") & (dear["cell"] != "b")]
+    (answer,) = answers(dear, counts, Names.of({}, dear["defense"]))
+    assert answer["sentences"][1].startswith("No setting gives up at most 10 points of clean accuracy; the best")
 
 
 def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None:

@@ -262,7 +262,7 @@ def test_states_count_cells_and_pieces(store: Store, original: Tiny) -> None:
     store.remove(f"outputs/{key_of(original, 'outputs')}")
     outputs = len(original.plan.outputs)
     ((_, state, *_),) = overviews(store)
-    assert state.startswith("died while running; the same command goes on: classifiers")
+    assert state.startswith("cut short while running; the same command goes on: classifiers")
     with lock_study(store, "tiny", print):
         ((_, state, *_),) = overviews(store)
     state = re.sub(r" \(process \d+.*?\)", "", state)

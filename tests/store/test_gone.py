@@ -89,10 +89,10 @@ def test_a_block_that_is_gone_is_seen_and_computed_again(tmp_path: Path) -> None
 def test_status_tells_a_run_that_died_from_one_that_runs(original: Tiny, store: Store) -> None:
     one = tiny(store.root, defenses=original.study.sweep.document()["defenses"])
     mark(store, one.study, one.plan, "running")
-    assert state_of(store).startswith("died while running; the same command goes on: classifiers 1/1")
+    assert state_of(store).startswith("cut short while running; the same command goes on: classifiers 1/1")
     with lock_study(store, "tiny", lambda text: None):
         assert state_of(store).startswith("running (process ")
-    assert state_of(store).startswith("died while running")
+    assert state_of(store).startswith("cut short while running")
     mark(store, one.study, one.plan, "attacked")  # what `mi-ray attack` leaves, which has ended as it should
     assert state_of(store).startswith("attacked: ")
 

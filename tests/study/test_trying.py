@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from mi_ray.classifiers import wrap_classifier
 from mi_ray.config import ClassifierEntry
-from mi_ray.study.trying import BESIDE, try_classifier
+from mi_ray.study.trying import BESIDE, doubts, try_classifier
 
 
 class Beside(nn.Module):
@@ -36,3 +36,35 @@ def test_other_images_in_a_batch_may_move_logits_by_a_share_of_their_span(
     else:
         with pytest.raises(ValueError, match="must answer each image by itself"):
             try_classifier(entry, classifier, digits, "fp32", gradients=True)
+
+
+class Answers(nn.Module):
+    """A network whose answer is made of its logits."""
+
+    def __init__(self, made: Any) -> None:
+        super().__init__()
+        self.made, self.linear = made, nn.Linear(3 * 32 * 32, 10)
+
+    def forward(self, x: Tensor) -> Any:
+        """What is made of logits of normalised images [B, 3, 32, 32]."""
+        return self.made(self.linear(x.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    ("made", "weights", "told"),
+    [
+        (lambda logits: logits, "mine.safetensors", []),
+        (lambda logits: logits, None, ["no `weights` are given"]),
+        (torch.sigmoid, "mine.safetensors", ["lies in [0, 1], as behind a sigmoid"]),
+        (lambda logits: (logits, logits), "mine.safetensors", ["returns 2 answers, of which the first is taken"]),
+        (lambda logits: (logits,), "mine.safetensors", []),
+    ],
+)
+def test_what_may_be_a_mistake_about_a_network_is_said_and_not_refused(
+    made: Any, weights: str | None, told: list[str], digits: Any
+) -> None:
+    torch.manual_seed(0)
+    classifier = wrap_classifier(Answers(made), (0.5,) * 3, (0.25,) * 3)
+    entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network", "weights": weights})
+    found = doubts(entry, classifier, digits)
+    assert [words in said for words, said in zip(told, found, strict=True)] == [True] * len(told)
