@@ -7,6 +7,7 @@ docs/sweep-file.md and the table of presets in docs/methods.md hold the same sen
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -317,10 +318,13 @@ class ClassifierEntry(Strict):
 
     @model_validator(mode="after")
     def _trained_or_own(self) -> "ClassifierEntry":
-        if [self.architecture, self.factory, self.zoo, self.source].count(None) != 3:
+        origins = {"architecture": self.architecture, "factory": self.factory, "zoo": self.zoo}
+        given = [name for name, value in origins.items() if value is not None]
+        given += [] if self.source is None else [self.source.name]
+        if len(given) != 1:
             raise ValueError(
                 f"classifier {self.name!r} must have one of `architecture`, `factory` and `zoo`, or one of "
-                f"{', '.join(NETWORKS)}"
+                f"{', '.join(NETWORKS)}; got {' and '.join(given) or 'none of them'}"
             )
         if self.zoo is not None:
             self._refuse_beside_zoo(self.zoo)
@@ -393,10 +397,13 @@ def _one_method(data: object, keys: Iterable[str], what: str) -> dict[str, objec
     """
     if not isinstance(data, Mapping):
         raise ValueError(f"{what}; got {shown(data)}")
-    known = {key: data[key] for key in keys if key in data}
+    own = list(keys)
+    known = {key: data[key] for key in own if key in data}
     rest = {key: value for key, value in data.items() if key not in known}
     if len(rest) != 1:
-        raise ValueError(f"{what}; got the methods {list(rest) or 'none'}")
+        meant = [f"{close[0]!r} by {key!r}" for key in rest if (close := get_close_matches(str(key), own, 1))]
+        hint = f" (did you mean {' and '.join(meant)}?)" if meant else ""
+        raise ValueError(f"{what}; got the methods {list(rest) or 'none'}{hint}")
     return {"method": read_method(rest), **known}
 
 

@@ -82,6 +82,13 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
     network.load_state_dict(dict(state))
 
 
+def _is_state(content: object) -> bool:
+    """Whether something is a state dict: tensors by their names."""
+    if not isinstance(content, dict) or not content:
+        return False
+    return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
+
+
 def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     """(a state dict, the prefix of torch's wrappers that its names had) from .safetensors, or from torch.save.
 
@@ -102,10 +109,12 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(f"{rule} is empty, or ends too early") from error
     except Exception as error:  # pickle's own error types too, when a file holds more than tensors
         raise ValueError(f"{rule} is neither, or holds more than tensors, such as code, which is never run") from error
-    state: Any = content.get("state_dict", content) if isinstance(content, dict) else None
-    named = isinstance(state, dict) and state and all(isinstance(key, str) for key in state)
-    if not named or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{rule} holds no tensors by their names; save network.state_dict(), and not the network")
+    # A checkpoint of a training holds them one level down, beside such things as the epoch.
+    parts = {str(key): part for key, part in content.items() if _is_state(part)} if isinstance(content, dict) else {}
+    state: Any = content if _is_state(content) else parts.get("state_dict", next(iter(parts.values()), None))
+    if state is None or (state is not content and len(parts) > 1 and "state_dict" not in parts):
+        told = f"state dicts under {', '.join(parts)}: save one of them alone" if parts else "no tensors by their names"
+        raise ValueError(f"{rule} holds {told}; save network.state_dict(), and not the network")
     broken = [key for key, value in state.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(

@@ -159,18 +159,25 @@ def test_absent_and_extra_tensors_are_refused(spoil: str, classifier: Any, descr
 # Weights of a user's own
 
 
-@pytest.mark.parametrize("how", ["safetensors", "torch", "torch with state_dict"])
+@pytest.mark.parametrize("how", ["safetensors", "torch", "state_dict", "model"])
 def test_a_users_weights_are_read_from_safetensors_and_torch_files(how: str, classifier: Any, tmp_path: Path) -> None:
     state = {key: value.clone() for key, value in classifier.network.state_dict().items()}
     path = tmp_path / ("net.safetensors" if how == "safetensors" else "net.pt")
     if how == "safetensors":
         save_file(state, path)
     else:
-        torch.save(state if how == "torch" else {"state_dict": state, "epoch": 3}, path)
+        torch.save(state if how == "torch" else {how: state, "epoch": 3, "optimizer": {"state": {}}}, path)
     found, prefix = read_weights(path)
     assert prefix == ""
     assert set(found) == set(state)
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_a_checkpoint_of_several_networks_is_refused_with_their_names(classifier: Any, tmp_path: Path) -> None:
+    state = classifier.network.state_dict()
+    torch.save({"model": state, "ema": state, "epoch": 3}, tmp_path / "net.pt")
+    with pytest.raises(ValueError, match="net.pt holds state dicts under model, ema: save one of them alone"):
+        read_weights(tmp_path / "net.pt")
 
 
 class _Payload:

@@ -13,10 +13,11 @@ from typing import Literal
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mi_ray.choice import SETTING
-from mi_ray.figures.names import MAX_NORM, Names, norm_text
+from mi_ray.figures.names import MAX_NORM, Names, norm_text, parameters
 from mi_ray.figures.panels import (
     ACCURACY,
     Style,
@@ -38,12 +39,14 @@ NEEDS = "accuracy against ε needs finished cells with and without an attack"
 DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
 WORST = "Worst case of the study's attacks"
 ACROSS = 4  # Panels side by side, where they run on from row to row.
+SETTING_OF = ["classifier", "defense", "defense_params"]  # a curve in a panel
+DASHES = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))  # of the settings of one defense
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
 AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}  # what an axis is of, by the norm
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
-    """One row per (classifier, defense setting, attack, norm, ε), ε = 0 the clean cell: accuracy, interval, verdict.
+    """One row per (classifier, defense setting at its largest N, attack, norm, ε), ε = 0 the clean cell.
 
     Where a setting was attacked by one attack alone at an ε, there is no cell of the worst case, and that attack's cell stands
     for it, if it may (`may_stand_for_worst`). The worst case of a setting is shown only at those ε of a norm at which the most
@@ -51,7 +54,8 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     fall with the number of attacks.
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
-    own = finished(cells, NEEDS).copy()
+    own = finished(cells, NEEDS)
+    own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")].copy()
     clean, attacked = own[own["attack"] == "none"], own[own["attack"] != "none"]
     if clean.empty or attacked.empty:
         raise ValueError(f"{NEEDS}; this study has none")
@@ -87,10 +91,36 @@ def _by_most(attacked: pd.DataFrame) -> "pd.Series[bool]":
     return number == most
 
 
-def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, banded: bool) -> None:
-    for (defense, _, _), line in panel.groupby(["defense", "defense_params", "executions"], sort=False):
-        look = names.look(str(defense))
+def _ranks(table: pd.DataFrame) -> dict[tuple[str, str, str], int]:
+    """(classifier, defense, parameters) -> the place of a setting among those of its defense, by which its dashes differ."""
+    settings = table[SETTING_OF].drop_duplicates()
+    ranks = settings.groupby(["classifier", "defense"], sort=False).cumcount()
+    keys = settings.itertuples(index=False, name=None)
+    return {(str(c), str(d), str(p)): int(rank) for (c, d, p), rank in zip(keys, ranks, strict=True)}
+
+
+def _handles(table: pd.DataFrame, names: Names) -> list[Line2D]:
+    """The legend: an entry a defense, or one a setting where a classifier has several of a defense."""
+    called = dict[tuple[str, int], list[str]]()
+    for (_, defense, written), rank in _ranks(table).items():
+        called.setdefault((defense, rank), []).append(parameters(written))
+    found = []
+    for (defense, rank), settings in called.items():
+        (handle,) = defense_handles(names, [defense])
+        if (defense, 1) in called:
+            handle.set_label(f"{handle.get_label()} {' or '.join(dict.fromkeys(settings))}")
+        handle.set_linestyle(DASHES[rank % len(DASHES)])
+        found.append(handle)
+    return found
+
+
+def _panel(
+    axes: Axes, panel: pd.DataFrame, names: Names, ranks: dict[tuple[str, str, str], int], *, banded: bool
+) -> None:
+    for (classifier, defense, written), line in panel.groupby(SETTING_OF, sort=False):
+        look, rank = names.look(str(defense)), ranks[str(classifier), str(defense), str(written)]
         style: Style = {"color": look.colour, "marker": look.marker, "ms": 9 if defense == "none" else 4, "lw": 1.3}
+        style["ls"] = DASHES[rank % len(DASHES)]
         radii = _unit(line) * line["epsilon"]
         curve(axes, radii, line, ACCURACY, style, 100, banded=banded)
         cross_out(axes, radii, 100 * line["accuracy"], line)
@@ -110,7 +140,7 @@ def _banded(table: pd.DataFrame) -> bool:
 def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     """The figure of `facts`. Where there is one classifier and many attacks, the panels run on from row to row."""
     classifiers, curves = list(dict.fromkeys(table["classifier"])), list(dict.fromkeys(table["curve"]))
-    defenses = list(dict.fromkeys(table["defense"]))
+    ranks, handles = _ranks(table), _handles(table, names)
     one_norm, runs_on = len(set(table["norm"])) == 1, len(classifiers) == 1 and len(curves) > ACROSS
     across = ACROSS if runs_on else len(classifiers)
     places = list(itertools.product(curves, classifiers))
@@ -121,9 +151,8 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     for axes in panels.flat[len(places) :]:
         axes.set_visible(False)
     for number, (axes, (name, classifier)) in enumerate(zip(panels.flat, places, strict=False)):
-        _panel(
-            axes, table[(table["curve"] == name) & (table["classifier"] == classifier)], names, banded=_banded(table)
-        )
+        shown = table[(table["curve"] == name) & (table["classifier"] == classifier)]
+        _panel(axes, shown, names, ranks, banded=_banded(table))
         axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
         if number % across == 0:
             axes.set_ylabel("Accuracy (%)")
@@ -134,7 +163,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         axes.tick_params(labelbottom=True)  # also of the last panels above a place that stays empty
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=norm == MAX_NORM))
     show_percent(panels[0][0])
-    framed(figure, title, note, defense_handles(names, defenses), min(len(defenses), 6 if runs_on else 4))
+    framed(figure, title, note, handles, min(len(handles), 6 if runs_on else 4))
     return figure
 
 
