@@ -176,7 +176,7 @@ def test_a_users_weights_are_read_from_safetensors_and_torch_files(how: str, cla
 def test_a_checkpoint_of_several_networks_is_refused_with_their_names(classifier: Any, tmp_path: Path) -> None:
     state = classifier.network.state_dict()
     torch.save({"model": state, "ema": state, "epoch": 3}, tmp_path / "net.pt")
-    with pytest.raises(ValueError, match="net.pt holds state dicts under model, ema: save one of them alone"):
+    with pytest.raises(ValueError, match=r"net\.pt holds state dicts under model, ema: save one of them alone"):
         read_weights(tmp_path / "net.pt")
 
 
