@@ -8,6 +8,7 @@ The point at ε = 0 is the clean cell. A curve joins the cells of one attack wha
 import itertools
 import math
 import textwrap
+from collections.abc import Sequence
 from typing import Literal
 
 import pandas as pd
@@ -40,7 +41,8 @@ DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
 WORST = "Worst case of the study's attacks"
 ACROSS = 4  # Panels side by side, where they run on from row to row.
 SETTING_OF = ["classifier", "defense", "defense_params"]  # a curve in a panel
-DASHES = ("-", (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))  # of the settings of one defense
+# Of the settings of one defense: whole, and with lines and gaps of so many line widths.
+DASHES: Sequence[tuple[float, Sequence[float]]] = ((0, ()), (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
 AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}  # what an axis is of, by the norm
 
