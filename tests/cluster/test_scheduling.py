@@ -606,6 +606,7 @@ def test_the_longest_blocks_are_begun_first(study: Tiny, monkeypatch: pytest.Mon
         outcome=SimpleNamespace(
             timed=lambda name: contextlib.nullcontext(),
             spent=SimpleNamespace(stage=lambda *given: None),
+            failures={},
             count=lambda *given: None,
         ),
         connect=lambda cpus: None,

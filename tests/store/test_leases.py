@@ -26,7 +26,7 @@ from mi_ray.store.check import check_store
 from mi_ray.store.files import StorageError
 from mi_ray.store.leases import LeaseLostError, Tag, is_dead, leased, refusal, tried
 from mi_ray.store.locks import lock_store, lock_study, running
-from mi_ray.store.manifest import DIED, overviews, write_manifest
+from mi_ray.store.manifest import CUT_SHORT, overviews, write_manifest
 from mi_ray.store.read import read_records
 
 
@@ -270,7 +270,7 @@ def test_status_says_who_holds_a_lease_and_that_one_has_died(
     assert overviews(store)[0].state.startswith(f"running (process {other.pid} on ")
     other.kill()
     other.wait()
-    assert overviews(store)[0].state.startswith(f"{DIED} while running; the same command goes on")
+    assert overviews(store)[0].state.startswith(f"{CUT_SHORT} while running; the same command goes on")
 
 
 def test_a_compaction_waits_for_sweeps_on_a_bucket_and_sweeps_for_it(s3: S3) -> None:
