@@ -135,7 +135,7 @@ def _unit(line: pd.DataFrame) -> int:
 
 def _banded(table: pd.DataFrame) -> bool:
     """Whether the curves of each panel are few enough for bands."""
-    curves = table[["classifier", "curve", "defense", "defense_params", "executions"]].drop_duplicates()
+    curves = table[["curve", *SETTING_OF]].drop_duplicates()
     return int(curves.groupby(["classifier", "curve"]).size().max()) <= MOST_BANDS
 
 

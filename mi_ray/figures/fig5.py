@@ -105,11 +105,11 @@ def _strip(store: Store, rows: pd.DataFrame, names: Names, examples: pd.DataFram
     blocks = [store.read_block("adversarial", key, block)[0] for block in store.blocks("adversarial", key)]
     stored = once(pa.concat_tables(blocks)).to_pandas()
     letters, answers, called = "ABCDEFGH", {}, []
+    several = len(set(rows["executions"])) > 1
     for letter, (_, row) in zip(letters, rows.iterrows(), strict=False):
         before, after = (records_of(store, row[name]).set_index("point").loc[points] for name in ("before", "cell"))
         answers["F"] = before["predicted_undefended"], after["predicted_undefended"]
         answers[letter] = before["predicted"], after["predicted"]
-        several = len(set(rows["executions"])) > 1
         told = [
             names.defense(row["defense"]),
             parameters(row["defense_params"]),

@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from mi_ray.figures.claims import Claim, Measured, at_once, facts, literature, read_claims, shown, told
+from mi_ray.figures.claims import _chance as chance
 from mi_ray.figures.claims import _chances as chances
 from mi_ray.figures.claims import _verdict as verdict
 from mi_ray.figures.table2 import PAPER
@@ -181,3 +182,10 @@ def test_what_the_paper_measured_is_what_its_table_says() -> None:
     printed = {float(value) for row in PAPER.values.values() for value in row if not value.startswith("≤")}
     assert own
     assert all({entry["left"], entry["right"]} <= printed for entry in own)
+
+
+@pytest.mark.parametrize(
+    ("p_for", "p_against", "said"), [(0.0004, 1.0, "< 0.001"), (1.0, 0.0512, "0.051"), (math.nan, math.nan, "–")]
+)
+def test_the_chance_that_is_shown_is_the_smaller_of_both(p_for: float, p_against: float, said: str) -> None:
+    assert chance(pd.Series({"p_for_holm": p_for, "p_against_holm": p_against})) == said

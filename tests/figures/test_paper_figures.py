@@ -868,3 +868,24 @@ def test_a_study_without_what_a_manifest_says_of_methods_is_drawn_with_names_and
     assert names.threat(rows[1]) == "pgd-10, untargeted, ε = 8/255"
     assert names.threat(rows[0]) == "Clean, ε = 0"
     assert len(epsilon_curve.make(store, "s")) == 3
+
+
+def test_curves_over_epsilon_are_of_the_largest_n_and_settings_of_one_defense_differ_by_dashes() -> None:
+    rows = [
+        cell("m", defense, params, attack, 0.5, executions=n, knowledge="oblivious" if attack == "pgd" else "none")
+        for defense, params in (("none", {}), ("mi_ol", {"lam": 0.5}), ("mi_ol", {"lam": 0.6}), ("mi_pl", {"lam": 0.5}))
+        for n in ((1,) if defense == "none" else (1, 10))
+        for attack in ("none", "pgd")
+    ]
+    table = epsilon_curve.facts(frame(*rows), NAMES)
+    assert set(table.loc[table["defense"] == "mi_ol", "executions"]) == {10}
+    figure = epsilon_curve.draw(table, NAMES, "title", "note")
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert said[1:3] == [f"{NAMES.look('mi_ol').label} lam={lam}" for lam in (0.5, 0.6)]
+    assert NAMES.look("mi_pl").label in said
+    dashes = [
+        str(vars(line)["_dash_pattern"])
+        for line in figure.axes[0].get_lines()
+        if line.get_marker() == NAMES.look("mi_ol").marker
+    ]
+    assert len(dashes) == len({*dashes}) == 2
