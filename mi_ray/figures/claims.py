@@ -21,7 +21,6 @@ import yaml
 
 from mi_ray.choice import choosing, frontier, picked
 from mi_ray.figures import fig2, fig3a
-from mi_ray.figures.names import Names
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.tables import markdown
 from mi_ray.figures.verdict_marks import mark
@@ -44,6 +43,7 @@ SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among a
 FAILED = mark({"verdict": "failed"})
 RELEVANT = 0.01  # a gain below one point of accuracy, AUC or probability is no gain
 HALF = 0.5  # the AUC of a guess, and every second image
+OF_CELLS = ("difference", "gain")  # kinds that compare single cells, which may be of two studies
 FLOOR = 0.05  # where both sides leave less under attack, their difference says little of the two defenses
 KNOWN = (
     *("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam"),
@@ -57,10 +57,10 @@ Scores = npt.NDArray[np.float64]
 class Claim:
     """One claim of a file, on one attack.
 
-    left, right, attack: which cells are compared, as name -> value of a column or of a parameter of attack or defense. is_:
-    whether left minus right is said to be "above" `by`, "below" it, or "equal" to 0 but for less than `by`. at: the most
-    clean accuracy that a setting may give up (kind "chosen"). lam: λ (kinds "condition" and "mechanism"). ours: whether this
-    study makes the claim, and not the paper.
+    left, right, attack: which cells are compared, as name -> value of a column or of a parameter of attack or defense; a side
+    may be of another study (`study`), where both have the same reported points. is_: whether left minus right is said to be
+    "above" `by`, "below" it, or "equal" to 0 but for less than `by`. at: the most clean accuracy that a setting may give up
+    (kind "chosen"). lam: λ (kinds "condition" and "mechanism"). ours: whether this study makes the claim, and not the paper.
     """
 
     text: str
@@ -145,6 +145,12 @@ def _claims(written: Mapping[str, Any], attacks: Mapping[str, Filter]) -> list[C
             f"claim {told!r} must have a kind of {', '.join(KINDS)}, `is` of above, below, equal, and no other keys than "
             f"{', '.join(KNOWN)}; got {dict(written)}"
         )
+    elsewhere = [side for side in ("left", "right") if "study" in written.get(side, {})]
+    if elsewhere and written["kind"] not in OF_CELLS:
+        raise ValueError(
+            f"claim {told!r}: a side may be of another study in a kind of {', '.join(OF_CELLS)}; got {elsewhere} in kind "
+            f"{written['kind']!r}"
+        )
     found = []
     named = written.get("attack", "clean")
     for name in named if isinstance(named, list) else [named]:
@@ -188,12 +194,11 @@ class NotMeasuredError(ValueError):
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a store holds of one study: its finished cells and their rows."""
+    """What a store holds of the studies that a claim is about: their finished cells and their rows."""
 
     store: Store
     cells: pd.DataFrame
     records: pd.DataFrame
-    names: Names
     read: "dict[tuple[str, str], Changes]" = field(default_factory=dict)
 
     def changes(self, claim: Claim) -> "Changes":
@@ -217,9 +222,9 @@ class _Rows:
         own = own[(own["classifier"] == side.get("classifier", claim.classifier)) & (own["state"] == "done")]
         wanted = {**{k: v for k, v in attack.items() if k != "called"}, **side}
         wanted = {k: v for k, v in wanted.items() if k not in ("variant", "classifier")}
-        found = _fitting(own, wanted)
+        found = _fitting(own, {"study": claim.study, **wanted})
         if len(found) != 1:
-            raise NotMeasuredError(f"{len(found)} cells of {claim.study} fit {wanted}")
+            raise NotMeasuredError(f"{len(found)} cells of {side.get('study', claim.study)} fit {wanted}")
         return found.iloc[0]
 
 
@@ -306,7 +311,7 @@ def _gain(rows: _Rows, claim: Claim) -> Measured:
     """What a defense adds to one classifier less what it adds to another, on the same points."""
     gains, checks, highest = [], [], 0.0
     for side in (claim.left, claim.right):
-        bare = {"defense": "none", **{key: side[key] for key in ("classifier",) if key in side}}
+        bare = {"defense": "none", **{key: side[key] for key in ("classifier", "study") if key in side}}
         cells = [rows.cell(claim, each, claim.attack) for each in (side, bare)]
         counts = counts_of(rows.records, [cell["cell"] for cell in cells])
         defended, undefended = (each / int(cell["draws"]) for each, cell in zip(counts, cells, strict=True))
@@ -421,12 +426,13 @@ def _chances(claim: Claim, found: Measured) -> tuple[float, float]:
 
 def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
     """One row per claim and attack: the number, its interval, both corrected chances, and the verdict."""
-    read: dict[str, _Rows | str] = {}
+    read: dict[tuple[str, ...], _Rows | str] = {}
     rows = []
     for claim in claims:
-        if claim.study not in read:
-            read[claim.study] = _read(store, claim.study)
-        rows.append(_row(claim, read[claim.study]))
+        studies = tuple(dict.fromkeys([claim.study, *_studies(claim)]))
+        if studies not in read:
+            read[studies] = _read(store, studies)
+        rows.append(_row(claim, read[studies]))
     table = pd.DataFrame(rows)
     measured = table["value"].notna()
     both: npt.NDArray[np.float64] = table.loc[measured, ["p_for", "p_against"]].to_numpy().T.ravel()
@@ -445,11 +451,21 @@ def at_once(table: pd.DataFrame) -> int:
     return int(len(measured) + ((measured["by"] != 0) | measured["floor"].astype(bool)).sum())
 
 
-def _read(store: Store, study: str) -> "_Rows | str":
+def _studies(claim: Claim) -> list[str]:
+    """The studies that the sides of a claim name themselves."""
+    return [str(side["study"]) for side in (claim.left, claim.right) if "study" in side]
+
+
+def _read(store: Store, studies: Sequence[str]) -> "_Rows | str":
     try:
-        cells, names = read_study(store, study)
-        finished(cells, "a claim needs finished cells")
-        return _Rows(store, cells, read_records(store, study, columns=COUNTED), names)
+        cells, records = [], pd.DataFrame({"cell": []})
+        for study in studies:
+            own, _ = read_study(store, study)
+            finished(own, "a claim needs finished cells")
+            cells.append(own)
+            rows = read_records(store, study, columns=COUNTED)
+            records = pd.concat([records, rows[~rows["cell"].isin(records["cell"])]])  # Studies share cells.
+        return _Rows(store, pd.concat(cells, ignore_index=True), records)
     except (ValueError, FileNotFoundError) as error:
         return str(error).replace(store.uri, "the store")
 

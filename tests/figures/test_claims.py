@@ -19,7 +19,9 @@ from mi_ray.figures.table2 import PAPER
 from mi_ray.statistics import Estimate, auc_difference, auc_interval
 from mi_ray.store.blocks import Store
 
-FILE = Path(__file__).parent.parent.parent / "sweeps/cifar10/claims.yaml"
+ROOT = Path(__file__).parent.parent.parent
+FILE = ROOT / "sweeps/cifar10/claims.yaml"
+PUBLISHED = ROOT / "docs/cifar10"
 
 
 def claim(**changes: Any) -> Claim:
@@ -121,6 +123,25 @@ def test_a_study_that_is_not_there_is_not_measured(tmp_path: Path) -> None:
     assert "–" in shown(table)["Measured"].tolist()
 
 
+def test_two_studies_compare_where_they_are_of_the_same_images() -> None:
+    clean = {"attack": "none", "called": "clean"}
+    here = {"defense": "mi_ol", "lam": 0.6}
+    claims = [
+        claim(
+            study="cifar10_table2",
+            classifier="interpolated_at",
+            left=here,
+            right={**here, "study": study},
+            attack=clean,
+        )
+        for study in ("cifar10_presets", "cifar10_mi_ol_worst")
+    ]
+    same, other = facts(Store(PUBLISHED), claims).to_dict("records")
+    assert (same["value"], same["points"]) == (0.0, 1000)
+    assert math.isnan(other["value"])
+    assert "rows of the same points" in other["why"]
+
+
 def test_the_claims_about_cifar10_are_read_with_their_fractions() -> None:
     claims = read_claims(FILE)
     assert len(claims) >= 30
@@ -134,6 +155,7 @@ def test_the_claims_about_cifar10_are_read_with_their_fractions() -> None:
         ({"kind": "guess"}, "must have a kind of difference"),
         ({"is": "higher"}, "`is` of above"),
         ({"odd": 1}, "no other keys"),
+        ({"kind": "chosen", "left": {"study": "t"}}, "a side may be of another study in a kind of difference, gain"),
     ],
 )
 def test_a_bad_claim_is_refused_by_name(tmp_path: Path, changes: dict[str, object], told: str) -> None:
