@@ -67,10 +67,13 @@ def _stages(session: Session, until: Until) -> None:
         mark(session.store, session.study, plan, "attacked")
         return
     plan = evaluate_defenses(session, plan)
+    checks = checking(session, plan) if plan.check_attacks() else None
+    if checks is not None:
+        next(checks, None)  # Workers have their first blocks while this process derives rows and draws.
     records = derive_records(session, plan)
-    if plan.check_attacks():
+    if checks is not None:
         judge_and_write(session, plan, records, checking=True)
-        finish(checking(session, plan))
+        finish(checks)
         take_more_draws(session, records)
     certify(session, plan)
     judge_and_write(session, plan, records)

@@ -55,15 +55,18 @@ class Outcome:
     cells: list[dict[str, Any]] = field(default_factory=list)
     certified: list[dict[str, Any]] = field(default_factory=list)
     spent: Spent = field(default_factory=Spent)
+    _timed: float = 0.0
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Add the block's duration to a stage."""
-        began = time.perf_counter()
+        """Add the block's duration to a stage, without that of stages which begin and end inside it: these have their own."""
+        began, inside = time.perf_counter(), self._timed
         try:
             yield
         finally:
-            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.perf_counter() - began
+            whole = time.perf_counter() - began
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + whole - (self._timed - inside)
+            self._timed = inside + whole
 
     def count(self, stage: str, forward: int, backward: int) -> None:
         """Add passes to a stage that were counted as they were made."""

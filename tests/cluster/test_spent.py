@@ -1,7 +1,12 @@
-"""Where a run's time went: every second of every place is counted once."""
+"""Where a run's time went: every second of every place is counted once, and checks begin while this process writes."""
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from mi_ray.cluster import runner, session
 from mi_ray.cluster.spent import Span, Spent, spans_of
 
 
@@ -28,3 +33,47 @@ def test_a_worker_tells_when_it_began_and_one_that_computed_nothing_tells_no_spa
     facts = {"began": 1.0, "ended": 2.5, "store": 0.25, "node": "n", "pid": 7, "forward": 3}
     assert spans_of(facts) == [Span(("n", 7), 1.0, 2.5, 0.25)]
     assert spans_of({"forward": 0}) == []
+
+
+def test_the_time_of_a_stage_inside_another_one_is_not_counted_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter([0.0, 2.0, 5.0, 6.0, 6.5, 9.0])
+    monkeypatch.setattr(session.time, "perf_counter", lambda: next(ticks))
+    outcome = session.Outcome()
+    with outcome.timed("checks"):
+        with outcome.timed("records"):
+            pass
+        with outcome.timed("figures"):
+            pass
+    assert outcome.seconds == {"records": 3.0, "figures": 0.5, "checks": 9 - 3.5}
+
+
+def test_checks_have_begun_when_rows_are_derived_and_end_after_the_first_cells_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    happened = []
+
+    def noted(name: str, result: object = None) -> Any:
+        def note(*args: object, **options: object) -> object:
+            happened.append(f"{name}{' early' if options.get('checking') else ''}")
+            return result
+
+        return note
+
+    def checking(*args: object) -> Iterator[None]:
+        happened.append("checks begin")
+        yield
+        happened.append("checks end")
+
+    plan = SimpleNamespace(check_attacks=lambda: (object(),))
+    for name in ("mark", "train", "attacking", "derive_records", "judge_and_write", "take_more_draws", "certify"):
+        monkeypatch.setattr(runner, name, noted(name, ()))
+    monkeypatch.setattr(runner, "evaluate_defenses", noted("evaluate", plan))
+    monkeypatch.setattr(runner.precision, "decide", noted("precision"))
+    monkeypatch.setattr(runner, "checking", checking)
+    study = SimpleNamespace(plan=lambda: plan, kept_as_they_are=lambda: ())
+    stood_in = SimpleNamespace(study=study, store=None, sweep=SimpleNamespace(precision="fp32", search="grid"))
+    runner._stages(stood_in, "sweep")  # type: ignore[arg-type]
+    assert happened[happened.index("evaluate") + 1 :] == [
+        *("checks begin", "derive_records", "judge_and_write early", "checks end"),
+        *("take_more_draws", "certify", "judge_and_write"),
+    ]
