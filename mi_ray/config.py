@@ -593,6 +593,9 @@ class Checks(Strict):
 
 
 def _checks(written: object) -> object:
+    """Checks as a mapping: one word is their level. Raises ValueError for what is neither, such as `checks: true`."""
+    if not isinstance(written, (str, Mapping, Checks)):
+        raise ValueError(f"must be cheap, subset, full, or a mapping of keys to values; got {shown(written)}")
     return {"level": written} if isinstance(written, str) else written
 
 

@@ -68,7 +68,7 @@ def _first_problem(error: ValidationError) -> str:
     problem = told[0]
     if problem["type"] == "value_error":
         said = str(problem["msg"]).removeprefix("Value error, ")
-        return f"{where}: {said}" if where else said
+        return f"{where}{' ' if said.startswith('must ') else ': '}{said}" if where else said
     if problem["type"] == "missing":
         return f"{where} must be given; it is left out"
     rules = " or ".join(dict.fromkeys(_rule(each) for each in told if each["type"] not in ("value_error", "missing")))

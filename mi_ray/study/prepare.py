@@ -298,7 +298,7 @@ def _refuse_idle(planner: Planner) -> None:
     defenses = dict.fromkeys(setting.name for setting in planner.settings())
     raise ValueError(
         f"attacks must have something to attack: {', '.join(names)} with `knowledge: {planner.sweep.attacks[0].knowledge}` "
-        f"needs {rule} to go through; got {', '.join(defenses)}"
+        f"needs {rule} to go through; got `defenses: [{', '.join(defenses)}]`"
     )
 
 
