@@ -454,6 +454,27 @@ def paired_test(
     )
 
 
+def discordant_p(points: int, higher: int, lower: int, level: float) -> tuple[float, float]:
+    """(p against a true difference of at most `level`, p against one of at least `level`), one-sided, from discordant points.
+
+    higher, lower: of `points` pairs of right and wrong answers, those in which the left alone is right, and the right alone. Each
+    is the chance of such a difference of both, or one further away, under the most likely pair of rates whose difference is
+    `level` (Tango's (1998) constrained estimate; discordant points as independent Poisson counts). A normal approximation is
+    far too sure where few points are discordant. Raises ValueError for a level outside (-1, 1).
+    """
+    if not -1 < level < 1:
+        raise ValueError(f"level must be in (-1, 1); got {level}")
+    if level < 0:
+        below, above = discordant_p(points, lower, higher, -level)
+        return above, below
+    linear = higher + lower - level * (2 * points - higher + lower)
+    rate = (linear + np.sqrt(linear**2 + 8 * points * lower * level * (1 - level))) / (4 * points)
+    rate = max(float(rate), 1e-12)
+    rates = points * (rate + level), points * rate
+    difference = higher - lower
+    return float(scipy.stats.skellam.sf(difference - 1, *rates)), float(scipy.stats.skellam.cdf(difference, *rates))
+
+
 def _binomial_p(higher: int, different: int, side: Literal["less", "greater"]) -> float:
     return float(scipy.stats.binomtest(higher, different, alternative=side).pvalue) if different else 1.0
 

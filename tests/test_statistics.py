@@ -23,6 +23,7 @@ from mi_ray.statistics import (
     detection_gap,
     detection_rate,
     detection_rate_interval,
+    discordant_p,
     holm,
     hypervolume_interval,
     mean_interval,
@@ -135,6 +136,24 @@ def test_survival_of_one_attempt_is_the_mean_survival_and_of_all_the_share_alway
 def test_more_attempts_than_draws_or_none_are_refused(attempts: int) -> None:
     with pytest.raises(ValueError, match=f"from 1 to draws=3; got {attempts}"):
         survival_of_attempts([1], 3, attempts)
+
+
+@pytest.mark.parametrize("level", [-0.05, 0.0, 0.02, 0.3])
+@pytest.mark.parametrize("points", [60, 400])
+def test_by_a_bound_few_discordant_points_raise_no_more_false_alarms_than_the_level(points: int, level: float) -> None:
+    rng, rates = np.random.default_rng(3), (0.04 + max(level, 0.0), 0.04 + max(-level, 0.0))
+    drawn = rng.multinomial(points, [*rates, 1 - sum(rates)], 4000)
+    both = np.array([discordant_p(points, up, down, level) for up, down, _ in drawn])
+    assert ((both < 0.05).mean(0) < 0.06).all()
+    assert ((both < 0.05).mean(0) > 0.005).all()  # and are found where there are some
+    for up, down, _ in drawn[:20]:
+        turned = discordant_p(points, down, up, -level)[::-1]
+        assert discordant_p(points, up, down, level) == pytest.approx(turned)
+
+
+def test_a_bound_on_a_difference_is_one_that_a_difference_can_have() -> None:
+    with pytest.raises(ValueError, match=r"level must be in \(-1, 1\); got 1"):
+        discordant_p(10, 1, 1, 1)
 
 
 @pytest.mark.parametrize(("higher", "lower"), [(12, 3), (5, 5), (0, 7), (1, 0), (30, 22)])

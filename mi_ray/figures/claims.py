@@ -27,10 +27,12 @@ from mi_ray.figures.verdict_marks import mark
 from mi_ray.statistics import (
     COUNTED,
     Estimate,
+    PairedTest,
     auc_difference,
     auc_interval,
     counts_of,
     detection_auc,
+    discordant_p,
     holm,
     mean_interval,
     of_variant,
@@ -85,9 +87,8 @@ class Measured:
 
     checks: marks of the attacked cells' verdicts. sides: the two numbers whose difference the estimate is; None where it is
     a mean over points (kind "mechanism"). clean: clean accuracy of both sides, where these are two defenses. highest: the
-    highest accuracy of the cells that are compared; None where these are the sides. p_greater, p_less: exact p-values
-    against a true number that is not above, or not below, 0; where they are None, and at every other level, the normal
-    approximation is used.
+    highest accuracy of the cells that are compared; None where these are the sides. test: of two cells on the same points, of
+    which p-values are exact at 0, and elsewhere too where both are right in all draws or in none; all others are normal ones.
     """
 
     estimate: Estimate
@@ -96,8 +97,7 @@ class Measured:
     sides: tuple[float, float] | None = None
     clean: tuple[float, float] | None = None
     highest: float | None = None
-    p_greater: float | None = None
-    p_less: float | None = None
+    test: PairedTest | None = None
 
     @property
     def floor(self) -> bool:
@@ -108,15 +108,21 @@ class Measured:
 
     def p_above(self, level: float) -> float:
         """The chance of a number this high or higher, were the true one at `level`."""
-        if level == 0 and self.p_greater is not None:
-            return self.p_greater
-        return float(scipy.stats.norm.sf(self._away(level)))
+        return self._chances(level)[0]
 
     def p_below(self, level: float) -> float:
         """The chance of a number this low or lower, were the true one at `level`."""
-        if level == 0 and self.p_less is not None:
-            return self.p_less
-        return float(scipy.stats.norm.cdf(self._away(level)))
+        return self._chances(level)[1]
+
+    def _chances(self, level: float) -> tuple[float, float]:
+        test = self.test
+        if test is not None and level == 0:
+            return test.p_greater, test.p_less
+        if test is not None and test.method == "mcnemar":
+            higher, lower = (round(share * test.points) for share in (test.left_higher, test.left_lower))
+            return discordant_p(test.points, higher, lower, level)
+        away = self._away(level)
+        return float(scipy.stats.norm.sf(away)), float(scipy.stats.norm.cdf(away))
 
     def _away(self, level: float) -> float:
         error = (self.estimate.high - self.estimate.low) / (2 * float(scipy.stats.norm.ppf(0.975)))
@@ -274,7 +280,7 @@ def _compared(rows: _Rows, left: "pd.Series[Any]", right: "pd.Series[Any]", accu
     checks = " ".join(mark(row) for row in (left, right) if row["attack"] != "none")
     estimate = Estimate(found.difference, found.low, found.high)
     sides = float(left[accuracy]), float(right[accuracy])
-    return Measured(estimate, found.points, checks, sides, p_greater=found.p_greater, p_less=found.p_less)
+    return Measured(estimate, found.points, checks, sides, test=found)
 
 
 def _chosen(rows: _Rows, claim: Claim) -> Measured:
@@ -375,11 +381,13 @@ def _changes(rows: _Rows, claim: Claim, side: Filter) -> tuple[pd.DataFrame, int
 def _condition(rows: _Rows, claim: Claim) -> Measured:
     """How much more often the condition of ideal linearity is met by one defense than by the other (Eq. 12, 15).
 
-    A claim without another one holds the share against one half.
+    It is asked of the points of Eq. 2 alone, right when clean and wrong when attacked, for which it is derived. A claim without
+    another defense holds the share against one half.
     """
     met = []
     for side in filter(None, (claim.left, claim.right)):
         (found, classes), name = _changes(rows, claim, side), str(side["defense"])
+        found = found[found["eq2"]]
         limits = [fig2.condition(name, k, float(claim.lam or 0), classes) for k in ("y", "pred")]
         met.append(((found["G_y"] > limits[0]) & (found["G_pred"] < limits[1])).to_numpy().astype(int))
     if len(met) == 1:
@@ -388,7 +396,7 @@ def _condition(rows: _Rows, claim: Claim) -> Measured:
     test = paired_test(met[0], met[1], 1)
     sides = float(met[0].mean()), float(met[1].mean())
     estimate = Estimate(test.difference, test.low, test.high)
-    return Measured(estimate, test.points, "", sides, p_greater=test.p_greater, p_less=test.p_less)
+    return Measured(estimate, test.points, "", sides, test=test)
 
 
 def _mechanism(rows: _Rows, claim: Claim) -> Measured:

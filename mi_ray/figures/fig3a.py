@@ -235,9 +235,7 @@ def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how λ was chosen and what the checks say."""
     first = table[table["subset"] == "all"].iloc[0]
     by = chosen_on(int(first["selection_points"]))
-    note = (
-        f"λ of the ROC curves chosen on {by}; gap: Eq. 11; Eq. 2: clean image right, adversarial one wrong; bands: 95 %"
-    )
+    note = f"λ of the ROC curves chosen on {by}; gap: Eq. 14, 16; Eq. 2: clean image right, adversarial one wrong; bands: 95 %"
     title = f"{cells['dataset'].iloc[0]}: detection, {int(first['points'])} clean points and as many adversarial"
     return title, lines(note, checks_note(cells))
 

@@ -5,7 +5,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pandas as pd
 
@@ -27,11 +27,15 @@ PUBLISHED = ("Clean", *((goal, steps) for goal in ("untargeted", "targeted") for
 
 @dataclass(frozen=True)
 class Paper:
-    """A table of the paper: its name in files and in words, and its values by (classifier, defense), as printed."""
+    """A table of the paper: its name in files and in words, and its values by (classifier, defense), as printed.
+
+    lam: of classifiers the λ of MI-OL that the table is of (Table 4); values stand beside no other one.
+    """
 
     name: str
     source: str
     values: Mapping[tuple[str, str], Sequence[str]]
+    lam: Mapping[str, float] = field(default_factory=dict)
 
     def value(self, row: Row) -> str:
         """What the paper reports of a cell; empty where it reports nothing."""
@@ -42,6 +46,9 @@ class Paper:
             alike &= abs(row["epsilon"] - EPSILON) < 1e-6
             column = (row["goal"], steps) if alike else None
         known = self.values.get((row["classifier"], row["defense"]))
+        lam = json.loads(row["defense_params"] or "{}").get("lam")
+        if row["defense"] == "mi_ol" and abs(lam - self.lam.get(row["classifier"], lam)) > 1e-6:
+            return ""
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
 
 

@@ -24,6 +24,7 @@ PAPER = Paper(
     at              mi_ol            81.2  56.2  55.8  55.1  67.7  67.2  66.4
     interpolated_at mi_ol            84.2  64.5  63.8  63.3  75.3  74.7  74.5
     """),
+    lam={"mixup": 0.5, "erm": 0.6, "interpolated_at": 0.6, "at": 0.8},
 )
 
 

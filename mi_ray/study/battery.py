@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy
 
-from mi_ray.statistics import PairedTest, paired_test
+from mi_ray.statistics import PairedTest, discordant_p, paired_test
 
 ALLOWED = 0.01  # An attack may leave one percentage point more than what it is held against.
 # Of the points that stand, which are those that the attack has not fooled: at most a share of INSIDE may be moved by less than
@@ -62,28 +62,19 @@ class Loss:
 def loss(judged: Counts, control: Counts, draws: int, allowed: float = ALLOWED) -> Loss:
     """How much more the judged attack leaves than its control, from right draws [P] of `draws` under each.
 
-    Where every point is right in all draws or in none, p is the chance of so many discordant points under the most likely
-    pair of rates whose difference is `allowed` (Tango's (1998) constrained estimate; discordant points as independent
-    Poisson counts). Else it is the larger one of Student's t against `allowed` and of the exact sign-flip test.
+    Where every point is right in all draws or in none, p is that of `discordant_p`. Else it is the larger one of Student's t
+    against `allowed` and of the exact sign-flip test.
     """
     test = paired_test(judged, control, draws)
     if test.method == "mcnemar":
-        return Loss(test, _p_of_discordant(judged > control, judged < control, allowed))
+        higher, lower = int((judged > control).sum()), int((judged < control).sum())
+        return Loss(test, discordant_p(len(judged), higher, lower, allowed)[0])
     differences = (judged - control) / draws
     spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
     if spread == 0.0:
         return Loss(test, test.p_greater)
     t = (float(differences.mean()) - allowed) / (spread / np.sqrt(len(differences)))
     return Loss(test, max(float(scipy.stats.t.sf(t, len(differences) - 1)), test.p_greater))
-
-
-def _p_of_discordant(higher: Flags, lower: Flags, allowed: float) -> float:
-    """The chance that as many more points are higher than lower, where the rates truly differ by `allowed`."""
-    points, up, down = len(higher), int(higher.sum()), int(lower.sum())
-    linear = up + down - allowed * (2 * points - up + down)
-    rate = (linear + np.sqrt(linear**2 + 8 * points * down * allowed * (1 - allowed))) / (4 * points)
-    rate = max(float(rate), 1e-12)
-    return float(scipy.stats.skellam.sf(up - down - 1, points * (rate + allowed), points * rate))
 
 
 def more_elsewhere(judged: Counts, draws: int, checked: int, allowed: float = ALLOWED) -> float:

@@ -16,7 +16,7 @@ from mi_ray.figures.claims import _chance as chance
 from mi_ray.figures.claims import _chances as chances
 from mi_ray.figures.claims import _verdict as verdict
 from mi_ray.figures.table2 import PAPER
-from mi_ray.statistics import Estimate, auc_difference, auc_interval
+from mi_ray.statistics import Estimate, auc_difference, auc_interval, paired_test
 from mi_ray.store.blocks import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -56,6 +56,17 @@ def test_a_claim_holds_fails_or_is_left_open(
 ) -> None:
     p_for, p_against = chances(claim(is_=is_, by=by), measured(value, half))
     assert (p_for < 0.01, p_against < 0.01) == (holds, refuted)
+
+
+def test_few_discordant_points_are_not_sure_of_a_bound() -> None:
+    alike = paired_test([1] * 3 + [0] * 97, [1] * 3 + [0] * 97, 1)
+    found = Measured(Estimate(alike.difference, alike.low, alike.high), 100, "", test=alike)
+    at_most, _ = chances(claim(is_="below", by=0.05), found)
+    assert (
+        0.95**100 < at_most < 0.01
+    )  # the exact chance of no discordant point where 5 % are, and not the normal one, 1e-4
+    assert at_most > 10 * chances(claim(is_="below", by=0.05), replace(found, test=None))[0]
+    assert found.p_above(0) == found.p_below(0) == 1.0
 
 
 def test_a_verdict_on_a_refused_attack_says_so() -> None:

@@ -117,6 +117,11 @@ def test_another_radius_is_not_put_beside_the_papers() -> None:
     assert [bool(value) for value in table["paper"]].count(True) == 1
 
 
+def test_another_lambda_of_mi_ol_is_not_put_beside_the_papers() -> None:
+    rows = [cell("erm", "mi_ol", {"lam": lam}, "pgd", 0.3, **pgd(10)) for lam in (0.6, 0.5)]
+    assert [table2.PAPER.value(pd.Series(row)) for row in rows] == ["7.4", ""]
+
+
 def test_an_adaptive_pgd_is_not_put_beside_the_papers_oblivious_one() -> None:
     row = cell("mixup", "mi_ol", {"lam": 0.5}, "pgd", 0.3, **pgd(10), knowledge="adaptive")
     assert table2.PAPER.value(pd.Series(row)) == ""
@@ -239,7 +244,7 @@ def test_each_defense_is_read_at_its_own_n_and_a_claim_at_the_attack_and_variant
     rows = [cell("f", "none", {}, "none", 0.9, executions=1, work={"undefended": "bare"})]
     truth = {}
     for attack, variant in (("pgd", ""), ("mim", ""), ("pgd", "as_published")):
-        write_outputs(store, f"adv{attack}{variant}", np.eye(4)[[1, 2, 3, 0]])
+        write_outputs(store, f"adv{attack}{variant}", np.eye(4)[[1, 2, 3, 3]])  # the last one stands
         for defense, n in (("mi_pl", 10), ("mi_ol", 30)):
             name = f"{attack}{variant}{defense}"
             mixed, pair = rng.random((4, 4)), rng.random((4, 4))
@@ -253,7 +258,7 @@ def test_each_defense_is_read_at_its_own_n_and_a_claim_at_the_attack_and_variant
             told = {"executions": n, "work": work, "variants": [variant], "points": 4, "selection_points": 0}
             rows.append(cell("f", defense, {"lam": 0.5}, attack, 0.4, **told))
             write_records(store, rows[-1]["cell"], label=[0, 1, 2, 3])
-            truth[attack, variant, defense] = mixed[np.arange(4), np.arange(4)].mean()
+            truth[attack, variant, defense] = mixed[np.arange(4), np.arange(4)].mean() - 1 / 4
     rows[0] |= {"variants": ["", "as_published"], "points": 4, "selection_points": 0}
     write_records(store, rows[0]["cell"], label=[0, 1, 2, 3])
     stored_cell(store, rows)
@@ -284,6 +289,8 @@ def test_each_defense_is_read_at_its_own_n_and_a_claim_at_the_attack_and_variant
     ]
     alone, against_itself = claims.facts(store, met)["value"]
     changes = found["f", "mi_pl", 0.5]
+    changes = changes[changes["eq2"]]  # for which alone the condition is derived
+    assert len(changes) == 3
     share = ((changes["G_y"] > 0.5) & (changes["G_pred"] < -0.5)).mean()
     assert (alone, against_itself) == (pytest.approx(share - 0.5), 0.0)
 
