@@ -19,7 +19,8 @@ STEPS = 20
 class Reference(Attack):
     """PGD-20 with steps of epsilon / 4 on F, and EOT-PGD-20 on the logarithm of the mean answer behind a defense.
 
-    Its random numbers are its own, so that it repeats no other attack's luck.
+    Its random start is its own; behind a defense each step meets the draws that every other attack meets at that step, so that
+    both are told apart by what they do and not by their luck.
     """
 
     name: ClassVar[str] = "reference"

@@ -57,7 +57,8 @@ class PlannedRule:
     whether the control is run on the first setting of each defense alone. by_option: whether it is made only where the
     sweep's `checks.binarization` is above 0, on so many points. of_drawn_points: whether it is valid only for points in a
     drawn (random) order. of_moved: whether it looks at how far points were moved, so that it is not made of an attack that
-    looks for the nearest image. norms: those in which it can be made, such as the norms that its control attacks in; None
+    looks for the nearest image. of_leaving: whether it is made of attacks that leave a label alone, and of none that look for a
+    target. norms: those in which it can be made, such as the norms that its control attacks in; None
     for all.
     """
 
@@ -71,6 +72,7 @@ class PlannedRule:
     by_option: bool = False
     of_drawn_points: bool = False
     of_moved: bool = False
+    of_leaving: bool = False
     norms: tuple[Norm, ...] | None = None
 
     def knows(self, norm: Norm) -> bool:
@@ -95,6 +97,8 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
         if (rule.of_moved and attack.minimal) or not rule.knows(attack.threat.norm):
+            continue
+        if rule.of_leaving and not attack.threat.leaves_label:
             continue
         control = rule.control(attack) if last or not rule.of_trajectory else None
         if control is not None or (rule.free and (attack.follows_gradients or rule.of_queries)):

@@ -459,6 +459,7 @@ RULES = (
         "pushed_back",
         free=True,
         of_trajectory=False,
+        of_leaving=True,  # On its way to a target a sound attack makes 8 to 10 % of the errors right.
         criterion="At most 2 % of the points that are wrong when clean are right under attack.",
         judge=_judge_pushed_back,
     ),
