@@ -349,9 +349,6 @@ def computing(
     ran = blocks.ran
     if beside is None:
         session.outcome.spent.stage(ran.spans, began, time.time(), session.places())
-        # All of it was tried: what had failed beside trainings, and did not now, has not failed.
-        for key in {item[0].key for item in todo} - {todo[position][0].key for position in ran.failures}:
-            session.outcome.failures.pop(key, None)
     else:
         session.outcome.spent.beside(ran.spans)
     for position, error in ran.failures.items():

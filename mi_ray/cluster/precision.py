@@ -22,13 +22,20 @@ def decide(session: Session) -> None:
     known = {*decisions(session.store, session.study), *session.outcome.failures}
     todo = [work for work in session.planner.classifiers if work.key not in known]
     if session.sweep.precision != "auto" or not todo:
+        know(session)
         return
     with session.outcome.timed("precision"):
         session.connect(session.sweep.resources.block.cpus)
         points = checked_points(session.bench) * (len(EPSILONS) + len(PIECES)) * len(todo)
         with stage("precision: auto", points, "points", session.console, "starting workers") as shown:
             _compare_all(session, todo, shown)
-    session.take_up(session.study.decided(decisions(session.store, session.study)))
+    know(session)
+
+
+def know(session: Session) -> None:
+    """Go on with what `precision: auto` has decided, now or in an earlier run: keys depend on it."""
+    if session.sweep.precision == "auto":
+        session.take_up(session.study.decided(decisions(session.store, session.study)))
 
 
 def _compare_all(session: Session, todo: Sequence[ClassifierWork], shown: Stage) -> None:

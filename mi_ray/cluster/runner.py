@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,7 @@ def _tell_of_time(session: Session, seconds: float) -> None:
 
 
 def _stages(session: Session, until: Until) -> None:
+    precision.know(session)
     plan = session.study.plan()
     mark(session.store, session.study, plan, "running")
     for line in session.study.kept_as_they_are():
@@ -56,6 +58,12 @@ def _stages(session: Session, until: Until) -> None:
     # What `precision: auto` decides is decided for all classifiers together, and nothing has a key before.
     early = until != "train" and session.sweep.precision != "auto"
     train(session, partial(_of_trained, session, until) if early else None)
+    # What failed beside trainings is tried again, since all of the cluster is there for it now.
+    failures = session.outcome.failures
+    if passing := [key for key, failure in failures.items() if not failure.training]:
+        for key in passing:
+            del failures[key]
+        session.take_up(session.study)
     if until == "train":
         mark(session.store, session.study, plan, "trained")
         return
@@ -67,14 +75,13 @@ def _stages(session: Session, until: Until) -> None:
         mark(session.store, session.study, plan, "attacked")
         return
     plan = evaluate_defenses(session, plan)
-    checks = checking(session, plan) if plan.check_attacks() else None
-    if checks is not None:
+    with closing(checking(session, plan)) as checks:
         next(checks, None)  # Workers have their first blocks while this process derives rows and draws.
-    records = derive_records(session, plan)
-    if checks is not None:
-        judge_and_write(session, plan, records, checking=True)
-        finish(checks)
-        take_more_draws(session, records)
+        records = derive_records(session, plan)
+        if plan.check_attacks():
+            judge_and_write(session, plan, records, checking=True)
+            finish(checks)
+            take_more_draws(session, records)
     certify(session, plan)
     judge_and_write(session, plan, records)
 
@@ -113,6 +120,8 @@ def attacking(session: Session, plan: Plan, beside: Beside | None = None) -> Ste
 
 def checking(session: Session, plan: Plan, beside: Beside | None = None) -> Steps:
     """Craft the checks' adversarial examples and evaluate them, first with F and then with what takes ŷ from it."""
+    if not plan.check_attacks():
+        return
     for points, attacks in plan.by_points(plan.check_attacks()):
         yield from computing(session, "checks: attacks", "checks", attacks, points, beside=beside)
     outputs = plan.by_points(plan.check_outputs())

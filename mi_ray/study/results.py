@@ -106,7 +106,12 @@ class Results:
         self._best = lru_cache(maxsize=max(1, min(64, KEPT // block)))(self._best_restarts)
 
     def weights(self, classifier: str) -> str:
-        """SHA-256 of the weights of the classifier of that key: every block names the weights that it is of."""
+        """SHA-256 of the weights of the classifier of that key: every block names the weights that it is of.
+
+        Raises DamagedFileError for a classifier that is not there, since it has failed or is still to be trained.
+        """
+        if classifier not in self.data.classifiers:
+            raise DamagedFileError(f"classifiers/{classifier} must be there; it is not")
         if classifier not in self._digests:
             self._digests[classifier] = weights_digest(self.data.classifiers[classifier][1])
         return self._digests[classifier]

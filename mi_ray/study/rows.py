@@ -180,7 +180,9 @@ def write_records(
     """
     derived = DerivedRows(results, plan, causes)
     cells = {cell.key: cell for cell in plan.cells}
-    drop_stale(results.store, {cell.key: _weights(results, cell) for cell in plan.cells}, points[1])
+    # Of a classifier that is not there nothing is known to be stale.
+    there = [cell for cell in plan.cells if cell.classifier in results.data.classifiers]
+    drop_stale(results.store, {cell.key: _weights(results, cell) for cell in there}, points[1])
     for cell in plan.cells:
         try:
             members = [cells[key] for key in cell.members]
@@ -204,8 +206,8 @@ def _records(results: Results, cell: Cell, members: Sequence[Cell], points: tupl
 
 
 def _weights(results: Results, cell: Cell) -> dict[str, str]:
-    """{"weights": SHA-256}, as a cell's records carry it; empty where the classifier is not in the store."""
-    return {"weights": results.weights(cell.classifier)} if cell.classifier in results.data.classifiers else {}
+    """{"weights": SHA-256}, as a cell's records carry it. Raises DamagedFileError where the classifier is not there."""
+    return {"weights": results.weights(cell.classifier)}
 
 
 def _work(cell: Cell) -> dict[str, object]:

@@ -28,7 +28,7 @@ from torch import nn
 
 import mi_ray.cluster.blocks
 from mi_ray.cluster.actors import ProgressActor
-from mi_ray.cluster.blocks import Beside, Blocks, Steps, compute_missing, computing, finish
+from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
@@ -402,37 +402,6 @@ def test_of_blocks_that_fail_alike_one_line_is_printed_and_every_cause_is_kept()
         "b": ("attack on f", "no memory", False),
         "c": ("attack on f", "no disk", False),
     }
-
-
-@pytest.mark.parametrize("again_lost", [False, True])
-def test_what_failed_beside_trainings_and_succeeds_afterwards_has_not_failed(
-    study: Tiny, monkeypatch: pytest.MonkeyPatch, again_lost: bool
-) -> None:
-    works = [work for work in study.plan.outputs if work.component is not None][:1]
-    lost = {0: ValueError("no memory")} if again_lost else {}
-    ran = SimpleNamespace(failures=lost, spans=[], forward=0, backward=0)
-    monkeypatch.setattr(mi_ray.cluster.blocks, "RayCluster", lambda session: None)
-    fake = SimpleNamespace(ran=ran, steps=lambda beside: iter(()))
-    monkeypatch.setattr(mi_ray.cluster.blocks, "Blocks", lambda *arguments: fake)
-    failure, other = Failure("settings", "no disk"), Failure("training g", "no disk", training=True)
-    outcome = Outcome(failures={works[0].key: failure, "g": other})
-    missing = SimpleNamespace(missing=lambda work, points, limit: [(work, 0, points)])
-    session: Any = SimpleNamespace(
-        study=study.study,
-        sweep=study.study.sweep,
-        bench=SimpleNamespace(results=missing),
-        outcome=outcome,
-        console=Console(quiet=True),
-        possible=lambda work: True,
-        connect=lambda cpus: None,
-        places=lambda: 1,
-        name_of=lambda key: "f",
-        fail=lambda key, what, error: outcome.failures.update({key: Failure(what, str(error))}),
-    )
-    finish(computing(session, "settings", "checks", works, beside=Beside()))
-    assert set(session.outcome.failures) == {works[0].key, "g"}
-    compute_missing(session, "settings", "checks", works)
-    assert set(session.outcome.failures) == ({works[0].key, "g"} if again_lost else {"g"})
 
 
 def test_an_attacked_cell_that_may_be_refused_has_the_cause_of_its_clean_outputs(tmp_path: Path) -> None:

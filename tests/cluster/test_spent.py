@@ -1,12 +1,8 @@
-"""Where a run's time went: every second of every place is counted once, and checks begin while this process writes."""
-
-from collections.abc import Iterator
-from types import SimpleNamespace
-from typing import Any
+"""Where a run's time went: every second of every place is counted once."""
 
 import pytest
 
-from mi_ray.cluster import runner, session
+from mi_ray.cluster import session
 from mi_ray.cluster.spent import Span, Spent, spans_of
 
 
@@ -45,35 +41,3 @@ def test_the_time_of_a_stage_inside_another_one_is_not_counted_twice(monkeypatch
         with outcome.timed("figures"):
             pass
     assert outcome.seconds == {"records": 3.0, "figures": 0.5, "checks": 9 - 3.5}
-
-
-def test_checks_have_begun_when_rows_are_derived_and_end_after_the_first_cells_are_written(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    happened = []
-
-    def noted(name: str, result: object = None) -> Any:
-        def note(*args: object, **options: object) -> object:
-            happened.append(f"{name}{' early' if options.get('checking') else ''}")
-            return result
-
-        return note
-
-    def checking(*args: object) -> Iterator[None]:
-        happened.append("checks begin")
-        yield
-        happened.append("checks end")
-
-    plan = SimpleNamespace(check_attacks=lambda: (object(),))
-    for name in ("mark", "train", "attacking", "derive_records", "judge_and_write", "take_more_draws", "certify"):
-        monkeypatch.setattr(runner, name, noted(name, ()))
-    monkeypatch.setattr(runner, "evaluate_defenses", noted("evaluate", plan))
-    monkeypatch.setattr(runner.precision, "decide", noted("precision"))
-    monkeypatch.setattr(runner, "checking", checking)
-    study = SimpleNamespace(plan=lambda: plan, kept_as_they_are=lambda: ())
-    stood_in = SimpleNamespace(study=study, store=None, sweep=SimpleNamespace(precision="fp32", search="grid"))
-    runner._stages(stood_in, "sweep")  # type: ignore[arg-type]
-    assert happened[happened.index("evaluate") + 1 :] == [
-        *("checks begin", "derive_records", "judge_and_write early", "checks end"),
-        *("take_more_draws", "certify", "judge_and_write"),
-    ]
