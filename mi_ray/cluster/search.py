@@ -141,7 +141,10 @@ class ResolveSearch:
             for work in merged(work for cell in cells for work in cell.needs())
             if work.component is not None or (work.inputs.attack is not None and work.inputs.attack.key in own)
         ]
-        return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs))
+        # At the most executions. An attack that looks for the nearest image is read at each radius that is asked for.
+        counted = sorted((cell for cell in cells if not cell.members), key=lambda cell: cell.identity["executions"])
+        reads = {cell.inputs.name: cell.read for cell in counted}
+        return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs), reads)
 
 
 def optuna_search(space: Space, settings: SearchSettings, seed: int, name: str = "") -> RoundsSearch:

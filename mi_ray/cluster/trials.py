@@ -33,12 +33,14 @@ class Trial:
     """One defense setting on one classifier, and the work that it needs, in the order in which it is done.
 
     In a search the setting's adaptive attacks, and F's outputs on their images, are part of the trial, since nobody
-    knows the setting before.
+    knows the setting before. reads: what the setting's cells are read from, by the inputs that they are on; of a grid, whose
+    trials are of works that cells share, they are found from the works.
     """
 
     classifier: str
     defense: Method
     works: tuple[Work, ...]
+    reads: Mapping[str, Read] = field(default_factory=dict)
 
 
 def grid_trials(outputs: Sequence[OutputWork]) -> list[Trial]:
@@ -204,7 +206,7 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
     """
     found = dict(zip(ACCURACIES, (float("nan"), 1.0), strict=True))
     clean, adversarial = ACCURACIES
-    reads = {name: _read(works) for name, works in _scored(trial).items()}
+    reads = trial.reads or {name: _read(works) for name, works in _scored(trial).items()}
     for name, read in reads.items():
         stands, _ = bench.results.stands(trial.defense, read, *part, None if name == "clean" else reads.get("clean"))
         accuracy = float(stands.mean())

@@ -130,12 +130,18 @@ class KeyedWork:
         else:
             architecture, description = self._of_architecture(entry)
             facts = {**description, "weights": self.facts.sources[str(entry.weights)], "version": architecture.version}
+            facts |= self._source_of(architecture.name)
         return ClassifierWork(self._key("own", facts), entry, dict(description), None, 0, (0, 0))
 
     def _own(self, *names: str | None) -> dict[str, str]:
         """Hashes of those of these factories and files of weights that a person's own classifier has."""
         sources = self.facts.sources
         return {name: sources[name] for name in names if name is not None and name in sources}
+
+    def _source_of(self, architecture: str) -> dict[str, str]:
+        """The hash of the code of a person's own architecture: other code computes other answers from the same weights."""
+        sources = self.facts.sources
+        return {"architecture_source": sources[architecture]} if architecture in sources else {}
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
@@ -172,8 +178,7 @@ class KeyedWork:
         threads = max(1, int(self.sweep.resources.train.cpus))
         if device == "cpu" and threads > 1:  # The sums of a step are added up in another order, so that weights differ.
             facts["threads"] = threads
-        if architecture.name in self.facts.sources:
-            facts["architecture_source"] = self.facts.sources[architecture.name]
+        facts |= self._source_of(architecture.name)
         images = entry.training.epochs * self.images_an_epoch(entry)
         forward, backward = (images * passes for passes in objective.cost())
         key = self._key("train", facts)

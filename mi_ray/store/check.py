@@ -109,23 +109,31 @@ def _agree(store: Store, kind: Kind, key: str, *blocks: Block) -> bool:
     return bool(mine.equals(theirs))
 
 
-def _weights(store: Store) -> set[str]:
-    """The SHA-256 of the weights of each classifier, as its classifier.json says it."""
+def _weights(store: Store) -> set[str] | None:
+    """The SHA-256 of the weights of each classifier: as its classifier.json says it, or, where that is damaged, of the file.
+
+    None where a classifier has neither: any block may be of that one, and then none is of weights that are not there.
+    """
     found = set()
     for key in store.folders("classifiers"):
-        with contextlib.suppress(DamagedFileError, FileNotFoundError, KeyError, TypeError):  # `_classifier` tells.
-            found.add(store.read_json(f"classifiers/{key}/classifier.json")["weights_sha256"])
+        folder = f"classifiers/{key}"
+        try:
+            found.add(store.read_json(f"{folder}/classifier.json")["weights_sha256"])
+        except (DamagedFileError, FileNotFoundError, KeyError, TypeError):  # `_classifier` tells.
+            if not store.exists(f"{folder}/model.safetensors"):
+                return None
+            found.add(hashlib.sha256(store.read_bytes(f"{folder}/model.safetensors")).hexdigest())
     return found
 
 
-def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str]) -> Iterator[str]:
-    """What is wrong with a block. weights: those of all classifiers in the store."""
+def _checked(store: Store, kind: Kind, key: str, block: Block, weights: set[str] | None) -> Iterator[str]:
+    """What is wrong with a block. weights: those of all classifiers in the store, where these are known."""
     try:
         table, facts = store.read_block(kind, key, block)
         if len(table) == 0:
             yield f"{block.path}: must have rows; it has none"
             return
-        if kind != "records" and facts["weights"] not in weights:
+        if kind != "records" and weights is not None and facts["weights"] not in weights:
             yield f"{block.path}: must be of the weights of a classifier in the store; it is of {facts['weights']}"
         yield from (f"{block.path}: {problem}" for problem in _CONTENT[kind](table, facts, block))
     except DamagedFileError as error:

@@ -1,5 +1,6 @@
 """Searches without Ray: a trial's work and its score, and Optuna in rounds that do not depend on who comes first."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,12 @@ import pytest
 from helpers.studies import compute, tiny
 
 from mi_ray.cluster.optuna_study import open_storage
-from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_space
+from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_cells, search_space
 from mi_ray.cluster.trials import ACCURACIES, accuracies
 from mi_ray.config import OptunaSearch
 from mi_ray.parameters import Axis
 from mi_ray.run import run_sweep
+from mi_ray.study.rows import write_records
 
 SPACE = Space((("gaussian_noise", {"sigma": Axis((), (0.0, 1.0))}), ("mi_ol", {"lam": Axis((), (0.1, 0.9))})))
 
@@ -77,6 +79,27 @@ def test_a_trial_of_a_search_is_scored_on_its_inputs_and_not_on_their_counterpar
                 one.bench.compute(*block)
         found[counterparts] = accuracies(one.bench, trial, (0, 60))
     assert found[True] == found[False]
+
+
+def test_a_search_is_told_what_an_attack_for_the_nearest_image_leaves_at_the_radius_that_is_asked_for(
+    tmp_path: Path,
+) -> None:
+    one = tiny(
+        tmp_path,
+        attacks=[{"minimum_norm": {"steps": 5}, "epsilon": [0.001, 0.01]}],
+        defenses=[{"gaussian_noise": {"sigma": 0.01}}],
+        search={"optuna": {"trials": 1}},
+    )
+    planner = one.study.planner
+    (work,) = planner.classifiers
+    trial = ResolveSearch(planner, search_space(planner, work), work.key)({"defense": "0:gaussian_noise"})
+    cells = search_cells(planner, work.key, trial.defense)
+    whole = replace(one, plan=planner.plan_of([*one.plan.cells, *cells]))
+    compute(whole)
+    rows = write_records(one.bench.results, whole.plan, (20, 60), lambda cell: None, lambda count: None).judged()
+    own = [row for row in rows if row["defense"] == "gaussian_noise" and row["attack"] == "minimum_norm"]
+    assert len({row["selection_accuracy"] for row in own}) == 2
+    assert accuracies(one.bench, trial, (0, 20))[ACCURACIES[1]] == min(row["selection_accuracy"] for row in own)
 
 
 @pytest.mark.parametrize("where", ["sqlite:///{}/search.db", "{}/search.journal"])

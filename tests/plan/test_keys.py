@@ -91,6 +91,16 @@ def test_facts_of_data_machine_and_code_change_the_keys_they_decide(facts: Any, 
     assert changed(baseline(), keys(planned(replace(FACTS, **facts)))) == expected
 
 
+def test_the_code_of_a_persons_own_architecture_is_in_the_key_of_one_that_comes_with_its_weights_too() -> None:
+    given = [{"name": "f", "architecture": {"cnn_small": 4}, "weights": "f.safetensors"}]
+    sources = {"f.safetensors": "a hash"}
+    before, after = (
+        keys(planned(replace(FACTS, sources={**sources, **more}), classifiers=given))
+        for more in ({}, {"cnn_small": "a plugin's source"})
+    )
+    assert changed(before, after) == ALL
+
+
 @pytest.mark.parametrize(
     ("registry", "name", "expected"),
     [

@@ -78,6 +78,18 @@ def test_a_damaged_block_is_named_once(store: Store, original: Tiny, kind: Any, 
     assert problems[0].startswith(path)
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_of_a_damaged_classifier_no_sound_block_is_a_problem(store: Store, gone: bool) -> None:
+    (key,) = store.folders("classifiers")
+    folder = Path(store.root) / "classifiers" / key
+    (folder / "classifier.json").write_bytes(b"{")
+    if gone:
+        (folder / "model.safetensors").unlink()
+    problems = problems_in(store)
+    assert problems
+    assert [problem for problem in problems if not problem.startswith(f"classifiers/{key}")] == []
+
+
 def test_points_that_are_stored_twice_must_have_the_same_rows(store: Store, original: Tiny) -> None:
     work = original.work()
     Workbench(original.study.data(store.root, original.bench.data.classifiers)).outputs(work, 0, 40)
