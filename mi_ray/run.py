@@ -18,6 +18,7 @@ from mi_ray.own_code import look_in
 from mi_ray.plan.work import Until
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
+from mi_ray.store.files import Files
 from mi_ray.store.keys import canonical
 from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import read_manifest, report_path, seal, seal_figures, study_state
@@ -199,10 +200,12 @@ def why_sweep(
 ) -> list[str]:
     """Which parts of keys changed, where a sweep would compute what is not stored: what `mi-ray why` prints."""
     (sweep,) = load_sweeps([source], smoke=smoke, set=set, seed=seed)
+    from mi_ray.study.precision import decisions
     from mi_ray.study.prepare import prepare
     from mi_ray.study.why import why
 
-    return why(prepare(sweep), Store(out) if _occupied(str(out)) else None)
+    study, store = prepare(sweep), Store(out) if _occupied(str(out)) else None
+    return why(study.decided(decisions(store, study)), store)
 
 
 def draw_figures(sweep: Sweep, out: str | Path = "results") -> Drawn:
@@ -280,8 +283,10 @@ def _try_storages(sweeps: Sequence[Sweep]) -> None:
 
 def _occupied(out: str) -> bool:
     """Whether there is something in the place where the store is to be."""
+    if "://" in out:
+        return bool(Files(out).names(""))
     place = Path(out).expanduser()
-    return "://" in out or place.is_file() or (place.is_dir() and any(place.iterdir()))
+    return place.is_file() or (place.is_dir() and any(place.iterdir()))
 
 
 _TURN = threading.RLock()
@@ -338,6 +343,10 @@ class _Runs:
             for note in dict.fromkeys(note for study in studies for note in study.notes):
                 self._tell(note)
             _try_storages(sweeps)
+            if self.out.startswith("memory://"):
+                raise ValueError(
+                    f"a store must be in a place that all processes see, which memory is not; got {self.out}"
+                )
             store = Store(self.out, create=True)
             with one_ray(), lock_store(store, self._tell):
                 for study in studies:

@@ -460,10 +460,10 @@ def discordant_p(points: int, higher: int, lower: int, level: float) -> tuple[fl
     higher, lower: of `points` pairs of right and wrong answers, those in which the left alone is right, and the right alone. Each
     is the chance of such a difference of both, or one further away, under the most likely pair of rates whose difference is
     `level` (Tango's (1998) constrained estimate; discordant points as independent Poisson counts). A normal approximation is
-    far too sure where few points are discordant. Raises ValueError for a level outside (-1, 1).
+    far too sure where few points are discordant. Raises ValueError for a level outside [-1, 1].
     """
-    if not -1 < level < 1:
-        raise ValueError(f"level must be in (-1, 1); got {level}")
+    if not -1 <= level <= 1:
+        raise ValueError(f"level must be in [-1, 1]; got {level}")
     if level < 0:
         below, above = discordant_p(points, lower, higher, -level)
         return above, below

@@ -233,7 +233,16 @@ def test_a_plan_says_what_there_is_and_what_is_stored(
     assert f"({reported} reported points)" in told
     empty = mi_ray.plan_sweep(SWEEP, Path(out).parent / "nowhere", set={"points.count": 30, "points.selection": 0})
     assert (empty.points, sum(row.stored for row in empty.rows)) == (30, 0)
+    new = mi_ray.plan_sweep(SWEEP, f"file://{Path(out).parent}/nowhere")
+    assert sum(row.stored for row in new.rows) == 0
     assert not (Path(out).parent / "nowhere").exists()
+
+
+def test_a_store_in_the_memory_of_one_process_is_refused_before_any_work() -> None:
+    with pytest.raises(
+        ValueError, match="must be in a place that all processes see, which memory is not; got memory://a"
+    ):
+        mi_ray.run_sweep(SWEEP, "memory://a", progress=False)
 
 
 def test_a_finished_study_is_recognised_without_anything_heavy(out: str, computed: Any, tmp_path: Path) -> None:

@@ -152,8 +152,8 @@ def test_by_a_bound_few_discordant_points_raise_no_more_false_alarms_than_the_le
 
 
 def test_a_bound_on_a_difference_is_one_that_a_difference_can_have() -> None:
-    with pytest.raises(ValueError, match=r"level must be in \(-1, 1\); got 1"):
-        discordant_p(10, 1, 1, 1)
+    with pytest.raises(ValueError, match=r"level must be in \[-1, 1\]; got 1.5"):
+        discordant_p(10, 1, 1, 1.5)
 
 
 @pytest.mark.parametrize(("higher", "lower"), [(12, 3), (5, 5), (0, 7), (1, 0), (30, 22)])

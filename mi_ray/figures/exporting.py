@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mi_ray.choice import SETTING
+from mi_ray.figures.reading import may_stand_for_worst
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells
@@ -38,6 +39,10 @@ def _written(cells: pd.DataFrame, study: str, file: Path) -> int:
         cells.to_excel(file, index=False, sheet_name=study[:31])
     else:
         entries = leaderboard(cells, study)
+        if not entries:
+            raise ValueError(
+                f"entries need a finished setting whose worst case is known; {study} has none: see `mi-ray cells`"
+            )
         file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
         return len(entries)
     return len(cells)
@@ -46,13 +51,16 @@ def _written(cells: pd.DataFrame, study: str, file: Path) -> int:
 def leaderboard(cells: pd.DataFrame, study: str) -> list[dict[str, Any]]:
     """Entries with the keys of RobustBench's model_info files, one for each classifier, setting, N and radius.
 
-    clean_acc, reported: in %; reported is the worst case over all attacks of the study, with the verdict of its checks.
+    clean_acc, reported: in %; reported is the worst case over all attacks of the study, with the verdict of its checks. Where
+    a setting met one attack alone, that is its worst case, if it may be (`may_stand_for_worst`).
     autoattack_acc is null, since AutoAttack itself was not run: the field must not be filled with another attack.
     """
     done = of_variant(cells[cells["state"] == "done"])
     clean = {tuple(row[name] for name in SETTING): row for row in done[done["attack"] == "none"].to_dict("records")}
-    entries = []
-    for row in done[done["attack"] == WORST_CASE].to_dict("records"):
+    ball, worst, entries = [*SETTING, "norm", "epsilon"], done["attack"] == WORST_CASE, []
+    lone = done[(done["attack"] != "none") & ~done.duplicated(ball, keep=False)]
+    lone = lone[~lone.index.isin(done.index[worst]) & may_stand_for_worst(lone, cells)]
+    for row in pd.concat([done[worst], lone]).to_dict("records"):
         bare = clean.get(tuple(row[name] for name in SETTING))
         if bare is None:
             continue

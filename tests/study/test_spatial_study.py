@@ -166,9 +166,11 @@ def test_figures_and_exports_say_the_norm(finished: Tiny, tmp_path: Path) -> Non
     epsilon_curve.make(finished.store, "tiny")
     table = finished.store.read_bytes("studies/tiny/figures/epsilon_curve.csv").decode()
     assert "Rotation and shift (angles 3, method grid, shifts 3), untargeted, spatial" in table
-    assert exporting.export(finished.store, "tiny", tmp_path / "cells.json") == 2
+    assert exporting.export(finished.store, "tiny", tmp_path / "cells.json") == 4
     entries = json.loads((tmp_path / "cells.json").read_text())
-    assert {(each["threat"]["norm"], each["eps"]) for each in entries} == {("spatial", 1.0)}
+    assert sorted((each["threat"]["norm"], each["eps"]) for each in entries) == [
+        *[("linf", 1.0), ("spatial", 0.4), ("spatial", 1.0), ("spatial", 1.0)]
+    ]
 
 
 def test_a_claim_is_of_one_norm_and_epsilon_or_is_not_measured(finished: Tiny) -> None:
