@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -234,12 +234,13 @@ class Parameter:
         ends: list[float] = []  # of a range, whose values between them have a meaning too
         if (
             isinstance(written, Mapping)
-            and self.kind in ("number", "ratio")
+            and self.kind in ("number", "ratio", "integer")
             and [*written] in (["linspace"], ["arange"])
         ):
             ((how, three),) = written.items()
             ends = _spaced(name, str(how), three)
-            listed: Sequence[object] = ends
+            whole = self.kind == "integer" and all(end.is_integer() for end in ends)
+            listed: Sequence[object] = [int(end) for end in ends] if whole else ends
         elif isinstance(written, (list, tuple)) and not self._one_value(written):
             listed = written
         else:
@@ -249,7 +250,7 @@ class Parameter:
         values = tuple(self.parse(name, value) for value in listed)
         if len({json.dumps(plain(value)) for value in values}) != len(values):
             raise ValueError(f"{name} must not name a value twice; got {written!r}")
-        return Axis(values, (min(ends), max(ends)) if ends else None)
+        return Axis(values, (min(ends), max(ends)) if ends and self.kind != "integer" else None)
 
     def _one_value(self, written: Sequence[object]) -> bool:
         """Whether a list is one value of this kind, and not several values."""
@@ -444,6 +445,11 @@ def _refuse_class(noun: str, cls: type) -> None:
         raise ValueError(
             f"{title} must be a frozen dataclass, or it has no parameters: @dataclass(frozen=True) above it"
         )
+    for each in fields(cls) if is_dataclass(cls) else ():
+        if each.type in (int, "int") and getattr(each.metadata.get("parameter"), "kind", "") == "number":
+            raise ValueError(
+                f"{title}: `{each.name}` is a whole number, and must be declared by integer(...), not number(...)"
+            )
     open_ = [key for key in dir(cls) if getattr(getattr(cls, key, None), "__isabstractmethod__", False)]
     if open_:
         raise ValueError(f"{title} must write {', '.join(f'`{key}`' for key in open_)}")

@@ -4,7 +4,7 @@ import contextlib
 import importlib.util
 import itertools
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_ray.attacks import ATTACKS, Adversarial, Attack
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, ImagesAttack
 from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import Classifier, build_classifier
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
@@ -24,6 +24,7 @@ from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
+from mi_ray.study.trying import FARTHEST
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
 KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
@@ -146,6 +147,36 @@ def _attack(attack: Attack) -> Problems:
     if not attack.needs_defense:
         for norm in attack.norms:
             yield from _counted(attack, f, norm)
+    if isinstance(attack, ImagesAttack):
+        yield from _drawn_anew(attack, f)
+
+
+class _Watched(DefendedClassifier):
+    """F behind a defense, which notes at which place in the random numbers each gradient was taken."""
+
+    def __init__(self, f: Classifier) -> None:
+        super().__init__(f, DEFENSES.make("mi_ol", {"lam": 0.6}), _pool(), executions=5)
+        self.places: list[Key] = []
+
+    def _start(self, x: Tensor) -> tuple[Key, Sequence[int]]:
+        found = super()._start(x)
+        if torch.is_grad_enabled() and x.requires_grad:
+            self.places.append(found[0])
+        return found
+
+
+def _drawn_anew(attack: ImagesAttack, f: Classifier) -> Problems:
+    """Whether the steps of an attack meet other draws of a random defense each: one that fits a single draw is weak."""
+    model, norm = _Watched(f), attack.norms[0]
+    with contextlib.suppress(
+        AssertionError, ValueError
+    ):  # Told of already, or a goal or a model that it refuses itself.
+        _crafted(attack, model, ThreatModel(RADII[norm], norm=norm), _images(), slice(None))
+    if len(model.places) > 2 and len(set(model.places)) == 1:
+        yield (
+            f"behind a random defense all of its {len(model.places)} gradients meet the same draws and fit these alone: "
+            "`batch.bound(model, step=step)` draws anew in each step"
+        )
 
 
 def _crafted(attack: Attack, model: torch.nn.Module, threat: ThreatModel, x: Tensor, places: slice) -> Adversarial:
@@ -246,6 +277,10 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
         found = copies(leaf)
         if found.shape[:2] != (5, len(images)) or found.ndim != 5:
             yield f"transform must return [5, {len(images)}, C, H, W] for 5 executions; got {list(found.shape)}"
+            return
+        if not found.is_floating_point() or found.min() < FARTHEST[0] or found.max() > FARTHEST[1]:
+            got = f"{found.min():g} to {found.max():g} ({found.dtype})"
+            yield f"transform must return pixels in [0, 1] or near it, as floating-point numbers; got {got}"
             return
         if not found.isfinite().all():
             yield "transform must return finite pixels"

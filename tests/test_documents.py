@@ -19,8 +19,10 @@ import yaml
 from helpers.studies import Tiny
 
 import mi_ray
+import mi_ray.parameters
+from mi_ray.attacks import ImagesAttack
 from mi_ray.data import Dataset, to_unit
-from mi_ray.defenses import DEFENSES
+from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.run import why_sweep
 
 ROOT = Path(__file__).parent.parent
@@ -54,6 +56,21 @@ def test_every_block_is_python_and_is_run_by_a_test() -> None:
     for name, number, block in BLOCKS:
         ast.parse(block)
         assert name in ELSEWHERE or (name, number) in WHOLE, (name, number)
+
+
+def test_what_a_plugin_may_say_is_there_to_be_said() -> None:
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+    for heading, owner in (
+        ("Parameters", mi_ray.parameters),
+        ("A defense", RandomTransform),
+        ("An attack", ImagesAttack),
+    ):
+        section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
+        names = [
+            name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+        ]
+        assert len(names) >= 8
+        assert [name for name in names if not hasattr(owner, name)] == []
 
 
 def test_readmes_lines_give_the_accuracy_of_each_cell(store: Path) -> None:

@@ -221,7 +221,12 @@ def test_values_of_a_range_obey_the_bounds_too() -> None:
     with pytest.raises(ValueError, match=r"sample.strength must be a number in \[0, 2\]; got 3.0"):
         axis("strength", {"linspace": [0, 3, 4]})
     with pytest.raises(ValueError, match=r"sample.count must be a whole number"):
-        axis("count", {"linspace": [1, 3, 3]})
+        axis("count", {"linspace": [1, 3, 4]})
+
+
+def test_a_range_of_whole_numbers_has_whole_values_and_nothing_between_them() -> None:
+    for written in ({"linspace": [1, 3, 3]}, {"arange": [1, 3, 1]}):
+        assert axis("count", written) == Axis((1, 2, 3))
 
 
 @pytest.mark.parametrize(
@@ -325,3 +330,17 @@ def test_a_threat_model_refuses_unknown_words(field: str, allowed: str) -> None:
 
 def test_a_threat_model_reads_fractions() -> None:
     assert ThreatModel("8/255") == ThreatModel(8 / 255)  # type: ignore[arg-type]
+
+
+def test_a_whole_number_that_is_declared_as_a_real_one_is_refused() -> None:
+    @dataclass(frozen=True)
+    class Steps(Parameterized):
+        """Steps."""
+
+        name: ClassVar[str] = "steps"
+        steps: int = number("how many", 10)
+
+    with pytest.raises(
+        ValueError, match=r"`steps` is a whole number, and must be declared by integer\(...\), not number"
+    ):
+        Registry[Parameterized]("attack").register(Steps)

@@ -56,25 +56,27 @@ def test_its_own_test_passes(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+GRADIENT = "autograd.grad(loss, x)[0])"
 ATTACK = [
+    ("return x.detach()", "return 2 * x.detach() + 1", "images must be finite, within epsilon of the clean ones"),
     (
-        "return batch.projected(",
-        "return (lambda images: images)(2 * ",
-        "images must be finite, within epsilon of the clean ones",
-    ),
-    (
-        "return batch.projected(batch.x",
-        "return (batch.x",
+        "x = batch.stepped(x, self.share * batch.epsilon, torch",
+        "x = x + 9 * batch.epsilon * torch.sign(torch",
         "images must be finite, within epsilon of the clean ones and in [0, 1]",
     ),
     (
-        "passes = (1, 1)",
-        "passes = (2, 1)",
-        "cost() must be the passes of one image, 2 forward and 1 backward; it says (3, 1)",
+        "passes = (10, 10)",
+        "passes = (20, 10)",
+        "cost() must be the passes of one image, 11 forward and 10 backward; it says (21, 10)",
     ),
-    (".sign())", ".sign() * torch.rand(1))", "the same seed must give the same images"),
-    (".sign())", ".sign() * (batch.labels == 1).float().mean())", "an image must come out the same in any batch"),
-    (".sign())", ".sign() * float('nan'))", "must be finite numbers"),
+    (GRADIENT, GRADIENT[:-1] + " * (torch.rand(1) - 0.5))", "the same seed must give the same images"),
+    (
+        GRADIENT,
+        GRADIENT[:-1] + " * (batch.labels == 1).float().mean())",
+        "an image must come out the same in any batch",
+    ),
+    ("return x.detach()", "return x.detach() * float('nan')", "must be finite numbers"),
+    ("model, step=step", "model", "behind a random defense all of its 10 gradients meet the same draws"),
     ("self.share *", "self.sharp *", "it must run; AttributeError"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
     ("import torch\n", "import torch\nraise SystemExit(3)\n", "my_plugin.py must be importable: SystemExit: 3"),
@@ -94,6 +96,11 @@ DEFENSE = [
         "return x + ",
         "return x.sqrt() + ",
         "the gradient must be finite, where a pixel is exactly 0 or 1, too: clamp before a power or a logarithm",
+    ),
+    (
+        "return x + ",
+        "return 255 * x + ",
+        "transform must return pixels in [0, 1] or near it, as floating-point numbers",
     ),
     ('"amplitude": 0.0', '"amplitude": 0.3', "with the parameters of identity() the probabilities must be those of F"),
     ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
@@ -121,7 +128,7 @@ def test_each_breach_of_a_contract_is_a_line(kind: str, old: str, new: str, line
 def test_a_goal_that_an_attack_refuses_keeps_it_from_being_tried_on_no_other(tmp_path: Path) -> None:
     plugin = new_plugin("attack", "my_plugin", tmp_path)[0]
     refuses = "    def check(self, threat, classes):\n        if threat.goal == 'untargeted':\n            raise ValueError\n\n"
-    text = plugin.read_text().replace(".sign())", ".sign() * torch.rand(1))")
+    text = plugin.read_text().replace(GRADIENT, GRADIENT[:-1] + " * (torch.rand(1) - 0.5))")
     plugin.write_text(text.replace("    def images(", f"{refuses}    def images("))
     failures = contract_failures(plugin)
     assert any("targeted, linf: the same seed" in failure for failure in failures), failures

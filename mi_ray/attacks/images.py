@@ -36,8 +36,10 @@ class ImagesAttack(Attack):
     def images(self, model: nn.Module, batch: Batch) -> Float[Tensor, "B C H W"]:
         """Images in the ball around `batch.x` and in [0, 1]: `batch.projected` brings any there.
 
-        `with batch.bound(model):` fixes the draws of a random model, and `batch.criterion.loss(model(x), batch.labels)` is
-        what to make large. Everything random comes from `batch.key` and `batch.points`, as in `batch.random_start()`.
+        `with batch.bound(model, step=step):` fixes the draws of a random model for one step: an attack whose steps all meet the
+        same draws fits these alone, and is weak. `batch.criterion.loss(model(x), batch.labels)` is what to make large, and
+        `batch.stepped` goes a step along its gradient. Everything random comes from `batch.key` and `batch.points`, as in
+        `batch.random_start()`.
         """
 
     @final

@@ -141,6 +141,8 @@ class ImageFolder(_Pictures):
             for file in sorted((folder / name).rglob("*"))
             if file.suffix.lower() in ENDINGS
         ]
+        if empty := [name for label, name in enumerate(classes) if label not in {label for label, _ in found}]:
+            raise ValueError(f"{folder} must have images of each class; {empty[0]} has none")
         files = [file for _, file in found]
         about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
         images = self._gathered([str(file) for file in files], lambda number: _opened(files[number]), about)
@@ -148,7 +150,8 @@ class ImageFolder(_Pictures):
 
 
 def _folders(root: Path) -> list[str]:
-    return sorted(each.name for each in root.iterdir() if each.is_dir())
+    """The classes: folders, but for hidden ones, which programs leave beside a person's own."""
+    return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
 def _opened(file: Path) -> Any:

@@ -15,6 +15,7 @@ from rich.text import Text
 from mi_ray.choice import THREAT, chosen_on, frontier
 from mi_ray.figures.names import Names, in_norm, parameters
 from mi_ray.figures.tables import percent, points
+from mi_ray.figures.verdict_marks import mark
 from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
@@ -69,6 +70,7 @@ def frontier_tables(cells: "pd.DataFrame", names: Names) -> Iterator[Table]:
             accuracies = [
                 percent(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("clean", "adversarial")
             ]
+            accuracies[1] += f" {mark(row)}"
             setting = names.defense(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
             shown.add_row(*map(Text, (*setting, *accuracies)), style=None if row["undominated"] else "dim")
         shown.caption = Text(f"chosen on {chosen_on(int(first['choosing_points']))}", style="table.caption")

@@ -3,7 +3,8 @@
 import json
 from typing import TYPE_CHECKING
 
-from mi_ray.figures.names import Names, Row
+from mi_ray.choice import SETTING
+from mi_ray.figures.names import Names, Row, parameters
 from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
@@ -12,8 +13,12 @@ if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
 
 MARKS = {"passed": "✓", "failed": "✗"}
 NOT_JUDGED = "–"
-OBLIVIOUS = "attacks without a defense in them (PGD) are oblivious: they saw F alone, and so did their controls"
+OBLIVIOUS = "attacks without a defense in them are oblivious: they saw F alone, and so did their controls"
 ONE_DRAW = "with one draw, the draw that reports a worst case has chosen it: behind a random defense it is too low"
+ABOVE = (
+    "a worst case may lie above one of its attacks, since each draw is reported under the attack that the other draws choose; "
+    "the lower number is then the one to quote"
+)
 EXPLAINED = (
     "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), "
     f"{NOT_JUDGED} no control was run, or it could not tell."
@@ -38,13 +43,17 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
     told: dict[str, list[str]] = {}
     for threat, (_, row) in zip(names.threats(attacked), attacked.iterrows(), strict=True):
         for name, why in failed_checks(row).items():
-            where = f"{row['classifier']}, {names.defense(row['defense'])}, {threat}"
+            values = parameters(row["defense_params"])
+            setting = f"{names.defense(row['defense'])}{f' {values}' if values else ''}"
+            where = f"{row['classifier']}, {setting}, N = {row['executions']}, {threat}"
             told.setdefault(name, []).append(f"{where}: {why}")
     parts = [EXPLAINED]
     if _some_oblivious(attacked):
         parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
     if _chosen_by_itself(attacked):
         parts.append(f"{ONE_DRAW[0].upper()}{ONE_DRAW[1:]} (docs/honest-evaluation.md).")
+    if _above_a_member(attacked):
+        parts.append(f"{ABOVE[0].upper()}{ABOVE[1:]} (docs/honest-evaluation.md).")
     failed = [f"{name} in {len(which)} (first {which[0]})" for name, which in told.items()]
     if failed:
         parts.append(f"Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}.")
@@ -72,6 +81,15 @@ def _chosen_by_itself(attacked: "pd.DataFrame") -> bool:
     """Whether there are worst cases behind defenses, all of one draw, as a deterministic defense's always are."""
     behind = attacked[attacked["defense"] != "none"]
     return bool((behind["attack"] == WORST_CASE).any() and (behind["draws"] == 1).all())
+
+
+def _above_a_member(attacked: "pd.DataFrame") -> bool:
+    """Whether a worst case of several draws leaves more than a single attack on the same setting in the same ball."""
+    place = [*SETTING, "norm", "epsilon"]
+    worst = attacked["attack"] == WORST_CASE
+    lowest = attacked[~worst].groupby(place)["accuracy"].min()
+    both = attacked[worst & (attacked["draws"] > 1)].set_index(place)["accuracy"]
+    return bool((both > lowest.reindex(both.index)).any())
 
 
 def _some_oblivious(attacked: "pd.DataFrame") -> bool:

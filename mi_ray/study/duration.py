@@ -18,6 +18,7 @@ from mi_ray.defenses.base import chunk_of
 from mi_ray.denoising import denoised
 from mi_ray.device import has_bf16
 from mi_ray.networks import OwnNetwork
+from mi_ray.own_code import own_code
 from mi_ray.plan.cost import total
 from mi_ray.plan.work import ClassifierWork, OutputWork, Passes, Plan, Work
 from mi_ray.randomness import Draws, Key
@@ -198,7 +199,7 @@ def _copy(study: Study, component: RandomTransform) -> tuple[float, float]:
         if made.requires_grad:
             torch.autograd.grad(made.sum(), leaf)
 
-    with _one_thread():
+    with _one_thread(), own_code(f"defense {component.name} must run on random images"):
         with torch.no_grad():
             alone = _rate(lambda: copies(x), count * chunk, COPY_SECONDS)
         return 1 / alone, 1 / _rate(gradient, count * chunk, COPY_SECONDS)

@@ -24,6 +24,7 @@ IMAGES = 4  # test images that are passed
 SUMS_TO_ONE = 1e-4  # how far the sum of probabilities in float32, or in bfloat16 once it is rounded, may be from 1
 # How far logits may be from those in another batch, as a share of their span; bfloat16 rounds differently.
 BESIDE = 0.05
+FARTHEST = (-4.0, 5.0)  # Pixels beyond are on another scale: even noise of the width of the range hardly makes such.
 ALIKE = 1e-6  # answers to different images that are closer than this are one answer
 
 
@@ -144,6 +145,12 @@ def try_defense(
             alone = _copies(component, x[1:2], [1], pool)
         if not copies.isfinite().all():
             raise ValueError(f"{must} return finite numbers; of some test images it makes NaN or infinite pixels")
+        if not copies.is_floating_point() or copies.min() < FARTHEST[0] or copies.max() > FARTHEST[1]:
+            kind = f" as {str(copies.dtype).removeprefix('torch.')}"
+            raise ValueError(
+                f"{must} return pixels in [0, 1] or near it, as floating-point numbers; of some test images it makes "
+                f"{copies.min():g} to {copies.max():g}{'' if copies.is_floating_point() else kind} (are they in 0 to 255?)"
+            )
         if not torch.equal(copies, again):
             raise ValueError(f"{must} take its random numbers from `draws` alone; two runs with the same draws differ")
         if not torch.allclose(copies[:, 1:2], alone, atol=1e-4):
@@ -156,6 +163,11 @@ def try_defense(
             ends.requires_grad_()
             with own_code(f"{must} let a gradient through, or `backward_transform` must"):
                 (gradient,) = torch.autograd.grad(_copies(component, ends, range(IMAGES), pool).sum(), ends)
+            if not gradient.any():
+                raise ValueError(
+                    f"{must} let a gradient through, which attacks follow; it is zero in every pixel of all test images (is a "
+                    "value rounded?): write `backward_transform`"
+                )
             if not gradient.isfinite().all():
                 raise ValueError(
                     f"{must} let a finite gradient through, which attacks follow; it is NaN or infinite on test images, or where "

@@ -2,23 +2,32 @@
 
 from matplotlib.figure import Figure
 
-from mi_ray.figures.panels import save_drawing, show_percent, styled
+from mi_ray.figures.names import parameters
+from mi_ray.figures.panels import save_drawing, styled
 from mi_ray.figures.reading import finished, read_study
+
+THREAT = ["attack", "attack_params", "goal", "norm", "epsilon"]
 
 
 def make(store, study):  # -> the paths of the files that it wrote, within the store
-    """Accuracy under each attack against N, a line for each defense. Change this one."""
+    """Accuracy under the study's first attack, a line for each setting; hollow where a check refused it. Change this one."""
     cells, names = read_study(store, study)  # the rows of cells.parquet; docs/results.md has their columns
     done = finished(cells, "NAME needs finished cells")
-    own = done[done["attack"] != "none"]
+    attacked = done[done["attack"] != "none"]
+    own = attacked[
+        (attacked[THREAT] == attacked[THREAT].iloc[0]).all(axis=1)
+    ]  # One attack: a mean of several says nothing.
+    labels = [
+        f"{row.classifier}, {names.defense(row.defense)} {parameters(row.defense_params)}" for row in own.itertuples()
+    ]
     with styled():
-        figure = Figure(figsize=(4, 3), layout="constrained")
+        figure = Figure(figsize=(6, 1 + 0.3 * len(own)), layout="constrained")
         axes = figure.subplots()
-        for defense, rows in own.groupby("defense", sort=False):
-            means = rows.groupby("executions")["accuracy"].mean()
-            axes.plot(means.index, 100 * means, "o-", label=names.defense(defense))
-        axes.set_xlabel("executions N")
-        axes.set_ylabel("accuracy under attack, %")
-        show_percent(axes)
-        axes.legend()
-        return save_drawing(store, study, "NAME", figure, own[["defense", "attack", "executions", "accuracy"]])
+        for place, row in enumerate(own.itertuples()):
+            ends = [[100 * (row.accuracy - row.accuracy_low)], [100 * (row.accuracy_high - row.accuracy)]]
+            full = "none" if row.verdict == "failed" else "black"
+            axes.errorbar(100 * row.accuracy, place, xerr=ends, fmt="o", color="black", mfc=full)
+        axes.set_yticks(range(len(own)), labels)
+        axes.set_xlabel(f"accuracy in % under {names.threat(own.iloc[0])}")
+        drawn = own[["classifier", "defense", "defense_params", "executions", "accuracy", "verdict"]]
+        return save_drawing(store, study, "NAME", figure, drawn)

@@ -54,6 +54,12 @@ def test_a_folder_of_pictures_of_any_size(tmp_path: Path, fit: str, resize: Any)
     assert np.abs(np.asarray(wanted).astype(int) - found.test_images[3].astype(int)).max() <= 1
 
 
+def test_a_hidden_folder_beside_the_classes_is_no_class(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path, sizes=((8, 8),))
+    (root / "train" / ".ipynb_checkpoints").mkdir()
+    assert SOURCES.make("imagefolder", str(root)).load().classes == 2
+
+
 def test_a_folder_by_its_name_alone_and_a_class_of_torchvision_by_its_own(tmp_path: Path) -> None:
     root = folder_of_pictures(tmp_path, sizes=((8, 8),))
     assert SOURCES.make("imagefolder", str(root)).load().train_images.shape == (4, 8, 8, 3)
@@ -72,6 +78,11 @@ def test_the_rule_of_resizing_is_in_the_digest(tmp_path: Path) -> None:
     [
         (lambda root: None, {}, r"pictures must all have one size, or be given one with `size:`; .* has \[12, 10\]"),
         (lambda root: (root / "val" / "cow").mkdir(), {"size": 8}, "must hold classes of .*train; it has cow"),
+        (
+            lambda root: [(root / split / "cow").mkdir() for split in ("train", "val")],
+            {"size": 8},
+            "train must have images of each class; cow has none",
+        ),
         (lambda root: (root / "val").rename(root / "other"), {"size": 8}, "must hold train/CLASS and test/CLASS"),
         (
             lambda root: (root / "val/dog/1.png").write_bytes(b"no"),

@@ -110,7 +110,10 @@ def test_a_failed_check_is_marked_and_named_in_table_and_figure(cells: pd.DataFr
     )
     column = "PGD-10, untargeted, ε = 8/255"
     assert list(text[column].str[-1]) == ["✓", "✗", "✓"]
-    assert "more_steps in 1 (first mixup, MI-OL, PGD-10, untargeted, ε = 8/255: doubled: 40.0 % against 30.0 %)" in note
+    assert (
+        "more_steps in 1 (first mixup, MI-OL lam=0.7, N = 10, PGD-10, untargeted, ε = 8/255: doubled: 40.0 % against 30.0 %)"
+        in note
+    )
     assert r"$\times$" in tables.latex(text, note)
     _, said = fig3b.describe(fig3b.facts(cells), NAMES)
     assert "attacked cells: more_steps (1)" in said

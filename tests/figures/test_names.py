@@ -21,7 +21,7 @@ def test_the_footnote_counts_each_failed_check_and_quotes_the_first() -> None:
         for lam in (0.5, 0.6)
     ]
     note = checks_footnote(frame(cell("a", "none", {}, "none", 0.9), *bad), NAMES)
-    assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL, PGD-10" in note
+    assert "Failed checks of 2 attacked cells: large_epsilon in 2 (first a, MI-OL lam=0.5, N = 10, PGD-10" in note
     assert "left 0.5" in note
     assert "left 0.6" not in note
     assert "in_ball" not in note
@@ -129,3 +129,12 @@ def test_a_defense_that_is_made_of_others_is_told_by_them_in_their_order() -> No
     parts = [{"random_resize": {"crop": [24, 30], "eight_bit": False}}, {"mi_ol": {"lam": 0.6}}]
     assert parameters(json.dumps({"of": parts})) == "random_resize crop=[24, 30] + mi_ol lam=0.6"
     assert parameters(json.dumps({"crop": [24, 30], "fill": 0.0})) == "crop=[24, 30]"
+
+
+def test_a_worst_case_above_one_of_its_attacks_is_explained_and_one_below_is_not() -> None:
+    def note(worst: float) -> str:
+        rows = [cell("a", "mi_ol", {"lam": 0.5}, attack, 0.3, draws=2) for attack in ("pgd", "eot_pgd")]
+        return checks_footnote(frame(*rows, cell("a", "mi_ol", {"lam": 0.5}, "worst_case", worst, draws=2)), NAMES)
+
+    assert "A worst case may lie above one of its attacks" in note(0.32)
+    assert "may lie above" not in note(0.3)

@@ -75,7 +75,9 @@ def test_a_summary_has_a_table_for_each_frontier_and_says_what_the_checks_say(ce
     lines = printed(*study_summary(cells, NAMES))
     assert "Frontier of mixup: PGD-10, untargeted, ε = 8/255" in lines
     assert "Defense Parameters N Clean % Adversarial %" in lines
-    assert "MI-OL lam=0.5 10 80.0 [75.0, 85.0] 40.0 [35.0, 45.0]" in lines
+    assert "MI-OL lam=0.5 10 80.0 [75.0, 85.0] 40.0 [35.0, 45.0] ✓" in lines
+    refused = printed(*study_summary(cells.assign(verdict="failed"), NAMES))
+    assert "MI-OL lam=0.5 10 80.0 [75.0, 85.0] 40.0 [35.0, 45.0] ✗" in refused
     assert "Frontier of mixup: Worst case, ε = 8/255" in lines
     assert lines[-2] == "checks of 9 attacked cells: 6 passed, 3 failed (docs/checks.md)"
     assert lines[-1] == "failed: in_box in 2"
