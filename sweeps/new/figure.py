@@ -10,13 +10,14 @@ THREAT = ["attack", "attack_params", "goal", "norm", "epsilon"]
 
 
 def make(store, study):  # -> the paths of the files that it wrote, within the store
-    """Accuracy under the study's first attack, a line for each setting; hollow where a check refused it. Change this one."""
+    """Accuracy under the study's first attack, a line a setting; hollow where a check refused it. Change this one."""
     cells, names = read_study(store, study)  # the rows of cells.parquet; docs/results.md has their columns
     done = finished(cells, "NAME needs finished cells")
     attacked = done[done["attack"] != "none"]
     own = attacked[
         (attacked[THREAT] == attacked[THREAT].iloc[0]).all(axis=1)
     ]  # One attack: a mean of several says nothing.
+    own = own[own["selected"] | (own["defense"] == "none")]  # the settings that no other beats, and no defense
     labels = [
         f"{row.classifier}, {names.defense(row.defense)} {parameters(row.defense_params)}" for row in own.itertuples()
     ]
@@ -28,6 +29,7 @@ def make(store, study):  # -> the paths of the files that it wrote, within the s
             full = "none" if row.verdict == "failed" else "black"
             axes.errorbar(100 * row.accuracy, place, xerr=ends, fmt="o", color="black", mfc=full)
         axes.set_yticks(range(len(own)), labels)
-        axes.set_xlabel(f"accuracy in % under {names.threat(own.iloc[0])}")
+        axes.set_xlabel("accuracy, %")
+        figure.suptitle(f"under {names.threat(own.iloc[0])}", fontsize="medium")
         drawn = own[["classifier", "defense", "defense_params", "executions", "accuracy", "verdict"]]
         return save_drawing(store, study, "NAME", figure, drawn)
