@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from benchmarks import cifar10
+from mi_ray.choice import frontier, picked
 from mi_ray.figures import claims, fig3a
 from mi_ray.figures.names import parameters
 from mi_ray.figures.reading import read_study
@@ -142,9 +143,11 @@ def test_the_settings_under_the_cascade_are_those_that_the_selection_points_choo
         for entry in sweep.defenses
         for name in entry.classifiers or ("mixup", "interpolated_at")
     }
-    chosen = pd.read_csv(cifar10.PUBLISHED / "studies/cifar10_fig3b/figures/frontier_table.csv")
-    rows = chosen[~chosen["defense"].isin(["none", "mi_pl"])]
-    told = set(zip(rows["classifier"], rows["defense"], rows["parameters"], strict=True))
+    settings, told = frontier(read_study(STORE, "cifar10_fig3b")[0]), set()
+    for name, epsilon in (("mixup", 2 / 255), ("interpolated_at", 8 / 255)):  # the radius that each is attacked at
+        chosen = picked(settings[(settings["classifier"] == name) & ((settings["epsilon"] - epsilon).abs() < 1e-6)])
+        rows = chosen[~chosen["defense"].isin(["none", "mi_pl"])]
+        told |= {(name, row["defense"], parameters(row["defense_params"])) for _, row in rows.iterrows()}
     assert told == {entry for entry in own if entry[1] != "none"}
 
 
