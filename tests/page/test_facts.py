@@ -1,5 +1,7 @@
 """What a page holds of a study, read back from its HTML: numbers from the rows, and nothing that the rows do not say."""
 
+import base64
+import io
 import json
 import re
 from dataclasses import replace
@@ -11,17 +13,18 @@ import pandas as pd
 import pytest
 import yaml
 from helpers.extreme import filled, write_extreme_study
-from helpers.frames import cell, failed
+from helpers.frames import cell, failed, frame
 from helpers.studies import TINY
 from helpers.sweeps import sweep
+from PIL import Image
 
 import mi_ray.page.write
 from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
-from mi_ray.page.examples import read_examples
-from mi_ray.page.facts import ReadStudy, _listing, load, study_facts, sweep_parts
+from mi_ray.page.examples import _beside, read_examples
+from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -267,3 +270,28 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
 )
 def test_a_listing_names_four_at_most_and_counts_the_others(names: list[str], expected: str) -> None:
     assert _listing(names) == expected
+
+
+def test_an_images_change_is_shown_around_grey_and_as_much_larger_as_there_is_room() -> None:
+    clean = np.full((2, 2, 3), 0.4)
+    attacked = clean.copy()
+    attacked[0, 0] += 0.1
+    attacked[1, 1] -= 0.1
+    _, shown, gain = _beside(clean, attacked)
+    levels = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown))))
+    assert gain == 5
+    assert levels[:, :, 0].tolist() == [[255, 128], [128, 0]]
+
+
+def test_the_line_of_a_defense_goes_through_its_settings_and_not_through_one_that_another_beats() -> None:
+    rows = []
+    for lam, clean, adversarial in ((0.4, 0.7, 0.5), (0.5, 0.8, 0.4), (0.6, 0.6, 0.3)):
+        rows += [cell("f", "mi_ol", {"lam": lam}, "none", clean), cell("f", "mi_ol", {"lam": lam}, "pgd", adversarial)]
+    cells = frame(cell("f", "none", {}, "none", 0.9), cell("f", "none", {}, "pgd", 0.1), *rows)
+    places = {key: place for place, key in enumerate(cells["cell"])}
+    found = _best(cells, "", places)
+    named = {kind: sorted(cells["defense_params"][place] for place in found[kind]) for kind in found}
+    assert named == {
+        "undominated": ['{"lam": 0.4}', '{"lam": 0.5}', "{}"],
+        "curve": ['{"lam": 0.4}', '{"lam": 0.5}', "{}"],
+    }
