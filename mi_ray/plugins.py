@@ -24,7 +24,7 @@ from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.trying import FARTHEST
+from mi_ray.study.trying import on_scale
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
 KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
@@ -168,9 +168,8 @@ class _Watched(DefendedClassifier):
 def _drawn_anew(attack: ImagesAttack, f: Classifier) -> Problems:
     """Whether the steps of an attack meet other draws of a random defense each: one that fits a single draw is weak."""
     model, norm = _Watched(f), attack.norms[0]
-    with contextlib.suppress(
-        AssertionError, ValueError
-    ):  # Told of already, or a goal or a model that it refuses itself.
+    # What it fails by is told of already, and a goal or a model it may refuse itself.
+    with contextlib.suppress(AssertionError, ValueError):
         _crafted(attack, model, ThreatModel(RADII[norm], norm=norm), _images(), slice(None))
     if len(model.places) > 2 and len(set(model.places)) == 1:
         yield (
@@ -278,12 +277,12 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
         if found.shape[:2] != (5, len(images)) or found.ndim != 5:
             yield f"transform must return [5, {len(images)}, C, H, W] for 5 executions; got {list(found.shape)}"
             return
-        if not found.is_floating_point() or found.min() < FARTHEST[0] or found.max() > FARTHEST[1]:
+        if not found.isfinite().all():
+            yield "transform must return finite pixels"
+        elif not on_scale(found):
             got = f"{found.min():g} to {found.max():g} ({found.dtype})"
             yield f"transform must return pixels in [0, 1] or near it, as floating-point numbers; got {got}"
             return
-        if not found.isfinite().all():
-            yield "transform must return finite pixels"
         gradient = torch.autograd.grad(found.sum(), leaf)[0] if found.requires_grad else torch.zeros(1)
         if gradient.abs().max() == 0:
             yield "the gradient must reach the images; where it cannot, write backward_transform"

@@ -69,7 +69,7 @@ ATTACK = [
         "passes = (20, 10)",
         "cost() must be the passes of one image, 11 forward and 10 backward; it says (21, 10)",
     ),
-    (GRADIENT, GRADIENT[:-1] + " * (torch.rand(1) - 0.5))", "the same seed must give the same images"),
+    (GRADIENT, GRADIENT[:-1] + " * (torch.rand_like(x) - 0.5))", "the same seed must give the same images"),
     (
         GRADIENT,
         GRADIENT[:-1] + " * (batch.labels == 1).float().mean())",
@@ -128,7 +128,7 @@ def test_each_breach_of_a_contract_is_a_line(kind: str, old: str, new: str, line
 def test_a_goal_that_an_attack_refuses_keeps_it_from_being_tried_on_no_other(tmp_path: Path) -> None:
     plugin = new_plugin("attack", "my_plugin", tmp_path)[0]
     refuses = "    def check(self, threat, classes):\n        if threat.goal == 'untargeted':\n            raise ValueError\n\n"
-    text = plugin.read_text().replace(GRADIENT, GRADIENT[:-1] + " * (torch.rand(1) - 0.5))")
+    text = plugin.read_text().replace(GRADIENT, GRADIENT[:-1] + " * (torch.rand_like(x) - 0.5))")
     plugin.write_text(text.replace("    def images(", f"{refuses}    def images("))
     failures = contract_failures(plugin)
     assert any("targeted, linf: the same seed" in failure for failure in failures), failures

@@ -21,14 +21,12 @@ def decide(session: Session) -> None:
     """
     known = {*decisions(session.store, session.study), *session.outcome.failures}
     todo = [work for work in session.planner.classifiers if work.key not in known]
-    if session.sweep.precision != "auto" or not todo:
-        know(session)
-        return
-    with session.outcome.timed("precision"):
-        session.connect(session.sweep.resources.block.cpus)
-        points = checked_points(session.bench) * (len(EPSILONS) + len(PIECES)) * len(todo)
-        with stage("precision: auto", points, "points", session.console, "starting workers") as shown:
-            _compare_all(session, todo, shown)
+    if session.sweep.precision == "auto" and todo:
+        with session.outcome.timed("precision"):
+            session.connect(session.sweep.resources.block.cpus)
+            points = checked_points(session.bench) * (len(EPSILONS) + len(PIECES)) * len(todo)
+            with stage("precision: auto", points, "points", session.console, "starting workers") as shown:
+                _compare_all(session, todo, shown)
     know(session)
 
 

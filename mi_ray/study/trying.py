@@ -145,7 +145,7 @@ def try_defense(
             alone = _copies(component, x[1:2], [1], pool)
         if not copies.isfinite().all():
             raise ValueError(f"{must} return finite numbers; of some test images it makes NaN or infinite pixels")
-        if not copies.is_floating_point() or copies.min() < FARTHEST[0] or copies.max() > FARTHEST[1]:
+        if not on_scale(copies):
             kind = f" as {str(copies.dtype).removeprefix('torch.')}"
             raise ValueError(
                 f"{must} return pixels in [0, 1] or near it, as floating-point numbers; of some test images it makes "
@@ -178,6 +178,12 @@ def try_defense(
         joined = defense.join(undefended, [undefended] * len(defense.components()))
     if not isinstance(joined, Tensor) or joined.shape != undefended.shape:
         raise ValueError(f"defense {defense.name}: join must return probabilities {list(undefended.shape)}")
+
+
+def on_scale(copies: Tensor) -> bool:
+    """Whether copies of images are pixels of about [0, 1], and not of 0 to 255 or whole numbers."""
+    low, high = copies.detach().aminmax()
+    return copies.is_floating_point() and FARTHEST[0] <= float(low) and float(high) <= FARTHEST[1]
 
 
 def _copies(component: RandomTransform, x: Tensor, points: Sequence[int], pool: SamplePool | None) -> Tensor:
