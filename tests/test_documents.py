@@ -199,6 +199,20 @@ def test_why_names_what_changed_against_the_nearest_that_is_stored(original: Tin
     assert any("attack pgd on f: " in line and "epsilon 0.1 -> 0.2" in line for line in lines)
 
 
+def test_why_takes_the_precision_that_auto_has_decided(
+    original: Tiny, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from helpers.studies import ONE_GRID, TINY
+    from helpers.sweeps import document
+
+    def told(precision: str) -> list[str]:
+        return why_sweep(document(**{**TINY, **ONE_GRID, "precision": precision}), str(store))
+
+    decided = {work.key: "fp32" for work in original.study.planner.classifiers}  # not what a plan expects before
+    monkeypatch.setattr("mi_ray.study.precision.decisions", lambda store, study: decided)
+    assert told("auto") == told("fp32") != told("bf16")
+
+
 def test_fewer_draws_and_executions_than_are_stored_compute_nothing(original: Tiny, store: Path) -> None:
     from helpers.studies import ONE_GRID, compute, tiny
 

@@ -153,6 +153,23 @@ def test_two_studies_compare_where_they_are_of_the_same_images() -> None:
     assert "rows of the same points" in other["why"]
 
 
+def test_a_gain_in_another_study_is_over_no_defense_in_that_study() -> None:
+    here, there = "cifar10_mi_ol_worst", "cifar10_others_worst"  # the first has no mixup at 8/255
+    left = {"classifier": "interpolated_at", "defense": "mi_ol", "lam": 0.6}
+    right = {"classifier": "mixup", "defense": "mi_ol", "lam": 0.5, "study": there}
+    attack = {"called": "worst case", "attack": "worst_case", "epsilon": 8 / 255}
+    (row,) = facts(Store(PUBLISHED), [claim(study=here, kind="gain", left=left, right=right, attack=attack)]).to_dict(
+        "records"
+    )
+    wanted = []
+    for study, classifier in ((here, "interpolated_at"), (there, "mixup")):
+        cells = pd.read_parquet(PUBLISHED / "studies" / study / "cells.parquet")
+        met = (cells["attack"] == "worst_case") & ((cells["epsilon"] - 8 / 255).abs() < 1e-6)
+        left_of = cells[met & (cells["classifier"] == classifier)].set_index("defense")["accuracy"]
+        wanted.append(left_of["mi_ol"] - left_of["none"])
+    assert (row["points"], row["value"]) == (400, pytest.approx(wanted[0] - wanted[1]))
+
+
 def test_the_claims_about_cifar10_are_read_with_their_fractions() -> None:
     claims = read_claims(FILE)
     assert len(claims) >= 30

@@ -124,6 +124,20 @@ def test_a_copy_is_timed_with_and_without_a_gradient(original: Tiny, monkeypatch
             assert all(0 < seconds < 1 for seconds in _copy(original.study, part))
 
 
+def test_a_defense_that_raises_while_it_is_timed_is_named(original: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work, *_) = [work for work in original.plan.outputs if work.component is not None]
+    part = original.study.planner.registries.defenses.make(*work.component).components()[0]  # type: ignore[misc]
+
+    def raises(*args: object) -> None:
+        raise IndexError("too far")
+
+    monkeypatch.setattr(type(part), "copies", raises)
+    with pytest.raises(
+        ValueError, match=rf"^defense {part.name} must run on random images.*too far.*test_duration\.py"
+    ):
+        _copy(original.study, part)
+
+
 @pytest.mark.parametrize(("cuda", "rate"), [(False, 500.0), (True, 5.0)])
 def test_rates_on_a_cpu_are_of_the_threads_own_seconds(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, rate: float
