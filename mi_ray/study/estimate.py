@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Precision
 from mi_ray.device import has_bf16
 from mi_ray.plan.cost import Costs, times, total
@@ -17,6 +18,7 @@ from mi_ray.study.denoisers import denoiser_passes
 from mi_ray.study.duration import Duration, busy_places, denoiser_line, duration
 from mi_ray.study.precision import check_passes, check_pays, decisions
 from mi_ray.study.prepare import Study
+from mi_ray.study.verdicts import further_draws
 
 DIFFERING = 0.1  # the share of points on which two cells are taken to differ, where a plan says what it can tell apart
 EMULATED = (
@@ -201,6 +203,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines += _checks_line(study, rows)
+    lines += bounds_lines(plan)
     lines.append(places_line(study, plan))
     attack, *others = (row.left for row in rows[1:])
     time = duration(study, plan, _left_to_train(plan.classifiers, store), [attack], others)
@@ -241,6 +244,23 @@ def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:
         f"the checks cost more than the study itself, {passes['checks']:,} passes against {own:,}: {fewer}`checks: cheap` "
         "judges by stored rows alone, and `mi-ray sweep` shows the first frontier before it begins them"
     ]
+
+
+def bounds_lines(plan: Plan) -> list[str]:
+    """In which direction the passes of a plan may be wrong: both depend on what the study finds."""
+    attacks = {work.method for work in (*plan.attacks, *plan.check_attacks())}
+    early = sorted(name for name in attacks if ATTACKS[name].stops_early)
+    open_ = [draws for draws in map(further_draws, plan.checks) if draws]
+    lines = []
+    if early:
+        names = " and ".join(early)
+        lines.append(f"passes of {names}: at most, since fooled points are left alone and counted as if they were not")
+    if open_:
+        lines.append(
+            f"passes of checks: at least, since {len(open_):,} checks behind random defenses ask for up to {max(open_[0])} "
+            "draws where fewer leave them open"
+        )
+    return lines
 
 
 def distinct_and_requested(studies: Sequence[Study]) -> tuple[Passes, Passes, int]:

@@ -198,9 +198,7 @@ class Verdicts:
             found = self._by_draws(check, draws)
         except DamagedFileError as error:
             return not_run(f"its control is not there: {error}"), None
-        for more in MORE_DRAWS:
-            if check.control is None or not check.judged.components or more <= draws:
-                continue
+        for more in further_draws(check):
             if found.p is None or not CLEAR < found.p < (DOUBTFUL if checks.has_limit(check.name) else OPEN):
                 break
             try:
@@ -322,6 +320,13 @@ class Verdicts:
         rival = min(rivals, key=lambda other: float(done[other]["accuracy"]))
         own, other = self._counts[row["cell"]], self._counts[rival]
         return compared(own, other, row["draws"], _named(self._cells[rival]), len(rivals))
+
+
+def further_draws(check: Check) -> tuple[int, ...]:
+    """The draws by which a check may be judged again, where the study's own leave it open; none without a random defense."""
+    if check.control is None or not check.judged.components:
+        return ()
+    return tuple(more for more in MORE_DRAWS if more > check.judged.identity["draws"])
 
 
 def _asked_of(check: Check, draws: int) -> Iterable[OutputWork]:

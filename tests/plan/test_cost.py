@@ -1,10 +1,13 @@
 """Passes of worked examples, counted by hand."""
 
+import re
+from typing import Any
+
 import pytest
 from helpers.plans import ON_MI_OL, WORKED, planned, planner
 from helpers.sweeps import classifier, sweep
 
-from mi_ray.study.estimate import places_line
+from mi_ray.study.estimate import bounds_lines, places_line
 from mi_ray.study.prepare import prepare
 
 
@@ -128,3 +131,21 @@ def test_one_long_attack_beside_short_ones_bounds_how_many_blocks_are_busy() -> 
         )
     )
     assert "attacks keep up to 1 x 1 CPU busy" in places_line(study, study.plan())
+
+
+def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
+    pgd = {"pgd": {"steps": [2, 4]}, "epsilon": 0.1}
+    quick = {"cascade": {"effort": "quick"}, "epsilon": 0.1}
+    random = {"defenses": ["none", {"gaussian_noise": {"sigma": 0.1}}], "points": {"count": 100}}
+
+    def told(*attacks: dict[str, Any], checks: str = "subset", **changes: Any) -> list[str]:
+        return bounds_lines(planned(attacks=list(attacks), checks={"level": checks, "black_box": "never"}, **changes))
+
+    assert told(pgd, defenses=["none"]) == []
+    (alone,) = told(quick, defenses=["none"])
+    assert alone.startswith("passes of cascade: at most")
+    (asked,) = told({**pgd, "knowledge": "adaptive"}, draws=2, **random)
+    assert re.match(
+        r"passes of checks: at least, since [1-9]\d* checks behind random defenses ask for up to 30 draws", asked
+    )
+    assert told({**pgd, "knowledge": "adaptive"}, draws=30, **random) == []
