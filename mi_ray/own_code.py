@@ -9,14 +9,18 @@ import re
 import sys
 import sysconfig
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
 from types import ModuleType
+from typing import ParamSpec, TypeVar
 
 from mi_ray.refusals import MODULE, PATTERNS
 
+P = ParamSpec("P")
+T = TypeVar("T")
 LONGEST = 300  # characters of another program's message that are shown
 PROGRAM = Path(__file__).parent
 _OWN_FOLDERS: list[Path] = []  # Where modules of a person's own may lie; see `look_in`.
@@ -171,6 +175,31 @@ def own_code(rule: str) -> Iterator[None]:
         raise
     except BaseException as error:
         raise ValueError(f"{rule}; {in_a_line(error)}") from error
+
+
+def places_told(function: Callable[P, T]) -> Callable[P, T]:
+    """Write on each error that comes from a person's own code what it says and where it arose, for `told_of`.
+
+    An error that a worker process hands to another has lost its traceback, and with it the place; it stays of its type, by
+    which it is decided whether another try can help.
+    """
+
+    @wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            if own_place(error):
+                error.told = in_a_line(error)  # type: ignore[attr-defined]
+            raise
+
+    return called
+
+
+def told_of(error: BaseException) -> str:
+    """What an error says in one line, with its place where a person's own code raised it in another process."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
+    return str(getattr(error, "told", lines[-1].strip()))
 
 
 def shortened(text: str) -> str:

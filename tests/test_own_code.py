@@ -1,16 +1,21 @@
 """A person's own code: what it imports decides its results as well, and where it went wrong is told."""
 
 import hashlib
+import json
+import pickle
+import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from helpers.studies import Tiny
 from helpers.sweeps import sweep
 
 from mi_ray import own_code
 from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.noise import GaussianNoise
-from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place
+from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place, places_told, told_of
 from mi_ray.store.manifest import fingerprint
 from mi_ray.study.prepare import prepare
 from mi_ray.study.sources import as_imported, source_hash, syntax_of
@@ -162,3 +167,28 @@ def test_what_a_sweep_lets_be_looked_in_is_not_among_what_is_imported_first(
     assert sys.path[-1] == str(tmp_path)
     assert str(tmp_path) not in own_code.imported_first()
     assert own_code.own_modules(["a"]) == own_code.OwnModules(("a",), (tmp_path,))
+
+
+def _raises(*_: object) -> None:
+    raise KeyError("b")
+
+
+def test_an_error_from_another_process_tells_its_place_in_a_persons_own_code() -> None:
+    with pytest.raises(KeyError) as ours:
+        places_told(_raises)()
+    there: BaseException = pickle.loads(pickle.dumps(ours.value))
+    assert there.__traceback__ is None
+    assert told_of(there) == f"KeyError: 'b' (test_own_code.py, line {_raises.__code__.co_firstlineno + 1})"
+    with pytest.raises(ValueError, match="Expecting value") as theirs:
+        places_told(json.loads)("")
+    assert told_of(theirs.value) == "Expecting value: line 1 column 1 (char 0)"
+    assert told_of(ValueError("first\nlast\n")) == "last"
+    assert told_of(ValueError()) == "ValueError"
+
+
+def test_a_block_that_a_persons_defense_ends_tells_where(original: Tiny, monkeypatch: pytest.MonkeyPatch) -> None:
+    (work, *_) = [work for work in original.plan.outputs if work.component is not None]
+    monkeypatch.setattr(DEFENSES[work.component.name], "copies", _raises)  # type: ignore[union-attr]
+    with pytest.raises(KeyError) as raised:
+        original.bench.compute(replace(work, draws=work.draws + 1), 0, 20)
+    assert re.fullmatch(r"KeyError: 'b' \(test_own_code\.py, line \d+\)", told_of(raised.value))

@@ -16,6 +16,7 @@ from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.retries import innermost
 from mi_ray.cluster.spent import Spent
+from mi_ray.own_code import told_of
 from mi_ray.plan.work import Cell, Certificate, Work
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import scratch_of
@@ -189,10 +190,8 @@ class Session:
             self.tell(f"note: {what} {told}: {remedy}", "yellow")
 
     def fail(self, key: str, what: str, error: Exception, *, training: bool = False) -> None:
-        """Note why something failed, which is the last line of the innermost cause, and print it unless it is known."""
-        inner = innermost(error)
-        lines = [line for line in str(inner).strip().splitlines() if line.strip()] or [type(inner).__name__]
-        failure = Failure(what, lines[-1].strip(), training)
+        """Note why something failed, which is what the innermost cause says, and print it unless it is known."""
+        failure = Failure(what, told_of(innermost(error)), training)
         # Of many blocks that fail alike, one line tells enough.
         if key not in self.outcome.failures and failure not in self.outcome.failures.values():
             self.tell(f"failed: {failure}", "red")

@@ -26,7 +26,7 @@ from mi_ray.cluster.retries import fault_of
 from mi_ray.data import batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, on_device
 from mi_ray.objectives import OBJECTIVES
-from mi_ray.own_code import OwnModules
+from mi_ray.own_code import OwnModules, places_told
 from mi_ray.parameters import Method
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import Files
@@ -282,6 +282,7 @@ def _resident(
     return pixels.to(device), torch.from_numpy(np.array(labels)).to(device)
 
 
+@places_told
 def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
     config["own"].load()

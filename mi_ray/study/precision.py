@@ -12,6 +12,7 @@ from torch import Tensor
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Precision
 from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.own_code import places_told
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -61,6 +62,7 @@ def checked_points(bench: Workbench) -> int:
     return min(CHECKED, len(bench.data.points))
 
 
+@places_told
 def compare(bench: Workbench, key: str, epsilon: float) -> list[Comparison]:
     """Compare both precisions of a classifier at one of `PIECES`; all pieces together are what `decide` looks at.
 

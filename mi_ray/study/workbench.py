@@ -26,6 +26,7 @@ from mi_ray.defenses.base import CHUNK
 from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
 from mi_ray.graphs import Graphs
 from mi_ray.networks import hand_over
+from mi_ray.own_code import places_told
 from mi_ray.plan.work import AttackWork, Inputs, OutputWork, Work
 from mi_ray.sample_pool import SamplePool
 from mi_ray.store.blocks import COST
@@ -249,6 +250,7 @@ class Workbench:
             return {}, {}
         return {n: on_device(shares[:, at], self.device) for at, n in enumerate(own)}, facts
 
+    @places_told
     def compute(self, work: Work, start: int, stop: int) -> Done:
         """Compute and store a block of either kind, unless another study has done so since it was found to be missing."""
         self.passes.take()
