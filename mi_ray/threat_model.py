@@ -95,6 +95,8 @@ class ThreatModel:
             raise ValueError(f"epsilon must be at least 0; got {self.epsilon!r}")
         if not added_up and not 0 <= epsilon <= 1:
             why = "1 is all rotations and shifts" if self.norm == "spatial" else "pixels are in [0, 1]"
+            if self.norm != "spatial" and epsilon > 1:
+                why += f"; of pixels up to 255 write {epsilon:g}/255"
             raise ValueError(f"epsilon must be in [0, 1] ({why}); got {self.epsilon!r}")
         object.__setattr__(self, "epsilon", epsilon)
         for name, allowed in (("goal", Goal), ("norm", Norm), ("knowledge", Knowledge)):
