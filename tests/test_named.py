@@ -19,7 +19,7 @@ from mi_ray.config import NETWORKS as NAMES
 from mi_ray.config import ClassifierEntry, Sweep
 from mi_ray.data import Dataset
 from mi_ray.named import NETWORKS, RobustBench
-from mi_ray.study.given import given_classifier
+from mi_ray.study.given import given_classifier, refuse_other
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).random((3, 3, 32, 32), np.float32))
 
@@ -216,6 +216,35 @@ def test_torchvisions_published_weights_come_out_of_torchs_cache(tmp_path: Path)
     found = given_classifier(entry(torchvision={"model": "squeezenet1_1", "pretrained": "IMAGENET1K_V1"}), 1000, 0)
     assert found.description["input_size"] == 224
     same_as(found, network, torch.rand(2, 3, 224, 224))
+
+
+@pytest.mark.parametrize(
+    ("model", "pretrained", "built", "implied"),
+    [
+        ("googlenet", "DEFAULT", {"init_weights": False}, {"transform_input": True, "aux_logits": False}),
+        ("squeezenet1_1", "IMAGENET1K_V1", {}, {}),
+    ],
+)
+def test_what_torchvision_sets_beside_its_weights_is_built_again(
+    model: str, pretrained: str, built: dict[str, Any], implied: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.models import get_model
+    from torchvision.models._api import WeightsEnum
+
+    torch.manual_seed(4)
+    published = get_model(model, weights=None, **built).state_dict()
+    monkeypatch.setattr(WeightsEnum, "get_state_dict", lambda self, *args, **kwargs: published)
+    asked = entry(torchvision={"model": model, "pretrained": pretrained})
+    found = given_classifier(asked, 1000, 0)
+    assert found.description["blueprint"]["arguments"] == implied
+    refuse_other(asked, found, (64, 64))
+    if "transform_input" in implied:
+        found.description["blueprint"]["arguments"]["transform_input"] = False
+        with pytest.raises(ValueError, match="must answer as the network that its name builds with these weights"):
+            refuse_other(asked, found, (64, 64))
+    found.description["blueprint"]["arguments"] = {"dropout": "none"}
+    with pytest.raises(ValueError, match=f"torchvision's {model} must be loadable"):
+        refuse_other(asked, found, (64, 64))
 
 
 # The hub

@@ -87,8 +87,12 @@ class _Pictures(Source):
         if first.nbytes * len(names) <= IN_MEMORY:
             return np.stack(list(images))
         rule = repr((self.name, identity, self.size, self.fit, self.resize))
-        place = Path(self.cache or Path.home() / ".cache" / "mi_ray") / hashlib.sha256(rule.encode()).hexdigest()[:24]
-        return written(place.expanduser(), side, len(names), images)
+        place = self._kept() / hashlib.sha256(rule.encode()).hexdigest()[:24]
+        return written(place, side, len(names), images)
+
+    def _kept(self) -> Path:
+        """The folder of decoded pixels."""
+        return Path(self.cache or "~/.cache/mi_ray").expanduser().resolve()
 
 
 def _in_threads(decoded: Callable[[int], npt.NDArray[np.uint8]], count: int) -> Iterator[npt.NDArray[np.uint8]]:
@@ -144,7 +148,7 @@ class ImageFolder(_Pictures):
         if empty := [name for label, name in enumerate(classes) if label not in {label for label, _ in found}]:
             raise ValueError(f"{folder} must have images of each class; {empty[0]} has none")
         files = [file for _, file in found]
-        about = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+        about = _as_they_are(files)
         images = self._gathered([str(file) for file in files], lambda number: _opened(files[number]), about)
         return images, np.array([label for label, _ in found], np.int64)
 
@@ -152,6 +156,11 @@ class ImageFolder(_Pictures):
 def _folders(root: Path) -> list[str]:
     """The classes: folders, but for hidden ones, which programs leave beside a person's own."""
     return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
+
+
+def _as_they_are(files: Iterable[Path]) -> list[tuple[str, int, int]]:
+    """What tells files from others of their names, without reading them."""
+    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _opened(file: Path) -> Any:
@@ -210,7 +219,12 @@ class TorchvisionDataset(_Pictures):
     def _split(self, split: Any, value: object) -> tuple[Pictures, Labels]:
         labels = [int(split[number][1]) for number in range(len(split))] if _labels(split) is None else _labels(split)
         names = [f"{self.dataset}, {value}, picture {number}" for number in range(len(split))]
-        about = (str(Path(self.root).resolve()), self.dataset, value, len(split))
+        files = sorted(
+            file
+            for file in Path(self.root).resolve().rglob("*")
+            if file.is_file() and not file.is_relative_to(self._kept())
+        )
+        about = (self.dataset, value, len(split), _as_they_are(files))
         return self._gathered(names, lambda number: split[number][0], about), np.asarray(labels, np.int64)
 
     def _dataset(self, name: str, splits: Sequence[tuple[Pictures, Labels]]) -> Dataset:

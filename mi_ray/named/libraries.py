@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
 
+import torch
 from torch import nn
 
 from mi_ray.named.base import NETWORKS, Blueprint, LoadedNetwork, NamedNetwork, existing, loading, package
 from mi_ray.parameters import choice, text
 
 MODELS = "pip install 'mi-ray[models]'"
+IMPLIED = ("transform_input", "aux_logits", "image_size")  # what torchvision may set together with weights
 OFFLINE = "Where there is no network, name a file of yours with `weights:`"
 
 
@@ -87,12 +89,20 @@ class Torchvision(NamedNetwork):
         if pretrained:
             with loading(f"the weights of torchvision's {self.model}", f"Put {known.url} into {_cache()}. {OFFLINE}"):
                 network = models.get_model(self.model, weights=known, **arguments)
+            arguments = {**self._implied(network, classes, arguments), **arguments}
         else:
             network = self.build({"model": self.model, "arguments": arguments}, classes)
         said = known.transforms()
         side = said.crop_size[0] if pretrained or "image_size" in arguments else None
         blueprint = {"model": self.model, "arguments": dict(arguments)}
         return LoadedNetwork(network, blueprint, tuple(said.mean), tuple(said.std), side)
+
+    def _implied(self, network: nn.Module, classes: int, arguments: Mapping[str, Any]) -> dict[str, Any]:
+        """The arguments that published weights bring with them: without them another network would be built for them."""
+        with torch.device("meta"):
+            plain = self.build({"model": self.model, "arguments": arguments}, classes)
+        both = [(name, getattr(network, name, None), getattr(plain, name, None)) for name in IMPLIED]
+        return {name: said for name, said, else_ in both if said != else_}
 
     @classmethod
     def build(cls, blueprint: Blueprint, classes: int) -> nn.Module:

@@ -65,11 +65,16 @@ class ObjectSlot:
 
     def read(self) -> tuple[bytes, Tag] | None:
         """See `Slot`."""
+
+        def whole() -> tuple[bytes, Tag]:
+            """What the request found: its content arrives after its answer, and either can fail."""
+            found = self._bucket.get(self.name)
+            return bytes(found.bytes()), _tag(found.meta)
+
         try:
-            found = self._asked("reading", lambda: self._bucket.get(self.name))
+            return self._asked("reading", whole)
         except FileNotFoundError:
             return None
-        return bytes(found.bytes()), _tag(found.meta)
 
     def write(self, content: bytes, over: Tag | None) -> Tag | None:
         """See `Slot`. A write that was done and of whose answer nobody has heard is recognised by its content."""
@@ -288,11 +293,13 @@ class _Held(threading.Thread):
         self.lost: LeaseLostError | None = None
 
     def run(self) -> None:
-        """A beat now and then. Where the storage fails, the next one is tried all the same: nobody sees more than we do."""
+        """A beat now and then. Whatever a beat raises, the next one is tried all the same: nobody sees more than we do."""
         while self.lost is None and not self._ended.wait(BEAT_EVERY):
-            with contextlib.suppress(StorageError):
+            try:
                 if not self._mine.renew(self._slot):
                     self._lose()
+            except Exception as error:
+                event("lease not renewed", cause=f"{type(error).__name__}: {error}")
 
     def _lose(self) -> None:
         found = self._slot.read()

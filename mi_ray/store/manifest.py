@@ -152,16 +152,22 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
     sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
-    # A dataset that has files and names no place for them is looked for in data/.
-    places = [place for _, written in sources for place in list(texts_in(written)) or ["data"]]
-    places += [entry.weights for entry in sweep.classifiers if entry.weights]
-    places += [place for entry in sweep.classifiers if entry.source for place in texts_in(entry.source.values)]
+    places = [place for _, written in sources for place in _places(written, "data")]
+    for entry in sweep.classifiers:
+        places += [entry.weights] if entry.weights else []
+        places += texts_in(entry.arguments)
+        places += _places(entry.source.values, "models") if entry.source else []
     places += [place for entry in sweep.defenses for place in texts_in(entry.method.values)]
     for place in sorted(map(Path, places)):
         for path in sorted(place.rglob("*")) if place.is_dir() else [place]:
             if path.is_file():
                 digest.update(f"{path}|{path.stat().st_size}|{path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
+
+
+def _places(written: Mapping[str, object], unsaid: str) -> list[str]:
+    """Where the files of a dataset or of a network by name may lie. unsaid: the folder that holds them where none is named."""
+    return [*texts_in(written), *([] if {"path", "root"} & set(written) else [unsaid])]
 
 
 def figures_fingerprint(sweep: Sweep) -> str:

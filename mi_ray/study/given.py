@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 
-from mi_ray.classifiers import Classifier, build_classifier, set_weights
+from mi_ray.classifiers import Classifier, build_classifier, classifier_from_bytes, set_weights, weights_bytes
 from mi_ray.config import ClassifierEntry
 from mi_ray.named import NETWORKS
 from mi_ray.networks import load_factory, read_weights
 from mi_ray.own_code import own_code
 from mi_ray.store.keys import Values
+
+ALIKE = 1e-4  # of the largest logit: so far may two copies of one network differ
 
 
 def given_classifier(entry: ClassifierEntry, classes: int, seed: int, description: Values | None = None) -> Classifier:
@@ -60,6 +62,29 @@ def _refuse_arguments(entry: ClassifierEntry) -> None:
             f"classifier {entry.name!r}: factory {entry.factory} must accept its arguments; it takes {names}, and "
             f"`arguments` has {given}"
         ) from error
+
+
+def refuse_other(entry: ClassifierEntry, found: Classifier, side: tuple[int, int]) -> None:
+    """Raise ValueError where what workers build from its name and its published weights is another network than this one.
+
+    A library may set more than weights when it loads them, such as how the first layer reads its input. side: of the images.
+    """
+    if entry.source is None or entry.weights is not None:
+        return
+    name = f"classifier {entry.name!r}: what its library loads"
+    try:
+        again = classifier_from_bytes(found.description, weights_bytes(found), name)
+    except ValueError as error:
+        raise ValueError(f"{name} must be built again by its name; {error}") from error
+    x = torch.rand(2, len(found.description["mean"]), *side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        logits, others = found(x), again(x)
+    differ, largest = float((logits - others).abs().max()), float(logits.abs().max())
+    if not differ <= ALIKE * largest:
+        raise ValueError(
+            f"{name} must answer as the network that its name builds with these weights; logits of random images differ by "
+            f"{differ:.3g}, and the largest is {largest:.3g}"
+        )
 
 
 def _named(entry: ClassifierEntry, classes: int) -> Classifier:

@@ -34,7 +34,7 @@ from mi_ray.sample_pool import SamplePool, augmented_once, without
 from mi_ray.store.keys import Values, canonical
 from mi_ray.study.checks import RULES
 from mi_ray.study.compiling import choose
-from mi_ray.study.given import given_classifier
+from mi_ray.study.given import given_classifier, refuse_other
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.sources import hashes_of, sources_of
 from mi_ray.study.trying import doubts, try_attack, try_classifier, try_defense
@@ -235,6 +235,7 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
         entry, side = work.entry, planner.facts.side
         classifier = given_classifier(entry, planner.facts.classes, planner.sweep.seed, work.description)
         try_classifier(entry, classifier, dataset, precision, gradients=follows)
+        refuse_other(entry, classifier, side)
         notes = [f"note: {entry.name}: {each}" for each in doubts(entry, classifier, dataset)]
         prefix = "" if entry.weights is None else read_weights(Path(entry.weights))[1]
         if prefix:

@@ -223,6 +223,29 @@ def test_svhn_of_torchvision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert found.test_labels.tolist() == [0, 1, 2, 3, 4, 5]
 
 
+def test_pictures_that_are_replaced_in_place_are_decoded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import Imagenette
+
+    on_disk(monkeypatch)
+    folders = [
+        tmp_path / "imagenette2" / split / name for split in ("train", "val") for name in Imagenette._WNID_TO_CLASS
+    ]
+
+    def loaded(seed: int) -> Any:
+        for number, folder in enumerate(folders):
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(arrays(1, 100 * seed + number, (8, 8))[0]).save(folder / "a.JPEG")
+        said = {"name": "Imagenette", "root": str(tmp_path), "cache": str(tmp_path / "cache")}
+        return SOURCES.make("torchvision", said).load()
+
+    first, second = loaded(1), loaded(2)
+    assert not np.array_equal(first.test_images[:], second.test_images[:])
+    kept = sorted((tmp_path / "cache").rglob("*"))
+    said = {"name": "Imagenette", "root": str(tmp_path), "cache": str(tmp_path / "cache")}
+    assert SOURCES.make("torchvision", said).load().digest == second.digest != first.digest
+    assert sorted((tmp_path / "cache").rglob("*")) == kept
+
+
 def test_a_grey_dataset_of_torchvision_becomes_rgb_of_the_size_that_is_asked_for(tmp_path: Path) -> None:
     raw = tmp_path / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from helpers.buckets import S3
@@ -24,7 +25,7 @@ from mi_ray import progress
 from mi_ray.store.blocks import Store
 from mi_ray.store.check import check_store
 from mi_ray.store.files import StorageError
-from mi_ray.store.leases import LeaseLostError, Tag, is_dead, leased, refusal, tried
+from mi_ray.store.leases import LeaseLostError, ObjectSlot, Tag, is_dead, leased, refusal, tried
 from mi_ray.store.locks import lock_store, lock_study, running
 from mi_ray.store.manifest import CUT_SHORT, overviews, write_manifest
 from mi_ray.store.read import read_records
@@ -172,6 +173,36 @@ def test_an_answer_that_was_lost_and_an_outage_cost_nobody_a_lease() -> None:
         assert shelf.version > before + 2
         progress.raise_if_stopped()
     assert not shelf.there
+
+
+def test_content_that_breaks_off_is_asked_for_again_and_ends_no_beat(monkeypatch: pytest.MonkeyPatch) -> None:
+    from obstore.exceptions import GenericError
+
+    class Answer:
+        meta: ClassVar = {"e_tag": "1"}
+
+        def bytes(self) -> bytes:
+            broken.append("reset")
+            if len(broken) % 3:
+                raise GenericError("connection reset while the body was read")
+            return b"held"
+
+    class Bucket:
+        def get(self, name: str) -> Answer:
+            return Answer()
+
+    broken = list[str]()
+    monkeypatch.setattr("mi_ray.store.files.FIRST_WAIT", 0.0)
+    assert ObjectSlot(Bucket(), "lease").read() == (b"held", {"e_tag": "1"})
+    assert len(broken) == 3
+
+    shelf = Shelf()
+    with leased(shelf, nobody, nobody):
+        write, fails = shelf.write, iter([True, False])
+        monkeypatch.setattr(shelf, "write", lambda *said: 1 / 0 if next(fails, False) else write(*said))
+        before = shelf.version
+        time.sleep(0.2)
+        assert shelf.version > before + 2
 
 
 def test_what_cannot_be_given_back_is_left_to_be_taken_over() -> None:
