@@ -43,7 +43,7 @@ class ResidualDenoiser(nn.Module):
 def digits_denoiser() -> nn.Module:
     """A small denoiser of digits that comes with the program, as `train_denoiser("digits", …)` leaves it by its defaults."""
     network = ResidualDenoiser()
-    fit_weights(network, read_weights(DIGITS)[0], f"{DIGITS.name} must hold the weights of a ResidualDenoiser")
+    fit_weights(network, read_weights(DIGITS), f"{DIGITS.name} must hold the weights of a ResidualDenoiser")
     return network
 
 

@@ -2,7 +2,7 @@
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -49,11 +49,14 @@ def state_bytes(network: nn.Module) -> bytes:
     return bytes(save_tensors(state))
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """(weights by the names that the network itself gives them, the prefix that torch's wrappers have put before all)."""
+def unwrapped(state: Mapping[str, Tensor], own: Collection[str]) -> tuple[dict[str, Tensor], str]:
+    """(weights by the names that the network itself gives them, the prefix that torch's wrappers have put before all).
+
+    own: the network's names, which may begin with such a prefix themselves.
+    """
     found, prefix = dict(state), ""
     for name in WRAPPERS * 2:  # A wrapped network may be wrapped again.
-        if found and all(key.startswith(name) for key in found):
+        if found.keys().isdisjoint(own) and found and all(key.startswith(name) for key in found):
             found, prefix = {key.removeprefix(name): value for key, value in found.items()}, prefix + name
     return found, prefix
 
@@ -66,11 +69,12 @@ def _difference(own: Tensor | None, stored: Tensor | None) -> str:
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> None:
-    """Put weights into a network, strictly. must: what they are to be, in words.
+    """Put weights into a network, strictly but for the names of torch's wrappers. must: what they are to be, in words.
 
     Raises ValueError, which begins with `must`, when they are of another architecture.
     """
     own = network.state_dict()
+    state = unwrapped(state, own.keys())[0]
     wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
     wrong += [key for key in state if key not in own]
     if wrong:
@@ -79,7 +83,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
             f"{must}, {len(own)} tensors; {len(wrong)} differ: {', '.join(named)}"
             f"{', …' if len(wrong) > DIFFERING else ''}"
         )
-    network.load_state_dict(dict(state))
+    network.load_state_dict(state)
 
 
 def _is_state(content: object) -> bool:
@@ -89,8 +93,8 @@ def _is_state(content: object) -> bool:
     return all(isinstance(key, str) and isinstance(value, Tensor) for key, value in content.items())
 
 
-def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
-    """(a state dict, the prefix of torch's wrappers that its names had) from .safetensors, or from torch.save.
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """A state dict from .safetensors, or from torch.save.
 
     The latter is read with weights_only=True: no code runs. Raises ValueError for a file that cannot be read,
     holds something else than tensors by their names, or numbers that are not finite.
@@ -120,7 +124,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise ValueError(
             f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"
         )
-    return unwrapped(state)
+    return dict(state)
 
 
 class OwnNetwork(NamedTuple):
@@ -139,8 +143,8 @@ class OwnNetwork(NamedTuple):
         """
         network = self._built()
         if self.weights is not None:
-            state, _ = read_weights(Path(self.weights))
-            fit_weights(network, state, f"{self.weights} must hold the weights of {self.factory}")
+            must = f"{self.weights} must hold the weights of {self.factory}"
+            fit_weights(network, read_weights(Path(self.weights)), must)
         return _frozen(network)
 
     def _built(self) -> nn.Module:

@@ -27,7 +27,7 @@ from mi_ray.classifiers import (
     wrap_classifier,
 )
 from mi_ray.data import to_unit
-from mi_ray.networks import read_weights
+from mi_ray.networks import fit_weights, read_weights, unwrapped
 
 SMALL = {"resnet_small": {"width": 4}, "cnn_small": {"width": 4}}
 
@@ -167,10 +167,28 @@ def test_a_users_weights_are_read_from_safetensors_and_torch_files(how: str, cla
         save_file(state, path)
     else:
         torch.save(state if how == "torch" else {how: state, "epoch": 3, "optimizer": {"state": {}}}, path)
-    found, prefix = read_weights(path)
-    assert prefix == ""
+    found = read_weights(path)
     assert set(found) == set(state)
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize(
+    ("own", "before", "taken"),
+    [
+        ("", "", ""),
+        ("", "module.", "module."),
+        ("", "module._orig_mod.", "module._orig_mod."),
+        ("module.", "module.", ""),  # a network whose only part is called so
+        ("module.", "module.module.", "module."),
+    ],
+)
+def test_a_wrappers_names_are_taken_off_and_a_networks_own_are_not(own: str, before: str, taken: str) -> None:
+    linear = nn.Linear(2, 2)
+    network = nn.ModuleDict({own.removesuffix("."): linear}) if own else linear
+    state = {before + name: value + 1 for name, value in linear.state_dict().items()}
+    assert unwrapped(state, network.state_dict().keys())[1] == taken
+    fit_weights(network, state, "must fit")
+    assert torch.equal(linear.bias, state[f"{before}bias"])
 
 
 def test_a_checkpoint_of_several_networks_is_refused_with_their_names(classifier: Any, tmp_path: Path) -> None:

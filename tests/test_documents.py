@@ -160,6 +160,8 @@ def test_compare_pairs_the_cells_of_two_studies_by_point(original: Tiny, store: 
     from helpers.studies import ONE_GRID, finish, tiny
 
     from mi_ray.statistics import paired_test
+    from mi_ray.store.blocks import Store
+    from mi_ray.store.manifest import read_manifest
 
     other = tiny(
         store, **{**ONE_GRID, "name": "other", "seed": 5, "points": {"count": 40, "selection": 0, "order": "first"}}
@@ -175,6 +177,12 @@ def test_compare_pairs_the_cells_of_two_studies_by_point(original: Tiny, store: 
     wanted = paired_test(pairs["correct_draws_y"].to_numpy(), pairs["correct_draws_x"].to_numpy(), 1, 1)
     bare = found[(found["attack"] == "none") & (found["defense"] == "none")].iloc[0]
     assert (bare["points"], bare["difference"]) == (len(pairs), pytest.approx(wanted.difference))
+    manifest = read_manifest(Store(store), "other")
+    Store(store).write_json(
+        "studies/other/manifest.json", {**manifest, "dataset": {"name": "digits", "digest": "f" * 64}}
+    )
+    code, _, err = run("compare", str(store), "tiny", "other")
+    assert (code, "must be of the same images" in err, "other: digits, SHA-256 ffffffffffff" in err) == (2, True, True)
     code, _, err = run("compare", str(store), "tiny", "absent")
     assert (code, "study 'absent' must be in" in err) == (2, True)
 

@@ -39,6 +39,7 @@ from mi_ray.statistics import (
     paired_test,
 )
 from mi_ray.store.blocks import Store
+from mi_ray.store.manifest import refuse_other_images
 from mi_ray.store.read import read_records
 
 SURE = 0.05  # the chance, after Holm's correction, of one wrong verdict among all claims of a file
@@ -466,6 +467,7 @@ def _studies(claim: Claim) -> list[str]:
 
 def _read(store: Store, studies: Sequence[str]) -> "_Rows | str":
     try:
+        refuse_other_images(store, studies)
         cells, records = [], pd.DataFrame({"cell": []})
         for study in studies:
             own, _ = read_study(store, study)

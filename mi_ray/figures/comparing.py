@@ -8,6 +8,7 @@ import pandas as pd
 from mi_ray.choice import SETTING, THREAT
 from mi_ray.statistics import COUNTED, of_variant, paired_test
 from mi_ray.store.blocks import Store
+from mi_ray.store.manifest import refuse_other_images
 from mi_ray.store.read import read_cells, read_records
 
 # What makes two cells the same question; their classifiers are matched by name, since their weights may be what differs.
@@ -18,8 +19,10 @@ def compared(store: Store, left: str, right: str) -> pd.DataFrame:
     """A row for each cell that both studies have done: both accuracies, their difference with a 95 % interval, a p-value.
 
     Above zero: the right study is more accurate. The test is paired by point, on the points that both report. Raises
-    ValueError for a study that is not there, and where no cell is in both, or the cells have no point in common.
+    ValueError for a study that is not there, where the studies are of other images, where no cell is in both, and where the cells
+    have no point in common.
     """
+    refuse_other_images(store, (left, right))
     sides = [of_variant(read_cells(store, study)) for study in (left, right)]
     done = [side[side["state"] == "done"] for side in sides]
     both = done[0].merge(done[1], on=list(SAME), suffixes=("_left", "_right"))

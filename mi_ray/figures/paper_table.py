@@ -46,10 +46,15 @@ class Paper:
             alike &= abs(row["epsilon"] - EPSILON) < 1e-6
             column = (row["goal"], steps) if alike else None
         known = self.values.get((row["classifier"], row["defense"]))
-        lam = json.loads(row["defense_params"] or "{}").get("lam")
-        if row["defense"] == "mi_ol" and abs(lam - self.lam.get(row["classifier"], lam)) > 1e-6:
+        lam, of_paper = json.loads(row["defense_params"] or "{}").get("lam"), self.lam.get(row["classifier"])
+        if row["defense"] == "mi_ol" and of_paper is not None and not _is_near(lam, of_paper):
             return ""
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
+
+
+def _is_near(lam: object, of_paper: float) -> bool:
+    """Whether a setting's λ is the paper's; a distribution of λ is none of its."""
+    return isinstance(lam, float | int) and abs(lam - of_paper) <= 1e-6
 
 
 NO_PAPER = Paper("paper_table", "", {})

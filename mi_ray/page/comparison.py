@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
 from mi_ray.choice import SETTING, THREAT
 from mi_ray.page.counts import Counts, Ints
 from mi_ray.page.facts import ReadStudy, number
-from mi_ray.statistics import PairedTest, holm, paired_test
+from mi_ray.statistics import PairedTest, holm, of_variant, paired_test
+from mi_ray.store.manifest import of_same_images
 
 ATTACK = ["attack", "attack_params", "knowledge"]
 QUESTION = ["dataset", *SETTING, *(name for name in THREAT if name not in ATTACK)]  # of two cells that are compared
@@ -28,13 +30,14 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
 
     Cells of the same classifier (by name), defense, N, goal, ε and attack are compared; where the other study has no such
     attack, all of its attacks on that setting are. A pair that is one result, by its key, has no test. P-values are
-    corrected over all pairs of these studies (Holm).
+    corrected over all pairs of these studies (Holm). Variants of a study's options are left out, as `mi-ray compare` leaves
+    them out, and so are studies of other images.
     """
     rows: list[dict[str, object]] = []
     tests: list[PairedTest] = []
     for left in range(len(sides)):
         for right in range(left + 1, len(sides)):
-            for first, second in _pairs(sides[left].loaded.cells, sides[right].loaded.cells):
+            for first, second in _pairs(sides[left].loaded, sides[right].loaded):
                 own, other = sides[left].loaded.cells.iloc[first], sides[right].loaded.cells.iloc[second]
                 told: dict[str, object] = {"studies": [left, right], "cells": [first, second]}
                 if own["cell"] == other["cell"]:
@@ -48,16 +51,25 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
     return [row if row["same"] else {**row, "p_holm": _p(next(corrected))} for row in rows[:MOST]]
 
 
-def _pairs(left: pd.DataFrame, right: pd.DataFrame) -> Iterator[tuple[int, int]]:
-    """The positions of cells to compare."""
+def _pairs(left: ReadStudy, right: ReadStudy) -> Iterator[tuple[int, int]]:
+    """The positions of cells to compare: none of studies of other images, which may have the same name."""
+    if not of_same_images(left.manifest, right.manifest):
+        return
     known: dict[tuple[object, ...], list[int]] = {}
-    for at, (_, row) in enumerate(right.iterrows()):
-        if row["state"] == "done":
-            known.setdefault(tuple(row[QUESTION]), []).append(at)
-    for at, (_, row) in enumerate(left.iterrows()):
-        rivals = known.get(tuple(row[QUESTION]), []) if row["state"] == "done" else []
-        alike = [other for other in rivals if tuple(right.iloc[other][ATTACK]) == tuple(row[ATTACK])]
+    for at, row in _done(right.cells):
+        known.setdefault(tuple(row[QUESTION]), []).append(at)
+    for at, row in _done(left.cells):
+        rivals = known.get(tuple(row[QUESTION]), [])
+        alike = [other for other in rivals if tuple(right.cells.iloc[other][ATTACK]) == tuple(row[ATTACK])]
         yield from ((at, other) for other in alike or rivals)
+
+
+def _done(cells: pd.DataFrame) -> Iterator[tuple[int, "pd.Series[Any]"]]:
+    """The finished cells of a study itself, and of none of its variants, which are of other options, by their positions."""
+    own = set(of_variant(cells).index)
+    for at, (label, row) in enumerate(cells.iterrows()):
+        if row["state"] == "done" and label in own:
+            yield at, row
 
 
 def _both(left: Counts, own: str, right: Counts, other: str) -> tuple[Ints, Ints] | None:

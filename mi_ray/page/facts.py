@@ -5,6 +5,7 @@ entries by their positions, so that hundreds of cells make a page of a megabyte 
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
@@ -17,6 +18,7 @@ from mi_ray.choice import FRONTIER_KEYS, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text, parameters, radii_text
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import mark
+from mi_ray.page.one_setting import attacks_part, sweep_parts
 from mi_ray.statistics import by_threat
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -30,9 +32,7 @@ NUMBERS = (
     *("auc", "tpr_at_5_fpr", "seconds"),
 )
 COUNTS = ("points", "forward_passes", "backward_passes")
-# Keys of a sweep that are not written into the sweep of one setting, and those that are written with all that they hold.
-LEFT_OUT = ("defenses", "executions", "draws", "search", "figures", "classifiers", "smoke")
-WHOLE = ("options", "dataset", "pool")
+MET_BY = ["classifier", "defense", "defense_params"]  # what decides which attacks a setting meets
 DIGITS = 5  # so many digits of an accuracy are kept
 
 
@@ -97,16 +97,22 @@ def threat_of(cells: pd.DataFrame, names: Names) -> pd.Series:
 
 
 def number(value: float | None) -> float | None:
-    """A number as JSON has it: rounded; nothing where there is none, or no number."""
-    return None if value is None or value != value else round(float(value), DIGITS)
+    """A number as JSON has it: rounded; nothing where there is none, or none that is finite."""
+    return None if value is None or not math.isfinite(value) else round(float(value), DIGITS)
 
 
 def study_facts(loaded: ReadStudy) -> dict[str, object]:
     """Settings, attacks, cells and checks of a study, what it asked, and where it came from."""
     cells, names = loaded.cells, loaded.names
-    settings, threats, findings, variants = Pool(), Pool(), Pool(), Pool()
+    settings, threats, findings, variants, attacks = Pool(), Pool(), Pool(), Pool(), Pool()
     variants.place("")
     called = threat_of(cells, names)
+    met = {
+        (classifier, defense, values): attacks.place(
+            attacks_part(loaded.sweep, classifier, defense, json.loads(values))
+        )
+        for classifier, defense, values in dict.fromkeys(zip(*(cells[name] for name in MET_BY), strict=True))
+    }
     rows = []
     for at, (_, row) in enumerate(cells.iterrows()):
         attacked = row["attack"] != "none"
@@ -114,7 +120,7 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         rows.append(
             {
                 "key": row["cell"],
-                "setting": settings.place(_setting(row, names)),
+                "setting": settings.place([*_setting(row, names), met[tuple(row[MET_BY])]]),
                 "threat": threats.place(threat) if attacked else -1,
                 **_result(row, findings),
                 "variants": [variants.place(name) for name in _listed(row["variants"])],
@@ -131,7 +137,8 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         "cells": rows,
         "best": {str(at): _best(cells, str(name), places) for at, name in enumerate(variants.values)},
         "looks": {name: vars(names.look(name)) for name in dict.fromkeys(cells["defense"])},
-        "yaml": sweep_parts(loaded),
+        "yaml": sweep_parts(loaded.name, loaded.sweep),
+        "attacks": attacks.values,
         "provenance": provenance(loaded.manifest),
         "state": loaded.manifest.get("state", "unknown"),
     }
@@ -219,26 +226,6 @@ def _listing(names: Iterable[object], most: int = 4) -> str:
     known = [str(name) for name in names]
     shown = known if len(known) <= most else [*known[: most - 1], f"{len(known) - most + 1} more"]
     return " and ".join([", ".join(shown[:-1]), shown[-1]]) if len(shown) > 1 else "".join(shown) or "no attack"
-
-
-def sweep_parts(loaded: ReadStudy) -> dict[str, str]:
-    """By classifier, the YAML of a sweep of that one alone, to which a setting's own lines are added."""
-    sweep = loaded.sweep
-    # An option that is unset differs from one that is left out, which the preset decides.
-    shared = {name: sweep[name] if name in WHOLE else _given(sweep[name]) for name in sweep if name not in LEFT_OUT}
-    told = {**{name: part for name, part in shared.items() if part not in (None, {}, [])}, "name": f"{loaded.name}_one"}
-    entries = [(entry, _given(entry)) for entry in _listed(sweep.get("classifiers")) if isinstance(entry, dict)]
-    return {
-        str(entry["name"]): yaml.safe_dump({**told, "classifiers": [given]}, sort_keys=False, allow_unicode=True)
-        for entry, given in entries
-    }
-
-
-def _given(value: object) -> object:
-    """A part of a sweep without what it leaves unset, which means the same."""
-    if isinstance(value, dict):
-        return {name: _given(part) for name, part in value.items() if part is not None}
-    return [_given(part) for part in value] if isinstance(value, list) else value
 
 
 def provenance(manifest: Json) -> list[tuple[str, str]]:

@@ -61,6 +61,29 @@ def read_manifest(store: Store, study: str) -> dict[str, Any]:
     return found
 
 
+def of_same_images(left: Mapping[str, Any], right: Mapping[str, Any]) -> bool:
+    """Whether two manifests are of one dataset, by a digest of all its images; also where one of them does not say."""
+    digests = {_dataset(manifest).get("digest") for manifest in (left, right)} - {None}
+    return len(digests) < 2
+
+
+def _dataset(manifest: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = manifest.get("dataset")
+    return found if isinstance(found, dict) else {}
+
+
+def refuse_other_images(store: Store, studies: Sequence[str]) -> None:
+    """Raise ValueError where two studies are of other images, so that their points are not the same, whatever their numbers."""
+    known = [(study, read_manifest(store, study)) for study in studies if store.exists(_path(study))]
+    for study, manifest in known[1:]:
+        if not of_same_images(known[0][1], manifest):
+            told = [
+                f"{name}: {_dataset(each)['name']}, SHA-256 {_dataset(each)['digest'][:12]}…"
+                for name, each in (known[0], (study, manifest))
+            ]
+            raise ValueError(f"studies must be of the same images to be compared by point; {'; '.join(told)}")
+
+
 def write_manifest(store: Store, study: str, state: StudyState, keys: Keys, about: Mapping[str, object]) -> None:
     """Write a study's manifest anew, with the provenance of this process; a seal that it had is gone.
 

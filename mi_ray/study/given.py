@@ -29,9 +29,7 @@ def given_classifier(entry: ClassifierEntry, classes: int, seed: int, descriptio
             torch.manual_seed(seed if entry.seed is None else entry.seed)
             found = _made(entry, description or _described(entry, classes))
     return (
-        found.eval()
-        if entry.weights is None
-        else set_weights(found, read_weights(Path(entry.weights))[0], entry.weights)
+        found.eval() if entry.weights is None else set_weights(found, read_weights(Path(entry.weights)), entry.weights)
     )
 
 

@@ -13,17 +13,18 @@ import torch
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import (
     ARCHITECTURES,
+    Classifier,
     Precision,
     weights_bytes,
     weights_digest,
     why_not_folded,
 )
-from mi_ray.config import Options, Sweep
+from mi_ray.config import ClassifierEntry, Options, Sweep
 from mi_ray.data import SOURCES, Dataset
 from mi_ray.data.disk_images import chosen
 from mi_ray.defenses import DEFENSES, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.networks import OwnNetwork, read_weights, state_bytes
+from mi_ray.networks import OwnNetwork, read_weights, state_bytes, unwrapped
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import load_plugins
 from mi_ray.parameters import Method
@@ -237,8 +238,7 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
         try_classifier(entry, classifier, dataset, precision, gradients=follows)
         refuse_other(entry, classifier, side)
         notes = [f"note: {entry.name}: {each}" for each in doubts(entry, classifier, dataset)]
-        prefix = "" if entry.weights is None else read_weights(Path(entry.weights))[1]
-        if prefix:
+        if prefix := _taken_off(entry, classifier):
             notes.append(
                 f"note: the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
             )
@@ -248,6 +248,13 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
             # Where the trace drops something, it does so in any precision.
             unfolded = {"fp32": exact, precision: exact or why_not_folded(classifier, side, precision)}
         yield Tried(work, unfolded, notes)
+
+
+def _taken_off(entry: ClassifierEntry, classifier: Classifier) -> str:
+    """What torch's wrappers have put before the names in a file of weights; nothing where there is none."""
+    if entry.weights is None:
+        return ""
+    return unwrapped(read_weights(Path(entry.weights)), classifier.network.state_dict().keys())[1]
 
 
 def _try_plugins(study: Study) -> None:

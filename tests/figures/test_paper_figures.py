@@ -896,3 +896,10 @@ def test_curves_over_epsilon_are_of_the_largest_n_and_settings_of_one_defense_di
         if line.get_marker() == NAMES.look("mi_ol").marker
     ]
     assert len(dashes) == len({*dashes}) == 2
+
+
+@pytest.mark.parametrize(("lam", "said"), [(0.6, True), (0.5, False), ({"uniform": [0.5, 0.7]}, False)])
+def test_the_papers_value_stands_beside_its_own_lambda_alone(lam: Any, said: bool) -> None:
+    about = {"classifier": "interpolated_at", "defense": "mi_ol", "defense_params": json.dumps({"lam": lam})}
+    assert bool(table2.PAPER.value(pd.Series({**about, "attack": "none"}))) == said
+    assert paper_table.NO_PAPER.value(pd.Series({**about, "attack": "none"})) == ""

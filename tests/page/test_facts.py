@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
@@ -24,7 +25,8 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import _beside, read_examples
-from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts, sweep_parts
+from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
+from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -201,6 +203,26 @@ def test_studies_are_compared_on_the_settings_that_both_have_and_one_result_is_n
     assert tested["p"] == tested["p_holm"] == pytest.approx(expected.p_value, rel=0.01)
 
 
+def test_neither_variants_nor_studies_of_other_images_are_compared() -> None:
+    def compared(variants: list[list[str]], digest: str) -> list[dict[str, object]]:
+        rows = [
+            cell("m", "mi_ol", {"lam": 0.5}, "pgd", 0.5, cell=f"c{at}", variants=names, **PGD)
+            for at, names in enumerate(variants)
+        ]
+        other = side("b", [cell("m", "mi_ol", {"lam": 0.5}, "pgd", 0.5, cell="b", **PGD)], [[0] * 20])
+        own = side("a", rows, [[2] * 20] * len(rows))
+        manifests = [{"dataset": {"name": "d", "digest": each}} for each in (digest, "d0")]
+        return comparisons(
+            [
+                replace(each, loaded=replace(each.loaded, manifest=m))
+                for each, m in zip((own, other), manifests, strict=True)
+            ]
+        )
+
+    assert [row["cells"] for row in compared([["v"], ["", "w"]], "d0")] == [[1, 0]]
+    assert compared([["v"], ["", "w"]], "d1") == []
+
+
 def test_a_study_without_a_finished_cell_has_a_page(tmp_path: Path) -> None:
     from mi_ray.store.read import write_cells
 
@@ -230,7 +252,8 @@ def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_pat
     whole = ReadStudy("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
     told = study_facts(whole)
     for at, setting in enumerate(told["settings"]):
-        text = f"{told['yaml'][setting[0]]}{setting[4]}executions: {setting[5]}\ndraws: {setting[6]}\n"
+        parts = (told["yaml"][setting[0]], told["attacks"][setting[7]], setting[4])
+        text = "".join(parts) + f"executions: {setting[5]}\ndraws: {setting[6]}\n"
         (file := tmp_path / "one.yaml").write_text(text)
         planned = {each.key for each in prepare(load_sweep(file)).plan().cells}
         shown = {each["key"] for each in told["cells"] if each["setting"] == at}
@@ -248,14 +271,59 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
     }
     frame = pd.DataFrame([cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9)])
     loaded = ReadStudy("s", frame, Names.of({}, ["mi_ol"]), {}, written)
-    found = yaml.safe_load(sweep_parts(loaded)["m"] + study_facts(loaded)["settings"][0][4])
+    told: Any = study_facts(loaded)
+    found = yaml.safe_load(told["yaml"]["m"] + told["attacks"][told["settings"][0][7]] + told["settings"][0][4])
     assert found == {
         "name": "s_one",
         "options": {"pool_limit_mi_pl": None},
         "points": {"count": 9},
         "classifiers": [{"name": "m", "architecture": {"cnn_small": {}}}],
+        "attacks": [],
         "defenses": [{"mi_ol": {"lam": 0.5}}],
     }
+
+
+@pytest.mark.parametrize(
+    ("entry", "defense", "values", "met"),
+    [
+        ({"pgd": {}}, "none", {}, True),
+        ({"pgd": {}, "knowledge": "adaptive"}, "none", {}, False),
+        ({"pgd": {}, "knowledge": "adaptive"}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "classifiers": ["n"]}, "none", {}, False),
+        ({"pgd": {}, "classifiers": ["n", "m"]}, "none", {}, True),
+        ({"pgd": {}, "defenses": ["mi_pl"]}, "mi_ol", {"lam": 0.5}, False),
+        ({"pgd": {}, "defenses": ["mi_pl", "mi_ol"]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": "1/2"}}]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": 0.4}}]}, "mi_ol", {"lam": 0.5}, False),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": [0.4, 0.5]}}]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"random_pad": {"crop": [[20, 28]]}}]}, "random_pad", {"crop": [20, 28]}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"uniform": [0, 1]}}}]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": 0.5}}]}, "mi_ol", {"lam": {"uniform": [0, 1]}}, False),
+    ],
+)
+def test_the_sweep_of_a_setting_has_the_attacks_that_it_meets(
+    entry: dict[str, Any], defense: str, values: dict[str, Any], met: bool
+) -> None:
+    found = yaml.safe_load(attacks_part({"attacks": [entry]}, "m", defense, values))["attacks"]
+    assert found == ([{name: part for name, part in entry.items() if name not in RESTRICTED}] if met else [])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "breadth", "cifar10/table2_worst"])
+def test_a_packaged_sweep_of_one_setting_is_a_sweep(name: str) -> None:
+    study = yaml.safe_load(yaml.safe_dump(load_sweep(name).document()))
+    parts = sweep_parts("s", study)
+    for classifier, defense in itertools.product(parts, study["defenses"]):
+        ((method, values),) = [(m, v) for m, v in defense.items() if m != "classifiers"]
+        one = attacks_part(study, classifier, method, values) + yaml.safe_dump({"defenses": [{method: values}]})
+        assert load_sweep(yaml.safe_load(f"{parts[classifier]}{one}executions: 1\ndraws: 1\n")).name == "s_one"
+
+
+def test_the_sweep_of_a_setting_has_the_classifiers_that_its_images_are_made_on() -> None:
+    made = {"transfer": {}, "images": [{"pgd": {}, "classifier": "n"}]}
+    study = {"attacks": [made], "classifiers": [{"name": name} for name in "mno"]}
+    told = {name: yaml.safe_load(part)["classifiers"] for name, part in sweep_parts("s", study).items()}
+    assert told["m"] == [{"name": "m"}, {"name": "n"}]
+    assert told["n"] == [{"name": "n"}]
 
 
 @pytest.mark.parametrize(

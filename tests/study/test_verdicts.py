@@ -392,7 +392,7 @@ def own_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Own:
         mine = {"name": "f", "factory": f"own_networks_of_verdicts:{factory}", "weights": str(tmp_path / "net.pt")}
         (work,) = prepare(sweep(classifiers=[mine])).planner.classifiers
         network = build_classifier(work.description)
-        set_weights(network, read_weights(tmp_path / "net.pt")[0], "net.pt")
+        set_weights(network, read_weights(tmp_path / "net.pt"), "net.pt")
         changes = {**FEW, "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}], "defenses": [{"gaussian_noise": 0.1}]}
         one = tiny(tmp_path / "store", weights=weights_bytes(network), classifiers=[mine], **changes)
         torch.manual_seed(0)  # A network that drops outputs may drop all that a gradient goes through.
