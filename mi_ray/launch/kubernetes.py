@@ -19,6 +19,7 @@ from mi_ray.launch.rules import (
 # Where in a resource of each kind the description of its Ray cluster stands.
 CLUSTER_PATHS = {"RayCluster": "spec", "RayJob": "spec.rayClusterSpec", "RayService": "spec.rayClusterConfig"}
 RAY_KINDS = tuple(CLUSTER_PATHS)
+LEADING_IN = ("Ingress", "Route", "HTTPRoute", "TCPRoute", "Gateway", "IngressRoute", "VirtualService")
 # The keys that KubeRay reads of a cluster, a job, the head's group and a group of workers.
 CLUSTER = (
     "rayVersion",
@@ -86,6 +87,8 @@ CLUSTER_FORMS: dict[str, Form] = {
     "authOptions": "mapping",
     "headGroupSpec": "mapping",
     "headGroupSpec.rayStartParams": "mapping",
+    "headGroupSpec.headService": "mapping",
+    "headGroupSpec.headService.spec": "mapping",
     "workerGroupSpecs": "list",
     "workerGroupSpecs.*": "mapping",
 }
@@ -103,6 +106,10 @@ POD_FORMS: dict[str, Form] = {
     "template.spec.containers.*.resources": "mapping",
     "template.spec.containers.*.env": "list",
     "template.spec.containers.*.env.*": "mapping",
+    "template.spec.initContainers": "list",
+    "template.spec.initContainers.*": "mapping",
+    "template.spec.initContainers.*.securityContext": "mapping",
+    "template.spec.initContainers.*.resources": "mapping",
 }
 
 
@@ -148,6 +155,10 @@ def _resource(resource: Mapping[str, object], policies: Sequence[Mapping[str, ob
     elif kind == "Service" and spec.get("type") in ("LoadBalancer", "NodePort"):
         yield error(
             f"Service {name}", f"type must be ClusterIP, so that no port leaves the cluster; got {spec['type']}"
+        )
+    elif kind in LEADING_IN:
+        yield error(
+            f"{kind} {name}", "nothing must lead from outside to the cluster's ports; `kubectl port-forward` does"
         )
     elif kind in RAY_KINDS:
         if kind == "RayJob":
@@ -212,8 +223,11 @@ def _cluster(
             )
         pod = mapping(mapping(group.get("template")).get("spec"))
         yield from _pod(f"{where} {name}", pod)
-        for container in entries(pod.get("containers")):
-            yield from _container(f"{where} {name}", mapping(container), pod, mapping(cluster.get("authOptions")))
+        for container in map(mapping, entries(pod.get("containers"))):
+            yield from _container(f"{where} {name}", container, pod)
+            yield from _token(f"{where} {name}", container, mapping(cluster.get("authOptions")))
+        for container in map(mapping, entries(pod.get("initContainers"))):
+            yield from _container(f"{where} {name}", container, pod)
 
 
 def _head(where: str, head: Mapping[str, object], *, fenced: bool) -> Iterator[Complaint]:
@@ -225,6 +239,9 @@ def _head(where: str, head: Mapping[str, object], *, fenced: bool) -> Iterator[C
             "the head's service must be ClusterIP without ingress, so that the dashboard does "
             f"not leave the cluster; got {head.get('serviceType') or 'enableIngress'}",
         )
+    service = mapping(mapping(head.get("headService")).get("spec")).get("type", "ClusterIP")
+    if service != "ClusterIP":
+        yield error(f"{where} headGroupSpec", f"headService.spec.type must be ClusterIP; got {service}")
     parameters = mapping(head.get("rayStartParams"))
     command = " ".join(f"--{key}={value}" for key, value in parameters.items())
     yield from ports_of(f"{where} headGroupSpec.rayStartParams", command, fenced=fenced)
@@ -236,6 +253,8 @@ def _workers(where: str, group: Mapping[str, object]) -> Iterator[Complaint]:
     low, high = group.get("minReplicas", 0), group.get("maxReplicas", 0)
     if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high and high > 0):
         yield error(where, f"0 <= minReplicas <= maxReplicas and maxReplicas > 0 must hold; got {low} and {high}")
+    elif not (isinstance(count := group.get("replicas", low), int) and low <= count <= high):
+        yield error(where, f"replicas must be between minReplicas and maxReplicas, {low} and {high}; got {count}")
 
 
 def _is_fenced(group: Mapping[str, object], policies: Sequence[Mapping[str, object]]) -> bool:
@@ -267,12 +286,10 @@ def _pod(where: str, pod: Mapping[str, object]) -> Iterator[Complaint]:
         yield error(where, "a pod must have containers; got none")
 
 
-def _container(
-    where: str, container: Mapping[str, object], pod: Mapping[str, object], auth: Mapping[str, object]
-) -> Iterator[Complaint]:
-    """Whether a container has no rights that it does not need, bounded resources, and Ray's token authentication.
+def _container(where: str, container: Mapping[str, object], pod: Mapping[str, object]) -> Iterator[Complaint]:
+    """Whether a container has no rights that it does not need, and bounded resources.
 
-    pod: its pod, whose security context holds where the container's own says nothing; auth: the cluster's authOptions.
+    pod: its pod, whose security context holds where the container's own says nothing.
     """
     place = f"{where} container {container.get('name')}"
     own, shared = mapping(container.get("securityContext")), mapping(pod.get("securityContext"))
@@ -283,6 +300,11 @@ def _container(
     resources = mapping(container.get("resources"))
     if not resources.get("requests") or not resources.get("limits"):
         yield error(place, "resources must have requests and limits, else one pod takes its node from all others")
+
+
+def _token(where: str, container: Mapping[str, object], auth: Mapping[str, object]) -> Iterator[Complaint]:
+    """Whether a container that runs Ray has its token authentication. auth: the cluster's authOptions."""
+    place = f"{where} container {container.get('name')}"
     env = {entry.get("name"): entry for entry in map(mapping, entries(container.get("env")))}
     if "value" in env.get("RAY_AUTH_TOKEN", {}):
         yield error(place, "RAY_AUTH_TOKEN must come from a Secret (valueFrom.secretKeyRef); got a value in the file")

@@ -326,6 +326,7 @@ def _token(mounts: Mapping[str, str], commands: str) -> Iterator[Complaint]:
 def _sizes(document: Mapping[str, object], limit: float) -> Iterator[Complaint]:
     """Whether what is sent to each node is there, and is below the limit in megabytes."""
     exclude = [str(pattern) for pattern in entries(document.get("rsync_exclude"))]
+    sizes: dict[str, int] = {}
     for target, written in _mounts(document).items():
         source = _expanded(written)
         if target.endswith(TOKEN_FILE):
@@ -334,24 +335,28 @@ def _sizes(document: Mapping[str, object], limit: float) -> Iterator[Complaint]:
             yield error(
                 f"file_mounts.{target}", f"must be a file or folder on this machine; there is no {source.resolve()}"
             )
+        elif source.is_dir():
+            sizes |= {f"{source.resolve()}/{name}": size for name, size in sent(source, exclude).items()}
         else:
-            yield from _large(f"file_mounts.{target}", source, exclude, limit)
+            sizes[str(source.resolve())] = source.stat().st_size
+    filtered = " (rsync_filter is not read here)" if document.get("rsync_filter") else ""
+    yield from _large(sizes, limit, filtered)
 
 
 def _expanded(written: str) -> Path:
     return Path(written).expanduser()
 
 
-def _large(where: str, source: Path, exclude: list[str], limit: float) -> Iterator[Complaint]:
-    sizes = sent(source, exclude) if source.is_dir() else {source.name: source.stat().st_size}
+def _large(sizes: Mapping[str, int], limit: float, filtered: str) -> Iterator[Complaint]:
+    """An error where what is sent has more megabytes than `limit`. sizes: bytes by path. filtered: what is said of filters."""
     total = sum(sizes.values()) / MEGABYTE
     if total > limit:
         largest = sorted(sizes.items(), key=lambda item: -item[1])[:3]
         told = ", ".join(f"{name} {size / MEGABYTE:.0f} MB" for name, size in largest)
         yield error(
-            where,
-            f"what is sent to each node must be below {limit:g} MB after rsync_exclude; {source.resolve()} has "
-            f"{total:.0f} MB, of it {told}. Remedy: rsync_exclude, or --limit",
+            "file_mounts",
+            f"what is sent to each node must be below {limit:g} MB after rsync_exclude{filtered}; all mounts have {total:.0f} "
+            f"MB, of it {told}. Remedy: rsync_exclude, or --limit",
         )
 
 
@@ -363,6 +368,8 @@ def _matches(pattern: str, path: str, folder: bool) -> bool:
     if pattern.endswith("/") and not folder:
         return False
     bare = pattern.rstrip("/")
+    while bare.lstrip("/").startswith("**/"):  # Any number of folders, none too.
+        bare = bare.lstrip("/").removeprefix("**/")
     if bare.endswith("/**"):  # rsync then sends the empty folder, which weighs nothing.
         bare = bare.removesuffix("/**")
     parts, wanted = path.split("/"), bare.lstrip("/").split("/")

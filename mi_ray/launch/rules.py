@@ -111,7 +111,7 @@ SECRETS = {
     "a storage account's key": re.compile(r"AccountKey=[A-Za-z0-9/+]{16,}=*"),
     "Ray's token": re.compile(r"RAY_AUTH_TOKEN[\"']?\s*[:=]\s*[\"']?([A-Za-z0-9][\w./+-]{7,})"),
     "a password": re.compile(
-        r"(?i)(?:--redis-password|password|passwd)[\"']?(?:\s*[:=]\s*|\s+)[\"']?([^\s\"'$<{}][^\s\"'{}]{3,})"
+        r"(?i)(?:--redis-password[=\s]\s*|(?:password|passwd)[\"']?\s*[:=]\s*)[\"']?([^\s\"'$<{}][^\s\"'{}]{3,})"
     ),
 }
 TOKEN = re.compile(r"[0-9a-f]{64}")
@@ -214,12 +214,39 @@ def ports_of(where: str, command: str, *, fenced: bool = False) -> Iterator[Comp
 def authentication(where: str, command: str, *, before: str = "") -> Iterator[Complaint]:
     """An error for a `ray start` that runs without Ray's token authentication.
 
-    before: the commands that the same shell ran earlier, which may have set or unset RAY_AUTH_MODE.
+    before: the commands that the same shell ran earlier, which may have exported or unset RAY_AUTH_MODE. What stands before
+    another command sets it for that one alone.
     """
-    said = re.findall(r"RAY_AUTH_MODE[\"']?[:=][ \t]*[\"']?(\w*)|unset\b[^;&|\n]*RAY_AUTH_MODE", f"{before}\n{command}")
-    if said[-1:] != ["token"]:
-        yield error(
-            where,
-            "`ray start` must run with RAY_AUTH_MODE=token, else whoever reaches its ports runs code as this "
-            f"user; got {(said[-1] if said else '') or 'no RAY_AUTH_MODE'}",
-        )
+    exported, own = _after(before, None, None)
+    for statement in _statements(command):
+        said = _AUTH_MODE.findall(statement)
+        mode = said[-1] if said else exported
+        if STARTS.search(statement) and mode != "token":
+            yield error(
+                where,
+                "`ray start` must run with RAY_AUTH_MODE=token, else whoever reaches its ports runs code as this "
+                f"user; got {mode or 'no RAY_AUTH_MODE'}",
+            )
+            return
+        exported, own = _after(statement, exported, own)
+
+
+_AUTH_MODE = re.compile(r"RAY_AUTH_MODE[\"']?[:=][ \t]*[\"']?(\w*)")
+_ASSIGNED = re.compile(r"\s*(?:\w+=(?:\"[^\"]*\"|'[^']*'|[^\s\"']*)\s*)+")
+
+
+def _statements(commands: str) -> list[str]:
+    return re.split(r"[;&|\n]+", commands)
+
+
+def _after(commands: str, exported: str | None, own: str | None) -> tuple[str | None, str | None]:
+    """(RAY_AUTH_MODE as programs see it, as the shell itself has it) after commands; None where it is not set."""
+    for statement in _statements(commands):
+        said = _AUTH_MODE.findall(statement)
+        if re.search(r"\bunset\b.*RAY_AUTH_MODE", statement):
+            exported = own = None
+        elif re.search(r"(?:\bexport|-x)\b.*RAY_AUTH_MODE", statement):
+            exported = own = said[-1] if said else own
+        elif said and _ASSIGNED.fullmatch(statement):
+            exported, own = None if exported is None else said[-1], said[-1]
+    return exported, own

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from mi_ray.cli import app
 from mi_ray.launch.check import check_cluster_file
-from mi_ray.launch.rules import Complaint
+from mi_ray.launch.rules import Complaint, secrets_in
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -32,7 +32,16 @@ SECRETS = {
     "Ray's token in a command": "export RAY_AUTH_TOKEN=" + "0123abcd" * 4,
     "64 hexadecimal digits": "0123456789abcdef" * 4,
     "Redis' password": "ray start --redis-password=" + "hunter2hunter2",
+    "Redis' password after a space": "ray start --redis-password " + "hunter2hunter2",
+    "a password": "password: " + "hunter2hunter2",
 }
+
+
+@pytest.mark.parametrize(
+    "prose", ["Never write the password into this file", "the password must come from the environment"]
+)
+def test_prose_about_a_password_is_no_secret(prose: str) -> None:
+    assert list(secrets_in(f"# {prose}")) == []
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -19,6 +19,22 @@ KUBERNETES = {
         "must come from a Secret",
     ),
     "a service that leaves the cluster": ("serviceType: ClusterIP", "serviceType: LoadBalancer", "must be ClusterIP"),
+    "a service of the head that leaves the cluster": (
+        "serviceType: ClusterIP",
+        "headService: {spec: {type: LoadBalancer}}",
+        "headService.spec.type must be ClusterIP; got LoadBalancer",
+    ),
+    "a way in from outside": ("kind: NetworkPolicy", "kind: Ingress", "nothing must lead from outside"),
+    "a first container with rights": (
+        "          containers:",
+        "          initContainers: [{name: first, securityContext: {privileged: true}}]\n          containers:",
+        "container first: securityContext must say allowPrivilegeEscalation: false",
+    ),
+    "more replicas than there may be": (
+        "replicas: 0",
+        "replicas: 50",
+        "replicas must be between minReplicas and maxReplicas",
+    ),
     "a container that may be root": ("runAsNonRoot: true", "runAsNonRoot: false", "runAsNonRoot must be true"),
     "a container that may gain rights": (
         "allowPrivilegeEscalation: false",

@@ -1,6 +1,7 @@
 """The shipped `ray up` files hold what they promise, and `mi-ray cluster check` finds each thing that they must not become."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -319,15 +320,34 @@ def test_a_folder_is_measured_after_what_is_excluded(tmp_path: Path) -> None:
     Path("cache/large.bin").write_bytes(b"x" * 3_000_000)
     found = errors_of(ROOT / "cluster.yaml", limit=1.0)
     assert len(found) == 1
-    assert "has 3 MB, of it cache 3 MB" in found[0]
+    assert re.search(r"all mounts have 3 MB, of it \S*/cache 3 MB", found[0])
     assert errors_of(ROOT / "cluster.yaml", limit=4.0) == []
 
 
 def test_a_mounted_file_is_measured_too(tmp_path: Path) -> None:
     (tmp_path / "large.bin").write_bytes(b"x" * 3_000_000)
     path = changed(tmp_path, lambda d: d["file_mounts"].update({"~/large.bin": str(tmp_path / "large.bin")}))
-    assert [line for line in errors_of(path, limit=1.0) if "has 3 MB, of it large.bin 3 MB" in line]
+    assert [line for line in errors_of(path, limit=1.0) if re.search(r"have 3 MB, of it \S*/large.bin 3 MB", line)]
     assert errors_of(path, limit=4.0) == []
+
+
+def test_mounts_are_measured_together(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "part.bin").write_bytes(b"x" * 700_000)
+    both = {f"~/{name}": str(tmp_path / name) for name in ("one", "two")}
+    path = changed(tmp_path, lambda d: d.update(file_mounts={**d["file_mounts"], **both}, rsync_filter=[".gitignore"]))
+    (found,) = [line for line in errors_of(path, limit=1.0) if "must be below 1 MB" in line]
+    assert "after rsync_exclude (rsync_filter is not read here); all mounts have 1 MB" in found
+
+
+def test_a_pattern_of_any_number_of_folders_means_none_too(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    for name in (".git/o", "sub/.git/o", "sub/a.py"):
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(b"x" * 10)
+    assert sent(tree, ["**/.git"]) == {".git": 0, "sub": 10}
+    assert sent(tree, ["/**/.git/**"]) == {".git": 0, "sub": 10}
 
 
 @pytest.mark.skipif(shutil.which("rsync") is None, reason="compares with rsync")
@@ -359,6 +379,7 @@ def test_what_is_measured_is_what_rsync_sends(tmp_path: Path) -> None:
         yaml.safe_load(text_of("cluster.yaml"))["rsync_exclude"],
         ["data/", "*.pem", "deep/data/e"],
         ["data/**", "/sub"],
+        ["**/.git", "**/data/**"],
         [],
     ):
         options = [f"--exclude={pattern}" for pattern in exclude]

@@ -6,6 +6,7 @@ import pytest
 from helpers.cluster_files import errors_of, replaced, text_of, warnings_of
 
 from mi_ray.launch.check import check_cluster_file
+from mi_ray.launch.rules import authentication
 
 SLURM = {
     "no authentication": ("RAY_AUTH_MODE=token", "OTHER=token", "got no RAY_AUTH_MODE"),
@@ -38,3 +39,23 @@ def test_a_complaint_about_a_slurm_script_names_the_line_where_its_command_begin
 def test_a_slurm_script_that_stops_every_ray_of_its_user_is_warned_of(tmp_path: Path) -> None:
     found = warnings_of(replaced(tmp_path, "cluster/slurm.sh", "trap - EXIT", "ray stop"))
     assert [line for line in found if "`ray stop` ends every Ray" in line]
+
+
+@pytest.mark.parametrize(
+    ("before", "command", "wrong"),
+    [
+        ("", "RAY_AUTH_MODE=token ray start --head", False),
+        ("", "export RAY_AUTH_MODE=token; ray start --head", False),
+        ("export RAY_AUTH_MODE=token", "ray start --head", False),
+        ("RAY_AUTH_MODE=token ray --version", "ray start --head", True),  # set for that one command
+        ("", "RAY_AUTH_MODE=token ray --version; ray start --head", True),
+        ("RAY_AUTH_MODE=token", "ray start --head", True),  # the shell's own, which programs do not see
+        ("RAY_AUTH_MODE=token\nexport RAY_AUTH_MODE", "ray start --head", False),
+        ("export RAY_AUTH_MODE=token\nRAY_AUTH_MODE=", "ray start --head", True),
+        ("export RAY_AUTH_MODE=token\nunset RAY_AUTH_MODE", "ray start --head", True),
+        ("export RAY_AUTH_MODE=token", "RAY_AUTH_MODE=disabled ray start --head", True),
+        ("", 'srun bash -c "RAY_AUTH_MODE=token ray start --address=$head"', False),
+    ],
+)
+def test_authentication_is_what_ray_start_sees(before: str, command: str, wrong: bool) -> None:
+    assert bool(list(authentication("line 1", command, before=before))) == wrong
