@@ -138,7 +138,8 @@ def run_sweeps(
 ) -> list[StudyResult]:
     """Run several studies, one after another, on one Ray and in one store; `run_sweep` says what the arguments mean.
 
-    Every sweep is read and planned before the first one is run. ended: is handed each study's result at its end.
+    Every sweep is read and planned before the first one is run. ended: is handed each study's result at its end, that of one
+    which is finished already at once. Returns the results in the order of `sources`.
     """
     if until not in get_args(Until):
         raise ValueError(f"until must be one of {', '.join(get_args(Until))}; got {until!r}")
@@ -148,13 +149,13 @@ def run_sweeps(
     console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True, markup=False)
     curves = _folder_for("--tensorboard", tensorboard)
     runs = _Runs(str(out), address, until, console, log, curves, tuple(callbacks))
-    results = []
+    results = {}
     with ctrl_c():
         for result in runs.each(sweeps):
-            results.append(result)
+            results[result.name] = result
             if ended is not None:
                 ended(result)
-    return results
+    return [results[sweep.name] for sweep in sweeps]
 
 
 def plan_sweep(

@@ -62,7 +62,7 @@ def sweep_schema() -> Schema:
     through = {"type": "object", "additionalProperties": True, "minProperties": 1, "maxProperties": 1}
     settings = {"anyOf": [{"type": "null"}, _one_or_list({"anyOf": [TEXT, through]})]}
     attack["defenses"] = _described(attack["defenses"], settings)
-    defs["DefenseEntry"] = {"anyOf": [{"enum": list(DEFENSES)}, defense]}
+    defs["DefenseEntry"] = {"anyOf": [{**TEXT, "examples": list(DEFENSES)}, defense]}
     defs["BlockResources"]["properties"]["memory_budget"] |= {"anyOf": [{"type": ["integer", "string", "null"]}]}
     _with_quotients(defs)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A sweep file of mi_ray", **found}

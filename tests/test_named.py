@@ -294,6 +294,21 @@ def test_a_transformer_is_normalised_as_its_preprocessor_says(
     assert (found.description["mean"], found.description["std"]) == (mean, std)
 
 
+@pytest.mark.parametrize(
+    ("said", "side"),
+    [
+        ({"size": {"height": 256, "width": 256}, "crop_size": {"height": 224, "width": 224}}, 224),
+        ({"size": {"height": 256, "width": 256}, "crop_size": 224, "do_center_crop": False}, 256),
+        ({"size": {"shortest_edge": 240}}, 240),
+        ({}, 32),
+    ],
+)
+def test_the_side_of_a_transformer_is_what_its_preprocessor_makes(said: Any, side: int, tmp_path: Path) -> None:
+    _tiny_transformer()[0].save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    assert given_classifier(entry(huggingface=str(tmp_path)), 7, 0).description["input_size"] == side
+
+
 def test_a_repository_of_timm_and_one_without_safetensors(tmp_path: Path) -> None:
     timm = _timm()
     network = timm.create_model("test_resnet", num_classes=7)
@@ -307,6 +322,9 @@ def test_a_repository_of_timm_and_one_without_safetensors(tmp_path: Path) -> Non
         given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
     save_file(network.state_dict(), tmp_path / "model.safetensors")
     found = given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": "test_resnet"}))
+    with pytest.raises(ValueError, match=r"config\.json must say how many classes the weights are of"):
+        given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
     assert (found.description["mean"], found.description["input_size"]) == ([0, 0, 0], 32)
     same_as(found, network)
 

@@ -42,7 +42,7 @@ GOOD: list[dict[str, Any]] = [
     {"classifiers": [{"name": "f", "torchvision": {"model": "resnet18", "pretrained": "DEFAULT"}}]},
     {"dataset": {"imagefolder": {"path": "d", "size": 224}}},
     {"dataset": {"torchvision": {"name": "SVHN"}}},
-    {"defenses": [{"my_own": {"a": [1, 2]}}, {"gaussian_noise": {"sigma": {"linspace": [0, 1, 3]}}}]},
+    {"defenses": ["none", "my_own", {"my_own": {"a": [1, 2]}}, {"gaussian_noise": {"sigma": {"linspace": [0, 1, 3]}}}]},
     {"attacks": [{"pgd": {"steps": [1, 2]}, "epsilon": ["8/255", 0.1], "goal": ["targeted"]}]},
     {"search": {"optuna": {"trials": 3}}, "checks": "cheap"},
 ]
@@ -54,7 +54,7 @@ BAD: list[dict[str, Any]] = [
     {"attacks": [{"pgd": {}}]},
     {"attacks": [{"pgd": {}, "epsilon": 0.1, "goal": "sideways"}]},
     {"defenses": [{"gaussian_noise": {"sigma": {"linspace": [0, 1]}}}]},
-    {"defenses": ["no_such_defense"]},
+    {"defenses": [7]},
     {"dataset": {"imagefolder": {"siz": 224}}},
     {"classifiers": [{"name": "f", "robustbench": {"model": "m", "threat": "L7"}}]},
 ]

@@ -48,6 +48,10 @@ class _Pictures(Source):
         super().__post_init__()
         if self.resize is not None and (self.size is None or self.resize < self.size):
             raise ValueError(f"{self.name}.resize must be at least `size`, {self.size}; got {self.resize}")
+        if self.resize is not None and self.fit == "squash":
+            raise ValueError(
+                f"{self.name}.resize must be left out with `fit: squash`, which cuts nothing out; got {self.resize}"
+            )
 
     @classmethod
     def as_mapping(cls, written: object) -> Any:

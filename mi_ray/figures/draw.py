@@ -76,19 +76,22 @@ def draw(store: Store, study: str, names: Iterable[str], others: Mapping[str, Ma
         for name in [*names, *known]:
             try:
                 make = known[name] if name in known else importlib.import_module(find_figure(name)).make
-                paths += _checked(make(store, study))
+                paths += _checked(store, make(store, study))
             except (Exception, SystemExit) as error:
                 logger.debug("figure %s", name, exc_info=True)
                 failures[name] = _cause(error)
     return Drawn(tuple(paths), failures)
 
 
-def _checked(paths: object) -> list[str]:
-    """What a person's own `make` returned, if it is what it has to be."""
+def _checked(store: Store, paths: object) -> list[str]:
+    """What a person's own `make` returned, if it is what it has to be: paths of files that are there."""
     found = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [None]
     if not all(isinstance(path, str) for path in found):
         raise TypeError(f"make(store, study) must return a list of the paths that it wrote; got {paths!r}")
-    return [str(path) for path in found]
+    written = [str(path) for path in found]
+    if lost := [path for path in written if not store.exists(path)]:
+        raise FileNotFoundError(f"make(store, study) must return paths of files in the store; there is no {lost[0]}")
+    return written
 
 
 def _cause(error: BaseException) -> str:

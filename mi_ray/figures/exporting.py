@@ -29,7 +29,7 @@ def export(store: Store, study: str, file: Path) -> int:
     except ImportError as error:
         raise ValueError("openpyxl must be installed for .xlsx: pip install 'mi-ray[excel]'") from error
     except OSError as error:
-        raise ValueError(f"{file} must be a place where a file can be written: {error.strerror}") from error
+        raise ValueError(f"{file} must be a place where a file can be written: {error.strerror or error}") from error
 
 
 def _written(cells: pd.DataFrame, study: str, file: Path) -> int:

@@ -57,6 +57,8 @@ class HuggingFace(NamedNetwork):
     def _of_timm(
         self, folder: Path, said: Mapping[str, Any], classes: int, arguments: Mapping[str, Any], pretrained: bool
     ) -> LoadedNetwork:
+        if pretrained and "num_classes" not in said:
+            raise ValueError(f"{folder / 'config.json'} must say how many classes the weights are of (num_classes)")
         blueprint = {"model": said["architecture"], "arguments": {**said.get("model_args", {}), **arguments}}
         network = timm_network(
             blueprint["model"], said["num_classes"] if pretrained else classes, blueprint["arguments"]
@@ -88,7 +90,9 @@ def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...] | None,
     mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if said.get("do_normalize") is False else (None, None)
     if said.get("do_normalize", True) and "image_mean" in said:
         mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
-    size = said.get("crop_size", said.get("size", getattr(config, "image_size", None)))
+    size = said.get("size", getattr(config, "image_size", None))
+    if said.get("do_center_crop", True):
+        size = said.get("crop_size", size)
     if isinstance(size, Mapping):
         size = size.get("height", size.get("shortest_edge"))
     return mean, std, size if isinstance(size, int) else None

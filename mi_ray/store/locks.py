@@ -216,10 +216,12 @@ def locked(path: Path, waiting: Tell, *, shared: bool = False, every: float = LO
     try:
         yield True
     finally:
-        # The last holder takes the file away. While others share the lock it cannot be made exclusive, and it stays.
+        # The last holder takes the file away. While others share the lock it cannot be made exclusive, and it stays. Who has
+        # removed the folder that the file was in holds one of no name, and the file that is there now is another's.
         with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink(missing_ok=True)
+            if _same_file(descriptor, path):
+                path.unlink(missing_ok=True)
         os.close(descriptor)
 
 

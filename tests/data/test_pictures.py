@@ -54,6 +54,11 @@ def test_a_folder_of_pictures_of_any_size(tmp_path: Path, fit: str, resize: Any)
     assert np.abs(np.asarray(wanted).astype(int) - found.test_images[3].astype(int)).max() <= 1
 
 
+def test_a_rule_that_would_be_ignored_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"imagefolder\.resize must be left out with `fit: squash`"):
+        SOURCES.make("imagefolder", {"path": "x", "size": 8, "fit": "squash", "resize": 9})
+
+
 def test_a_hidden_folder_beside_the_classes_is_no_class(tmp_path: Path) -> None:
     root = folder_of_pictures(tmp_path, sizes=((8, 8),))
     (root / "train" / ".ipynb_checkpoints").mkdir()

@@ -86,6 +86,10 @@ def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
         ("raise SystemExit('bye')", "SystemExit: bye (bad.py, line 3)"),
         ("return None", "TypeError: make(store, study) must return a list of the paths that it wrote; got None"),
         ("return 'a.png'", "TypeError: make(store, study) must return a list of the paths that it wrote; got 'a.png'"),
+        (
+            "return ['a.png']",
+            "FileNotFoundError: make(store, study) must return paths of files in the store; there is no a.png",
+        ),
         ("return [1]", "TypeError: make(store, study) must return a list of the paths that it wrote; got [1]"),
     ],
 )

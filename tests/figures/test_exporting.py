@@ -31,3 +31,10 @@ def test_a_study_without_an_entry_is_told_and_no_empty_file_is_written(tmp_path:
     with pytest.raises(ValueError, match="entries need a finished setting whose worst case is known; s has none"):
         export(store, "s", tmp_path / "cells.json")
     assert not (tmp_path / "cells.json").exists()
+
+
+def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", create=True)
+    write_cells(store, "s", [cell("m", "none", {}, "none", 0.9)])
+    with pytest.raises(ValueError, match=r"must be a place where a file can be written: .*nowhere"):
+        export(store, "s", tmp_path / "nowhere" / "c.csv")

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import fcntl
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from mi_ray.store.blocks import Store
-from mi_ray.store.locks import lock_key, lock_store, lock_trainings
+from mi_ray.store.locks import lock_key, lock_store, lock_trainings, locked
 
 PROGRAM = [sys.executable, "-c", "from mi_ray.cli import main; main()"]
 
@@ -35,6 +37,23 @@ def test_one_process_at_a_time_trains_a_classifier(tmp_path: Path) -> None:
         assert order == ["first", "second"]
     assert "which trains in" in told[0]
     assert not list(tmp_path.glob(".classifier-*"))
+
+
+def test_who_removes_a_folder_with_a_lock_that_it_holds_takes_no_others_lock_away(tmp_path: Path) -> None:
+    place, told = tmp_path / "compacted" / ".lock", list[str]()
+    with locked(place, told.append):
+        shutil.rmtree(place.parent)
+        other = locked(place, told.append)
+        other.__enter__()
+    try:
+        assert place.exists()  # of the other one, whom whoever comes now waits for
+        descriptor = os.open(place, os.O_RDWR)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
+    finally:
+        other.__exit__(None, None, None)
+    assert (told, place.exists()) == ([], False)
 
 
 @pytest.mark.parametrize("command", [["gc", "--yes"], ["check", "--repair"], ["compact"]])
