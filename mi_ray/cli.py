@@ -580,12 +580,15 @@ def list_(
     plugin: Annotated[list[str] | None, typer.Option("--plugin", help="Import this module first.")] = None,
     verbose: Verbose = False,
 ) -> None:
-    """Show every registered dataset, source of networks, architecture, objective, attack and defense with its parameters."""
+    """Show every dataset, source of networks, architecture, objective, attack and defense with its parameters, the trained
+    classifiers that come with the program, and the figures and tables."""
     from mi_ray.data import SOURCES
+    from mi_ray.figures.draw import figures_told
     from mi_ray.named import NETWORKS
     from mi_ray.own_code import load_plugins, look_in
     from mi_ray.parameters import default_of, plain
     from mi_ray.study.prepare import REGISTRIES
+    from mi_ray.zoo import classifiers_told
 
     if plugin:
         look_in(Path.cwd())
@@ -607,6 +610,10 @@ def list_(
                 usual = "required" if key in cls.required() else f"default {plain(default_of(cls, key))}"
                 line = f"      {key}: {parameter.help}; {parameter.allowed()}; {usual}"
                 console.print(line, highlight=False)
+    for noun, told in (("zoo", classifiers_told()), ("figure or table", figures_told())):
+        console.print(f"\n{noun}", style="bold")
+        for name, first in told.items():
+            console.print(Text.assemble("  ", (name, "cyan"), f"  {first}"), highlight=False)
 
 
 def _fail(message: object, code: int) -> NoReturn:

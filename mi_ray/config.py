@@ -619,7 +619,12 @@ def _storage(written: str) -> str:
 
 
 class OptunaSearch(Strict):
-    """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points."""
+    """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points.
+
+    What it has tried are the study's cells, as those of a grid are: tables and figures show them, and `mi_ray.read_cells` has
+    them with `selected` where none is better on the selection points. A setting that is chosen there goes, as it is written
+    there, into a further sweep of the same store, for an adaptive attack through it or on other points.
+    """
 
     sampler: Literal["tpe", "nsgaii"] = Field("nsgaii", description="Optuna's sampler, which proposes the settings.")
     trials: int = Field(64, ge=1, description="Settings that are tried on each classifier.")
@@ -752,7 +757,8 @@ class Sweep(Strict):
     search: Annotated[OptunaSearch | None, BeforeValidator(_search)] = Field(
         None,
         title="`grid`, or `optuna` with a mapping",
-        description="Whether every setting is evaluated, as when left out, or Optuna searches among them for the frontier.",
+        description="Whether every setting is evaluated, as when left out, or Optuna searches for the frontier: among the "
+        "settings, and between the values too where `linspace` or `arange` give a range.",
     )
     checks: Annotated[Checks, BeforeValidator(_checks)] = Field(
         Checks(),
@@ -798,7 +804,8 @@ class Sweep(Strict):
     )
     figures: tuple[Module, ...] = Field(
         ("fig3b", "frontier_table"),
-        description="The figures and tables to draw, or modules of yours with `make`, such as my_package.my_figure.",
+        description="The figures and tables to draw, which `mi-ray list` names, or modules of yours with `make`, such as "
+        "my_package.my_figure.",
     )
 
     @model_validator(mode="after")

@@ -456,6 +456,7 @@ def test_a_study_for_gpus_is_timed_in_fp32_on_a_processor_that_emulates_bf16(
 
 def test_list_names_every_registered_method_with_its_parameters(run: Run) -> None:
     from mi_ray.data import SOURCES
+    from mi_ray.figures.draw import known_figures
     from mi_ray.study.prepare import REGISTRIES
 
     code, out, _ = run("list")
@@ -468,6 +469,8 @@ def test_list_names_every_registered_method_with_its_parameters(run: Run) -> Non
     assert "; required" in out
     assert "; default [10]" in out
     assert "mi_ray.defenses.noise" in out
+    assert "\n  mixup_1  resnet_small trained with mixup on CIFAR-10's 50,000 training images" in out
+    assert all(f"\n  {name}  " in out for name in known_figures())
 
 
 def test_list_shows_a_plugins_methods_and_refuses_one_that_is_not_there(run: Run, tmp_path: Path) -> None:

@@ -229,6 +229,12 @@ def test_a_plan_says_what_there_is_and_what_is_stored(
     assert (plan.study, plan.cells, plan.points) == ("tiny", len(original.plan.cells), 60)
     assert {row.name: (row.pieces, row.stored) for row in plan.rows}["train"] == (1, 1)
     assert any("of passes on one core" in line for line in plan.lines)
+    assert str(plan).splitlines()[:2] == [
+        f"tiny: {plan.cells} cells x 60 points",
+        "train: 1 pieces, 1 of them stored; {:,} forward and {:,} backward passes, of which 0 and 0 are left".format(
+            *plan.rows[0].planned
+        ),
+    ]
     reported = original.study.sweep.points.count - original.study.sweep.points.selection
     (told,) = [line for line in plan.lines if line.startswith("can tell apart")]
     assert f"({reported} reported points)" in told

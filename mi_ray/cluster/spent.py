@@ -51,20 +51,20 @@ class Spent:
     def stage(self, spans: Iterable[Span], began: float, ended: float, places: int) -> None:
         """Take up a stage that ran from `began` to `ended`, seconds since the epoch, on so many places.
 
-        The time of a worker's place before its first span counts as starts, between two spans as waiting, and after the last one
-        as tails. A place that had no worker counts as tails for the whole stage.
+        The time of a place before a worker's first span counts as starts, between two spans of one as waiting, and after the last
+        one as tails. A worker whose first span begins after another's last is taken to have followed it on its place. A place
+        that had no worker counts as tails for the whole stage.
         """
-        of_worker: dict[Hashable, list[Span]] = {}
-        for span in sorted(spans, key=lambda each: each.began):
-            of_worker.setdefault(span.worker, []).append(span)
-        for own in of_worker.values():
-            last = max(span.ended for span in own)
+        of_places = _on_places(spans)
+        for own in of_places:
             self.add("starts", own[0].began - began)
-            self.add("waiting", sum(max(0.0, after.began - before.ended) for before, after in pairwise(own)))
+            for before, after in pairwise(own):
+                part = "waiting" if before.worker == after.worker else "starts"
+                self.add(part, after.began - before.ended)
             self.add("store", sum(span.store for span in own))
             self.add("passes", sum(span.ended - span.began - span.store for span in own))
-            self.add("tails", ended - last)
-        self.add("tails", max(0, places - len(of_worker)) * (ended - began))
+            self.add("tails", ended - max(span.ended for span in own))
+        self.add("tails", max(0, places - len(of_places)) * (ended - began))
 
     def whole(self) -> float:
         """Seconds of all parts together."""
@@ -82,6 +82,21 @@ class Spent:
         parts = {**self.seconds, "driver": max(0.0, whole - self.whole())}
         shares = [f"{100 * parts[name] / whole:.0f} % {told}" for name, told in PARTS.items() if parts.get(name, 0) > 0]
         return f"{seconds:.1f} s on {places} {'place' if places == 1 else 'places'}: {', '.join(_sorted(shares))}"
+
+
+def _on_places(spans: Iterable[Span]) -> list[list[Span]]:
+    """The spans of each place in order: of a worker, and of those that came after it was done."""
+    of_worker: dict[Hashable, list[Span]] = {}
+    for span in sorted(spans, key=lambda each: each.began):
+        of_worker.setdefault(span.worker, []).append(span)
+    found: list[list[Span]] = []
+    for own in of_worker.values():  # in the order of their first spans
+        free = [place for place in found if max(span.ended for span in place) <= own[0].began]
+        if free:
+            max(free, key=lambda place: place[-1].ended).extend(own)
+        else:
+            found.append([*own])
+    return found
 
 
 def _sorted(shares: Sequence[str]) -> list[str]:

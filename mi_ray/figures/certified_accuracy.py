@@ -64,7 +64,8 @@ def _panel(axes: Axes, table: pd.DataFrame, colours: dict[object, str]) -> None:
     for values, group in table.groupby(["sigma", "n0", "n", "alpha"], sort=False):
         colour = colours[values]
         certified, attacked = (group[group["source"] == source] for source in SOURCES)
-        curve(axes, certified["radius"], certified, ACCURACY, {"color": colour, "lw": 1.5}, 100)
+        steps = {"color": colour, "lw": 1.5, "drawstyle": "steps-post"}  # It falls at the radii of single points.
+        curve(axes, certified["radius"], certified, ACCURACY, steps, 100)
         if len(attacked):
             error = bars(attacked, ACCURACY, 100)
             axes.errorbar(attacked["radius"], 100 * attacked["accuracy"], error, color=colour, fmt="v", ms=5, lw=0.9)
@@ -81,7 +82,7 @@ def draw(table: pd.DataFrame, title: str, note: str) -> Figure:
         _panel(axes, table[table["classifier"] == classifier], dict(colours))
         axes.set_title(str(classifier), fontsize=9)
         axes.set_xlabel("L2 radius, pixels in [0, 1]")
-    panels[0].set_ylabel("Accuracy (%)")
+    panels[0].set_ylabel("Certified accuracy (%)")
     show_percent(panels[0])
     handles = [
         Line2D([], [], color=colours[each], lw=1.5, label=f"σ = {each[0]:g}, n = {each[2]:,}") for each in settings

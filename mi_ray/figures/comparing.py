@@ -53,4 +53,5 @@ def _row(cells: dict[Any, Any], left: dict[Any, pd.DataFrame], right: dict[Any, 
     }
     told = {name: getattr(found, name) for name in ("difference", "low", "high", "p_value", "points")}
     same = cells["cell_left"] == cells["cell_right"]
-    return {**{name: cells[name] for name in SAME}, **accuracies, **told, "same_cell": same}
+    reported = max(len(left[cells["cell_left"]]), len(right[cells["cell_right"]]))
+    return {**{name: cells[name] for name in SAME}, **accuracies, **told, "same_cell": same, "reported": reported}

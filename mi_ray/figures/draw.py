@@ -4,6 +4,7 @@ A figure is a module with `make(store, study)`, which writes files into the stud
 within the store: one of this folder, or a person's own, named by its file or as `package.module`.
 """
 
+import ast
 import importlib
 import importlib.util
 import logging
@@ -37,6 +38,13 @@ def known_figures() -> list[str]:
     """The names of the figures and tables that mi_ray has itself."""
     files = sorted(Path(__file__).parent.glob("*.py"))
     return [file.stem for file in files if re.search(r"^def make\(", file.read_text(encoding="utf-8"), re.MULTILINE)]
+
+
+def figures_told() -> dict[str, str]:
+    """What each of the figures and tables that mi_ray has itself shows: the first sentence of its module, by its name."""
+    folder = Path(__file__).parent
+    texts = {name: ast.parse((folder / f"{name}.py").read_text(encoding="utf-8")) for name in known_figures()}
+    return {name: " ".join((ast.get_docstring(text) or "").split("\n\n")[0].split()) for name, text in texts.items()}
 
 
 def find_figure(name: str) -> str:

@@ -285,6 +285,8 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
         note.append(
             f"settings of defenses with several axes that others of the same defense dominate, not shown: {off}"
         )
+    if len(table[[*BALL, "classifier"]].drop_duplicates()) > 1:
+        note.append("each panel has axes of its own")
     if row["others"]:
         note.append(f"further attacks of the study, not shown: {int(row['others'])}")
     if hidden:

@@ -5,7 +5,7 @@ import io
 import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import matplotlib as mpl
 import numpy as np
@@ -67,7 +67,8 @@ def curve(
     if len(at) == 1:
         axes.errorbar(at, values, bars(rows, columns, scale), color=str(style["color"]), lw=0.9, alpha=0.6, fmt="none")
     elif banded:
-        axes.fill_between(at, low, high, color=str(style["color"]), alpha=BAND, lw=0)
+        step: Literal["post"] | None = "post" if style.get("drawstyle") == "steps-post" else None
+        axes.fill_between(at, low, high, color=str(style["color"]), alpha=BAND, lw=0, step=step)
     axes.plot(at, values, **style)
 
 

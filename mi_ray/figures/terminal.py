@@ -178,6 +178,15 @@ def comparison_table(found: "pd.DataFrame", left: str, right: str) -> Table:
         numbers = (row["executions"], f"{100 * row['left']:.1f}", f"{100 * row['right']:.1f}", difference)
         told = (row["classifier"], threat, defense, *numbers, f"{row['p_value']:.2g}", row["points"])
         shown.add_row(*(Text(str(each)) for each in told))
+    fewer = found[found["points"] < found["reported"]]
+    if len(fewer):
+        shown.caption = Text(
+            f"compared on the points of both studies alone, at the least {fewer['points'].min()} of {fewer['reported'].max()}: a "
+            "sweep's seed draws its points, so that studies of other seeds share few. Networks of several training seeds are "
+            "compared within one study, each with a seed of its own",
+            style="table.caption",
+        )
+        shown.caption_justify = "left"
     return shown
 
 

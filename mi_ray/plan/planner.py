@@ -16,7 +16,7 @@ from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import in_whole
 from mi_ray.plan.keyed import Facts, KeyedWork, Registries
-from mi_ray.plan.work import AttackWork, Cell, Certificate, ClassifierWork, Inputs, Plan, merged, merged_attacks
+from mi_ray.plan.work import AttackWork, Cell, Certificate, ClassifierWork, Inputs, Passes, Plan, merged, merged_attacks
 from mi_ray.store.keys import canonical
 from mi_ray.threat_model import ThreatModel
 
@@ -244,13 +244,29 @@ class Planner:
         """Passes of a plan of this study; see `Costs.of_plan`."""
         return self.costs.of_plan(plan, self.stored_points)
 
+    def search_passes(self) -> Passes:
+        """About what the settings of a search take on all classifiers, with their checks: as many as are tried, each as much as
+        one setting of each defense takes on average. None is known before it is proposed."""
+        assert self.sweep.search is not None
+        axes = [(method, found) for method, found in self.axes() if method.name != "none"]
+        bare, *_ = self.settings()
+        samples = [bare, *(self.checked(method.make(next(product(found)))) for method, found in axes)]
+        every, alone = (self._passes(self.plan(settings)) for settings in (samples, [bare]))
+        tried = self.sweep.search.trials
+        if all(axis.span is None for _, found in axes for axis in found.values()):
+            tried = min(tried, len(self.settings()) - 1)  # The same setting again is computed once.
+        return tried * (every[0] - alone[0]) // max(1, len(axes)), tried * (every[1] - alone[1]) // max(1, len(axes))
+
+    def _passes(self, plan: Plan) -> Passes:
+        """Attack, evaluation and checks."""
+        cost = self.cost(plan)
+        forward = sum(cost[f"{what}_forward"] for what in ("attack", "evaluation", "checks"))
+        return forward, cost["attack_backward"] + cost["checks_backward"]
+
     def planned_passes(self, plan: Plan) -> int:
         """Attack, evaluation and checks, both ways together; of a search all settings that it may propose, at their
         largest N on the clean points and on the attacks on F."""
-        cost = self.cost(plan)
-        planned = sum(cost[f"{what}_forward"] for what in ("attack", "evaluation", "checks"))
-        planned += sum(cost[f"{what}_backward"] for what in ("attack", "checks"))
-        planned += cost.get("certification_forward", 0)
+        planned = sum(self._passes(plan)) + self.cost(plan).get("certification_forward", 0)
         if self.sweep.search is None:
             return planned
         n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)

@@ -53,6 +53,15 @@ class StudyCost:
     lines: list[str]
     time: Duration
 
+    def __str__(self) -> str:
+        """All of it as text, a line for each kind of work."""
+        works = [
+            f"{row.name}: {row.pieces:,} pieces, {row.stored:,} of them stored; {row.planned[0]:,} forward and "
+            f"{row.planned[1]:,} backward passes, of which {row.left[0]:,} and {row.left[1]:,} are left"
+            for row in self.rows
+        ]
+        return "\n".join([f"{self.study}: {self.cells:,} cells x {self.points:,} points", *works, *self.lines])
+
 
 @dataclass(frozen=True)
 class _Scope:
@@ -96,9 +105,10 @@ def _left_to_train(works: Sequence[ClassifierWork], store: Store | None) -> list
 
 
 def _training(works: Sequence[ClassifierWork], store: Store | None) -> CostRow:
-    left = _left_to_train(works, store)
+    trained = [work for work in works if work.objective is not None]
+    left = [work for work in _left_to_train(works, store) if work.objective is not None]
     planned = total(work.cost for work in works)
-    return CostRow("train", len(works), len(works) - len(left), planned, total(work.cost for work in left))
+    return CostRow("train", len(trained), len(trained) - len(left), planned, total(work.cost for work in left))
 
 
 def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
@@ -116,7 +126,15 @@ def rows_of(study: Study, plan: Plan, store: Store | None) -> list[CostRow]:
         whole.row("evaluate", plan.outputs, pair["evaluation"]),
         _checks(plan, whole, pair["checks"]),
         *([certified] if plan.certificates else []),
+        *([] if study.sweep.search is None else [_searched(planner)]),
     ]
+
+
+def _searched(planner: Planner) -> CostRow:
+    """The settings of a search, all as if none of them were stored."""
+    assert planner.sweep.search is not None
+    passes = planner.search_passes()
+    return CostRow("search", planner.sweep.search.trials * len(planner.classifiers), 0, passes, passes)
 
 
 def _checks(plan: Plan, whole: _Scope, planned: Passes) -> CostRow:
@@ -185,7 +203,10 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
         resolution_line(points.count - points.selection, draws),
     ]
     if study.sweep.search is not None:
-        lines.append(f"and a search of {study.sweep.search.trials} settings on each classifier, chosen as it goes")
+        lines.append(
+            f"search: {study.sweep.search.trials} settings on each classifier, chosen as it goes, so that neither their passes "
+            "are known before, which are counted as the mean of one setting of each defense, nor what of them is stored"
+        )
     if study.sweep.precision == "auto" and not check_pays(study):
         lines.append(
             f"precision: auto means fp32 here: its check would take {check_passes(study):,} passes, more than a tenth of "

@@ -17,6 +17,15 @@ def zoo_names() -> list[str]:
     return sorted(path.stem for path in FOLDER.glob("*.json"))
 
 
+def classifiers_told() -> dict[str, str]:
+    """What each classifier of the zoo is, in a line, by its name."""
+    cards = {name: zoo_card(name) for name in zoo_names()}
+    return {
+        name: f"{card['architecture'][0]} trained with {next(iter(card['training']['objective']))} on {card['training']['data']}"
+        for name, card in cards.items()
+    }
+
+
 @cache
 def zoo_card(name: str) -> dict[str, Any]:
     """What the zoo says of a classifier. Raises FileNotFoundError for a name that it does not have."""

@@ -16,6 +16,16 @@ def test_a_stage_is_starts_passes_store_waiting_and_tails_and_nothing_else() -> 
     assert sum(spent.seconds.values()) == pytest.approx(3 * 10)
 
 
+def test_workers_that_follow_one_another_share_a_place() -> None:
+    spent = Spent()
+    spans = [Span("a", 2.0, 4.0, 0.0), Span("b", 3.0, 9.0, 0.0), Span("c", 6.0, 8.0, 0.0), Span("c", 8.5, 9.0, 0.0)]
+    spent.stage(spans, 0.0, 10.0, 2)  # c came after a
+    assert spent.seconds == pytest.approx(
+        {"starts": 2 + 2 + 3, "waiting": 0.5, "store": 0, "passes": 10.5, "tails": 1 + 1}
+    )
+    assert sum(spent.seconds.values()) == pytest.approx(2 * 10)
+
+
 def test_the_line_says_shares_of_all_places_and_leaves_what_no_stage_took_to_the_driver() -> None:
     spent = Spent()
     spent.add("training", 6.0)

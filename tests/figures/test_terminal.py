@@ -10,6 +10,7 @@ from helpers.frames import NAMES, cell, failed
 from rich.console import Console, RenderableType
 
 from mi_ray.figures.terminal import (
+    comparison_table,
     frontier_facts,
     passes_summary,
     plan_table,
@@ -118,3 +119,19 @@ def test_a_plan_and_the_states_of_a_store_are_tables_of_what_is_given() -> None:
         "quick complete 4 4 0 0 2025",
         "bad damaged",
     ]
+
+
+def test_a_comparison_says_where_few_points_are_common() -> None:
+    row = {
+        "classifier": "m",
+        "attack": "pgd",
+        "attack_params": "{}",
+        "norm": "linf",
+        "epsilon": 0.1,
+        "knowledge": "oblivious",
+    }
+    row |= {"defense": "none", "defense_params": "{}", "executions": 1, "left": 0.5, "right": 0.4, "same_cell": False}
+    row |= {"difference": -0.1, "low": -0.3, "high": 0.1, "p_value": 0.5, "reported": 50}
+    few, all_ = ("\n".join(printed(comparison_table(pd.DataFrame([{**row, "points": n}]), "a", "b"))) for n in (9, 50))
+    assert "at the least 9 of 50" in few
+    assert "at the least" not in all_

@@ -149,3 +149,27 @@ def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
         r"passes of checks: at least, since [1-9]\d* checks behind random defenses ask for up to 30 draws", asked
     )
     assert told({**pgd, "knowledge": "adaptive"}, draws=30, **random) == []
+
+
+@pytest.mark.parametrize(
+    ("sigma", "trials", "settings"),
+    [({"linspace": [0.1, 0.5, 9]}, 40, 40), ([0.1, 0.2, 0.3], 40, 3 + 1), ([0.1, 0.2, 0.3], 2, 2)],
+)
+def test_a_search_is_counted_by_its_trials_and_never_beyond_its_settings(
+    sigma: Any, trials: int, settings: int
+) -> None:
+    made = planner(
+        attacks=[{"pgd": {"steps": [2, 4]}, "epsilon": 0.1}],
+        defenses=["none", {"gaussian_noise": {"sigma": sigma}}, {"random_rotation": {"degrees": 10}}],
+        search={"optuna": {"trials": trials}},
+        points={"count": 30, "selection": 10},
+        executions=[1, 7],
+        draws=2,
+        checks="cheap",
+    )
+    inputs, chunks, classifiers = (
+        1 + 2,
+        10,
+        len(made.classifiers),
+    )  # clean and two stops; 7 executions are two chunks of 5
+    assert made.search_passes() == (settings * classifiers * 40 * inputs * 2 * chunks, 0)

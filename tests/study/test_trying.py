@@ -65,6 +65,22 @@ def test_what_may_be_a_mistake_about_a_network_is_said_and_not_refused(
 ) -> None:
     torch.manual_seed(0)
     classifier = wrap_classifier(Answers(made), (0.5,) * 3, (0.25,) * 3)
-    entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network", "weights": weights})
+    said = {"mean": [0.5] * 3, "std": [0.25] * 3}
+    entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network", "weights": weights, **said})
     found = doubts(entry, classifier, digits)
     assert [words in said for words, said in zip(told, found, strict=True)] == [True] * len(told)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"weights": "mine.safetensors"}, "mean 0.5 and std 0.5 of each channel normalise its images"),
+        ({"weights": "mine.safetensors", "mean": [0.4] * 3}, "std 0.5 of each channel normalise"),
+        ({"weights": "mine.safetensors", "mean": [0.5] * 3, "std": [0.5] * 3}, ""),
+    ],
+)
+def test_a_normalisation_that_nobody_has_named_is_said(said: dict[str, Any], told: str, digits: Any) -> None:
+    classifier = wrap_classifier(Answers(lambda logits: logits), (0.5,) * 3, (0.5,) * 3)
+    entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network", **said})
+    found = doubts(entry, classifier, digits)
+    assert [sentence.startswith(told) for sentence in found] == ([True] if told else [])
