@@ -131,6 +131,11 @@ SECTIONS = {
         "effort through itself, on the images of the section before; and MI-OL on mixup at 8/255.",
         ("table2.md", "paired_tests.md"),
     ),
+    "cifar10_others_worst_mixup": (
+        "The other defenses on mixup under the longer cascade",
+        "Rotation, Xie et al. and Guo et al. at the paper's settings for mixup, at 2/255, on the images of both sections before.",
+        ("table2.md", "paired_tests.md"),
+    ),
     "cifar10_table2_worst": (
         "Table 2's settings under the cascade",
         "The paper's own settings, the cascade at standard effort through each defense. MI-Combined before interpolated AT has "
