@@ -396,7 +396,10 @@ def test_plan_of_a_search_counts_its_trials(run: Run, tmp_path: Path, monkeypatc
     file = save(tmp_path, search={"optuna": {"trials": 7}}, points={"count": 40, "selection": 20})
     code, out, _ = run("plan", file)
     assert code == 0
-    assert "a search of 7 settings on each classifier" in out
+    assert "search: 7 settings on each classifier" in out
+    (row,) = [line.split() for line in out.splitlines() if line.split()[:1] == ["search"]]
+    assert row[:3] == ["search", "7", "0"]
+    assert row[3] == row[5] != "0"
 
 
 @pytest.mark.parametrize("arithmetic", [True, False])
