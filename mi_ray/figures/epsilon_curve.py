@@ -122,10 +122,15 @@ def _panel(
     for (classifier, defense, written), line in panel.groupby(SETTING_OF, sort=False):
         look, rank = names.look(str(defense)), ranks[str(classifier), str(defense), str(written)]
         style: Style = {"color": look.colour, "marker": look.marker, "ms": 9 if defense == "none" else 4, "lw": 1.3}
-        style["ls"] = DASHES[rank % len(DASHES)]
+        style |= {"ls": DASHES[rank % len(DASHES)], **({"lw": 0.4} if _is_single(line) else {})}
         radii = _unit(line) * line["epsilon"]
         curve(axes, radii, line, ACCURACY, style, 100, banded=banded)
         cross_out(axes, radii, 100 * line["accuracy"], line)
+
+
+def _is_single(line: pd.DataFrame) -> bool:
+    """Whether a curve has clean inputs and one ε alone, between which it says nothing."""
+    return int((line["epsilon"] > 0).sum()) == 1
 
 
 def _unit(line: pd.DataFrame) -> int:
@@ -173,6 +178,9 @@ def describe(table: pd.DataFrame) -> tuple[str, str]:
     """The title, and the note that says how many points there are and what the checks say."""
     bands = "bands: 95 % over points" if _banded(table) else "95 % intervals: in the CSV file of this figure"
     note = f"{int(table['points'].iloc[0])} points; {bands}; ε = 0: clean inputs"
+    each = table.groupby(["curve", *SETTING_OF], sort=False)
+    if any(_is_single(line) for _, line in each):
+        note += "; thin lines: of one ε alone, and nothing between it and the clean inputs was measured"
     shown = table[~table["curve"].str.startswith(WORST) | (table["attack"] == WORST_CASE)]
     return f"{table['dataset'].iloc[0]}: accuracy against ε", lines(note, checks_note(shown))
 

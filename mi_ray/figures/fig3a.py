@@ -8,6 +8,7 @@ positives: a detector that flags more clean inputs than that is of little use, w
 """
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -205,27 +206,36 @@ def _against_lambda(axes: Axes, table: pd.DataFrame, names: Names, columns: Esti
 
 
 def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: str, note: str) -> Figure:
-    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC and detection rate against λ."""
+    """A row for each classifier and attack: ROC curves of the chosen settings, and AUC and detection rate against λ.
+
+    A study of a single λ has nothing to show against it, and its ROC curves stand side by side.
+    """
     groups = list(table[["classifier", "attack"]].drop_duplicates().itertuples(index=False, name=None))
-    figure = Figure(figsize=(8.6, 0.6 + 3.0 * len(groups)))
-    panels = figure.subplots(len(groups), 3, squeeze=False)
-    for line, (classifier, attack) in zip(panels, groups, strict=True):
+    several = len(set(table["lam"].dropna())) > 1
+    across = 3 if several else min(3, len(groups))
+    down = len(groups) if several else -(-len(groups) // across)
+    figure = Figure(figsize=(8.6 if several else 1 + 2.9 * across, 0.6 + 3.0 * down))
+    panels = figure.subplots(down, across, squeeze=False)
+    for axes in panels.ravel()[len(groups) :] if not several else ():
+        axes.set_visible(False)
+    for line, (classifier, attack) in zip(panels if several else panels.reshape(-1, 1), groups, strict=False):
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
         _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
-        _against_lambda(line[1], rows, names, AUC, 0.5)
-        line[1].set(ylabel="AUC", ylim=(-0.02, 1.02))
-        _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
-        line[2].set(ylabel="True positive rate", ylim=(-0.02, 1.02))
-        line[0].set_title(classifier, fontsize=9)
-        line[1].set_title(attack, fontsize=9)
-        line[2].set_title(RATE, fontsize=9)
+        line[0].set_title(textwrap.fill(f"{classifier}, {attack}", 34), fontsize=9)
+        if several:
+            _against_lambda(line[1], rows, names, AUC, 0.5)
+            line[1].set(ylabel="AUC", ylim=(-0.02, 1.02))
+            line[1].set_title("AUC", fontsize=9)
+            _against_lambda(line[2], rows, names, TPR, FALSE_POSITIVES)
+            line[2].set(ylabel="True positive rate", ylim=(-0.02, 1.02))
+            line[2].set_title(RATE, fontsize=9)
     shown = [name for name in dict.fromkeys(table["defense"]) if name != BASELINE]
     handles = [
         *defense_handles(names, shown),
         Line2D([], [], color="black", marker="o", ms=4, lw=1.3, label="all points"),
         Line2D([], [], color="black", marker="o", ms=4, lw=1.3, ls=":", mfc="white", label="points of Eq. 2"),
-        Line2D([], [], color="black", ls="--", lw=1.1, label="1 - max F(x), all points"),
+        *([Line2D([], [], color="black", ls="--", lw=1.1, label="1 - max F(x), all points")] if several else []),
     ]
     framed(figure, title, note, handles, 5)
     return figure

@@ -396,9 +396,9 @@ def test_scores_are_paired_by_point_and_equation_2_is_clean_right_adversarial_wr
 
 def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(store: Store) -> None:
     rng, rows = np.random.default_rng(0), []
-    for defense in ("mi_pl", "mi_ol"):
+    for defense, lam in (("mi_pl", 0.5), ("mi_ol", 0.6)):
         for attack in ("none", "pgd"):
-            rows.append(cell("mixup", defense, {"lam": 0.5}, attack, 0.5, work=None))
+            rows.append(cell("mixup", defense, {"lam": lam}, attack, 0.5, work=None))
             label = rng.integers(0, 3, 30)
             write_records(
                 store,
@@ -415,8 +415,9 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     table = fig3a.facts(detectors)
     figure = fig3a.draw(table, detectors, NAMES, "title", "note")
     left, middle, right = figure.axes
-    assert (left.get_xlabel(), left.get_title()) == ("False positive rate", "mixup")
-    assert (middle.get_xlabel(), middle.get_title()) == ("λ", "PGD-10, untargeted, ε = 8/255")
+    assert left.get_xlabel() == "False positive rate"
+    assert left.get_title().split() == ["mixup,", "PGD-10,", "untargeted,", "ε", "=", "8/255"]
+    assert (middle.get_xlabel(), middle.get_title()) == ("λ", "AUC")
     assert (middle.get_ylabel(), right.get_ylabel()) == ("AUC", "True positive rate")
     assert right.get_title() == "At 5 % false positives"
     for axes, number in ((middle, "auc"), (right, "tpr")):
@@ -426,9 +427,12 @@ def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(s
     told = table[table["chosen"] & (table["subset"] == "all")].iloc[0]
     assert f"AUC {told['auc']:.3f}, gap {told['gap']:.3f}" in left.get_legend().get_texts()[0].get_text()
     curves = [text.get_text().split(":")[0] for text in left.get_legend().get_texts()]
-    assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.5"]
+    assert curves == ["MI-PL lam=0.5", "1 - max F(x)", "MI-OL lam=0.6"]
     assert [("gap" in text.get_text()) for text in left.get_legend().get_texts()] == [True, False, True]
     assert len(fig3a.make(store, "s")) == 3
+    single = table.assign(lam=table["lam"].where(table["lam"].isna(), 0.5))
+    (alone,) = fig3a.draw(single, detectors, NAMES, "title", "note").axes  # Nothing stands against a single λ.
+    assert alone.get_xlabel() == "False positive rate"
 
 
 # Fig. 4
@@ -762,6 +766,17 @@ def test_a_curve_starts_at_the_clean_cell_and_joins_radii_whatever_their_step() 
     curve = table[(table["curve"] == "PGD-50, untargeted") & (table["defense"] == "none")]
     assert list((255 * curve["epsilon"]).round(6)) == [0, 2, 8]
     assert list(curve["accuracy"]) == pytest.approx([0.9, 0.9 - 40 / 255, 0.9 - 160 / 255])
+
+
+def test_a_curve_of_one_radius_is_thin_and_says_why() -> None:
+    for cells, thin in ((radii(), False), (radii().query("epsilon < 0.02"), True)):
+        table = epsilon_curve.facts(cells, NAMES)
+        figure = epsilon_curve.draw(table, NAMES, *epsilon_curve.describe(table))
+        widths = {
+            line.get_linewidth() for axes in figure.axes for line in axes.get_lines() if len(line.get_xdata()) == 2
+        }  # type: ignore[arg-type]
+        assert (0.4 in widths) == thin
+        assert ("nothing between it and the clean inputs" in epsilon_curve.describe(table)[1]) == thin
 
 
 def test_the_only_attack_on_a_setting_is_its_worst_case() -> None:
