@@ -22,7 +22,7 @@ import pandas as pd
 import yaml
 from PIL import Image
 
-from mi_ray.figures import claims
+from mi_ray.figures import claims, panels
 from mi_ray.figures.draw import draw as draw_figures
 from mi_ray.figures.reading import records_of
 from mi_ray.figures.tables import markdown, percent
@@ -315,12 +315,8 @@ def draw() -> None:
             if failures:
                 raise SystemExit(f"{study}: {failures}")
     # What nobody reads here takes much room: a figure's numbers are in the rows, from which `analysis/` makes them again.
-    for path in [*PUBLISHED.rglob("*.pdf"), *PUBLISHED.rglob("figures/fig*.csv")]:
+    for path in PUBLISHED.rglob("figures/fig*.csv"):
         path.unlink()
-    for path in PUBLISHED.rglob("*.png"):
-        with Image.open(path) as picture:  # A palette of 256 colours takes a third of the room.
-            if picture.mode != "P":  # One that was not drawn now has its palette already.
-                picture.convert("RGB").quantize(256).save(path, optimize=True)
     table = decided.result()
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
@@ -338,7 +334,13 @@ def _decided() -> pd.DataFrame:
 
 def _draw_study(study: str) -> Mapping[str, str]:
     """Draw a published study's figures; returns what failed."""
-    return draw_figures(Store(PUBLISHED), study, [name for name in _figures(study) if name not in PICTURES]).failures
+    panels.FORMATS[:] = ["png"]  # What is published has no others.
+    drawn = draw_figures(Store(PUBLISHED), study, [name for name in _figures(study) if name not in PICTURES])
+    for path in (PUBLISHED / "studies" / study).rglob("*.png"):
+        with Image.open(path) as picture:  # A palette of 256 colours takes a third of the room.
+            if picture.mode != "P":  # One that was not drawn now has its palette already.
+                picture.convert("RGB").quantize(256).save(path, optimize=True)
+    return drawn.failures
 
 
 def document(store: Store, decided: pd.DataFrame) -> str:

@@ -136,10 +136,13 @@ def lines(*texts: str) -> str:
     return "\n".join(text for text in texts if text)
 
 
+FORMATS = ["png", "pdf"]  # those of every figure: the second is for papers
+
+
 def save_figure(store: Store, study: str, name: str, figure: Figure) -> list[str]:
-    """Write a figure as PNG and PDF; returns the paths within the store."""
+    """Write a figure in the `FORMATS`; returns the paths within the store."""
     paths = []
-    for kind in ("png", "pdf"):
+    for kind in FORMATS:
         buffer = io.BytesIO()
         # A date in the file would make equal figures differ.
         figure.savefig(buffer, format=kind, metadata={"CreationDate": None} if kind == "pdf" else None)
