@@ -283,6 +283,22 @@ def test_a_dataset_of_the_hub_in_a_folder(tmp_path: Path) -> None:
         SOURCES.make("huggingface", {"path": str(tmp_path / "saved"), "test": "validation"}).load()
 
 
+def test_a_dataset_of_the_hubs_files_counts_the_classes_of_labels_that_are_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    library = pytest.importorskip("datasets")
+    monkeypatch.setattr(library.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    features = library.Features({"picture": library.Image(), "what": library.Value("int64")})
+    for split, count in (("train", 5), ("test", 3)):
+        pictures_ = [Image.fromarray(image) for image in arrays(count, count)]
+        made = library.Dataset.from_dict({"picture": pictures_, "what": list(range(count))}, features=features)
+        (tmp_path / "hub").mkdir(exist_ok=True)
+        made.to_parquet(tmp_path / "hub" / f"{split}-00000.parquet")
+    found = SOURCES.make("huggingface", {"path": str(tmp_path / "hub"), "label": "what"}).load()
+    assert (found.name, found.classes, found.test_labels.tolist()) == ("hub", 5, [0, 1, 2])
+    assert np.array_equal(found.test_images[:], arrays(3, 3))
+
+
 def test_corrupted_cifar_is_one_severity_behind_the_clean_train_split(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -341,6 +341,15 @@ def test_mounts_are_measured_together(tmp_path: Path) -> None:
     assert "after rsync_exclude (rsync_filter is not read here); all mounts have 1 MB" in found
 
 
+def test_the_largest_of_what_is_sent_are_named_first(tmp_path: Path) -> None:
+    (tmp_path / "sent").mkdir()
+    for name, size in (("a", 1), ("b", 3), ("c", 2), ("d", 4)):
+        (tmp_path / "sent" / name).write_bytes(b"x" * size * 1_000_000)
+    path = changed(tmp_path, lambda d: d["file_mounts"].update({"~/sent": str(tmp_path / "sent")}))
+    (found,) = [line for line in errors_of(path, limit=1.0) if "must be below 1 MB" in line]
+    assert re.findall(r"/sent/(\w) (\d) MB", found) == [("d", "4"), ("b", "3"), ("c", "2")]
+
+
 def test_a_pattern_of_any_number_of_folders_means_none_too(tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     for name in (".git/o", "sub/.git/o", "sub/a.py"):

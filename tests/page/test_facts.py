@@ -24,7 +24,7 @@ from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
-from mi_ray.page.examples import _beside, read_examples
+from mi_ray.page.examples import _beside, _png, read_examples
 from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.remedies import REMEDIES
@@ -363,3 +363,9 @@ def test_the_line_of_a_defense_goes_through_its_settings_and_not_through_one_tha
         "undominated": ['{"lam": 0.4}', '{"lam": 0.5}', "{}"],
         "curve": ['{"lam": 0.4}', '{"lam": 0.5}', "{}"],
     }
+
+
+def test_a_large_image_is_shown_small_whichever_side_is_the_longer() -> None:
+    for shape in ((300, 40, 3), (40, 300, 3), (20, 30, 3)):
+        shown = Image.open(io.BytesIO(base64.b64decode(_png(np.zeros(shape)))))
+        assert max(shown.size) == min(max(shape[:2]), 96)

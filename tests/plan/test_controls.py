@@ -236,3 +236,13 @@ def test_controls_of_the_programs_own_leave_true_labels_whatever_the_attack_leav
         of_its_own = {"reference", "headway", "random_noise_not_stronger", "black_box_not_stronger", "fixed_randomness"}
         assert {name for name, left in labels.items() if left == "true"} == of_its_own & labels.keys()
         assert labels.keys() - of_its_own >= {"more_steps", "epsilon_zero", "large_epsilon"}
+
+
+@pytest.mark.parametrize("order", ["drawn", "first"])
+def test_other_points_tell_of_the_controls_points_where_both_are_drawn_alone(order: str) -> None:
+    plan = planned(
+        attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.1}], points={"count": 60, "order": order}, defenses=["none"]
+    )
+    names = {check.name for check in plan.checks}
+    assert ("elsewhere" in names) == (order == "drawn")
+    assert "pushed_back" in names

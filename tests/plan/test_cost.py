@@ -172,4 +172,7 @@ def test_a_search_is_counted_by_its_trials_and_never_beyond_its_settings(
         10,
         len(made.classifiers),
     )  # clean and two stops; 7 executions are two chunks of 5
+    assert made.planned_passes(made.plan(made.settings()[:1])) == 40 * classifiers * (
+        (4 + 4) + inputs + trials * inputs * 2 * chunks  # PGD-4 both ways, F's own outputs, all trials
+    )
     assert made.search_passes() == (settings * classifiers * 40 * inputs * 2 * chunks, 0)
