@@ -130,7 +130,7 @@ cifar10: .venv/installed
 	$(foreach name,$(CIFAR10),$(BIN)/mi-ray plan cifar10/$(name) --out $(or $(STORE),results) $(OF_DATA) &&) true
 	$(BIN)/mi-ray sweep $(addprefix cifar10/,$(CIFAR10)) --out $(or $(STORE),results) $(OF_DATA)
 
-# Every table and figure of docs/cifar10.md again, from the rows in docs/cifar10: nothing is computed.
+# Every table and figure of docs/cifar10.md but Fig. 5 again, from the rows in docs/cifar10: nothing is computed.
 cifar10-figures: .venv/installed
 	$(BIN)/python -m benchmarks.cifar10 draw
 

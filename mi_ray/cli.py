@@ -30,7 +30,9 @@ app = typer.Typer(
     "true?** Start with `mi-ray sweep quickstart`; look first with `mi-ray plan`; read the rows with "
     '`mi_ray.read_records("results")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.',
 )
-cluster = typer.Typer(no_args_is_help=True, help="Files that start clusters: cluster.yaml and those in cluster/.")
+cluster = typer.Typer(
+    no_args_is_help=True, help="Files that start clusters: of `ray up`, of KubeRay, and Slurm scripts."
+)
 app.add_typer(cluster, name="cluster")
 # A name or a path may have brackets in it, which are no markup.
 console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)

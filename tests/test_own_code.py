@@ -192,3 +192,26 @@ def test_a_block_that_a_persons_defense_ends_tells_where(original: Tiny, monkeyp
     with pytest.raises(KeyError) as raised:
         original.bench.compute(replace(work, draws=work.draws + 1), 0, 20)
     assert re.fullmatch(r"KeyError: 'b' \(test_own_code\.py, line \d+\)", told_of(raised.value))
+
+
+def test_a_name_that_two_kinds_of_plugin_share_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Theirs(GaussianNoise):
+        name = "pgd"  # as one of the attacks is called
+
+    monkeypatch.setitem(DEFENSES._classes, "pgd", Theirs)
+    with pytest.raises(ValueError, match=r"a plugin's name must be of one thing alone, .*'pgd' is also another"):
+        prepare(sweep())
+
+
+def test_a_factory_within_a_defense_that_was_changed_since_it_was_imported_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    text = "import torch\nclass Den(torch.nn.Module):\n    def forward(self, x):\n        return x * {}\n"
+    (tmp_path / "my_den_of_a_test.py").write_text(text.format("1.0"))
+    made = sweep(defenses=[{"purify": {"factory": "my_den_of_a_test:Den", "noise": 0.1}}])
+    prepare(made)
+    prepare(made)
+    (tmp_path / "my_den_of_a_test.py").write_text(text.format("0.5"))
+    with pytest.raises(ValueError, match="my_den_of_a_test"):
+        prepare(made)

@@ -5,12 +5,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers.sweeps import sweep
 from scipy import stats
 from torch import Tensor
 
 from mi_ray.data import flip_and_crop, to_unit
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool, augmented_once, without
+from mi_ray.study.prepare import prepare
 
 COUNTS = [3, 1, 5, 2]  # images of each class
 LABELS = np.array([3, 0, 2, 2, 0, 1, 2, 3, 0, 2, 2])
@@ -214,3 +216,13 @@ def test_a_frozen_copy_is_each_image_flipped_and_cropped_once_and_the_same_for_a
         assert (every == torch.from_numpy(found[at]).permute(2, 0, 1)).flatten(1).all(1).sum() >= 1
     moved = (found != images).any(axis=(1, 2, 3)).mean()
     assert 0.95 < moved < 1  # one of 162 stays as it is
+
+
+def test_a_limited_pool_that_nothing_draws_from_is_not_made() -> None:
+    few = {"pool_limit_mi_pl": 5}
+    combined = {"mi_combined": {"lam_pl": 0.5, "lam_ol": 0.5, "threshold": 0.1}}
+    prepare(sweep(options=few, defenses=[{"mi_ol": {"lam": 0.5}}]))
+    prepare(sweep(options={**few, "pool_limit_in_mi_combined": False}, defenses=[combined]))
+    for drawn in (combined, {"mi_pl": {"lam": 0.5}}, {"chain": {"of": ["flip_crop", {"mi_pl": {"lam": 0.5}}]}}):
+        with pytest.raises(ValueError, match="a pool must hold an image of each class"):
+            prepare(sweep(options=few, defenses=[drawn]))

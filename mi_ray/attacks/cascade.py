@@ -148,7 +148,8 @@ class Cascade(Attack):
         kept = Kept(model, batch, self.scoring_draws)
         for number in range(len(batch.given)):
             standing = kept.standing()
-            kept.offer(batch.given[number][standing], standing)
+            if len(standing) > 0:
+                kept.offer(batch.given[number][standing], standing)
         stages = self.all_stages(batch.threat, kept.classes, parts) if batch.epsilon > 0 else []
         promising: Tensor | None = None
         for number, stage in enumerate(stages):

@@ -1,5 +1,6 @@
 """What a person follows a run with: TensorBoard, and any other of Ray Tune's callbacks. No result depends on it."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from mi_ray.parameters import kind_of
 
 if TYPE_CHECKING:  # Importing it takes a second, which only runs that draw curves should pay.
     from tensorboardX import SummaryWriter
+
+LONGEST = 200  # bytes of a folder's name
 
 
 def load_callback(written: str) -> Callable[[], tune.Callback]:
@@ -53,9 +56,16 @@ class Curves(TBXLoggerCallback):
         """Begin the setting's curves in a folder named without Tune's number, so that a later run adds to it."""
         if trial in self._trial_writer:
             self._trial_writer[trial].close()
-        name = str(trial).removesuffix(f"_{trial.trial_id}")
+        name = _as_folder(str(trial).removesuffix(f"_{trial.trial_id}"))
         self._trial_writer[trial] = self._summary_writer_cls(str(self._folder / name), flush_secs=5)
         self._trial_result[trial] = {}
+
+
+def _as_folder(name: str) -> str:
+    """A name that a file system takes: of a long one its beginning, and a hash that tells it from others."""
+    if len(name.encode()) <= LONGEST:
+        return name
+    return f"{name.encode()[:LONGEST].decode(errors='ignore')} {hashlib.sha256(name.encode()).hexdigest()[:12]}"
 
 
 @dataclass

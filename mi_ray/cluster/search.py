@@ -135,6 +135,9 @@ class ResolveSearch:
         cells = search_cells(self.planner, self.classifier, setting)
         known = {work.key for work in self.planner.attacks}
         attacks = [cell.inputs.attack for cell in cells if cell.inputs.attack and cell.inputs.attack.key not in known]
+        given = [inputs.attack for work in attacks for inputs in work.given if inputs.attack is not None]
+        # No plan knew of these before, as of the setting; the attacks on it come after them.
+        attacks = [*(work for work in given if work.key not in known), *attacks]
         own = {work.key for work in attacks}
         outputs = [
             work

@@ -211,7 +211,7 @@ class Session:
         outputs = [work for own, parts in reads for work in (own, *(work for work, _ in parts))]
         needs = [cell.classifier, *(stored.key for work in outputs for stored in work.stored)]
         if cell.inputs.attack is not None:
-            needs.append(cell.inputs.attack.key)
+            needs += [cell.inputs.attack.key, *sorted(cell.inputs.attack.stands_on())]
         return self._cause([*needs, TUNE])
 
     def cause_of_certificate(self, certificate: Certificate) -> str | None:

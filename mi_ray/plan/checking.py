@@ -116,6 +116,7 @@ class CheckPlanner:
             DIAMETERS[threat.norm](self.works.facts.numbers),
             method.minimal,
             method.needs_images,
+            {name: said.high for name, said in method.parameters().items() if said.high is not None},
         )
 
     def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> Inputs:

@@ -4,7 +4,7 @@ A control is an attack of its own: it is planned, counted and stored like any ot
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
 from mi_ray.threat_model import Norm, ThreatModel
@@ -32,7 +32,8 @@ class Attacked:
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
     alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
     its ball can have. minimal: whether it looks for the nearest image, and leaves points alone that it has not fooled.
-    of_images: whether it only chooses among images that others made, which are not made again for another ball.
+    of_images: whether it only chooses among images that others made, which are not made again for another ball. highest: the
+    largest value that a parameter may have, where it has one.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Attacked:
     diameter: float = 1.0
     minimal: bool = False
     of_images: bool = False
+    highest: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -217,8 +217,9 @@ class OutputWork(Work):
     def stands_on(self) -> set[str]:
         """Its images and F's own outputs too, and the images whose perturbation it takes."""
         used = [self.inputs, *([self.undefended.inputs] if self.perturbed and self.undefended is not None else [])]
-        attacks = {inputs.attack.key for inputs in used if inputs.attack is not None}
-        return super().stands_on() | attacks | (set() if self.undefended is None else {self.undefended.key})
+        attacks = [{inputs.attack.key, *inputs.attack.stands_on()} for inputs in used if inputs.attack is not None]
+        undefended = set() if self.undefended is None else {self.undefended.key}
+        return super().stands_on().union(undefended, *attacks)
 
 
 # F's own outputs on some images, and each component's with the N that they are read at.

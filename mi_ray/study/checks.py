@@ -334,7 +334,7 @@ def _reference(attack: Attacked) -> Control | None:
 
 
 def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
-    """The same attack with twice the value of a parameter, where it has one."""
+    """The same attack with twice the value of a parameter, where it has one; the largest that there may be is enough."""
 
     def control(attack: Attacked) -> Control | None:
         """The attack with the doubled parameter; None where it has none."""
@@ -342,7 +342,8 @@ def _doubled(parameter: str) -> Callable[[Attacked], Control | None]:
         value = attack.executions if parameter == "eot" else attack.values.get(name)
         if name not in attack.values or value is None:
             return None
-        return Control(attack.method, {**attack.values, name: 2 * value}, attack.threat.epsilon)
+        more = min(2 * value, int(attack.highest.get(name, 2 * value)))
+        return Control(attack.method, {**attack.values, name: more}, attack.threat.epsilon) if more > value else None
 
     return control
 

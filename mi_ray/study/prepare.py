@@ -157,9 +157,16 @@ class _Pools:
         uses = [name for name in DEFENSES if getattr(DEFENSES[name], "uses_pool", False)]
         whole = self._digest(options, None)
         limit = options.pool_limit_mi_pl
-        found = {name: self._digest(options, limit) if name == "mi_pl" and limit else whole for name in uses}
         alone = limit is not None and not options.pool_limit_in_mi_combined
+        # A pool that nothing draws from may lack what it must have, such as an image of each class.
+        drawn = {"mi_pl"} if alone else {"mi_pl", "mi_combined"}
+        limited = limit is not None and any(f'"{name}"' in self._defenses() for name in drawn)
+        found = {name: self._digest(options, limit) if name == "mi_pl" and limited else whole for name in uses}
         return {**found, "mi_combined/mi_pl": whole} if alone else found
+
+    def _defenses(self) -> str:
+        """All defenses of the sweep as one text, with those that are parts of others."""
+        return canonical([entry.method for entry in self.sweep.defenses])
 
     def _digest(self, options: Options, limit: int | None) -> str:
         split, augmented = options.pool_split, options.pool_augmented

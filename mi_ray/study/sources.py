@@ -133,6 +133,11 @@ def sources_of(sweep: Sweep) -> Mapping[str, str]:
             module = registry[name].__module__
             if not is_ours(module):
                 _look_at(module)
+                if sum(name in each for each in registries) > 1:
+                    raise ValueError(
+                        f"a plugin's name must be of one thing alone, since keys name its code by it; {name!r} is also another "
+                        f"attack, defense, objective or architecture than that of {module}: rename it"
+                    )
                 found[name] = partial(hashed, module)
     for entry in (written.written_out() for written in sweep.classifiers):
         if entry.factory is not None:
@@ -152,7 +157,7 @@ def sources_of(sweep: Sweep) -> Mapping[str, str]:
 def hashes_of(networks: Mapping[OwnNetwork, bytes]) -> dict[tuple[str, str | None], str]:
     """Of each network the hash of its factory's source and of its weights; of one of our own the defense has a version."""
     modules = {network: network.factory.partition(":")[0] for network in networks}
-    sources = {network: "" if is_ours(module) else source_hash(module) for network, module in modules.items()}
+    sources = {network: "" if is_ours(module) else as_imported(module) for network, module in modules.items()}
     return {
         network: hashlib.sha256(sources[network].encode() + content).hexdigest()
         for network, content in networks.items()

@@ -165,7 +165,7 @@ class Verdicts:
         return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON
 
     def _of_worst_case(self, row: Row, findings: Mapping[str, Findings], done: Mapping[str, Row]) -> Findings:
-        """The checks of its strongest sound member: an adaptive one where there is a defense to adapt to.
+        """The checks of its strongest sound member: where there is a defense, one that was made on it, with gradients or without.
 
         A broken adaptive attack beside an oblivious one says nothing of the defense, so where none is sound the
         strongest broken one speaks. Where none was run the strongest sound oblivious one does, and the controls count as not
@@ -175,7 +175,7 @@ class Verdicts:
         if not members:
             return findings[row["cell"]]
         behind = row["defense"] != "none"
-        able = [key for key in members if not behind or done[key]["knowledge"] == "adaptive"]
+        able = [key for key in members if not behind or done[key]["knowledge"] != "oblivious"]
         asked = able or members
         sound = [key for key in asked if all(found.state != "failed" for found in findings[key].values())]
         speaker = min(sound or asked, key=lambda key: float(done[key]["accuracy"]))

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers.studies import compute, derived, tiny
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
@@ -357,3 +359,26 @@ def test_every_stage_and_every_round_begins_at_a_point_of_its_own(
     x, y = batch
     starts = [of_stage(batch_of(x, y), number).random_start() for number in range(3)] + [batch_of(x, y).random_start()]
     assert len({tuple(start.flatten().tolist()) for start in starts}) == 4
+
+
+@pytest.mark.parametrize("defense", [{"mi_ol": {"lam": 0.5}}, {"random_rotation": {"degrees": 10}}])
+def test_images_are_offered_to_no_point_where_none_stands(defense: Any, tmp_path: Path) -> None:
+    one = tiny(
+        tmp_path,
+        points={"count": 6},
+        batch=1,
+        checks="cheap",
+        executions=1,
+        draws=1,
+        attacks=[
+            {
+                "cascade": {"effort": "quick"},
+                "epsilon": 0.05,
+                "knowledge": "adaptive",
+                "images": [{"pgd": {"steps": 2}}],
+            }
+        ],
+        defenses=[defense],
+    )
+    assert compute(one, 6) > 0
+    assert {row["state"] for row in derived(one)} == {"done"}

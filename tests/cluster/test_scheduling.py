@@ -29,6 +29,7 @@ from torch import nn
 import mi_ray.cluster.blocks
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, Steps
+from mi_ray.cluster.callbacks import _as_folder
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
@@ -780,3 +781,10 @@ def test_a_block_that_asks_for_a_larger_node_than_any_is_cancelled(
     monkeypatch.setattr(mi_ray.cluster.blocks.ray, "wait", lambda tasks, **options: (tasks, []))
     assert cluster.wait(["block"], 0.1) == ["block"]
     assert (ended, list(cluster._alone)) == (cancelled, [name for name in ["block"] if not cancelled])
+
+
+def test_a_setting_with_a_long_name_has_a_folder_of_curves() -> None:
+    assert _as_folder("mixup mi_ol lam=0.5") == "mixup mi_ol lam=0.5"
+    long_ = [_as_folder(f"{'σ' * 150} {end}") for end in "ab"]
+    assert len(set(long_)) == 2
+    assert all(len(name.encode()) < 255 for name in long_)

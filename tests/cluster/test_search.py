@@ -143,3 +143,24 @@ def test_a_storage_is_a_url_without_a_password_or_a_journal(storage: str, told: 
     with pytest.raises(ValueError, match=told) as refused:
         OptunaSearch.model_validate({"storage": storage})
     assert told.startswith("must be a database's") or "secret" not in str(refused.value.errors()[0]["msg"])  # type: ignore[attr-defined]
+
+
+def test_a_trial_makes_the_images_that_its_adaptive_attack_chooses_among(tmp_path: Path) -> None:
+    one = tiny(
+        tmp_path,
+        points={"count": 20, "selection": 10},
+        attacks=[{"transfer": {}, "epsilon": 0.1, "knowledge": "black_box", "images": [{"pgd": {"steps": 3}}]}],
+        executions=1,
+        draws=1,
+        defenses=[{"gaussian_noise": {"sigma": [0.1, 0.2]}}],
+        search={"optuna": {"trials": 2}},
+    )
+    compute(one)
+    planner = one.study.planner
+    (work,) = planner.classifiers
+    config = {"defense": "0:gaussian_noise", "0:gaussian_noise.sigma": 0}
+    trial = ResolveSearch(planner, search_space(planner, work), work.key)(config)
+    for found in trial.works:
+        for block in one.bench.results.missing(found, 20):
+            one.bench.compute(*block)
+    assert all(0 <= value <= 1 for value in accuracies(one.bench, trial, (0, 20)).values())

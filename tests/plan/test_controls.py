@@ -246,3 +246,10 @@ def test_other_points_tell_of_the_controls_points_where_both_are_drawn_alone(ord
     names = {check.name for check in plan.checks}
     assert ("elsewhere" in names) == (order == "drawn")
     assert "pushed_back" in names
+
+
+@pytest.mark.parametrize(("steps", "control"), [(60_000, [100_000]), (100_000, None)])
+def test_a_control_asks_for_no_more_than_there_may_be(steps: int, control: Any) -> None:
+    found = checks_of(planned(attacks=[{"pgd": {"steps": steps}, "epsilon": 0.1}], defenses=["none"]), "pgd")
+    longer = found["more_steps"].control if "more_steps" in found else None
+    assert (longer and longer.inputs.attack and dict(longer.inputs.attack.values)["steps"]) == control

@@ -108,3 +108,19 @@ def test_a_sweep_with_images_is_written_and_read_back() -> None:
     made = sweep(classifiers=TWO, attacks=[cascade([{"pgd": {"steps": 4}, "classifier": "b"}])], defenses=["none"])
     assert made.document()["attacks"][0]["images"] == [{"classifier": "b", "pgd": {"steps": 4}}]
     assert type(made).model_validate(made.document()).document() == made.document()
+
+
+def test_outputs_on_images_stand_on_what_those_images_stand_on() -> None:
+    images = [{"pgd": {"steps": 2}, "classifier": "b"}]
+    plan = planned(
+        classifiers=[{"name": name, "architecture": {"cnn_small": 2}, "seed": at} for at, name in enumerate("ab")],
+        attacks=[{"transfer": {}, "epsilon": 0.1, "classifiers": ["a"], "images": images}],
+        defenses=["none"],
+    )
+    other = plan.classifiers[1].key
+    (made,) = [work for work in plan.attacks if work.method == "transfer"]
+    (outputs,) = [
+        work for work in plan.outputs if work.inputs.attack is not None and work.inputs.attack.key == made.key
+    ]
+    assert other in made.stands_on()
+    assert other in outputs.stands_on()

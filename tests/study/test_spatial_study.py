@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 from helpers.plans import planned
-from helpers.studies import Tiny, checked_cells, judged, problems_in
+from helpers.studies import Tiny, checked_cells, finish, judged, problems_in, tiny
 from helpers.sweeps import classifier as entry
 from torch import nn
 
@@ -213,3 +213,17 @@ def test_a_spatial_attack_changes_no_key_of_the_others() -> None:
 def test_what_does_not_go_with_a_norm_is_refused_by_the_plan_in_one_line(attack: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         planned(attacks=[attack], defenses=["none"])
+
+
+def test_a_black_box_attack_on_a_defense_speaks_for_its_worst_case(tmp_path: Path) -> None:
+    one = tiny(
+        tmp_path,
+        points={"count": 10},
+        batch=5,
+        executions=1,
+        draws=1,
+        attacks=[{"spatial": {"k": [2, 3]}, "norm": "spatial", "epsilon": 0.5, "knowledge": "black_box"}],
+        defenses=[{"gaussian_noise": {"sigma": 0.1}}],
+    )
+    (worst,) = [row for row in finish(one) if row["attack"] == "worst_case" and row["defense"] != "none"]
+    assert "no adaptive attack on this defense" not in worst["checks"]
