@@ -471,8 +471,8 @@ class AttackEntry(Strict):
     ] = Field(
         None,
         description="The only defenses that an adaptive or black-box attack goes through; when left out all but `none` that it "
-        "can be made on (one that abstains, as `reject` does, has to be evaded, and `averaged` needs a sample pool). A name stands for all "
-        "settings of a defense, `{mi_ol: {lam: 0.6}}` for those that have these values.",
+        "can be made on (one that abstains, as `reject` does, has to be evaded, and `averaged` needs a sample pool). A name "
+        "stands for all settings of a defense, `{mi_ol: {lam: 0.6}}` for those that have these values.",
     )
 
     images: tuple[ImagesEntry, ...] = Field(
