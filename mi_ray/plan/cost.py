@@ -91,7 +91,8 @@ class Costs:
         """What these cells would cost for one point if each were computed alone, from nothing ("naive")."""
         found = []
         for cell in (cell for cell in cells if not cell.members):
-            found.append((1 + sum(work.draws * n for work, n in cell.components), 0))
+            beside = [(work, cell.identity["executions"]) for work in (*cell.counterparts, *cell.transferred)]
+            found.append((1 + sum(work.draws * n for work, n in (*cell.components, *beside)), 0))
             if cell.inputs.attack is not None:
                 found.append(self.of(cell.inputs.attack, (cell.inputs.stop,)))
         return total(found)

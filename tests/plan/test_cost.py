@@ -176,3 +176,21 @@ def test_a_search_is_counted_by_its_trials_and_never_beyond_its_settings(
         (4 + 4) + inputs + trials * inputs * 2 * chunks  # PGD-4 both ways, F's own outputs, all trials
     )
     assert made.search_passes() == (settings * classifiers * 40 * inputs * 2 * chunks, 0)
+
+
+def test_cell_by_cell_has_the_counterparts_that_a_study_asks_for() -> None:
+    naive = {}
+    for counterparts in (False, True):
+        made = planner(
+            attacks=[{"pgd": {"steps": [2]}, "epsilon": 0.1}],
+            defenses=[{"mi_ol": {"lam": 0.5}}],
+            points={"count": 40},
+            executions=5,
+            draws=1,
+            counterparts=counterparts,
+        )
+        plan = made.plan(made.settings())
+        naive[counterparts] = made.cost(plan)["naive_forward"]
+        beside = sum(len(cell.counterparts) for cell in plan.cells if cell.defense.name == "mi_ol")
+    assert beside > 0
+    assert naive[True] - naive[False] == 40 * 5 * beside
