@@ -231,6 +231,9 @@ def test_a_changed_file_changes_the_keys_of_its_outputs_and_an_untouched_one_doe
     write(7)
     assert again(before) == set()
     (own / "nets_of_purify.py").write_text(f"{NETS}    # and more\n\n\nMORE = 1\n")
+    with pytest.raises(ValueError, match=r"nets_of_purify\.py was changed since this process imported it"):
+        keys()
+    monkeypatch.setattr("mi_ray.study.sources._IMPORTED", {})  # as a new process has it
     assert again(before) == purified
 
 
