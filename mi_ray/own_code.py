@@ -186,6 +186,7 @@ def places_told(function: Callable[P, T]) -> Callable[P, T]:
 
     @wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        """The function, whose errors are told where they arose."""
         try:
             return function(*args, **kwargs)
         except Exception as error:

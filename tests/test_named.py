@@ -456,3 +456,14 @@ def test_pretrained_weights_with_other_classes_say_what_to_do(hub: Path) -> None
 def test_a_classifier_is_of_one_kind(said: Any, line: str) -> None:
     with pytest.raises(ValueError, match=line):
         Sweep.model_validate(document(classifiers=[{"name": "f", **said}]))
+
+
+def test_each_classifier_that_is_not_trained_is_held_against_what_workers_build(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from mi_ray.study.prepare import prepare
+
+    held = list[tuple[str, tuple[int, int]]]()
+    monkeypatch.setattr("mi_ray.study.prepare.refuse_other", lambda entry, found, side: held.append((entry.name, side)))
+    prepare(sweep(classifiers=[{"name": "f", "zoo": "erm"}]))
+    assert held == [("f", (32, 32))]

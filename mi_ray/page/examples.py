@@ -16,7 +16,8 @@ from PIL import Image
 from mi_ray.figures.fig5 import best_images, image
 from mi_ray.figures.names import Row
 from mi_ray.page.counts import Counts
-from mi_ray.page.facts import Json, number
+from mi_ray.page.facts import number
+from mi_ray.page.one_setting import Json
 from mi_ray.store.blocks import Store, once
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.schemas import ADVERSARIAL, EXAMPLES

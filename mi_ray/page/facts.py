@@ -8,7 +8,6 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -18,7 +17,7 @@ from mi_ray.choice import FRONTIER_KEYS, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text, parameters, radii_text
 from mi_ray.figures.reading import read_study
 from mi_ray.figures.verdict_marks import mark
-from mi_ray.page.one_setting import attacks_part, sweep_parts
+from mi_ray.page.one_setting import Json, attacks_part, sweep_parts
 from mi_ray.statistics import by_threat
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
@@ -26,7 +25,6 @@ from mi_ray.store.manifest import read_manifest
 from mi_ray.store.schemas import CERTIFIED, TRAINING
 from mi_ray.threat_model import WORST_CASE
 
-Json: TypeAlias = Mapping[str, object]
 NUMBERS = (
     *("accuracy", "accuracy_low", "accuracy_high", "clean_accuracy", "coverage", "accuracy_answered"),
     *("auc", "tpr_at_5_fpr", "seconds"),

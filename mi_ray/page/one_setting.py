@@ -22,7 +22,7 @@ def sweep_parts(study: str, sweep: Json) -> dict[str, str]:
     # An option that is unset differs from one that is left out, which the preset decides.
     shared = {name: sweep[name] if name in WHOLE else _given(sweep[name]) for name in sweep if name not in LEFT_OUT}
     told = {**{name: part for name, part in shared.items() if part not in (None, {}, [])}, "name": f"{study}_one"}
-    entries = {str(entry["name"]): given(entry) for entry in _entries(sweep, "classifiers")}
+    entries = {str(entry["name"]): _set_parts(entry) for entry in _entries(sweep, "classifiers")}
     parts = {}
     for classifier in entries:
         attacks = [entry for entry in _entries(sweep, "attacks") if _is_on(entry, classifier)]
@@ -35,7 +35,7 @@ def sweep_parts(study: str, sweep: Json) -> dict[str, str]:
 def attacks_part(sweep: Json, classifier: str, defense: str, values: Json) -> str:
     """The YAML of the attacks that a setting meets. values: the parameters of its defense by name."""
     met = [
-        {name: part for name, part in given(entry).items() if name not in RESTRICTED}
+        {name: part for name, part in _set_parts(entry).items() if name not in RESTRICTED}
         for entry in _entries(sweep, "attacks")
         if _is_on(entry, classifier) and _is_through(entry, defense, values)
     ]
@@ -91,12 +91,12 @@ def _entries(sweep: Json, name: str) -> list[dict[str, object]]:
     return [entry for entry in found if isinstance(entry, dict)] if isinstance(found, list) else []
 
 
-def given(value: dict[str, object]) -> dict[str, object]:
+def _set_parts(value: dict[str, object]) -> dict[str, object]:
     """A part of a sweep without what it leaves unset, which means the same."""
     return {name: _given(part) for name, part in value.items() if part is not None}
 
 
 def _given(value: object) -> object:
     if isinstance(value, dict):
-        return given(value)
+        return _set_parts(value)
     return [_given(part) for part in value] if isinstance(value, list) else value

@@ -788,3 +788,21 @@ def test_a_setting_with_a_long_name_has_a_folder_of_curves() -> None:
     long_ = [_as_folder(f"{'σ' * 150} {end}") for end in "ab"]
     assert len(set(long_)) == 2
     assert all(len(name.encode()) < 255 for name in long_)
+
+
+def test_a_cell_whose_images_stand_on_a_failed_training_names_that() -> None:
+    plan = planned(
+        classifiers=[{"name": name, "architecture": {"cnn_small": 2}, "seed": at} for at, name in enumerate("ab")],
+        attacks=[
+            {"transfer": {}, "epsilon": 0.1, "classifiers": ["a"], "images": [{"pgd": {"steps": 2}, "classifier": "b"}]}
+        ],
+        defenses=["none"],
+    )
+    session: Any = SimpleNamespace(outcome=SimpleNamespace(failures={plan.classifiers[1].key: "training b: no memory"}))
+    session._cause = lambda needs: Session._cause(session, needs)
+    causes = {
+        cell.inputs.attack is not None: Session.cause_of(session, cell)
+        for cell in plan.cells
+        if cell.classifier == plan.classifiers[0].key and not cell.members
+    }
+    assert causes == {False: None, True: "training b: no memory"}

@@ -239,3 +239,12 @@ def test_what_the_paper_measured_is_what_its_table_says() -> None:
 )
 def test_the_chance_that_is_shown_is_the_smaller_of_both(p_for: float, p_against: float, said: str) -> None:
     assert chance(pd.Series({"p_for_holm": p_for, "p_against_holm": p_against})) == said
+
+
+def test_a_claim_about_studies_of_other_images_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(store: Store, studies: Any) -> None:
+        raise ValueError("studies must be of the same images")
+
+    monkeypatch.setattr("mi_ray.figures.claims.refuse_other_images", refused)
+    (row,) = facts(Store(PUBLISHED), [claim(study="cifar10_table2")]).to_dict("records")
+    assert (row["verdict"], row["why"]) == ("not measured", "studies must be of the same images")
