@@ -39,6 +39,8 @@ def attacks_part(sweep: Json, classifier: str, defense: str, values: Json) -> st
         for entry in _entries(sweep, "attacks")
         if _is_on(entry, classifier) and _is_through(entry, defense, values)
     ]
+    if not met:
+        return "attacks: []   # none of the study is made on this setting, and a sweep must have one: write yours\n"
     return yaml.safe_dump({"attacks": met}, sort_keys=False, allow_unicode=True)
 
 
