@@ -64,7 +64,7 @@ class Planner:
 
     def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
         """The attacks of an entry: on the classifier alone, or on it behind a defense."""
-        method, written = self._method(entry), entry.method.values
+        method, written = self.method(entry), entry.method.values
         if entry.images and not method.takes_images:
             able = ", ".join(name for name in self.registries.attacks if self.registries.attacks[name].takes_images)
             raise ValueError(f"{method.name} begins with no images of other attacks; `images` is for {able}")
@@ -105,23 +105,36 @@ class Planner:
             of = classifier if listed.classifier is None else by_name[listed.classifier]
             yield self.works.read(attack, oblivious, of, None)
 
-    def _method(self, entry: AttackEntry) -> Any:
+    def method(self, entry: AttackEntry) -> Any:
+        """The attack that an entry names, which for `adaptive` is the variant's own."""
         name = entry.method.name
         return self.registries.attacks[self.options.adaptive_attack if name == ADAPTIVE else name]
 
     def adaptive(self, classifier: ClassifierWork, defense: Any) -> list[AttackWork]:
         """The adaptive attacks that the sweep asks for against one defense setting; none against no defense."""
+        every = (self._adaptive(position, classifier, defense) for position in range(len(self.sweep.attacks)))
+        return list(itertools.chain.from_iterable(every))
+
+    def _adaptive(self, position: int, classifier: ClassifierWork, defense: Any) -> Iterator[AttackWork]:
+        """What one attack of the file, by its position, attacks through a defense setting of a classifier."""
+        entry, through = self.sweep.attacks[position], self._through[position]
+        if entry.knowledge == "oblivious" or not _applies(entry.classifiers, classifier) or not defense.components():
+            return
+        if through is None or any(each.means(defense) for each in through):
+            yield from self._through_defense(entry, classifier, defense)
+
+    def idle(self) -> list[tuple[int, AttackEntry]]:
+        """The attacks of the file, with their positions, that have nothing to go through in this study."""
+        behind = [(work, each) for each, on in self._settings() for work in self.classifiers if work.key in on]
         return [
-            work
-            for entry, through in zip(self.sweep.attacks, self._through, strict=True)
-            if entry.knowledge != "oblivious" and _applies(entry.classifiers, classifier) and defense.components()
-            if through is None or any(each.means(defense) for each in through)
-            for work in self._through_defense(entry, classifier, defense)
+            (position, entry)
+            for position, entry in enumerate(self.sweep.attacks)
+            if entry.knowledge != "oblivious" and not any(any(self._adaptive(position, *place)) for place in behind)
         ]
 
     def _through_defense(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any) -> Iterator[AttackWork]:
         """The adaptive attacks of an entry through one defense setting; none through one that they are not made for."""
-        if not self._method(entry).needs_pool or any(part.needs_pool() for part in defense.components()):
+        if not self.method(entry).needs_pool or any(part.needs_pool() for part in defense.components()):
             for work in self._attack(entry, classifier, defense):
                 # One that is caught has not won: it has to evade as well.
                 if not (defense.abstains and work.by_accuracy):

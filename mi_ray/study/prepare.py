@@ -19,7 +19,7 @@ from mi_ray.classifiers import (
     weights_digest,
     why_not_folded,
 )
-from mi_ray.config import ClassifierEntry, Options, Sweep
+from mi_ray.config import AttackEntry, ClassifierEntry, Options, Sweep
 from mi_ray.data import SOURCES, Dataset
 from mi_ray.data.disk_images import chosen
 from mi_ray.defenses import DEFENSES, Defense, RandomTransform
@@ -303,18 +303,32 @@ def _refuse_impossible(variant: str, planner: Planner) -> None:
         raise ValueError(f"variants.{variant}: {error}") from error
 
 
-def _refuse_idle(planner: Planner) -> None:
-    """Raise ValueError where no attack of a study has anything to attack, as one on mixtures without a defense that mixes."""
-    if _attacks(planner):
-        return
-    names = [entry.method.name for entry in planner.sweep.attacks]
-    mixtures = any(ATTACKS[name].needs_pool for name in names if name in ATTACKS)
-    rule = "a defense that mixes (such as mi_ol)" if mixtures else "a defense"
-    defenses = dict.fromkeys(setting.name for setting in planner.settings())
-    raise ValueError(
-        f"attacks must have something to attack: {', '.join(names)} with `knowledge: {planner.sweep.attacks[0].knowledge}` "
-        f"needs {rule} to go through; got `defenses: [{', '.join(defenses)}]`"
-    )
+def _idle(planner: Planner) -> list[str]:
+    """What to tell of attacks that have nothing to go through, as one on mixtures without a defense that mixes.
+
+    Raises ValueError where no attack of the study attacks anything.
+    """
+    idle = planner.idle()
+    if not idle:
+        return []
+    defenses = ", ".join(dict.fromkeys(setting.name for setting in planner.settings()))
+    rules = [
+        f"{entry.method.name} with `knowledge: {entry.knowledge}` needs {_way(planner, entry)} to go through; "
+        f"got `defenses: [{defenses}]`"
+        for _, entry in idle
+    ]
+    if not _attacks(planner):
+        raise ValueError(f"attacks must have something to attack: {rules[0]}")
+    return [f"note: attacks[{place}] attacks nothing: {rule}" for (place, _), rule in zip(idle, rules, strict=True)]
+
+
+def _way(planner: Planner, entry: AttackEntry) -> str:
+    """The kind of defense that an adaptive attack goes through."""
+    where = "" if entry.classifiers is None else f" on {', '.join(entry.classifiers)}"
+    if planner.method(entry).needs_pool:
+        return f"a defense that mixes (such as mi_ol){where}"
+    abstaining = any(defense.abstains for defense in planner.settings())
+    return f"a defense that never abstains{where}" if abstaining else f"a defense{where}"
 
 
 def prepare(sweep: Sweep) -> Study:
@@ -356,9 +370,9 @@ def prepare(sweep: Sweep) -> Study:
     planner = variants[""]
     for name, each in variants.items():
         _refuse_impossible(name, each)
-    _refuse_idle(planner)
+    idle = _idle(planner)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
-    notes = tuple(note for each in tried for note in each.notes)
+    notes = (*(note for each in tried for note in each.notes), *idle)
     study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes, networks)
     _try_plugins(study)
     return study.with_graphs()

@@ -1,0 +1,49 @@
+"""What a study is told about its sweep before any work."""
+
+import pytest
+from helpers.sweeps import sweep
+
+from mi_ray.study.prepare import prepare
+
+PGD = {"pgd": {"steps": 2}, "epsilon": "8/255"}
+AVERAGED = {"averaged": {"steps": 2}, "epsilon": "8/255", "knowledge": "adaptive"}
+THROUGH = {**PGD, "knowledge": "adaptive"}
+
+
+@pytest.mark.parametrize(
+    ("attacks", "defenses", "note"),
+    [
+        (
+            [PGD, AVERAGED],
+            ["none", {"gaussian_noise": {"sigma": 0.1}}],
+            "note: attacks[1] attacks nothing: averaged with `knowledge: adaptive` needs a defense that mixes (such as mi_ol) to go "
+            "through; got `defenses: [none, gaussian_noise]`",
+        ),
+        (
+            [PGD, THROUGH],
+            ["none"],
+            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense to go through; got `defenses: [none]`",
+        ),
+        (
+            [PGD, THROUGH],
+            [{"reject": {"of": [{"gaussian_noise": {"sigma": 0.1}}], "threshold": 0.2}}],
+            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense that never abstains to go through; got "
+            "`defenses: [none, reject]`",
+        ),
+        ([PGD, AVERAGED], [{"mi_ol": {"lam": 0.5}}], None),
+        ([PGD, THROUGH], [{"gaussian_noise": {"sigma": 0.1}}], None),
+    ],
+)
+def test_an_attack_with_nothing_to_go_through_is_told_of(
+    attacks: list[dict[str, object]], defenses: list[object], note: str | None
+) -> None:
+    found = prepare(sweep(attacks=attacks, defenses=defenses)).notes
+    assert [*found] == ([] if note is None else [note])
+
+
+def test_an_attack_of_a_classifier_that_has_no_defense_of_its_own_is_told_of() -> None:
+    two = [{"name": "f", "architecture": "cnn_small"}, {"name": "g", "architecture": "cnn_small", "seed": 1}]
+    defenses = ["none", {"gaussian_noise": {"sigma": 0.1}, "classifiers": ["f"]}]
+    on_g = {**THROUGH, "classifiers": ["g"]}
+    (told,) = prepare(sweep(classifiers=two, attacks=[PGD, on_g], defenses=defenses)).notes
+    assert "attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense on g to go through" in told
