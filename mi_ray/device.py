@@ -54,6 +54,10 @@ class Passes:
 
         return seen
 
+    def so_far(self) -> int:
+        """Passes since `take` was last called, both ways together."""
+        return sum(self._forward) + sum(self._backward)
+
     def take(self) -> tuple[int, int]:
         """(forward, backward) passes since the last call."""
         taken = self._forward, self._backward

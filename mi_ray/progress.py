@@ -144,7 +144,8 @@ class Stage:
     """A counted stretch of work. `advance` may be called from one thread alone, and raises KeyboardInterrupt on Ctrl-C.
 
     waits_for: what it is waiting for until the work begins, in words; shown in place of a rate, which is of the work alone.
-    passes: all that is to be done, where units differ in what they cost; the time that is left goes by it.
+    passes: all that is to be done, where units differ in what they cost; the time that is left goes by it. under_way: passes
+    of units that are not done yet, as far as they are known.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class Stage:
     ) -> None:
         self.name, self.total, self.unit, self.console, self.waits_for = name, total, unit, console, waits_for
         self.done, self.started, self._printed = 0, time.monotonic(), time.monotonic()
-        self.passes, self.passed = passes or float(total), 0.0
+        self.passes, self.passed, self.under_way = passes or float(total), 0.0, 0.0
         self._begun: tuple[float, int, float] | None = None
         self._bar: Progress | None = None
         if console.is_terminal:
@@ -199,14 +200,15 @@ class Stage:
         """Seconds that are left, if passes go on as they went; None where none was made."""
         now = time.monotonic()
         began, _, before = self._since(now)
-        done = self.passed - before
-        return max(self.passes - self.passed, 0.0) * (now - began) / done if done > 0 else None
+        passed = self.passed + self.under_way
+        done = passed - before
+        return max(self.passes - passed, 0.0) * (now - began) / done if done > 0 else None
 
     def _since(self, now: float) -> tuple[float, int, float]:
         """When the work began, as far as that tells of its speed, and the units and passes that were done by then."""
         began, before, passed = self._begun or (self.started, 0, 0.0)
         # No rate can be told where nothing was counted since the work began, or less than `SOON` has passed.
-        at_once = self.done == before or now - began < SOON
+        at_once = (self.done == before and not self.under_way) or now - began < SOON
         return (self.started, 0, 0.0) if at_once else (began, before, passed)
 
     def close(self) -> None:

@@ -186,6 +186,18 @@ def test_the_time_that_is_left_goes_by_passes_where_units_differ(monkeypatch: py
     assert told(shown, 30.0, monkeypatch) == "attack: 400/400 points, 13 points/s, 30 s\n"
 
 
+def test_the_time_that_is_left_is_known_before_the_first_unit_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block of a strong attack takes minutes, and tells meanwhile of its passes."""
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    shown = Stage("attack", 400, "points", Console(file=io.StringIO()), "starting a worker", passes=4000)
+    shown.begin()
+    shown.under_way = 500.0
+    assert told(shown, 30.0, monkeypatch) == "attack: 0/400 points, 0.0 points/s, 30 s, 210 s left\n"
+    shown.under_way = 0.0
+    shown.advance(100, 1000)
+    assert told(shown, 30.0, monkeypatch) == "attack: 100/400 points, 3.3 points/s, 30 s, 90 s left\n"
+
+
 def test_a_bar_shows_the_same_time_as_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Stage("attack", 400, "points", Console(file=io.StringIO(), force_terminal=True, width=120), passes=4000)
     assert shown._bar is not None

@@ -47,6 +47,9 @@ class Cluster(Protocol):
     def begun(self) -> Sequence[dict[str, Any]]:
         """The attempts that have begun to run since the last call, each with its `turn` and where it runs."""
 
+    def passes(self) -> Sequence[dict[str, Any]]:
+        """What attempts have told since the last call of the passes that they have taken so far, each with its `turn`."""
+
     def now(self) -> float:
         """Seconds, of a clock that never goes back."""
 
@@ -92,6 +95,10 @@ class RayCluster:
     def begun(self) -> Sequence[dict[str, Any]]:
         """Ask the progress actor, which tasks tell that they have begun."""
         return self._read("block")[1]
+
+    def passes(self) -> Sequence[dict[str, Any]]:
+        """Ask the progress actor, which tasks tell of their passes every few seconds."""
+        return self._read("passes")[1]
 
     def now(self) -> float:
         """Python's monotonic clock."""
@@ -159,12 +166,14 @@ class Beside:
 class _Running:
     """An attempt at a block that is queued or running.
 
-    since: when it began to run, None while it is queued. overdue: whether it was stopped at the time limit. useless: whether
-    it was dropped from the queue, since its work has failed for good.
+    since: when it began to run, None while it is queued. passes: so many it has taken, as far as it has told. overdue:
+    whether it was stopped at the time limit. useless: whether it was dropped from the queue, since its work has failed
+    for good.
     """
 
     position: int
     since: float | None = None
+    passes: float = 0.0
     overdue: bool = False
     useless: bool = False
 
@@ -226,9 +235,19 @@ class Blocks:
                 self._note("block begun", found.position, **facts)
         for task in ended:
             self._ended(task)
+        self._take_up_passes()
         if self.limit is not None:
             self._stop_overdue(self.limit)
         self.shown.advance(0)
+
+    def _take_up_passes(self) -> None:
+        """Show how far the blocks are that run, none further than its planned passes, which may be too few."""
+        for facts in self.cluster.passes():
+            found = self._turns.get(tuple(facts["turn"]))
+            if found is not None:
+                work, start, stop = self.items[found.position]
+                found.passes = min(facts["passes"], (stop - start) * self._passes(work))
+        self.shown.under_way = sum(found.passes for found in self.pending.values())
 
     def _stop_overdue(self, limit: float) -> None:
         for task, found in self.pending.items():

@@ -4,8 +4,10 @@ Trials import this module and the driver's modules do not stand behind it, so th
 """
 
 import os
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import lru_cache
 
@@ -14,12 +16,13 @@ import torch
 from ray.actor import ActorHandle
 
 from mi_ray.config import BlockResources
-from mi_ray.device import has_bf16
+from mi_ray.device import Passes, has_bf16
 from mi_ray.own_code import OwnModules
 from mi_ray.study.precision import Comparison, compare
 from mi_ray.study.results import Item, StudyData
 from mi_ray.study.workbench import Workbench, WorkerLimits
 
+TOLD_EVERY = 2.0  # Seconds between two words of a block on how far it is.
 Boxed = list[ray.ObjectRef]  # A reference in a list, which Ray hands on without fetching what is behind it.
 
 
@@ -68,6 +71,24 @@ def lasted(began: float) -> dict[str, float]:
     return {"began": round(began, 3), "ended": round(ended, 3), "seconds": round(ended - began, 3)}
 
 
+@contextmanager
+def _telling(passes: Passes, progress: ActorHandle, turn: tuple[int, int]) -> Iterator[None]:
+    """Tell now and then how many passes a block has taken so far: one of a strong attack takes minutes."""
+    over = threading.Event()
+
+    def tell() -> None:
+        while not over.wait(TOLD_EVERY):
+            progress.tell.remote("passes", {"turn": turn, "passes": passes.so_far()})
+
+    telling = threading.Thread(target=tell, daemon=True)
+    telling.start()
+    try:
+        yield
+    finally:
+        over.set()
+        telling.join()
+
+
 @ray.remote(max_retries=0)
 def compute_block(
     data: Boxed, own: OwnModules, limits: WorkerLimits, item: Item, progress: ActorHandle, turn: tuple[int, int]
@@ -76,7 +97,9 @@ def compute_block(
     began = time.time()
     progress.tell.remote("block", {"turn": turn, **where()})
     own.load()
-    done = workbench(data, limits).compute(*item)
+    bench = workbench(data, limits)
+    with _telling(bench.passes, progress, turn):
+        done = bench.compute(*item)
     return {**asdict(done), **lasted(began), **where()}
 
 

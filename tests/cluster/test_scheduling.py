@@ -9,6 +9,7 @@ import io
 import json
 import sys
 import sysconfig
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +28,7 @@ from safetensors.torch import save
 from torch import nn
 
 import mi_ray.cluster.blocks
+import mi_ray.cluster.worker
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, Steps
 from mi_ray.cluster.callbacks import _as_folder
@@ -38,8 +40,8 @@ from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
 from mi_ray.cluster.training import _Meanwhile, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
-from mi_ray.cluster.worker import Item
-from mi_ray.device import NotFiniteError
+from mi_ray.cluster.worker import Item, _telling
+from mi_ray.device import NotFiniteError, Passes
 from mi_ray.events import about, event, written_to
 from mi_ray.own_code import own_modules
 from mi_ray.page.facts import provenance
@@ -83,6 +85,31 @@ def test_blocks_of_lost_workers_and_nodes_run_again_and_each_is_stored_once(some
     cluster.at(30.0, "join", 0)
     assert run(some, cluster) == {}
     assert cluster.stored == dict.fromkeys(range(8), 1)
+
+
+def test_blocks_that_run_are_shown_by_their_passes_and_those_that_are_done_or_lost_are_not(some: list[Item]) -> None:
+    """20 points a block, of one pass each: half of them, as the simulated blocks tell, and never more than are planned."""
+    cluster, stage = SimulatedCluster(2, 0, {0: Trouble(kills=1)}), shown(some)
+    blocks = Blocks(cluster, some, None, stage, passes=lambda work: 0.25)
+    told = list[tuple[int, float]]()
+    for _ in blocks.steps():
+        told.append((len(cluster.running()), stage.under_way))
+    assert (8, 8 * 5.0) in told
+    assert all(under_way <= 5.0 * len(some) for _, under_way in told)
+    assert stage.under_way == 0
+    assert stage.passed == 20 * 0.25 * len(some)
+
+
+def test_a_block_tells_of_its_passes_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.cluster.worker, "TOLD_EVERY", 0.001)
+    passes, progress, heard = Passes(), Mock(), threading.Event()
+    progress.tell.remote.side_effect = lambda *_: heard.set()
+    passes.watch(torch.zeros(7, 1))
+    with _telling(passes, progress, (3, 1)):
+        assert heard.wait(30)
+    progress.tell.remote.assert_called_with("passes", {"turn": (3, 1), "passes": 7})
+    assert not [thread for thread in threading.enumerate() if thread.name.endswith("(tell)")]
+    assert passes.take() == (7, 0)
 
 
 def test_a_block_that_kills_every_worker_is_given_up_and_the_others_finish(some: list[Item]) -> None:

@@ -107,6 +107,14 @@ class SimulatedCluster:
         found, self._begun = self._begun, []
         return found
 
+    def passes(self) -> Sequence[dict[str, Any]]:
+        """See `Cluster`: half of a block's points, one pass each, from its begin on."""
+        return [{"turn": task.turn, "passes": (task.item[2] - task.item[1]) / 2} for task in self.running()]
+
+    def running(self) -> list[Task]:
+        """The attempts that run now."""
+        return [task for node in self.nodes for task in node.running]
+
     def now(self) -> float:
         """See `Cluster`."""
         return self.time

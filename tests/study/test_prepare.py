@@ -16,19 +16,20 @@ THROUGH = {**PGD, "knowledge": "adaptive"}
         (
             [PGD, AVERAGED],
             ["none", {"gaussian_noise": {"sigma": 0.1}}],
-            "note: attacks[1] attacks nothing: averaged with `knowledge: adaptive` needs a defense that mixes (such as mi_ol) to go "
-            "through; got `defenses: [none, gaussian_noise]`",
+            "note: attacks[1] attacks nothing: averaged with `knowledge: adaptive` needs a defense that mixes (such as mi_ol) to "
+            "go through; got `defenses: [none, gaussian_noise]`",
         ),
         (
             [PGD, THROUGH],
             ["none"],
-            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense to go through; got `defenses: [none]`",
+            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense to go through; "
+            "got `defenses: [none]`",
         ),
         (
             [PGD, THROUGH],
             [{"reject": {"of": [{"gaussian_noise": {"sigma": 0.1}}], "threshold": 0.2}}],
-            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense that never abstains to go through; got "
-            "`defenses: [none, reject]`",
+            "note: attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense that never abstains to go "
+            "through; got `defenses: [none, reject]`",
         ),
         ([PGD, AVERAGED], [{"mi_ol": {"lam": 0.5}}], None),
         ([PGD, THROUGH], [{"gaussian_noise": {"sigma": 0.1}}], None),
