@@ -95,7 +95,7 @@ sbom: .venv/installed-test
 
 # One-line mutations of the last commit, and which of them the tests catch: make mutate N=60 SEED=0
 mutate: .venv/installed-test
-	$(BIN)/python tests/mutation/mutate.py --number $(or $(N),60) --seed $(or $(SEED),0) --jobs $(or $(JOBS),2)
+	$(BIN)/python tests/mutation/mutate.py --reached --number $(or $(N),60) --seed $(or $(SEED),0) --jobs $(or $(JOBS),2)
 
 # Speed as ratios, with other libraries and plain PyTorch in the same run: benchmarks/README.md
 bench: .venv/installed-bench

@@ -3,6 +3,8 @@
     make mutate N=60 SEED=0                                  all tests of `make test` decide
     python tests/mutation/mutate.py --number 20 --likely     only those that are likely to catch a mutation decide
 
+With --reached all tests run once before, so that each mutation meets first those that run its line (reached.py).
+
 What is mutated is the last commit. Results are kept in build/mutation, in one file per commit and seed: a run that was ended
 goes on where it was, and a larger number adds to what is known.
 """
@@ -27,10 +29,13 @@ from functools import cache
 from io import BytesIO
 from pathlib import Path
 
+import reached
 from mutations import Mutation, draw
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 1200.0
+# Tests that run a mutated line, asked first: of the others, which may be thousands, few would catch what all of these miss.
+FIRST = 200
 # Test files run on several processors at once, as in `make test`.
 SIDE_BY_SIDE = ("--numprocesses=auto", "--maxprocesses=4", "--dist=loadfile", "--no-loadscope-reorder")
 # Where pytest leaves the names of the tests that failed.
@@ -39,7 +44,7 @@ LAST_FAILED = ".pytest_cache/v/cache/lastfailed"
 
 @dataclass(frozen=True)
 class Stage:
-    """One run of pytest: the test files in the order in which they run, and pytest's options for them."""
+    """One run of pytest: the test files, or tests, in the order in which they run, and pytest's options for them."""
 
     name: str
     files: tuple[str, ...]
@@ -94,16 +99,25 @@ def likely(root: Path, mutation: Mutation) -> tuple[str, ...]:
     return tuple(dict.fromkeys(found or of_package))
 
 
-def stages(root: Path, mutation: Mutation, *, only_likely: bool) -> list[Stage]:
+def running(lines: reached.Lines, mutation: Mutation, first: Sequence[str]) -> tuple[str, ...]:
+    """Some tests that run a mutation's line, those of the files that are likely to catch it before all others."""
+    place = {name: position for position, name in enumerate(first)}
+    found = sorted(reached.tests_of(lines, mutation), key=lambda test: place.get(test.split("::")[0], len(place)))
+    return tuple(found[:FIRST])
+
+
+def stages(root: Path, mutation: Mutation, *, only_likely: bool, lines: reached.Lines = reached.UNKNOWN) -> list[Stage]:
     """The runs of tests that a mutation must pass to survive, those first that are likely to catch it soon.
 
-    No test is in two of them: of the files that are likely to catch it, first what neither trains nor computes studies.
+    No test file is in two of them: of those that are likely to catch it, first what neither trains nor computes studies.
 
     only_likely: leave out what takes long and rarely catches what the others miss, tests on Ray of modules without Ray too.
+    lines: which tests run which lines, as far as it is known.
     """
     first = likely(root, mutation)
     rest = tuple(test for test in imports_of_tests(root) if test not in first)
     found = [
+        Stage("tests that run the line", running(lines, mutation, first), ("-m", "not long")),
         Stage("likely tests that are quick", first, ("-m", "not long and not ray and not heavy")),
         Stage("likely tests that compute", first, ("-m", "not long and not ray and heavy")),
     ]
@@ -156,13 +170,18 @@ class Copy:
         """Those of some tests that fail in the copy as it is now."""
         return self._pytest(*tests)
 
+    def reach(self, folder: Path) -> None:
+        """Run all tests, and write into a folder which lines each of them runs; one that fails has run its lines too."""
+        self._pytest("-p", "reached", "--reached", str(folder), "-m", "not long", *SIDE_BY_SIDE)
+
     def _pytest(self, *arguments: str) -> list[str]:
         """Run pytest in the copy on the copy's own program; the names of the tests that failed."""
         if self._ended:
             raise InterruptedError("no further tests: the run was ended")
         failed = self.root / LAST_FAILED
         failed.unlink(missing_ok=True)
-        environment = {**os.environ, "PYTHONPATH": str(self.root), "PYTHONHASHSEED": "0"}
+        paths = (self.root, Path(__file__).parent)
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths)), "PYTHONHASHSEED": "0"}
         command = [sys.executable, "-m", "pytest", "-q", "-W", "default::pytest.PytestCacheWarning", *arguments]
         process = self._process = subprocess.Popen(
             command,
@@ -236,11 +255,32 @@ def try_one(copy: Copy, result: Result, wanted: Sequence[Stage]) -> Result:
     return result
 
 
+def lines_of(root: Path, folder: Path) -> reached.Lines:
+    """Which tests run which lines of the last commit, from one run of all tests, whose tables are kept in a folder."""
+    if not folder.exists():
+        with tempfile.TemporaryDirectory(prefix="reached-") as place:
+            Copy(Path(place, "copy"), archive_of(root), SECONDS).reach(Path(place, "tables"))
+            shutil.move(Path(place, "tables"), folder)
+    return reached.read(folder)
+
+
+def archive_of(root: Path) -> bytes:
+    """The last commit of a project, packed."""
+    return subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
+
+
 def run(
-    root: Path, mutations: Sequence[Mutation], results: Results, *, only_likely: bool, seconds: float, jobs: int
+    root: Path,
+    mutations: Sequence[Mutation],
+    results: Results,
+    *,
+    only_likely: bool,
+    seconds: float,
+    jobs: int,
+    lines: reached.Lines = reached.UNKNOWN,
 ) -> list[Result]:
     """Try every mutation on the last commit of a project, some at once, each in a copy of its own; keep each result."""
-    archive = subprocess.run(["git", "archive", "HEAD"], cwd=root, capture_output=True, check=True).stdout
+    archive = archive_of(root)
     with tempfile.TemporaryDirectory(prefix="mutation-", ignore_cleanup_errors=True) as folder:
         every = [Copy(Path(folder, str(number)), archive, seconds) for number in range(jobs)]
         idle: queue.SimpleQueue[Copy] = queue.SimpleQueue()
@@ -249,7 +289,7 @@ def run(
 
         def decide(mutation: Mutation) -> Result:
             result = results.of(mutation)
-            wanted = stages(root, mutation, only_likely=only_likely)
+            wanted = stages(root, mutation, only_likely=only_likely, lines=lines)
             if result.caught or all(stage.name in result.passed for stage in wanted):
                 return result
             copy = idle.get()
@@ -304,6 +344,9 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     parser.add_argument("--seed", type=int, default=0, help="which ones are drawn (default 0)")
     parser.add_argument("--only", metavar="FOLDER", help="mutate this folder alone, such as mi_ray/store")
     parser.add_argument("--likely", action="store_true", help="run only the tests that are likely to catch a mutation")
+    parser.add_argument(
+        "--reached", action="store_true", help="ask first the tests that run a line (one run more of all)"
+    )
     parser.add_argument("--seconds", type=float, default=SECONDS, help=f"time limit of a stage (default {SECONDS:g})")
     parser.add_argument("--jobs", type=int, default=1, help="how many mutations are tried at once (default 1)")
     parser.add_argument("--show", action="store_true", help="only show which mutations are drawn")
@@ -330,6 +373,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         only_likely=chosen.likely,
         seconds=chosen.seconds,
         jobs=chosen.jobs,
+        lines=lines_of(root, root / "build/mutation" / f"{commit}-reached") if chosen.reached else reached.UNKNOWN,
     )
     told = json.dumps(report(results, texts), indent=1, ensure_ascii=False)
     kept.with_suffix(".json").write_text(told, encoding="utf-8")

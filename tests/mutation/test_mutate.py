@@ -8,7 +8,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from mutate import Copy, Result, Results, Stage, imports_of_tests, likely, main, stages, try_one
+import reached
+from mutate import FIRST, Copy, Result, Results, Stage, imports_of_tests, likely, main, running, stages, try_one
 from mutations import MUTATORS, Module, Mutation, draw, optional_parameters
 
 ROOT = Path(__file__).parents[2]
@@ -217,6 +218,31 @@ def test_a_run_tells_what_was_caught_leaves_the_checkout_alone_and_goes_on_where
     monkeypatch.setattr(Copy, "failing", lambda *_: pytest.fail("all is known already"))
     assert main(["--number=5", "--likely"], project) == 1
     assert capsys.readouterr().out == said
+
+
+def test_the_tests_that_run_a_line_are_found_by_one_run_of_all_and_asked_first(project: Path) -> None:
+    assert main(["--number=5", "--likely", "--reached"], project) == 1
+    (folder,) = (project / "build/mutation").glob("*-reached")
+    lines = reached.read(folder)
+    test = "tests/test_sizes.py::test_a_size_fits"
+    assert lines["mi_ray/sizes.py"][6] == [test]
+    at = {line: Mutation("mi_ray/sizes.py", line, 0, 0, "", "number changed") for line in (5, 6, 11)}
+    # Nothing runs the last line: the nearest above it that anything runs stands in for it.
+    assert [[*reached.tests_of(lines, each)] for each in at.values()] == [[], [test], [test]]
+    assert running(lines, at[6], ["tests/test_sizes.py"]) == (test,)
+    assert reached.tests_of(reached.UNKNOWN, at[6]) == []
+    (told,) = (project / "build/mutation").glob("*.json")
+    passed = {each["place"]: each["passed"] for each in json.loads(told.read_text(encoding="utf-8"))}
+    assert passed["mi_ray/sizes.py:6"] == []
+    assert passed["mi_ray/sizes.py:11"][0] == "tests that run the line"
+
+
+def test_of_many_tests_that_run_a_line_those_of_likely_files_come_first() -> None:
+    many = [f"tests/test_a.py::test_{number}" for number in range(FIRST)]
+    lines = {"mi_ray/sizes.py": {6: [*many, "tests/test_sizes.py::test_a_size_fits"]}}
+    found = running(lines, Mutation("mi_ray/sizes.py", 6, 0, 0, "", "number changed"), ["tests/test_sizes.py"])
+    assert found[0] == "tests/test_sizes.py::test_a_size_fits"
+    assert len(found) == FIRST
 
 
 def test_what_is_not_committed_is_refused(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
