@@ -355,8 +355,10 @@ def prepared(
     """A copy of a classifier for evaluation: frozen, in eval mode, on the device; its logits are float32 always.
 
     Networks of our own architectures get their batch norms folded into the convolutions, the channels_last layout, and
-    bfloat16 weights at "bf16". So does a network of a person's own that torch can trace. One that it cannot trace, or that
-    does not stand the form (`why_not_folded`), stays as it is, and "bf16" is autocast.
+    bfloat16 weights at "bf16". So does a network of a person's own that torch can trace; whether the form answers as the
+    network does is not asked here (`why_not_folded` tells, and `folded=False` keeps the network). One that torch cannot trace
+    stays as it is, and so does that of an architecture of a plugin, which nobody has seen trained when its key is made; "bf16"
+    is autocast then.
 
     compile_mode: compile the network for each shape that it meets, which takes half a minute for each and, on a CPU, a C++
     compiler; forward passes are then up to 1.3 times as fast there (benchmarks/README.md).
@@ -365,9 +367,9 @@ def prepared(
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
     fast.passes = Passes()
-    if "architecture" in classifier.description:
+    if of_our_architecture(classifier.description):
         _fold_adjacent(fast)
-    elif folded is not False:
+    elif "architecture" not in classifier.description and folded is not False:
         _trace(fast, required=folded is True)
     if fast.folded:
         fast.network = arranged(fast.network.to(device), TYPES[precision])
@@ -377,6 +379,12 @@ def prepared(
     if compile_mode is not None:
         _compile(fast, compile_mode)
     return fast
+
+
+def of_our_architecture(description: Mapping[str, Any]) -> bool:
+    """Whether a classifier's network is of an architecture of this program, and of no plugin's."""
+    name = description.get("architecture")
+    return name is not None and ARCHITECTURES[name].__module__ == __name__
 
 
 def why_not_folded(classifier: Classifier, side: tuple[int, int], precision: Precision) -> str | None:

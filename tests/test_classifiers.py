@@ -5,7 +5,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -16,10 +16,12 @@ from torch import Tensor, nn
 import mi_ray
 from mi_ray.classifiers import (
     ARCHITECTURES,
+    Architecture,
     Classifier,
     build_classifier,
     classifier_from_bytes,
     load_classifier,
+    of_our_architecture,
     prepared,
     set_weights,
     weights_bytes,
@@ -391,3 +393,43 @@ def test_images_are_averaged_where_both_of_their_sides_shrink(height: int, width
     assert torch.allclose(seen[0], expected, atol=1e-6)
     other = nn.functional.interpolate(x, (32, 32), mode="bilinear", antialias=not averaged)
     assert not torch.allclose(expected, other, atol=1e-3)
+
+
+class Twice(nn.Module):
+    """A convolution whose answer is used before its batch norm too, so that the two cannot be one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4))
+        self.head = nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of normalised images [B, 3, H, W]."""
+        first = self.stem[0](x)
+        logits: Tensor = self.head(torch.cat([first.mean((2, 3)), self.stem[1](first).amax((2, 3))], 1))
+        return logits
+
+
+@pytest.mark.parametrize("folded", [None, True])
+def test_the_network_of_a_plugins_architecture_is_computed_as_it_is(
+    folded: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Branched(Architecture):
+        name: ClassVar[str] = "branched"
+
+        def build(self, classes: int) -> nn.Module:
+            """The network."""
+            return Twice()
+
+    monkeypatch.setitem(ARCHITECTURES._classes, "branched", Branched)
+    torch.manual_seed(3)
+    plain = wrap_classifier(Twice(), (0.5,) * 3, (0.25,) * 3).eval()
+    plain.description = {"architecture": "branched", "arguments": {}}
+    norm = plain.network.stem[1]
+    norm.running_mean.normal_(0, 0.2)
+    norm.running_var.uniform_(0.5, 2)
+    x = torch.rand(8, 3, 32, 32)
+    fast = prepared(plain, torch.device("cpu"), "fp32", folded=folded)
+    assert not fast.folded
+    assert torch.equal(fast(x), plain(x))
+    assert not of_our_architecture(plain.description)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from mi_ray.classifiers import build_classifier
+from mi_ray.classifiers import build_classifier, of_our_architecture
 from mi_ray.device import has_bf16
 from mi_ray.graphs import compiler
 from mi_ray.plan.planner import Planner
@@ -45,7 +45,7 @@ def _against(planner: Planner, work: ClassifierWork, passes: float) -> Iterator[
     if compiler() is None:
         yield "not compiled, since this machine has no C++ compiler (g++)"
     precision = planner.works.precision_of(work.key)
-    if "architecture" not in work.description and precision not in planner.facts.folded.get(work.key, ()):
+    if not of_our_architecture(work.description) and precision not in planner.facts.folded.get(work.key, ()):
         yield "not compiled, since its network is not folded"
     kind = precision if has_bf16(torch.device("cpu")) else "fp32"
     planned = passes * multiply_adds(work, planner.facts.side)

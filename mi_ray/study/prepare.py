@@ -1,4 +1,4 @@
-"""A study without Ray: its data and plan, records derived from outputs, cells, manifest."""
+"""A study before any work: its data loaded, its names and values checked, a person's own code tried, and its plan."""
 
 import itertools
 from collections import defaultdict
