@@ -134,14 +134,17 @@ def load_sweep(
         origin, document = "the sweep", _as_written(source)
     else:
         file = find_sweep(source)
-        origin, document = str(file), read_document(file)
+        origin, document = (
+            str(file),
+            _as_written(read_document(file)),
+        )  # Of what an alias names each place gets its own.
     _overlay(origin, document, smoke)
     for key, value in changes.items():
         _set_path(document, key, _as_written(value))
     if seed is not None:
         document["seed"] = seed
     if not isinstance(source, Mapping):
-        _refuse_far_downloads(origin, document, {key.partition(".")[0] for key in changes})
+        _refuse_far_downloads(origin, document, changes)
     try:
         return Sweep.model_validate(document)
     except ValidationError as error:
@@ -284,9 +287,11 @@ def _set_path(document: dict[str, object], path: str, value: object) -> None:
 
 def _refuse_far_downloads(origin: str, document: Mapping[str, object], overridden: Collection[str]) -> None:
     """Raise ValueError where a file (no option of a person's) wants a download written outside the current folder."""
-    for key in {"dataset", "pool"}.difference(overridden):
+    for key in ("dataset", "pool"):
         named = document.get(key)
         for name, values in named.items() if isinstance(named, Mapping) else ():
+            if {key, f"{key}.{name}", f"{key}.{name}.root"} & {*overridden}:
+                continue
             root = values.get("root", "") if isinstance(values, Mapping) and values.get("download") else ""
             if Path(str(root)).is_absolute() or str(root).startswith("~") or ".." in Path(str(root)).parts:
                 raise ValueError(

@@ -358,6 +358,9 @@ def test_a_file_may_not_have_a_download_written_elsewhere_but_a_person_may(key: 
     file = sweep_file(**{key: {"cifar10": {"root": root, "download": True}}})
     with pytest.raises(ValueError, match=rf"{key}.cifar10.root must be a folder below the current one"):
         load_sweep(file)
+    # An option of a person's that says nothing of the place leaves the file's word for it as it was.
+    with pytest.raises(ValueError, match="below the current one"):
+        load_sweep(file, overrides={f"{key}.cifar10.download": True})
     assert load_sweep(file, overrides={f"{key}.cifar10.root": root})
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": root}}}))  # it only reads there
     assert load_sweep(sweep_file(**{key: {"cifar10": {"root": "data/a", "download": True}}}))

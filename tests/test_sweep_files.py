@@ -235,3 +235,14 @@ def test_a_sweep_from_python_may_hold_what_numpy_counts_ranges_and_paths(tmp_pat
     assert load_sweep(written, overrides={"points.count": np.int32(60)}) == load_sweep(
         plain, overrides={"points.count": 60}
     )
+
+
+def test_an_option_changes_the_place_that_it_names_and_no_other_that_an_alias_shares(tmp_path: Path) -> None:
+    text = yaml.safe_dump({key: value for key, value in document().items() if key != "classifiers"})
+    text += """classifiers:
+- {name: a, architecture: cnn_small, training: &same {epochs: 5}}
+- {name: b, architecture: cnn_small, seed: 1, training: *same}
+"""
+    (tmp_path / "s.yaml").write_text(text)
+    found = load_sweep(tmp_path / "s.yaml", overrides={"classifiers.0.training.epochs": 1})
+    assert [entry.training.epochs for entry in found.classifiers] == [1, 5]
