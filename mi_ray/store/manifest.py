@@ -38,8 +38,10 @@ Keys = Mapping[str, Sequence[str]]  # kind of result -> the keys, folders of the
 PROGRAM = Path(__file__).parent.parent  # the sources of all of mi_ray
 DECIDING = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")  # instructions by which the arithmetic of a CPU differs
 PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy", "scipy")
-# Folders of the program that no row comes from; sweeps has templates of plugins.
-NO_ROWS = ("figures", "page", "sweeps")
+# Folders and files of the program that no row comes from; sweeps has templates of plugins.
+NO_ROWS = ("figures", "page", "sweeps", "launch", "cli.py", "schema.py")
+# Datasets that lie in no folder of a person's.
+WITHOUT_FILES = ("digits",)
 SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
 
 
@@ -108,6 +110,8 @@ def provenance() -> dict[str, object]:
     commit: str | None = None
     dirty = False
     try:
+        # Installed into an environment in somebody's repository, the program is none of its files.
+        subprocess.run([*git, "ls-files", "--error-unmatch", "__init__.py"], capture_output=True, check=True)
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
         status = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
         dirty = bool(status.stdout.strip())
@@ -175,7 +179,7 @@ def study_fingerprint(sweep: Sweep, code: Iterable[Path]) -> str:
     for path in sorted(code):
         digest.update(path.name.encode() + path.read_bytes())
     sources = [sweep.dataset] if sweep.pool is None else [sweep.dataset, sweep.pool]
-    places = [place for _, written in sources for place in _places(written, "data")]
+    places = [place for name, written in sources if name not in WITHOUT_FILES for place in _places(written, "data")]
     for entry in sweep.classifiers:
         places += [entry.weights] if entry.weights else []
         places += texts_in(entry.arguments)

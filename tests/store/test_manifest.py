@@ -1,5 +1,6 @@
 """A finished study is recognised from hashes alone, and only while nothing that it came from or left has changed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from mi_ray.store.manifest import (
     inventory,
     is_sealed,
     processor,
+    provenance,
     seal,
     seal_figures,
     study_state,
@@ -277,3 +279,46 @@ def test_another_list_of_figures_is_another_fingerprint_of_figures_and_none_of_r
     assert one.figures != other.figures
     assert fingerprint(one) == fingerprint(other)
     assert figures_fingerprint(one) != figures_fingerprint(other)
+
+
+@pytest.mark.parametrize("name", ["launch/slurm.py", "cli.py", "schema.py", "page/write.py"])
+def test_what_no_row_comes_from_leaves_a_study_finished(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(mi_ray.store.manifest, "PROGRAM", tmp_path)
+    source = tmp_path / name
+    source.parent.mkdir(exist_ok=True)
+    source.write_text("# a program\n")
+    before = fingerprint(same())
+    source.write_text("# changed\n")
+    assert fingerprint(same()) == before
+
+
+def test_a_dataset_without_files_does_not_depend_on_the_default_folder_of_others(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digits, cifar10 = (same(dataset=name) for name in ("digits", "cifar10"))
+    before = fingerprint(digits), fingerprint(cifar10)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/unrelated").write_text("a")
+    assert fingerprint(digits) == before[0]
+    assert fingerprint(cifar10) != before[1]
+
+
+def test_the_commit_is_the_programs_own_and_not_that_of_a_repository_around_it(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if shutil.which("git") is None:
+        pytest.skip("asks git for the last commit")
+    installed = tmp_path / "project/.venv/mi_ray"
+    installed.mkdir(parents=True)
+    (installed / "__init__.py").write_text("")
+    git = ["git", "-C", str(tmp_path / "project"), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*git, "init", "--quiet"], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--allow-empty", "--message=theirs"], check=True)
+    monkeypatch.setattr(mi_ray.store.manifest, "PROGRAM", installed)
+    assert provenance()["commit"] is None
+    subprocess.run([*git, "add", "--force", "."], check=True)
+    subprocess.run([*git, "commit", "--quiet", "--message=ours"], check=True)
+    assert re.fullmatch("[0-9a-f]{40}", str(provenance()["commit"]))
