@@ -20,6 +20,7 @@ from mi_ray.page.facts import certified_facts, load, study_facts, training_curve
 from mi_ray.page.remedies import REMEDIES
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import report_path
+from mi_ray.store.read import studies_of
 from mi_ray.study.checks import CRITERIA
 
 HERE = Path(__file__).parent
@@ -42,7 +43,7 @@ def write_pages(store: Store, studies: Sequence[str], to: str | None = None) -> 
     """
     if len({*studies}) != len(studies):
         raise ValueError(f"the studies of a report must be different ones; got {', '.join(studies)}")
-    known = [name for name in store.folders("studies") if store.exists(f"studies/{name}/cells.parquet")]
+    known = studies_of(store)
     each = [[*studies]] if studies else [[name] for name in known]
     if not each:
         raise ValueError(f"a report needs a study that has come as far as its cells; {store.uri} has none")

@@ -356,6 +356,8 @@ class Files:
         """A JSON file's value. Raises DamagedFileError when it is no JSON, or an object other than the one written."""
         try:
             found = self.read_parsed(path, json.loads, (ValueError,))
+        except DamagedFileError:  # The storage could not read it, whatever is in it.
+            raise
         except ValueError as error:
             where = f"line {error.lineno}" if isinstance(error, json.JSONDecodeError) else "its encoding, UTF-8,"
             raise DamagedFileError(f"{path} must be JSON; {where} is damaged") from error

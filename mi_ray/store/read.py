@@ -32,13 +32,19 @@ Condition = tuple[str, str, object]  # (column, operator, value), as pyarrow wri
 Filters: TypeAlias = pc.Expression | list[Condition] | list[list[Condition]] | None
 
 
-def _cells_path(study: str) -> str:
+def cells_path(study: str) -> str:
+    """Where the cells of a study are."""
     return f"studies/{study}/cells.parquet"
+
+
+def studies_of(store: Store) -> list[str]:
+    """The studies of a store that have come as far as their cells."""
+    return [name for name in store.folders("studies") if store.exists(cells_path(name))]
 
 
 def write_cells(store: Store, study: str, rows: Sequence[Mapping[str, object]]) -> None:
     """Write a study's cells.parquet."""
-    store.write_table(_cells_path(study), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
+    store.write_table(cells_path(study), pa.Table.from_pylist([dict(row) for row in rows], schema=CELLS))
 
 
 def read_cells(store: str | Path | Store, study: str | None = None, *, flat: bool = False) -> pd.DataFrame:
@@ -51,13 +57,10 @@ def read_cells(store: str | Path | Store, study: str | None = None, *, flat: boo
     no such study.
     """
     opened = store if isinstance(store, Store) else Store(store)
-    studies = opened.folders("studies") if study is None else [study]
-    frames = []
-    for name in studies:
-        path = _cells_path(name)
-        if study is not None or opened.exists(path):
-            frames.append(cells_table(opened, name).to_pandas().assign(study=name))
-    found = pd.concat(frames, ignore_index=True) if frames else CELLS.empty_table().to_pandas()
+    studies = studies_of(opened) if study is None else [study]
+    frames = [cells_table(opened, name).to_pandas().assign(study=name) for name in studies]
+    empty = CELLS.empty_table().to_pandas().assign(study=pd.Series(dtype=object))
+    found = pd.concat(frames, ignore_index=True) if frames else empty
     return _flat(found) if flat else found
 
 
@@ -117,7 +120,7 @@ def _scalar(value: object) -> object:
 
 def cells_table(store: Store, study: str) -> pa.Table:
     """A study's cells.parquet. Raises ValueError when there is none, and DamagedFileError when it is damaged."""
-    path = _cells_path(study)
+    path = cells_path(study)
     if not store.exists(path):
         known = store.folders("studies")
         if study in known:
@@ -150,8 +153,8 @@ def read_records(
         raise ValueError(f"columns must be among {', '.join(known)}; got {missing}")
     opened = store if isinstance(store, Store) else Store(store)
     opened.refresh()
-    if study is not None:
-        _tell_of_unfinished(study, cells_table(opened, study))
+    for name in studies_of(opened) if study is None else [study]:
+        _tell_of_unfinished(name, cells_table(opened, name))
     try:
         return _read_records(opened, study, filters, columns)
     except DamagedFileError:
@@ -192,7 +195,7 @@ def _read_records(store: Store, study: str | None, filters: Filters, columns: Se
     if study is not None:
         frame = frame.assign(study=study)
     else:
-        known_by = _studies_of(store)
+        known_by = _studies_by_cell(store)
         frame = frame.assign(study=[known_by.get(cell, "") for cell in frame["cell"]])
     return frame if columns is None else frame[list(columns)]
 
@@ -206,13 +209,12 @@ def _named(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
     return rows.set_column(rows.schema.get_field_index("classifier"), RECORDS.field("classifier"), called)
 
 
-def _studies_of(store: Store) -> dict[str, str]:
+def _studies_by_cell(store: Store) -> dict[str, str]:
     """The names of the studies that have each cell, with commas between."""
     found: dict[str, list[str]] = {}
-    for study in store.folders("studies"):
-        if store.exists(_cells_path(study)):
-            for cell in cells_table(store, study)["cell"].to_pylist():
-                found.setdefault(cell, []).append(study)
+    for study in studies_of(store):
+        for cell in cells_table(store, study)["cell"].to_pylist():
+            found.setdefault(cell, []).append(study)
     return {cell: ", ".join(dict.fromkeys(names)) for cell, names in found.items()}
 
 
@@ -232,12 +234,11 @@ def _tell_of_unfinished(study: str, cells: pa.Table) -> None:
 def _finished(store: Store, study: str | None) -> dict[str, int]:
     """Cell -> how many rows it must have, of the finished cells of a study, or of all studies."""
     found: dict[str, int] = {}
-    for name in store.folders("studies") if study is None else [study]:
-        if study is not None or store.exists(_cells_path(name)):
-            cells = cells_table(store, name)
-            cells = cells.filter(pc.equal(cells["state"], "done")).select(["cell", "points", "selection_points"])
-            for row in cells.to_pylist():
-                found[row["cell"]] = (row["points"] or 0) + (row["selection_points"] or 0)
+    for name in studies_of(store) if study is None else [study]:
+        cells = cells_table(store, name)
+        cells = cells.filter(pc.equal(cells["state"], "done")).select(["cell", "points", "selection_points"])
+        for row in cells.to_pylist():
+            found[row["cell"]] = (row["points"] or 0) + (row["selection_points"] or 0)
     return found
 
 

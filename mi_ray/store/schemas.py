@@ -358,14 +358,18 @@ TRAINING = _schema(TRAINING_COLUMNS)
 INDEX = _schema(INDEX_COLUMNS)
 KEYS = _schema(KEYS_COLUMNS)
 
-LATER = frozenset(column.name for column in (*CELLS_COLUMNS, *ADVERSARIAL_COLUMNS) if column.later)
+LATER = {
+    schema: frozenset(column.name for column in columns if column.later)
+    for schema, columns in ((CELLS, CELLS_COLUMNS), (ADVERSARIAL, ADVERSARIAL_COLUMNS))
+}
 
 SCHEMAS: dict[Kind, pa.Schema] = {"adversarial": ADVERSARIAL, "outputs": OUTPUTS, "records": RECORDS}
 
 
 def with_later(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """A table of an earlier version with the columns that came later, which are empty; any other table as it is."""
-    absent = [field for field in schema if field.name in LATER and field.name not in table.schema.names]
+    later = LATER.get(schema, frozenset[str]())
+    absent = [field for field in schema if field.name in later and field.name not in table.schema.names]
     for field in absent:
         table = table.append_column(field, pa.nulls(len(table), field.type))
     return table.select(schema.names) if absent and set(table.schema.names) == set(schema.names) else table
