@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from mi_ray.own_code import first_line
+
 TRIED = 8  # Images on which a fast form is held against its network.
 CLOSE = 1e-3  # In fp32 logits may move by this share of the largest one: rounding moves them by a hundredth of that.
 # In fp32 a gradient may move by this share of its length; near a ReLU's kink rounding moves single entries.
@@ -63,8 +65,7 @@ def traced(network: nn.Module) -> fx.GraphModule:
             return fx.GraphModule(network, tracer.trace(network))
         except Exception as error:  # A person's own code runs, which may raise anything.
             if not tracer.path:
-                reason = str(error).strip().splitlines() or [type(error).__name__]
-                raise CannotTraceError(f"torch.fx cannot trace it: {reason[0]}") from error
+                raise CannotTraceError(f"torch.fx cannot trace it: {first_line(error)}") from error
             closed.add(tracer.path[-1])
 
 
@@ -159,8 +160,7 @@ def why_not(network: nn.Module, x: Tensor, dtype: torch.dtype) -> str | None:
     except CannotTraceError as error:
         return str(error)
     except Exception as error:  # A person's own network may meet another memory order or type with any error.
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        return f"its folded form does not run in {dtype}: {reason[0]}"
+        return f"its folded form does not run in {dtype}: {first_line(error)}"
 
 
 def _difference(network: nn.Module, x: Tensor, dtype: torch.dtype) -> str | None:

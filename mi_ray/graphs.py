@@ -14,7 +14,7 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch.autograd.function import once_differentiable
+
+from mi_ray.own_code import first_line
 
 FILLED = 0.8  # A batch is filled up to a graph's size from this share of it on, and computed without one below that.
 UNUSED_DAYS = 30  # Libraries that nobody has loaded for so long are removed when another one is written.
@@ -75,10 +77,9 @@ class Graphs:
         except ValueError:
             raise
         except Exception as error:  # torch's compiler has many of its own.
-            reason = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
-                f"compile: auto has chosen compiled graphs, and torch cannot make one of {list(x.shape)} here: {reason[0]}. "
-                "Leave `compile` out"
+                f"compile: auto has chosen compiled graphs, and torch cannot make one of {list(x.shape)} here: "
+                f"{first_line(error)}. Leave `compile` out"
             ) from error
 
 
@@ -258,5 +259,6 @@ def _remove_unused(folder: Path) -> None:
     """Remove libraries, locks and what a compiler that was stopped has left, once they are old."""
     oldest = time.time() - UNUSED_DAYS * 86_400
     for each in folder.iterdir():
-        if each.stat().st_mtime < oldest:
-            shutil.rmtree(each) if each.is_dir() else each.unlink()
+        with suppress(FileNotFoundError):  # Other processes make and tidy up here too.
+            if each.stat().st_mtime < oldest:
+                shutil.rmtree(each) if each.is_dir() else each.unlink()

@@ -6,6 +6,7 @@ Where it lies and what it imports, how it is imported and run, and what is told 
 import ast
 import importlib
 import re
+import site
 import sys
 import sysconfig
 import traceback
@@ -25,13 +26,24 @@ LONGEST = 300  # characters of another program's message that are shown
 PROGRAM = Path(__file__).parent
 _OWN_FOLDERS: list[Path] = []  # Where modules of a person's own may lie; see `look_in`.
 _APPENDED: set[str] = set()  # What of sys.path `look_in` added.
-INSTALLED = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+# Where Python and packages are installed. A folder is told from these by itself, and not by the prefix that they lie under: a
+# person's work may lie under it too, as /usr/src/app lies under /usr.
+INSTALLED = {
+    *map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")),
+    *site.getsitepackages(),
+    site.getusersitepackages(),
+}
 
 
 def is_own(file: str) -> bool:
     """Whether a file is a person's own code: none of this program, of a package or of Python."""
-    path, places = Path(file), (PROGRAM, *map(Path, INSTALLED))
-    return path.is_file() and not any(path.is_relative_to(place) for place in places)
+    path = Path(file)
+    return path.is_file() and not path.is_relative_to(PROGRAM) and not is_installed(path)
+
+
+def is_installed(path: str | Path) -> bool:
+    """Whether a file or folder is of Python or of an installed package."""
+    return any(Path(path).is_relative_to(place) for place in INSTALLED if place)
 
 
 def own_place(error: BaseException) -> str:
@@ -199,8 +211,17 @@ def places_told(function: Callable[P, T]) -> Callable[P, T]:
 
 def told_of(error: BaseException) -> str:
     """What an error says in one line, with its place where a person's own code raised it in another process."""
-    lines = [line for line in str(error).strip().splitlines() if line.strip()] or [type(error).__name__]
-    return str(getattr(error, "told", lines[-1].strip()))
+    return str(getattr(error, "told", last_line(error)))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of code that is not ours says first, or its kind where it says nothing."""
+    return next(filter(None, map(str.strip, str(error).splitlines())), type(error).__name__)
+
+
+def last_line(error: BaseException) -> str:
+    """What an error of code that is not ours says last, as Python's own do, or its kind where it says nothing."""
+    return next(filter(None, map(str.strip, reversed(str(error).splitlines()))), type(error).__name__)
 
 
 def shortened(text: str) -> str:

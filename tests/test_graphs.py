@@ -1,6 +1,7 @@
 """Compiled graphs: they answer as the network does, the same for every process, and nobody compiles what is there."""
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -204,3 +205,12 @@ def test_code_is_loaded_from_a_folder_of_ones_own_alone(tmp_path: Path, monkeypa
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(ValueError, match="must belong to you and be writable by nobody else"), torch.no_grad():
         with_graphs()(images())
+
+
+def test_what_another_process_has_tidied_up_meanwhile_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "build-1").mkdir()
+    (tmp_path / "new").write_text("")
+    os.utime(tmp_path / "build-1", (0, 0))
+    mi_ray.graphs._remove_unused(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"gone", "new"}

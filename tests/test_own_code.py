@@ -4,6 +4,7 @@ import copy
 import hashlib
 import json
 import re
+import site
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +16,18 @@ from helpers.sweeps import sweep
 from mi_ray import own_code
 from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.noise import GaussianNoise
-from mi_ray.own_code import import_own, imported_sources, is_own, look_in, own_place, places_told, told_of
+from mi_ray.own_code import (
+    INSTALLED,
+    first_line,
+    import_own,
+    imported_sources,
+    is_own,
+    last_line,
+    look_in,
+    own_place,
+    places_told,
+    told_of,
+)
 from mi_ray.store.manifest import fingerprint
 from mi_ray.study.prepare import prepare
 from mi_ray.study.sources import as_imported, source_hash, syntax_of
@@ -215,3 +227,20 @@ def test_a_factory_within_a_defense_that_was_changed_since_it_was_imported_is_re
     (tmp_path / "my_den_of_a_test.py").write_text(text.format("0.5"))
     with pytest.raises(ValueError, match="my_den_of_a_test"):
         prepare(made)
+
+
+def test_what_is_installed_for_one_user_is_nobodys_own_code(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(own_code, "INSTALLED", {str(tmp_path / "packages")})
+    for place in ("packages/torch", "mine"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "a.py").write_text("")
+    assert not is_own(str(tmp_path / "packages/torch/a.py"))
+    assert is_own(str(tmp_path / "mine/a.py"))
+    assert site.getusersitepackages() in INSTALLED
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last"), [("", "OSError", "OSError"), ("\n a\n\n b \n", "a", "b"), (" \n", "OSError", "OSError")]
+)
+def test_an_error_is_told_by_one_line_also_where_it_says_nothing(text: str, first: str, last: str) -> None:
+    assert (first_line(OSError(text)), last_line(OSError(text))) == (first, last)

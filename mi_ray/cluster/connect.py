@@ -5,16 +5,14 @@ import importlib
 import logging
 import os
 import secrets
-import site
 import socket
 import sys
-import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from mi_ray.events import event
-from mi_ray.own_code import imported_first
+from mi_ray.own_code import first_line, imported_first, is_installed
 
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
@@ -141,19 +139,11 @@ def _nowhere() -> Iterator[None]:
 def paths_of_ones_own() -> list[str]:
     """Where the driver looks for modules beside its own installation, for workers to look there before theirs.
 
-    Another node has an installation of its own. A folder is told from the installation by where Python keeps packages,
-    and not by the prefix that they lie under: a person's work may lie under it too, as /usr/src/app lies under /usr. The
-    folders of plugins are not among them: those come after all that is installed, in workers too (`OwnModules`).
+    Another node has an installation of its own. The folders of plugins are not among them: those come after all that is
+    installed, in workers too (`OwnModules`).
     """
-    kept = {*map(sysconfig.get_path, ("stdlib", "platstdlib", "purelib", "platlib")), *site.getsitepackages()}
-    kept.add(site.getusersitepackages())
-    installed = [Path(path) for path in kept if path]
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-    return [
-        path
-        for path in imported_first()
-        if path and Path(path).name != zipped and not any(Path(path).is_relative_to(place) for place in installed)
-    ]
+    return [path for path in imported_first() if path and Path(path).name != zipped and not is_installed(path)]
 
 
 class NoRayError(RuntimeError):
@@ -200,10 +190,10 @@ def _start(options: Mapping[str, Any]) -> None:
             ray.shutdown()  # Ends what of it was started.
             event("ray did not start", attempt=attempt, cause=str(error))
             if attempt == STARTS:
-                cause = str(error).strip().splitlines()[0]
                 raise NoRayError(
-                    f"Ray did not start on this machine in {STARTS} attempts: {cause} A machine with less to do at the time, "
-                    "or `--address` of a Ray that runs, helps; Ray's own logs say more. Nothing is lost: the same command goes on"
+                    f"Ray did not start on this machine in {STARTS} attempts: {first_line(error)} A machine with less to do at "
+                    "the time, or `--address` of a Ray that runs, helps; Ray's own logs say more. Nothing is lost: the same "
+                    "command goes on"
                 ) from error
         else:
             return

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mi_ray.config import OptunaSearch as SearchSettings
+from mi_ray.own_code import first_line
 
 if TYPE_CHECKING:  # The actors of a search's trials import the search, and propose nothing.
     import optuna
@@ -36,8 +37,8 @@ def open_storage(settings: SearchSettings) -> "optuna.storages.BaseStorage | Non
             return RDBStorage(settings.storage)
         return JournalStorage(JournalFileBackend(settings.storage))
     except Exception as error:  # A database's driver raises what it likes.
-        cause = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise ValueError(f"search: the storage {settings.storage} cannot be opened: {cause}") from error
+        cause = getattr(error, "orig", None) or error
+        raise ValueError(f"search: the storage {settings.storage} cannot be opened: {first_line(cause)}") from error
 
 
 def begin_anew(storage: "optuna.storages.BaseStorage", name: str, objectives: Sequence[str]) -> None:

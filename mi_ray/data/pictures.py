@@ -18,6 +18,7 @@ import numpy.typing as npt
 from mi_ray.data.arrays import Cifar10, Cifar100
 from mi_ray.data.base import SOURCES, Dataset, Labels, Source
 from mi_ray.data.disk_images import Pictures, written
+from mi_ray.own_code import first_line
 from mi_ray.parameters import choice, flag, integer, text
 
 IN_MEMORY = 2**30  # Bytes of a split that are kept as an array.
@@ -149,7 +150,8 @@ class ImageFolder(_Pictures):
             for file in sorted((folder / name).rglob("*"))
             if file.suffix.lower() in ENDINGS
         ]
-        if empty := [name for label, name in enumerate(classes) if label not in {label for label, _ in found}]:
+        having = {label for label, _ in found}
+        if empty := [name for label, name in enumerate(classes) if label not in having]:
             raise ValueError(f"{folder} must have images of each class; {empty[0]} has none")
         files = [file for _, file in found]
         about = _as_they_are(files)
@@ -268,10 +270,9 @@ class HuggingFaceDataset(_Pictures):
             every = library.load_from_disk(self.path) if saved else library.load_dataset(self.path, self.config)
             splits = [every[split] for split in (self.train, self.test)]
         except Exception as error:  # Its errors are of many kinds, some of other libraries.
-            told = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"huggingface's dataset {self.path} must have the splits {self.train} and {self.test}, in a folder, in the "
-                f"hub's cache ($HF_HOME) or behind a network: {told[0]}"
+                f"hub's cache ($HF_HOME) or behind a network: {first_line(error)}"
             ) from error
         image, label = self._columns(splits[0])
         parts = [self._split(split, image, label) for split in splits]

@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from mi_ray.own_code import last_line
 from mi_ray.parameters import Parameterized, Registry
 
 Blueprint = Mapping[str, Any]
@@ -56,12 +57,6 @@ class NamedNetwork(Parameterized):
 
 
 NETWORKS: Registry[NamedNetwork] = Registry("source of networks")
-
-
-def last_line(error: BaseException) -> str:
-    """What an error says in its last line, or its kind where it says nothing."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def package(name: str, install: str) -> ModuleType:

@@ -19,12 +19,13 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, urlsplit
 
 from mi_ray.events import event
+from mi_ray.own_code import first_line
 from mi_ray.progress import stop
 from mi_ray.store.files import Files, Result, StorageError, again
 
@@ -100,18 +101,14 @@ class ObjectSlot:
             try:
                 return request()
             except (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError) as error:
-                raise PermissionError(_first_line(error)) from error
+                raise PermissionError(first_line(error)) from error
             except (exceptions.NotSupportedError, NotImplementedError) as error:
-                raise PermissionError(f"conditional writes are not supported: {_first_line(error)}") from error
+                raise PermissionError(f"conditional writes are not supported: {first_line(error)}") from error
             except exceptions.GenericError as error:
-                told = _first_line(error)
+                told = first_line(error)
                 raise (PermissionError if "501 Not Implemented" in told else OSError)(told) from error
 
         return again(f"{what} {self.name}", asked)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0]
 
 
 def _tag(meta: Mapping[str, Any]) -> Tag:
@@ -123,7 +120,7 @@ def open_slot(store: Files, name: str) -> Slot:
     return ObjectSlot(_bucket(store), name)
 
 
-@cache
+@lru_cache(maxsize=8)  # Of the stores that are used now: an earlier one is not kept alive.
 def _bucket(store: Files) -> Any:
     """The store's folder in its bucket, as obstore has it."""
     parts = urlsplit(store.uri)
@@ -148,7 +145,7 @@ def _bucket(store: Files) -> Any:
         options |= {"prefix": parts.path.strip("/") or None, "credential_provider": _credentials()}
         return S3Store(parts.netloc.rpartition("@")[2], **options)
     except (BaseError, ValueError, OSError) as error:
-        raise ValueError(_first_line(error)) from error
+        raise ValueError(first_line(error)) from error
 
 
 def _s3_place(store: Files) -> tuple[str | None, str]:
@@ -175,7 +172,7 @@ def _credentials() -> Any:
     return Boto3CredentialProvider()
 
 
-@cache
+@lru_cache(maxsize=8)
 def refusal(store: Files) -> str | None:
     """Why a store can have no leases, in words; None where it can.
 
