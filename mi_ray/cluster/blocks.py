@@ -86,6 +86,7 @@ class RayCluster:
 
     def result(self, task: Hashable) -> dict[str, Any]:
         """Get the task's result from Ray."""
+        self._alone.pop(task, None)
         return ray.get(task)
 
     def cancel(self, task: Hashable) -> None:

@@ -1,5 +1,6 @@
 """One run's Ray, progress, failures and counts: what every stage of a study is handed."""
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -113,6 +114,7 @@ class Session:
     def bench(self) -> Workbench:
         """The driver's own workbench, with the classifiers that are in the store when it is made."""
         if self._bench is None:
+            gc.collect()  # What was before stands in its own caches, with images and classifiers.
             without = self.outcome.failures.keys() | self.untrained
             done = [work for work in self.planner.classifiers if work.key not in without]
             classifiers = {

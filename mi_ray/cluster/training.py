@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
@@ -90,12 +90,13 @@ def _tell_of_chance(session: Session, trained: Sequence[ClassifierWork]) -> None
 
 
 def _remove_checkpoints(session: Session, key: str) -> None:
-    """Remove a training's checkpoints, and their folder with the last of them."""
+    """Remove a training's checkpoints, and their folder with the last of them, in which others may begin one meanwhile."""
     scratch = Files(session.scratch)
     scratch.remove(key)
     scratch.remove(key + RUN)
-    if not scratch.folders("") and not scratch.files(""):
-        scratch.remove("")
+    if scratch.local:
+        with suppress(OSError):
+            Path(scratch.root).rmdir()
 
 
 class _Meanwhile:

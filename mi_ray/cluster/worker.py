@@ -3,13 +3,13 @@
 Trials import this module and the driver's modules do not stand behind it, so that a worker starts quickly.
 """
 
+import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
-from functools import lru_cache
 
 import ray
 import torch
@@ -32,32 +32,19 @@ def limits_of(block: BlockResources) -> WorkerLimits:
     return WorkerLimits(max(1, int(block.cpus)), share, block.memory_budget)
 
 
-@lru_cache(maxsize=1)
-def _cached(data_id: str, limits: WorkerLimits, fetch: Callable[[], StudyData]) -> Workbench:
-    return Workbench(fetch(), limits)
-
-
-class _Fetch:
-    """Fetches the study's data when the cache does not have it; equal to any other, so that the id alone counts."""
-
-    def __init__(self, reference: ray.ObjectRef) -> None:
-        self.reference = reference
-
-    def __call__(self) -> StudyData:
-        found: StudyData = ray.get(self.reference)
-        return found
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Fetch)
-
-    def __hash__(self) -> int:
-        return 0
+_KEPT: dict[tuple[str, WorkerLimits], Workbench] = {}  # This process's workbench, and what it is of.
 
 
 def workbench(data: Boxed, limits: WorkerLimits) -> Workbench:
     """This process's workbench for the study whose data is behind the reference; it is unpacked once a process."""
     torch.set_num_threads(1)  # Threads work side by side on whole batches: see `batches.side_by_side`.
-    return _cached(data[0].hex(), limits, _Fetch(data[0]))
+    name = (data[0].hex(), limits)
+    if name not in _KEPT:
+        _KEPT.clear()
+        gc.collect()  # A workbench stands in its own caches: its classifiers and images are freed by a collection alone.
+        found: StudyData = ray.get(data[0])
+        _KEPT[name] = Workbench(found, limits)
+    return _KEPT[name]
 
 
 def where() -> dict[str, object]:

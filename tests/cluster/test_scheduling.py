@@ -10,6 +10,7 @@ import json
 import sys
 import sysconfig
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,17 +31,17 @@ from torch import nn
 import mi_ray.cluster.blocks
 import mi_ray.cluster.worker
 from mi_ray.cluster.actors import ProgressActor
-from mi_ray.cluster.blocks import Beside, Blocks, Steps
+from mi_ray.cluster.blocks import Beside, Blocks, RayCluster, Steps
 from mi_ray.cluster.callbacks import _as_folder
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
 from mi_ray.cluster.session import Failure, Outcome, Session
 from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
-from mi_ray.cluster.training import _Meanwhile, _Trainings
+from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
-from mi_ray.cluster.worker import Item, _telling
+from mi_ray.cluster.worker import Item, _telling, workbench
 from mi_ray.device import NotFiniteError, Passes
 from mi_ray.events import about, event, written_to
 from mi_ray.own_code import own_modules
@@ -833,3 +834,44 @@ def test_a_cell_whose_images_stand_on_a_failed_training_names_that() -> None:
         if cell.classifier == plan.classifiers[0].key and not cell.members
     }
     assert causes == {False: None, True: "training b: no memory"}
+
+
+def test_the_folder_of_checkpoints_goes_with_the_last_of_them_and_never_with_anothers(tmp_path: Path) -> None:
+    session: Any = SimpleNamespace(scratch=str(tmp_path / "scratch"))
+    for key in ("mine", "mine" + RUN, "yours"):
+        (tmp_path / "scratch" / key).mkdir(parents=True)
+    _remove_checkpoints(session, "mine")
+    assert [path.name for path in (tmp_path / "scratch").iterdir()] == ["yours"]
+    _remove_checkpoints(session, "yours")
+    assert not (tmp_path / "scratch").exists()
+
+
+def test_a_worker_keeps_the_workbench_of_one_study_and_has_let_the_last_one_go_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[Any] = []
+
+    class Bench:
+        """Stands in its own cache, as a workbench does."""
+
+        def __init__(self, data: object, limits: object) -> None:
+            made.append(weakref.ref(self))
+            self.data, self.itself = data, self
+            assert [one() for one in made] == [None] * (len(made) - 1) + [self]
+
+    monkeypatch.setattr(mi_ray.cluster.worker, "Workbench", Bench)
+    monkeypatch.setattr(mi_ray.cluster.worker, "_KEPT", {})
+    monkeypatch.setattr(ray, "get", lambda reference: reference.hex())
+    one, other = (Mock(hex=Mock(return_value=name)) for name in ("one", "other"))
+    limits: Any = "limits"
+    assert workbench([one], limits) is workbench([one], limits)
+    assert workbench([other], limits).data == "other"
+    assert len(made) == 2
+
+
+def test_a_task_that_has_ended_is_not_held_against_the_nodes_any_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    cluster = object.__new__(RayCluster)
+    cluster._alone = {"task": 4.0}  # type: ignore[dict-item]
+    monkeypatch.setattr(ray, "get", lambda task: {})
+    cluster.result("task")
+    assert cluster._alone == {}
