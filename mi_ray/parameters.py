@@ -235,10 +235,10 @@ class Parameter:
         if (
             isinstance(written, Mapping)
             and self.kind in ("number", "ratio", "integer")
-            and [*written] in (["linspace"], ["arange"])
+            and [*written] in [[how] for how in RANGES]
         ):
             ((how, three),) = written.items()
-            ends = _spaced(name, str(how), three)
+            ends = spaced_values(name, str(how), three)
             whole = self.kind == "integer" and all(end.is_integer() for end in ends)
             listed: Sequence[object] = [int(end) for end in ends] if whole else ends
         elif isinstance(written, (list, tuple)) and not self._one_value(written):
@@ -259,7 +259,8 @@ class Parameter:
         )
 
 
-def _spaced(name: str, how: str, ends: object) -> list[float]:
+def spaced_values(name: str, how: str, ends: object) -> list[float]:
+    """The values of a range: how is one of `RANGES`. Raises ValueError, which names the parameter, for one that is none."""
     rule = f"{name}: {how} must be " + (
         "[first, last, count] with count a whole number from 1 to 10000"
         if how == "linspace"
@@ -364,6 +365,7 @@ def methods(help_: str, registry: "Registry[Any]", default: object = MISSING) ->
 
 
 T = TypeVar("T", bound="Parameterized")
+RANGES = ("linspace", "arange")  # how a sweep file may write the values of a parameter that is a number
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from matplotlib.lines import Line2D
 from mi_ray.figures.panels import ACCURACY, bars, curve, framed, lines, save_drawing, show_percent, styled
 from mi_ray.figures.reading import read_study
 from mi_ray.smoothing import certified_accuracy
+from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_certificates
 
@@ -50,6 +51,7 @@ def facts(certificates: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
 def _attacked(cells: pd.DataFrame, classifier: object, sigma: object) -> list[dict[str, object]]:
     """What L2 attacks leave of the vote that a certificate is of: the least at each radius."""
     vote = json.dumps({"of": [{"gaussian_noise": {"sigma": sigma}}]}, sort_keys=True)
+    cells = of_variant(cells)
     same = cells["defense_params"].map(lambda text: json.dumps(json.loads(text), sort_keys=True)) == vote
     on = (cells["classifier"] == classifier) & (cells["state"] == "done") & (cells["defense"] == "vote") & same
     found = cells[on & ((cells["norm"] == "l2") | (cells["attack"] == "none"))]

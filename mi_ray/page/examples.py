@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -193,7 +194,10 @@ def _undefended(
         parts: list[pd.DataFrame] = []
         for block in store.blocks("outputs", key):
             if block.stop > first and sum(len(rows) for rows in parts) < len(points):
-                rows = store.read_block("outputs", key, block)[0].to_pandas()
+                try:
+                    rows = store.read_block("outputs", key, block)[0].to_pandas()
+                except DamagedFileError:
+                    break  # As of images: the numbers of the study stand without them.
                 parts.append(rows[rows["point"].isin(points) & (rows["draw"] == 0)])
         if parts:
             found[key] = _top(pd.concat(parts).drop_duplicates("point"), points)
@@ -220,7 +224,8 @@ def _losses(store: Store, order: Sequence[tuple[str, int]], counts: Counts) -> d
 
 def _loss_rows(store: Store, key: str) -> Iterator[pd.DataFrame]:
     """The losses of an attack's blocks, without their images."""
-    for block in store.blocks("adversarial", key):
-        yield pd.DataFrame(
-            {name: store.read_column(block.path, name).to_numpy() for name in ("point", "steps", "loss")}
-        )
+    with suppress(DamagedFileError):  # A curve of the blocks before it is shown.
+        for block in store.blocks("adversarial", key):
+            yield pd.DataFrame(
+                {name: store.read_column(block.path, name).to_numpy() for name in ("point", "steps", "loss")}
+            )

@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import yaml
 
+from mi_ray.parameters import RANGES, spaced_values
 from mi_ray.threat_model import parse_number
 
 Json: TypeAlias = Mapping[str, object]
@@ -68,9 +69,10 @@ def _means(written: object, defense: str, values: Json) -> bool:
 
 
 def _holds(asked: object, value: object) -> bool:
-    """Whether a value is one of those that are asked for. A range, which is not written out, is taken to hold it."""
+    """Whether a value is one of those that are asked for. A distribution is taken to hold every number."""
     if isinstance(asked, dict):
-        return asked == value or not isinstance(value, dict)
+        ranges = [spaced_values("a range", how, asked[how]) for how in RANGES if how in asked]
+        return asked == value or (not isinstance(value, dict) and all(_holds(each, value) for each in ranges))
     if isinstance(asked, list):
         return asked == value or any(_holds(each, value) for each in asked)
     try:

@@ -62,6 +62,16 @@ def test_beside_it_stands_the_least_that_l2_attacks_leave_of_the_same_vote_alone
     assert set(none["source"]) == {"certified"}
 
 
+def test_what_a_variant_leaves_is_not_taken_for_the_studys_own() -> None:
+    cells = [
+        {**_attacked(0.0, 0.8), "variants": ["", "as_published"]},
+        {**_attacked(0.2, 0.6), "variants": [""]},
+        {**_attacked(0.2, 0.1), "variants": ["as_published"]},
+    ]
+    table = facts(_certificates(), pd.DataFrame(cells))
+    assert table[table["source"] == "attack"].set_index("radius")["accuracy"].to_dict() == {0.0: 0.8, 0.2: 0.6}
+
+
 def test_a_study_without_reported_certificates_is_refused() -> None:
     with pytest.raises(ValueError, match="certified accuracy needs finished certificates; this study has none"):
         facts(_certificates(selection=5), pd.DataFrame([cell("f", "none", {}, "none", 0.9)]))

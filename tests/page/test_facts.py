@@ -298,6 +298,10 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
         ({"pgd": {}, "defenses": [{"mi_ol": {"lam": [0.4, 0.5]}}]}, "mi_ol", {"lam": 0.5}, True),
         ({"pgd": {}, "defenses": [{"random_pad": {"crop": [[20, 28]]}}]}, "random_pad", {"crop": [20, 28]}, True),
         ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"uniform": [0, 1]}}}]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"linspace": [0.4, 0.6, 3]}}}]}, "mi_ol", {"lam": 0.5}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"linspace": [0.4, 0.6, 3]}}}]}, "mi_ol", {"lam": 0.55}, False),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"arange": [0.4, 0.9, 0.1]}}}]}, "mi_ol", {"lam": 0.9}, True),
+        ({"pgd": {}, "defenses": [{"mi_ol": {"lam": {"arange": [0.4, 0.9, 0.1]}}}]}, "mi_ol", {"lam": 0.95}, False),
         ({"pgd": {}, "defenses": [{"mi_ol": {"lam": 0.5}}]}, "mi_ol", {"lam": {"uniform": [0, 1]}}, False),
     ],
 )
