@@ -50,9 +50,10 @@ def _sorted(complaints: list[Complaint]) -> list[Complaint]:
 
 def _documents(path: Path, text: str) -> list[Mapping[str, object]]:
     """The parsed documents of a YAML file; raises ValueError for one that is not YAML or holds anything but mappings."""
-    parts = re.split(r"^---(?:[ \t].*)?$", text, flags=re.MULTILINE)
     try:
-        found = [document for document in map(_parsed, parts) if document is not None]
+        found = [document for document in yaml.safe_load_all(text) if document is not None]
+        for _ in scalars(found):  # This walks through all of it, and never ends in a document that holds itself.
+            pass
     except (yaml.YAMLError, RecursionError) as problem:
         mark, told = getattr(problem, "problem_mark", None), getattr(problem, "problem", None) or "it holds itself"
         where = f"line {mark.line + 1}: " if mark else ""
@@ -62,11 +63,3 @@ def _documents(path: Path, text: str) -> list[Mapping[str, object]]:
         got = kind_of(next((document for document in found if not isinstance(document, Mapping)), None))
         raise ValueError(f"{path} must hold YAML mappings, such as cluster_name: …; got {got}")
     return mappings
-
-
-def _parsed(text: str) -> object:
-    """One YAML document; raises RecursionError where an alias makes it hold itself."""
-    document = yaml.safe_load(text)
-    for _ in scalars(document):  # This walks through all of it, and never ends in a document that holds itself.
-        pass
-    return document

@@ -69,6 +69,7 @@ def test_a_script_is_one_that_bash_can_read(name: str) -> None:
         ("[1, 2", "must be YAML"),
         ("- a\n- b\n", "must hold YAML mappings"),
         ("cluster_name: a\nprovider: &loop {again: *loop}\n", "must be YAML that ends"),
+        ("kind: a\n---\nkind: b\n---\nkind: [\n", "must be YAML that ends; line 6: "),
         ("", "must hold YAML mappings"),
         ("!!python/object/apply:os.system [touch pwned]\n", "must be YAML"),
     ],
