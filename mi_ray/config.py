@@ -312,7 +312,9 @@ class ClassifierEntry(Strict):
             return data
         named = [key for key in data if key in NETWORKS]
         if len(named) > 1 or "source" in data:
-            raise ValueError(f"a classifier by name must have one of {', '.join(NETWORKS)}; got {', '.join(data)}")
+            raise ValueError(
+                f"a classifier by name must have one of {', '.join(NETWORKS)}; got {', '.join(map(str, data))}"
+            )
         rest = {key: value for key, value in data.items() if key not in named}
         return {**rest, "source": Method(named[0], data[named[0]])} if named else rest
 

@@ -98,6 +98,8 @@ def written(folder: Path, side: tuple[int, int], count: int, images: Iterable[np
         made.chmod(0o755)  # A temporary folder is its maker's alone, and others of the same machines may read these.
         try:
             made.rename(folder)
-        except OSError:  # Another process has written the same in the meantime.
+        except OSError:
             shutil.rmtree(made)
+            if not folder.is_dir():  # Else another process has written the same in the meantime.
+                raise
     return DiskImages(str(folder), side, np.arange(count))
