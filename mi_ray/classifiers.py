@@ -17,7 +17,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from mi_ray.device import Passes
+from mi_ray.device import PassCounter
 from mi_ray.folding import TRIED, CannotTraceError, arranged, traced_and_folded, why_not
 from mi_ray.graphs import Graphs
 from mi_ray.named import NETWORKS
@@ -57,7 +57,7 @@ class Classifier(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None  # The type to which `prepared` has each pass cast.
         self.folded = False  # Whether `prepared` has brought the network into its fast form.
-        self.passes = Passes()
+        self.passes = PassCounter()
         # This classifier in fp32, where it computes in less. It is in a sequence so that torch does not take it for a part.
         self.exact: Sequence[Classifier] = ()
         self.compiled = False
@@ -366,7 +366,7 @@ def prepared(
     is to have it and cannot be traced.
     """
     fast = copy.deepcopy(classifier).eval().requires_grad_(False)
-    fast.passes = Passes()
+    fast.passes = PassCounter()
     if of_our_architecture(classifier.description):
         _fold_adjacent(fast)
     elif "architecture" not in classifier.description and folded is not False:

@@ -305,6 +305,11 @@ class ClassifierEntry(Strict):
     )
     std: tuple[Real, ...] = Field((0.5, 0.5, 0.5), description="What each channel is then divided by.")
 
+    def answers_of(self, classes: int) -> dict[str, Any]:
+        """What every description of a classifier says of its images and answers; it is part of keys."""
+        size = {} if self.input_size is None else {"input_size": self.input_size}
+        return {"classes": classes, "mean": list(self.mean), "std": list(self.std), **size}
+
     @model_validator(mode="before")
     @classmethod
     def _by_name(cls, data: object) -> object:

@@ -1,6 +1,6 @@
 """What passes need of the device that they run on: they are counted, memory is kept, arithmetic is exact, NaN is refused.
 
-How many canonical batches run at once is decided in `study/batches.py`; no row depends on either.
+How many canonical batches run at once is decided in `study/batches.py`; no row depends on that, nor on the memory that is kept.
 """
 
 import ctypes
@@ -30,7 +30,7 @@ def refuse_not_finite(what: str, values: Tensor, axis: int, points: Sequence[int
         )
 
 
-class Passes:
+class PassCounter:
     """Counts images that went through a classifier, forwards and backwards; several threads may add at once."""
 
     def __init__(self) -> None:
@@ -38,9 +38,9 @@ class Passes:
         self._forward: list[int] = []
         self._backward: list[int] = []
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Passes":
+    def __deepcopy__(self, memo: dict[int, Any]) -> "PassCounter":
         """A copy of a classifier counts its own passes from zero."""
-        return Passes()
+        return PassCounter()
 
     def watch(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """Count a forward pass of these images; the function returned has the pass's output count a backward one."""

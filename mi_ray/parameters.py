@@ -217,8 +217,7 @@ class Parameter:
                 raise ValueError(f"{name}: each {error}") from error
             method = self.registry[named.name]
             axes = expand(method, named.values, option)
-            own = itertools.product(*(axis.values for axis in axes.values()))
-            each.append([method.make(dict(zip(axes, values, strict=True))) for values in own])
+            each.append([method.make(values) for values in product(axes)])
         return Axis(tuple(self.parse(name, list(chosen)) for chosen in itertools.product(*each)))
 
     def axis(self, name: str, written: object, option: Callable[[str], object]) -> Axis:
@@ -490,6 +489,12 @@ class Registry(Generic[T]):
     def make(self, name: str, values: object = None) -> T:
         """The method of that name with those parameters. Raises ValueError, naming what is known."""
         return self[name].make({} if values is None else values)
+
+
+def product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
+    """Every combination of the axes' values."""
+    for values in itertools.product(*(axis.values for axis in axes.values())):
+        yield dict(zip(axes, values, strict=True))
 
 
 def expand(method: type[Parameterized], written: object, option: Callable[[str], object]) -> dict[str, Axis]:

@@ -18,7 +18,7 @@ from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import Classifier, build_classifier
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
 from mi_ray.defenses.base import log_answer
-from mi_ray.device import Passes
+from mi_ray.device import PassCounter
 from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry
@@ -220,7 +220,7 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
     if len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
         yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
         return
-    f.passes = Passes()
+    f.passes = PassCounter()
     x = _images()
     with contextlib.suppress(AssertionError):  # Images outside the ball are told of already.
         _crafted(attack, f, ThreatModel(RADII[norm], norm=norm), x, slice(None))

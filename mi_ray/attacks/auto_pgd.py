@@ -296,8 +296,8 @@ class Apgd(Attack):
             plain = batch.criterion.loss if self.loss == "ce" else batch.criterion.dlr
             return [partial(plain, labels=batch.labels)]
         with torch.no_grad(), batch.bound(model, step=0):
-            answer = ranked_others(model(batch.x), batch.labels, self.targets)
-        return [partial(towards, labels=batch.labels, targets=targets) for targets in answer]
+            aims = ranked_others(model(batch.x), batch.labels, self.targets)
+        return [partial(towards, labels=batch.labels, targets=targets) for targets in aims]
 
     def _one_run(self, aim: nn.Module, batch: Batch, loss_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         """One search: (its images, for each point the number of evaluations whose whole gradient was zero)."""

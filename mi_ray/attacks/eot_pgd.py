@@ -258,7 +258,9 @@ class EotPgd(StepAttack):
         forward, backward = gradient_cost(aim[-1:] if self.branch == "fallback" else aim)
         evading = self.loss == "evade"
         steps = max(self.steps)
-        scoring = len(self.steps) * draws * (1 + sum(parts[:1]) if evading else passes) if self.scores(parts) else 0
+        scoring = (
+            len(self.steps) * draws * (1 + sum(parts[:1]) if evading else passes) if self.scores(bool(parts)) else 0
+        )
         return self.restarts * (steps * (forward + evading) + scoring), self.restarts * steps * (backward + evading)
 
     def _aim(self, model: nn.Module) -> nn.Module:

@@ -35,7 +35,7 @@ class Momentum(StepAttack):
         """One gradient a step, and `scoring_draws` answers at each stop that is scored."""
         forward, backward = gradient_cost(parts)
         draws = self.scoring_draws if parts else 1
-        scoring = len(self.steps) * draws * (1 + sum(parts)) if self.scores(parts) else 0
+        scoring = len(self.steps) * draws * (1 + sum(parts)) if self.scores(bool(parts)) else 0
         steps = max(self.steps)
         return self.restarts * (steps * forward + scoring), self.restarts * steps * backward
 

@@ -115,12 +115,12 @@ class StepAttack(Restarted):
         """(loss, success) of the images at the stops, as `Adversarial` holds them; asked where `scores` says so."""
 
     @final
-    def scores(self, parts: object) -> bool:
+    def scores(self, behind: bool) -> bool:
         """Whether its images are scored: not one restart's on F itself, where nothing is chosen.
 
-        A study has F's output on them anyway. parts: the defense that the model has, if any.
+        A study has F's output on them anyway. behind: whether a defense stands before F.
         """
-        return self.restarts > 1 or bool(parts)
+        return self.restarts > 1 or behind
 
     @final
     def one_restart(self, model: nn.Module, batch: Batch, begun: Begun | None) -> OneRestart:
@@ -134,7 +134,7 @@ class StepAttack(Restarted):
         images, zeros = (torch.stack(column) for column in zip(*kept, strict=True))
         loss = success = torch.full(images.shape[:2], torch.nan, device=images.device)
         defense: Any = getattr(model, "defense", None)
-        if self.scores(defense and defense.components()):
+        if self.scores(bool(defense and defense.components())):
             loss, success = self.measure(model, images, batch)
         return images, loss, success, zeros
 
@@ -177,5 +177,5 @@ class Pgd(StepAttack):
         # Of a defense's answer no gradient reaches ŷ, nor a detector behind a hard decision.
         differentiated = len(parts) != 1
         backward = differentiated + (parts[-1] if parts else 0)
-        scored = len(self.steps) if self.scores(parts) else 0
+        scored = len(self.steps) if self.scores(bool(parts)) else 0
         return self.restarts * (steps + scored) * passes, self.restarts * steps * backward

@@ -16,7 +16,7 @@ import torch
 from ray.actor import ActorHandle
 
 from mi_ray.config import BlockResources
-from mi_ray.device import Passes, has_bf16
+from mi_ray.device import PassCounter, has_bf16
 from mi_ray.own_code import OwnModules
 from mi_ray.study.precision import Comparison, compare
 from mi_ray.study.results import Item, StudyData
@@ -59,7 +59,7 @@ def lasted(began: float) -> dict[str, float]:
 
 
 @contextmanager
-def _telling(passes: Passes, progress: ActorHandle, turn: tuple[int, int]) -> Iterator[None]:
+def _telling(passes: PassCounter, progress: ActorHandle, turn: tuple[int, int]) -> Iterator[None]:
     """Tell now and then how many passes a block has taken so far: one of a strong attack takes minutes."""
     over = threading.Event()
 

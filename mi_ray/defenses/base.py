@@ -245,7 +245,7 @@ class Executions:
     def chunks(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
     ) -> Iterator[Float[Tensor, "E B L"]]:
-        """log F of the copies, one pass of F and one graph a chunk, N in all."""
+        """log F of the copies, one pass of F and one graph a chunk: those after the first `begin`, N - begin in all."""
         for chunk, copies in enumerate(self.copies(x, predicted), self.begin // self.chunk):
             logits: Tensor = classifier(copies.flatten(0, 1))
             found = F.log_softmax(logits.float(), dim=1).unflatten(0, copies.shape[:2])
@@ -254,7 +254,7 @@ class Executions:
     def log_probabilities(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
     ) -> Float[Tensor, "N B L"]:
-        """log F of all N copies."""
+        """log F of all copies after the first `begin`, which are N where it is 0."""
         return torch.cat(list(self.chunks(classifier, x, predicted)))
 
 

@@ -216,9 +216,8 @@ class _Rows:
             wanted = {key: value for key, value in claim.attack.items() if key != "called"}
             attacked = _fitting(own[own["attack"] != "none"], wanted)
             cells = pd.concat([own[own["attack"] == "none"], attacked])
-            cells = cells.assign(
-                variants=[[""]] * len(cells)
-            )  # The figure is of the study's own options, and so of these.
+            # The figure is of the study's own options, and so of these.
+            cells = cells.assign(variants=[[""]] * len(cells))
             found, _, classes = fig2.settings_of(self.store, cells)
             self.read[place] = found, classes
         return self.read[place]

@@ -31,7 +31,7 @@ from mi_ray.figures.panels import (
     show_percent,
     styled,
 )
-from mi_ray.figures.reading import check_each_once, finished, may_stand_for_worst, read_study
+from mi_ray.figures.reading import at_largest_n, check_each_once, finished, may_stand_for_worst, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
 from mi_ray.threat_model import WORST_CASE
@@ -57,7 +57,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     Raises ValueError for a study without clean or without attacked cells, and where two cells would be one point.
     """
     own = finished(cells, NEEDS)
-    own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")].copy()
+    own = at_largest_n(own).copy()
     clean, attacked = own[own["attack"] == "none"], own[own["attack"] != "none"]
     if clean.empty or attacked.empty:
         raise ValueError(f"{NEEDS}; this study has none")

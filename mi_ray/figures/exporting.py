@@ -41,7 +41,7 @@ def _written(cells: pd.DataFrame, study: str, file: Path) -> int:
         entries = leaderboard(cells, study)
         if not entries:
             raise ValueError(
-                f"entries need a finished setting whose worst case is known; {study} has none: see `mi-ray cells`"
+                f"entries need a finished setting whose worst case is known; {study} has none; its cells.parquet says why"
             )
         file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")
         return len(entries)

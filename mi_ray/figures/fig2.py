@@ -24,7 +24,7 @@ from matplotlib.lines import Line2D
 
 from mi_ray.figures.names import Names
 from mi_ray.figures.panels import Estimated, Style, curve, framed, lines, save_drawing, styled
-from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.reading import at_largest_n, finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import mean_interval
 from mi_ray.store.blocks import Store, once
@@ -142,10 +142,7 @@ def settings_of(
     own = finished(cells, NEEDS)
     clean = own[(own["attack"] == "none") & (own["defense"] == "none")].set_index("classifier")
     attacked = own[own["defense"].isin(DEFENSES) & own["knowledge"].eq("oblivious") & own["attack"].ne(WORST_CASE)]
-    most = attacked.groupby(["classifier", "defense"])["executions"].transform(
-        "max"
-    )  # as_published has another N for each
-    attacked = attacked[attacked["executions"] == most]
+    attacked = at_largest_n(attacked)  # as_published has another N for each
     found, classes = {}, 0
     threat = ["attack", "attack_params", "goal", "norm", "epsilon"]
     first = attacked[(attacked[threat] == attacked[threat].head(1).squeeze()).all(axis=1)]

@@ -31,7 +31,7 @@ from mi_ray.figures.panels import (
     save_drawing,
     styled,
 )
-from mi_ray.figures.reading import finished, read_study, records_of
+from mi_ray.figures.reading import at_largest_n, finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import (
     FALSE_POSITIVES,
@@ -136,7 +136,7 @@ def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[
     own = finished(cells, NEEDS)
     own = own[own["defense"].isin(DEFENSES) & (own["attack"] != WORST_CASE)]
     if len(own):
-        own = own[own["executions"] == own.groupby(["classifier", "defense"])["executions"].transform("max")]
+        own = at_largest_n(own)
     clean = {tuple(row[DRAWN]): row["cell"] for _, row in own[own["attack"] == "none"].iterrows()}
     attacked = own[own["attack"] != "none"]
     found, based = [], set()

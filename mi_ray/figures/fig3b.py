@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from mi_ray.choice import THREAT, chosen_on, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
-from mi_ray.figures.reading import read_study
+from mi_ray.figures.reading import at_largest_n, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
 from mi_ray.threat_model import WORST_CASE
@@ -79,8 +79,7 @@ def _in_one_ball(table: pd.DataFrame, first: "pd.Series[Any]") -> pd.DataFrame:
     """The rows of `facts` of one norm and ε. first: a row of the attack whose line is thin."""
     worst = (table["attack"] == WORST_CASE) & (table[BALL] == first[BALL]).all(axis=1)
     table = table.assign(line=np.where(worst, WORST, FIRST))[worst | (table[THREAT] == first[THREAT]).all(axis=1)]
-    most = table.groupby("defense")["executions"].transform("max")
-    table = _judged(table[table["executions"] == most])
+    table = _judged(at_largest_n(table))
     parts = [_curve(group) for _, group in table.groupby(["classifier", "defense", "line"], sort=False)]
     ordered = pd.concat(parts, ignore_index=True)
     bare = ordered[ordered["defense"] == "none"].groupby("classifier")["clean"].max()

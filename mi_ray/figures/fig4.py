@@ -14,7 +14,7 @@ from matplotlib.ticker import NullLocator
 
 from mi_ray.figures.names import Names, epsilon_text, parameters, radii_text
 from mi_ray.figures.panels import ACCURACY, BAND, Style, bars, cross_out, framed, lines, save_drawing, styled
-from mi_ray.figures.reading import check_each_once, finished, read_study
+from mi_ray.figures.reading import at_largest_n, check_each_once, finished, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
 
@@ -48,9 +48,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     adaptive = own[(own["knowledge"] == "adaptive") & own["samples"].notna()]
     if adaptive.empty:
         raise ValueError(f"{NEEDS}; this study has none")
-    adaptive = adaptive[
-        adaptive["executions"] == adaptive.groupby(["classifier", "defense"])["executions"].transform("max")
-    ]
+    adaptive = at_largest_n(adaptive)
     rows = [adaptive.assign(what=adaptive["attack"])]
     setting = [*PANEL, "defense", "defense_params", "executions", "steps"]
     pgd = own[(own["attack"] == "pgd") & (own["knowledge"] == "oblivious")]

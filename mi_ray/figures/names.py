@@ -207,6 +207,7 @@ def _parameters(values: Mapping[str, object], without: frozenset[str] = frozense
         for key, value in values.items()
         if key not in without and not isinstance(value, (bool, str)) and value is not None
     ]
+    # The rotation's usual fill, which no study varies.
     return ", ".join(item for item in shown if item != "fill=0")
 
 

@@ -36,6 +36,12 @@ def finished(cells: pd.DataFrame, needs: str) -> pd.DataFrame:
     return found
 
 
+def at_largest_n(cells: pd.DataFrame) -> pd.DataFrame:
+    """Of each defense on each classifier the cells of its largest N."""
+    most = cells.groupby(["classifier", "defense"])["executions"].transform("max")
+    return cells[cells["executions"] == most]
+
+
 def records_of(store: Store, cell: str) -> pd.DataFrame:
     """The records of one cell, a row for each point, selection points too. Raises ValueError when the store has none."""
     tables = [store.read_block("records", cell, block)[0].to_pandas() for block in store.blocks("records", cell)]

@@ -52,15 +52,15 @@ class CellMaker:
         key = content_key("cell", facts)
         identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
         return Cell(
-            key,
-            identity,
-            classifier.key,
-            inputs,
-            Method(defense.name, defense.values()),
-            undefended,
-            tuple(parts),
-            tuple(counterparts),
-            tuple(transferred),
+            key=key,
+            identity=identity,
+            classifier=classifier.key,
+            inputs=inputs,
+            defense=Method(defense.name, defense.values()),
+            undefended=undefended,
+            components=tuple(parts),
+            counterparts=tuple(counterparts),
+            transferred=tuple(transferred),
             clean=on_clean,
         )
 

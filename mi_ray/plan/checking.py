@@ -107,16 +107,16 @@ class CheckPlanner:
         method = self.works.registries.attacks[attack.method]
         executions = attack.executions if attack.defense is not None else None
         return Attacked(
-            attack.method,
-            attack.values,
-            threat,
-            method.stop_parameter,
-            executions,
-            method.follows_gradients,
-            DIAMETERS[threat.norm](self.works.facts.numbers),
-            method.minimal,
-            method.needs_images,
-            {name: said.high for name, said in method.parameters().items() if said.high is not None},
+            method=attack.method,
+            values=attack.values,
+            threat=threat,
+            stop_parameter=method.stop_parameter,
+            executions=executions,
+            follows_gradients=method.follows_gradients,
+            diameter=DIAMETERS[threat.norm](self.works.facts.numbers),
+            minimal=method.minimal,
+            of_images=method.needs_images,
+            highest={name: said.high for name, said in method.parameters().items() if said.high is not None},
         )
 
     def _control(self, attack: AttackWork, classifier: ClassifierWork, control: Control) -> Inputs:

@@ -105,16 +105,12 @@ class KeyedWork:
         self.ingredients[key] = (kind, facts)
         return key
 
-    def _base(self, entry: ClassifierEntry) -> dict[str, Any]:
-        size = {} if entry.input_size is None else {"input_size": entry.input_size}
-        return {"classes": self.facts.classes, "mean": list(entry.mean), "std": list(entry.std), **size}
-
     def _of_architecture(self, entry: ClassifierEntry) -> tuple[Any, dict[str, Any]]:
         """The architecture of an entry, and the description that its network is built from."""
         assert entry.architecture is not None
         architecture = self.registries.architectures.make(*entry.architecture)
         return architecture, {
-            **self._base(entry),
+            **entry.answers_of(self.facts.classes),
             "architecture": architecture.name,
             "arguments": architecture.values(),
         }
@@ -125,7 +121,8 @@ class KeyedWork:
             description, weights = self.facts.given[entry.name]
             facts = {**description, "weights": weights, **self._own(entry.factory)}
         elif entry.factory is not None:
-            description = {**self._base(entry), "factory": entry.factory, "arguments": entry.arguments}
+            base = entry.answers_of(self.facts.classes)
+            description = {**base, "factory": entry.factory, "arguments": entry.arguments}
             facts = {**description, **self._own(entry.factory, entry.weights)}
         else:
             architecture, description = self._of_architecture(entry)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from mi_ray.config import ADAPTIVE, AttackEntry, Options, Sweep
-from mi_ray.parameters import Axis, Method, expand, plain
+from mi_ray.parameters import Axis, Method, expand, plain, product
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.checking import CheckPlanner
 from mi_ray.plan.cost import in_whole
@@ -144,13 +144,13 @@ class Planner:
         """The study's value of a named option, for parameters that the file leaves out."""
         return getattr(self.options, name)
 
-    def _setting(self, written: Method) -> "_Named":
+    def _setting(self, written: Method) -> "_Asked":
         """The settings that `mi_ol`, or `{mi_ol: {lam: [0.5, 0.6]}}`, in an attack's `defenses` means."""
         method = self.registries.defenses[written.name]
         asked = {} if written.values == {} else method.as_mapping(written.values)
         known = method.parameters()
         axes = {key: known[key].axis(f"{written.name}.{key}", value, self._option) for key, value in asked.items()}
-        return _Named(written.name, axes)
+        return _Asked(written.name, axes)
 
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
@@ -258,8 +258,8 @@ class Planner:
         return self.costs.of_plan(plan, self.stored_points)
 
     def search_passes(self) -> Passes:
-        """About what the settings of a search take on all classifiers, with their checks: as many as are tried, each as much as
-        one setting of each defense takes on average. None is known before it is proposed."""
+        """An estimate, as no setting is known before it is proposed: the number of trials times the mean cost of one setting of
+        each defense on all classifiers, checks included."""
         assert self.sweep.search is not None
         axes = [(method, found) for method, found in self.axes() if method.name != "none"]
         bare, *_ = self.settings()
@@ -289,7 +289,7 @@ class Planner:
 
 
 @dataclass(frozen=True)
-class _Named:
+class _Asked:
     """The settings of a defense that have one of these values of each of these parameters."""
 
     name: str
@@ -316,9 +316,3 @@ class _Named:
 
 def _applies(names: tuple[str, ...] | None, classifier: ClassifierWork) -> bool:
     return names is None or classifier.entry.name in names
-
-
-def product(axes: Mapping[str, Axis]) -> Iterator[dict[str, Any]]:
-    """Every combination of the axes' values."""
-    for values in itertools.product(*(axis.values for axis in axes.values())):
-        yield dict(zip(axes, values, strict=True))

@@ -358,4 +358,4 @@ def missing_ranges(present: Iterable[tuple[int, int]], wanted: tuple[int, int], 
         at = max(at, high)
     if at < stop:
         gaps.append((at, stop))
-    return [(low, min(low + size, high)) for first, high in gaps for low in range(first, high, size) if low < stop]
+    return [(low, min(low + size, high)) for first, high in gaps for low in range(first, high, size)]

@@ -1,7 +1,4 @@
-"""What a person reads of a store: a study's cells and its records as pandas frames, filtered before they are loaded.
-
-`write_cells` stands beside `read_cells`, so that one file knows where cells.parquet is.
-"""
+"""What a person reads of a store: a study's cells and its records as pandas frames, filtered before they are loaded."""
 
 import contextlib
 import json

@@ -41,10 +41,8 @@ FEWEST_STANDING = 10  # points, of which a share says something without a test
 FEW_STAND = f"fewer than {FEWEST_STANDING} points stand"
 FEWEST = 20  # points that no control is run on, below which they say nothing of the others
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
-LIMITED_POINTS, RADIUS_POINTS = (
-    100,
-    20,
-)  # A control that is the attack itself, made stronger or of another radius, is dear.
+# A control that is the attack itself, made stronger or of another radius, is dear.
+LIMITED_POINTS, RADIUS_POINTS = 100, 20
 # What is largest where an image is farthest from its clean one.
 FARTHEST: Mapping[Norm, str] = {
     "linf": "|delta|",

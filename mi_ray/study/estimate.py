@@ -42,8 +42,8 @@ class CostRow:
 class StudyCost:
     """What a study would compute and what that costs.
 
-    study: its name. cells, points: how many cells it has, and on how many points each is reported. rows: each kind of
-    distinct work. lines: what follows from them, in words. time: how long what is left takes on this machine.
+    study: its name. cells: how many it has. points: how many a cell has, those that choose settings among them. rows: each
+    kind of distinct work. lines: what follows from them, in words. time: how long what is left takes on this machine.
     """
 
     study: str

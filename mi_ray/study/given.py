@@ -34,8 +34,7 @@ def given_classifier(entry: ClassifierEntry, classes: int, seed: int, descriptio
 
 
 def _described(entry: ClassifierEntry, classes: int, **more: object) -> dict[str, Any]:
-    size = {} if entry.input_size is None else {"input_size": entry.input_size}
-    return {"classes": classes, "mean": list(entry.mean), "std": list(entry.std), **size, **_factory(entry), **more}
+    return {**entry.answers_of(classes), **_factory(entry), **more}
 
 
 def _factory(entry: ClassifierEntry) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor
 
@@ -179,8 +180,13 @@ class Results:
 
     def of_range(self, work: Work, start: int, stop: int) -> dict[str, Any] | None:
         """What a sound block of this very range says of itself; None where there is none."""
-        blocks = [b for b in self.store.blocks(work.kind, work.key) if (b.start, b.stop) == (start, stop)]
-        return self._facts(work, blocks[0]) if blocks else None
+        block = self.block_of(work, start, stop)
+        return None if block is None else self._facts(work, block)
+
+    def block_of(self, work: Work, start: int, stop: int) -> Block | None:
+        """The stored block of this very range, sound or not."""
+        blocks = self.store.blocks(work.kind, work.key)
+        return next((block for block in blocks if (block.start, block.stop) == (start, stop)), None)
 
     def _cut(self, work: Work, block: Block, at: int) -> None:
         """Store a block's rows as two blocks, before and from position `at` of the study's points on.
@@ -196,8 +202,8 @@ class Results:
                 table, facts = self.store.read_block(work.kind, work.key, block)
             except DamagedFileError:
                 return
-            first = pa.compute.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
-            for part, start, stop in ((first, block.start, at), (pa.compute.invert(first), at, block.stop)):
+            first = pc.is_in(table["point"], pa.array(self.data.points[block.start : at], pa.int32()))
+            for part, start, stop in ((first, block.start, at), (pc.invert(first), at, block.stop)):
                 share = (stop - start) / (block.stop - block.start)
                 cost = {name: type(facts[name])(facts[name] * share) for name in COST}
                 self.store.write_block(work.kind, work.key, start, stop, table.filter(part), {**facts, **cost})
@@ -265,7 +271,7 @@ class Results:
         """(lowest pixel, highest pixel) of what an attack made of the study's points."""
         low, high = 0.0, 1.0
         for _, kept in self._at_stop(inputs, len(self.data.points)):
-            pixels = pa.compute.min_max(kept["image"].combine_chunks().flatten()).as_py()
+            pixels = pc.min_max(kept["image"].combine_chunks().flatten()).as_py()
             low, high = min(low, pixels["min"]), max(high, pixels["max"])
         return low, high
 
@@ -300,7 +306,7 @@ class Results:
         def rows(block: Block, part: slice) -> tuple[slice, pa.Table]:
             """The rows at the stop of a part of a block, with its place among the study's points."""
             table, _ = self.store.read_block("adversarial", key, block)
-            kept = table.filter(pa.compute.equal(table["steps"], inputs.stop))
+            kept = table.filter(pc.equal(table["steps"], inputs.stop))
             positions = np.arange(len(kept)) % (block.stop - block.start)  # The points of a restart follow one another.
             ours = (positions >= part.start) & (positions < part.stop)
             return slice(block.start + part.start, block.start + part.stop), kept.filter(pa.array(ours))
@@ -342,12 +348,14 @@ class Results:
         its order, with the N that they are read at. Raises DamagedFileError when some are missing.
         """
         own = torch.from_numpy(self.probabilities(undefended, start, stop)[0, 0])
-        averages = [
-            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)])
-            for work, n in components
-        ]
+        averages = self._averages(components, start, stop)
         draws = len(averages[0]) if averages else 1
         return own, DEFENSES.make(*defense).join(own.expand(draws, -1, -1), averages)
+
+    def _averages(self, components: Sequence[tuple[OutputWork, int]], start: int, stop: int) -> list[Tensor]:
+        """What each component averages over its N, [draws, P, L], on a range of points."""
+        every = ((self.probabilities(work, start, stop), work.executions.index(n)) for work, n in components)
+        return [torch.from_numpy(stored[:, at]) for stored, at in every]
 
     def stands(
         self, defense: Method, read: Read, start: int, stop: int, clean: Read | None = None
@@ -364,9 +372,7 @@ class Results:
         made = DEFENSES.make(*defense)
         if not made.abstains:
             return right, np.zeros_like(right)
-        averages = [
-            torch.from_numpy(self.probabilities(work, start, stop)[:, work.executions.index(n)]) for work, n in read[1]
-        ]
+        averages = self._averages(read[1], start, stop)
         abstained = made.abstained(own.expand(len(right), -1, -1), averages).numpy()
         if clean is None:
             return right & ~abstained, abstained
@@ -414,7 +420,7 @@ class Results:
         """(images, attacked labels, max |delta|) of a stored block at a stop, of each point its best restart."""
         table, _ = self._own("adversarial", key, classifier, block)
         height, width, channels = self.data.images.shape[1:]
-        kept = table.filter(pa.compute.equal(table["steps"], stop))
+        kept = table.filter(pc.equal(table["steps"], stop))
         count = block.stop - block.start
         if len(kept) == 0 or len(kept) % count:
             raise DamagedFileError(f"{block.path} must hold every point at stop {stop}; it has {len(kept)} rows of it")

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from mi_ray.choice import frontier
 from mi_ray.defenses import DEFENSES
+from mi_ray.defenses.base import drop
 from mi_ray.plan.work import Cell, OutputWork, Plan
 from mi_ray.statistics import (
     cell_summary,
@@ -57,7 +58,7 @@ def derive(results: Results, cell: Cell, selection: int, count: int) -> pa.Table
         "predicted": np.where(abstained[0], ABSTAINS, first.argmax(1).numpy()),
         "confidence_undefended": undefended.amax(1).numpy(),
         "confidence": first.amax(1).numpy(),
-        "score": (undefended.gather(1, own) - first.gather(1, own))[:, 0].numpy(),
+        "score": drop(undefended, first).numpy(),
         "probabilities": list(first.numpy()),
         "linf": linf,
         "seed": np.repeat(data.seed, count),

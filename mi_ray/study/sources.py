@@ -28,7 +28,10 @@ _IMPORTED: dict[Path, str] = {}
 
 def source_hash(module: str) -> str:
     """A hash of what a person's own module says, and what the modules say that it imports from its own folder."""
-    said = _said(module)
+    return _hash(module, _said(module))
+
+
+def _hash(module: str, said: Mapping[Path, str]) -> str:
     return hashlib.sha256("|".join(said.values()).encode()).hexdigest() if said else module
 
 
@@ -58,7 +61,7 @@ def as_imported(module: str) -> str:
             raise ValueError(
                 f"{path.name} was changed since this process imported it: begin a new one (in a notebook, restart the kernel)"
             )
-    return source_hash(module)
+    return _hash(module, files)  # Of what was looked at just now: read again, it might be something else.
 
 
 def _look_at(module: str) -> None:

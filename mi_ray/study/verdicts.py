@@ -220,19 +220,19 @@ class Verdicts:
         moved, zero, gradients = self._images(inputs, check.points)
         rival = "" if check.control is None else _named(check.control)
         evidence = Evidence(
-            judged,
-            clean,
-            control,
-            moved,
-            zero,
-            gradients,
-            inputs.threat.epsilon,
-            self.results.data.classes,
-            rival,
-            0.0 if check.control is None else check.control.identity["epsilon"],
-            None if check.control is None else self.results.success(check.control.inputs, check.points),
-            self._left_alone(inputs, moved) if ATTACKS[inputs.attack.method].stops_early else None,
-            self.plan.checked,
+            judged=judged,
+            clean=clean,
+            control=control,
+            moved=moved,
+            zero=zero,
+            gradients=gradients,
+            epsilon=inputs.threat.epsilon,
+            classes=self.results.data.classes,
+            rival=rival,
+            wider=0.0 if check.control is None else check.control.identity["epsilon"],
+            success=None if check.control is None else self.results.success(check.control.inputs, check.points),
+            left_alone=self._left_alone(inputs, moved) if ATTACKS[inputs.attack.method].stops_early else None,
+            checked=self.plan.checked,
         )
         return checks.judge(check.name, evidence)
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +24,7 @@ from mi_ray.classifiers import Classifier, Precision
 from mi_ray.data import to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.device import Passes, exact_arithmetic, keep_memory, on_device
+from mi_ray.device import PassCounter, exact_arithmetic, keep_memory, on_device
 from mi_ray.graphs import Graphs
 from mi_ray.networks import hand_over
 from mi_ray.own_code import places_told
@@ -79,7 +80,7 @@ class Workbench:
     def __init__(self, data: StudyData, limits: WorkerLimits = WorkerLimits()) -> None:
         self.data, self.limits = data, limits
         self.device = torch.device(data.device)
-        self.passes = Passes()
+        self.passes = PassCounter()
         keep_memory()
         exact_arithmetic(self.device)
         hand_over(data.networks)
@@ -168,11 +169,11 @@ class Workbench:
 
     def _trajectory(self, work: AttackWork, start: int, stop: int) -> tuple[pa.Table, Mapping[str, Any]]:
         """(rows, facts) of a stored block of this very range, if the attack can go on from it; else nothing."""
-        wanted = [b for b in self.store.blocks("adversarial", work.key) if (b.start, b.stop) == (start, stop)]
-        if not ATTACKS[work.method].goes_on or not wanted:
+        wanted = self.results.block_of(work, start, stop)
+        if not ATTACKS[work.method].goes_on or wanted is None:
             return ADVERSARIAL.empty_table(), {}
         try:
-            table, facts = self.store.read_block("adversarial", work.key, wanted[0])
+            table, facts = self.store.read_block("adversarial", work.key, wanted)
         except DamagedFileError:  # Another study has cut or widened it since.
             return ADVERSARIAL.empty_table(), {}
         return (table, facts) if set(facts["stops"]) < set(work.stops) else (ADVERSARIAL.empty_table(), {})
@@ -185,8 +186,8 @@ class Workbench:
         """Where the stored trajectories stand after that many steps; None at their beginning."""
         if steps == 0:
             return None
-        rows = stored.filter(pa.compute.equal(stored["steps"], steps))
-        restarts = pa.compute.max(rows["restart"]).as_py() + 1
+        rows = stored.filter(pc.equal(stored["steps"], steps))
+        restarts = pc.max(rows["restart"]).as_py() + 1
         height, width, channels = self.data.images.shape[1:]
         images = list_column(rows["image"], channels * height * width).reshape(restarts, -1, channels, height, width)
         zeros = rows["zero_gradients"].to_numpy().reshape(restarts, -1).astype(np.int64)
@@ -237,11 +238,11 @@ class Workbench:
 
         Nothing of what does not vote, and of what has fewer draws than are asked for.
         """
-        blocks = [b for b in self.store.blocks("outputs", work.key) if (b.start, b.stop) == (start, stop)]
-        if not work.votes or not blocks:
+        block = self.results.block_of(work, start, stop)
+        if not work.votes or block is None:
             return {}, {}
         try:
-            facts = self.store.block_facts(blocks[0])
+            facts = self.store.block_facts(block)
             if not work.begins_at(facts):
                 return {}, {}
             own = tuple(n for n in work.executions if n in facts["executions"])
@@ -357,7 +358,7 @@ def _beside(counted: Mapping[int, Tensor], executions: Sequence[int], found: Ten
 def _in_order(tables: Sequence[pa.Table], points: Sequence[int]) -> pa.Table:
     """The rows of one block, sorted by restart, then stop, then the block's order of points."""
     table = pa.concat_tables(tables)
-    place = pa.compute.index_in(table["point"], pa.array(points, pa.int32()))
+    place = pc.index_in(table["point"], pa.array(points, pa.int32()))
     keys = pa.table([table["restart"], table["steps"], place], names=["restart", "steps", "place"])
-    order = pa.compute.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
+    order = pc.sort_indices(keys, sort_keys=[(name, "ascending") for name in keys.column_names])
     return table.take(order)
