@@ -20,7 +20,7 @@ from helpers.studies import Tiny
 
 import mi_ray
 import mi_ray.parameters
-from mi_ray.attacks import ImagesAttack
+from mi_ray.attacks import Attack, ImagesAttack
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.run import why_sweep
@@ -71,6 +71,19 @@ def test_what_a_plugin_may_say_is_there_to_be_said() -> None:
         ]
         assert len(names) >= 8
         assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_what_an_attack_of_ones_own_can_say_is_all_in_the_document() -> None:
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8").split("\n## An attack\n")[1].split("\n## ")[0]
+    said = {
+        name
+        for kind in (Attack, ImagesAttack)
+        for name, value in vars(kind).items()
+        if not name.startswith("_") and (isinstance(value, property) or not callable(value))
+    }
+    # These are for attacks with several stops, which are no `ImagesAttack`; `revision` follows from `version`.
+    beside = {"stop_parameter", "goes_on", "minimal", "revision"}
+    assert said - beside == {name for name in said - beside if f"`{name}`" in text}
 
 
 def test_readmes_lines_give_the_accuracy_of_each_cell(store: Path) -> None:

@@ -382,3 +382,10 @@ def test_images_are_offered_to_no_point_where_none_stands(defense: Any, tmp_path
     )
     assert compute(one, 6) > 0
     assert {row["state"] for row in derived(one)} == {"done"}
+
+
+def test_another_version_of_an_attack_within_another_asks_for_another_version_of_that() -> None:
+    """Their keys have no word of what they run: whoever raises a version here raises `Cascade`'s and `Reference`'s, and these."""
+    within = {name: ATTACKS[name].version for name in ("eot_pgd", "apgd", "square")}
+    assert within == {"eot_pgd": 2, "apgd": 3, "square": 3}
+    assert {name: ATTACKS[name].version for name in ("cascade", "reference")} == {"cascade": 2, "reference": 2}

@@ -42,7 +42,7 @@ from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Train
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
 from mi_ray.cluster.worker import Item, _telling, workbench
-from mi_ray.device import NotFiniteError, Passes
+from mi_ray.device import NotFiniteError, PassCounter
 from mi_ray.events import about, event, written_to
 from mi_ray.own_code import own_modules
 from mi_ray.page.facts import provenance
@@ -103,7 +103,7 @@ def test_blocks_that_run_are_shown_by_their_passes_and_those_that_are_done_or_lo
 
 def test_a_block_tells_of_its_passes_until_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mi_ray.cluster.worker, "TOLD_EVERY", 0.001)
-    passes, progress, heard = Passes(), Mock(), threading.Event()
+    passes, progress, heard = PassCounter(), Mock(), threading.Event()
     progress.tell.remote.side_effect = lambda *_: heard.set()
     passes.watch(torch.zeros(7, 1))
     with _telling(passes, progress, (3, 1)):
