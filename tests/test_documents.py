@@ -1,6 +1,7 @@
 """Every block of Python in README and docs runs as it stands, and README's three lines give the accuracies of the cells."""
 
 import ast
+import importlib
 import json
 import os
 import re
@@ -274,3 +275,15 @@ def test_the_notebook_goes_from_a_sweep_to_a_frontier(tmp_path: Path) -> None:
         check=False,
     )
     assert done.stdout.splitlines()[-1] == "True True", done.stderr
+
+
+def test_the_table_of_dependencies_is_pyprojects() -> None:
+    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")  # pytest brings the latter
+    project = toml.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = {name: asked for name, asked in project["optional-dependencies"].items() if name != "test"}
+    asked = [*project["dependencies"], *(each for every in extras.values() for each in every)]
+    table = (ROOT / "docs/security.md").read_text(encoding="utf-8").split("\n## Dependencies\n")[1].split("\n## ")[0]
+    said = re.findall(r"^\| ((?!package|---).*?)(?: \(extra `\w+`\))? \|", table, re.MULTILINE)
+    # `ray[tune,train]` has a comma of its own.
+    told = [name for each in said for name in re.findall(r"[\w-]+(?:\[[\w,]+\])?", each)]
+    assert sorted(told) == sorted({re.split("[<>=]", each)[0] for each in asked})
