@@ -24,7 +24,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
-PLAIN_EVERY = 5.0  # seconds between plain lines
+PLAIN_EVERY = 5.0  # seconds between plain lines at first
+PLAIN_SHARE = 0.01  # later, of the time that the stage has taken: a log of a night is read by people too
 STDERR = 2  # the process's own, since what a notebook puts in the place of sys.stderr is no file
 
 
@@ -176,9 +177,11 @@ class Stage:
         raise_if_stopped()
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done)
-        elif time.monotonic() - self._printed > PLAIN_EVERY and self.done < self.total:
-            self._printed = time.monotonic()
-            self._line()
+        elif self.done < self.total:
+            now = time.monotonic()
+            if now - self._printed > max(PLAIN_EVERY, PLAIN_SHARE * (now - self.started)):
+                self._printed = now
+                self._line()
 
     def _line(self) -> None:
         now, text = time.monotonic(), f"{self.name}: {self.done:,}/{self.total:,} {self.unit}"

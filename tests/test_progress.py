@@ -198,6 +198,19 @@ def test_the_time_that_is_left_is_known_before_the_first_unit_is_done(monkeypatc
     assert told(shown, 30.0, monkeypatch) == "attack: 100/400 points, 3.3 points/s, 30 s, 90 s left\n"
 
 
+def test_plain_lines_come_rarer_the_longer_a_stage_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda: 0.0)
+    console = Console(file=io.StringIO())
+    shown = Stage("attack", 1000, "points", console)
+    for second in range(1, 36_001):
+        monkeypatch.setattr(mi_ray.progress.time, "monotonic", lambda now=float(second): now)
+        shown.advance(0)
+    seconds = [int(line.split(", ")[2].split()[0]) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert seconds[:3] == [6, 12, 18]
+    assert 350 <= seconds[-1] - seconds[-2] <= 361
+    assert len(seconds) < 500
+
+
 def test_a_bar_shows_the_same_time_as_a_plain_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Stage("attack", 400, "points", Console(file=io.StringIO(), force_terminal=True, width=120), passes=4000)
     assert shown._bar is not None
