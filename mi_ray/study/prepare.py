@@ -322,6 +322,16 @@ def _idle(planner: Planner) -> list[str]:
     return [f"note: attacks[{place}] attacks nothing: {rule}" for (place, _), rule in zip(idle, rules, strict=True)]
 
 
+def _refuse_unattacked(planner: Planner) -> None:
+    """Raise ValueError where a search would be told of settings what no attack leaves of them: they would all look best."""
+    for work, setting in itertools.product(planner.classifiers, planner.settings()):
+        if setting.components() and len(planner.inputs(work, setting)) == 1:
+            raise ValueError(
+                "search: every setting must be attacked, since what attacks leave is what is sought; nothing attacks "
+                f"{setting.name} on {work.entry.name}"
+            )
+
+
 def _way(planner: Planner, entry: AttackEntry) -> str:
     """The kind of defense that an adaptive attack goes through."""
     where = "" if entry.classifiers is None else f" on {', '.join(entry.classifiers)}"
@@ -351,7 +361,7 @@ def prepare(sweep: Sweep) -> Study:
         sources=sources,
         given=_given(sweep, dataset.classes),
     )
-    unread = replace(facts, pools=defaultdict[str, str](str))
+    unread = replace(facts, pools=defaultdict[str, str](str), networks=defaultdict[tuple[str, str | None], str](str))
     settings = Planner(sweep, REGISTRIES, unread, options[""]).settings()
     # A study that mixes nothing may be of a dataset with classes of which no image can be drawn. What a search proposes is open.
     mixes = sweep.search is not None or any(part.needs_pool() for each in settings for part in each.components())
@@ -371,6 +381,8 @@ def prepare(sweep: Sweep) -> Study:
     for name, each in variants.items():
         _refuse_impossible(name, each)
     idle = _idle(planner)
+    if sweep.search is not None:
+        _refuse_unattacked(planner)
     points = dataset.points(sweep.points_order(), sweep.seed)[: planner.stored_points]
     notes = (*(note for each in tried for note in each.notes), *idle)
     study = Study(sweep, dataset, planner, variants, pools.made, points, pools.left_out, unfolded, notes, networks)

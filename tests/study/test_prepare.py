@@ -48,3 +48,23 @@ def test_an_attack_of_a_classifier_that_has_no_defense_of_its_own_is_told_of() -
     on_g = {**THROUGH, "classifiers": ["g"]}
     (told,) = prepare(sweep(classifiers=two, attacks=[PGD, on_g], defenses=defenses)).notes
     assert "attacks[1] attacks nothing: pgd with `knowledge: adaptive` needs a defense on g to go through" in told
+
+
+def test_an_attack_may_name_a_defense_that_holds_a_network() -> None:
+    purify = {"purify": {"factory": "mi_ray.denoising:digits_denoiser", "noise": 0.1}}
+    through = {"eot_pgd": {"steps": 2}, "epsilon": "8/255", "knowledge": "adaptive", "defenses": ["purify"]}
+    plan = prepare(sweep(attacks=[PGD, through], defenses=["none", purify])).plan()
+    assert {work.defense.name for work in plan.attacks if work.defense is not None} == {"purify"}
+
+
+def test_a_search_over_what_nothing_attacks_is_refused() -> None:
+    """It would be told that all of it is left."""
+    optuna = {"optuna": {"trials": 2}}
+    points = {"count": 40, "selection": 20}
+    defenses = [{"gaussian_noise": {"sigma": {"linspace": [0.1, 0.2, 2]}}}, {"mi_ol": {"lam": [0.5, 0.6]}}]
+    through = {**THROUGH, "defenses": ["mi_ol"]}
+    with pytest.raises(
+        ValueError, match=r"search: every setting must be attacked.*; nothing attacks gaussian_noise on f"
+    ):
+        prepare(sweep(attacks=[through], defenses=defenses, search=optuna, points=points))
+    assert prepare(sweep(attacks=[PGD, through], defenses=defenses, search=optuna, points=points)).notes == ()
