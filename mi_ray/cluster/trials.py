@@ -4,9 +4,10 @@
 """
 
 import contextlib
+import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from ray.tune.experiment import Trial as TuneTrial
 from mi_ray.cluster.worker import Boxed, lasted, where, workbench
 from mi_ray.own_code import OwnModules
 from mi_ray.parameters import Method
-from mi_ray.plan.work import LAST_PHASE, OutputWork, Read, Work
+from mi_ray.plan.work import LAST_PHASE, Cell, OutputWork, Read, Work
 from mi_ray.study.results import Item
 from mi_ray.study.workbench import Done, Workbench, WorkerLimits
 
@@ -43,13 +44,24 @@ class Trial:
     reads: Mapping[str, Read] = field(default_factory=dict)
 
 
-def grid_trials(outputs: Sequence[OutputWork]) -> list[Trial]:
-    """A trial for each classifier and component of a plan; MI-Combined's cells join what these leave in the store."""
+def grid_trials(outputs: Sequence[OutputWork], cells: Iterable[Cell] = ()) -> list[Trial]:
+    """A trial for each classifier and component of a plan; MI-Combined's cells join what these leave in the store.
+
+    cells: of the same plan, from which it is known at which radii an attack is read that looks for the nearest image.
+    """
+    reads: dict[str, dict[str, Read]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.identity["executions"]):
+        if not cell.members:
+            reads.setdefault(repr((cell.classifier, cell.defense)), {})[cell.inputs.name] = cell.read
     groups: dict[str, list[OutputWork]] = {}
     for work in outputs:
         if work.component is not None:
             groups.setdefault(repr((work.classifier, work.component)), []).append(work)
-    return [Trial(g[0].classifier, g[0].component, tuple(g)) for g in groups.values() if g[0].component]
+    return [
+        Trial(g[0].classifier, g[0].component, tuple(g), reads.get(place, {}))
+        for place, g in groups.items()
+        if g[0].component
+    ]
 
 
 @dataclass(frozen=True)
@@ -200,11 +212,12 @@ class SettingTrainable(tune.Trainable):
 
 
 def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[str, float]:
-    """A setting's clean accuracy and its lowest adversarial accuracy, each the mean survival over points and draws.
+    """A setting's clean accuracy and its lowest adversarial accuracy, each the mean survival over points and draws; NaN where
+    it is not asked for.
 
     part: the range of points.
     """
-    found = dict(zip(ACCURACIES, (float("nan"), 1.0), strict=True))
+    found = dict.fromkeys(ACCURACIES, float("nan"))
     clean, adversarial = ACCURACIES
     reads = trial.reads or {name: _read(works) for name, works in _scored(trial).items()}
     for name, read in reads.items():
@@ -213,7 +226,7 @@ def accuracies(bench: Workbench, trial: Trial, part: tuple[int, int]) -> dict[st
         if name == "clean":
             found[clean] = accuracy
         else:
-            found[adversarial] = min(found[adversarial], accuracy)
+            found[adversarial] = accuracy if math.isnan(found[adversarial]) else min(found[adversarial], accuracy)
     return found
 
 

@@ -90,7 +90,7 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     """
     size, costs = session.sweep.resources.block, session.study.planner.costs
     todo, points, passes = list[Trial](), 0, 0.0
-    for trial in grid_trials([work for work in plan.outputs if session.possible(work)]):
+    for trial in grid_trials([work for work in plan.outputs if session.possible(work)], plan.cells):
         missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
         computed = session.unreported & {work.key for work in trial.works}
         points += sum(stop - start for _, start, stop in missing)

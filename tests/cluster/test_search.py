@@ -1,16 +1,17 @@
 """Searches without Ray: a trial's work and its score, and Optuna in rounds that do not depend on who comes first."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
-from helpers.studies import compute, tiny
+from helpers.studies import compute, derived, tiny
 
 from mi_ray.cluster.optuna_study import open_storage
 from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_cells, search_space
-from mi_ray.cluster.trials import ACCURACIES, accuracies
+from mi_ray.cluster.trials import ACCURACIES, accuracies, grid_trials
 from mi_ray.config import OptunaSearch
 from mi_ray.parameters import Axis
 from mi_ray.run import run_sweep
@@ -164,3 +165,22 @@ def test_a_trial_makes_the_images_that_its_adaptive_attack_chooses_among(tmp_pat
         for block in one.bench.results.missing(found, 20):
             one.bench.compute(*block)
     assert all(0 <= value <= 1 for value in accuracies(one.bench, trial, (0, 20)).values())
+
+
+def test_a_grid_is_told_what_an_attack_for_the_nearest_image_leaves_at_its_radii_and_nothing_where_none_is(
+    tmp_path: Path,
+) -> None:
+    noise = {"gaussian_noise": {"sigma": 0.01}}
+    attacked = tiny(
+        tmp_path / "a", attacks=[{"minimum_norm": {"steps": 5}, "epsilon": [0.001, 0.01]}], defenses=[noise]
+    )
+    compute(attacked)
+    rows = derived(attacked)
+    most = [row for row in rows if row["executions"] == max(each["executions"] for each in rows)]
+    own = [row["accuracy"] for row in most if row["defense"] == "gaussian_noise" and row["attack"] == "minimum_norm"]
+    assert len(own) == 2
+    (trial,) = grid_trials(attacked.plan.outputs, attacked.plan.cells)
+    first, last = attacked.study.sweep.points.selection, attacked.study.sweep.points.count
+    assert accuracies(attacked.bench, trial, (first, last))[ACCURACIES[1]] == min(own)
+    clean = replace(trial, works=[work for work in trial.works if work.inputs.attack is None], reads={})  # type: ignore[union-attr]
+    assert math.isnan(accuracies(attacked.bench, clean, (first, last))[ACCURACIES[1]])
