@@ -122,8 +122,10 @@ def checking(session: Session, plan: Plan, beside: Beside | None = None) -> Step
     """Craft the checks' adversarial examples and evaluate them, first with F and then with what takes ŷ from it."""
     if not plan.check_attacks():
         return
-    for points, attacks in plan.by_points(plan.check_attacks()):
-        yield from computing(session, "checks: attacks", "checks", attacks, points, beside=beside)
+    for begins in (False, True):
+        these = [work for work in plan.check_attacks() if bool(work.given) == begins]
+        for points, attacks in plan.by_points(these):
+            yield from computing(session, "checks: attacks", "checks", attacks, points, beside=beside)
     outputs = plan.by_points(plan.check_outputs())
     for of_f in (True, False):
         for points, works in outputs:

@@ -110,6 +110,11 @@ class CellMaker:
                     members=tuple(keys),
                 )
 
+    def _images(self, given: Inputs) -> dict[str, Any]:
+        """Images that an attack begins with, as a sweep file names them."""
+        assert given.attack is not None
+        return {given.attack.method: given.attack.values, "classifier": self.works.called[given.attack.classifier]}
+
     def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:
         """Every identity column of the records, but the cell's key."""
         attack, threat = inputs.attack, inputs.threat if inputs.attack else None
@@ -119,6 +124,8 @@ class CellMaker:
             stop_parameter = self.works.registries.attacks[attack.method].stop_parameter
             if stop_parameter is not None:
                 params[stop_parameter] = inputs.stop
+            if attack.given:
+                params["images"] = [self._images(each) for each in attack.given]
         return {
             "dataset": self.works.facts.dataset,
             "classifier": classifier.entry.name,

@@ -7,7 +7,7 @@ from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, Held, PlannedRule, controls
 from mi_ray.plan.cost import in_whole
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
-from mi_ray.threat_model import DIAMETERS, ThreatModel
+from mi_ray.threat_model import DIAMETERS, ThreatModel, step_of
 
 
 class CheckPlanner:
@@ -123,4 +123,14 @@ class CheckPlanner:
         made = self.works.registries.attacks.make(control.method, control.values)
         behind = None if attack.defense is None else self.works.registries.defenses.make(*attack.defense)
         threat = replace(attack.threat, epsilon=control.epsilon)
-        return self.works.read(made, threat, classifier, behind, "true" if control.own else None)
+        given = tuple(self._again(each, control.epsilon) for each in attack.given) if made.takes_images else ()
+        return self.works.read(made, threat, classifier, behind, "true" if control.own else None, given)
+
+    def _again(self, given: Inputs, epsilon: float) -> Inputs:
+        """The images that a judged attack begins with, made again in the ball of its control, by steps as long in proportion."""
+        assert given.attack is not None
+        values, threat = dict(given.attack.values), given.threat
+        if values.get("step_size") is not None and 0 < threat.epsilon != epsilon > 0:
+            values["step_size"] = step_of(values["step_size"] * epsilon / threat.epsilon, 1, threat.norm)
+        made = self.works.registries.attacks.make(given.attack.method, values)
+        return self.works.read(made, replace(threat, epsilon=epsilon), self._by_key[given.attack.classifier], None)

@@ -90,6 +90,7 @@ class KeyedWork:
     def __init__(self, sweep: Sweep, registries: Registries, facts: Facts, options: Options) -> None:
         self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
         self.costs = Costs(registries.attacks, registries.chunk)
+        self.called: dict[str, str] = {}  # key of a classifier -> its name in the sweep
         # Of every key that was made: its kind, and what decides it.
         self.ingredients: dict[str, tuple[str, Values]] = {}
         order = sweep.points_order()
@@ -142,7 +143,11 @@ class KeyedWork:
 
     def classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
-        entry = entry.written_out()
+        work = self._classifier(entry.written_out())
+        self.called[work.key] = entry.name
+        return work
+
+    def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
         if entry.given_whole or entry.factory is not None or entry.weights is not None:
             return self._untrained(entry)
         architecture, description = self._of_architecture(entry)
@@ -307,10 +312,11 @@ class KeyedWork:
         classifier: ClassifierWork,
         defense: Any | None,
         labels: AttackLabels | None = None,
+        given: tuple[Inputs, ...] = (),
     ) -> Inputs:
-        """What an attack leaves of the images at its last stop under a threat model. labels: as `attack` has them."""
+        """What an attack leaves of the images at its last stop under a threat model. labels, given: as `attack` has them."""
         if not attack.minimal:
-            work = self.attack(attack, threat, classifier, defense, labels=labels)
+            work = self.attack(attack, threat, classifier, defense, given, labels)
             return Inputs(work, work.stops[-1])
         work = self.nearest(attack, threat, classifier, defense)
         return Inputs(work, work.stops[-1], threat.epsilon)

@@ -383,10 +383,12 @@ class Plan:
 
 
 def _of_control(check: Check) -> Iterator[Work]:
-    """The work of a check's control: its attack, and the outputs that its cell is derived from."""
+    """The work of a check's control: its attack, after those whose images it begins with, and the outputs of its cell."""
     if check.control is not None:
-        if check.control.inputs.attack is not None:
-            yield check.control.inputs.attack
+        attack = check.control.inputs.attack
+        if attack is not None:
+            yield from (inputs.attack for inputs in attack.given if inputs.attack is not None)
+            yield attack
         yield from check.control.needs()
 
 

@@ -38,7 +38,7 @@ IDENTITY_COLUMNS: Columns = (
     Column("classifier", TEXT, "The name that the sweep gives to the classifier F."),
     Column("classifier_key", TEXT, "The content key of F: the folder in `classifiers/` that holds its weights."),
     Column("attack", TEXT, "The attack's name; `none` for clean images and `worst_case` for the worst of all attacks."),
-    Column("attack_params", TEXT, "The attack's parameters as JSON text."),
+    Column("attack_params", TEXT, "The attack's parameters as JSON text, with the `images` that it begins with."),
     Column("goal", TEXT, "`untargeted` or `targeted`; `none` for clean images and `any` for a worst case."),
     Column(
         "norm",

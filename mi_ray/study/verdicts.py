@@ -165,11 +165,12 @@ class Verdicts:
         return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON
 
     def _of_worst_case(self, row: Row, findings: Mapping[str, Findings], done: Mapping[str, Row]) -> Findings:
-        """The checks of its strongest sound member: where there is a defense, one that was made on it, with gradients or without.
+        """The checks of its strongest member that has passed: where there is a defense, one that was made on it, with gradients
+        or without.
 
-        A broken adaptive attack beside an oblivious one says nothing of the defense, so where none is sound the
-        strongest broken one speaks. Where none was run the strongest sound oblivious one does, and the controls count as not
-        run.
+        A broken adaptive attack beside an oblivious one says nothing of the defense, and one that nothing judges does not make
+        up for one that is refused, so where none has passed the strongest speaks, on which the number rests. Where none was
+        run the strongest oblivious one that has passed does, and the controls count as not run.
         """
         members = [key for key in self._cells[row["cell"]].members if key in findings]
         if not members:
@@ -177,8 +178,8 @@ class Verdicts:
         behind = row["defense"] != "none"
         able = [key for key in members if not behind or done[key]["knowledge"] != "oblivious"]
         asked = able or members
-        sound = [key for key in asked if all(found.state != "failed" for found in findings[key].values())]
-        speaker = min(sound or asked, key=lambda key: float(done[key]["accuracy"]))
+        passed = [key for key in asked if checks.verdict(findings[key], attacked=True) == "passed"]
+        speaker = min(passed or asked, key=lambda key: float(done[key]["accuracy"]))
         mine = dict(findings[speaker])
         if not able:
             why = "no adaptive attack on this defense in the study: the worst case is of oblivious ones"

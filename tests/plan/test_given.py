@@ -1,5 +1,6 @@
 """Attacks that begin with images of others, which their entry names; and attacks that may only ask."""
 
+import json
 from typing import Any
 
 import pytest
@@ -124,3 +125,39 @@ def test_outputs_on_images_stand_on_what_those_images_stand_on() -> None:
     ]
     assert other in made.stands_on()
     assert other in outputs.stands_on()
+
+
+def test_a_control_of_another_radius_begins_with_images_of_that_radius() -> None:
+    """Without them a cascade that owes what it leaves to its images was refused, since it leaves more in the larger ball."""
+    images = [{"pgd": {"steps": 4, "step_size": 0.02}, "classifier": "b"}]
+    plan = planned(
+        attacks=[cascade(images, classifiers=["a"])],
+        classifiers=TWO,
+        defenses=[{"mi_ol": 0.5}],
+        checks={"level": "subset", "points": 20},
+    )
+    controls = {work.threat.epsilon: work for work in plan.check_attacks() if work.method == "cascade"}
+    assert controls.keys() == {0.0, 0.2, 0.5}
+    for epsilon, step in ((0.2, 0.04), (0.5, 0.1), (0.0, 0.02)):
+        (given,) = (inputs.attack for inputs in controls[epsilon].given)
+        assert given is not None
+        assert (given.threat.epsilon, given.classifier) == (epsilon, plan.classifiers[1].key)
+        assert given.values["step_size"] == pytest.approx(step)
+        assert given.key in {work.key for work in plan.check_attacks()}
+        assert plan.checked_points()[given.key] >= plan.checked_points()[controls[epsilon].key]
+    reference = [work for work in plan.check_attacks() if work.method == "reference"]
+    assert reference
+    assert not any(work.given for work in reference)
+
+
+def test_cells_under_attacks_that_differ_in_their_images_alone_say_so() -> None:
+    of_b = cascade([{"pgd": {"steps": 4}, "classifier": "b"}], classifiers=["a"])
+    plan = study(of_b, cascade([{"pgd": {"steps": 4}}], classifiers=["a"]), cascade(classifiers=["a"]))
+    cells = [cell for cell in plan.cells if cell.identity["attack"] == "cascade"]
+    told = [json.loads(cell.identity["attack_params"]).get("images") for cell in cells]
+    assert len({cell.identity["attack_params"] for cell in cells}) == len(cells) == 3
+    assert [each and (each[0]["classifier"], each[0]["pgd"]["steps"]) for each in told] == [
+        ("b", [4]),
+        ("a", [4]),
+        None,
+    ]

@@ -28,7 +28,7 @@ from mi_ray.networks import read_weights
 from mi_ray.plan.work import Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
-from mi_ray.study.checks import CHECKS, NEED_PASSES, RULES, STORED, Finding
+from mi_ray.study.checks import CHECKS, NEED_PASSES, RULES, STORED, CheckState, Finding, verdict
 from mi_ray.study.prepare import prepare
 from mi_ray.study.rows import write_records
 from mi_ray.study.verdicts import Verdicts
@@ -234,6 +234,29 @@ def test_the_worst_case_without_a_defense_is_as_sound_as_its_strongest_attack(ce
     members = [row for row in cells if row["cell"] in worst["work"]["members"]]
     strongest = min(members, key=lambda row: row["accuracy"])
     assert (worst["checks"], worst["verdict"]) == (strongest["checks"], strongest["verdict"])
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "states", "said"),
+    [
+        ((0.2, 0.4), ("failed", "not run"), "failed"),  # what nothing judges does not make up for what is refused
+        ((0.4, 0.2), ("failed", "not run"), "not run"),  # but where it is the stronger one, the number rests on it
+        ((0.2, 0.4), ("failed", "passed"), "passed"),
+        ((0.4, 0.2), ("passed", "not run"), "passed"),
+    ],
+)
+def test_a_worst_case_is_as_sound_as_the_strongest_attack_that_passed_else_as_the_strongest(
+    accuracies: tuple[float, float], states: tuple[CheckState, CheckState], said: str
+) -> None:
+    names, sound = ("one", "other"), Finding("passed", "as it should")
+    findings = {
+        name: {"in_ball": sound, "in_box": sound, "reference": Finding(state, "so")}
+        for name, state in zip(names, states, strict=True)
+    }
+    done = {name: {"knowledge": "adaptive", "accuracy": left} for name, left in zip(names, accuracies, strict=True)}
+    asked = SimpleNamespace(_cells={"worst": SimpleNamespace(members=names)})
+    told = Verdicts._of_worst_case(cast(Verdicts, asked), {"cell": "worst", "defense": "mi_ol"}, findings, done)
+    assert verdict(told, attacked=True) == said
 
 
 def test_a_point_was_left_alone_only_where_it_failed_in_all_draws_of_the_attacks_own() -> None:
