@@ -205,6 +205,15 @@ def test_torchvision_takes_weights_of_yours(tmp_path: Path) -> None:
     same_as(found, network)
 
 
+def test_a_transformer_of_torchvision_with_weights_of_yours_has_the_size_that_it_is_built_for(tmp_path: Path) -> None:
+    from torchvision.models import get_model
+
+    network = get_model("vit_b_32", weights=None, num_classes=7, image_size=64)
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    said = {"torchvision": "vit_b_32", "arguments": {"image_size": 64}, "weights": str(tmp_path / "mine.safetensors")}
+    assert given_classifier(entry(**said), 7, 0).description["input_size"] == 64
+
+
 def test_torchvisions_published_weights_come_out_of_torchs_cache(tmp_path: Path) -> None:
     from torchvision.models import SqueezeNet1_1_Weights, get_model
 
@@ -281,6 +290,7 @@ def test_an_image_classifier_of_transformers(where: str, hub: Path, tmp_path: Pa
     [
         ({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.4] * 3, [0.2] * 3),
         ({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.0] * 3, [1.0] * 3),
+        ({"image_mean": 0.4, "image_std": 0.2}, [0.4] * 3, [0.2] * 3),
         ({"do_normalize": True}, [0.5] * 3, [0.5] * 3),  # as a sweep file has it that says nothing
         ({}, [0.5] * 3, [0.5] * 3),
     ],
@@ -307,6 +317,22 @@ def test_the_side_of_a_transformer_is_what_its_preprocessor_makes(said: Any, sid
     _tiny_transformer()[0].save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     assert given_classifier(entry(huggingface=str(tmp_path)), 7, 0).description["input_size"] == side
+
+
+def test_weights_of_yours_are_of_the_datasets_size_whatever_a_preprocessor_makes_of_the_published_ones(
+    tmp_path: Path,
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.ResNetConfig(
+        embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic", num_labels=7
+    )
+    network = transformers.ResNetForImageClassification(config).eval()
+    network.save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 224}}))
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    mine = {"huggingface": str(tmp_path), "weights": str(tmp_path / "mine.safetensors")}
+    assert given_classifier(entry(huggingface=str(tmp_path)), 7, 0).description["input_size"] == 224
+    assert "input_size" not in given_classifier(entry(**mine), 7, 0).description
 
 
 def test_a_repository_of_timm_and_one_without_safetensors(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Image classifiers in the files of the Hugging Face hub: a folder, the hub's cache, or a download."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, final
@@ -52,7 +52,9 @@ class HuggingFace(NamedNetwork):
                 network = make(folder, config=config, use_safetensors=True)
             else:
                 network = self.build(blueprint, classes)
-        return LoadedNetwork(network, blueprint, *_preprocessing(folder, config))
+        mean, std, side = _preprocessing(folder, config)
+        # Weights of a person's own are of images of the dataset's size, but where the network takes one size alone.
+        return LoadedNetwork(network, blueprint, mean, std, side if pretrained else getattr(config, "image_size", None))
 
     def _of_timm(
         self, folder: Path, said: Mapping[str, Any], classes: int, arguments: Mapping[str, Any], pretrained: bool
@@ -87,12 +89,20 @@ def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...] | None,
     """(mean, std, side in pixels) as preprocessor_config.json says, or the network's own configuration."""
     file = folder / "preprocessor_config.json"
     said = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    mean, std = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)) if said.get("do_normalize") is False else (None, None)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    if said.get("do_normalize") is False:
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if said.get("do_normalize", True) and "image_mean" in said:
-        mean, std = tuple(said["image_mean"]), tuple(said["image_std"])
+        mean, std = _channels(said["image_mean"]), _channels(said["image_std"])
     size = said.get("size", getattr(config, "image_size", None))
     if said.get("do_center_crop", True):
         size = said.get("crop_size", size)
     if isinstance(size, Mapping):
         size = size.get("height", size.get("shortest_edge"))
     return mean, std, size if isinstance(size, int) else None
+
+
+def _channels(said: float | Sequence[float]) -> tuple[float, ...]:
+    """A value for each of three channels, of which a preprocessor may say one for all."""
+    return tuple(said) if isinstance(said, Sequence) else (said,) * 3

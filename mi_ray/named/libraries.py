@@ -93,7 +93,8 @@ class Torchvision(NamedNetwork):
         else:
             network = self.build({"model": self.model, "arguments": arguments}, classes)
         said = known.transforms()
-        side = said.crop_size[0] if pretrained or "image_size" in arguments else None
+        # A transformer takes one size alone, and knows it; others take any, so that weights of a person's own say nothing of it.
+        side = said.crop_size[0] if pretrained else getattr(network, "image_size", None)
         blueprint = {"model": self.model, "arguments": dict(arguments)}
         return LoadedNetwork(network, blueprint, tuple(said.mean), tuple(said.std), side)
 
