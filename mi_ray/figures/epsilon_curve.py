@@ -76,6 +76,10 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
         .merge(attacked[[*DRAWN, "curve", "norm"]].drop_duplicates(), on=DRAWN)
         .assign(epsilon=0.0)
     )
+    # A curve that has a cell of its own at 0 begins there.
+    place = [*DRAWN, "curve", "norm"]
+    begun = set(attacked.loc[attacked["epsilon"] == 0, place].itertuples(index=False, name=None))
+    starts = starts[[each not in begun for each in starts[place].itertuples(index=False, name=None)]]
     told = [*ACCURACY, "verdict", "checks", "points", "attack", "attack_params", "knowledge", "dataset"]
     kept = [*DRAWN, "curve", "norm", "epsilon", *told]
     table = pd.concat([starts[kept], attacked[kept]], ignore_index=True)

@@ -192,20 +192,36 @@ def _value(value: object) -> str:
     return epsilon_text(value) if isinstance(value, float) else str(value)
 
 
-def parameters(defense_params: str, without: frozenset[str] = frozenset()) -> str:
+def parameters(defense_params: str, without: frozenset[str] = frozenset(), words: frozenset[str] = frozenset()) -> str:
     """A defense's parameters as a table writes them: its numbers and ranges, which a sweep varies.
 
-    defense_params: as cells.parquet holds them. Flags and words, which options choose, are left out.
+    defense_params: as cells.parquet holds them. Flags and words, which options choose, are left out, but for those named in
+    `words`.
     """
-    return _parameters(json.loads(defense_params), without)
+    return _parameters(json.loads(defense_params), without, words)
 
 
-def _parameters(values: Mapping[str, object], without: frozenset[str] = frozenset()) -> str:
+def settings_apart(cells: "pd.DataFrame") -> list[str]:
+    """`parameters` of each cell's defense, with the flags and words by which settings differ that have the same numbers."""
+    pairs = list(zip(cells["defense"], cells["defense_params"], strict=True))
+    alike: dict[tuple[str, str], list[dict[str, object]]] = {}
+    for defense, text in dict.fromkeys(pairs):
+        alike.setdefault((defense, parameters(text)), []).append(json.loads(text))
+    words: dict[str, set[str]] = {}
+    for (defense, _), every in alike.items():
+        differ = {key for key in every[0] if len({json.dumps(values.get(key)) for values in every}) > 1}
+        words.setdefault(defense, set()).update(differ)
+    return [parameters(text, words=frozenset(words[defense])) for defense, text in pairs]
+
+
+def _parameters(
+    values: Mapping[str, object], without: frozenset[str] = frozenset(), words: frozenset[str] = frozenset()
+) -> str:
     """The same of values: of a defense that is made of others these, in their order."""
     shown = [
         _one(key, value)
         for key, value in values.items()
-        if key not in without and not isinstance(value, (bool, str)) and value is not None
+        if key not in without and (key in words or not isinstance(value, (bool, str))) and value is not None
     ]
     # The rotation's usual fill, which no study varies.
     return ", ".join(item for item in shown if item != "fill=0")

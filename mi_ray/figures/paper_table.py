@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from mi_ray.figures.names import MAX_NORM, Names, Row, parameters, with_threat
+from mi_ray.figures.names import MAX_NORM, Names, Row, settings_apart, with_threat
 from mi_ray.figures.panels import ACCURACY
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.saving import save_table
@@ -80,7 +80,7 @@ def facts(cells: pd.DataFrame, names: Names, paper: Paper = NO_PAPER) -> pd.Data
     own["paper"] = [paper.value(row) for _, row in own.iterrows()]
     own["mark"] = [mark(row) for _, row in own.iterrows()]
     own["method"] = [_method(row, names) for _, row in own.iterrows()]
-    own["parameters"] = own["defense_params"].map(parameters)
+    own["parameters"] = settings_apart(own)
     own["column"] = pd.Categorical(own["column"], _columns(own), ordered=True)
     own["classifier_place"], own["defense_place"] = (_place(own[name]) for name in ("classifier", "defense"))
     setting = ["method", "classifier", "defense", "parameters", "executions"]

@@ -134,9 +134,11 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
 
 
 def _other_statistic(row: "pd.Series[Any]", ours: "pd.Series[Any]") -> bool:
-    """Whether two cells are worst cases of which one is the plain minimum: it is reported by the draw that chose it, and so
-    biased downwards, where several draws are not."""
-    return bool(row["attack"] == WORST_CASE and (row["draws"] == 1) != (ours["draws"] == 1))
+    """Whether two cells are worst cases that do not compare: of attacks that know less, where an option leaves out the
+    adaptive ones, or a plain minimum, which is reported by the draw that chose it, and so biased downwards, where several draws
+    are not."""
+    minimum = (row["draws"] == 1) != (ours["draws"] == 1)
+    return bool(row["attack"] == WORST_CASE and (minimum or row["knowledge"] != ours["knowledge"]))
 
 
 def _threats(itself: pd.DataFrame, names: Names) -> list[str]:

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_ray.choice import THREAT, chosen_on, frontier
-from mi_ray.figures.names import Names, in_norm, parameters
+from mi_ray.figures.names import Names, in_norm, parameters, settings_apart
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import mark
 from mi_ray.threat_model import WORST_CASE
@@ -66,12 +66,12 @@ def frontier_tables(cells: "pd.DataFrame", names: Names) -> Iterator[Table]:
         first = rows.iloc[0]
         title = f"Frontier of {first['classifier']}: {names.threat(first)}"
         shown = _table(title, "Defense", "Parameters", right=("N", "Clean %", "Adversarial %"))
-        for _, row in rows.iterrows():
+        for told, (_, row) in zip(settings_apart(rows), rows.iterrows(), strict=True):
             accuracies = [
                 percent(*(row[f"{side}{end}"] for end in ("", "_low", "_high"))) for side in ("clean", "adversarial")
             ]
             accuracies[1] += f" {mark(row)}"
-            setting = names.defense(row["defense"]), parameters(row["defense_params"]), str(row["executions"])
+            setting = names.defense(row["defense"]), told, str(row["executions"])
             shown.add_row(*map(Text, (*setting, *accuracies)), style=None if row["undominated"] else "dim")
         shown.caption = Text(f"chosen on {chosen_on(int(first['choosing_points']))}", style="table.caption")
         shown.caption_justify = "left"

@@ -6,7 +6,7 @@ number can be believed. The best is chosen on the selection points and reported 
 
 import pandas as pd
 
-from mi_ray.choice import CLEAN_BUDGET, chosen_on, frontier, picked
+from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, chosen_on, frontier, picked
 from mi_ray.figures.names import Names, Row, epsilon_text, parameters
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import failed_checks
@@ -29,7 +29,7 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
     found = []
     table = frontier(cells)
     for group in by_threat(table):
-        first, best, bare = group.iloc[0], _best(group), _bare(group, table)
+        first, best, bare = group.iloc[0], _best(group, table), _bare(group, table)
         told = [_alone(first, bare), _gain(bare, best, counts, names), _trust(best, called[best["cell"]])]
         where = {
             "classifier": first["classifier"],
@@ -40,9 +40,15 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
     return found
 
 
-def _best(group: pd.DataFrame) -> "pd.Series":
-    """The setting with the highest adversarial accuracy on the points that choose, of each defense's own choice."""
-    chosen = picked(group)
+def _best(group: pd.DataFrame, table: pd.DataFrame) -> "pd.Series":
+    """The setting with the highest adversarial accuracy on the points that choose, of each defense's own choice.
+
+    Only settings that most attacks of the study were made on compete. table: the whole frontier.
+    """
+    attacks = table.groupby(FRONTIER_KEYS)["cell"].transform("size")
+    of_defense = [table[name] for name in ("classifier_key", "defense")]
+    whole = group.index.isin(table.index[attacks == attacks.groupby(of_defense).transform("max")])
+    chosen = picked(group[whole] if whole.any() else group)
     defended = chosen[(chosen["defense"] != "none") & chosen["within_budget"]]
     competing = defended if len(defended) else chosen
     return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False).iloc[0]

@@ -660,6 +660,45 @@ def test_a_worst_case_by_one_draw_is_not_held_against_one_by_several() -> None:
     assert set(table.loc[table["attack"] == "worst_case", "variant"]) == {"study itself"}
 
 
+def test_a_worst_case_without_the_adaptive_attack_is_not_held_against_one_with_it() -> None:
+    cells, counts = variants()
+    attacked = cells["attack"] != "none"
+    itself = cells["variants"].map(lambda names: "" in names)
+    cells.loc[attacked, ["attack", "attack_params"]] = ["worst_case", "{}"]
+    cells.loc[attacked & itself, "knowledge"] = "adaptive"
+    cells.loc[attacked & ~itself, "knowledge"] = "oblivious"
+    table = presets_table.facts(cells, counts, NAMES)
+    assert set(table.loc[table["attack"] == "worst_case", "variant"]) == {"study itself"}
+
+
+def test_settings_that_differ_by_a_word_alone_are_told_apart() -> None:
+    turned = [{"degrees": 20, "fill": 0, "interpolation": kind} for kind in ("bilinear", "nearest")]
+    other = {"degrees": 30, "fill": 0, "interpolation": "nearest"}
+    cells = frame(
+        *(
+            cell("f", "random_rotation", params, attack, 0.5)
+            for params in (*turned, other)
+            for attack in ("none", "pgd")
+        ),
+        *(cell("f", "mi_ol", {"lam": 0.5, "kind": "a"}, attack, 0.5) for attack in ("none", "pgd")),
+    )
+    table = paper_table.facts(cells, NAMES)
+    assert set(table["parameters"]) == {
+        "degrees=20, interpolation=bilinear",
+        "degrees=20, interpolation=nearest",
+        "degrees=30, interpolation=nearest",
+        "lam=0.5",
+    }
+
+
+def test_a_curve_with_a_cell_of_its_own_at_0_begins_there() -> None:
+    rows = [cell("f", "mi_ol", {"lam": 0.5}, "none", 0.9)]
+    rows += [cell("f", "mi_ol", {"lam": 0.5}, "pgd", 0.9 - 4 * at, **{**pgd(10), "epsilon": at}) for at in (0.0, 0.1)]
+    table = epsilon_curve.facts(frame(*rows), NAMES)
+    assert table["epsilon"].tolist() == [0.0, 0.1]
+    assert table["attack"].tolist() == ["pgd", "pgd"]
+
+
 def test_a_cell_of_several_variants_has_a_row_for_each_with_a_label_of_its_own() -> None:
     cells = variants()[0]
     table = presets_table.by_variant(cells)

@@ -168,6 +168,24 @@ def test_the_answer_is_of_the_setting_that_the_selection_points_choose_and_of_it
     assert answer["sentences"][1].startswith("No setting gives up at most 10 points of clean accuracy; the best")
 
 
+def test_a_setting_that_fewer_attacks_were_made_on_is_no_answer() -> None:
+    """Its worst case is of an attack that knows nothing of it, and looks no worse on the selection points."""
+    worst = {**PGD, "attack_params": "{}", "goal": "any"}
+    rows = [
+        cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9, cell="a clean", selection_accuracy=0.9),
+        cell("m", "mi_ol", {"lam": 0.5}, "pgd", 0.5, cell="a pgd", selection_accuracy=0.5, **PGD),
+        cell("m", "mi_ol", {"lam": 0.5}, "worst_case", 0.5, cell="a worst", selection_accuracy=0.5, **worst),
+        cell("m", "mi_ol", {"lam": 0.6}, "none", 0.9, cell="b clean", selection_accuracy=0.9),
+        cell("m", "mi_ol", {"lam": 0.6}, "pgd", 0.5, cell="b pgd", selection_accuracy=0.5, **PGD),
+        cell("m", "mi_ol", {"lam": 0.6}, "eot_pgd", 0.5, cell="b eot", selection_accuracy=0.5, **PGD),
+        cell("m", "mi_ol", {"lam": 0.6}, "worst_case", 0.4, cell="b worst", selection_accuracy=0.4, **worst),
+    ]
+    frame = pd.DataFrame(rows)
+    counts = counted(frame["cell"].tolist(), [[2] * 10] * len(frame))
+    told = {answer["threat"]: answer["cell"] for answer in answers(frame, counts, Names.of({}, frame["defense"]))}
+    assert next(at for threat, at in told.items() if threat.startswith("Worst case")) == 6
+
+
 def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None:
     rows = [
         cell("m", "none", {}, "none", 0.9, cell="clean", executions=1, draws=1),
