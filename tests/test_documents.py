@@ -214,6 +214,10 @@ def test_why_names_what_changed_against_the_nearest_that_is_stored(original: Tin
     assert told() == stored
     assert told(draws=5, executions=[1, 3, 7]) == stored  # more draws add to the stored ones
     assert told(draws=1, executions=[1]) == stored
+    # A certificate is read off outputs, and no result of its own: only the votes are new.
+    votes = told(certify={"sigma": 0.2, "n0": 10, "n": 20})
+    assert votes
+    assert not any("certificate" in line for line in votes)
     (line,) = told(defenses=[{"gaussian_noise": {"sigma": 0.3}}])
     assert re.search(r"outputs of gaussian_noise on f: .*values\.sigma 0\.2 -> 0\.3", line)
     lines = told(seed=1, attacks=[{"pgd": {"steps": [1, 3], "step_size": 0.05, "restarts": 2}, "epsilon": 0.2}])

@@ -26,7 +26,8 @@ def why(study: Study, store: Store | None) -> list[str]:
     there = _folders(store)
     known = {} if store is None else _known(store, there)
     lines: dict[str, int] = {}
-    missing = [(key, *made) for key, made in planned.items() if key not in there]
+    # A certificate is no folder of its own: it is read off outputs, whatever its alpha.
+    missing = [(key, *made) for key, made in planned.items() if key not in there and made[0] != "certificate"]
     names = _names(plan)
     for key, kind, facts in missing:
         told = f"{names.get(key, kind)}: {_change(kind, facts, known)}"
