@@ -25,7 +25,7 @@ from mi_ray.attacks.cascade import Cascade, Kept, of_stage, with_executions
 from mi_ray.classifiers import classifier_from_bytes, prepared
 from mi_ray.data import SOURCES, Dataset, to_unit
 from mi_ray.defenses import DEFENSES, DefendedClassifier, predict
-from mi_ray.device import Passes
+from mi_ray.device import PassCounter
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.statistics import paired_test
@@ -115,7 +115,7 @@ def torchattacks(version: Any, epsilon: float) -> Attack:
     return run
 
 
-def rows(network: nn.Module, passes: Passes, data: Dataset, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(network: nn.Module, passes: PassCounter, data: Dataset, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What each side leaves on one network, and what it takes, behind each defense; `right`: correct draws of each point."""
     points = range(min(options.points, len(data.test_labels)))
     x, y = to_unit(data.test_images[: len(points)]), torch.from_numpy(data.test_labels[: len(points)]).long()
@@ -213,7 +213,7 @@ def main(arguments: list[str]) -> None:
         about = json.loads((folder / "classifier.json").read_text())
         content = (folder / "model.safetensors").read_bytes()
         network = prepared(classifier_from_bytes(about["description"], content), torch.device("cpu"), "fp32")
-        network.passes = Passes()
+        network.passes = PassCounter()
         for row in rows(network, network.passes, data, options):
             found.append({"kind": about["objective"][0], **row})
             print({**found[-1], "right": int(row["right"].sum())}, flush=True)

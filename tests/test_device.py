@@ -21,7 +21,7 @@ from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import build_classifier, prepared, weights_bytes, wrap_classifier
 from mi_ray.config import Sweep
 from mi_ray.defenses import DefendedClassifier
-from mi_ray.device import Passes, exact_arithmetic, has_bf16
+from mi_ray.device import PassCounter, exact_arithmetic, has_bf16
 from mi_ray.store.blocks import Store
 from mi_ray.study.batches import GRAPH, BlockInput, activation_bytes, attack_outputs, lanes_within, side_by_side
 from mi_ray.study.estimate import distinct_and_requested, rows_of, together
@@ -114,7 +114,7 @@ def test_counted_passes_of_every_attack_and_output_are_the_planned_ones(defense:
 
 
 def test_passes_are_counted_from_several_threads_and_taken_once() -> None:
-    passes, x = Passes(), torch.ones(3, requires_grad=True)
+    passes, x = PassCounter(), torch.ones(3, requires_grad=True)
 
     def work() -> None:
         for _ in range(200):
@@ -343,7 +343,7 @@ def test_auto_compares_gradients_of_both_precisions_and_scores_what_they_made_in
     tmp_path: Path, classifier: Any, monkeypatch: Any
 ) -> None:
     study, bench = bench_of(tmp_path / "s", classifier, points={"count": 20}, precision="auto")
-    own, passes = bench.classifier, {precision: Passes() for precision in BOTH}
+    own, passes = bench.classifier, {precision: PassCounter() for precision in BOTH}
 
     def watched(key: str, precision: Any) -> Any:
         made = own(key, precision)
