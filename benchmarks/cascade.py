@@ -29,7 +29,7 @@ from mi_ray.device import PassCounter
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.statistics import paired_test
-from mi_ray.threat_model import ThreatModel
+from mi_ray.threat_model import Knowledge, ThreatModel
 
 BATCH, DRAWS, UNSEEN = 50, 10, 1000  # Seeds from UNSEEN on are of the draws that score.
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -66,7 +66,7 @@ def cascade(effort: Any, epsilon: float, draws: int) -> Attack:
     made = mi_ray.make_attack("cascade", effort=effort, scoring_draws=draws)
 
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
-        knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
+        knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
         return made.craft(model, x, y, ThreatModel(epsilon, knowledge=knowledge), 0, points).best(1)
 
     return run
@@ -115,7 +115,9 @@ def torchattacks(version: Any, epsilon: float) -> Attack:
     return run
 
 
-def rows(network: nn.Module, passes: PassCounter, data: Dataset, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
+def rows(
+    network: nn.Module, passes: PassCounter, data: Dataset, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
     """What each side leaves on one network, and what it takes, behind each defense; `right`: correct draws of each point."""
     points = range(min(options.points, len(data.test_labels)))
     x, y = to_unit(data.test_images[: len(points)]), torch.from_numpy(data.test_labels[: len(points)]).long()
@@ -206,7 +208,7 @@ def main(arguments: list[str]) -> None:
     sweep |= {"attacks": [{"pgd": {"steps": 10}, "epsilon": options.epsilon}], "points": {"count": 100}}
     mi_ray.run_sweep(sweep, out / "networks", until="train", progress=False)
     torch.set_num_threads(1)
-    name, values = ("npz", dataset["npz"]) if options.small else ("digits", {})
+    ((name, values),) = dataset.items() if isinstance(dataset, dict) else [(dataset, {})]
     data = SOURCES.make(name, values).load()
     found = []
     for folder in sorted((out / "networks" / "classifiers").iterdir()):

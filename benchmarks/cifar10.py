@@ -430,7 +430,7 @@ def agreement(table: pd.DataFrame) -> str:
             "Ours": [f"{100 * value:.1f}" for value in table["ours"]],
             "Difference": [
                 f"{100 * row.difference:+.1f} [{100 * row.low:+.1f}, {100 * row.high:+.1f}]"
-                for row in table.itertuples()
+                for _, row in table.iterrows()
             ],
             "Points": [f"{points}" for points in table["points"]],
             "Agree": ["yes" if agree else "**no**" for agree in table["agree"]],
@@ -608,8 +608,8 @@ def _against_others(decided: pd.DataFrame) -> str:
 def _by_sentence(some: pd.DataFrame) -> str:
     """Of how many sentences every claim holds, and of how many one does not."""
     verdicts = some.groupby("claim")["verdict"]
-    whole = int(verdicts.agg(lambda each: (each == "holds").all()).sum())
-    refuted = int(verdicts.agg(lambda each: (each == "does not hold").any()).sum())
+    whole = sum(bool((each == "holds").all()) for _, each in verdicts)
+    refuted = sum(bool((each == "does not hold").any()) for _, each in verdicts)
     return f"{whole} of the {len(verdicts)} sentences hold wherever they were tried, {refuted} fail somewhere."
 
 
@@ -708,8 +708,10 @@ def _alone(cell: "pd.Series[Any]", name: str, data: str, points: int) -> dict[st
     sweep["classifiers"] = [entry for entry in sweep["classifiers"] if entry["name"] == cell["classifier"]]
     values = {name: value for name, value in json.loads(cell["defense_params"]).items() if value is not None}
     sweep["defenses"] = ["none", *([] if cell["defense"] == "none" else [{cell["defense"]: values}])]
-    wanted = [entry for entry in sweep["attacks"] if cell["attack"] in entry and _is_of(entry, cell)]
-    entry = (wanted or [entry for entry in sweep["attacks"] if "pgd" in entry])[0]
+    # An entry may say `adaptive`, for the attack that the options choose; a clean cell needs any attack.
+    names = {cell["attack"], *(["adaptive"] if cell["knowledge"] == "adaptive" else [])}
+    clean = cell["attack"] == "none"
+    entry = next(entry for entry in sweep["attacks"] if clean or (names & entry.keys() and _is_of(entry, cell)))
     sweep["attacks"] = [{**entry, "classifiers": None, "defenses": None}]
     return sweep
 
@@ -718,13 +720,24 @@ def _is_of(entry: dict[str, Any], cell: "pd.Series[Any]") -> bool:
     return (
         any(abs(float(epsilon) - cell["epsilon"]) < 1e-9 for epsilon in entry["epsilon"])
         and cell["goal"] in entry["goal"]
+        and cell["knowledge"] == entry["knowledge"]
+        and cell["norm"] == entry["norm"]
+    )
+
+
+def _without_images(attack_params: str) -> str:
+    """Parameters as cells had them that were published before they named the images that an attack begins with."""
+    return json.dumps(
+        {name: value for name, value in json.loads(attack_params).items() if name != "images"}, sort_keys=True
     )
 
 
 def _compared(store: Store, cell: "pd.Series[Any]", folder: str, name: str) -> dict[str, Any]:
     told = {key: cell[key] for key in ("study", "classifier", "attack", "defense", "defense_params")}
     again = read_cells(folder, name)
-    found = again[(again[list(SAME)].astype(str) == cell[list(SAME)].astype(str)).all(axis=1)]
+    alike = again.assign(attack_params=again["attack_params"].map(_without_images))
+    sought = {**cell[list(SAME)], "attack_params": _without_images(cell["attack_params"])}
+    found = again[(alike[list(SAME)].astype(str) == pd.Series(sought).astype(str)).all(axis=1)]
     if len(found) != 1:
         return {**told, "points": 0, "different": math.nan, "equal": False}
     old = records_of(store, cell["cell"]).set_index("point")["correct_draws"]
@@ -741,6 +754,8 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0, help="what draws them")
     parser.add_argument("--points", type=int, default=50, help="points of each")
     given = parser.parse_args()
+    if given.verb != "draw" and given.place is None:
+        parser.error(f"{given.verb} needs {'the store' if given.verb == 'publish' else 'the folder with the data'}")
     if given.verb == "verify":
         raise SystemExit(not verify(given.place, given.number, given.seed, given.points))
     if given.verb == "publish":

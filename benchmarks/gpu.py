@@ -15,6 +15,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -160,7 +161,7 @@ def trained(device: torch.device, *, small: bool, epochs: int = 8) -> tuple[dict
     torch.manual_seed(0)
     model = build_classifier(description).to(device).train()
     data = Digits().load()
-    x, y = to_unit(data.train_images).to(device), torch.from_numpy(data.train_labels).to(device)
+    x, y = to_unit(np.asarray(data.train_images)).to(device), torch.from_numpy(data.train_labels).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
     for _ in range(epochs):
         for index in torch.randperm(len(x)).to(device).split(64):
@@ -199,7 +200,8 @@ class Checks:
     def outputs(self) -> None:
         """F's outputs and those of defenses whose draws are the same on every device."""
         lab, count = self.lab, len(self.lab.points)
-        for precision, bound in (("fp32", 5e-4), ("bf16", 0.1)):
+        bounds: dict[Precision, float] = {"fp32": 5e-4, "bf16": 0.1}
+        for precision, bound in bounds.items():
             ours, cpu = (undefended_outputs(each.fast(precision), each.block(count)).cpu() for each in (lab, lab.cpu))
             self.near(f"F, {precision}", ours, cpu, bound)
         exact, own = lab.fast("fp32"), lab.cpu.fast("fp32")
@@ -553,7 +555,7 @@ class Bench:
         took = seconds(dict(sides), self.lab.device, 3)
         left = {name: self.lab.right(side().cpu()) for name, side in sides.items()}
         for own in ours:
-            for peer in theirs or {"(none installed)": None}:
+            for peer in [*theirs] or ["(none installed)"]:
                 self.report.add(
                     f"{what}, {own}",
                     ours=count / took[own],

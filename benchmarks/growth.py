@@ -57,7 +57,7 @@ def sweep(folder: Path, size: Mapping[str, int]) -> Path:
     labels = np.arange(points) % classes
     pool = max(classes, 100)
     train = {"x_train": rng.integers(0, 256, (pool, side, side, 3), np.uint8), "y_train": np.arange(pool) % classes}
-    np.savez(folder / "images.npz", **train, x_test=images, y_test=labels)
+    np.savez(folder / "images.npz", x_test=images, y_test=labels, x_train=train["x_train"], y_train=train["y_train"])
     torch.manual_seed(0)
     network = build_classifier({**DESCRIPTION, "classes": classes})
     (folder / "weights.safetensors").write_bytes(weights_bytes(network))

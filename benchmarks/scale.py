@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 
 from mi_ray.store.blocks import Store
-from mi_ray.store.compact import Rows, compact, write_parts
+from mi_ray.store.compact import GROUP_ROWS, Rows, compact, write_parts
 from mi_ray.store.manifest import write_manifest
 from mi_ray.store.read import read_cells, read_records, write_cells
 from mi_ray.store.schemas import RECORDS
@@ -146,7 +147,7 @@ def measure(store: Store, cells: int, count: int) -> None:
         ("read_records of 1 % of the cells", [("defense_params", "in", _settings(cells))], cells // 100 * count),
         ("read_records of one point of every cell", [("point", "=", 0)], cells),
     ):
-        found = timed(what, lambda f=filters: read_records(store.root, "scale", f))
+        found = timed(what, partial(read_records, store.root, "scale", filters))
         assert len(found) == expected, (what, len(found), expected)
     timed("read_cells", lambda: read_cells(store.root, "scale"))
     dataset = ds.dataset(f"{store.root}/records", format="parquet", schema=RECORDS)
@@ -181,10 +182,10 @@ def main() -> None:
                 store.write_block("records", rows.cell, start, start + options.points, part, json.loads(rows.facts))
 
     if options.files:
-        os.fsync = lambda descriptor: None  # a made-up store need not survive a power cut, and it takes 10 ms a file
+        setattr(os, "fsync", lambda descriptor: None)  # noqa: B010 - a made-up store need not survive a power cut, and it takes 10 ms a file
         timed(f"writing {options.cells * options.blocks:,} files", write_files)
     else:
-        timed(f"writing {options.cells:,} cells compacted", lambda: write_parts(store, written()))
+        timed(f"writing {options.cells:,} cells compacted", lambda: write_parts(store, written(), GROUP_ROWS))
     write_study(store, options.cells, count, accuracies)
     if options.files:
         measure(store, options.cells, count)

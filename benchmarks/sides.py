@@ -42,7 +42,7 @@ class Side:
         self.f = load_classifier(classifier).requires_grad_(False)
         self.part = part
         data = Digits().load()
-        self.x, self.y = to_unit(data.test_images), torch.from_numpy(data.test_labels)
+        self.x, self.y = to_unit(np.asarray(data.test_images)), torch.from_numpy(data.test_labels)
         self.pool = SamplePool(data.train_images, data.train_labels)
 
     def points(self, count: int) -> list[int]:
@@ -312,7 +312,8 @@ class BareTraining(Side):
 
     def __call__(self, objective: str, images: int, batch: int) -> np.ndarray:
         model, optimizer = self.model_of(objective)
-        pixels, labels, rng = self.pool.images, self.pool.labels, np.random.default_rng(0)
+        pixels, labels = torch.as_tensor(np.asarray(self.pool.images)), self.pool.labels
+        rng = np.random.default_rng(0)
         losses = []
         for _ in range(images // batch):
             index = torch.from_numpy(rng.permutation(len(labels))[:batch])

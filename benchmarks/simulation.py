@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +31,20 @@ from rich.console import Console
 from mi_ray.attacks import ATTACKS
 from mi_ray.cluster.blocks import Blocks
 from mi_ray.cluster.trials import grid_trials
-from mi_ray.cluster.worker import Item
+from mi_ray.plan.cost import Costs
 from mi_ray.plan.work import Plan, Work
 from mi_ray.progress import Stage
 from mi_ray.study.prepare import Study, prepare
+from mi_ray.study.results import Item
 from mi_ray.sweep_files import load_sweep, parse_overrides
 
 HERE = Path(__file__).parent
+
+
+def _cost(costs: Costs, work: Work) -> float:
+    return float(sum(costs.of(work)))
+
+
 KEPT = HERE / "simulation.json"
 MARK = "<!-- figures of benchmarks.simulation -->"
 PAPER = ("table2", "table3", "fig2", "fig3a", "fig3b", "fig4", "fig5", "presets", "epsilon_curve")
@@ -217,7 +225,7 @@ class Driver:
         few = len(settings) < fleet.gpus * PER_NODE
         if few:
             self.blocks([work for trial in settings for work in trial.works], count)
-        waiting = deque([[]] if few else steps(trial.works, count, self.points) for trial in settings)
+        waiting: deque[Any] = deque([[]] if few else steps(trial.works, count, self.points) for trial in settings)
         actors = min(len(waiting), fleet.gpus * PER_NODE)
         ends: list[tuple[float, int, list[list[Item]]]] = [(fleet.time + START, number, []) for number in range(actors)]
         number = itertools.count(actors)
@@ -339,7 +347,7 @@ def simulate(
         count = full or load_sweep(HERE.parent / f"sweeps/{name}.yaml").points.count
         study = prepare(load_sweep(HERE.parent / f"sweeps/{name}.yaml", overrides=parse_overrides(ON_DIGITS)))
         fleet.seconds = seconds_by(kept, study)
-        driver.cost = lambda work, costs=study.planner.costs: float(sum(costs.of(work)))
+        driver.cost = partial(_cost, study.planner.costs)
         began = fleet.time
         driver.train(study.plan(), known)
         training += fleet.time - began

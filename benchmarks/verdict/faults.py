@@ -33,7 +33,7 @@ class Faulty(StepAttack):
         """About those of EOT-PGD."""
         passes = 1 + sum(parts)
         twice = 1 + (len(parts) > 1)
-        scoring = len(self.steps) * passes if self.scores(parts) else 0
+        scoring = len(self.steps) * passes if self.scores(bool(parts)) else 0
         steps = max(self.steps)
         backward = passes - (len(parts) == 1)
         return self.restarts * (steps * passes * twice + scoring), self.restarts * steps * backward

@@ -177,7 +177,7 @@ def reduced(written: str, out: Path) -> Any:
     if not archive.exists():
         ((name, values),) = source.items()
         data, drawn = SOURCES.make(name, values).load(), np.random.default_rng(0)
-        found = {}
+        found: dict[str, Any] = {}
         for split, count in (("train", POOL), ("test", TEST)):
             images, labels = getattr(data, f"{split}_images"), getattr(data, f"{split}_labels")
             some = drawn.permutation(len(labels))[:count]
