@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.golden import FILE, STUDIES, SWEEPS, processor, study, sweep, trainings
+from helpers.golden import FILE, ROWS, STUDIES, SWEEPS, keys, processor, study, sweep, trainings
 
 KNOWN: dict[str, Any] = json.loads(FILE.read_text())
-ROWS = ("records", "summary")
 
 
 # What the released code does otherwise is held by keys, by the tests of each option and, at length, by its rows.
@@ -21,12 +20,13 @@ LONG = ("golden-presets",)
 def test_a_golden_study_has_the_keys_and_on_the_same_kind_of_processor_the_rows_that_it_had(
     name: str, tmp_path: Path
 ) -> None:
+    rows = KNOWN["rows"].get(processor())
+    if rows is None:
+        assert keys(name, STUDIES[name]).items() <= KNOWN[name].items()
+        pytest.skip(f"no rows are known of this kind of processor, {processor()}: the keys alone are held")
     found = study(name, STUDIES[name], tmp_path / "store")
-    assert {key: value for key, value in found.items() if key not in ROWS} == {
-        key: value for key, value in KNOWN[name].items() if key not in ROWS
-    }
-    if processor() == KNOWN["processor"]:
-        assert {key: found[key] for key in ROWS} == {key: KNOWN[name][key] for key in ROWS}
+    assert {key: value for key, value in found.items() if key not in ROWS} == KNOWN[name]
+    assert {key: found[key] for key in ROWS} == rows[name]
 
 
 def test_classifiers_of_every_architecture_and_objective_have_the_keys_that_they_had() -> None:

@@ -589,6 +589,8 @@ def main(arguments: list[str]) -> None:
     torch.set_num_threads(1)
     jobs = list(weights_jobs(options) if options.weights else digits_jobs(options))
     rows = judged(jobs, out, options.minutes, lambda line: print(line, flush=True))
+    if not rows and not options.tables:
+        raise SystemExit("nothing is judged yet: give it more --minutes")
     frame = table(rows, appealed(jobs, rows, out), options.tables)
     if options.table:
         first, last = (mark.replace(" -->", f" {options.called} -->") if options.called else mark for mark in TABLE)

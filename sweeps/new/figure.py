@@ -14,12 +14,15 @@ def make(store, study):  # -> the paths of the files that it wrote, within the s
     cells, names = read_study(store, study)  # the rows of cells.parquet; docs/results.md has their columns
     done = finished(cells, "NAME needs finished cells")
     attacked = done[done["attack"] != "none"]
+    if attacked.empty:
+        raise ValueError("NAME needs finished cells under attack; this study has none")
     own = attacked[
         (attacked[THREAT] == attacked[THREAT].iloc[0]).all(axis=1)
     ]  # One attack: a mean of several says nothing.
     own = own[own["selected"] | (own["defense"] == "none")]  # the settings that no other beats, and no defense
     labels = [
-        f"{row.classifier}, {names.defense(row.defense)} {parameters(row.defense_params)}" for row in own.itertuples()
+        f"{row.classifier}, {names.defense(row.defense)} {parameters(row.defense_params)}, N = {row.executions}"
+        for row in own.itertuples()
     ]
     with styled():
         figure = Figure(figsize=(6, 1 + 0.3 * len(own)), layout="constrained")
