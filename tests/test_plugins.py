@@ -50,7 +50,7 @@ def test_a_new_attack_takes_fifteen_lines(tmp_path: Path) -> None:
 
 def test_its_own_test_passes(tmp_path: Path) -> None:
     new_plugin("defense", "my_defense", tmp_path)
-    path = {**os.environ, "PYTHONPATH": str(Path(mi_ray.__file__).parent.parent)}
+    path = {**os.environ, "PYTHONPATH": str(Path(mi_ray.__file__).parent.parent), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path / "test_my_defense.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, env=path)
     assert done.returncode == 0, done.stdout

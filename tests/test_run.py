@@ -27,7 +27,11 @@ from mi_ray.store.manifest import study_state
 from mi_ray.study.prepare import Study
 from mi_ray.sweep_files import load_sweep
 
-SWEEP = document(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+DRAWN = document(**{**TINY, "defenses": DEFENSE_GRID[:1]})
+SWEEP = {
+    **DRAWN,
+    "figures": ["frontier_table"],
+}  # Drawing the others takes most of the time of a test that looks at none.
 FIGURE = """
 def make(store, study):
     path = f'studies/{study}/figures/own.txt'
@@ -41,7 +45,7 @@ CERTIFIED = list[dict[str, Any]]()  # what it says of certificates
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """A finished study; read only. None of its figures are drawn."""
-    one = tiny(tmp_path_factory.mktemp("run"), defenses=DEFENSE_GRID[:1])
+    one = tiny(tmp_path_factory.mktemp("run"), defenses=DEFENSE_GRID[:1], figures=SWEEP["figures"])
     finish(one)
     return one
 
@@ -87,7 +91,7 @@ def test_a_finished_study_is_handed_back_with_its_rows(out: str, computed: Any, 
 def test_what_is_missing_is_computed_its_figures_are_drawn_and_the_study_is_sealed(
     out: str, computed: Any, capsys: Any
 ) -> None:
-    result = mi_ray.run_sweep(SWEEP, out, set={"seed": 1}, progress=False)
+    result = mi_ray.run_sweep(DRAWN, out, set={"seed": 1}, progress=False)
     assert computed == [("tiny", "sweep")]
     assert (result.did, result.complete, result.seconds, result.counted) == (
         "computed",
@@ -98,7 +102,7 @@ def test_what_is_missing_is_computed_its_figures_are_drawn_and_the_study_is_seal
     assert {Path(path).suffix for path in result.figures} >= {".png", ".pdf", ".md"}
     assert all(Path(path).is_file() for path in result.figures)
     assert result.planned["attack_forward"] > 0
-    assert study_state(load_sweep(SWEEP, overrides={"seed": 1}), out) == "finished"
+    assert study_state(load_sweep(DRAWN, overrides={"seed": 1}), out) == "finished"
     assert capsys.readouterr() == ("", "")
 
 
@@ -151,19 +155,19 @@ def test_a_page_that_fails_costs_nothing_else_and_is_made_by_the_next_run(
 
     with monkeypatch.context() as patched:
         patched.setattr("mi_ray.page.write.make", failing)
-        result = mi_ray.run_sweep(SWEEP, out, seed=1, progress=False)
+        result = mi_ray.run_sweep(DRAWN, out, seed=1, progress=False)
     assert list(result.failures) == ["figure report"]
     assert result.failures["figure report"].startswith("RuntimeError: no paper (test_run.py, line ")
     assert any(path.endswith("fig3b.png") for path in result.figures)
     page = Path(out) / "studies/tiny/report.html"
     assert not page.exists()
-    assert mi_ray.run_sweep(SWEEP, out, seed=1, progress=False).did == "drew"
+    assert mi_ray.run_sweep(DRAWN, out, seed=1, progress=False).did == "drew"
     assert "Without a defense" in page.read_text(encoding="utf-8")
     page.write_text("another page")  # It is made again at any time, so no seal holds it.
-    assert study_state(load_sweep(SWEEP, seed=1), out) == "finished"
+    assert study_state(load_sweep(DRAWN, seed=1), out) == "finished"
     assert problems_in(Store(out)) == []
     page.unlink()
-    assert study_state(load_sweep(SWEEP, seed=1), out) == "figures"
+    assert study_state(load_sweep(DRAWN, seed=1), out) == "figures"
 
 
 def test_cells_and_trainings_that_failed_are_in_the_result_with_their_causes(

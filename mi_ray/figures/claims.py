@@ -239,17 +239,12 @@ Changes = tuple[dict[tuple[str, str, float], pd.DataFrame], int]  # as `fig2.set
 
 def _fitting(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
     """The rows whose columns, or parameters of their attack or defense, are what is wanted."""
+    texts = list(zip(table["attack_params"], table["defense_params"], strict=True))
+    fits = np.ones(len(table), bool)
     for key, value in wanted.items():
-        known = (
-            table[key]
-            if key in table
-            else [
-                _parameters(*texts).get(key)
-                for texts in zip(table["attack_params"], table["defense_params"], strict=True)
-            ]
-        )
-        table = table[np.array([_same(stored, value) for stored in known], bool)]
-    return table
+        known = table[key] if key in table else [_parameters(*pair).get(key) for pair in texts]
+        fits &= np.array([_same(stored, value) for stored in known], bool)
+    return table[fits]
 
 
 @cache

@@ -178,6 +178,9 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     if shutil.which("git") is None:
         pytest.skip("asks git for the last commit")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+    # Of the plugins that are installed the runs of pytest below need one: loading the others takes longer than their tests.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_ADDOPTS", "-p xdist.plugin")
     texts = {
         "mi_ray/__init__.py": "",
         "mi_ray/sizes.py": PROGRAM,
