@@ -2,6 +2,8 @@
 
 import asyncio
 import copy
+import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -440,10 +442,9 @@ def test_a_compiled_network_answers_as_the_plain_one(batch: Any) -> None:
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 32 * 32, 10)), (0.5,) * 3, (0.25,) * 3
     )
     compiled = prepared(plain, CPU, "fp32", "default")
-    try:
-        found = compiled(batch[0])
-    except Exception as error:
-        pytest.skip(f"torch.compile does not work here: {type(error).__name__}")
+    if shutil.which(os.environ.get("CXX", "g++")) is None:
+        pytest.skip("torch.compile needs a C++ compiler")
+    found = compiled(batch[0])
     torch.testing.assert_close(found, plain(batch[0]), rtol=1e-4, atol=1e-4)
 
 

@@ -32,6 +32,24 @@ def test_what_was_found_is_written_at_once_and_an_error_or_a_miss_is_a_row(tmp_p
     assert "no such kernel" in report.markdown()
 
 
+def test_a_check_that_is_not_met_fails_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for passed in (True, False):
+
+        class Made:
+            """Checks of one bound."""
+
+            def __init__(self, lab: Any, report: Any, passed: bool = passed) -> None:
+                self.report, self.passed = report, passed
+
+            def __getattr__(self, part: str) -> Any:
+                return lambda: self.report.add(part, found=1.0, bound=2.0, passed=self.passed)
+
+        for name, made in (("trained", lambda device, small: ({}, b"")), ("Lab", lambda *_: None), ("Checks", Made)):
+            monkeypatch.setattr(gpu, name, made)
+        command = ["check", "--device", "cpu", "--only", gpu.PARTS["check"][0], "--out", str(tmp_path / "found.json")]
+        assert gpu.main(command) == int(not passed)
+
+
 def test_operations_of_a_pass_are_two_a_multiply_add() -> None:
     description, content = gpu.trained(torch.device("cpu"), small=True, epochs=0)
     lab = gpu.Lab(description, content, torch.device("cpu"), 10)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, ImagesAttack, attack_labels
 from mi_ray.attacks.balls import MaxBall
+from mi_ray.attacks.images import SCORING_DRAWS
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
@@ -510,7 +511,9 @@ def test_labels_may_be_an_array_and_points_must_name_each_image(linear: Any) -> 
 
 
 @pytest.mark.parametrize("parts", [(), (10,), (10, 10)])
-def test_the_passes_of_the_least_attack_are_counted_as_those_of_pgd(parts: tuple[int, ...]) -> None:
+def test_the_passes_of_the_least_attack_are_counted_as_those_of_pgd_and_the_draws_that_score_it(
+    parts: tuple[int, ...],
+) -> None:
     class Steps(ImagesAttack):
         name = "steps"
         passes = (4, 4)
@@ -518,8 +521,9 @@ def test_the_passes_of_the_least_attack_are_counted_as_those_of_pgd(parts: tuple
         def images(self, model: Any, batch: Any) -> Tensor:
             return batch.x  # type: ignore[no-any-return]
 
-    wanted = make_attack("pgd", steps=4).cost(parts)
-    assert Steps().cost(parts)[1] == wanted[1]
+    assert Steps().cost(parts)[1] == make_attack("pgd", steps=4).cost(parts)[1]
+    call = 1 + sum(parts)  # of F, for its own prediction, and of all executions
+    assert Steps().cost(parts)[0] == (4 + (SCORING_DRAWS if parts else 1)) * call
 
 
 def test_pgd_takes_gradients_where_they_are_switched_off(classifier: Any, batch: tuple[Tensor, Tensor]) -> None:

@@ -155,6 +155,17 @@ def test_the_gradient_of_the_input_is_that_of_finite_differences(
     torch.testing.assert_close(slope, gradient.flatten(1).norm(dim=1), rtol=0.1, atol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["total_variation", "bit_depth"])
+def test_through_what_the_image_itself_stands_for_the_gradient_is_that_of_the_copies(
+    name: str, classifier: Any, pool: SamplePool, batch: Any
+) -> None:
+    leaf = batch[0].clone().requires_grad_(True)
+    copies = DefendedClassifier(classifier, _example(name), pool, executions=2).copies(leaf)
+    weight = torch.randn(copies.shape, generator=torch.Generator().manual_seed(0))
+    (gradient,) = torch.autograd.grad((copies * weight).sum(), leaf)
+    torch.testing.assert_close(gradient, weight.sum(0))
+
+
 @pytest.mark.parametrize("name", EIGHT_BIT)
 def test_through_8_bits_the_gradient_is_that_of_the_defense_without_them(name: str, batch: Any) -> None:
     weight = torch.randn(2, 8, 3, 32, 32, generator=torch.Generator().manual_seed(0))

@@ -276,6 +276,9 @@ def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_pat
         planned = {each.key for each in prepare(load_sweep(file)).plan().cells}
         shown = {each["key"] for each in told["cells"] if each["setting"] == at}
         assert shown <= planned
+        if setting[:2] != told["settings"][0][:2]:
+            own = {each.key for each in prepare(load_sweep(file)).plan().cells if each.defense.name != "none"}
+            assert own == shown
 
 
 def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> None:

@@ -293,8 +293,18 @@ def test_a_remote_file_system_that_renames_never_shows_half_a_file(
             opened.append(Path(path).name)
         return inner(self, path, mode, **options)
 
+    moved = list[tuple[str, str]]()
+    rename = Sftp.mv
+
+    def noted_move(self: Any, source: str, target: str, **options: Any) -> Any:
+        moved.append((Path(source).name, Path(target).name))
+        return rename(self, source, target, **options)
+
     monkeypatch.setattr(Sftp, "open", noted)
+    monkeypatch.setattr(Sftp, "mv", noted_move)
+    monkeypatch.setattr(Sftp, "cp_file", lambda *_, **__: pytest.fail("a copy is seen while it is made"))
     store.write_bytes("a/b.json", b"1")
+    assert moved == [(opened[0], "b.json")]
     assert len(set(opened)) == 1
     assert opened[0].startswith(".b.json.")
     assert (tmp_path / "results" / "a" / "b.json").read_bytes() == b"1"

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.studies import Tiny
 
+from mi_ray.config import AttackEntry
 from mi_ray.study.duration import (
     A_CELL,
     COMMAND_STARTS,
@@ -22,6 +23,7 @@ from mi_ray.study.duration import (
     duration,
     side_by_side,
 )
+from mi_ray.study.prepare import prepare
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,8 @@ def _in_words(seconds: float) -> str:
 def test_a_plan_counts_the_time_in_which_each_defense_makes_its_copies(
     original: Tiny, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    attack = {"eot_pgd": {"steps": 2, "eot": 3}, "epsilon": 0.1, "knowledge": "adaptive"}
+    behind_each = prepare(original.study.sweep.model_copy(update={"attacks": (AttackEntry.model_validate(attack),)}))
     study, plan, measured = original.study, original.plan, list[str]()
     monkeypatch.setattr(
         "mi_ray.study.duration._copy", lambda study, component: measured.append(component.name) or (0.001, 0.004)
@@ -108,9 +112,10 @@ def test_a_plan_counts_the_time_in_which_each_defense_makes_its_copies(
     copies = sum(study.planner.costs.of(work)[0] for work in behind) * study.planner.stored_points
     known: dict[str, tuple[float, float]] = {}
     assert _copying(study, plan.outputs, known) == pytest.approx(0.001 * copies)
-    through = [work for work in plan.attacks if work.defense is not None]
+    through = [work for work in behind_each.plan().attacks if work.defense is not None]
+    assert through
     forward, backward = (sum(study.planner.costs.of(work)[way] for work in through) for way in (0, 1))
-    assert _copying(study, plan.attacks, known) == pytest.approx(
+    assert _copying(study, through, known) == pytest.approx(
         study.planner.stored_points * (0.001 * (forward - backward) + 0.004 * backward)
     )
     assert measured == sorted({*measured}) != []
