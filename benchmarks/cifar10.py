@@ -720,8 +720,8 @@ def _is_of(entry: dict[str, Any], cell: "pd.Series[Any]") -> bool:
     return (
         any(abs(float(epsilon) - cell["epsilon"]) < 1e-9 for epsilon in entry["epsilon"])
         and cell["goal"] in entry["goal"]
-        and cell["knowledge"] == entry["knowledge"]
-        and cell["norm"] == entry["norm"]
+        and cell["knowledge"] == entry.get("knowledge", "oblivious")
+        and cell["norm"] == entry.get("norm", "linf")
     )
 
 

@@ -302,3 +302,23 @@ def test_what_is_published_on_fewer_images_or_with_fewer_checks_is_told() -> Non
     told = cifar10.reduced(STORE)
     assert "`epsilon_curve` 50 of 200 images and with the checks alone that cost no passes" in told
     assert "`table2`" not in told
+
+
+def test_each_published_cell_that_can_be_computed_again_is_asked_for_by_the_attack_that_made_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of each attack of each study: the sweep of one cell has an entry of that radius, goal and knowledge."""
+    monkeypatch.setattr(cifar10, "read_document", cache(cifar10.read_document))
+    cells = read_cells(STORE)
+    cells = cells[(cells["state"] == "done") & ~cells["attack"].isin(["worst_case", "cascade"])]
+    for _, cell in cells.drop_duplicates(["study", "attack", "goal", "epsilon", "knowledge"]).iterrows():
+        (entry,) = cifar10._alone(cell, "one", "data", 50)["attacks"]
+        if cell["attack"] != "none":
+            assert {cell["attack"], "adaptive"} & entry.keys()
+            assert entry.get("knowledge", "oblivious") == cell["knowledge"]
+            assert any(abs(epsilon - cell["epsilon"]) < 1e-9 for epsilon in entry["epsilon"])
+
+
+def test_images_that_cells_name_today_do_not_part_them_from_those_that_were_published_before() -> None:
+    told = '{"effort":"quick","images":[{"classifier":"f","pgd":{"steps":[4]}}],"rounds":1}'
+    assert cifar10._without_images(told) == cifar10._without_images('{"rounds":1,"effort":"quick"}')

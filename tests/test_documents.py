@@ -25,6 +25,7 @@ from mi_ray.attacks import Attack, ImagesAttack
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.run import why_sweep
+from mi_ray.sweep_files import load_sweep
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = [
@@ -72,6 +73,14 @@ def test_what_a_plugin_may_say_is_there_to_be_said() -> None:
         ]
         assert len(names) >= 8
         assert [name for name in names if not hasattr(owner, name)] == []
+
+
+def test_the_sweep_in_readme_is_one_that_is_accepted_whole_and_small(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "s.yaml").write_text(block)
+    assert load_sweep(tmp_path / "s.yaml").name == "my_study"
+    small = load_sweep(tmp_path / "s.yaml", smoke=True)
+    assert (small.dataset.name, small.points.count) == ("digits", 50)
 
 
 def test_what_an_attack_of_ones_own_can_say_is_all_in_the_document() -> None:
