@@ -124,6 +124,19 @@ def test_a_transformer_of_timm_takes_the_size_that_it_is_built_for(tmp_path: Pat
     assert found(IMAGES).shape == (3, 7)
 
 
+@pytest.mark.parametrize(("written", "side"), [([64, 64], 64), ([64, 32], None)])
+def test_a_size_of_timm_may_be_a_pair_of_a_square(written: list[int], side: int | None, tmp_path: Path) -> None:
+    timm = _timm()
+    network = timm.create_model("test_vit", num_classes=7, img_size=written)
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    said = {"timm": "test_vit", "arguments": {"img_size": written}, "weights": str(tmp_path / "mine.safetensors")}
+    if side is None:
+        with pytest.raises(ValueError, match=r"img_size must be of a square; got \[64, 32\]"):
+            given_classifier(entry(**said), 7, 0)
+    else:
+        assert given_classifier(entry(**said), 7, 0).description["input_size"] == side
+
+
 def test_timms_pretrained_weights_come_out_of_the_hubs_cache(hub: Path) -> None:
     timm = _timm()
     torch.manual_seed(5)

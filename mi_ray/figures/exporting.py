@@ -36,7 +36,11 @@ def _written(cells: pd.DataFrame, study: str, file: Path) -> int:
     if file.suffix == ".csv":
         cells.to_csv(file, index=False)
     elif file.suffix == ".xlsx":
-        cells.to_excel(file, index=False, sheet_name=study[:31])
+        with pd.ExcelWriter(file, engine="openpyxl") as writer:
+            cells.to_excel(writer, index=False, sheet_name=study[:31])
+            for row in writer.sheets[study[:31]].iter_rows():
+                for field in (each for each in row if each.data_type == "f"):
+                    field.data_type = "s"  # A name that begins with = is text, and no formula to compute.
     else:
         entries = leaderboard(cells, study)
         if not entries:

@@ -2,7 +2,7 @@
 
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal, final
@@ -32,7 +32,11 @@ def of_timm(network: nn.Module, blueprint: Blueprint, said: Mapping[str, Any], p
     The side is given where the weights are timm's, or where the network takes no other; weights of a person's own are taken
     to have been trained on images of the dataset's size.
     """
-    side = blueprint["arguments"].get("img_size", said["input_size"][-1])
+    asked = blueprint["arguments"].get("img_size", said["input_size"][-1])
+    sides = {*asked} if isinstance(asked, Sequence) else {asked}
+    if len(sides) > 1:
+        raise ValueError(f"img_size must be of a square; got {asked}")
+    (side,) = sides
     fixed = pretrained or said.get("fixed_input_size", False)
     return LoadedNetwork(network, blueprint, tuple(said["mean"]), tuple(said["std"]), side if fixed else None)
 

@@ -263,7 +263,6 @@ def _pairs(values: Json) -> str:
 
 CERTIFIED_NUMBERS = (
     "sigma",
-    "alpha",
     "radius",
     "accuracy",
     "accuracy_low",
@@ -277,7 +276,7 @@ def certified_facts(store: Store, study: str) -> list[dict[str, object]]:
     """Certified accuracy by classifier, σ and radius; empty of a study that certifies nothing."""
     path = f"studies/{study}/certified.parquet"
     rows = store.read_table(path, CERTIFIED).to_pylist() if store.exists(path) else []
-    said = ("classifier", "n0", "n", "state", "cause")
+    said = ("classifier", "n0", "n", "alpha", "state", "cause")  # Rounded, a small alpha would be 0.
     return [
         {**{name: row[name] for name in said}, **{name: number(row[name]) for name in CERTIFIED_NUMBERS}}
         for row in rows

@@ -184,9 +184,11 @@ def _read_records(store: Store, study: str | None, filters: Filters, columns: Se
         names = dict(zip(known["cell"].to_pylist(), known["classifier"].to_pylist(), strict=True))
         wanted = _matching(known, filters)
     kept = RECORDS.names if columns is None else [name for name in RECORDS.names if name in {*columns, "cell"}]
+    # A filter may ask for the name though nobody wants to see it.
+    named = "classifier" in kept or expression is not None
     tables = []
     for stored in _stored_rows(store, wanted, compacted, _finished(store, study)):
-        rows = stored if study is None else _named(stored, names)
+        rows = stored if study is None or not named else _named(stored, names)
         tables.append((rows if expression is None else rows.filter(expression)).select(kept))
     frame: pd.DataFrame = pa.concat_tables([RECORDS.empty_table().select(kept), *tables]).to_pandas()
     if study is not None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from helpers.frames import cell, frame
 
@@ -38,3 +39,11 @@ def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     write_cells(store, "s", [cell("m", "none", {}, "none", 0.9)])
     with pytest.raises(ValueError, match=r"must be a place where a file can be written: .*nowhere"):
         export(store, "s", tmp_path / "nowhere" / "c.csv")
+
+
+def test_a_name_that_looks_like_a_formula_is_text_in_a_workbook(tmp_path: Path) -> None:
+    pytest.importorskip("openpyxl")
+    store = Store(tmp_path / "store", create=True)
+    write_cells(store, "s", [cell("=1+1", "none", {}, "none", 0.9)])
+    assert export(store, "s", tmp_path / "cells.xlsx") == 1
+    assert pd.read_excel(tmp_path / "cells.xlsx")["classifier"].tolist() == ["=1+1"]
