@@ -29,6 +29,8 @@ from mi_ray.device import PassCounter
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.statistics import paired_test
+from mi_ray.store.blocks import Store
+from mi_ray.store.manifest import read_manifest
 from mi_ray.threat_model import Knowledge, ThreatModel
 
 BATCH, DRAWS, UNSEEN = 50, 10, 1000  # Seeds from UNSEEN on are of the draws that score.
@@ -200,6 +202,7 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--settings", nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     options = parser.parse_args(arguments)
+    options.sides = [*dict.fromkeys(("cascade", *options.sides))]  # the side that all others are compared with
     out = Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     dataset = digits_archive(out) if options.small else "digits"
@@ -211,7 +214,10 @@ def main(arguments: list[str]) -> None:
     ((name, values),) = dataset.items() if isinstance(dataset, dict) else [(dataset, {})]
     data = SOURCES.make(name, values).load()
     found = []
-    for folder in sorted((out / "networks" / "classifiers").iterdir()):
+    store = Store(out / "networks")  # Where earlier runs may have left networks of other seeds.
+    for folder in (
+        out / "networks/classifiers" / key for key in read_manifest(store, "networks")["keys"]["classifiers"]
+    ):
         about = json.loads((folder / "classifier.json").read_text())
         content = (folder / "model.safetensors").read_bytes()
         network = prepared(classifier_from_bytes(about["description"], content), torch.device("cpu"), "fp32")

@@ -253,7 +253,7 @@ def main() -> None:
         "--only", default="", help="groups whose name holds this text; latest.json keeps the others' rows"
     )
     options = parser.parse_args()
-    quick, rows, began = options.quick, list[tuple[str, Row]](), time.perf_counter()
+    quick = options.quick
     peers = ["Torchattacks", "Foolbox", "AdvLib"]
     with tempfile.TemporaryDirectory() as folder:
         groups: dict[str, Callable[[], list[Row]]] = {
@@ -273,26 +273,29 @@ def main() -> None:
             if options.only in name and not (quick and not options.only and name in ("pgd large", "tune")):
                 at = time.perf_counter()
                 found = group()
-                rows += [(name, row) for row in found]
                 show(found)
                 print(f"{name}: {time.perf_counter() - at:.0f} s", flush=True)
+                _keep(
+                    name, found, quick=quick, seconds=round(time.perf_counter() - at)
+                )  # Whatever the next group meets.
+
+
+def _keep(group: str, rows: list[Row], **how: object) -> None:
+    """Write the rows of a group into latest.json, beside those of the other groups and of other machines."""
     about = {
         "date": str(datetime.date.today()),
         "machine": platform.platform(),
         "cores": CORES,
         "processor": PROCESSOR,
         "precision": FAST,
-        "quick": quick,
-        "seconds": round(time.perf_counter() - began),
+        **how,
     }
     told = [
-        {"group": name, **vars(row), **about, "median": median(row.ratios), "reached": row.reached}
-        for name, row in rows
+        {"group": group, **vars(row), **about, "median": median(row.ratios), "reached": row.reached} for row in rows
     ]
     place = Path(__file__).parent / "latest.json"
     before = json.loads(place.read_text()) if place.exists() else []
-    measured = {(row["group"], PROCESSOR) for row in told}  # another machine's rows stay beside this one's
-    told = [row for row in before if (row["group"], row.get("processor")) not in measured] + told
+    told = [row for row in before if (row["group"], row.get("processor")) != (group, PROCESSOR)] + told
     place.write_text(json.dumps(told, indent=1, default=float) + "\n")
 
 

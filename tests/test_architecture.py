@@ -1,6 +1,7 @@
 """Rules of the code itself, read from its source: who imports whom, what is never used, how long a function may be."""
 
 import ast
+import importlib
 import re
 from collections.abc import Iterator
 from functools import cache
@@ -291,3 +292,12 @@ def test_few_arguments_are_of_any_type() -> None:
 def test_every_module_and_folder_says_what_it_is_for() -> None:
     short = {module for module, tree in trees().items() if len(ast.get_docstring(tree) or "") < 20}
     assert short == set()
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "benchmarks").glob("*.py")))
+def test_every_benchmark_can_be_imported(name: str) -> None:
+    """They are run by hand and rarely: a name that was changed elsewhere would be found out after hours."""
+    for library in ("torchattacks", "foolbox", "adv_lib", "pyautoattack"):
+        if library in (ROOT / f"benchmarks/{name}.py").read_text(encoding="utf-8"):
+            pytest.importorskip(library)
+    importlib.import_module(f"benchmarks.{name}")
