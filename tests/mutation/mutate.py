@@ -117,7 +117,14 @@ def stages(root: Path, mutation: Mutation, *, only_likely: bool, lines: reached.
     first = likely(root, mutation)
     rest = tuple(test for test in imports_of_tests(root) if test not in first)
     found = [
-        Stage("tests that run the line", running(lines, mutation, first), ("-m", "not long")),
+        *(
+            Stage(
+                f"tests that run the line{called}",
+                running(lines, mutation, first),
+                ("-m", f"not long and not ray and {kind}"),
+            )
+            for called, kind in ((" and are quick", "not heavy"), (" and compute", "heavy"))
+        ),
         Stage("likely tests that are quick", first, ("-m", "not long and not ray and not heavy")),
         Stage("likely tests that compute", first, ("-m", "not long and not ray and heavy")),
     ]

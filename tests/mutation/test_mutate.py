@@ -237,7 +237,7 @@ def test_the_tests_that_run_a_line_are_found_by_one_run_of_all_and_asked_first(p
     (told,) = (project / "build/mutation").glob("*.json")
     passed = {each["place"]: each["passed"] for each in json.loads(told.read_text(encoding="utf-8"))}
     assert passed["mi_ray/sizes.py:6"] == []
-    assert passed["mi_ray/sizes.py:11"][0] == "tests that run the line"
+    assert passed["mi_ray/sizes.py:11"][0] == "tests that run the line and are quick"
 
 
 def test_of_many_tests_that_run_a_line_those_of_likely_files_come_first() -> None:
