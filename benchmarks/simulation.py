@@ -124,6 +124,10 @@ class Fleet:
         """See `Cluster`; nothing here runs into a limit of time."""
         raise NotImplementedError
 
+    def passes(self) -> Sequence[dict[str, Any]]:
+        """See `Cluster`; nothing here tells of a block that is under way."""
+        return ()
+
     def begun(self) -> Sequence[dict[str, Any]]:
         """See `Cluster`."""
         found, self._begun = self._begun, []

@@ -134,10 +134,8 @@ def load_sweep(
         origin, document = "the sweep", _as_written(source)
     else:
         file = find_sweep(source)
-        origin, document = (
-            str(file),
-            _as_written(read_document(file)),
-        )  # Of what an alias names each place gets its own.
+        # A copy: where an alias names one part in several places, each place gets its own.
+        origin, document = str(file), _as_written(read_document(file))
     _overlay(origin, document, smoke)
     for key, value in changes.items():
         _set_path(document, key, _as_written(value))

@@ -348,6 +348,20 @@ def test_weights_of_yours_are_of_the_datasets_size_whatever_a_preprocessor_makes
     assert "input_size" not in given_classifier(entry(**mine), 7, 0).description
 
 
+@pytest.mark.parametrize(("written", "side"), [(32, 32), ([32, 32], 32)])
+def test_weights_of_yours_for_a_transformer_are_of_the_one_size_that_it_takes(
+    written: Any, side: int, tmp_path: Path
+) -> None:
+    network, _ = _tiny_transformer()
+    network.save_pretrained(tmp_path)
+    said = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**said, "image_size": written}))
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"height": 224, "width": 224}}))
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    mine = {"huggingface": str(tmp_path), "weights": str(tmp_path / "mine.safetensors")}
+    assert given_classifier(entry(**mine), 7, 0).description["input_size"] == side
+
+
 def test_a_repository_of_timm_and_one_without_safetensors(tmp_path: Path) -> None:
     timm = _timm()
     network = timm.create_model("test_resnet", num_classes=7)

@@ -245,7 +245,7 @@ class Blocks:
         """Show how far the blocks are that run, none further than its planned passes, which may be too few."""
         for facts in self.cluster.passes():
             found = self._turns.get(tuple(facts["turn"]))
-            if found is not None:
+            if found is not None and found.since is not None:  # Else it is a late word of another stage's block.
                 work, start, stop = self.items[found.position]
                 found.passes = min(facts["passes"], (stop - start) * self._passes(work))
         self.shown.under_way = sum(found.passes for found in self.pending.values())
@@ -269,6 +269,7 @@ class Blocks:
 
     def _ended(self, task: Hashable) -> None:
         found = self.pending.pop(task)
+        self.shown.under_way -= found.passes
         position = found.position
         self._turns.pop((position, self.retries[position].tried), None)
         try:

@@ -35,7 +35,7 @@ class Trial:
 
     In a search the setting's adaptive attacks, and F's outputs on their images, are part of the trial, since nobody
     knows the setting before. reads: what the setting's cells are read from, by the inputs that they are on; of a grid, whose
-    trials are of works that cells share, they are found from the works.
+    trials are of works that cells share, they are found from the works where no cell is of that very defense.
     """
 
     classifier: str

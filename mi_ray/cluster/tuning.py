@@ -90,7 +90,8 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     """
     size, costs = session.sweep.resources.block, session.study.planner.costs
     todo, points, passes = list[Trial](), 0, 0.0
-    for trial in grid_trials([work for work in plan.outputs if session.possible(work)], plan.cells):
+    there = [cell for cell in plan.cells if session.cause_of(cell) is None]
+    for trial in grid_trials([work for work in plan.outputs if session.possible(work)], there):
         missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
         computed = session.unreported & {work.key for work in trial.works}
         points += sum(stop - start for _, start, stop in missing)

@@ -11,6 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -79,7 +80,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     # A curve that has a cell of its own at 0 begins there.
     place = [*DRAWN, "curve", "norm"]
     begun = set(attacked.loc[attacked["epsilon"] == 0, place].itertuples(index=False, name=None))
-    starts = starts[[each not in begun for each in starts[place].itertuples(index=False, name=None)]]
+    starts = starts[np.array([each not in begun for each in starts[place].itertuples(index=False, name=None)], bool)]
     told = [*ACCURACY, "verdict", "checks", "points", "attack", "attack_params", "knowledge", "dataset"]
     kept = [*DRAWN, "curve", "norm", "epsilon", *told]
     table = pd.concat([starts[kept], attacked[kept]], ignore_index=True)

@@ -189,7 +189,15 @@ def radii_text(cells: "pd.DataFrame") -> str:
 
 
 def _value(value: object) -> str:
+    if isinstance(value, list) and all(isinstance(each, dict) for each in value):
+        return " and ".join(map(_images, value))
     return epsilon_text(value) if isinstance(value, float) else str(value)
+
+
+def _images(given: Mapping[str, object]) -> str:
+    """Images that an attack begins with, as `attack_params` has them: of which attack, and of which other classifier."""
+    method, of = next(name for name in given if name != "classifier"), given.get("classifier")
+    return f"of {method}" + ("" if of is None else f" on {of}")
 
 
 def parameters(defense_params: str, without: frozenset[str] = frozenset(), words: frozenset[str] = frozenset()) -> str:

@@ -53,8 +53,7 @@ class HuggingFace(NamedNetwork):
             else:
                 network = self.build(blueprint, classes)
         mean, std, side = _preprocessing(folder, config)
-        # Weights of a person's own are of images of the dataset's size, but where the network takes one size alone.
-        return LoadedNetwork(network, blueprint, mean, std, side if pretrained else getattr(config, "image_size", None))
+        return LoadedNetwork(network, blueprint, mean, std, side if pretrained else _one_side(network, config))
 
     def _of_timm(
         self, folder: Path, said: Mapping[str, Any], classes: int, arguments: Mapping[str, Any], pretrained: bool
@@ -106,3 +105,12 @@ def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...] | None,
 def _channels(said: float | Sequence[float]) -> tuple[float, ...]:
     """A value for each of three channels, of which a preprocessor may say one for all."""
     return tuple(said) if isinstance(said, Sequence) else (said,) * 3
+
+
+def _one_side(network: nn.Module, config: Any) -> int | None:
+    """The side of images where a network takes one alone, which it knows by its table of positions; weights of a person's own
+    are else of images of the dataset's size, whatever the configuration says of the published ones."""
+    side = getattr(config, "image_size", None)
+    sides = {*side} if isinstance(side, Sequence) else {side}
+    fixed = any("position_embedding" in name for name, _ in network.named_parameters())
+    return sides.pop() if fixed and len(sides) == 1 else None

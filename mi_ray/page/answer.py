@@ -7,7 +7,7 @@ number can be believed. The best is chosen on the selection points and reported 
 import pandas as pd
 
 from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, chosen_on, frontier, picked
-from mi_ray.figures.names import Names, Row, epsilon_text, parameters
+from mi_ray.figures.names import Names, Row, epsilon_text, settings_apart
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import failed_checks
 from mi_ray.page.counts import Counts
@@ -28,6 +28,7 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
     places = dict(zip(cells["cell"], range(len(cells)), strict=True))
     found = []
     table = frontier(cells)
+    table = table.assign(told=settings_apart(table))
     for group in by_threat(table):
         first, best, bare = group.iloc[0], _best(group, table), _bare(group, table)
         told = [_alone(first, bare), _gain(bare, best, counts, names), _trust(best, called[best["cell"]])]
@@ -85,7 +86,7 @@ def _alone(first: Row, bare: pd.DataFrame) -> str:
 
 def _gain(bare: pd.DataFrame, best: Row, counts: Counts, names: Names) -> str:
     """What the best setting keeps, against no defense on the same points."""
-    own = parameters(best["defense_params"])
+    own = best["told"]
     if best["defense"] == "none":
         return "No defense was measured under this attack within the budget of clean accuracy."
     name = names.defense(best["defense"]) + (f" ({own})" if own else "")

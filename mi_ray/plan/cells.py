@@ -110,10 +110,12 @@ class CellMaker:
                     members=tuple(keys),
                 )
 
-    def _images(self, given: Inputs) -> dict[str, Any]:
-        """Images that an attack begins with, as a sweep file names them."""
+    def _images(self, given: Inputs, attacked: str) -> dict[str, Any]:
+        """Images that an attack begins with, as a sweep file names them. attacked: the key of the classifier under attack."""
         assert given.attack is not None
-        return {given.attack.method: given.attack.values, "classifier": self.works.called[given.attack.classifier]}
+        of = given.attack.classifier
+        other = {} if of == attacked else {"classifier": self.works.called[of]}
+        return {given.attack.method: given.attack.values, **other}
 
     def _identity(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int, draws: int) -> dict[str, Any]:
         """Every identity column of the records, but the cell's key."""
@@ -125,7 +127,7 @@ class CellMaker:
             if stop_parameter is not None:
                 params[stop_parameter] = inputs.stop
             if attack.given:
-                params["images"] = [self._images(each) for each in attack.given]
+                params["images"] = [self._images(each, attack.classifier) for each in attack.given]
         return {
             "dataset": self.works.facts.dataset,
             "classifier": classifier.entry.name,

@@ -91,6 +91,7 @@ class KeyedWork:
         self.sweep, self.registries, self.facts, self.options = sweep, registries, facts, options
         self.costs = Costs(registries.attacks, registries.chunk)
         self.called: dict[str, str] = {}  # key of a classifier -> its name in the sweep
+        self._of_plugins: set[str] = set()  # keys of classifiers of an architecture of a plugin's
         # Of every key that was made: its kind, and what decides it.
         self.ingredients: dict[str, tuple[str, Values]] = {}
         order = sweep.points_order()
@@ -145,6 +146,8 @@ class KeyedWork:
         """The classifier of an entry, to train or to take into the store. Raises ValueError for what cannot be."""
         work = self._classifier(entry.written_out())
         self.called[work.key] = entry.name
+        if work.description.get("architecture") in self.facts.sources:
+            self._of_plugins.add(work.key)
         return work
 
     def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
@@ -222,7 +225,8 @@ class KeyedWork:
         Networks of our own architectures always had that form, so that their keys do not name it.
         """
         forms = [each for each in self.facts.folded.get(classifier, ()) if each in {"fp32", precision}]
-        return {"folded": [FOLDED_VERSION, *forms]} if forms else {}
+        # Those of a plugin's were computed in that form once, which was not always theirs.
+        return {"folded": [FOLDED_VERSION, *forms]} if forms or classifier in self._of_plugins else {}
 
     def training(self, entry: ClassifierEntry) -> dict[str, Any]:
         """The training settings with the learning-rate drops written out."""

@@ -123,9 +123,13 @@ class Planner:
         if through is None or any(each.means(defense) for each in through):
             yield from self._through_defense(entry, classifier, defense)
 
+    def asked(self) -> list[tuple[ClassifierWork, Any]]:
+        """Each classifier with each setting of the grid that is asked for on it."""
+        return [(work, each) for each, on in self._settings() for work in self.classifiers if work.key in on]
+
     def idle(self) -> list[tuple[int, AttackEntry]]:
         """The attacks of the file, with their positions, that have nothing to go through in this study."""
-        behind = [(work, each) for each, on in self._settings() for work in self.classifiers if work.key in on]
+        behind = self.asked()
         return [
             (position, entry)
             for position, entry in enumerate(self.sweep.attacks)

@@ -162,8 +162,8 @@ def study_state(sweep: Sweep, out: str) -> Literal["finished", "figures", "open"
 def fingerprint(sweep: Sweep) -> str:
     """A hash of everything that a study's rows came from, and so of no figure.
 
-    It covers the sweep without its list of figures, the data files, and the sources of this program (without the
-    folders in `NO_ROWS`), of the sweep's plugins, of the modules of its factories, and of what these import from their own
+    It covers the sweep without its list of figures, the data files, and the sources of this program (without the folders and
+    files in `NO_ROWS`), of the sweep's plugins, of the modules of its factories, and of what these import from their own
     folders. A module is found without being run.
     """
     code = [path for path in PROGRAM.rglob("*.py") if path.relative_to(PROGRAM).parts[0] not in NO_ROWS]

@@ -29,6 +29,9 @@ Condition = tuple[str, str, object]  # (column, operator, value), as pyarrow wri
 Filters: TypeAlias = pc.Expression | list[Condition] | list[list[Condition]] | None
 
 
+TOLD_ANEW = ("classifier", "attack_params")  # columns of records that are read as cells.parquet has them
+
+
 def cells_path(study: str) -> str:
     """Where the cells of a study are."""
     return f"studies/{study}/cells.parquet"
@@ -176,16 +179,17 @@ def record_tables(store: Store, study: str) -> Iterator[pa.Table]:
 def _read_records(store: Store, study: str | None, filters: Filters, columns: Sequence[str] | None) -> pd.DataFrame:
     filters = None if isinstance(filters, list) and not filters else filters
     expression = pq.filters_to_expression(filters) if isinstance(filters, list) else filters
-    names: dict[str, str] = {}
+    names: dict[str, tuple[str, str]] = {}
     wanted: set[str] | None = None
     compacted = _matching(store.compacted.index, filters) if study is None else set(store.compacted.places)
     if study is not None:
         known = cells_table(store, study).select(IDENTITY)
-        names = dict(zip(known["cell"].to_pylist(), known["classifier"].to_pylist(), strict=True))
+        told = zip(*(known[name].to_pylist() for name in TOLD_ANEW), strict=True)
+        names = dict(zip(known["cell"].to_pylist(), told, strict=True))
         wanted = _matching(known, filters)
     kept = RECORDS.names if columns is None else [name for name in RECORDS.names if name in {*columns, "cell"}]
     # A filter may ask for the name though nobody wants to see it.
-    named = "classifier" in kept or expression is not None
+    named = bool({*TOLD_ANEW} & {*kept}) or expression is not None
     tables = []
     for stored in _stored_rows(store, wanted, compacted, _finished(store, study)):
         rows = stored if study is None or not named else _named(stored, names)
@@ -199,13 +203,17 @@ def _read_records(store: Store, study: str | None, filters: Filters, columns: Se
     return frame if columns is None else frame[list(columns)]
 
 
-def _named(rows: pa.Table, names: Mapping[str, str]) -> pa.Table:
-    """Rows with their classifiers as a study names them: the one that wrote them may have named them otherwise.
+def _named(rows: pa.Table, names: Mapping[str, tuple[str, str]]) -> pa.Table:
+    """Rows with what a study's cells say in place of what the study says that wrote them, which may have named the classifier
+    otherwise, and whose program may have told less of an attack.
 
-    names: cell -> classifier.
+    names: cell -> the columns `TOLD_ANEW`.
     """
-    called = pa.array([names[cell] for cell in rows["cell"].to_pylist()], RECORDS.field("classifier").type)
-    return rows.set_column(rows.schema.get_field_index("classifier"), RECORDS.field("classifier"), called)
+    cells = rows["cell"].to_pylist()
+    for at, name in enumerate(TOLD_ANEW):
+        column = pa.array([names[cell][at] for cell in cells], RECORDS.field(name).type)
+        rows = rows.set_column(rows.schema.get_field_index(name), RECORDS.field(name), column)
+    return rows
 
 
 def _studies_by_cell(store: Store) -> dict[str, str]:

@@ -324,7 +324,7 @@ def _idle(planner: Planner) -> list[str]:
 
 def _refuse_unattacked(planner: Planner) -> None:
     """Raise ValueError where a search would be told of settings what no attack leaves of them: they would all look best."""
-    for work, setting in itertools.product(planner.classifiers, planner.settings()):
+    for work, setting in planner.asked():
         if setting.components() and len(planner.inputs(work, setting)) == 1:
             raise ValueError(
                 "search: every setting must be attacked, since what attacks leave is what is sought; nothing attacks "

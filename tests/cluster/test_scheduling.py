@@ -481,9 +481,16 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
         possible=lambda work: True,
         places=lambda: places,
         connect=lambda cpus: ran.append("connected"),
+        cause_of=lambda cell: "the attack failed" if cell.identity["goal"] == "targeted" else None,
     )
     _evaluate_grid(session, study.plan)
     connected, *of_blocks, request = ran
+    # What has failed is read by no trial: it would fail what has not.
+    read = {name for trial in request.resolve.trials for name in trial.reads}
+    failed = {cell.inputs.name for cell in study.plan.cells if cell.identity["goal"] == "targeted"}
+    assert read
+    assert failed
+    assert not read & failed
     assert connected == "connected"
     assert of_blocks == ([sum(work.component is not None for work in study.plan.outputs)] if by_blocks else [])
     trials = request.resolve.trials

@@ -691,6 +691,11 @@ def test_settings_that_differ_by_a_word_alone_are_told_apart() -> None:
     }
 
 
+def test_a_curve_without_a_clean_cell_has_no_start() -> None:
+    rows = [cell("f", "none", {}, "none", 0.9), cell("f", "mi_ol", {"lam": 0.5}, "pgd", 0.4, **pgd(10))]
+    assert epsilon_curve.facts(frame(*rows), NAMES)["defense"].tolist() == ["mi_ol"]
+
+
 def test_a_curve_with_a_cell_of_its_own_at_0_begins_there() -> None:
     rows = [cell("f", "mi_ol", {"lam": 0.5}, "none", 0.9)]
     rows += [cell("f", "mi_ol", {"lam": 0.5}, "pgd", 0.9 - 4 * at, **{**pgd(10), "epsilon": at}) for at in (0.0, 0.1)]

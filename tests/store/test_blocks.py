@@ -465,6 +465,16 @@ def test_a_whole_stores_rows_leave_no_cell_out_in_silence(two_studies: Store) ->
         read_records(two_studies)
 
 
+def test_rows_say_of_their_attack_what_the_cells_of_the_study_say(store: Store) -> None:
+    """The program that wrote them may have told less of it."""
+    records_of(store, "c1", "f")
+    write_cells(store, "s", [{"cell": "c1", "classifier": "f", "state": "done", "attack_params": '{"images": 1}'}])
+    found = read_records(store, "s", [("attack_params", "=", '{"images": 1}')])
+    assert len(found) == 4
+    assert set(found["attack_params"]) == {'{"images": 1}'}
+    assert len(read_records(store, "s", columns=["point", "attack_params"])) == 4
+
+
 def test_an_unknown_study_is_refused_with_the_known_ones(two_studies: Store) -> None:
     for read in (read_cells, read_records):
         with pytest.raises(ValueError, match=r"study 'three' must be in .*; known: one, two"):

@@ -68,3 +68,14 @@ def test_a_search_over_what_nothing_attacks_is_refused() -> None:
     ):
         prepare(sweep(attacks=[through], defenses=defenses, search=optuna, points=points))
     assert prepare(sweep(attacks=[PGD, through], defenses=defenses, search=optuna, points=points)).notes == ()
+
+
+def test_a_search_asks_for_attacks_on_the_settings_of_each_classifier_alone() -> None:
+    two = [{"name": "f", "architecture": "cnn_small"}, {"name": "g", "architecture": "cnn_small", "seed": 1}]
+    defenses = [
+        {"gaussian_noise": {"sigma": [0.1, 0.2]}, "classifiers": ["f"]},
+        {"random_rotation": {"degrees": [5, 9]}, "classifiers": ["g"]},
+    ]
+    attacks = [{**THROUGH, "classifiers": ["f"]}, {**PGD, "classifiers": ["g"]}]
+    optuna, points = {"optuna": {"trials": 2}}, {"count": 40, "selection": 20}
+    assert prepare(sweep(classifiers=two, attacks=attacks, defenses=defenses, search=optuna, points=points)).notes == ()
