@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import ATTACKS, Adversarial
+from mi_ray.attacks.binarization import _LastLayer
 from mi_ray.classifiers import ARCHITECTURES, Classifier, wrap_classifier
 from mi_ray.store.keys import canonical
 from mi_ray.threat_model import Norm, ThreatModel
@@ -84,3 +85,19 @@ def test_behind_a_defense_it_is_refused() -> None:
 
     with pytest.raises(ValueError, match="behind a defense"):
         crafted("pgd", STEPS, Defended())
+
+
+def test_a_layer_whose_output_is_changed_before_it_is_the_answer_is_not_the_last_one() -> None:
+    class Doubled(nn.Module):
+        """Logits that no layer gives."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * self.layer(x.flatten(1))  # type: ignore[no-any-return]
+
+    x, plain = torch.rand(5, 1, 2, 2), nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    assert isinstance(_LastLayer(plain, x).layer, nn.Linear)
+    assert _LastLayer(Doubled(), x).layer is None

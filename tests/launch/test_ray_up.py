@@ -170,6 +170,12 @@ REFUSED = {
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"Ipv6Ranges": [{"CidrIpv6": "::/0"}]}]}),
         "nothing may be open to the world; got ::/0",
     ),
+    "a public IPv6 network of more than one owner": (
+        lambda d: d["provider"].update(
+            security_group={"IpPermissions": [{"Ipv6Ranges": [{"CidrIpv6": "2600:1f18::/47"}]}]}
+        ),
+        "nothing may be open to the world; got 2600:1f18::/47",
+    ),
     "half of the world": (
         lambda d: d["provider"].update(security_group={"IpPermissions": [{"IpRanges": [{"CidrIp": "128.0.0.0/1"}]}]}),
         "nothing may be open to the world; got 128.0.0.0/1",
