@@ -608,3 +608,15 @@ def test_table_1_and_the_equal_detection_gaps_of_equations_14_and_16(lam: float)
 def test_a_crop_that_does_not_fit_the_image_is_refused_by_the_python_interface(classifier: nn.Module) -> None:
     with pytest.raises(ValueError, match=r"crop must not exceed the image's side, 32 pixels; got \[20, 40\]"):
         predict(classifier, DEFENSES.make("random_pad", {"crop": [20, 40]}), torch.rand(2, 3, 32, 32))
+
+
+def test_a_defense_that_judges_by_another_takes_the_sizes_that_the_other_takes() -> None:
+    crop = {"random_pad": {"crop": [20, 28]}}
+    for made in (
+        DEFENSES.make("random_pad", crop["random_pad"]),
+        DEFENSES.make("reject", {"of": [crop], "threshold": 0.2}),
+        DEFENSES.make("chain", {"of": [crop, {"gaussian_noise": 0.1}]}),
+    ):
+        made.check_images(32, 32)
+        with pytest.raises(ValueError, match="crop"):
+            made.check_images(16, 16)
