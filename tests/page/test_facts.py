@@ -195,6 +195,8 @@ def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None
     frame = pd.DataFrame(rows)
     (answer,) = answers(frame, counted(["clean", "x"], [[1] * 4, [0] * 4]), Names.of({}, frame["defense"]))
     assert "not to be quoted as it stands: the attack fails more_steps" in answer["sentences"][2]
+    # Where there is no defense, an attack that saw the classifier alone has seen all.
+    assert answer["sentences"][2].endswith("; it bounds what is left from above, for the attacks that were run.")
 
 
 def side(name: str, rows: list[dict[str, Any]], right: list[list[int]]) -> Side:
