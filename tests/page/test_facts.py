@@ -283,6 +283,11 @@ def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_pat
             assert own == shown
 
 
+def test_the_sweep_of_a_setting_has_names_as_they_are_written() -> None:
+    entry = {"transfer": {}, "images": [{"pgd": {"steps": [4]}, "classifier": "modèle"}]}
+    assert "classifier: modèle\n" in attacks_part({"attacks": [entry]}, "m", "none", {})
+
+
 def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> None:
     written = {
         "name": "s",

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+import mi_ray.store.locks
 from mi_ray.store.blocks import Store
 from mi_ray.store.locks import lock_key, lock_store, lock_trainings, locked
 
@@ -83,3 +84,14 @@ def test_no_file_stays_of_a_lock_where_the_file_system_has_none(
         with lock_key(store, "key"):
             pass
     assert not list(tmp_path.glob(".key-*"))
+
+
+def test_a_lock_whose_file_is_taken_away_meanwhile_is_taken_on_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    same = iter([False, True])
+    monkeypatch.setattr(mi_ray.store.locks, "_same_file", lambda descriptor, path: next(same))
+    found = mi_ray.store.locks._acquired(tmp_path / "lock", lambda who: None, fcntl.LOCK_EX, 0.01)
+    assert found is not None
+    os.close(found)
+    assert next(same, None) is None
