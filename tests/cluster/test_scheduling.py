@@ -32,7 +32,7 @@ import mi_ray.cluster.blocks
 import mi_ray.cluster.worker
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, RayCluster, Steps
-from mi_ray.cluster.callbacks import _as_folder
+from mi_ray.cluster.callbacks import Callbacks, _as_folder
 from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
@@ -882,3 +882,16 @@ def test_a_task_that_has_ended_is_not_held_against_the_nodes_any_longer(monkeypa
     monkeypatch.setattr(ray, "get", lambda task: {})
     cluster.result("task")
     assert cluster._alone == {}
+
+
+def test_the_curves_of_a_training_lie_below_its_study_and_end_with_the_run(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboardX")
+    told = Callbacks(tensorboard=str(tmp_path / "curves"))
+    row = {"loss": 1.0, "train_accuracy": 0.5, "test_accuracy": 0.4, "lr": 0.1}
+    for epoch in (0, 1):
+        told.epoch("study", "f", {**row, "epoch": epoch})
+    told.close()
+    (written,) = (tmp_path / "curves/study/training/f").iterdir()
+    assert b"training/test_accuracy" in written.read_bytes()
+    Callbacks().epoch("study", "f", {**row, "epoch": 0})  # Without a folder nothing is written.
+    assert [path.name for path in tmp_path.iterdir()] == ["curves"]
