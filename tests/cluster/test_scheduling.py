@@ -91,6 +91,13 @@ def test_blocks_of_lost_workers_and_nodes_run_again_and_each_is_stored_once(some
 def test_blocks_that_run_are_shown_by_their_passes_and_those_that_are_done_or_lost_are_not(some: list[Item]) -> None:
     """20 points a block, of one pass each: half of them, as the simulated blocks tell, and never more than are planned."""
     cluster, stage = SimulatedCluster(2, 0, {0: Trouble(kills=1)}), shown(some)
+    advance, planned = stage.advance, 20 * 0.25 * len(some)
+
+    def advanced(count: int, passes: float | None = None) -> None:
+        advance(count, passes)
+        assert stage.passed + stage.under_way <= planned  # What has ended is not under way as well while it is shown.
+
+    stage.advance = advanced  # type: ignore[method-assign]
     blocks = Blocks(cluster, some, None, stage, passes=lambda work: 0.25)
     told = list[tuple[int, float]]()
     for _ in blocks.steps():

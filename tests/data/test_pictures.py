@@ -315,3 +315,15 @@ def test_corrupted_cifar_is_one_severity_behind_the_clean_train_split(
     assert (found.name, len(found.test_labels)) == ("cifar10_c fog 4", 10_000)
     with pytest.raises(ValueError, match=r"cifar_c.corruption must name a file of CIFAR-10-C .*there is fog, labels"):
         SOURCES.make("cifar_c", {"corruption": "rain", "root": str(tmp_path)}).load()
+
+
+def test_decoded_pixels_that_cannot_be_put_in_place_say_so_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(self: Path, target: Path) -> None:
+        raise PermissionError(13, "denied")
+
+    monkeypatch.setattr(Path, "rename", denied)
+    with pytest.raises(PermissionError):
+        written(tmp_path / "decoded", (2, 2), 1, iter([np.zeros((2, 2, 3), np.uint8)]))
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,9 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import numpy as np
 import pandas as pd
@@ -24,7 +26,7 @@ from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
-from mi_ray.page.examples import _beside, _png, read_examples
+from mi_ray.page.examples import _beside, _png, _undefended, read_examples
 from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.remedies import REMEDIES
@@ -401,3 +403,10 @@ def test_a_large_image_is_shown_small_whichever_side_is_the_longer() -> None:
     for shape in ((300, 40, 3), (40, 300, 3), (20, 30, 3)):
         shown = Image.open(io.BytesIO(base64.b64decode(_png(np.zeros(shape)))))
         assert max(shown.size) == min(max(shape[:2]), 96)
+
+
+def test_a_damaged_block_of_answers_costs_a_page_these_alone() -> None:
+    block = SimpleNamespace(start=0, stop=10)
+    damaged = Mock(blocks=Mock(return_value=[block]), read_block=Mock(side_effect=DamagedFileError("damaged")))
+    assert _undefended(damaged, [{"undefended": "key"}], [1, 2], 0) == {}
+    damaged.read_block.assert_called_once()

@@ -538,3 +538,12 @@ def test_a_file_uri_is_written_atomically_and_found_again(tmp_path: Path, monkey
     (tmp_path / "other" / "x").write_text("")
     with pytest.raises(ValueError, match="holds something else: x"):
         Store(f"file://{tmp_path}/other", create=True)
+
+
+def test_a_file_that_storage_cannot_read_is_not_called_bad_json(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreadable(*_: object) -> None:
+        raise DamagedFileError("a.json cannot be read: input/output error")
+
+    monkeypatch.setattr(store, "read_parsed", unreadable)
+    with pytest.raises(DamagedFileError, match="input/output error"):
+        store.read_json("a.json")

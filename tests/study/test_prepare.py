@@ -1,9 +1,13 @@
 """What a study is told about its sweep before any work."""
 
+from dataclasses import replace
+
 import pytest
 from helpers.sweeps import sweep
 
-from mi_ray.study.prepare import prepare
+from mi_ray.plan.keyed import FOLDED_VERSION
+from mi_ray.plan.planner import Planner
+from mi_ray.study.prepare import REGISTRIES, prepare
 
 PGD = {"pgd": {"steps": 2}, "epsilon": "8/255"}
 AVERAGED = {"averaged": {"steps": 2}, "epsilon": "8/255", "knowledge": "adaptive"}
@@ -79,3 +83,13 @@ def test_a_search_asks_for_attacks_on_the_settings_of_each_classifier_alone() ->
     attacks = [{**THROUGH, "classifiers": ["f"]}, {**PGD, "classifiers": ["g"]}]
     optuna, points = {"optuna": {"trials": 2}}, {"count": 40, "selection": 20}
     assert prepare(sweep(classifiers=two, attacks=attacks, defenses=defenses, search=optuna, points=points)).notes == ()
+
+
+def test_what_is_made_with_an_architecture_of_a_plugins_says_in_its_key_that_it_is_computed_as_it_is() -> None:
+    """Results of before, when it was folded as ours are, serve it no more; the training is the same."""
+    study = prepare(sweep(attacks=[PGD]))
+    told = {}
+    for sources in ({}, {"cnn_small": "hash"}):
+        made = Planner(study.sweep, REGISTRIES, replace(study.planner.facts, sources=sources))
+        told[len(sources)] = made.works.ingredients[made.attacks[0].key][1].get("folded")
+    assert told == {0: None, 1: [FOLDED_VERSION]}
