@@ -7,9 +7,10 @@ import pytest
 import yaml
 from helpers.documents import SECTIONS, documents, keys_table, presets_table
 from helpers.sweeps import ONE_CLASSIFIER, classifier, document, sweep
+from pydantic import ValidationError
 
 import mi_ray.config
-from mi_ray.config import PRESETS, Options, Points, Strict, Sweep, TrainingOptions
+from mi_ray.config import PRESETS, ClassifierEntry, Options, Points, Strict, Sweep, TrainingOptions
 from mi_ray.sweep_files import load_sweep, parse_overrides
 
 
@@ -470,3 +471,10 @@ def test_a_message_that_quotes_another_name_of_the_file_stays_one_line() -> None
         load_sweep(document(attacks=[attack], defenses=["none", "é\n"]))
     assert "known: é\\n" in str(told.value)
     assert "\n" not in str(told.value)
+
+
+def test_of_a_classifier_with_two_names_all_keys_are_told_also_one_that_is_no_text() -> None:
+    with pytest.raises(
+        ValidationError, match=r"a classifier by name must have one of .*; got name, timm, torchvision, 3"
+    ):
+        ClassifierEntry.model_validate({"name": "f", "timm": "a", "torchvision": "b", 3: "c"})

@@ -16,6 +16,7 @@ from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch
 from mi_ray.attacks.cascade import Cascade, Stage, of_stage
 from mi_ray.attacks.eot_pgd import answer_gradient, log_mean_gradient, mean_answer
 from mi_ray.attacks.square import Square, share_at
+from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, RandomTransform
 from mi_ray.defenses.base import Executions
 from mi_ray.parameters import integer
@@ -389,3 +390,15 @@ def test_another_version_of_an_attack_within_another_asks_for_another_version_of
     within = {name: ATTACKS[name].version for name in ("eot_pgd", "apgd", "square")}
     assert within == {"eot_pgd": 2, "apgd": 3, "square": 3}
     assert {name: ATTACKS[name].version for name in ("cascade", "reference")} == {"cascade": 2, "reference": 2}
+
+
+def test_its_bound_holds_for_a_batch_of_one_point_that_no_stage_settles(classifier: Any, digits: Any) -> None:
+    cascade = make_attack("cascade", effort="quick")
+    x = to_unit(digits.test_images[:20])
+    label = classifier(x).argmax(1)
+    at = int(classifier(x).softmax(1).amax(1).argmax())
+    classifier.passes.take()
+    found = cascade.craft(classifier, x[at : at + 1], label[at : at + 1], ThreatModel(1e-6), 0, [at])
+    forward, backward = classifier.passes.take()
+    assert float(found.success[0, 0, 0]) == 0
+    assert (forward, backward) == cascade.cost()
