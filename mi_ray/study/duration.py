@@ -48,13 +48,21 @@ def busy_places(study: Study, plan: Plan) -> int:
 def _rate(step: Callable[[], Any], images: int, seconds: float | None = None) -> float:
     """Images a second of a step, measured for so many seconds (`MEASURE_SECONDS` when left out).
 
-    On a CPU these are seconds of the thread that computes, so that nothing else that the machine does at the moment counts.
+    On a CPU these are seconds of the thread that computes, so that nothing else that the machine does at the moment counts. A
+    GPU is waited for after each step, since a step only hands its work to it.
     """
-    clock = time.perf_counter if torch.cuda.is_available() else time.thread_time
-    step()
+    on_gpu = torch.cuda.is_available()
+    clock = time.perf_counter if on_gpu else time.thread_time
+
+    def whole() -> None:
+        step()
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    whole()
     began, done = clock(), 0
     while clock() - began < (seconds or MEASURE_SECONDS):
-        step()
+        whole()
         done += images
     return done / (clock() - began)
 

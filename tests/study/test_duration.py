@@ -148,8 +148,10 @@ def test_rates_on_a_cpu_are_of_the_threads_own_seconds(
     monkeypatch: pytest.MonkeyPatch, cuda: bool, rate: float
 ) -> None:
     """A step takes 0.02 s of its thread, and 2 s pass in it, since other programs have the cores."""
-    steps = list[int]()
+    steps, waits = list[int](), list[int]()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waits.append(len(steps)))
     monkeypatch.setattr("mi_ray.study.duration.time.thread_time", lambda: 0.02 * len(steps))
     monkeypatch.setattr("mi_ray.study.duration.time.perf_counter", lambda: 2.0 * len(steps))
     assert _rate(lambda: steps.append(1), 10, 0.1) == pytest.approx(rate)
+    assert waits == [*range(1, len(steps) + 1)] * cuda  # a GPU is waited for after each step
