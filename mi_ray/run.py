@@ -184,10 +184,9 @@ def plan_sweeps(
     """The plan of each of several studies, and one line on what they cost together in one store; none of a single study."""
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
     from mi_ray.study.estimate import estimate, together
-    from mi_ray.study.prepare import prepare
 
     store = Store(out) if _occupied(str(out)) else None
-    studies = [prepare(sweep) for sweep in sweeps]
+    studies = [_prepared(sweep, several=len(sweeps) > 1) for sweep in sweeps]
     return [estimate(study, store) for study in studies], together(studies) if len(studies) > 1 else ""
 
 
@@ -207,6 +206,18 @@ def why_sweep(
 
     study, store = prepare(sweep), Store(out) if _occupied(str(out)) else None
     return why(study.decided(decisions(store, study)), store)
+
+
+def _prepared(sweep: Sweep, *, several: bool) -> "Study":
+    """A sweep made ready. Raises ValueError for one that cannot be, which is named where a command has several."""
+    from mi_ray.study.prepare import prepare
+
+    try:
+        return prepare(sweep)
+    except ValueError as error:
+        if several:
+            raise ValueError(f"{sweep.name}: {error}") from error
+        raise
 
 
 def draw_figures(sweep: Sweep, out: str | Path = "results") -> Drawn:
@@ -337,10 +348,9 @@ class _Runs:
     def _computed(self, sweeps: Sequence[Sweep]) -> Iterator[StudyResult]:
         """Prepare all of the studies, so that a mistake in any of them is told before there is any work; run each."""
         from mi_ray.cluster import one_ray
-        from mi_ray.study.prepare import prepare
 
         with _in_turn(self._tell) as turned, written_to(self.log):  # Another thread's events are not this one's.
-            studies = [prepare(sweep) for sweep in sweeps]
+            studies = [_prepared(sweep, several=len(sweeps) > 1) for sweep in sweeps]
             for note in dict.fromkeys(note for study in studies for note in study.notes):
                 self._tell(note)
             _try_storages(sweeps)

@@ -211,8 +211,12 @@ def test_an_earlier_stage_tells_what_failed_in_it(out: str, computed: Any) -> No
 
 def test_several_studies_are_read_before_any_is_run_and_told_as_they_end(out: str, computed: Any) -> None:
     other = {**SWEEP, "name": "other"}
-    with pytest.raises(ValueError, match="unknown attack 'fgsm_x'"):
-        run_sweeps([SWEEP, {**other, "attacks": [{"fgsm_x": {}, "epsilon": 0.1}]}], out, seed=1)
+    wrong = {**other, "attacks": [{"fgsm_x": {}, "epsilon": 0.1}]}
+    for together in (run_sweeps, mi_ray.run.plan_sweeps):
+        with pytest.raises(ValueError, match=r"^other: unknown attack 'fgsm_x'"):
+            together([SWEEP, wrong], out, seed=1)
+    with pytest.raises(ValueError, match=r"^unknown attack 'fgsm_x'"):
+        run_sweeps([wrong], out)
     with pytest.raises(ValueError, match="must have different names; got tiny, tiny"):
         run_sweeps([SWEEP, SWEEP], out)
     assert computed == []
