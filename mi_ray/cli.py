@@ -459,7 +459,7 @@ def new(
     verbose: Verbose = False,
 ) -> None:
     """Write a working attack, defense or objective to change into yours, with its test; or a figure."""
-    from mi_ray.sweep_files import new_plugin
+    from mi_ray.plugins import new_plugin
 
     files = new_plugin(kind, name, folder)
     for file in files:

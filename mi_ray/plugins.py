@@ -3,9 +3,11 @@
 import contextlib
 import importlib.util
 import itertools
+import keyword
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,12 +21,14 @@ from mi_ray.classifiers import Classifier, build_classifier
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
 from mi_ray.defenses.base import log_answer
 from mi_ray.device import PassCounter
+from mi_ray.figures.draw import known_figures
 from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.own_code import look_in
-from mi_ray.parameters import Parameter, Parameterized, Registry
+from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.study.trying import on_scale
+from mi_ray.sweep_files import PACKAGED, make_folder
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
 KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "objective": OBJECTIVES}
@@ -32,8 +36,40 @@ CLASSES = 4
 RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 1.0, "l1": 5.0, "spatial": 1.0}
 POINTS = range(100, 106)
 CPU = torch.device("cpu")
+NEW = PACKAGED / "new"  # what `mi-ray new` writes
 STATES = itertools.count(1)
 Problems = Iterator[str]
+
+
+def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
+    """Write a working attack, defense or objective of that name and its test, or a figure; returns the files.
+
+    Raises ValueError for another kind, for a name that Python cannot import or that mi_ray has already, and where one of the
+    files is there.
+    """
+    kinds = sorted(file.stem for file in NEW.glob("*.py") if not file.stem.startswith("test_"))
+    if kind not in kinds:
+        raise unknown("kind of plugin", kind, kinds)
+    if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
+        raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
+    files = {Path(folder) / f"{name}.py": f"{kind}.py"}
+    if kind != "figure":  # Its contract is the list that `make` returns, which drawing it checks.
+        files[Path(folder) / f"test_{name}.py"] = "test_plugin.py"
+    there = [str(file) for file in files if file.exists()]
+    if there:
+        raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")
+    if name in (known_figures() if kind == "figure" else KINDS[kind]):
+        raise ValueError(f"a plugin's name must be of no {kind} of mi_ray; got {name!r}")
+    if name in sys.builtin_module_names or PathFinder.find_spec(name) is not None:
+        raise ValueError(
+            f"a plugin's name must be of no module that is installed, which a sweep would import in its place; got {name!r}"
+        )
+    make_folder(folder)
+    for file, source in files.items():
+        text = (NEW / source).read_text(encoding="utf-8")
+        class_name = name.title().replace("_", "")
+        file.write_text(text.replace("NAME", name).replace("CLASS", class_name).replace("KIND", kind), encoding="utf-8")
+    return list(files)
 
 
 def contract_failures(file: str | Path) -> list[str]:

@@ -1,11 +1,8 @@
 """Sweep files: found by their path or by the name of a packaged one, read, overlaid, and validated as a `Sweep`."""
 
 import copy
-import keyword
 import shutil
-import sys
 from collections.abc import Collection, Iterable, Mapping
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +19,6 @@ SweepSource = str | Path | Mapping[str, object]  # a path, the name of a package
 PACKAGED = Path(__file__).parent / "sweeps"
 CLAIMS = "claims"  # a file of claims about the sweeps beside it (`mi_ray.figures.claims`), and no sweep
 START = PACKAGED / "init"  # what `mi-ray init` copies
-NEW = PACKAGED / "new"  # what `mi-ray new` writes
 MOST_VALUES = 1_000_000  # of a YAML text, with what its aliases repeat
 MERGED = ("points", "options", "resources", "checks")  # what an overlay changes key by key; all else it replaces
 
@@ -67,46 +63,18 @@ def start_folder(folder: str | Path) -> list[Path]:
     there = [str(file) for file in copies if file.exists() or file.is_symlink()]
     if there:
         raise ValueError(f"nothing is overwritten: {folder} must not hold {', '.join(there)}; name another folder")
-    _make_folder(folder)
+    make_folder(folder)
     for file, target in zip(sources, copies, strict=True):
         shutil.copyfile(file, target)
     return copies
 
 
-def _make_folder(folder: str | Path) -> None:
+def make_folder(folder: str | Path) -> None:
     """Make a folder where it is not there. Raises ValueError where there can be none."""
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ValueError(f"{folder} must be a folder, or a place for a new one: {error.strerror}") from error
-
-
-def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
-    """Write a working attack, defense or objective of that name and its test, or a figure; returns the files.
-
-    Raises ValueError for another kind or a name that Python cannot import, and where one of the files is there already.
-    """
-    kinds = sorted(file.stem for file in NEW.glob("*.py") if not file.stem.startswith("test_"))
-    if kind not in kinds:
-        raise unknown("kind of plugin", kind, kinds)
-    if not name.isidentifier() or not name.islower() or keyword.iskeyword(name):
-        raise ValueError(f"a plugin's name must be a Python name in lower case, as in my_{kind}; got {name!r}")
-    files = {Path(folder) / f"{name}.py": f"{kind}.py"}
-    if kind != "figure":  # Its contract is the list that `make` returns, which drawing it checks.
-        files[Path(folder) / f"test_{name}.py"] = "test_plugin.py"
-    there = [str(file) for file in files if file.exists()]
-    if there:
-        raise ValueError(f"nothing is overwritten: {', '.join(there)} must not be there; give another name or folder")
-    if name in sys.builtin_module_names or PathFinder.find_spec(name) is not None:
-        raise ValueError(
-            f"a plugin's name must be of no module that is installed, which a sweep would import in its place; got {name!r}"
-        )
-    _make_folder(folder)
-    for file, source in files.items():
-        text = (NEW / source).read_text(encoding="utf-8")
-        class_name = name.title().replace("_", "")
-        file.write_text(text.replace("NAME", name).replace("CLASS", class_name).replace("KIND", kind), encoding="utf-8")
-    return list(files)
 
 
 def parse_overrides(written: Iterable[str]) -> dict[str, object]:

@@ -13,9 +13,8 @@ from helpers.sweeps import sweep
 
 import mi_ray
 from mi_ray.parameters import Parameterized, choice, flag, integer, integers, number, pair, text
-from mi_ray.plugins import KINDS, _example, contract_failures
+from mi_ray.plugins import KINDS, _example, contract_failures, new_plugin
 from mi_ray.study.prepare import prepare
-from mi_ray.sweep_files import new_plugin
 
 
 @pytest.fixture(autouse=True)
@@ -142,6 +141,10 @@ def test_a_file_that_registers_nothing_and_names_that_cannot_be(tmp_path: Path) 
     for name in ("My", "1st", "a-b"):
         with pytest.raises(ValueError, match="must be a Python name in lower case"):
             new_plugin("attack", name, tmp_path)
+    for kind, name in (("attack", "pgd"), ("defense", "mi_ol"), ("objective", "mixup"), ("figure", "fig3b")):
+        with pytest.raises(ValueError, match=f"must be of no {kind} of mi_ray; got '{name}'"):
+            new_plugin(kind, name, tmp_path)
+    assert not (tmp_path / "pgd.py").exists()
     with pytest.raises(ValueError, match="unknown kind of plugin 'table'; known: attack, defense, figure, objective"):
         new_plugin("table", "my_figure", tmp_path)
 

@@ -9,9 +9,9 @@ import pytest
 from helpers.frames import cell
 
 from mi_ray.figures.draw import Drawn, draw, find_figure, known_figures
+from mi_ray.plugins import new_plugin
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
-from mi_ray.sweep_files import new_plugin
 
 OWN = """
 def make(store, study):
