@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mi_ray.attacks import ATTACKS, Adversarial, Attack, ImagesAttack
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, ImagesAttack, OutsideBallError
 from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import Classifier, build_classifier
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
@@ -205,7 +205,7 @@ def _drawn_anew(attack: ImagesAttack, f: Classifier) -> Problems:
     """Whether the steps of an attack meet other draws of a random defense each: one that fits a single draw is weak."""
     model, norm = _Watched(f), attack.norms[0]
     # What it fails by is told of already, and a goal or a model it may refuse itself.
-    with contextlib.suppress(AssertionError, ValueError):
+    with contextlib.suppress(OutsideBallError, ValueError):
         _crafted(attack, model, ThreatModel(RADII[norm], norm=norm), _images(), slice(None))
     if len(model.places) > 2 and len(set(model.places)) == 1:
         yield (
@@ -224,8 +224,8 @@ def _attacked(attack: Attack, model: torch.nn.Module, threat: ThreatModel) -> Pr
     x, every = _images(), slice(None)
     try:
         found = _crafted(attack, model, threat, x, every)
-    except AssertionError as error:
-        yield f"images must be finite, within epsilon of the clean ones and in [0, 1]: {error}"
+    except OutsideBallError as error:
+        yield str(error)
         return
     restarts, stops = len(found.images), len(attack.stops())
     wanted = {
@@ -258,7 +258,7 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
         return
     f.passes = PassCounter()
     x = _images()
-    with contextlib.suppress(AssertionError):  # Images outside the ball are told of already.
+    with contextlib.suppress(OutsideBallError):  # Images outside the ball are told of already.
         _crafted(attack, f, ThreatModel(RADII[norm], norm=norm), x, slice(None))
     made = tuple(passes / len(x) for passes in f.passes.take())
     over = any(m > s for m, s in zip(made, said, strict=True))

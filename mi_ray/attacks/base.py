@@ -17,7 +17,7 @@ from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import LONGEST_STEPS, Knowledge, Norm, ThreatModel
+from mi_ray.threat_model import LONGEST_STEPS, NORMS, Knowledge, Norm, ThreatModel
 
 NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
@@ -96,6 +96,10 @@ class Batch:
     def random_start(self) -> Float[Tensor, "B C H W"]:
         """A point uniform in the ball around each image, projected into the pixel box."""
         return self.ball.random_start(self.draws())
+
+
+class OutsideBallError(AssertionError):
+    """An attack has returned images that its threat model does not allow: the number that they give means nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -276,7 +280,7 @@ class Attack(Parameterized):
 
         Raises ValueError when labels are missing, the images are not in [0, 1] or it does not know the norm, and when `run`
         returns something else than `Adversarial` with these shapes; NotFiniteError when its images, or the gradients that led
-        to them, are not finite; AssertionError when they leave the ball of radius epsilon or the pixel box.
+        to them, are not finite; OutsideBallError when they leave the ball of radius epsilon or the pixel box.
         """
         self._refuse_norm(threat)
         if labels is None or len(labels) != len(x):
@@ -289,13 +293,31 @@ class Attack(Parameterized):
         batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
         found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         self._refuse(found, batch)
-        farthest = distance(threat.norm, x, found.images, found.shares).max()
-        # Raised, and not asserted: `python -O` leaves assertions out, and a perturbation that is too large is no result.
-        if farthest > threat.epsilon + threat.tolerance:
-            raise AssertionError("the attack left the ball")
-        if self.keeps_box and (found.images.min() < 0 or found.images.max() > 1):
-            raise AssertionError("the attack left the pixel box")
+        self._refuse_outside(found, batch)
         return found
+
+    def _refuse_outside(self, found: Adversarial, batch: Batch) -> None:
+        """Raise OutsideBallError, which names the image that is farthest off, unless all are in the ball and the pixel box.
+
+        Raised, and not asserted: `python -O` leaves assertions out, and a perturbation that is too large is no result.
+        """
+        threat, back = batch.threat, ": `batch.projected(x)` brings images back"
+        farthest = distance(threat.norm, batch.x, found.images, found.shares).amax((0, 1))
+        worst = int(farthest.argmax())
+        if farthest[worst] > threat.epsilon + threat.tolerance:
+            raise OutsideBallError(
+                f"{self.name} must stay within epsilon = {threat.epsilon:g} of the clean image in the norm {threat.norm}; test "
+                f"image {batch.points[worst]} is {farthest[worst]:g} away{back if threat.norm in NORMS else ''}"
+            )
+        if self.keeps_box:
+            beyond = torch.maximum(-found.images, found.images - 1).flatten(3).amax((0, 1, 3))
+            worst = int(beyond.argmax())
+            if beyond[worst] > 0:
+                low, high = found.images[:, :, worst].aminmax()
+                raise OutsideBallError(
+                    f"{self.name} must keep pixels in [0, 1]; those of test image {batch.points[worst]} lie in [{low:g}, "
+                    f"{high:g}]{back}"
+                )
 
     def _refuse(self, found: object, batch: Batch) -> None:
         """Raise ValueError for a result of another form, and NotFiniteError for one that is not finite."""

@@ -12,7 +12,7 @@ from scipy import ndimage, stats
 from torch import Tensor, nn
 
 from mi_ray import ThreatModel, make_attack, make_defense
-from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, ImagesAttack, attack_labels
+from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, ImagesAttack, OutsideBallError, attack_labels
 from mi_ray.attacks.balls import MaxBall
 from mi_ray.attacks.images import SCORING_DRAWS
 from mi_ray.defenses import DefendedClassifier, predict
@@ -228,9 +228,16 @@ def test_what_leaves_the_ball_or_the_box_is_a_bug_and_is_caught() -> None:
 
     attack, x, y = Escaping(), _grey(2), torch.zeros(2, dtype=torch.int64)
     attack.craft(nn.Identity(), x, y, ThreatModel(EPSILON))
-    for by, said in ((2 * EPSILON, "left the ball"), (EPSILON, "pixel box"), (-EPSILON, "pixel box")):
+    for by, said in (
+        (
+            2 * EPSILON,
+            r"must stay within epsilon = 0.0\d+ of the clean image in the norm linf; test image [01] is 0.0\d+ away: `batch",
+        ),
+        (EPSILON, r"must keep pixels in \[0, 1\]; those of test image \d lie in"),
+        (-EPSILON, r"must keep pixels in \[0, 1\]; those of test image \d lie in"),
+    ):
         Escaping.by = by
-        with pytest.raises(AssertionError, match=said):
+        with pytest.raises(OutsideBallError, match=said):
             attack.craft(nn.Identity(), x, y, ThreatModel(EPSILON))
 
 
