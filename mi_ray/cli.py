@@ -479,7 +479,7 @@ def test_plugin(
     from mi_ray.plugins import contract_failures
 
     if not file.is_file() or file.suffix != ".py":
-        raise ValueError(f"a plugin must be a Python file; {file} is none")
+        raise ValueError(f"a plugin must be a Python file; {file} is {'none' if file.exists() else 'not there'}")
     failures = contract_failures(file)
     for failure in failures:
         errors.print(failure, style="red")

@@ -7,6 +7,7 @@ within the store: one of this folder, or a person's own, named by its file or as
 import ast
 import importlib
 import importlib.util
+import inspect
 import logging
 import re
 import threading
@@ -59,9 +60,12 @@ def find_figure(name: str) -> str:
         # A name without a dot may be that of any module of Python, which is not to be run for a slip of the pen.
         theirs = spec is not None and ("." in name or is_own(str(spec.origin)))
         if theirs and hasattr(importlib.import_module(name), "make"):
+            inspect.signature(importlib.import_module(name).make).bind("store", "study")  # how it will be called
             return name
     except Exception as error:
-        raise ValueError(f"figures must be importable modules; {name!r} is not: {_cause(error)}") from error
+        raise ValueError(
+            f"figures must be importable modules with make(store, study); {name!r} is not: {_cause(error)}"
+        ) from error
     raise ValueError(
         f"figures must be figures of mi_ray ({', '.join(known_figures())}) or importable modules with "
         f"make(store, study), such as my_figure, a my_figure.py beside the sweep, or my_package.my_figure; got {name!r}"
@@ -95,10 +99,13 @@ def _checked(store: Store, paths: object) -> list[str]:
     """What a person's own `make` returned, if it is what it has to be: paths of files that are there."""
     found = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str) else [None]
     if not all(isinstance(path, str) for path in found):
-        raise TypeError(f"make(store, study) must return a list of the paths that it wrote; got {paths!r}")
+        raise TypeError(
+            "make(store, study) must return a list of the paths that it wrote, each a text within the store, such as "
+            f"'studies/NAME/figures/mine.png'; got {paths!r}"
+        )
     written = [str(path) for path in found]
     if lost := [path for path in written if not store.exists(path)]:
-        raise FileNotFoundError(f"make(store, study) must return paths of files in the store; there is no {lost[0]}")
+        raise FileNotFoundError(f"make(store, study) must return paths within the store; the store has no {lost[0]}")
     return written
 
 

@@ -13,6 +13,10 @@ from mi_ray.plugins import new_plugin
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import write_cells
 
+RETURNS = (
+    "TypeError: make(store, study) must return a list of the paths that it wrote, each a text within the store, such as "
+    "'studies/NAME/figures/mine.png'; got"
+)
 OWN = """
 def make(store, study):
     {body}
@@ -84,13 +88,13 @@ def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
         ("raise RuntimeError('no ink')", "RuntimeError: no ink (bad.py, line 3)"),
         ("return [][1]", "IndexError: list index out of range (bad.py, line 3)"),
         ("raise SystemExit('bye')", "SystemExit: bye (bad.py, line 3)"),
-        ("return None", "TypeError: make(store, study) must return a list of the paths that it wrote; got None"),
-        ("return 'a.png'", "TypeError: make(store, study) must return a list of the paths that it wrote; got 'a.png'"),
+        ("return None", f"{RETURNS} None"),
+        ("return 'a.png'", f"{RETURNS} 'a.png'"),
         (
             "return ['a.png']",
-            "FileNotFoundError: make(store, study) must return paths of files in the store; there is no a.png",
+            "FileNotFoundError: make(store, study) must return paths within the store; the store has no a.png",
         ),
-        ("return [1]", "TypeError: make(store, study) must return a list of the paths that it wrote; got [1]"),
+        ("return [1]", f"{RETURNS} [1]"),
     ],
 )
 def test_a_figure_that_fails_is_named_with_its_cause_and_the_others_are_drawn(
