@@ -447,6 +447,11 @@ def _refuse_class(noun: str, cls: type) -> None:
             f"{title} must be a frozen dataclass, or it has no parameters: @dataclass(frozen=True) above it"
         )
     for each in fields(cls) if is_dataclass(cls) else ():
+        if "parameter" not in each.metadata:
+            raise ValueError(
+                f"{title}: `{each.name}` must be declared by number(...), integer(...) or another function of mi_ray.parameters, "
+                "or files could not give it a value and keys would not hold it; what is no parameter is a ClassVar"
+            )
         if each.type in (int, "int") and getattr(each.metadata.get("parameter"), "kind", "") == "number":
             raise ValueError(
                 f"{title}: `{each.name}` is a whole number, and must be declared by integer(...), not number(...)"
