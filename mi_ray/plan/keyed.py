@@ -150,18 +150,24 @@ class KeyedWork:
             self._of_plugins.add(work.key)
         return work
 
-    def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
-        if entry.given_whole or entry.factory is not None or entry.weights is not None:
-            return self._untrained(entry)
-        architecture, description = self._of_architecture(entry)
-        training = self.sweep.training_options()
-        method = self.registries.objectives[entry.objective.name]
+    def _objective(self, entry: ClassifierEntry) -> Any:
+        """What the training of an entry minimises. Raises ValueError for what is none, and for one with an axis."""
+        training, method = self.sweep.training_options(), self.registries.objectives[entry.objective.name]
         axes = expand(method, entry.objective.values, lambda name: getattr(training, name))
         if any(len(axis.values) > 1 for axis in axes.values()):
             raise ValueError(
                 f"an objective takes one value a parameter; {method.name} got a list: add a classifier instead"
             )
-        objective = method.make({name: axis.values[0] for name, axis in axes.items()})
+        return method.make({name: axis.values[0] for name, axis in axes.items()})
+
+    def _classifier(self, entry: ClassifierEntry) -> ClassifierWork:
+        if entry.given_whole or entry.factory is not None or entry.weights is not None:
+            return self._untrained(entry)
+        architecture, description = self._of_architecture(entry)
+        try:
+            objective = self._objective(entry)
+        except ValueError as error:
+            raise ValueError(f"classifier {entry.name!r}: {error}") from error
         if entry.training.batch_size > self.facts.train_count:
             raise ValueError(
                 f"classifier {entry.name!r}: batch_size must not exceed the {self.facts.train_count} training images; "

@@ -7,6 +7,7 @@ is a join of MI-PL's and MI-OL's outputs; N = 1, 5, 10 are prefixes of N = 30. V
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,9 +51,7 @@ class Planner:
                 )
             twins[work.key] = work.entry.name
         self._by_key = {work.key: work for work in self.classifiers}
-        self._through = [
-            None if entry.defenses is None else [*map(self._setting, entry.defenses)] for entry in sweep.attacks
-        ]
+        self._through = [self._asked_through(place, entry) for place, entry in enumerate(sweep.attacks)]
         self._checker = CheckPlanner(self._maker, self.classifiers, self.stored_points)
         self.attacks = tuple(
             work
@@ -64,7 +63,15 @@ class Planner:
 
     def _attack(self, entry: AttackEntry, classifier: ClassifierWork, defense: Any | None) -> Iterator[AttackWork]:
         """The attacks of an entry: on the classifier alone, or on it behind a defense."""
-        method, written = self.method(entry), entry.method.values
+        with _place(f"attacks[{self.sweep.attacks.index(entry)}]"):
+            self._refuse_entry(entry)
+            axes = expand(self.method(entry), entry.method.values, self._option)
+            for values in product(axes):
+                yield from self._attacks_of(entry, self.method(entry).make(values), classifier, defense)
+
+    def _refuse_entry(self, entry: AttackEntry) -> None:
+        """Raise ValueError where the attack of an entry cannot be made as the entry says."""
+        method = self.method(entry)
         if entry.images and not method.takes_images:
             able = ", ".join(name for name in self.registries.attacks if self.registries.attacks[name].takes_images)
             raise ValueError(f"{method.name} begins with no images of other attacks; `images` is for {able}")
@@ -78,18 +85,20 @@ class Planner:
             raise ValueError(
                 f"{method.name} follows gradients, which `knowledge: black_box` does not see; got black_box"
             )
-        axes = expand(method, written, self._option)
-        for values in product(axes):
-            attack = method.make(values)
-            for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
-                threat = ThreatModel(epsilon, goal, entry.norm, entry.knowledge)
-                threat.refuse_beyond(self.facts.numbers)
-                attack.admit(threat, self.facts.classes)
-                if attack.minimal and epsilon == entry.epsilon[0]:
-                    yield replace(self.works.nearest(attack, threat, classifier, defense), radii=entry.epsilon)
-                elif not attack.minimal:
-                    given = tuple(self._given(entry, threat, classifier))
-                    yield self.works.attack(attack, threat, classifier, defense, given)
+
+    def _attacks_of(
+        self, entry: AttackEntry, attack: Any, classifier: ClassifierWork, defense: Any | None
+    ) -> Iterator[AttackWork]:
+        """One setting of an entry's attack for each goal and radius; where it is the nearest image, for all radii at once."""
+        for goal, epsilon in itertools.product(entry.goal, entry.epsilon):
+            threat = ThreatModel(epsilon, goal, entry.norm, entry.knowledge)
+            threat.refuse_beyond(self.facts.numbers)
+            attack.admit(threat, self.facts.classes)
+            if attack.minimal and epsilon == entry.epsilon[0]:
+                yield replace(self.works.nearest(attack, threat, classifier, defense), radii=entry.epsilon)
+            elif not attack.minimal:
+                given = tuple(self._given(entry, threat, classifier))
+                yield self.works.attack(attack, threat, classifier, defense, given)
 
     def _given(self, entry: AttackEntry, threat: ThreatModel, classifier: ClassifierWork) -> Iterator[Inputs]:
         """The images that an attack begins with: of oblivious attacks of the same radius and goal, each at its last stop."""
@@ -148,6 +157,13 @@ class Planner:
         """The study's value of a named option, for parameters that the file leaves out."""
         return getattr(self.options, name)
 
+    def _asked_through(self, place: int, entry: AttackEntry) -> list["_Asked"] | None:
+        """The settings that an entry's `defenses` names; None where it leaves them out."""
+        if entry.defenses is None:
+            return None
+        with _place(f"attacks[{place}].defenses"):
+            return [*map(self._setting, entry.defenses)]
+
     def _setting(self, written: Method) -> "_Asked":
         """The settings that `mi_ol`, or `{mi_ol: {lam: [0.5, 0.6]}}`, in an attack's `defenses` means."""
         method = self.registries.defenses[written.name]
@@ -159,12 +175,13 @@ class Planner:
     def axes(self, classifier: ClassifierWork | None = None) -> list[tuple[Any, dict[str, Axis]]]:
         """(defense class, its axes) for each entry of the file, in order; those for one classifier if it is given."""
         found = []
-        for entry in self.sweep.defenses:
+        for place, entry in enumerate(self.sweep.defenses):
             if classifier is not None and not _applies(entry.classifiers, classifier):
                 continue
             name, written = entry.method
-            method = self.registries.defenses[name]
-            found.append((method, expand(method, written, self._option)))
+            with _place(f"defenses[{place}]"):
+                method = self.registries.defenses[name]
+                found.append((method, expand(method, written, self._option)))
         return found
 
     def settings(self) -> list[Any]:
@@ -179,11 +196,11 @@ class Planner:
             frozenset(work.key for work in self.classifiers if _applies(entry.classifiers, work))
             for entry in self.sweep.defenses
         ]
-        for (method, axes), keys in zip(
-            [(self.registries.defenses["none"], {}), *self.axes()], [every, *on], strict=True
-        ):
+        bare: list[tuple[Any, dict[str, Axis]]] = [(self.registries.defenses["none"], {})]
+        for place, ((method, axes), keys) in enumerate(zip(bare + self.axes(), [every, *on], strict=True), -1):
             for values in product(axes):
-                defense = self.checked(method.make(values))
+                with _place(f"defenses[{place}]"):
+                    defense = self.checked(method.make(values))
                 name = canonical([defense.name, defense.values()])
                 seen[name] = (defense, seen.get(name, (defense, frozenset()))[1] | keys)
         for entry, through in zip(self.sweep.attacks, self._through, strict=True):
@@ -290,6 +307,15 @@ class Planner:
         each = self.stored_points * self.sweep.draws_of(self.options) * in_whole(n, self.registries.chunk)
         inputs = sum(len(self.inputs(work)) for work in self.classifiers)
         return planned + self.sweep.search.trials * inputs * each
+
+
+@contextmanager
+def _place(entry: str) -> Iterator[None]:
+    """Name the entry of the sweep file in the error of what cannot be made of it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{entry}: {error}") from error
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -40,6 +40,7 @@ from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.sources import hashes_of, sources_of
 from mi_ray.study.trying import doubts, try_attack, try_classifier, try_defense
 
+T = TypeVar("T")
 CPU = torch.device("cpu")
 REGISTRIES = Registries(DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES, CHUNK, RULES)
 
@@ -270,14 +271,24 @@ def _try_plugins(study: Study) -> None:
 
     own = planner.facts.sources
     through = {work.defense.name for work in _attacks(planner) if work.defense is not None}
-    settings = {setting.name: setting for setting in planner.settings()}
+    settings = _ends((setting.name, setting) for setting in planner.settings())
     # Asking for a hash raises ValueError where no worker could import the defense.
     for name in {name: own[name] for name in own.keys() & settings.keys()}:
-        try_defense(settings[name], dataset, study.pool_of, gradients=name in through)
-    for attack in {work.method: work for work in _attacks(planner) if work.method in own}.values():
+        for setting in settings[name]:
+            try_defense(setting, dataset, study.pool_of, gradients=name in through)
+    attacks = _ends((work.method, work) for work in _attacks(planner) if work.method in own)
+    for attack in itertools.chain.from_iterable(attacks.values()):
         made = ATTACKS.make(attack.method, attack.values)
         behind = None if attack.defense is None else DEFENSES.make(*attack.defense)
         try_attack(made, attack.threat, dataset, behind, study.pool_of)
+
+
+def _ends(named: Iterable[tuple[str, T]]) -> dict[str, list[T]]:
+    """The first and the last of each name, which of a grid has the least and the greatest values; one where there is one."""
+    found: dict[str, list[T]] = {}
+    for name, each in named:
+        found[name] = [*found.get(name, ())[:1], each]
+    return found
 
 
 def _attacks(planner: Planner) -> list[AttackWork]:
