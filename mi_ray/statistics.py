@@ -167,19 +167,25 @@ def accuracy(correct_draws: npt.ArrayLike, draws: int) -> Accuracy:
     always or never right (a deterministic cell among them), else Wilson with the effective number of points: as many as
     would make a share vary as much as the mean survival does over points. That is between the number of points and
     that of their draws, and the former where fewer than five points' worth are right or wrong. Raises ValueError
-    without points.
+    without points, and for a count outside of [0, draws].
     """
-    return _mean_over_points(np.asarray(correct_draws), draws, draws)
+    counts = np.asarray(correct_draws)
+    if not np.all((counts >= 0) & (counts <= draws)):  # Of NaN neither is true.
+        raise ValueError(f"correct draws must be from 0 to draws={draws}; got {counts.min()}–{counts.max()}")
+    return _mean_over_points(counts, draws, draws)
 
 
 def mean_interval(values: npt.ArrayLike) -> Estimate:
-    """The mean of values over points, [points], with Student's interval. Raises ValueError without points.
+    """The mean of values over points, [points], with Student's interval. Raises ValueError without points and for NaN.
 
     One point has no interval: its ends are NaN.
     """
     found = np.asarray(values, float)
-    if found.ndim != 1 or not found.size:
-        raise ValueError(f"a mean needs values [points], at least one; got shape {list(found.shape)}")
+    if found.ndim != 1 or not found.size or np.isnan(found).any():
+        raise ValueError(
+            f"a mean needs values [points], at least one, none of them NaN; got shape {list(found.shape)}, "
+            f"{int(np.isnan(found).sum())} NaN"
+        )
     mean = float(found.mean())
     if found.size == 1:
         return Estimate(mean, float("nan"), float("nan"), 0.0)
@@ -233,10 +239,7 @@ def detection_auc(clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> float:
     It is the chance that an adversarial input's score is above a clean one's, ties counted half. Raises ValueError
     without scores of each, and for scores that are no numbers.
     """
-    low, high = np.asarray(clean, float), np.asarray(adversarial, float)
-    if not low.size or not high.size or np.isnan(low).any() or np.isnan(high).any():
-        raise ValueError(f"an AUC needs numbers of both sides; got {low.size} and {high.size}, or NaN among them")
-    return float(_placements(low, high).mean())
+    return float(_placements(*_scores("an AUC", clean, adversarial)).mean())
 
 
 def detection_rate(clean: npt.ArrayLike, adversarial: npt.ArrayLike, false_positives: float = FALSE_POSITIVES) -> float:
@@ -244,9 +247,18 @@ def detection_rate(clean: npt.ArrayLike, adversarial: npt.ArrayLike, false_posit
 
     The score is higher on adversarial inputs. An input is found where its score is greater than that of all clean inputs but
     the `false_positives` of them that may be flagged: the threshold is a clean input's score, and ties with it count as clean.
+    Raises ValueError without scores of each, for scores that are no numbers, and for a rate outside [0, 1).
     """
-    low, high = np.sort(np.asarray(clean, float))[::-1], np.asarray(adversarial, float)
-    return float((high > low[_allowed(len(low), false_positives)]).mean())
+    low, high = _scores("a detection rate", clean, adversarial)
+    return float((high > np.sort(low)[::-1][_allowed(len(low), false_positives)]).mean())
+
+
+def _scores(what: str, clean: npt.ArrayLike, adversarial: npt.ArrayLike) -> tuple[Floats, Floats]:
+    """Both sides' scores as numbers. Raises ValueError where one side has none, or NaN among them."""
+    low, high = np.asarray(clean, float), np.asarray(adversarial, float)
+    if not low.size or not high.size or np.isnan(low).any() or np.isnan(high).any():
+        raise ValueError(f"{what} needs numbers of both sides; got {low.size} and {high.size}, or NaN among them")
+    return low, high
 
 
 def _allowed(points: int, false_positives: float) -> int:
@@ -396,7 +408,8 @@ class PairedTest:
 
     difference: of the mean survivals, in [-1, 1], with its 95 % interval low, high. p_value: two-sided; p_greater:
     against "left is not more accurate"; p_less: against "left is not less accurate". left_higher, left_lower: shares of
-    points on which left survives more, or less, often than right. method: "mcnemar" (exact) or "sign_flip" (exact).
+    points on which left survives more, or less, often than right. method: "mcnemar" (exact), or "sign_flip" (exact where
+    differences are symmetric about 0) with Student's t where that is less sure.
     """
 
     difference: float
@@ -419,8 +432,10 @@ def paired_test(
     left_counts, right_counts: [points] correct draws, of `draws` and of `right_draws` (left out: as many). Where both
     cells are deterministic: the exact McNemar test. Else: the sign-flip test of the points' differences in survival,
     with all 2^points flips counted rather than drawn (a drawn p-value is at least 1 / resamples, too coarse for a
-    correction over a table). The interval is that of Bonett and Price (2012, adjusted Wald), which is not empty where
-    the two agree on all points. Raises ValueError for other points or counts out of range.
+    correction over a table), or Student's t where its p-value is larger: flips are exact where differences are symmetric
+    about 0, and far too sure where a few large ones stand against many small ones. The interval is that of Bonett and Price
+    (2012, adjusted Wald), which is not empty where the two agree on all points. Raises ValueError for other points or counts
+    out of range.
     """
     left, right = np.asarray(left_counts), np.asarray(right_counts)
     other = draws if right_draws is None else right_draws
@@ -437,7 +452,7 @@ def paired_test(
     if deterministic:
         less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
     else:
-        less, greater = _sign_flip_p(differences)
+        less, greater = map(max, _sign_flip_p(differences), _student_p(differences))
     mean = float(differences.mean() / unit)
     low, high = _around(mean, *_adjusted_wald(differences / unit))
     return PairedTest(
@@ -505,6 +520,15 @@ def detectable_difference(points: int, differing: float | None = None, draws: in
     return min(1.0, errors * math.sqrt((0.5 if differing is None else differing / draws) / points))
 
 
+def _student_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """The p-values of a mean this low and of one this high by Student's t; zeros, which decide nothing, where none differ."""
+    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    if spread == 0:
+        return 0.0, 0.0
+    t = float(differences.mean()) * math.sqrt(len(differences)) / spread
+    return float(scipy.stats.t.cdf(t, len(differences) - 1)), float(scipy.stats.t.sf(t, len(differences) - 1))
+
+
 def _sign_flip_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
     """The p-values of a sum this low and of one this high, where each difference is as likely to have the other sign."""
     sizes = np.abs(differences[differences != 0])
@@ -529,11 +553,14 @@ def _with_flips(chance: Floats, size: int, times: int) -> Floats:
 
 
 def holm(p_values: npt.ArrayLike, at_once: int | None = None) -> Floats:
-    """P-values corrected for there being several, after Holm (1979): the chance of any false finding stays in bounds.
+    """P-values corrected for there being several, after Holm (1979), which controls the family-wise error rate.
 
-    at_once: how many of the hypotheses can be true together, all where it is left out; fewer correct less (Shaffer, 1986).
+    at_once: how many of the hypotheses can be true together, all where it is left out; a smaller number gives a smaller
+    correction (Shaffer, 1986). Raises ValueError for what is no p-value.
     """
     p = np.asarray(p_values, float)
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p-values must be in [0, 1]; got {p[~((p >= 0) & (p <= 1))][0]}")
     order = np.argsort(p)
     corrected = np.empty_like(p)
     left = np.minimum(np.arange(len(p), 0, -1), len(p) if at_once is None else at_once)

@@ -12,6 +12,7 @@ from scipy import stats
 from mi_ray.statistics import (
     Accuracy,
     Estimate,
+    _sign_flip_p,
     accuracy,
     at_matched_clean_interval,
     auc_difference,
@@ -193,6 +194,22 @@ def test_the_sign_flip_test_is_what_trying_every_flip_gives() -> None:
         assert found.p_value == pytest.approx(min(1, 2 * min(found.p_greater, found.p_less)))
 
 
+def test_many_small_differences_against_a_few_large_ones_are_no_finding() -> None:
+    """Two per cent of the points are right on the left alone, and a draw of thirty is less on most others: as many in the mean."""
+    rng, refused, alone, trials = np.random.default_rng(6), 0, 0, 300
+    for _ in range(trials):
+        kind = rng.choice(3, 100, p=[0.02, 0.6, 0.38])
+        left, right = np.where(kind == 0, 30, np.where(kind == 1, 14, 15)), np.where(kind == 0, 0, 15)
+        found = paired_test(left, right, 30)
+        refused += found.p_less < 0.05
+        alone += (
+            float(stats.binomtest(int((kind == 0).sum()), int((kind < 2).sum()), 0.5, alternative="less").pvalue) < 0.05
+        )
+        assert found.p_less >= _sign_flip_p((left - right).astype(np.int64))[0]
+    assert alone == trials  # by their signs each of these would be a finding
+    assert refused / trials < 0.2
+
+
 def test_the_sign_flip_test_agrees_with_scipys_drawn_one() -> None:
     rng = np.random.default_rng(1)
     left, right = rng.binomial(3, 0.55, 200), rng.binomial(3, 0.5, 200)
@@ -274,6 +291,25 @@ def test_holm_multiplies_as_in_his_procedure_and_keeps_the_order() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005], 2) == pytest.approx(
         [0.02, 0.06, 0.06, 0.01]
     )  # two are true together at most
+    for wrong in ([0.1, float("nan")], [0.1, 1.5], [-0.1]):
+        with pytest.raises(ValueError, match=r"p-values must be in \[0, 1\]; got (nan|1.5|-0.1)"):
+            holm(wrong)
+
+
+@pytest.mark.parametrize("counts", [[2, 1], [-1, 1], [float("nan"), 1]])
+def test_an_accuracy_of_more_than_all_draws_or_of_no_number_is_refused(counts: list[float]) -> None:
+    with pytest.raises(ValueError, match="correct draws must be from 0 to draws=1; got"):
+        accuracy(counts, 1)
+
+
+def test_scores_and_values_that_are_no_numbers_are_refused() -> None:
+    nothing = float("nan")
+    for rate in (detection_rate, detection_auc):
+        for pair in (([0.1, nothing], [1, 1]), ([0.1, 0.2], [1, nothing])):
+            with pytest.raises(ValueError, match="needs numbers of both sides"):
+                rate(*pair)
+    with pytest.raises(ValueError, match="none of them NaN; got shape \\[2\\], 1 NaN"):
+        mean_interval([nothing, 1])
 
 
 def test_spread_is_students_interval_over_seeds() -> None:
@@ -456,7 +492,7 @@ def test_scores_of_other_points_are_refused() -> None:
     for rate in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"false positives in \[0, 1\) and at least one clean point; got"):
             detection_rate([0.1], [0.2], rate)
-    with pytest.raises(ValueError, match=r"got 0\.05 and 0 points"):
+    with pytest.raises(ValueError, match=r"got 0 and 1, or NaN"):
         detection_rate([], [0.2])
 
 
@@ -766,5 +802,5 @@ def test_an_interval_of_a_spread_contains_its_mean(values: list[float]) -> None:
 
 
 def test_a_mean_without_values_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"at least one; got shape \[0\]"):
+    with pytest.raises(ValueError, match=r"at least one, none of them NaN; got shape \[0\]"):
         mean_interval([])

@@ -17,6 +17,9 @@ ALLOWED = 0.01  # An attack may leave one percentage point more than what it is 
 # EDGE epsilon, and on a share of HALF_WAY the attack should gain more than MOVED times what the reference gains in margin.
 EDGE, INSIDE = 0.99, 0.10
 MOVED, HALF_WAY = 0.5, 0.85
+ALONE = (
+    0.03  # So many points may stand under an attack and fall to one without gradients, which breaks other points too.
+)
 RIGHTED = 0.02  # At most this share of the points that are wrong when clean should be right under attack.
 SMALLEST = 1e-30  # Probabilities are raised to this before their logarithm is taken: in float32 one may be 0.
 Counts = npt.NDArray[np.int64]
@@ -115,6 +118,16 @@ def headway(stands: Flags, clean: Floats, judged: Floats, reference: Floats) -> 
     count = int(asked.sum())
     p = float(scipy.stats.binom.cdf(made, count, HALF_WAY)) if count else 1.0
     return Share(made / count if count else 1.0, count, p)
+
+
+def broken_alone(judged: Counts, control: Counts, draws: int) -> Share:
+    """On how many points the judged attack fails in all draws and the control wins in all; right draws [P] of `draws` of each.
+
+    Where gradients mislead on a part of the points alone, as behind a mask that only some images meet, the control breaks these
+    and the mean of all points may hide them. Of a random defense with few draws chance makes such points too.
+    """
+    broken, count = int(((judged == draws) & (control == 0)).sum()), len(judged)
+    return Share(broken / count, count, float(scipy.stats.binom.sf(broken - 1, count, ALONE)))
 
 
 def pushed_back(clean: Floats, judged: Floats) -> Share:

@@ -15,6 +15,7 @@ import torch
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.data import to_unit
+from mi_ray.defenses import DEFENSES
 from mi_ray.defenses.base import CHUNK
 from mi_ray.plan.cost import Costs
 from mi_ray.plan.work import AttackWork, Cell, Check, Inputs, OutputWork, Plan
@@ -234,6 +235,7 @@ class Verdicts:
             success=None if check.control is None else self.results.success(check.control.inputs, check.points),
             left_alone=self._left_alone(inputs, moved) if ATTACKS[inputs.attack.method].stops_early else None,
             checked=self.plan.checked,
+            random=DEFENSES.make(*check.judged.defense).is_random(),
         )
         return checks.judge(check.name, evidence)
 

@@ -92,6 +92,21 @@ def test_a_check_fails_by_its_fault_and_passes_without_it(name: str, fault: Mapp
     assert state(name, evidence(**{**sound, **fault})) == "failed"
 
 
+def test_points_that_fall_to_square_alone_fail_an_attack_although_square_leaves_more() -> None:
+    """A mask on some images: of those that stand Square breaks 36, and of those that the attack breaks it leaves 160."""
+    judged, rival = answers(200), answers(324, first=36)
+    assert judge("black_box_not_stronger", evidence(judged=judged, control=rival)).figures["control"] > 0.5
+    assert state("black_box_not_stronger", evidence(judged=judged, control=rival)) == "failed"
+    assert (
+        "9.0 % of the points stand under the attack"
+        in judge("black_box_not_stronger", evidence(judged=judged, control=rival)).why
+    )
+    few = answers(352, first=8)  # of a sound attack it breaks two points in a hundred
+    assert state("black_box_not_stronger", evidence(judged=judged, control=few)) == "passed"
+    # Behind a random defense draws make such points too, and the mean alone tells.
+    assert state("black_box_not_stronger", evidence(judged=judged, control=rival, random=True)) == "passed"
+
+
 def test_both_outcomes_of_every_check_are_tried_above() -> None:
     assert {name for name, _ in BROKEN} == {rule.name for rule in RULES} - {"fixed_randomness"}  # two figures, no test
     assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in RULES)}
