@@ -195,7 +195,7 @@ def test_the_sign_flip_test_is_what_trying_every_flip_gives() -> None:
 
 
 def test_many_small_differences_against_a_few_large_ones_are_no_finding() -> None:
-    """Two per cent of the points are right on the left alone, and a draw of thirty is less on most others: as many in the mean."""
+    """Two points in a hundred are right on the left alone; on most others a draw of thirty is less: so many in the mean."""
     rng, refused, alone, trials = np.random.default_rng(6), 0, 0, 300
     for _ in range(trials):
         kind = rng.choice(3, 100, p=[0.02, 0.6, 0.38])
