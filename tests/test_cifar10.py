@@ -222,6 +222,8 @@ def test_at_a_glance_the_strongest_other_defense_stands_and_what_is_undecided_sa
             "points": 1000,
             "clean_left": 0.6 if "leaves more" in words else math.nan,
             "clean_right": 0.65 if "leaves more" in words else math.nan,
+            "setting_left": "lam=0.7" if "noise" in words else "",
+            "floor": "noise" in words,
         }
 
     table = pd.DataFrame(
@@ -240,7 +242,7 @@ def test_at_a_glance_the_strongest_other_defense_stands_and_what_is_undecided_sa
     lines = [line for line in cifar10.glance(table).splitlines() if line.startswith("| ")][2:]
     told = [line.split(" | ")[1] for line in lines]
     assert told[:2] == ["-6.0 [-8.0, -4.0], 1,000 images", "+12.0 [+10.0, +14.0], 1,000 images"]
-    assert told[5] == "-1.0 [-3.0, +1.0], noise, clean -5.0, 1,000 images, undecided"
+    assert told[5] == "-1.0 [-3.0, +1.0], noise, MI-OL at lam=0.7, clean -5.0, 1,000 images, both under 5 %, undecided"
     assert {told[2], told[3], told[4], *told[6:8], *(line.split(" | ")[2] for line in lines)} == {"–"}
 
 

@@ -21,6 +21,7 @@ import yaml
 
 from mi_ray.choice import choosing, frontier, picked
 from mi_ray.figures import fig2, fig3a
+from mi_ray.figures.names import parameters
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.tables import markdown
 from mi_ray.figures.verdict_marks import mark
@@ -50,7 +51,7 @@ OF_CELLS = ("difference", "gain")  # kinds that compare single cells, which may 
 FLOOR = 0.05  # where both sides leave less under attack, their difference says little of the two defenses
 KNOWN = (
     *("claim", "where", "study", "kind", "classifier", "variant", "left", "right", "attack", "is", "by", "at", "lam"),
-    "ours",
+    *("ours", "among"),
 )
 Filter = Mapping[str, object]
 Scores = npt.NDArray[np.float64]
@@ -64,6 +65,7 @@ class Claim:
     may be of another study (`study`), where both have the same reported points. is_: whether left minus right is said to be
     "above" `by`, "below" it, or "equal" to 0 but for less than `by`. at: the most clean accuracy that a setting may give up
     (kind "chosen"). lam: λ (kinds "condition" and "mechanism"). ours: whether this study makes the claim, and not the paper.
+    among: the points (kind "detection"): all, or those of Eq. 2 alone ("eq2"), right when clean and wrong when attacked.
     """
 
     text: str
@@ -80,6 +82,7 @@ class Claim:
     variant: str = ""
     lam: float | None = None
     ours: bool = False
+    among: Literal["all", "eq2"] = "all"
 
 
 @dataclass(frozen=True)
@@ -87,9 +90,10 @@ class Measured:
     """What stored rows say of a claim: the number with its 95 % interval, and one-sided p-values.
 
     checks: marks of the attacked cells' verdicts. sides: the two numbers whose difference the estimate is; None where it is
-    a mean over points (kind "mechanism"). clean: clean accuracy of both sides, where these are two defenses. highest: the
-    highest accuracy of the cells that are compared; None where these are the sides. test: of two cells on the same points, of
-    which p-values are exact at 0, and elsewhere too where both are right in all draws or in none; all others are normal ones.
+    a mean over points (kind "mechanism"). clean: clean accuracy of both sides, where these are two defenses. settings: the
+    parameters of both, where the points for it have chosen them. highest: the highest accuracy of the cells that are compared;
+    None where these are the sides. test: the paired test of two cells, which gives the p-values at 0, and at other levels where
+    it is McNemar's; without one, and at other levels, they are those of a normal distribution.
     """
 
     estimate: Estimate
@@ -97,6 +101,7 @@ class Measured:
     checks: str
     sides: tuple[float, float] | None = None
     clean: tuple[float, float] | None = None
+    settings: tuple[str, str] | None = None
     highest: float | None = None
     test: PairedTest | None = None
 
@@ -158,6 +163,8 @@ def _claims(written: Mapping[str, Any], attacks: Mapping[str, Filter]) -> list[C
             f"claim {told!r}: a side may be of another study in a kind of {', '.join(OF_CELLS)}; got {elsewhere} in kind "
             f"{written['kind']!r}"
         )
+    if written.get("among", "all") not in ("all", "eq2"):
+        raise ValueError(f"claim {told!r}: among must be all or eq2; got {written['among']!r}")
     found = []
     named = written.get("attack", "clean")
     for name in named if isinstance(named, list) else [named]:
@@ -180,6 +187,7 @@ def _claims(written: Mapping[str, Any], attacks: Mapping[str, Filter]) -> list[C
                 variant=str(written.get("variant", "")),
                 lam=written.get("lam"),
                 ours=bool(written.get("ours") or attacks[name].get("ours")),
+                among=written.get("among", "all"),
             )
         )
     return found
@@ -305,7 +313,9 @@ def _chosen(rows: _Rows, claim: Claim) -> Measured:
             raise NotMeasuredError(f"{len(own)} attacks of {claim.study} fit {wanted}")
         found.append(own.iloc[0])
     left, right = found
-    return replace(_compared(rows, left, right, "adversarial"), clean=(float(left["clean"]), float(right["clean"])))
+    clean = float(left["clean"]), float(right["clean"])
+    settings = parameters(left["defense_params"]), parameters(right["defense_params"])
+    return replace(_compared(rows, left, right, "adversarial"), clean=clean, settings=settings)
 
 
 def _gain(rows: _Rows, claim: Claim) -> Measured:
@@ -325,7 +335,7 @@ def _gain(rows: _Rows, claim: Claim) -> Measured:
 
 
 def _detection(rows: _Rows, claim: Claim) -> Measured:
-    """AUC of a detector less that of another; less one half (a guess) where there is no other.
+    """AUC of a detector less that of another; less one half (a guess) where there is no other. On the claim's points (`among`).
 
     A side's `lam: chosen` is the λ with the highest AUC on the selection points. Its `turned: true` reads the score the other
     way round, so that what is low for attacked images detects them.
@@ -353,7 +363,9 @@ def _scores(rows: _Rows, claim: Claim, side: Filter) -> tuple[tuple[Scores, Scor
         )
     found, attacked = _pair(rows, claim, what, score)
     sign = -1.0 if side.get("turned") else 1.0
-    reported = found[~found["selection"]]
+    reported = found[~found["selection"] & (found["eq2"] | (claim.among == "all"))]
+    if reported.empty:
+        raise NotMeasuredError("no point is right when clean and wrong when attacked (Eq. 2)")
     return (sign * reported["clean"].to_numpy(), sign * reported["adversarial"].to_numpy()), attacked
 
 
@@ -436,10 +448,15 @@ def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
         if studies not in read:
             read[studies] = _read(store, studies)
         rows.append(_row(claim, read[studies]))
-    table = pd.DataFrame(rows)
+    return decided(pd.DataFrame(rows))
+
+
+def decided(table: pd.DataFrame) -> pd.DataFrame:
+    """Rows of `facts` with both chances corrected together for all of them, and the verdicts that follow."""
     measured = table["value"].notna()
     both: npt.NDArray[np.float64] = table.loc[measured, ["p_for", "p_against"]].to_numpy().T.ravel()
     corrected = holm(both, at_once(table)).reshape(2, -1) if both.size else np.empty((2, 0))
+    table = table.assign(p_for_holm=math.nan, p_against_holm=math.nan)
     table.loc[measured, "p_for_holm"], table.loc[measured, "p_against_holm"] = corrected
     return table.assign(verdict=[_verdict(row) for _, row in table.iterrows()])
 
@@ -494,7 +511,7 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
         ),
         math.nan,
     )
-    none |= {"floor": False, "checks": ""}
+    none |= {"setting_left": "", "setting_right": "", "floor": False, "checks": ""}
     if isinstance(rows, str):
         return {**told, **none, "why": rows}
     try:
@@ -506,7 +523,8 @@ def _row(claim: Claim, rows: "_Rows | str") -> dict[str, Any]:
     numbers |= {"points": found.points, "p_for": p_for, "p_against": p_against}
     numbers |= dict(zip(("left", "right"), found.sides or (), strict=False))
     numbers |= dict(zip(("clean_left", "clean_right"), found.clean or (), strict=False))
-    return {**told, **none, **numbers, "floor": found.floor, "checks": found.checks, "why": ""}
+    settings = dict(zip(("setting_left", "setting_right"), found.settings or (), strict=False))
+    return {**told, **none, **numbers, **settings, "floor": found.floor, "checks": found.checks, "why": ""}
 
 
 def _verdict(row: "pd.Series[Any]") -> str:
@@ -528,15 +546,16 @@ def told(row: "pd.Series[Any]") -> str:
 def in_points(row: "pd.Series[Any]") -> str:
     """A row's number in points with its interval; a dash where nothing was measured.
 
-    Before it stand the two numbers whose difference it is, and behind it the clean accuracy of both sides, where the row has
-    them.
+    Before it stand the two numbers whose difference it is, and behind it the clean accuracy of both sides and the settings that
+    were chosen, where the row has them.
     """
     if math.isnan(row["value"]):
         return "–"
     sides = "" if math.isnan(row["left"]) else f"{100 * row['left']:.1f} − {100 * row['right']:.1f} = "
     clean = row.get("clean_left", math.nan)
     costs = "" if math.isnan(clean) else f", clean {100 * clean:.1f} and {100 * row['clean_right']:.1f}"
-    return f"{sides}{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{costs}"
+    settings = f", at {row['setting_left']} and {row['setting_right']}" if row.get("setting_left") else ""
+    return f"{sides}{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]{costs}{settings}"
 
 
 def _chance(row: "pd.Series[Any]") -> str:
@@ -598,6 +617,20 @@ def literature(path: str | Path, table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _among_themselves(table: pd.DataFrame) -> str:
+    """Which of the paper's claims would have another verdict, were they corrected without this study's own."""
+    paper = table[table["said_by"] == "paper"]
+    alone = decided(paper)
+    others = paper[alone["verdict"] != paper["verdict"]]
+    if others.empty:
+        return "Were the paper's claims corrected among themselves alone, none would have another verdict."
+    told = [
+        f"{row['claim']!r} ({row['classifier']}, {row['attack']}) would be *{alone.loc[place, 'verdict']}*"
+        for place, row in others.iterrows()
+    ]
+    return f"Were the paper's claims corrected among themselves alone, {'; '.join(told)}."
+
+
 def document(table: pd.DataFrame) -> str:
     """The table of `facts` as Markdown, with a note that says how the claims were decided."""
     measured = int(table["value"].notna().sum())
@@ -608,12 +641,14 @@ def document(table: pd.DataFrame) -> str:
         "difference is to be read with it. Of how networks trained alike differ the interval says nothing.",
         "- *Said by*: the paper, or this study, which asks more of it (other radii, bounds and attacks).",
         "- *Holds*: the number is on the side that the claim says (within its bounds, for equality). *Does not hold*: a gain "
-        f"of {100 * RELEVANT:.0f} point or more on that side can be excluded, or the number is beyond the bound that the claim "
-        f"names; where all that is compared leaves less than {100 * FLOOR:.0f} %, it is on the wrong side of 0. *Undecided*: "
-        "neither. That includes intervals without 0 in them that do not survive the correction.",
+        f"of {100 * RELEVANT:.0f} point or more on that side can be excluded (so a true gain below that counts as none), or the "
+        f"number is beyond the bound that the claim names; where all that is compared leaves less than {100 * FLOOR:.0f} %, it "
+        "is on the wrong side of 0. *Undecided*: neither. That includes intervals without 0 in them that do not survive the "
+        "correction.",
         f"- *p*: the chance of such a number were the verdict's opposite true, corrected for all claims together and held "
-        f"against {100 * SURE:.0f} %; of an undecided claim the smaller of both. The correction is Holm's, over "
-        f"{2 * measured} one-sided tests for {measured} claims, of which at most {at_once(table)} can have nothing to find.",
+        f"against {100 * SURE:.0f} %; of an undecided claim the smaller of both. Each of {measured} claims is tested either way, "
+        f"and at most {at_once(table)} of these {2 * measured} null hypotheses can be true at once: Holm's correction multiplies "
+        f"the smallest p by as many. {_among_themselves(table)}",
         "- *For at most so much clean*: of each defense the setting is compared that leaves most on the selection points among "
         "those that cost at most so many points of clean accuracy.",
         "- *Checks*: the verdict on each of the attacks ([checks](checks.md)); of an oblivious attack it says nothing of what an "

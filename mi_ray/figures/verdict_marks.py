@@ -48,6 +48,8 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
             where = f"{row['classifier']}, {setting}, N = {row['executions']}, {threat}"
             told.setdefault(name, []).append(f"{where}: {why}")
     parts = [EXPLAINED]
+    if few := _fewer_judged(attacked):
+        parts.append(few)
     if _some_oblivious(attacked):
         parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
     if _chosen_by_itself(attacked):
@@ -58,6 +60,22 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
     if failed:
         parts.append(f"Failed checks of {len(attacked)} attacked cells: {'; '.join(failed)}.")
     return " ".join([*parts, "docs/checks.md says what each check means."])
+
+
+def _fewer_judged(attacked: "pd.DataFrame") -> str:
+    """On how many points the reference was run that a ✓ rests on; nothing where these are all that are reported."""
+    judged = set[int]()
+    for text in attacked.loc[attacked["verdict"] == "passed", "checks"].dropna():
+        judged.add(int(json.loads(text).get("reference", {}).get("points", 0)))
+    judged.discard(0)
+    reported = int(attacked["points"].max()) if len(attacked) else 0
+    if not judged or min(judged) >= reported:
+        return ""
+    told = " or ".join(f"{number:,}" for number in sorted(judged))
+    return (
+        f"The reference that a ✓ rests on was run on {told} of the {reported:,} points: the fewer, the larger the faults that it "
+        "tells."
+    )
 
 
 def checks_note(cells: "pd.DataFrame") -> str:

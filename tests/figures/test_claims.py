@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from mi_ray.figures.claims import Claim, Measured, at_once, facts, literature, read_claims, shown, told
+from mi_ray.figures.claims import Claim, Measured, at_once, decided, facts, literature, read_claims, shown, told
+from mi_ray.figures.claims import _among_themselves as among_themselves
 from mi_ray.figures.claims import _chance as chance
 from mi_ray.figures.claims import _chances as chances
 from mi_ray.figures.claims import _verdict as verdict
+from mi_ray.figures.reading import records_of
 from mi_ray.figures.table2 import PAPER
-from mi_ray.statistics import Estimate, auc_difference, auc_interval, paired_test
+from mi_ray.statistics import Estimate, auc_difference, auc_interval, detection_auc, paired_test
 from mi_ray.store.blocks import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -248,3 +250,48 @@ def test_a_claim_about_studies_of_other_images_is_not_measured(monkeypatch: pyte
     monkeypatch.setattr("mi_ray.figures.claims.refuse_other_images", refused)
     (row,) = facts(Store(PUBLISHED), [claim(study="cifar10_table2")]).to_dict("records")
     assert (row["verdict"], row["why"]) == ("not measured", "studies must be of the same images")
+
+
+def test_detection_is_asked_of_all_images_or_of_those_of_eq_2_alone() -> None:
+    sides = {"left": {"defense": "mi_pl", "lam": 0.5}, "right": {"defense": "mi_ol", "lam": 0.5}}
+    attack = {"called": "PGD-10 8/255", "attack": "pgd", "steps": 10, "epsilon": 8 / 255, "goal": "untargeted"}
+    same: dict[str, Any] = {
+        "study": "cifar10_fig3a",
+        "kind": "detection",
+        "classifier": "interpolated_at",
+        "attack": attack,
+    }
+    every, fooled = (facts(Store(PUBLISHED), [claim(**same, **sides, among=among)]).iloc[0] for among in ("all", "eq2"))
+    left, right = (
+        records_of(Store(PUBLISHED), rows["cell"].iloc[0])
+        for rows in (
+            _cells("cifar10_fig3a", classifier="interpolated_at", attack=name, defense="mi_pl", lam=0.5)
+            for name in ("none", "pgd")
+        )
+    )
+    both = left.merge(right, on="point", suffixes=("", "_attacked"))
+    eq2 = (both["predicted_undefended"] == both["label"]) & (both["predicted_undefended_attacked"] != both["label"])
+    reported = ~both["selection"]
+    assert (every["points"], fooled["points"]) == (reported.sum(), (reported & eq2).sum())
+    own = both[reported & eq2]
+    assert fooled["left"] == pytest.approx(detection_auc(own["score"], own["score_attacked"]))
+
+
+def _cells(study: str, *, lam: float, **columns: object) -> pd.DataFrame:
+    """The cells of a published study with these values, and λ."""
+    cells = pd.read_parquet(PUBLISHED / "studies" / study / "cells.parquet")
+    fits = cells["defense_params"].map(lambda text: json.loads(text).get("lam") == lam)
+    for column, value in columns.items():
+        fits &= cells[column] == value
+    return cells[fits]
+
+
+def test_a_verdict_that_the_studys_own_claims_decide_is_told() -> None:
+    """p = 0.02 survives the paper's one claim, and not the correction for nine others."""
+    rows = [{"claim": str(n), "classifier": "f", "attack": "a", "said_by": "here", "p_for": 0.5} for n in range(9)]
+    rows.append({"claim": "it gains", "classifier": "f", "attack": "a", "said_by": "paper", "p_for": 0.02})
+    table = decided(pd.DataFrame(rows).assign(value=0.1, p_against=0.9, by=0.0, floor=False))
+    assert set(table["verdict"]) == {"undecided"}
+    assert "'it gains' (f, a) would be *holds*" in among_themselves(table)
+    table.loc[9, "p_for"] = 0.2
+    assert "none would have another verdict" in among_themselves(decided(table))

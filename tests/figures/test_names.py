@@ -138,3 +138,12 @@ def test_a_worst_case_above_one_of_its_attacks_is_explained_and_one_below_is_not
 
     assert "A worst case may lie above one of its attacks" in note(0.32)
     assert "may lie above" not in note(0.3)
+
+
+@pytest.mark.parametrize(("judged", "told"), [(50, True), (200, False), (None, False)])
+def test_a_reference_that_was_run_on_a_part_of_the_points_is_told(judged: int | None, told: bool) -> None:
+    found = {} if judged is None else {"reference": {"state": "passed", "why": "", "points": judged}}
+    row = cell("a", "none", {}, "pgd", 0.3, verdict="passed", checks=json.dumps(found))
+    note = checks_footnote(frame(row), NAMES)
+    assert ("The reference that a ✓ rests on was run on 50 of the 200 points" in note) == told
+    assert ("reference" in note) == told

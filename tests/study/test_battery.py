@@ -55,6 +55,11 @@ def test_on_the_hundred_points_of_an_own_control_ten_points_are_found_half_of_th
     assert least <= rejected(draws, 0.10, count=100) <= most
 
 
+def test_fifty_points_tell_of_gross_faults_alone() -> None:
+    assert rejected(3, 0.10, count=50) < 0.25
+    assert rejected(3, 0.20, count=50) > 0.7
+
+
 def test_a_loss_is_measured_with_its_interval() -> None:
     left, right = np.ones(100, int), np.ones(100, int)
     right[:10] = 0
