@@ -74,5 +74,5 @@ fi
 # In the background and waited for: bash runs a trap only between commands, and the signal before the time limit must be heeded.
 mi-ray sweep "$sweep" --address "$address:$port" --out "$store" "$@" &
 sweeping=$!
-trap 'kill -TERM $sweeping 2> /dev/null; exit 143' TERM INT
+trap 'kill -TERM $sweeping 2> /dev/null; wait "$sweeping"; exit 143' TERM INT
 wait "$sweeping"

@@ -116,6 +116,18 @@ def logits_in(answer: object) -> Tensor:
     )
 
 
+def in_float32(network: nn.Module) -> nn.Module:
+    """The network, or a copy of it in float32 where it has floating-point numbers of another kind.
+
+    In half precision the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the
+    precision of a study decides what is computed in less.
+    """
+    values = itertools.chain(network.parameters(), network.buffers())
+    if all(value.dtype == torch.float32 for value in values if value.is_floating_point()):
+        return network
+    return copy.deepcopy(network).float()
+
+
 def wrap_classifier(
     network: nn.Module,
     mean: Sequence[float] = (0, 0, 0),
@@ -125,12 +137,13 @@ def wrap_classifier(
     """A network of one's own as a Classifier, in eval mode on the device that it is on.
 
     network: takes normalised images and returns logits. mean, std: one entry for each channel. classes: the number of
-    labels; when it is left out, the network is asked with one grey 32x32 image.
+    labels; when it is left out, the network is asked with one grey 32x32 image. A network of another precision than float32 is
+    copied into it (`in_float32`).
     Raises ValueError when mean and std do not fit each other.
     """
     if len(mean) != len(std) or any(s <= 0 for s in std):
         raise ValueError(f"mean and std need one entry a channel, std > 0; got {tuple(mean)} and {tuple(std)}")
-    network = network.eval()
+    network = in_float32(network).eval()
     first = next(iter(network.parameters()), torch.empty(0))
     if classes is None:
         with torch.no_grad():
@@ -276,7 +289,7 @@ def build_classifier(description: Mapping[str, Any]) -> Classifier:
         network = NETWORKS[d["named"]].build(d["blueprint"], d["classes"])
     else:
         network = ARCHITECTURES.make(d["architecture"], d["arguments"]).build(d["classes"])
-    return Classifier(network, d["mean"], d["std"], d["classes"], d)
+    return Classifier(in_float32(network), d["mean"], d["std"], d["classes"], d)
 
 
 def weights_bytes(classifier: Classifier) -> bytes:

@@ -107,7 +107,7 @@ def _run(
     callbacks: list[str] | None,
 ) -> None:
     began = time.perf_counter()
-    from mi_ray.progress import ctrl_c
+    from mi_ray.progress import ctrl_c, exit_code
     from mi_ray.run import run_sweeps
     from mi_ray.sweep_files import parse_overrides
 
@@ -129,7 +129,7 @@ def _run(
             )
     except KeyboardInterrupt:
         errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code()) from None
     _say(f"{time.perf_counter() - began:.1f} s in all")
     if not all(result.complete for result in results):
         raise typer.Exit(1)

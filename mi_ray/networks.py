@@ -65,7 +65,11 @@ def _difference(own: Tensor | None, stored: Tensor | None) -> str:
     """How a stored tensor differs from the network's own."""
     if own is None:
         return "the network has none"
-    return "not in the file" if stored is None else f"{list(stored.shape)}, not {list(own.shape)}"
+    if stored is None:
+        return "not in the file"
+    if stored.shape == own.shape:
+        return ", not ".join(str(value.dtype).removeprefix("torch.") for value in (stored, own))
+    return f"{list(stored.shape)}, not {list(own.shape)}"
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> None:
@@ -75,7 +79,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
     """
     own = network.state_dict()
     state = unwrapped(state, own.keys())[0]
-    wrong = [key for key in own if key not in state or state[key].shape != own[key].shape]
+    wrong = [key for key in own if key not in state or _form(state[key]) != _form(own[key])]
     wrong += [key for key in state if key not in own]
     if wrong:
         named = [f"{key} ({_difference(own.get(key), state.get(key))})" for key in wrong[:DIFFERING]]
@@ -84,6 +88,11 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
             f"{', …' if len(wrong) > DIFFERING else ''}"
         )
     network.load_state_dict(state)
+
+
+def _form(value: Tensor) -> tuple[torch.Size, bool, bool]:
+    """A tensor's shape and its kind of numbers, whatever their precision: none is made another's without losing something."""
+    return value.shape, value.is_floating_point(), value.is_complex()
 
 
 def _is_state(content: object) -> bool:
@@ -119,7 +128,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if state is None or (state is not content and len(parts) > 1 and "state_dict" not in parts):
         told = f"state dicts under {', '.join(parts)}: save one of them alone" if parts else "no tensors by their names"
         raise ValueError(f"{rule} holds {told}; save network.state_dict(), and not the network")
-    broken = [key for key, value in state.items() if not value.isfinite().all()]
+    # Of the smallest kinds of floating-point numbers torch cannot say itself whether they are finite.
+    exact = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
+    broken = [key for key, value in exact.items() if not value.isfinite().all()]
     if broken:
         raise ValueError(
             f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"

@@ -1,7 +1,8 @@
 """Progress for people, as a live bar on a terminal and a plain line every few seconds elsewhere, and their Ctrl-C.
 
 While a stage runs, a first Ctrl-C ends it at its next step, so that it never lands inside another library; elsewhere it
-raises KeyboardInterrupt where it is. A second one ends a command at once.
+raises KeyboardInterrupt where it is. A second one ends a command at once. To a command SIGTERM, by which batch systems end what
+they run, is the same.
 """
 
 import os
@@ -51,44 +52,65 @@ class _Left(ProgressColumn):
 class _CtrlC:
     """What the process knows of Ctrl-C: how often it was pressed, how many stages are open, what a second press does.
 
-    error: what another thread has found, for which the work must end.
+    number: of the signal that came last. error: what another thread has found, for which the work must end.
     """
 
     presses = 0
+    number = signal.SIGINT
     open = 0
-    exits = True
+    exits = False
     error: Exception | None = None
 
 
 def _pressed(signum: int, frame: object) -> None:
     _CtrlC.presses += 1
+    _CtrlC.number = signal.Signals(signum)
     if _CtrlC.presses > 1 and _CtrlC.exits:
         os.write(STDERR, b"\nstopped at once; what is finished is stored, and the same command goes on\n")
-        os._exit(130)
+        os._exit(exit_code())
     if _CtrlC.presses > 1 or not _CtrlC.open:
         raise KeyboardInterrupt
-    os.write(STDERR, b"\nstopping; running blocks are dropped (Ctrl-C again: at once)\n")
+    again = b" (Ctrl-C again: at once)" if signum == signal.SIGINT else b""
+    os.write(STDERR, b"\nstopping; running blocks are dropped" + again + b"\n")
+
+
+def exit_code() -> int:
+    """What a command that was stopped exits with, as a shell has it: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + _CtrlC.number
 
 
 @contextmanager
 def ctrl_c(*, exits: bool = False) -> Iterator[None]:
     """Handle Ctrl-C as this module says while the block runs.
 
-    exits: a second press ends the process, as a command wants it; else it raises KeyboardInterrupt where it is, which
-    leaves a notebook alive. Python handles signals in its main thread alone, and the outermost block decides: elsewhere
-    and inside another such block nothing is changed.
+    exits: a second press ends the process, as a command wants it, and SIGTERM counts as a press; else a second press raises
+    KeyboardInterrupt where it is, which leaves a notebook alive. Python handles signals in its main thread alone, and the
+    outermost block decides: elsewhere and inside another such block nothing is changed.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is _pressed:
         yield
         return
     _CtrlC.presses, _CtrlC.exits = 0, exits
-    signal.signal(signal.SIGINT, _pressed)
+    replaced = {number: signal.getsignal(number) for number in (signal.SIGINT, *([signal.SIGTERM] if exits else []))}
+    for number in replaced:
+        signal.signal(number, _pressed)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-        _CtrlC.presses = 0
+        for number, handler in replaced.items():
+            if handler is not None:  # One that was not set from Python cannot be.
+                signal.signal(number, handler)
+        _CtrlC.presses, _CtrlC.exits = 0, False
+
+
+def take_back_sigterm() -> None:
+    """Have SIGTERM count as a press again in a command (`ctrl_c`), where Ray has put a handler of its own in its place.
+
+    That one leaves three seconds until the process is aborted, whatever it is doing.
+    """
+    if _CtrlC.exits and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _pressed)
 
 
 def stop(error: Exception | None) -> None:

@@ -193,6 +193,36 @@ def test_a_wrappers_names_are_taken_off_and_a_networks_own_are_not(own: str, bef
     assert torch.equal(linear.bias, state[f"{before}bias"])
 
 
+def test_weights_of_another_kind_of_numbers_are_refused_and_of_another_precision_taken(tmp_path: Path) -> None:
+    network = nn.Linear(2, 2)
+    for kind, told in ((torch.int8, "int8, not float32"), (torch.complex64, "complex64, not float32")):
+        state = {"weight": torch.ones(2, 2, dtype=kind), "bias": torch.ones(2)}
+        with pytest.raises(ValueError, match=rf"^must fit, 2 tensors; 1 differ: weight \({told}\)"):
+            fit_weights(network, state, "must fit")
+    save_file(
+        {"weight": torch.ones(2, 2).to(torch.float8_e4m3fn), "bias": torch.ones(2).half()}, tmp_path / "f8.safetensors"
+    )
+    fit_weights(network, read_weights(tmp_path / "f8.safetensors"), "must fit")
+    assert network.weight.dtype == torch.float32
+    assert torch.equal(network.weight, torch.ones(2, 2))
+
+
+@pytest.mark.parametrize("precision", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_network_of_another_precision_is_computed_in_float32(
+    precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that is sure of itself has no gradient left in half precision, so that no attack would move anything."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).to(precision)
+    x = torch.rand(3, 3, 32, 32)
+    f = wrap_classifier(network)
+    assert (f.classes, f(x).dtype, {p.dtype for p in f.network.parameters()}) == (4, torch.float32, {torch.float32})
+    assert network[1].weight.dtype == precision  # a person's own network stays as it is
+    monkeypatch.setattr("mi_ray.classifiers.network_of", lambda factory, arguments: network)
+    about = {"factory": "mine:net", "arguments": {}, "mean": [0.0] * 3, "std": [1.0] * 3, "classes": 4}
+    assert torch.equal(build_classifier(about)(x), f(x))
+
+
 def test_a_checkpoint_of_several_networks_is_refused_with_their_names(classifier: Any, tmp_path: Path) -> None:
     state = classifier.network.state_dict()
     torch.save({"model": state, "ema": state, "epoch": 3}, tmp_path / "net.pt")

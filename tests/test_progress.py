@@ -14,14 +14,14 @@ from rich.console import Console
 import mi_ray.progress
 import mi_ray.store.files
 from mi_ray.cluster.callbacks import Callbacks
-from mi_ray.progress import Stage, ctrl_c, stage
+from mi_ray.progress import Stage, ctrl_c, stage, take_back_sigterm
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import remove_temporary_files
 
 PROGRAM = """
 import sys, time
 from rich.console import Console
-from mi_ray.progress import ctrl_c, stage
+from mi_ray.progress import ctrl_c, exit_code, stage
 
 def work(shown):
     print("working", flush=True)
@@ -40,12 +40,12 @@ try:
             work(shown)
 except KeyboardInterrupt:
     print("stopped", flush=True)
-    raise SystemExit(130)
+    raise SystemExit(exit_code())
 """
 
 
-def pressed(where: str, times: int) -> tuple[int, str, str]:
-    """(exit code, output, errors) of a program at work in which Ctrl-C is pressed so often."""
+def pressed(where: str, times: int, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """(exit code, output, errors) of a program at work in which Ctrl-C is pressed so often, or that gets another signal."""
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, where],
         stdout=subprocess.PIPE,
@@ -56,7 +56,7 @@ def pressed(where: str, times: int) -> tuple[int, str, str]:
     assert process.stdout is not None
     assert process.stdout.readline() == "working\n"
     for _ in range(times):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         time.sleep(0.2)
     said, errors = process.communicate(timeout=30)
     return process.returncode, said, errors
@@ -77,6 +77,28 @@ def test_ctrl_c_twice_ends_the_process_at_once() -> None:
     assert (code, "stopped" in said) == (130, False)
     assert "stopped at once" in errors
     assert "the same command goes on" in errors
+
+
+def test_sigterm_ends_a_command_as_ctrl_c_does_and_is_left_alone_in_python() -> None:
+    code, said, errors = pressed("once", 1, signal.SIGTERM)
+    assert (code, "after" in said, said.splitlines()[-1]) == (143, True, "stopped")
+    assert "stopping; running blocks are dropped\n" in errors
+    code, said, errors = pressed("twice", 2, signal.SIGTERM)
+    assert (code, "stopped" in said, "stopped at once" in errors) == (143, False, True)
+    assert pressed("python", 1, signal.SIGTERM)[0] == -signal.SIGTERM
+
+
+def test_a_handler_of_rays_gives_way_in_a_command_alone() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    for exits in (True, False):
+        with ctrl_c(exits=exits):
+            own = signal.getsignal(signal.SIGTERM)
+            assert (own is before) != exits
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray puts one of its own in the place
+            take_back_sigterm()
+            assert signal.getsignal(signal.SIGTERM) is (own if exits else signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, own)
+        assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_ctrl_c_twice_raises_where_it_is_when_python_called() -> None:

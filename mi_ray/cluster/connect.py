@@ -13,6 +13,7 @@ from typing import Any
 
 from mi_ray.events import event
 from mi_ray.own_code import first_line, imported_first, is_installed
+from mi_ray.progress import take_back_sigterm
 
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
@@ -175,6 +176,7 @@ def connect(address: str | None) -> None:
     try:
         with _nowhere():
             _start(options) if address is None else ray.init(**options)
+        take_back_sigterm()
     except ConnectionError as error:
         raise ValueError(f"--address must be of a Ray cluster that accepts us; {address}: {error}") from error
 

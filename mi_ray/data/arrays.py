@@ -170,12 +170,29 @@ class ParquetFolder(Source):
         return Dataset(Path(self.path).name, classes, train, train_labels, test, test_labels)
 
 
+def in_rgb(picture: Any) -> Any:
+    """A PIL image with three channels of 8 bits; a grey one of 16 bits is scaled to these.
+
+    Raises ValueError for pixels that are whole numbers of 32 bits or floating-point numbers: nobody says what is white.
+    """
+    from PIL import Image
+
+    if picture.mode.startswith("I;16"):
+        picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
+    if picture.mode in ("I", "F"):
+        kind = {"I": "32-bit whole", "F": "floating-point"}[picture.mode]
+        raise ValueError(
+            f"its pixels are {kind} numbers, of which nothing says what is white; save it with 8 or 16 bits"
+        )
+    return picture.convert("RGB")
+
+
 def _decode(file: Path, row: int, picture: bytes | None) -> npt.NDArray[np.uint8]:
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(picture or b"")) as opened:
-            return np.asarray(opened.convert("RGB"))
+            return np.asarray(in_rgb(opened))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}, row {row} must hold a picture that PIL can decode: {error}") from error
 

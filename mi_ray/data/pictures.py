@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, final
 import numpy as np
 import numpy.typing as npt
 
-from mi_ray.data.arrays import Cifar10, Cifar100
+from mi_ray.data.arrays import Cifar10, Cifar100, in_rgb
 from mi_ray.data.base import SOURCES, Dataset, Labels, Source
 from mi_ray.data.disk_images import Pictures, written
 from mi_ray.own_code import first_line
@@ -63,7 +63,7 @@ class _Pictures(Source):
         """A PIL image as uint8 [H, W, 3], bilinearly and averaged where it shrinks."""
         from PIL.Image import Resampling
 
-        picture = picture.convert("RGB")
+        picture = in_rgb(picture)
         if self.size is None:
             return np.asarray(picture)
         if self.fit == "squash":
@@ -148,7 +148,7 @@ class ImageFolder(_Pictures):
             (label, file)
             for label, name in enumerate(classes)
             for file in sorted((folder / name).rglob("*"))
-            if file.suffix.lower() in ENDINGS
+            if file.suffix.lower() in ENDINGS and not _hidden(file, folder / name)
         ]
         having = {label for label, _ in found}
         if empty := [name for label, name in enumerate(classes) if label not in having]:
@@ -164,9 +164,14 @@ def _folders(root: Path) -> list[str]:
     return sorted(each.name for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
 
 
+def _hidden(file: Path, folder: Path) -> bool:
+    """Whether a file, or a folder on the way to it, is hidden, as programs leave copies beside a person's own."""
+    return any(part.startswith(".") for part in file.relative_to(folder).parts)
+
+
 def _as_they_are(files: Iterable[Path]) -> list[tuple[str, int, int]]:
-    """What tells files from others of their names, without reading them."""
-    return [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    """What tells files from others of their names, wherever these are, without reading them."""
+    return [(str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _opened(file: Path) -> Any:

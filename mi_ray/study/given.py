@@ -6,7 +6,14 @@ from typing import Any
 
 import torch
 
-from mi_ray.classifiers import Classifier, build_classifier, classifier_from_bytes, set_weights, weights_bytes
+from mi_ray.classifiers import (
+    Classifier,
+    build_classifier,
+    classifier_from_bytes,
+    in_float32,
+    set_weights,
+    weights_bytes,
+)
 from mi_ray.config import ClassifierEntry
 from mi_ray.named import NETWORKS
 from mi_ray.networks import load_factory, read_weights
@@ -99,4 +106,4 @@ def _named(entry: ClassifierEntry, classes: int) -> Classifier:
             description[key] = list(said)
     if entry.input_size is None and loaded.side is not None:
         description["input_size"] = loaded.side
-    return Classifier(loaded.network, description["mean"], description["std"], classes, description)
+    return Classifier(in_float32(loaded.network), description["mean"], description["std"], classes, description)

@@ -54,6 +54,49 @@ def test_a_folder_of_pictures_of_any_size(tmp_path: Path, fit: str, resize: Any)
     assert np.abs(np.asarray(wanted).astype(int) - found.test_images[3].astype(int)).max() <= 1
 
 
+def test_grey_pictures_of_sixteen_bits_are_scaled_and_of_unknown_range_refused(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path, sizes=((6, 6),))
+    grey = arrays(1)[0, :, :, 0]
+    for file in root.rglob("*.png"):
+        Image.fromarray(grey.astype(np.uint16) * 257).save(file)
+    found = SOURCES.make("imagefolder", {"path": str(root)}).load()
+    assert (found.train_images == grey[None, :, :, None]).all()
+    for number, values in enumerate((grey.astype(np.int32) * 1000, grey.astype(np.float32) / 255)):
+        Image.fromarray(values).save(root / "train" / "cat" / f"{number}.tiff")
+        with pytest.raises(
+            ValueError, match=rf"{number}\.tiff must be a picture .*(32-bit whole|floating-point) numbers, of which"
+        ):
+            SOURCES.make("imagefolder", {"path": str(root)}).load()
+        (root / "train" / "cat" / f"{number}.tiff").unlink()
+
+
+def test_copies_in_hidden_folders_are_no_pictures_of_a_class(tmp_path: Path) -> None:
+    root = folder_of_pictures(tmp_path, sizes=((6, 6),))
+    hidden = root / "train" / "cat" / ".ipynb_checkpoints"
+    hidden.mkdir()
+    for copy in (hidden / "0-checkpoint.png", root / "train" / "cat" / "._0.png"):
+        copy.write_bytes((root / "train" / "cat" / "0.png").read_bytes())
+    assert len(SOURCES.make("imagefolder", {"path": str(root)}).load().train_labels) == 4
+
+
+def test_folders_of_one_relative_name_do_not_share_decoded_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Archives that are reproducible leave all files with one time and, here, one size."""
+    on_disk(monkeypatch)
+    read = []
+    for name, seed in (("one", 0), ("two", 1)):
+        folder_of_pictures(tmp_path / name / "data", sizes=((6, 6),))
+        for file in (tmp_path / name / "data").rglob("*.png"):
+            Image.fromarray(arrays(1, seed)[0]).save(file.with_suffix(".bmp"))
+            file.unlink()
+            os.utime(file.with_suffix(".bmp"), (0, 0))
+        monkeypatch.chdir(tmp_path / name)
+        found = SOURCES.make("imagefolder", {"path": "data", "cache": str(tmp_path / "cache")}).load()
+        read.append(np.asarray(found.train_images[:1]))
+    assert not (read[0] == read[1]).all()
+
+
 def test_a_rule_that_would_be_ignored_is_refused() -> None:
     with pytest.raises(ValueError, match=r"imagefolder\.resize must be left out with `fit: squash`"):
         SOURCES.make("imagefolder", {"path": "x", "size": 8, "fit": "squash", "resize": 9})
