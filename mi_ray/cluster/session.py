@@ -3,7 +3,7 @@
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from mi_ray.cluster.callbacks import Callbacks
 from mi_ray.cluster.connect import connect
 from mi_ray.cluster.retries import innermost
 from mi_ray.cluster.spent import Spent
+from mi_ray.config import BlockResources
 from mi_ray.own_code import told_of
 from mi_ray.plan.work import Cell, Certificate, Work
 from mi_ray.store.blocks import Store
@@ -75,6 +76,16 @@ class Outcome:
         for direction, passes in (("forward", forward), ("backward", backward)):
             what = f"{stage}_{direction}"
             self.counted[what] = self.counted.get(what, 0) + passes
+
+
+def no_place(block: BlockResources, nodes: Sequence[Mapping[str, Any]]) -> str | None:
+    """That no node of a cluster has what a block needs now, in words; None where one has. nodes: as `ray.nodes` tells them."""
+    needs = {what: need for what, need in (("CPU", block.cpus), ("GPU", block.gpus)) if need}
+    there = [node["Resources"] for node in nodes if node["Alive"]]
+    if any(all(node.get(what, 0) >= need for what, need in needs.items()) for node in there):
+        return None
+    told = " and ".join(f"{need:g} {what}{'s' if need > 1 else ''}" for what, need in needs.items())
+    return f"note: no node of the cluster has {told} now, as resources.block asks for: blocks wait until one joins"
 
 
 class Session:
@@ -166,6 +177,8 @@ class Session:
                     f"one piece of work asks for {needed:g} {what}s at once, this machine has {have.get(what, 0):g}; lower "
                     "resources.block, resources.train or classifiers.N.workers, or give --address of a cluster"
                 )
+        if self.address is not None and (why := no_place(block, ray.nodes())):
+            self.tell(why, "yellow")  # Ray waits without a word, for ever where none joins.
         if self.store.local and len(ray.nodes()) > 1:
             self.tell(f"note: the store {self.store.uri} must be a folder that all nodes share", "yellow")
 

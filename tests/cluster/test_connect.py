@@ -20,6 +20,7 @@ from mi_ray.cluster import connect as connecting
 from mi_ray.cluster import one_ray, session
 from mi_ray.cluster.connect import STARTS, NoRayError, connect, print_again
 from mi_ray.config import Resources
+from mi_ray.progress import ctrl_c
 
 
 @pytest.fixture
@@ -100,8 +101,29 @@ def test_what_a_block_needs_is_asked_for_before_a_training_begins(monkeypatch: p
     study = SimpleNamespace(address=None, sweep=sweep, store=SimpleNamespace(local=True), outcome=session.Outcome())
     with pytest.raises(ValueError, match="one piece of work asks for 64 CPUs at once, this machine has 2"):
         session.Session.connect(study, 1.0)  # type: ignore[arg-type]
-    study.address = "auto"  # A cluster may grow.
+    told = list[str]()
+    study.address, study.tell = "auto", lambda text, style: told.append(text)  # A cluster may grow.
     session.Session.connect(study, 1.0)  # type: ignore[arg-type]
+    assert told == [
+        "note: no node of the cluster has 64 CPUs now, as resources.block asks for: blocks wait until one joins"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "told"),
+    [
+        ([{"CPU": 2.0, "GPU": 1.0}], False),
+        ([{"CPU": 2.0}, {"CPU": 1.0, "GPU": 1.0}], True),  # together they have it, and neither alone
+        ([], True),
+    ],
+)
+def test_a_block_that_no_node_has_room_for_is_told(nodes: list[dict[str, float]], told: bool) -> None:
+    block = Resources.model_validate({"block": {"cpus": 2, "gpus": 1}}).block
+    alive = [{"Alive": True, "Resources": node} for node in nodes]
+    dead = [{"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}]
+    why = session.no_place(block, [*alive, *dead])
+    assert (why is not None) == told
+    assert why is None or "no node of the cluster has 2 CPUs and 1 GPU now" in why
 
 
 def test_where_nothing_is_left_to_train_no_gpu_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,6 +148,17 @@ def test_the_callers_handlers_of_signals_are_put_back() -> None:
         assert signal.getsignal(signal.SIGUSR1) is mine
     finally:
         signal.signal(signal.SIGUSR1, before)
+
+
+def test_sigterm_is_a_commands_own_again_once_ray_has_started(
+    starts: Callable[[int], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    starts(0)
+    monkeypatch.setattr(ray, "init", lambda **options: signal.signal(signal.SIGTERM, signal.SIG_IGN))
+    with ctrl_c(exits=True):
+        own = signal.getsignal(signal.SIGTERM)
+        connect(None)
+        assert signal.getsignal(signal.SIGTERM) is own
 
 
 def test_what_prints_the_output_of_tasks_is_put_back(
