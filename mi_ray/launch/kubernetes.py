@@ -43,6 +43,7 @@ JOB = (
     "shutdownAfterJobFinishes",
     "ttlSecondsAfterFinished",
     "activeDeadlineSeconds",
+    "preRunningDeadlineSeconds",
     "schedule",
     "runtimeEnvYAML",
     "jobId",
@@ -115,10 +116,20 @@ POD_FORMS: dict[str, Form] = {
 
 def check_kubernetes(documents: Sequence[Mapping[str, object]]) -> Iterator[Complaint]:
     """What is wrong with the Ray resources of a manifest, and with the policies and services around them."""
-    policies = [each for each in documents if each.get("kind") == "NetworkPolicy"]
-    for each in documents:
+    every = list(_one_by_one(documents))
+    policies = [each for each in every if each.get("kind") == "NetworkPolicy"]
+    for each in every:
         wrong = misshapen(each, _forms(str(each["kind"])))
         yield from wrong or _resource(each, policies)
+
+
+def _one_by_one(documents: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
+    """The resources of a manifest, with those that a `kind: List` holds."""
+    for each in documents:
+        if each.get("kind") == "List":
+            yield from _one_by_one(item for item in map(mapping, entries(each.get("items"))) if "kind" in item)
+        else:
+            yield each
 
 
 def _forms(kind: str) -> dict[str, Form]:
@@ -155,6 +166,11 @@ def _resource(resource: Mapping[str, object], policies: Sequence[Mapping[str, ob
     elif kind == "Service" and spec.get("type") in ("LoadBalancer", "NodePort"):
         yield error(
             f"Service {name}", f"type must be ClusterIP, so that no port leaves the cluster; got {spec['type']}"
+        )
+    elif kind == "Service" and spec.get("externalIPs"):
+        yield error(
+            f"Service {name}",
+            f"externalIPs must be left out, so that no port leaves the cluster; got {spec['externalIPs']}",
         )
     elif kind in LEADING_IN:
         yield error(
@@ -250,8 +266,10 @@ def _head(where: str, head: Mapping[str, object], *, fenced: bool) -> Iterator[C
 def _workers(where: str, group: Mapping[str, object]) -> Iterator[Complaint]:
     """Whether a group of workers has known keys, and replicas whose numbers agree."""
     yield from _unknown(where, group, WORKERS)
-    low, high = group.get("minReplicas", 0), group.get("maxReplicas", 0)
-    if not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high and high > 0):
+    low, high = group.get("minReplicas", 0), group.get("maxReplicas")
+    if high is None:
+        yield error(where, "maxReplicas must be given: nothing bounds the group without it")
+    elif not (isinstance(low, int) and isinstance(high, int) and 0 <= low <= high and high > 0):
         yield error(where, f"0 <= minReplicas <= maxReplicas and maxReplicas > 0 must hold; got {low} and {high}")
     elif not (isinstance(count := group.get("replicas", low), int) and low <= count <= high):
         yield error(where, f"replicas must be between minReplicas and maxReplicas, {low} and {high}; got {count}")
@@ -295,6 +313,13 @@ def _container(where: str, container: Mapping[str, object], pod: Mapping[str, ob
     own, shared = mapping(container.get("securityContext")), mapping(pod.get("securityContext"))
     if not own.get("runAsNonRoot", shared.get("runAsNonRoot")):
         yield error(place, "securityContext.runAsNonRoot must be true")
+    if own.get("runAsUser", shared.get("runAsUser")) == 0:
+        yield error(place, "securityContext.runAsUser must not be 0, which is root; got 0")
+    if added := mapping(own.get("capabilities")).get("add"):
+        yield error(place, f"securityContext.capabilities.add must be left out; got {added}")
+    for port in map(mapping, entries(container.get("ports"))):
+        if port.get("hostPort"):
+            yield error(place, f"ports must not be opened on the node; got hostPort {port['hostPort']}")
     if own.get("privileged") or own.get("allowPrivilegeEscalation") is not False:
         yield error(place, "securityContext must say allowPrivilegeEscalation: false, and nothing of privileged")
     resources = mapping(container.get("resources"))

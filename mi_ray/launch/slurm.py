@@ -1,16 +1,18 @@
 """What is wrong with a Slurm script that starts Ray: a job has limits, serves its user alone and leaves nothing running."""
 
 import re
+import shlex
 from collections.abc import Iterator
 
 from mi_ray.launch.rules import STARTS, Complaint, authentication, error, ports_of, warning
 
+SHORT = {"-t": "--time", "-N": "--nodes"}
 NEEDED = {"--time": "a job without a limit holds its nodes", "--nodes": "Ray needs to know its nodes"}
 
 
 def check_slurm(text: str) -> Iterator[Complaint]:
     """What is wrong with a batch script that starts Ray."""
-    asked = re.findall(r"^#SBATCH\s+(--[\w-]+)", text, re.MULTILINE)
+    asked = _asked(text)
     for needed, why in NEEDED.items():
         if needed not in asked:
             yield error("#SBATCH", f"{needed} must be given: {why}; got {', '.join(asked) or 'nothing'}")
@@ -27,6 +29,18 @@ def check_slurm(text: str) -> Iterator[Complaint]:
         yield error(
             "script", "`trap … EXIT` must end Ray's steps, else they hold the nodes until the time limit; got none"
         )
+
+
+def _asked(text: str) -> list[str]:
+    """The options that Slurm reads of a script, by their long names where rules know them: those before its first command."""
+    found = list[str]()
+    for line in text.splitlines():
+        if line.startswith("#SBATCH"):
+            words = shlex.split(line.removeprefix("#SBATCH"), comments=True)
+            found += [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words if word[0] == "-"]
+        elif line.strip() and not line.startswith("#"):
+            break
+    return [SHORT.get(option, option) for option in found]
 
 
 def _commands(text: str) -> dict[int, str]:

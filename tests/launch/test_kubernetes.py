@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -103,6 +104,18 @@ KUBERNETES = {
         "ingress: {}\n  other:\n    - from: [{namespaceSelector:",
         "spec.ingress: must be a list; got {}",
     ),
+    "no most replicas": ("        maxReplicas: 8\n", "", "maxReplicas must be given"),
+    "a port on the node": (
+        "env: [{name: HOME, value: /tmp}]",
+        "ports: [{containerPort: 8265, hostPort: 8265}]",
+        "got hostPort 8265",
+    ),
+    "a container with a right of root": (
+        "capabilities: {drop: [ALL]}",
+        "capabilities: {add: [SYS_ADMIN]}",
+        "got ['SYS_ADMIN']",
+    ),
+    "a container that is root": ("runAsUser: 10001", "runAsUser: 0", "runAsUser must not be 0"),
     "a secret as a resource": ("kind: ServiceAccount", "kind: Secret", "make it with `kubectl create secret`"),
 }
 
@@ -112,6 +125,25 @@ def test_a_manifest_is_refused_with(what: str, tmp_path: Path) -> None:
     old, new, message = KUBERNETES[what]
     found = errors_of(replaced(tmp_path, "cluster/kuberay.yaml", old, new))
     assert [line for line in found if message in line], found
+
+
+@pytest.mark.parametrize(
+    ("service", "message"),
+    [
+        ({"externalIPs": ["203.0.113.9"]}, "externalIPs must be left out"),
+        ({"type": "LoadBalancer"}, "type must be ClusterIP"),
+    ],
+)
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_service_beside_the_job_is_looked_at_in_a_list_too(
+    service: dict[str, Any], message: str, listed: bool, tmp_path: Path
+) -> None:
+    one = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": service}
+    added = {"apiVersion": "v1", "kind": "List", "items": [one]} if listed else one
+    path = tmp_path / "more.yaml"
+    path.write_text(f"{text_of('cluster/kuberay.yaml')}\n---\n{yaml.safe_dump(added)}", encoding="utf-8")
+    (found,) = errors_of(path)
+    assert message in found
 
 
 POLICY = "metadata spec spec.podSelector spec.podSelector.matchLabels spec.policyTypes spec.ingress spec.ingress.0"

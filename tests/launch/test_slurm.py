@@ -15,6 +15,11 @@ SLURM = {
         "--dashboard-host=0.0.0.0",
         "--dashboard-host must be 127.0.0.1",
     ),
+    "a time limit that comes too late": (
+        "#SBATCH --time=24:00:00\n",
+        "true\n#SBATCH --time=24:00:00\n",
+        "--time must be given",
+    ),
     "no time limit": ("#SBATCH --time=24:00:00\n", "", "--time must be given"),
     "nothing that ends Ray": ("trap finish EXIT", ": finish EXIT", "`trap … EXIT` must end Ray's steps"),
     "no head": ("ray start --head", "ray start", "must start the head"),
@@ -26,6 +31,15 @@ def test_a_slurm_script_is_refused_with(what: str, tmp_path: Path) -> None:
     old, new, message = SLURM[what]
     found = errors_of(replaced(tmp_path, "cluster/slurm.sh", old, new))
     assert [line for line in found if message in line], found
+
+
+@pytest.mark.parametrize(
+    "written", ["#SBATCH -t 24:00:00\n", "#SBATCH --exclusive --time 24:00:00  # a day\n", "#SBATCH -t24:00:00\n"]
+)
+def test_options_are_read_as_slurm_reads_them(written: str, tmp_path: Path) -> None:
+    text = text_of("cluster/slurm.sh")
+    assert errors_of(replaced(tmp_path, "cluster/slurm.sh", "#SBATCH --time=24:00:00\n", written)) == []
+    assert "#SBATCH --time=24:00:00\n" in text
 
 
 def test_a_complaint_about_a_slurm_script_names_the_line_where_its_command_begins(tmp_path: Path) -> None:
