@@ -218,9 +218,12 @@ def _length(
 ) -> float:
     """Seconds of a run on this machine: trainings, each with its seconds on one core, attacks, and all else on one core."""
     size, cores = study.sweep.resources, _cores()
-    places = max(1, int(cores // max(1.0, size.block.cpus)))
+    gpus = torch.cuda.device_count()  # None, and the plan is for another machine, of which this one knows nothing.
+    places = max(1, int(min(cores // max(1.0, size.block.cpus), _fit(gpus, size.block.gpus))))
+    # A training takes of the cores what it takes of what there is least of.
+    share = max(size.train.cpus, cores * size.train.gpus / gpus if gpus else 0.0)
     pieces = [
-        (work.entry.workers * size.train.cpus, _training_starts(work.entry.workers) + alone / work.entry.workers)
+        (work.entry.workers * share, _training_starts(work.entry.workers) + alone / work.entry.workers)
         for work, alone in trainings
     ]
     all_of_them = len(plan.classifiers)
@@ -231,6 +234,13 @@ def _length(
         meanwhile = min(idle, (attacks + others) * (1 - 1 / all_of_them))
         passes *= 1 - meanwhile / (attacks + others)
     return COMMAND_STARTS + trained + SETTINGS_START + passes + DRAWING + A_CELL * len(plan.cells)
+
+
+def _fit(gpus: int, each: float) -> float:
+    """How many pieces that each need so much of a GPU run on so many; without bounds where there is no GPU, or none is needed."""
+    if not gpus or not each:
+        return float("inf")
+    return gpus // each if each >= 1 else gpus * int(1 / each + 1e-9)  # A piece has its part of one GPU.
 
 
 def _training_starts(workers: int) -> float:

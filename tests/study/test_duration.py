@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers.studies import Tiny
 
-from mi_ray.config import AttackEntry
+from mi_ray.config import AttackEntry, Resources
 from mi_ray.study.duration import (
     A_CELL,
     COMMAND_STARTS,
@@ -17,6 +17,7 @@ from mi_ray.study.duration import (
     WORKERS_START,
     _copy,
     _copying,
+    _fit,
     _length,
     _rate,
     busy_places,
@@ -93,6 +94,33 @@ def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_place
     ends = fixed + 2 + (ONE_WORKER_STARTS if work.entry.workers == 1 else WORKERS_START) + alone / work.entry.workers
     told_of = told([work], [], [(300, 100)])
     assert told_of.startswith(f"{_in_words(4 + alone)} of passes on one core, and takes about {_in_words(ends)} on")
+
+
+@pytest.mark.parametrize(
+    ("gpus", "each", "most"),
+    [(0, 1, float("inf")), (4, 0, float("inf")), (4, 1, 4), (4, 2, 2), (2, 0.4, 4), (1, 0.1, 10)],
+)
+def test_pieces_on_gpus_are_as_many_as_fit_on_each(gpus: int, each: float, most: float) -> None:
+    assert _fit(gpus, each) == most
+
+
+def test_a_plan_for_one_gpu_has_one_place_however_many_cores_there_are(
+    original: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 16)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr("mi_ray.study.duration.busy_places", lambda study, plan: 16)
+
+    def length(gpus: float, trainings: int = 0) -> float:
+        given = {"block": {"gpus": gpus}, "train": {"gpus": gpus}}
+        study: Any = SimpleNamespace(sweep=SimpleNamespace(resources=Resources.model_validate(given), precision="fp32"))
+        plan: Any = SimpleNamespace(classifiers=[None] * 2, cells=[], attacks=[], outputs=[])
+        works: Any = [(SimpleNamespace(entry=SimpleNamespace(workers=1)), 100.0)] * trainings
+        starts = COMMAND_STARTS + SETTINGS_START + DRAWING + (ONE_WORKER_STARTS if trainings else 0)
+        return _length(study, plan, works, 160.0 * (not trainings), 0.0) - starts
+
+    assert (length(0), length(1), length(0.5)) == (10, 160, 80)
+    assert (length(0, trainings=2), length(1, trainings=2)) == (100, 200 + ONE_WORKER_STARTS)
 
 
 def _in_words(seconds: float) -> str:
