@@ -27,7 +27,7 @@ from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.trying import on_scale
+from mi_ray.study.trying import look_problems, objective_problems, on_scale
 from mi_ray.sweep_files import PACKAGED, make_folder
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
@@ -269,6 +269,9 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
 def _defense(defense: Defense) -> Problems:
     """The contract of a defense: probabilities, the identity, keyed randomness, gradients, any size."""
     f, x = _classifier(), _images()
+    yield from look_problems(defense)
+    for part in defense.components():
+        yield from _transformation(part, x)
     p = _predicted(f, defense, x)
     if list(p.shape) != [len(x), CLASSES] or not p.isfinite().all() or (p.sum(1) - 1).abs().max() > 1e-4:
         yield f"it must answer with probabilities [B, {CLASSES}] that are finite and sum to 1"
@@ -278,8 +281,6 @@ def _defense(defense: Defense) -> Problems:
         yield "the same seed must give the same answer: draw from `draws` alone"
     if (_predicted(f, defense, x[2:5], POINTS[2:5]) - p[2:5]).abs().max() > 1e-5:
         yield "a point must be answered the same in any batch"
-    for part in defense.components():
-        yield from _transformation(part, x)
 
 
 def _identity(f: Classifier, defense: Defense, x: Tensor) -> Problems:
@@ -328,24 +329,10 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
 
 
 def _objective(objective: Objective) -> Problems:
-    """The contract of an objective: a finite mean that trains, drawn from `rng` alone."""
-    f, x = _classifier().requires_grad_(True), _images()
-    y = torch.arange(len(x)) % CLASSES
-    said = objective.cost()
-    if len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
-        yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
-    losses = []
-    for _ in range(2):
-        with _another_state():
-            losses.append(objective.loss(f, f, x, y, np.random.default_rng(4)))
-    if losses[0].ndim != 0 or not losses[0].isfinite():
-        yield f"loss must be one finite number; got {losses[0]}"
-        return
-    if losses[0].item() != losses[1].item():
-        yield "the same rng must give the same loss: draw from `rng` alone"
-    gradients = torch.autograd.grad(losses[0], list(f.parameters()), allow_unused=True)
-    if not any(g is not None and g.abs().max() > 0 for g in gradients):
-        yield "the loss must have a gradient with respect to the weights"
+    """The contract of an objective, on an untrained network."""
+    x = _images()
+    with torch.random.fork_rng(devices=[]):
+        yield from objective_problems(objective, _classifier().requires_grad_(True), x, torch.arange(len(x)) % CLASSES)
 
 
 CONTRACTS: dict[str, Callable[[Any], Problems]] = {"attack": _attack, "defense": _defense, "objective": _objective}

@@ -244,3 +244,28 @@ def test_what_is_installed_for_one_user_is_nobodys_own_code(monkeypatch: pytest.
 )
 def test_an_error_is_told_by_one_line_also_where_it_says_nothing(text: str, first: str, last: str) -> None:
     assert (first_line(OSError(text)), last_line(OSError(text))) == (first, last)
+
+
+LOOKING = """
+from mi_ray.defenses import DEFENSES
+
+@DEFENSES.register
+class Mine:
+    name = "mine"
+    label{annotation} = {label}
+    colour = "teal"
+    strength = {strength}
+
+class Beside:
+    label = {beside}
+"""
+
+
+def test_how_figures_draw_a_method_is_in_no_key_and_all_else_is(tmp_path: Path) -> None:
+    def said(label: str = "'Mine'", strength: str = "1", beside: str = "'a'", annotation: str = "") -> str:
+        text = LOOKING.format(label=label, strength=strength, beside=beside, annotation=annotation)
+        (tmp_path / "looking.py").write_text(text)
+        return syntax_of(tmp_path / "looking.py")
+
+    assert said() == said("'My own'") == said("'My own'", annotation=": str")
+    assert len({said(), said(strength="2"), said(beside="'b'"), said("make()"), said("other()")}) == 5

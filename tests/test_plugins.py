@@ -105,9 +105,23 @@ DEFENSE = [
     ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
 ]
 OBJECTIVE = [
-    ("return cross_entropy(model(x)", "return cross_entropy(model(x).detach()", "it must run; RuntimeError"),
+    (
+        "return cross_entropy(model(x)",
+        "return cross_entropy(model(x).detach()",
+        "the loss must have a gradient with respect",
+    ),
+    (
+        "label_smoothing=self.smoothing)",
+        "label_smoothing=self.smoothing).item()",
+        "must return one number as a tensor, the mean over the batch; got a float",
+    ),
+    ("return cross_entropy(", "return float('nan') * cross_entropy(", "loss must be finite; on a few images it is nan"),
     ("return 1, 1", "return 1.5, 1", "cost() must be (forward, backward) passes, whole numbers; got (1.5, 1)"),
-    ("label_smoothing=self.smoothing)", "reduction='none')", "loss must be one finite number"),
+    (
+        "label_smoothing=self.smoothing)",
+        "reduction='none')",
+        "loss must return one number as a tensor, the mean over the batch; got [6]",
+    ),
     ("model(x), y", "model(x + __import__('torch').rand(1)), y", "the same rng must give the same loss"),
 ]
 BROKEN = [(kind, *each) for kind, broken in zip(KINDS, (ATTACK, DEFENSE, OBJECTIVE), strict=True) for each in broken]

@@ -38,7 +38,7 @@ from mi_ray.study.compiling import choose
 from mi_ray.study.given import given_classifier, refuse_other
 from mi_ray.study.results import PoolData, StudyData
 from mi_ray.study.sources import hashes_of, sources_of
-from mi_ray.study.trying import doubts, try_attack, try_classifier, try_defense
+from mi_ray.study.trying import doubts, look_problems, try_attack, try_classifier, try_defense, try_objective
 
 T = TypeVar("T")
 CPU = torch.device("cpu")
@@ -266,7 +266,7 @@ def _taken_off(entry: ClassifierEntry, classifier: Classifier) -> str:
 
 
 def _try_plugins(study: Study) -> None:
-    """Run a person's own defenses and attacks on a few images. Raises ValueError for one that cannot serve."""
+    """Run a person's own objectives, defenses and attacks on a few images. Raises ValueError for one that cannot serve."""
     dataset, planner = study.dataset, study.planner
 
     own = planner.facts.sources
@@ -274,8 +274,15 @@ def _try_plugins(study: Study) -> None:
     settings = _ends((setting.name, setting) for setting in planner.settings())
     # Asking for a hash raises ValueError where no worker could import the defense.
     for name in {name: own[name] for name in own.keys() & settings.keys()}:
+        for problem in look_problems(settings[name][0]):
+            raise ValueError(f"defense {name}: {problem}")
         for setting in settings[name]:
             try_defense(setting, dataset, study.pool_of, gradients=name in through)
+    for objective in {
+        work.entry.objective.name: work.objective for work in planner.classifiers if work.objective
+    }.values():
+        if objective[0] in own:
+            try_objective(OBJECTIVES.make(*objective), dataset)
     attacks = _ends((work.method, work) for work in _attacks(planner) if work.method in own)
     for attack in itertools.chain.from_iterable(attacks.values()):
         made = ATTACKS.make(attack.method, attack.values)

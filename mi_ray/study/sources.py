@@ -22,6 +22,7 @@ from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import imported_sources
 from mi_ray.parameters import Registry
 
+LOOKS = ("label", "colour", "marker", "display_name")  # How figures name and draw a method: no result hangs on it.
 # What each file of a person's own code said when this process first looked at it, which is when it was imported.
 _IMPORTED: dict[Path, str] = {}
 
@@ -72,7 +73,8 @@ def _look_at(module: str) -> None:
 
 
 def syntax_of(file: Path) -> str:
-    """What a Python file says, without its comments, docstrings and layout; the bytes as text where it is no Python.
+    """What a Python file says, without its comments, docstrings, layout and the looks of its methods; the bytes as text where
+    it is no Python.
 
     A tree is written out here, since `ast.dump` writes it differently from one version of Python to the next.
     """
@@ -90,6 +92,11 @@ def _written(node: object) -> str:
     if not isinstance(node, ast.AST):
         return repr(node)
     body = getattr(node, "body", None)
+    if isinstance(node, ast.ClassDef) and any(_registers(each) for each in node.decorator_list):
+        node = ast.ClassDef(
+            **{**dict(ast.iter_fields(node)), "body": [each for each in node.body if not _is_look(each)]}
+        )
+        body = node.body
     told = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
         node
     )
@@ -97,6 +104,20 @@ def _written(node: object) -> str:
     if told and isinstance(body, list):
         fields["body"] = body[1:]
     return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
+
+
+def _registers(decorator: ast.expr) -> bool:
+    """Whether a decorator is the `register` of a registry, such as DEFENSES."""
+    return isinstance(decorator, ast.Attribute) and decorator.attr == "register"
+
+
+def _is_look(statement: ast.stmt) -> bool:
+    """Whether a statement of a class gives one of `LOOKS` a plain value."""
+    value = getattr(statement, "value", None)
+    if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or not isinstance(value, ast.Constant):
+        return False
+    targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
+    return all(isinstance(target, ast.Name) and target.id in LOOKS for target in targets)
 
 
 class _Sources(Mapping[str, str]):

@@ -3,19 +3,22 @@
 Everything here costs a second at most. What shows only on some images is found by the first block that meets it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from mi_ray.attacks import Attack, attack_labels
-from mi_ray.classifiers import Classifier, Precision, prepared
+from mi_ray.classifiers import Classifier, Precision, build_classifier, prepared
 from mi_ray.config import ClassifierEntry
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DefendedClassifier, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK, chunk_of
+from mi_ray.objectives import Objective
 from mi_ray.own_code import own_code
+from mi_ray.parameters import kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -112,6 +115,55 @@ def _refuse_gradient(entry: ClassifierEntry, x: Tensor, answers: Tensor) -> None
         gradient = torch.autograd.grad(answers.logsumexp(1).sum() - answers[:, 0].sum(), x)[0]
     if not gradient.isfinite().all():
         raise ValueError(f"{rule}; it is NaN or infinite")
+
+
+def look_problems(defense: Defense) -> Iterator[str]:
+    """What of a defense's colour and marker matplotlib does not know, which draws figures once all work is done."""
+    from matplotlib.colors import is_color_like
+    from matplotlib.lines import Line2D
+
+    look = type(defense)
+    if look.colour and not is_color_like(look.colour):
+        yield f"colour must be one that matplotlib knows, such as '#1f77b4' or 'teal'; got {look.colour!r}"
+    if look.marker and look.marker not in Line2D.markers:
+        yield f"marker must be one that matplotlib knows, such as 'o'; got {look.marker!r}"
+
+
+def try_objective(objective: Objective, dataset: Dataset) -> None:
+    """Take the loss of a person's own objective on some training images. Raises ValueError where it can train no network."""
+    x = to_unit(dataset.train_images[:IMAGES])
+    y = torch.from_numpy(np.array(dataset.train_labels[:IMAGES]))
+    normal = {"mean": [0.5] * x.shape[1], "std": [0.25] * x.shape[1]}
+    about = {"architecture": "cnn_small", "arguments": {"width": 2}, "classes": dataset.classes, **normal}
+    with torch.random.fork_rng(devices=[]), own_code(f"objective {objective.name} must run on training images"):
+        problems = list(objective_problems(objective, build_classifier(about), x, y))
+    if problems:
+        raise ValueError(f"objective {objective.name}: {problems[0]}")
+
+
+def objective_problems(objective: Objective, f: Classifier, x: Tensor, y: Tensor) -> Iterator[str]:
+    """What an objective does not keep of its contract, in words: a finite mean that trains, drawn from `rng` alone."""
+    said = objective.cost()
+    if not isinstance(said, tuple) or len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
+        yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
+    losses: list[Any] = []
+    for state in range(2):
+        torch.manual_seed(state)  # What is keyed does not ask torch's own generator.
+        losses.append(objective.loss(f, f, x, y, np.random.default_rng(4)))
+    loss = losses[0]
+    if not isinstance(loss, Tensor) or loss.ndim != 0:
+        got = list(loss.shape) if isinstance(loss, Tensor) else kind_of(loss)
+        yield f"loss must return one number as a tensor, the mean over the batch; got {got}"
+        return
+    if not loss.isfinite():
+        yield f"loss must be finite; on a few images it is {loss.item():g}"
+        return
+    if loss.item() != losses[1].item():
+        yield "the same rng must give the same loss: draw from `rng` alone"
+    weights = list(f.parameters())
+    found = torch.autograd.grad(loss, weights, allow_unused=True) if loss.requires_grad else ()
+    if not any(gradient is not None and gradient.abs().max() > 0 for gradient in found):
+        yield "the loss must have a gradient with respect to the weights (a .detach() or no_grad() on the way?)"
 
 
 class _StandIn(nn.Module):
