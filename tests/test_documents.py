@@ -24,6 +24,7 @@ import mi_ray.parameters
 from mi_ray.attacks import Attack, ImagesAttack
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.randomness import Draws
 from mi_ray.run import why_sweep
 from mi_ray.sweep_files import load_sweep
 
@@ -62,17 +63,17 @@ def test_every_block_is_python_and_is_run_by_a_test() -> None:
 
 def test_what_a_plugin_may_say_is_there_to_be_said() -> None:
     text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
-    for heading, owner in (
-        ("Parameters", mi_ray.parameters),
-        ("A defense", RandomTransform),
-        ("An attack", ImagesAttack),
+    batch = {*dir(Batch), *Batch.__dataclass_fields__}
+    for heading, known in (
+        ("Parameters", {*dir(mi_ray.parameters)}),
+        ("A defense", {*dir(RandomTransform), *(f"draws.{name}" for name in dir(Draws))}),
+        ("An attack", {*dir(ImagesAttack), *batch, "criterion.loss"}),
     ):
         section = text.split(f"\n## {heading}\n")[1].split("\n## ")[0]
-        names = [
-            name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
-        ]
+        rows = re.findall(r"^\| (`.*?) \|", section, re.MULTILINE)
+        names = [name for row in rows for name in re.findall(r"`([\w.]+)[`(]", row)]
         assert len(names) >= 8
-        assert [name for name in names if not hasattr(owner, name)] == []
+        assert [name for name in names if name not in known] == []
 
 
 def test_the_sweep_in_readme_is_one_that_is_accepted_whole_and_small(tmp_path: Path) -> None:
