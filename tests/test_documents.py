@@ -21,7 +21,7 @@ from helpers.studies import Tiny
 
 import mi_ray
 import mi_ray.parameters
-from mi_ray.attacks import Attack, ImagesAttack
+from mi_ray.attacks import Attack, Batch, ImagesAttack
 from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DEFENSES, RandomTransform
 from mi_ray.randomness import Draws
