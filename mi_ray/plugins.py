@@ -308,7 +308,7 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
         try:
             part.check_images(images.shape[2], images.shape[3])
         except ValueError:
-            continue  # It says itself that it takes no images of that size.
+            continue  # The defense says itself that it does not support this size.
         leaf = images.clone().requires_grad_()
         found = copies(leaf)
         if found.shape[:2] != (5, len(images)) or found.ndim != 5:

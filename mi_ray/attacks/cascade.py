@@ -130,7 +130,7 @@ class Cascade(Attack):
     def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
         """An upper bound: every stage, on a point that no stage settles, with enough classes (`NEAREST` + 1) for all stages."""
         answers = self.scoring_draws if parts else 1
-        # One answer more, from which the classes are known.
+        # One forward pass more, which tells the number of classes.
         forward, backward = (1 + sum(parts)) * (1 + answers), 0
         for stage in self.all_stages(ThreatModel(0.0), NEAREST + 1, len(parts)):
             some = parts if stage.executions is None else tuple(min(each, FEW) for each in parts)

@@ -50,7 +50,7 @@ def slopes(detector: nn.Module, x: Float[Tensor, "B C H W"], labels: Int64[Tenso
     return Slopes(loss, rise - averaged, wanted.reached(undefended, labels) > 0, own.detach() - value)
 
 
-def without(vector: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
+def orthogonal_part(vector: Float[Tensor, "B C H W"], other: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
     """The part of each image's vector that is orthogonal to the other one; all of it where the other is zero."""
     along = (vector * other).flatten(1).sum(1) / other.square().flatten(1).sum(1).clamp_min(torch.finfo().tiny)
     return vector - along[:, None, None, None] * other
@@ -61,7 +61,7 @@ def _selective(found: Slopes) -> Tensor:
 
 
 def _orthogonal(found: Slopes) -> Tensor:
-    return torch.where(found.fooled[:, None, None, None], -without(found.gap, found.loss), found.loss)
+    return torch.where(found.fooled[:, None, None, None], -orthogonal_part(found.gap, found.loss), found.loss)
 
 
 Direction = Callable[[Slopes], Tensor]

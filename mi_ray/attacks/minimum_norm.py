@@ -28,7 +28,7 @@ from mi_ray.threat_model import NORMS, Norm
 
 LAST_SHARE = 0.01  # The last step is this share of the first one.
 LAST_GAMMA = 0.001  # By this share the radius changes at last.
-START = 1e-3  # A run begins so far from the image at most, in its norm, so that restarts differ.
+START = 1e-3  # The largest distance of a run's random start from the image, in the norm; it makes restarts differ.
 # What is scored of each point: the image itself, what was found, and points beyond it along the same line, where a random
 # defense that was fooled by luck is fooled for certain.
 SCALES = (0.0, 1.0, 1.03, 1.1, 1.2, 1.4, 1.8)

@@ -17,7 +17,7 @@ from mi_ray.randomness import Draws
 from mi_ray.threat_model import Norm
 
 TILES = 5  # So many bumps side by side are where the search in L2 starts.
-NARROWEST = 3  # The side of its smallest windows; all sides are odd, as those of a bump with a middle are.
+NARROWEST = 3  # The side of its smallest windows; all sides are odd, so that a bump has a centre pixel.
 BLOCK = 100  # The random numbers of so many queries are drawn together.
 WHOLE = 10_000  # The queries of the run whose schedule is published.
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # After so many of its queries the share halves.

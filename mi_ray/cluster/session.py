@@ -113,10 +113,8 @@ class Session:
         self.take_up(study)
 
     def take_up(self, study: Study) -> None:
-        """Go on with the study as it is now known, and with the classifiers that are there now.
-
-        The keys of a study may depend on what `precision: auto` has decided.
-        """
+        """Go on with this plan of the study, whose keys may have changed once `precision: auto` has decided, and without what was
+        kept of the one before: classifiers that were not there then may be there now."""
         self.study, self.sweep, self.planner = study, study.sweep, study.planner
         self._data: ray.ObjectRef | None = None
         self._bench: Workbench | None = None

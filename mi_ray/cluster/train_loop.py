@@ -35,7 +35,7 @@ from mi_ray.store.schemas import TRAINING
 MEASURED = 1000  # Images of each split on which an epoch's accuracy is measured.
 LOOKED_AT = 10  # Steps between two looks at whether the loss is still finite; a look waits for the device.
 CHECKPOINT = "checkpoint.safetensors"  # The state after the last epoch, in the folder of the training's key.
-RUN = "-run"  # Ray Train's own folder beside it.
+RUN = "-run"  # How the name of the folder ends, beside that one, which Ray Train itself writes.
 PEERS = ("closed by peer", "reset by peer", "NCCL", "Gloo")  # What the workers that are left say of one that died.
 
 

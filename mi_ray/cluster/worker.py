@@ -41,7 +41,7 @@ def workbench(data: Boxed, limits: WorkerLimits) -> Workbench:
     name = (data[0].hex(), limits)
     if name not in _KEPT:
         _KEPT.clear()
-        gc.collect()  # A workbench stands in its own caches: its classifiers and images are freed by a collection alone.
+        gc.collect()  # A workbench and its caches refer to each other, so that only the garbage collector frees them.
         found: StudyData = ray.get(data[0])
         _KEPT[name] = Workbench(found, limits)
     return _KEPT[name]

@@ -83,7 +83,9 @@ class _Pictures(Source):
         def decoded(number: int) -> npt.NDArray[np.uint8]:
             try:
                 return self._fitted(read(number))
-            except Exception as error:  # PIL has many errors for a file that is none; the file's name is what helps.
+            except (
+                Exception
+            ) as error:  # PIL has many errors for a file that is no image; the file's name is what helps.
                 raise ValueError(f"{names[number]} must be a picture that PIL can decode: {error}") from error
 
         first = decoded(0)

@@ -77,8 +77,8 @@ class MiOl(_MixupInference):
 class MiCombined(Defense):
     """MI-OL where MI-PL judges the input adversarial, F(x) elsewhere (Sec. 4.3).
 
-    The gap is F_ŷ(x) - F_MI-PL,ŷ(x), i.e. -ΔF_ŷ of Eq. 9; gap >= threshold means adversarial. It joins the streams
-    that mi_pl and mi_ol use alone, so a threshold costs no passes. The released code differs in what it returns for
+    The gap is F_ŷ(x) - F_MI-PL,ŷ(x), i.e. -ΔF_ŷ of Eq. 9; gap >= threshold means adversarial. It combines the outputs
+    that mi_pl and mi_ol store of their own, so a threshold costs no passes. The released code differs in what it returns for
     an accepted input and in its statistic (max_k F_k(x) - max_k F_MI-PL,k(x)): `accept` and `statistic`.
     """
 

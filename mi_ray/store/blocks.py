@@ -29,7 +29,7 @@ FORMAT = 1
 MARKER = "mi-ray-store.json"  # the file by which a folder is known as a store
 
 WAITING = "compacted"  # where parts are until the files that they replace are gone
-PUBLISHED = "records/compacted"  # where they are then, so that other readers of `records/` find them
+PUBLISHED = "records/compacted"  # where parts are once the replaced files are gone, so that other readers of `records/` find them
 INDEX_PATH = f"{WAITING}/index.parquet"
 
 READERS = 8  # how many files are read at once

@@ -132,7 +132,7 @@ def _bucket(store: Files) -> Any:
         from obstore.store import S3Store, from_url
     except ImportError as error:
         raise ValueError(f"conditional writes need obstore, which is not installed ({error})") from error
-    # Few tries and short ones, since `again` makes them again, and since a beat that is late is made again anyway.
+    # Few and short retries: `again` retries these requests itself, and a renewal that comes late is sent again anyway.
     client: dict[str, Any] = {"timeout": "10s", "connect_timeout": "5s"}
     retry = {"max_retries": 2, "retry_timeout": timedelta(seconds=15)}
     options: dict[str, Any] = {"retry_config": retry, "client_options": client}

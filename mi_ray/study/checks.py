@@ -1,9 +1,10 @@
 """Whether a number can be trusted: checks with a criterion each, stored as passed, failed or not run (docs/checks.md).
 
 `STORED` and `RULES` are the tables of all of them: name and criterion, and of `RULES` what an attack is held against, if
-anything, and how that is judged. A new check is one entry there and a paragraph of its name in docs/checks.md. After
-Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function
-of counts and values; `verdicts` gathers what they need, and `battery` holds the statistics.
+anything, and how that is judged. A new check is one entry there, a paragraph of its name in docs/checks.md, and what to do
+where it fails in `page/remedies.py`. After Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al.
+(2018). Everything here is a pure function of counts and values; `verdicts` gathers what they need, and `battery` holds the
+statistics.
 """
 
 from collections.abc import Callable, Mapping
@@ -171,7 +172,8 @@ class Evidence:
         """Which points stand although the attack has not left them alone."""
         return self.stands if self.left_alone is None else self.stands & ~self.left_alone
 
-    def against(self) -> Answers:
+    @property
+    def control_answers(self) -> Answers:
         """The control's answers, where the check has a control."""
         assert self.control is not None
         return self.control
@@ -206,13 +208,13 @@ def compared(judged: Array, control: Array, draws: int, rival: str, among: int =
 
 
 def _judge_stronger(found: Evidence) -> Finding:
-    control = found.against()
+    control = found.control_answers
     return compared(found.judged.right, control.right, found.judged.draws, found.rival)
 
 
 def _judge_black_box(found: Evidence) -> Finding:
     """`_judge_stronger`, and whether points that the attack leaves fall to its rival: of two tests p is twice the smaller."""
-    control, draws = found.against(), found.judged.draws
+    control, draws = found.control_answers, found.judged.draws
     mean = compared(found.judged.right, control.right, draws, found.rival)
     if found.random:  # By few draws chance alone leaves such points.
         return mean
@@ -224,7 +226,7 @@ def _judge_black_box(found: Evidence) -> Finding:
 
 def _gains(found: Evidence) -> bool:
     """Whether the control leaves significantly less than the clean images: one that does not is blind itself."""
-    clean, control = found.clean, found.against()
+    clean, control = found.clean, found.control_answers
     return battery.loss(clean.right, control.right, clean.draws, allowed=0.0).test.p_greater < SIGNIFICANT
 
 
@@ -241,7 +243,7 @@ def _judge_reference(found: Evidence) -> Finding:
 def _judge_headway(found: Evidence) -> Finding:
     if not _gains(found):
         return not_run(BLIND)
-    made = battery.headway(found.tried, found.clean.margin, found.judged.margin, found.against().margin)
+    made = battery.headway(found.tried, found.clean.margin, found.judged.margin, found.control_answers.margin)
     if made.points == 0:
         return not_run("no point stands on which the reference made headway")
     why = (
@@ -311,14 +313,14 @@ def _judge_binarization(found: Evidence) -> Finding:
 
 
 def _judge_epsilon_zero(found: Evidence) -> Finding:
-    clean, other = found.clean, found.against()
+    clean, other = found.clean, found.control_answers
     same = bool((clean.right == other.right).all())
     why = f"at epsilon 0 the accuracy is {100 * other.accuracy:.1f} %, clean {100 * clean.accuracy:.1f} %"
     return _judged(same, why, accuracy=clean.accuracy, control=other.accuracy, points=len(clean.right))
 
 
 def _judge_monotone(found: Evidence) -> Finding:
-    wider = found.against()
+    wider = found.control_answers
     less = battery.loss(wider.right, found.judged.right, wider.draws)
     why = (
         f"{100 * wider.accuracy:.1f} % are left at twice epsilon, {100 * found.judged.accuracy:.1f} % at epsilon, on "
@@ -328,8 +330,8 @@ def _judge_monotone(found: Evidence) -> Finding:
 
 
 def _judge_large_epsilon(found: Evidence) -> Finding:
-    left, chance = found.against().accuracy, 1 / found.classes
-    points = len(found.against().right)
+    left, chance = found.control_answers.accuracy, 1 / found.classes
+    points = len(found.control_answers.right)
     p = float(scipy.stats.binom.sf(np.ceil(left * points - 1e-9) - 1, points, chance))
     why = f"at epsilon {found.wider:.4g} {100 * left:.1f} % of {points} points are left, chance is {100 * chance:.1f} %"
     return _tested(p, why, control=left, points=points)

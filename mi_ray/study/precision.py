@@ -110,9 +110,10 @@ def _attacked(bench: Workbench, key: str, precision: Precision, epsilon: float, 
 
 
 def decision(device: str, points: int, found: Iterable[Comparison] | None) -> dict[str, Any]:
-    """The decision that follows from all comparisons of a classifier; None where the device has no bfloat16.
+    """The decision that follows from all comparisons of a classifier.
 
-    device: the kind of device. points: how many the comparisons were made on.
+    device: the kind of device. points: how many the comparisons were made on. found: the comparisons; None where the device has
+    no bfloat16.
     """
     about = {
         "version": VERSION,

@@ -9,7 +9,7 @@ from torch import Tensor
 from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.eot_pgd import evasion_loss
-from mi_ray.attacks.evasion import DIRECTIONS, Slopes, _Shortlist, slopes, without
+from mi_ray.attacks.evasion import DIRECTIONS, Slopes, _Shortlist, slopes, orthogonal_part
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Key
@@ -50,7 +50,7 @@ def test_what_is_without_another_vector_is_orthogonal_to_it_and_itself_where_tha
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 3, 3, 4, 4, generator=generator)
     b[2] = 0
-    found = without(a, b)
+    found = orthogonal_part(a, b)
     assert (found * b).flatten(1).sum(1).abs().max() < 1e-5
     assert torch.equal(found[2], a[2])
     for row in range(2):  # What is taken away is along the other vector.
