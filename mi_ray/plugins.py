@@ -18,6 +18,7 @@ from torch import Tensor
 from mi_ray.attacks import ATTACKS, Adversarial, Attack, ImagesAttack, OutsideBallError
 from mi_ray.attacks.criterion import criterion
 from mi_ray.classifiers import Classifier, build_classifier
+from mi_ray.data import Dataset
 from mi_ray.defenses import DEFENSES, DefendedClassifier, Defense, RandomTransform, predict
 from mi_ray.defenses.base import log_answer
 from mi_ray.device import PassCounter
@@ -27,7 +28,7 @@ from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.trying import look_problems, objective_problems, on_scale
+from mi_ray.study.trying import look_problems, objective_problems, on_scale, try_attack
 from mi_ray.sweep_files import PACKAGED, make_folder
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
@@ -165,8 +166,8 @@ def _attack(attack: Attack) -> Problems:
     """The contract of an attack: shapes, ball and box, keyed randomness, honest cost."""
     f = _classifier()
     stops = attack.stops()
-    if not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
-        yield f"stops() must be increasing whole numbers from 1 on; got {stops}"
+    if not isinstance(stops, tuple) or not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
+        yield f"stops() must be a tuple of increasing whole numbers from 1 on; got {stops}"
         return
     model: torch.nn.Module = f
     if attack.needs_defense:
@@ -180,9 +181,8 @@ def _attack(attack: Attack) -> Problems:
             continue  # It says itself that it has no such goal.
         for problem in _attacked(attack, model, threat):
             yield f"{goal}, {norm}: {problem}"
-    if not attack.needs_defense:
-        for norm in attack.norms:
-            yield from _counted(attack, f, norm)
+    for norm in attack.norms:
+        yield from (_counted_behind if attack.needs_defense else _counted)(attack, f, norm)
     if isinstance(attack, ImagesAttack):
         yield from _drawn_anew(attack, f)
 
@@ -264,6 +264,24 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
     over = any(m > s for m, s in zip(made, said, strict=True))
     if over or (made != said and not attack.stops_early):
         yield f"cost() must be the passes of one image, {made[0]:g} forward and {made[1]:g} backward; it says {said}"
+
+
+def _counted_behind(attack: Attack, f: Classifier, norm: Norm) -> Problems:
+    """What a plan says of an attack that goes through a defense: whether its passes are at least those that it makes."""
+    del f  # A plan has a network of its own for this.
+    images = (255 * _images()).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    labels = np.arange(len(images)) % CLASSES
+    dataset = Dataset("plugin", CLASSES, images, labels, images, labels)
+    try:
+        try_attack(
+            attack,
+            ThreatModel(RADII[norm], norm=norm),
+            dataset,
+            DEFENSES.make("mi_ol", {"lam": 0.6}),
+            lambda part: _pool(),
+        )
+    except ValueError as error:
+        yield str(error).removeprefix(f"attack {attack.name}: ")
 
 
 def _defense(defense: Defense) -> Problems:

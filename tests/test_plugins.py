@@ -75,6 +75,16 @@ ATTACK = [
         "an image must come out the same in any batch",
     ),
     ("return x.detach()", "return x.detach() * float('nan')", "must be finite numbers"),
+    (
+        "passes = (10, 10)",
+        "passes = (1, 1); needs_defense = True",
+        "its passes (`passes`, or `cost`) must be those of one image, at least",
+    ),
+    (
+        "passes = (10, 10)",
+        "passes = (10, 10); stops = lambda self: [1]",
+        "stops() must be a tuple of increasing whole numbers",
+    ),
     ("model, step=step", "model", "behind a random defense all of its 10 gradients meet the same draws"),
     ("self.share *", "self.sharp *", "it must run; AttributeError"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),

@@ -9,7 +9,7 @@ from torch import Tensor
 from mi_ray import ThreatModel, make_attack, make_defense
 from mi_ray.attacks.criterion import criterion
 from mi_ray.attacks.eot_pgd import evasion_loss
-from mi_ray.attacks.evasion import DIRECTIONS, Slopes, _Shortlist, slopes, orthogonal_part
+from mi_ray.attacks.evasion import DIRECTIONS, Slopes, _Shortlist, orthogonal_part, slopes
 from mi_ray.data import to_unit
 from mi_ray.defenses import DefendedClassifier, predict
 from mi_ray.randomness import Key
