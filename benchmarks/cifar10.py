@@ -90,7 +90,8 @@ own adaptive attack, as its code has it: it leaves the label that is
 predicted for each copy, and does not clip its image) or EOT-PGD.
 Claims of this study (said by: here) were in part written after first results were known, most of them against the method.
 Detection is decided on all images, as the paper's Fig. 3(a) has it; where an attack does not fool F there is nothing to detect,
-so that claims of this study ask the same of the images of Eq. 2 alone, right when clean and wrong when attacked.
+so that claims of this study ask the same of the images of Eq. 2 alone, right when clean and wrong when attacked. A λ that the
+selection points choose is chosen by all of them.
 """
 LITERATURE = (
     "With the defense less without it (or less the other defense), in per cent. Other networks and another copy of the data: "

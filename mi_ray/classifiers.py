@@ -117,15 +117,14 @@ def logits_in(answer: object) -> Tensor:
 
 
 def in_float32(network: nn.Module) -> nn.Module:
-    """The network, or a copy of it in float32 where it has floating-point numbers of another kind.
+    """The network, which is put into float32 where it has weights of half precision.
 
-    In half precision the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the
-    precision of a study decides what is computed in less.
+    There the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the precision of
+    a study decides what is computed in less.
     """
+    coarse = (torch.float16, torch.bfloat16)
     values = itertools.chain(network.parameters(), network.buffers())
-    if all(value.dtype == torch.float32 for value in values if value.is_floating_point()):
-        return network
-    return copy.deepcopy(network).float()
+    return network.float() if any(value.dtype in coarse for value in values) else network
 
 
 def wrap_classifier(
@@ -137,8 +136,8 @@ def wrap_classifier(
     """A network of one's own as a Classifier, in eval mode on the device that it is on.
 
     network: takes normalised images and returns logits. mean, std: one entry for each channel. classes: the number of
-    labels; when it is left out, the network is asked with one grey 32x32 image. A network of another precision than float32 is
-    copied into it (`in_float32`).
+    labels; when it is left out, the network is asked with one grey 32x32 image. A network of half precision is put into float32
+    (`in_float32`).
     Raises ValueError when mean and std do not fit each other.
     """
     if len(mean) != len(std) or any(s <= 0 for s in std):

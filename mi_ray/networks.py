@@ -79,7 +79,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
     """
     own = network.state_dict()
     state = unwrapped(state, own.keys())[0]
-    wrong = [key for key in own if key not in state or _form(state[key]) != _form(own[key])]
+    wrong = [key for key in own if key not in state or not _takes(key, own[key], state[key])]
     wrong += [key for key in state if key not in own]
     if wrong:
         named = [f"{key} ({_difference(own.get(key), state.get(key))})" for key in wrong[:DIFFERING]]
@@ -90,9 +90,19 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], must: str) -> N
     network.load_state_dict(state)
 
 
-def _form(value: Tensor) -> tuple[torch.Size, bool, bool]:
-    """A tensor's shape and its kind of numbers, whatever their precision: none is made another's without losing something."""
-    return value.shape, value.is_floating_point(), value.is_complex()
+def _takes(key: str, own: Tensor, stored: Tensor) -> bool:
+    """Whether a network's tensor takes a stored one: of its shape, and of numbers that it can hold.
+
+    Precision may differ. Whole numbers for floating-point ones are those of a quantised network, which mean something else;
+    the other way round nothing may be lost, but of the number of batches that a norm has seen, which decides nothing.
+    """
+    if own.shape != stored.shape or own.is_complex() != stored.is_complex():
+        return False
+    if own.is_floating_point() == stored.is_floating_point():
+        return True
+    if own.is_floating_point():
+        return stored.dtype == torch.bool
+    return key.endswith("num_batches_tracked") or torch.equal(stored.to(own.dtype).to(stored.dtype), stored)
 
 
 def _is_state(content: object) -> bool:
@@ -128,9 +138,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if state is None or (state is not content and len(parts) > 1 and "state_dict" not in parts):
         told = f"state dicts under {', '.join(parts)}: save one of them alone" if parts else "no tensors by their names"
         raise ValueError(f"{rule} holds {told}; save network.state_dict(), and not the network")
-    # Of the smallest kinds of floating-point numbers torch cannot say itself whether they are finite.
-    exact = {key: value.float() if value.is_floating_point() else value for key, value in state.items()}
-    broken = [key for key, value in exact.items() if not value.isfinite().all()]
+    # Of floating-point numbers of a byte torch cannot say itself whether they are finite.
+    small = {key for key, value in state.items() if value.is_floating_point() and value.element_size() == 1}
+    broken = [key for key, value in state.items() if not (value.float() if key in small else value).isfinite().all()]
     if broken:
         raise ValueError(
             f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"

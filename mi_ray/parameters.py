@@ -447,7 +447,7 @@ def _refuse_class(noun: str, cls: type) -> None:
             f"{title} must be a frozen dataclass, or it has no parameters: @dataclass(frozen=True) above it"
         )
     for each in fields(cls) if is_dataclass(cls) else ():
-        if "parameter" not in each.metadata:
+        if each.init and "parameter" not in each.metadata:
             raise ValueError(
                 f"{title}: `{each.name}` must be declared by number(...), integer(...) or another function of mi_ray.parameters, "
                 "or files could not give it a value and keys would not hold it; what is no parameter is a ClassVar"

@@ -2,7 +2,7 @@
 
 While a stage runs, a first Ctrl-C ends it at its next step, so that it never lands inside another library; elsewhere it
 raises KeyboardInterrupt where it is. A second one ends a command at once. To a command SIGTERM, by which batch systems end what
-they run, is the same.
+they run, is a first press, and more of them are none.
 """
 
 import os
@@ -63,6 +63,8 @@ class _CtrlC:
 
 
 def _pressed(signum: int, frame: object) -> None:
+    if signum == signal.SIGTERM and _CtrlC.presses:
+        return  # A batch system may send it to a job's script and to all of its processes at once.
     _CtrlC.presses += 1
     _CtrlC.number = signal.Signals(signum)
     if _CtrlC.presses > 1 and _CtrlC.exits:
@@ -83,7 +85,7 @@ def exit_code() -> int:
 def ctrl_c(*, exits: bool = False) -> Iterator[None]:
     """Handle Ctrl-C as this module says while the block runs.
 
-    exits: a second press ends the process, as a command wants it, and SIGTERM counts as a press; else a second press raises
+    exits: a second press ends the process, as a command wants it, and SIGTERM counts as a first one; else a second press raises
     KeyboardInterrupt where it is, which leaves a notebook alive. Python handles signals in its main thread alone, and the
     outermost block decides: elsewhere and inside another such block nothing is changed.
     """

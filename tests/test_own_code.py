@@ -269,3 +269,9 @@ def test_how_figures_draw_a_method_is_in_no_key_and_all_else_is(tmp_path: Path) 
 
     assert said() == said("'My own'") == said("'My own'", annotation=": str")
     assert len({said(), said(strength="2"), said(beside="'b'"), said("make()"), said("other()")}) == 5
+    text = LOOKING.replace("DEFENSES", "ATTACKS").format(label="{}", strength=1, beside="'a'", annotation="")
+    found = set()
+    for label in (3, 7):  # An attack may mean something by it.
+        (tmp_path / "looking.py").write_text(text.format(label))
+        found.add(syntax_of(tmp_path / "looking.py"))
+    assert len(found) == 2

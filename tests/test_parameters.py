@@ -1,6 +1,6 @@
 """Declared parameters: parsing, axes of a grid, error messages, registries; and the threat model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pytest
@@ -330,6 +330,26 @@ def test_a_threat_model_refuses_unknown_words(field: str, allowed: str) -> None:
 
 def test_a_threat_model_reads_fractions() -> None:
     assert ThreatModel("8/255") == ThreatModel(8 / 255)  # type: ignore[arg-type]
+
+
+def test_a_field_that_files_could_not_give_a_value_is_refused_and_a_cache_is_not() -> None:
+    @dataclass(frozen=True)
+    class Plain(Parameterized):
+        """A field without a rule."""
+
+        name: ClassVar[str] = "plain"
+        sigma: float = 0.1
+
+    @dataclass(frozen=True)
+    class Cached(Parameterized):
+        """A field that nobody gives a value."""
+
+        name: ClassVar[str] = "cached"
+        kept: dict[int, int] = field(init=False, default_factory=dict)
+
+    with pytest.raises(ValueError, match=r"`sigma` must be declared by number\(...\), integer"):
+        Registry[Any]("sample").register(Plain)
+    assert Registry[Any]("sample").register(Cached) is Cached
 
 
 def test_a_whole_number_that_is_declared_as_a_real_one_is_refused() -> None:

@@ -82,9 +82,9 @@ def no_place(block: BlockResources, nodes: Sequence[Mapping[str, Any]]) -> str |
     """That no node of a cluster has what a block needs now, in words; None where one has. nodes: as `ray.nodes` tells them."""
     needs = {what: need for what, need in (("CPU", block.cpus), ("GPU", block.gpus)) if need}
     there = [node["Resources"] for node in nodes if node["Alive"]]
-    if any(all(node.get(what, 0) >= need for what, need in needs.items()) for node in there):
+    if not needs or any(all(node.get(what, 0) >= need for what, need in needs.items()) for node in there):
         return None
-    told = " and ".join(f"{need:g} {what}{'s' if need > 1 else ''}" for what, need in needs.items())
+    told = " and ".join(f"{need:g} {what}{'' if need == 1 else 's'}" for what, need in needs.items())
     return f"note: no node of the cluster has {told} now, as resources.block asks for: blocks wait until one joins"
 
 

@@ -177,7 +177,8 @@ def in_rgb(picture: Any) -> Any:
     """
     from PIL import Image
 
-    if picture.mode.startswith("I;16"):
+    of_16_bits = picture.mode == "I" and picture.format in ("PNG", "PPM")  # which some versions of PIL open so
+    if picture.mode.startswith("I;16") or of_16_bits:
         picture = Image.fromarray((np.asarray(picture) / 257).round().astype(np.uint8))
     if picture.mode in ("I", "F"):
         kind = {"I": "32-bit whole", "F": "floating-point"}[picture.mode]

@@ -23,6 +23,7 @@ from mi_ray.parameters import choice, flag, integer, text
 
 IN_MEMORY = 2**30  # Bytes of a split that are kept as an array.
 ENDINGS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm", ".tif", ".tiff"}
+DECODING = 2  # Raise it when the same files give other pixels: what was decoded before is left alone then.
 AT_ONCE = 256  # Pictures that are decoded together.
 Read = Callable[[int], Any]  # The number of a picture -> a PIL image.
 
@@ -93,7 +94,7 @@ class _Pictures(Source):
         images = _of_side(side, names, _in_threads(decoded, len(names)))
         if first.nbytes * len(names) <= IN_MEMORY:
             return np.stack(list(images))
-        rule = repr((self.name, identity, self.size, self.fit, self.resize))
+        rule = repr((DECODING, self.name, identity, self.size, self.fit, self.resize))
         place = self._kept() / hashlib.sha256(rule.encode()).hexdigest()[:24]
         return written(place, side, len(names), images)
 

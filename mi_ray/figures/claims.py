@@ -163,8 +163,10 @@ def _claims(written: Mapping[str, Any], attacks: Mapping[str, Filter]) -> list[C
             f"claim {told!r}: a side may be of another study in a kind of {', '.join(OF_CELLS)}; got {elsewhere} in kind "
             f"{written['kind']!r}"
         )
-    if written.get("among", "all") not in ("all", "eq2"):
-        raise ValueError(f"claim {told!r}: among must be all or eq2; got {written['among']!r}")
+    if written.get("among", "all") not in (("all", "eq2") if written["kind"] == "detection" else ("all",)):
+        raise ValueError(
+            f"claim {told!r}: among must be all, or eq2 in kind detection; got {written['among']!r} in kind {written['kind']!r}"
+        )
     found = []
     named = written.get("attack", "clean")
     for name in named if isinstance(named, list) else [named]:

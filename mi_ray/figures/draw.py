@@ -60,7 +60,7 @@ def find_figure(name: str) -> str:
         # A name without a dot may be that of any module of Python, which is not to be run for a slip of the pen.
         theirs = spec is not None and ("." in name or is_own(str(spec.origin)))
         if theirs and hasattr(importlib.import_module(name), "make"):
-            inspect.signature(importlib.import_module(name).make).bind("store", "study")  # how it will be called
+            _refuse_arguments(importlib.import_module(name).make)
             return name
     except Exception as error:
         raise ValueError(
@@ -70,6 +70,15 @@ def find_figure(name: str) -> str:
         f"figures must be figures of mi_ray ({', '.join(known_figures())}) or importable modules with "
         f"make(store, study), such as my_figure, a my_figure.py beside the sweep, or my_package.my_figure; got {name!r}"
     )
+
+
+def _refuse_arguments(make: Callable[..., object]) -> None:
+    """Raise TypeError where a function cannot be called with a store and a study, as far as its signature is known."""
+    try:
+        takes = inspect.signature(make, follow_wrapped=False)
+    except ValueError:
+        return
+    takes.bind("store", "study")
 
 
 def draw(store: Store, study: str, names: Iterable[str], others: Mapping[str, Make] | None = None) -> Drawn:

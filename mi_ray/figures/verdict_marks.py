@@ -64,18 +64,15 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
 
 def _fewer_judged(attacked: "pd.DataFrame") -> str:
     """On how many points the reference was run that a ✓ rests on; nothing where these are all that are reported."""
-    judged = set[int]()
-    for text in attacked.loc[attacked["verdict"] == "passed", "checks"].dropna():
-        judged.add(int(json.loads(text).get("reference", {}).get("points", 0)))
-    judged.discard(0)
-    reported = int(attacked["points"].max()) if len(attacked) else 0
-    if not judged or min(judged) >= reported:
+    judged = set[tuple[int, int]]()
+    for _, row in attacked[(attacked["verdict"] == "passed") & attacked["checks"].notna()].iterrows():
+        points = int(json.loads(row["checks"]).get("reference", {}).get("points", 0))
+        if 0 < points < row["points"]:
+            judged.add((points, int(row["points"])))
+    if not judged:
         return ""
-    told = " or ".join(f"{number:,}" for number in sorted(judged))
-    return (
-        f"The reference that a ✓ rests on was run on {told} of the {reported:,} points: the fewer, the larger the faults that it "
-        "tells."
-    )
+    told = " or ".join(f"{points:,} of the {reported:,}" for points, reported in sorted(judged))
+    return f"The reference that a ✓ rests on was run on {told} points: the fewer, the larger the faults that it tells."
 
 
 def checks_note(cells: "pd.DataFrame") -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import yaml
 
-from mi_ray.launch.kubernetes import RAY_KINDS, check_kubernetes
+from mi_ray.launch.kubernetes import RAY_KINDS, check_kubernetes, one_by_one
 from mi_ray.launch.ray_up import check_ray_up
 from mi_ray.launch.rules import Complaint, scalars, secrets_in, unfilled
 from mi_ray.launch.slurm import check_slurm
@@ -28,7 +28,7 @@ def check_cluster_file(path: Path, limit: float = 100.0) -> tuple[str, list[Comp
     common = [*secrets_in(text), *unfilled(text)]
     if re.search(r"^#SBATCH\b", text, re.MULTILINE):
         return "a Slurm script", _sorted([*common, *check_slurm(text)])
-    documents = _documents(path, text)
+    documents = list(one_by_one(_documents(path, text)))
     if any("apiVersion" in each and each.get("kind") in RAY_KINDS for each in documents):
         lacking = [each for each in documents if not each.get("kind")]
         if lacking:

@@ -116,18 +116,17 @@ POD_FORMS: dict[str, Form] = {
 
 def check_kubernetes(documents: Sequence[Mapping[str, object]]) -> Iterator[Complaint]:
     """What is wrong with the Ray resources of a manifest, and with the policies and services around them."""
-    every = list(_one_by_one(documents))
-    policies = [each for each in every if each.get("kind") == "NetworkPolicy"]
-    for each in every:
+    policies = [each for each in documents if each.get("kind") == "NetworkPolicy"]
+    for each in documents:
         wrong = misshapen(each, _forms(str(each["kind"])))
         yield from wrong or _resource(each, policies)
 
 
-def _one_by_one(documents: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
+def one_by_one(documents: Iterable[Mapping[str, object]]) -> Iterator[Mapping[str, object]]:
     """The resources of a manifest, with those that a `kind: List` holds."""
     for each in documents:
         if each.get("kind") == "List":
-            yield from _one_by_one(item for item in map(mapping, entries(each.get("items"))) if "kind" in item)
+            yield from one_by_one(map(mapping, entries(each.get("items"))))
         else:
             yield each
 
@@ -315,7 +314,8 @@ def _container(where: str, container: Mapping[str, object], pod: Mapping[str, ob
         yield error(place, "securityContext.runAsNonRoot must be true")
     if own.get("runAsUser", shared.get("runAsUser")) == 0:
         yield error(place, "securityContext.runAsUser must not be 0, which is root; got 0")
-    if added := mapping(own.get("capabilities")).get("add"):
+    added = [each for each in entries(mapping(own.get("capabilities")).get("add")) if each != "NET_BIND_SERVICE"]
+    if added:
         yield error(place, f"securityContext.capabilities.add must be left out; got {added}")
     for port in map(mapping, entries(container.get("ports"))):
         if port.get("hostPort"):

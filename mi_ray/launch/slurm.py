@@ -36,8 +36,13 @@ def _asked(text: str) -> list[str]:
     found = list[str]()
     for line in text.splitlines():
         if line.startswith("#SBATCH"):
-            words = shlex.split(line.removeprefix("#SBATCH"), comments=True)
-            found += [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words if word[0] == "-"]
+            said = line.removeprefix("#SBATCH")
+            try:
+                words = shlex.split(said, comments=True)
+            except ValueError:  # A quote or a backslash that stands alone, which Slurm takes as it is.
+                words = said.split()
+            words = [word for word in words if word.startswith("-")]
+            found += [word.partition("=")[0] if word.startswith("--") else word[:2] for word in words]
         elif line.strip() and not line.startswith("#"):
             break
     return [SHORT.get(option, option) for option in found]

@@ -220,8 +220,11 @@ def _judge_black_box(found: Evidence) -> Finding:
         return mean
     alone = battery.broken_alone(found.judged.right, control.right, draws)
     assert mean.p is not None
-    why = f"{mean.why}; {100 * alone.share:.1f} % of the points stand under the attack and fall to {found.rival}"
-    return _tested(min(1.0, 2 * min(mean.p, alone.p)), why, **mean.figures)
+    why = (
+        f"{mean.why}; {100 * alone.share:.1f} % of the points stand under the attack and fall to {found.rival}, p = "
+        f"{alone.p:.2g} that it is no more than {100 * battery.ALONE:.0f} %"
+    )
+    return _tested(min(1.0, 2 * min(mean.p, alone.p)), why, **mean.figures, alone=alone.share)
 
 
 def _gains(found: Evidence) -> bool:

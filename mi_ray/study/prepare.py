@@ -278,11 +278,11 @@ def _try_plugins(study: Study) -> None:
             raise ValueError(f"defense {name}: {problem}")
         for setting in settings[name]:
             try_defense(setting, dataset, study.pool_of, gradients=name in through)
-    for objective in {
-        work.entry.objective.name: work.objective for work in planner.classifiers if work.objective
-    }.values():
-        if objective[0] in own:
-            try_objective(OBJECTIVES.make(*objective), dataset)
+    trained = {work.objective.name: work for work in planner.classifiers if work.objective is not None}
+    for name in trained.keys() & own.keys():
+        work = trained[name]
+        assert work.objective is not None
+        try_objective(OBJECTIVES.make(*work.objective), work.description, dataset, work.entry.training.batch_size)
     attacks = _ends((work.method, work) for work in _attacks(planner) if work.method in own)
     for attack in itertools.chain.from_iterable(attacks.values()):
         made = ATTACKS.make(attack.method, attack.values)

@@ -22,7 +22,8 @@ from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import imported_sources
 from mi_ray.parameters import Registry
 
-LOOKS = ("label", "colour", "marker", "display_name")  # How figures name and draw a method: no result hangs on it.
+# How figures name and draw what is registered with each: no result hangs on it.
+LOOKS = {"DEFENSES": ("label", "colour", "marker"), "ATTACKS": ("display_name",)}
 # What each file of a person's own code said when this process first looked at it, which is when it was imported.
 _IMPORTED: dict[Path, str] = {}
 
@@ -92,10 +93,9 @@ def _written(node: object) -> str:
     if not isinstance(node, ast.AST):
         return repr(node)
     body = getattr(node, "body", None)
-    if isinstance(node, ast.ClassDef) and any(_registers(each) for each in node.decorator_list):
-        node = ast.ClassDef(
-            **{**dict(ast.iter_fields(node)), "body": [each for each in node.body if not _is_look(each)]}
-        )
+    if isinstance(node, ast.ClassDef) and (looks := _looks(node)):
+        kept = [each for each in node.body if not _is_look(each, looks)]
+        node = ast.ClassDef(**{**dict(ast.iter_fields(node)), "body": kept})
         body = node.body
     told = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
         node
@@ -106,18 +106,22 @@ def _written(node: object) -> str:
     return f"{type(node).__name__}({','.join(f'{name}={_written(value)}' for name, value in sorted(fields.items()))})"
 
 
-def _registers(decorator: ast.expr) -> bool:
-    """Whether a decorator is the `register` of a registry, such as DEFENSES."""
-    return isinstance(decorator, ast.Attribute) and decorator.attr == "register"
+def _looks(node: ast.ClassDef) -> tuple[str, ...]:
+    """The names of `LOOKS` that a class may give a value to, by the registry whose `register` decorates it."""
+    registers = [
+        each.value for each in node.decorator_list if isinstance(each, ast.Attribute) and each.attr == "register"
+    ]
+    names = [each.attr if isinstance(each, ast.Attribute) else getattr(each, "id", "") for each in registers]
+    return tuple(look for name in names for look in LOOKS.get(name, ()))
 
 
-def _is_look(statement: ast.stmt) -> bool:
-    """Whether a statement of a class gives one of `LOOKS` a plain value."""
+def _is_look(statement: ast.stmt, looks: tuple[str, ...]) -> bool:
+    """Whether a statement of a class gives one of these names a plain value."""
     value = getattr(statement, "value", None)
     if not isinstance(statement, (ast.Assign, ast.AnnAssign)) or not isinstance(value, ast.Constant):
         return False
     targets = statement.targets if isinstance(statement, ast.Assign) else [statement.target]
-    return all(isinstance(target, ast.Name) and target.id in LOOKS for target in targets)
+    return all(isinstance(target, ast.Name) and target.id in looks for target in targets)
 
 
 class _Sources(Mapping[str, str]):

@@ -3,7 +3,7 @@
 Everything here costs a second at most. What shows only on some images is found by the first block that meets it.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
 
 IMAGES = 4  # test images that are passed
+BATCH, SMALL = 64, 64  # training images that an objective meets, where their sides are of so many pixels at most
 SUMS_TO_ONE = 1e-4  # how far the sum of probabilities in float32, or in bfloat16 once it is rounded, may be from 1
 # How far logits may be from those in another batch, as a share of their span; bfloat16 rounds differently.
 BESIDE = 0.05
@@ -120,23 +121,29 @@ def _refuse_gradient(entry: ClassifierEntry, x: Tensor, answers: Tensor) -> None
 def look_problems(defense: Defense) -> Iterator[str]:
     """What of a defense's colour and marker matplotlib does not know, which draws figures once all work is done."""
     from matplotlib.colors import is_color_like
-    from matplotlib.lines import Line2D
+    from matplotlib.markers import MarkerStyle
 
     look = type(defense)
     if look.colour and not is_color_like(look.colour):
         yield f"colour must be one that matplotlib knows, such as '#1f77b4' or 'teal'; got {look.colour!r}"
-    if look.marker and look.marker not in Line2D.markers:
+    try:
+        MarkerStyle(look.marker or "o")
+    except (TypeError, ValueError):
         yield f"marker must be one that matplotlib knows, such as 'o'; got {look.marker!r}"
 
 
-def try_objective(objective: Objective, dataset: Dataset) -> None:
-    """Take the loss of a person's own objective on some training images. Raises ValueError where it can train no network."""
-    x = to_unit(dataset.train_images[:IMAGES])
-    y = torch.from_numpy(np.array(dataset.train_labels[:IMAGES]))
-    normal = {"mean": [0.5] * x.shape[1], "std": [0.25] * x.shape[1]}
-    about = {"architecture": "cnn_small", "arguments": {"width": 2}, "classes": dataset.classes, **normal}
+def try_objective(objective: Objective, description: Mapping[str, Any], dataset: Dataset, batch_size: int) -> None:
+    """Take the loss of a person's own objective on a batch of training images, of the network that it is to train.
+
+    The images are spread over the split, of which those of one class may stand together. Raises ValueError where the loss can
+    train no network.
+    """
+    most = BATCH if max(dataset.train_images.shape[1:3]) <= SMALL else IMAGES
+    places = np.unique(np.linspace(0, len(dataset.train_labels) - 1, min(batch_size, most)).astype(np.int64))
+    x = to_unit(np.stack([dataset.train_images[place] for place in places]))
+    y = torch.from_numpy(np.array(dataset.train_labels[places]))
     with torch.random.fork_rng(devices=[]), own_code(f"objective {objective.name} must run on training images"):
-        problems = list(objective_problems(objective, build_classifier(about), x, y))
+        problems = list(objective_problems(objective, build_classifier(description).train(), x, y))
     if problems:
         raise ValueError(f"objective {objective.name}: {problems[0]}")
 
@@ -144,14 +151,18 @@ def try_objective(objective: Objective, dataset: Dataset) -> None:
 def objective_problems(objective: Objective, f: Classifier, x: Tensor, y: Tensor) -> Iterator[str]:
     """What an objective does not keep of its contract, in words: a finite mean that trains, drawn from `rng` alone."""
     said = objective.cost()
-    if not isinstance(said, tuple) or len(said) != 2 or not all(isinstance(each, int) and each >= 0 for each in said):
+    if (
+        not isinstance(said, (tuple, list))
+        or len(said) != 2
+        or not all(isinstance(each, int) and each >= 0 for each in said)
+    ):
         yield f"cost() must be (forward, backward) passes, whole numbers; got {said}"
     losses: list[Any] = []
     for state in range(2):
         torch.manual_seed(state)  # What is keyed does not ask torch's own generator.
         losses.append(objective.loss(f, f, x, y, np.random.default_rng(4)))
     loss = losses[0]
-    if not isinstance(loss, Tensor) or loss.ndim != 0:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
         got = list(loss.shape) if isinstance(loss, Tensor) else kind_of(loss)
         yield f"loss must return one number as a tensor, the mean over the batch; got {got}"
         return

@@ -15,6 +15,7 @@ from PIL import Image
 
 import mi_ray
 from mi_ray.data import SOURCES, Dataset, pictures
+from mi_ray.data.arrays import in_rgb
 from mi_ray.data.disk_images import DiskImages, chosen, written
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool, without
@@ -68,6 +69,14 @@ def test_grey_pictures_of_sixteen_bits_are_scaled_and_of_unknown_range_refused(t
         ):
             SOURCES.make("imagefolder", {"path": str(root)}).load()
         (root / "train" / "cat" / f"{number}.tiff").unlink()
+
+
+def test_what_pil_opens_as_whole_numbers_is_scaled_where_its_file_has_sixteen_bits(tmp_path: Path) -> None:
+    grey = arrays(1)[0, :, :, 0]
+    header = f"P5 {grey.shape[1]} {grey.shape[0]} 65535\n".encode()
+    (tmp_path / "grey.pgm").write_bytes(header + (grey.astype(">u2") * 257).tobytes())
+    with Image.open(tmp_path / "grey.pgm") as opened:
+        assert (np.asarray(in_rgb(opened)) == grey[:, :, None]).all()
 
 
 def test_copies_in_hidden_folders_are_no_pictures_of_a_class(tmp_path: Path) -> None:

@@ -76,6 +76,19 @@ def test_a_new_figure_lies_beside_the_sweep_and_is_drawn_as_it_is_written(
     }
 
 
+def test_a_figure_is_held_to_how_it_is_called_and_not_to_what_is_within_it(own: Path) -> None:
+    wrapped = (
+        "import functools\ndef dpi(made):\n    @functools.wraps(made)\n    def make(store, study):\n"
+        "        return made(store, study, 9)\n    return make\n"
+    )
+    (own / "wrapped.py").write_text(f"{wrapped}@dpi\ndef make(store, study, dpi): return []\n")
+    (own / "unknown.py").write_text("make = dict\n")  # whose signature Python does not know
+    (own / "single.py").write_text("def make(study): return []\n")
+    assert [find_figure(f"my_figures.{name}") for name in ("wrapped", "unknown")]
+    with pytest.raises(ValueError, match=r"make\(store, study\); 'my_figures.single' is not: TypeError: too many"):
+        find_figure("my_figures.single")
+
+
 def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
     (own / "broken.py").write_text("import no_such_package_of_mine\ndef make(store, study): ...\n")
     with pytest.raises(ValueError, match=r"my_figures\.broken.*ModuleNotFoundError: No module named 'no_such_package"):

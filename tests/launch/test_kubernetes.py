@@ -146,6 +146,13 @@ def test_a_service_beside_the_job_is_looked_at_in_a_list_too(
     assert message in found
 
 
+def test_a_file_that_is_one_list_is_read_as_what_it_holds(tmp_path: Path) -> None:
+    every = list(yaml.safe_load_all(text_of("cluster/kuberay.yaml")))
+    path = tmp_path / "list.yaml"
+    path.write_text(yaml.safe_dump({"apiVersion": "v1", "kind": "List", "items": every}), encoding="utf-8")
+    assert errors_of(path) == errors_of(replaced(tmp_path, "cluster/kuberay.yaml", "", ""))
+
+
 POLICY = "metadata spec spec.podSelector spec.podSelector.matchLabels spec.policyTypes spec.ingress spec.ingress.0"
 POLICY += " spec.ingress.0.from spec.ingress.0.from.0"
 JOB = "metadata spec spec.rayClusterSpec"

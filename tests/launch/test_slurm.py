@@ -42,6 +42,14 @@ def test_options_are_read_as_slurm_reads_them(written: str, tmp_path: Path) -> N
     assert "#SBATCH --time=24:00:00\n" in text
 
 
+@pytest.mark.parametrize("odd", ['#SBATCH --comment ""', "#SBATCH --job-name=don't", "#SBATCH --comment=a\\"])
+def test_odd_lines_of_options_are_no_error(odd: str, tmp_path: Path) -> None:
+    assert (
+        errors_of(replaced(tmp_path, "cluster/slurm.sh", "#SBATCH --time=24:00:00", f"{odd}\n#SBATCH --time=24:00:00"))
+        == []
+    )
+
+
 def test_a_complaint_about_a_slurm_script_names_the_line_where_its_command_begins(tmp_path: Path) -> None:
     text = text_of("cluster/slurm.sh")
     path = tmp_path / "slurm.sh"

@@ -1,14 +1,16 @@
 """What is asked of a person's own classifier before any work: how far an image's answer may depend on those beside it."""
 
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mi_ray.classifiers import wrap_classifier
 from mi_ray.config import ClassifierEntry
-from mi_ray.study.trying import BESIDE, doubts, try_classifier
+from mi_ray.study.trying import BESIDE, doubts, look_problems, try_classifier, try_objective
 
 
 class Beside(nn.Module):
@@ -84,3 +86,43 @@ def test_a_normalisation_that_nobody_has_named_is_said(said: dict[str, Any], tol
     entry = ClassifierEntry.model_validate({"name": "f", "factory": "mine:network", **said})
     found = doubts(entry, classifier, digits)
     assert [sentence.startswith(told) for sentence in found] == ([True] if told else [])
+
+
+class _Looks:
+    colour, marker = "", ""
+
+
+@pytest.mark.parametrize(
+    ("colour", "marker", "told"),
+    [
+        ("teal", "o", ""),
+        ("#1f77b4", r"$\alpha$", ""),
+        ("", (5, 1), ""),
+        ("bleu", "", "colour must be one that matplotlib knows"),
+        ("", "ZZ", "marker must be one that matplotlib knows"),
+    ],
+)
+def test_a_look_is_one_that_figures_can_draw(colour: str, marker: Any, told: str) -> None:
+    look: Any = type("Look", (_Looks,), {"colour": colour, "marker": marker})()
+    found = list(look_problems(look))
+    assert [problem.partition(",")[0] for problem in found] == ([told] if told else [])
+
+
+def test_an_objective_meets_the_network_that_it_trains_on_images_of_all_classes(digits: Any, describe: Any) -> None:
+    met: list[Any] = []
+
+    class Mine:
+        name = "mine"
+
+        def cost(self) -> list[int]:
+            return [1, 1]
+
+        def loss(self, model: Any, plain: Any, x: Any, y: Any, rng: Any) -> Any:
+            met.append((model.description["architecture"], model.training, len(x), len(y.unique())))
+            return torch.nn.functional.cross_entropy(model(x), y)[None]
+
+    ordered = np.argsort(digits.train_labels, kind="stable")  # as folders of pictures have them
+    data = replace(digits, train_images=digits.train_images[ordered], train_labels=digits.train_labels[ordered])
+    mine: Any = Mine()
+    try_objective(mine, describe("resnet_small", width=2), data, 32)
+    assert met == [("resnet_small", True, 32, 10)] * 2
