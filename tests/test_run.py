@@ -213,9 +213,9 @@ def test_several_studies_are_read_before_any_is_run_and_told_as_they_end(out: st
     other = {**SWEEP, "name": "other"}
     wrong = {**other, "attacks": [{"fgsm_x": {}, "epsilon": 0.1}]}
     for together in (run_sweeps, mi_ray.run.plan_sweeps):
-        with pytest.raises(ValueError, match=r"^other: unknown attack 'fgsm_x'"):
+        with pytest.raises(ValueError, match=r"^other: attacks\[0\]: unknown attack 'fgsm_x'"):
             together([SWEEP, wrong], out, seed=1)
-    with pytest.raises(ValueError, match=r"^unknown attack 'fgsm_x'"):
+    with pytest.raises(ValueError, match=r"^attacks\[0\]: unknown attack 'fgsm_x'"):
         run_sweeps([wrong], out)
     with pytest.raises(ValueError, match="must have different names; got tiny, tiny"):
         run_sweeps([SWEEP, SWEEP], out)

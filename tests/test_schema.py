@@ -8,8 +8,9 @@ import pytest
 import yaml
 from helpers.sweeps import classifier, document
 
+from mi_ray.plugins import NEW
 from mi_ray.schema import sweep_schema
-from mi_ray.sweep_files import CLAIMS, NEW, PACKAGED
+from mi_ray.sweep_files import CLAIMS, PACKAGED
 
 FILES = [file for file in sorted(PACKAGED.rglob("*.yaml")) if file.stem != CLAIMS]
 jsonschema = pytest.importorskip("jsonschema")
