@@ -409,7 +409,7 @@ class PairedTest:
     difference: of the mean survivals, in [-1, 1], with its 95 % interval low, high. p_value: two-sided; p_greater:
     against "left is not more accurate"; p_less: against "left is not less accurate". left_higher, left_lower: shares of
     points on which left survives more, or less, often than right. method: "mcnemar" (exact), or "sign_flip" (exact where
-    differences are symmetric about 0) with Student's t where that is less sure.
+    differences are symmetric about 0).
     """
 
     difference: float
@@ -432,10 +432,10 @@ def paired_test(
     left_counts, right_counts: [points] correct draws, of `draws` and of `right_draws` (left out: as many). Where both
     cells are deterministic: the exact McNemar test. Else: the sign-flip test of the points' differences in survival,
     with all 2^points flips counted rather than drawn (a drawn p-value is at least 1 / resamples, too coarse for a
-    correction over a table), or Student's t where its p-value is larger: flips are exact where differences are symmetric
-    about 0, and far too sure where a few large ones stand against many small ones. The interval is that of Bonett and Price
-    (2012, adjusted Wald), which is not empty where the two agree on all points. Raises ValueError for other points or counts
-    out of range.
+    correction over a table). It is exact where differences are symmetric about 0, and too sure where a few large ones stand
+    against many small ones: of 100 points, of which 2 differ by 1 one way and 60 by 1/30 the other in the mean, 11 % are found
+    at 5 %. The interval is that of Bonett and Price (2012, adjusted Wald), which is not empty where the two agree on all
+    points. Raises ValueError for other points or counts out of range.
     """
     left, right = np.asarray(left_counts), np.asarray(right_counts)
     other = draws if right_draws is None else right_draws
@@ -452,7 +452,7 @@ def paired_test(
     if deterministic:
         less, greater = (_binomial_p(higher, higher + lower, side) for side in ("less", "greater"))
     else:
-        less, greater = map(max, _sign_flip_p(differences), _student_p(differences))
+        less, greater = _sign_flip_p(differences)
     mean = float(differences.mean() / unit)
     low, high = _around(mean, *_adjusted_wald(differences / unit))
     return PairedTest(
@@ -518,15 +518,6 @@ def detectable_difference(points: int, differing: float | None = None, draws: in
     """
     errors = _normal() + float(scipy.special.ndtri(POWER))
     return min(1.0, errors * math.sqrt((0.5 if differing is None else differing / draws) / points))
-
-
-def _student_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """The p-values of a mean this low and of one this high by Student's t; zeros, which decide nothing, where none differ."""
-    spread = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
-    if spread == 0:
-        return 0.0, 0.0
-    t = float(differences.mean()) * math.sqrt(len(differences)) / spread
-    return float(scipy.stats.t.cdf(t, len(differences) - 1)), float(scipy.stats.t.sf(t, len(differences) - 1))
 
 
 def _sign_flip_p(differences: npt.NDArray[np.int64]) -> tuple[float, float]:

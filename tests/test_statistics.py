@@ -12,7 +12,6 @@ from scipy import stats
 from mi_ray.statistics import (
     Accuracy,
     Estimate,
-    _sign_flip_p,
     accuracy,
     at_matched_clean_interval,
     auc_difference,
@@ -194,20 +193,14 @@ def test_the_sign_flip_test_is_what_trying_every_flip_gives() -> None:
         assert found.p_value == pytest.approx(min(1, 2 * min(found.p_greater, found.p_less)))
 
 
-def test_many_small_differences_against_a_few_large_ones_are_no_finding() -> None:
-    """Two points in a hundred are right on the left alone; on most others a draw of thirty is less: so many in the mean."""
-    rng, refused, alone, trials = np.random.default_rng(6), 0, 0, 300
-    for _ in range(trials):
+def test_how_often_many_small_differences_against_a_few_large_ones_are_a_finding() -> None:
+    """What the docstring says of it: where all large ones are missed by chance, no test could know of them."""
+    rng, found = np.random.default_rng(7), 0
+    for _ in range(1000):
         kind = rng.choice(3, 100, p=[0.02, 0.6, 0.38])
         left, right = np.where(kind == 0, 30, np.where(kind == 1, 14, 15)), np.where(kind == 0, 0, 15)
-        found = paired_test(left, right, 30)
-        refused += found.p_less < 0.05
-        alone += (
-            float(stats.binomtest(int((kind == 0).sum()), int((kind < 2).sum()), 0.5, alternative="less").pvalue) < 0.05
-        )
-        assert found.p_less >= _sign_flip_p((left - right).astype(np.int64))[0]
-    assert alone == trials  # by their signs each of these would be a finding
-    assert refused / trials < 0.2
+        found += paired_test(left, right, 30).p_less < 0.05
+    assert 0.07 < found / 1000 < 0.15
 
 
 def test_the_sign_flip_test_agrees_with_scipys_drawn_one() -> None:

@@ -105,8 +105,8 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names) -> str:
     return (
         f"{int(table['points'].max())} reported points. Differences in accuracy, in points, with 95 % intervals over points; "
         "above zero: better than what it is held against. Clean: the difference in clean accuracy. p: two-sided, exact "
-        "McNemar where both cells are deterministic, else a sign-flip test of the points' survival, or Student's t where its p "
-        f"is larger; (Holm): corrected over the {len(table)} rows. "
+        "McNemar where both cells are deterministic, else a sign-flip test of the points' survival, exact where differences are "
+        f"symmetric about 0; (Holm): corrected over the {len(table)} rows. "
         f"{one_each(cells, int(table['choosing_points'].iloc[0]))}, the same under every attack. "
         f"Checks, of the setting and of what it is held against: {checks_footnote(finished(cells, NEEDS), names)}"
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import scipy.stats
 import torch
 from torch import nn
 
@@ -95,12 +96,11 @@ def test_a_check_fails_by_its_fault_and_passes_without_it(name: str, fault: Mapp
 def test_points_that_fall_to_square_alone_fail_an_attack_although_square_leaves_more() -> None:
     """A mask on some images: of those that stand Square breaks 36, and of those that the attack breaks it leaves 160."""
     judged, rival = answers(200), answers(324, first=36)
-    assert judge("black_box_not_stronger", evidence(judged=judged, control=rival)).figures["control"] > 0.5
+    found = judge("black_box_not_stronger", evidence(judged=judged, control=rival))
+    assert found.figures["control"] > found.figures["accuracy"]
+    assert "9.0 % of the points stand under the attack" in found.why
+    assert found.p == pytest.approx(2 * scipy.stats.binom.sf(35, POINTS, 0.03), rel=0.01)  # of two tests
     assert state("black_box_not_stronger", evidence(judged=judged, control=rival)) == "failed"
-    assert (
-        "9.0 % of the points stand under the attack"
-        in judge("black_box_not_stronger", evidence(judged=judged, control=rival)).why
-    )
     few = answers(352, first=8)  # of a sound attack it breaks two points in a hundred
     assert state("black_box_not_stronger", evidence(judged=judged, control=few)) == "passed"
     # Behind a random defense draws make such points too, and the mean alone tells.

@@ -98,7 +98,7 @@ def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_place
 
 @pytest.mark.parametrize(
     ("gpus", "each", "most"),
-    [(0, 1, float("inf")), (4, 0, float("inf")), (4, 1, 4), (4, 2, 2), (2, 0.4, 4), (1, 0.1, 10)],
+    [(0, 1, float("inf")), (4, 0, float("inf")), (4, 1, 4), (4, 2, 2), (2, 0.4, 4), (1, 0.1, 10), (1, 1 / 93, 93)],
 )
 def test_pieces_on_gpus_are_as_many_as_fit_on_each(gpus: int, each: float, most: float) -> None:
     assert _fit(gpus, each) == most

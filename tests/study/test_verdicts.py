@@ -131,6 +131,15 @@ def test_a_sound_attack_meets_its_controls(cells: list[dict[str, Any]]) -> None:
     assert {name: found[name]["state"] for name in names} == dict.fromkeys(names, "passed"), found
 
 
+def test_points_that_fall_to_square_alone_are_counted_where_nothing_draws(cells: list[dict[str, Any]]) -> None:
+    of_f, behind = (
+        one_of(cells, *which)["checks"]["black_box_not_stronger"] for which in (("pgd", "none", 8), ("eot_pgd",))
+    )
+    assert "alone" in of_f
+    assert behind["state"] != "not run"
+    assert "alone" not in behind
+
+
 def test_a_defense_under_an_oblivious_attack_shares_the_controls_of_f(cells: list[dict[str, Any]]) -> None:
     for steps in (4, 8):
         mine, of_f = (one_of(cells, "pgd", defense, steps)["checks"] for defense in ("mi_ol", "none"))
