@@ -88,6 +88,17 @@ def test_copies_in_hidden_folders_are_no_pictures_of_a_class(tmp_path: Path) -> 
     assert len(SOURCES.make("imagefolder", {"path": str(root)}).load().train_labels) == 4
 
 
+def test_pixels_that_an_older_decoding_left_are_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_disk(monkeypatch)
+    said = {"path": str(folder_of_pictures(tmp_path / "data", sizes=((6, 6),))), "cache": str(tmp_path / "cache")}
+    kept = []
+    for version in (1, 1, 2):
+        monkeypatch.setattr(pictures, "DECODING", version)
+        SOURCES.make("imagefolder", said).load()
+        kept.append(len([file for file in (tmp_path / "cache").rglob("*") if file.is_file()]))
+    assert kept[0] == kept[1] < kept[2]
+
+
 def test_folders_of_one_relative_name_do_not_share_decoded_pixels(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

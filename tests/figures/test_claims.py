@@ -295,3 +295,21 @@ def test_a_verdict_that_the_studys_own_claims_decide_is_told() -> None:
     assert "'it gains' (f, a) would be *holds*" in among_themselves(table)
     table.loc[9, "p_for"] = 0.2
     assert "none would have another verdict" in among_themselves(decided(table))
+
+
+def test_a_claim_on_some_images_alone_is_one_of_detection(tmp_path: Path) -> None:
+    said: dict[str, Any] = {"claim": "c", "study": "s", "classifier": "f", "attack": "a", "is": "above", "among": "eq2"}
+    for kind, among, taken in (
+        ("detection", "eq2", True),
+        ("difference", "eq2", False),
+        ("detection", "fooled", False),
+    ):
+        written = {"attacks": {"a": {}}, "claims": [{**said, "kind": kind, "among": among}]}
+        (tmp_path / "claims.yaml").write_text(yaml.safe_dump(written))
+        if taken:
+            assert read_claims(tmp_path / "claims.yaml")[0].among == "eq2"
+        else:
+            with pytest.raises(
+                ValueError, match=rf"among must be all, or eq2 in kind detection; got '{among}' in kind '{kind}'"
+            ):
+                read_claims(tmp_path / "claims.yaml")

@@ -146,6 +146,11 @@ def test_a_service_beside_the_job_is_looked_at_in_a_list_too(
     assert message in found
 
 
+def test_the_one_right_that_restricted_pods_may_have_is_no_error(tmp_path: Path) -> None:
+    old, new = "capabilities: {drop: [ALL]}", "capabilities: {drop: [ALL], add: [NET_BIND_SERVICE]}"
+    assert errors_of(replaced(tmp_path, "cluster/kuberay.yaml", old, new)) == []
+
+
 def test_a_file_that_is_one_list_is_read_as_what_it_holds(tmp_path: Path) -> None:
     every = list(yaml.safe_load_all(text_of("cluster/kuberay.yaml")))
     path = tmp_path / "list.yaml"
