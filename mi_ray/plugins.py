@@ -182,7 +182,7 @@ def _attack(attack: Attack) -> Problems:
         for problem in _attacked(attack, model, threat):
             yield f"{goal}, {norm}: {problem}"
     for norm in attack.norms:
-        yield from (_counted_behind if attack.needs_defense else _counted)(attack, f, norm)
+        yield from _counted_behind(attack, norm) if attack.needs_defense else _counted(attack, f, norm)
     if isinstance(attack, ImagesAttack):
         yield from _drawn_anew(attack, f)
 
@@ -266,9 +266,8 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
         yield f"cost() must be the passes of one image, {made[0]:g} forward and {made[1]:g} backward; it says {said}"
 
 
-def _counted_behind(attack: Attack, f: Classifier, norm: Norm) -> Problems:
-    """What a plan says of an attack that goes through a defense: whether its passes are at least those that it makes."""
-    del f  # A plan has a network of its own for this.
+def _counted_behind(attack: Attack, norm: Norm) -> Problems:
+    """What a plan says of an attack through a defense: whether its passes are at least those that it makes."""
     images = (255 * _images()).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     labels = np.arange(len(images)) % CLASSES
     dataset = Dataset("plugin", CLASSES, images, labels, images, labels)

@@ -279,9 +279,8 @@ class TrialProgress(tune.Callback):
         now, limit = time.monotonic(), self._limit or float("inf")
         for trial, (since, works) in list(self._since.items()):
             if now - since > limit * works and trial.temporary_state.ray_actor is not None:
-                trial.max_failures = (
-                    0  # Tune does not restart it: what it lacks runs as tasks, each with a limit of its own.
-                )
+                # Tune does not restart it: what it lacks runs as tasks, each with a limit of its own.
+                trial.max_failures = 0
                 self._since.pop(trial)
                 ray.kill(trial.temporary_state.ray_actor)
 

@@ -82,11 +82,10 @@ class _Pictures(Source):
             raise ValueError(f"{self.name}: a split must hold pictures; got none")
 
         def decoded(number: int) -> npt.NDArray[np.uint8]:
+            """The pixels of a picture. PIL has many errors for a file that is no image; the file's name is what helps."""
             try:
                 return self._fitted(read(number))
-            except (
-                Exception
-            ) as error:  # PIL has many errors for a file that is no image; the file's name is what helps.
+            except Exception as error:
                 raise ValueError(f"{names[number]} must be a picture that PIL can decode: {error}") from error
 
         first = decoded(0)

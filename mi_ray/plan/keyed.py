@@ -240,7 +240,7 @@ class KeyedWork:
         if training["lr_drops"] is None:
             early = self.sweep.training_options().first_epoch_at_lower_rate == "drop_minus_one"
             halves = (entry.training.epochs // 2, entry.training.epochs * 3 // 4)
-            # A drop before the epoch 1 is left out: the first one is at the full rate, however short the training.
+            # A drop before epoch 1 is left out: the first one is at the full rate, however short the training.
             training["lr_drops"] = sorted({drop - early for drop in halves if drop - early > 0})
         return training
 
