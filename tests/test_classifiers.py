@@ -5,6 +5,7 @@ import json
 import pickle
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,8 +29,12 @@ from mi_ray.classifiers import (
     weights_digest,
     wrap_classifier,
 )
+from mi_ray.config import ClassifierEntry
 from mi_ray.data import to_unit
+from mi_ray.named import NETWORKS
+from mi_ray.named.base import LoadedNetwork
 from mi_ray.networks import fit_weights, read_weights, unwrapped
+from mi_ray.study.given import given_classifier
 
 SMALL = {"resnet_small": {"width": 4}, "cnn_small": {"width": 4}}
 
@@ -476,3 +481,11 @@ def test_the_network_of_a_plugins_architecture_is_computed_as_it_is(
     assert not fast.folded
     assert torch.equal(fast(x), plain(x))
     assert not of_our_architecture(plain.description)
+
+
+def test_a_network_by_name_whose_weights_are_of_half_precision_is_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 4)).half()
+    source = SimpleNamespace(name="hub", load=lambda *given: LoadedNetwork(network, {}, None, None, None))
+    monkeypatch.setattr(type(NETWORKS), "make", lambda registry, name, values=None: source)
+    entry = ClassifierEntry.model_validate({"name": "f", "timm": "resnet18"})
+    assert {each.dtype for each in given_classifier(entry, 4, 0).network.parameters()} == {torch.float32}

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -610,3 +611,12 @@ def test_a_terminal_that_lacks_a_character_shows_another(script: str) -> None:
     done = subprocess.run([script, "list"], env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert "mi_ol" in done.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_command_that_is_stopped_exits_as_the_signal_has_it(
+    number: signal.Signals, code: int, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mi_ray.run.run_sweeps", lambda *files, **options: os.kill(os.getpid(), number))
+    found, _, errors = run("sweep", "quickstart")
+    assert (found, "what is finished is stored" in errors) == (code, True)
