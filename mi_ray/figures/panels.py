@@ -108,10 +108,14 @@ def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], col
     columns: the most that the legend may have; it has fewer where they would be wider than the figure. size: of the
     legend's letters, in points. Returns the height of it all, in inches.
     """
-    figure.suptitle(title, fontsize=size + 1.5)
-    small = 0.81 * size
-    wide = int(18 * figure.get_figwidth() * 6.5 / small)
-    told = "\n".join(textwrap.fill(line, wide) for line in note.splitlines())
+    small, large = 0.81 * size, size + 1.5
+
+    def wrapped(text: str, letters: float) -> str:
+        """The text in lines that are no wider than the figure. letters: their size, in points."""
+        return textwrap.fill(text, int(18 * figure.get_figwidth() * 6.5 / letters))
+
+    figure.suptitle(wrapped(title, large), fontsize=large)
+    told = "\n".join(wrapped(line, small) for line in note.splitlines())
     columns = _fitting([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size)
     fit: Style = {"loc": "outside lower center", "ncols": columns}
     legend = figure.legend(handles=handles, fontsize=size, title=told, **fit)

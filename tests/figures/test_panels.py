@@ -9,6 +9,7 @@ from helpers.frames import NAMES
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 
 from mi_ray.figures.panels import ACCURACY, bars, curve, defense_handles, framed, lines, show_percent, styled
 from mi_ray.figures.tables import latex, markdown, percent, points
@@ -126,3 +127,12 @@ def test_a_figure_looks_the_same_whatever_the_callers_settings_are_and_leaves_th
     with mpl.rc_context({"lines.linewidth": 7.0, "axes.facecolor": "red", "font.size": 20.0, "image.cmap": "gray"}):
         assert drawn() == plain
         assert mpl.rcParams["lines.linewidth"] == 7.0
+
+
+def test_a_long_title_is_no_wider_than_its_figure() -> None:
+    figure = Figure(figsize=(3.3, 3), layout="constrained")
+    framed(figure, "cifar10-jpeg: PGD-10, untargeted, ε = 8/255, and the worst case", "a note", [], 2)
+    FigureCanvasAgg(figure).draw()
+    title = next(text for text in figure.findobj(Text) if str(text.get_text()).startswith("cifar10"))
+    box = title.get_window_extent()
+    assert 0 <= box.x0 < box.x1 <= figure.bbox.width
