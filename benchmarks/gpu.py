@@ -254,6 +254,16 @@ class Checks:
             self.same(f"PGD-4, {precision}: in two blocks", whole, torch.cat(halves))
             lanes = lab.attacked(f, "pgd", pgd(4), lab.block(100, lanes=2))
             self.same(f"PGD-4, {precision}: two batches in flight", whole, lanes)
+        f, block = lab.fast("fp32"), lab.block(20)
+        values = {"steps": [2], "step_size": EPSILON / 4, "eot": 10, "scoring_draws": 1, "random_start": False}
+        for name, own in (("random_rotation", {"degrees": 20}), ("barrage", {"k": 2})):
+            defended = DefendedClassifier(f, DEFENSES.make(name, own), lab.pool, 10)
+            first, again = (lab.attacked(defended, "eot_pgd", values, block) for _ in range(2))
+            self.same(f"EOT-PGD-2 through {name}: again", first, again)
+        enlarging = lab.fast("fp32")
+        enlarging.side = 48
+        first, again = (lab.attacked(enlarging, "pgd", pgd(4), block) for _ in range(2))
+        self.same("PGD-4, images made larger for the network: again", first, again)
 
     def exact(self) -> None:
         """fp32 is fp32: TF32 would be a hundred times less exact."""

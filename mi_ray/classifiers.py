@@ -23,6 +23,7 @@ from mi_ray.graphs import Graphs
 from mi_ray.named import NETWORKS
 from mi_ray.networks import fit_weights, network_of, state_bytes
 from mi_ray.parameters import Parameterized, Registry, integer, kind_of, unknown
+from mi_ray.resampling import resized
 from mi_ray.store.files import Files
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -67,7 +68,8 @@ class Classifier(nn.Module):
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
-        x = self._resized(x)
+        if self.side is not None and (self.side, self.side) != tuple(x.shape[-2:]):
+            x = resized(x, self.side)
         logits = self.answer(x) if self.graphs is None else self.graphs(x)
         # A compiled network may write its next answer over this one, so the answer is copied.
         return counted(logits.clone() if self.compiled else logits)
@@ -75,14 +77,6 @@ class Classifier(nn.Module):
     def answer(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1] of the side that the network takes; no pass is counted."""
         return self._logits((x - self.mean).div_(self.std)).float()
-
-    def _resized(self, x: Float[Tensor, "B C H W"]) -> Tensor:
-        """Images of the side that the network takes, where that is another: bilinear, and averaged where they shrink."""
-        if self.side is None or (self.side, self.side) == tuple(x.shape[-2:]):
-            return x
-        smooth = self.side < min(x.shape[-2:])
-        side = (self.side, self.side)
-        return nn.functional.interpolate(x, side, mode="bilinear", align_corners=False, antialias=smooth)
 
     def _logits(self, normalised: Tensor) -> Tensor:
         cast: AbstractContextManager[object] = nullcontext()

@@ -89,11 +89,17 @@ def on_device(values: Any, device: torch.device) -> Tensor:
 
 
 def exact_arithmetic(device: torch.device) -> None:
-    """Have a GPU compute fp32 as fp32 (not TF32), and convolutions the same way each time. A CPU does both anyway."""
+    """Have a GPU compute fp32 as fp32 (not TF32), and in one order each time. A CPU does both anyway.
+
+    PyTorch warns once a process of what it has in no fixed order, which a network of a person's own may ask for.
+    """
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        # Nothing here reads memory before it is written. Type checkers do not see this switch of a module.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def has_bf16(device: torch.device) -> bool:

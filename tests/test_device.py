@@ -653,13 +653,17 @@ def test_a_copy_of_a_classifier_counts_for_itself_and_carries_no_counts(classifi
 def test_a_gpu_is_told_to_compute_fp32_as_fp32_and_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     flags = [(torch.backends.cudnn, name) for name in ("allow_tf32", "deterministic", "benchmark")]
     flags += [(torch.backends.cuda.matmul, "allow_tf32")]
+    flags += [(torch.utils.deterministic, "fill_uninitialized_memory")]
     before = [getattr(*flag) for flag in flags]
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     try:
         exact_arithmetic(CPU)
         assert [getattr(*flag) for flag in flags] == before
+        assert not torch.are_deterministic_algorithms_enabled()
         exact_arithmetic(torch.device("cuda"))
-        assert [getattr(*flag) for flag in flags] == [False, True, False, False]
+        assert [getattr(*flag) for flag in flags] == [False, True, False, False, False]
+        assert torch.is_deterministic_algorithms_warn_only_enabled()
     finally:
+        torch.use_deterministic_algorithms(False)
         for flag, value in zip(flags, before, strict=True):
             setattr(*flag, value)

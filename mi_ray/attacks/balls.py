@@ -16,6 +16,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mi_ray.randomness import Draws
+from mi_ray.resampling import read_at
 from mi_ray.threat_model import DEGREES, SHIFT, Norm
 
 SAME = 1e-4  # So far, in pixels of [0, 1], may two machines be apart that transform an image alike.
@@ -330,9 +331,9 @@ def transformed(x: Float[Tensor, "B C H W"], shares: Float[Tensor, "B three"]) -
     rows, columns = (torch.arange(size, device=x.device) - (size - 1) / 2 for size in (height, width))
     across, along = columns - right, rows[:, None] - down
     read = torch.stack([angle.cos() * across - angle.sin() * along, angle.sin() * across + angle.cos() * along], dim=-1)
-    # From pixels around the middle to what grid_sample takes, in which the outer edges of an image are at -1 and 1.
-    grid = (read * 2 / torch.tensor([width, height], device=x.device)).to(x.dtype)
-    found = F.grid_sample(x, grid, mode="bilinear", padding_mode="zeros", align_corners=False).clamp(0, 1)
+    # From pixels around the middle to places, of which the outer edges of an image are at -1 and 1.
+    places = (read * 2 / torch.tensor([width, height], device=x.device)).to(x.dtype)
+    found = read_at(x, places).clamp(0, 1)
     return torch.where(_each((shares == 0).all(1)), x, found)
 
 

@@ -18,6 +18,7 @@ from mi_ray.defenses.base import DEFENSES, RandomTransform
 from mi_ray.defenses.compression import FROM_YCC, TO_YCC, jpeg, mix_channels, straight_through
 from mi_ray.parameters import integer
 from mi_ray.randomness import Draws
+from mi_ray.resampling import read_at
 from mi_ray.sample_pool import SamplePool
 
 UNITS = 5  # uniforms that a group may use for an image
@@ -86,7 +87,7 @@ def _grid(x: Tensor) -> tuple[Tensor, Tensor]:
 def _read(x: Tensor, columns: Tensor, rows: Tensor) -> Tensor:
     """The image read at these places [M, H, W], bilinearly, its border continued."""
     grid = torch.stack([columns.expand(len(x), *x.shape[2:]), rows.expand(len(x), *x.shape[2:])], -1)
-    return F.grid_sample(x, grid, mode="bilinear", padding_mode="border", align_corners=False)
+    return read_at(x, grid, outside="border")
 
 
 def swirl(x: Images, u: Units, noise: Noise) -> Images:

@@ -6,7 +6,7 @@ images with truncation; its gradient is that of the identity (straight through).
 
 from dataclasses import dataclass
 from math import pi
-from typing import Any, ClassVar, Literal, final
+from typing import Any, ClassVar, final
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,7 @@ from torch import Tensor
 from mi_ray.defenses.base import DEFENSES, RandomTransform
 from mi_ray.parameters import choice, flag, number, pair
 from mi_ray.randomness import Draws
+from mi_ray.resampling import Interpolation, read_at
 from mi_ray.sample_pool import SamplePool
 
 
@@ -39,7 +40,7 @@ class RandomRotation(RandomTransform):
     colour: ClassVar[str] = "#009E73"
     marker: ClassVar[str] = "^"
     degrees: float = number("largest angle d, in degrees", low=0.0, high=180.0)
-    interpolation: Literal["bilinear", "nearest"] = choice(
+    interpolation: Interpolation = choice(
         "how a pixel between pixels is read",
         ("bilinear", "nearest"),
         "bilinear",
@@ -67,7 +68,7 @@ class RandomRotation(RandomTransform):
         source = (truncate_to_8_bits(x) if self.eight_bit else x) - self.fill
         copies = source.expand(draws.executions, *x.shape).flatten(0, 1)
         grid = F.affine_grid(theta, list(copies.shape), align_corners=False)
-        turned = F.grid_sample(copies, grid, mode=self.interpolation, padding_mode="zeros", align_corners=False)
+        turned = read_at(copies, grid, self.interpolation)
         return (turned + self.fill).unflatten(0, (draws.executions, len(x)))
 
     @classmethod
