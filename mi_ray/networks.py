@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, TypeGuard, cast
 
 import torch
 from safetensors.torch import load as load_tensors
@@ -105,7 +105,7 @@ def _takes(key: str, own: Tensor, stored: Tensor) -> bool:
     return key.endswith("num_batches_tracked") or torch.equal(stored.to(own.dtype).to(stored.dtype), stored)
 
 
-def _is_state(content: object) -> bool:
+def _is_state(content: object) -> TypeGuard[dict[str, Tensor]]:
     """Whether something is a state dict: tensors by their names."""
     if not isinstance(content, dict) or not content:
         return False
@@ -118,7 +118,29 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     The latter is read with weights_only=True: no code runs. Raises ValueError for a file that cannot be read,
     holds something else than tensors by their names, or numbers that are not finite.
     """
+    state = next(iter(_states(path).values()))
+    # Of floating-point numbers of a byte torch cannot say itself whether they are finite.
+    small = {key for key, value in state.items() if value.is_floating_point() and value.element_size() == 1}
+    broken = [key for key, value in state.items() if not (value.float() if key in small else value).isfinite().all()]
+    if broken:
+        raise ValueError(
+            f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"
+        )
+    return state
+
+
+def left_unread(path: Path) -> list[str]:
+    """Names of the state dicts in a file beside the one that `read_weights` takes, as of the mean of a training's weights.
+
+    Raises ValueError like it.
+    """
+    return list(_states(path))[1:]
+
+
+def _states(path: Path) -> dict[str, dict[str, Tensor]]:
+    """The state dicts of a file by their names, first the one that is taken; of a plain one the name is empty."""
     rule = f"weights must be a safetensors file or a state dict of torch.save; {path}"
+    content: object
     try:
         with warnings.catch_warnings():  # of torch, about the form of a file that is refused anyway
             warnings.simplefilter("ignore")
@@ -132,20 +154,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{rule} is empty, or ends too early") from error
     except Exception as error:  # pickle's own error types too, when a file holds more than tensors
         raise ValueError(f"{rule} is neither, or holds more than tensors, such as code, which is never run") from error
+    if _is_state(content):
+        return {"": content}
     # A checkpoint of a training holds them one level down, beside such things as the epoch.
     parts = {str(key): part for key, part in content.items() if _is_state(part)} if isinstance(content, dict) else {}
-    state: Any = content if _is_state(content) else parts.get("state_dict", next(iter(parts.values()), None))
-    if state is None or (state is not content and len(parts) > 1 and "state_dict" not in parts):
+    if "state_dict" in parts:
+        return {"state_dict": parts.pop("state_dict"), **parts}
+    if len(parts) != 1:
         told = f"state dicts under {', '.join(parts)}: save one of them alone" if parts else "no tensors by their names"
         raise ValueError(f"{rule} holds {told}; save network.state_dict(), and not the network")
-    # Of floating-point numbers of a byte torch cannot say itself whether they are finite.
-    small = {key for key, value in state.items() if value.is_floating_point() and value.element_size() == 1}
-    broken = [key for key, value in state.items() if not (value.float() if key in small else value).isfinite().all()]
-    if broken:
-        raise ValueError(
-            f"{path} must hold finite numbers; NaN or infinite in {len(broken)} tensors, first {broken[0]}"
-        )
-    return dict(state)
+    return parts
 
 
 class OwnNetwork(NamedTuple):

@@ -24,7 +24,7 @@ from mi_ray.data import SOURCES, Dataset
 from mi_ray.data.disk_images import chosen
 from mi_ray.defenses import DEFENSES, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK
-from mi_ray.networks import OwnNetwork, read_weights, state_bytes, unwrapped
+from mi_ray.networks import OwnNetwork, left_unread, read_weights, state_bytes, unwrapped
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import load_plugins
 from mi_ray.parameters import Method
@@ -246,10 +246,7 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
         try_classifier(entry, classifier, dataset, precision, gradients=follows)
         refuse_other(entry, classifier, side)
         notes = [f"note: {entry.name}: {each}" for each in doubts(entry, classifier, dataset)]
-        if prefix := _taken_off(entry, classifier):
-            notes.append(
-                f"note: the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
-            )
+        notes += [f"note: {entry.name}: {each}" for each in _of_weights(entry, classifier)]
         unfolded: dict[Precision, str | None] = {}
         if entry.architecture is None:  # Our own always have that form.
             exact = why_not_folded(classifier, side, "fp32")
@@ -258,11 +255,15 @@ def _try_own(planner: Planner, dataset: Dataset, precision: Precision) -> Iterat
         yield Tried(work, unfolded, notes)
 
 
-def _taken_off(entry: ClassifierEntry, classifier: Classifier) -> str:
-    """What torch's wrappers have put before the names in a file of weights; nothing where there is none."""
+def _of_weights(entry: ClassifierEntry, classifier: Classifier) -> Iterator[str]:
+    """How a file of weights was read, where it could have been meant otherwise, a sentence each."""
     if entry.weights is None:
-        return ""
-    return unwrapped(read_weights(Path(entry.weights)), classifier.network.state_dict().keys())[1]
+        return
+    prefix = unwrapped(read_weights(Path(entry.weights)), classifier.network.state_dict().keys())[1]
+    if prefix:
+        yield f"the names in {entry.weights} begin with {prefix!r}, which a wrapper put there; it is taken off"
+    if others := left_unread(Path(entry.weights)):
+        yield f"{entry.weights} holds {', '.join(others)} too; the weights under 'state_dict' are taken (save others alone)"
 
 
 def _try_plugins(study: Study) -> None:

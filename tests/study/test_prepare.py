@@ -1,10 +1,13 @@
 """What a study is told about its sweep before any work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
 from helpers.sweeps import sweep
 
+from mi_ray.classifiers import build_classifier
 from mi_ray.plan.keyed import FOLDED_VERSION
 from mi_ray.plan.planner import Planner
 from mi_ray.study.prepare import REGISTRIES, prepare
@@ -83,6 +86,25 @@ def test_a_search_asks_for_attacks_on_the_settings_of_each_classifier_alone() ->
     attacks = [{**THROUGH, "classifiers": ["f"]}, {**PGD, "classifiers": ["g"]}]
     optuna, points = {"optuna": {"trials": 2}}, {"count": 40, "selection": 20}
     assert prepare(sweep(classifiers=two, attacks=attacks, defenses=defenses, search=optuna, points=points)).notes == ()
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_weights_that_lie_beside_those_that_are_taken_are_told_of(first: bool, tmp_path: Path) -> None:
+    """The mean of a training's weights answers otherwise than its last ones."""
+    entry = {"name": "f", "architecture": "cnn_small"}
+    scale = {"mean": [0.5] * 3, "std": [0.5] * 3}
+    state = build_classifier(
+        {"architecture": "cnn_small", "arguments": {}, "classes": 10, **scale}
+    ).network.state_dict()
+    others = {"state_dict_ema": {key: value * 0.9 for key, value in state.items()}}
+    path = tmp_path / "net.pt"
+    torch.save({"state_dict": state, **others} if first else {**others, "state_dict": state}, path)
+    notes = prepare(sweep(classifiers=[{**entry, "weights": str(path)}], attacks=[PGD])).notes
+    assert [each for each in notes if "state_dict_ema" in each] == [
+        f"note: f: {path} holds state_dict_ema too; the weights under 'state_dict' are taken (save others alone)"
+    ]
+    torch.save({"state_dict": state, "epoch": 3}, path)
+    assert prepare(sweep(classifiers=[{**entry, "weights": str(path)}], attacks=[PGD])).notes == ()
 
 
 def test_what_is_made_with_an_architecture_of_a_plugins_says_in_its_key_that_it_is_computed_as_it_is() -> None:
