@@ -17,11 +17,10 @@ from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import read_counts
 from mi_ray.page.examples import example_facts, read_examples
 from mi_ray.page.facts import certified_facts, load, study_facts, training_curves
-from mi_ray.page.remedies import REMEDIES
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import report_path
 from mi_ray.store.read import studies_of
-from mi_ray.study.checks import CRITERIA
+from mi_ray.study.checks import WORDS
 
 HERE = Path(__file__).parent
 LIBRARY = "window.vegaEmbed = vegaEmbed;"  # what the script of the charts leaves for the page's own
@@ -67,8 +66,7 @@ def page(store: Store, studies: Sequence[str]) -> str:
         told, side = _facts(store, study)
         facts.append(told)
         sides.append(side)
-    words = {name: [CRITERIA.get(name, ""), REMEDIES.get(name, "")] for name in {**CRITERIA, **REMEDIES}}
-    data = {"store": store.uri, "studies": facts, "comparisons": comparisons(sides), "checks": words}
+    data = {"store": store.uri, "studies": facts, "comparisons": comparisons(sides), "checks": WORDS}
     loader = FileSystemLoader(HERE, encoding="utf-8")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     parts = {name.replace(".", "_"): _text(name) for name in ("page.css", "charts.js", "page.js")}

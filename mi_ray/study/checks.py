@@ -1,15 +1,14 @@
 """Whether a number can be trusted: checks with a criterion each, stored as passed, failed or not run (docs/checks.md).
 
-`STORED` and `RULES` are the tables of all of them: name and criterion, and of `RULES` what an attack is held against, if
-anything, and how that is judged. A new check is one entry there, a paragraph of its name in docs/checks.md, and what to do
-where it fails in `page/remedies.py`. After Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al.
-(2018). Everything here is a pure function of counts and values; `verdicts` gathers what they need, and `battery` holds the
-statistics.
+`STORED` and `RULES` are the tables of all of them: name, criterion and remedy, and of `RULES` what an attack is held against,
+if anything, and how that is judged. A new check is one entry there and a paragraph of its name in docs/checks.md. After
+Carlini et al. (2019), *On Evaluating Adversarial Robustness*, and Athalye et al. (2018). Everything here is a pure function of
+counts and values; `verdicts` gathers what they need, and `battery` holds the statistics.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -183,10 +182,12 @@ class Evidence:
 class CheckRule(PlannedRule):
     """A check of an attack: a row of `RULES`.
 
-    criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. judge: the finding of its evidence.
+    criterion: what must hold, in a sentence, as docs/checks.md begins its paragraph. remedy: what to do where it fails.
+    judge: the finding of its evidence.
     """
 
     criterion: str = ""
+    remedy: str = ""
     judge: Callable[[Evidence], Finding] = lambda found: not_run("it is judged elsewhere")
 
 
@@ -427,17 +428,43 @@ def _of_known_solutions(attack: Attacked) -> Control | None:
     return Control("binarization", {"of": canonical({attack.method: attack.values})}, attack.threat.epsilon)
 
 
-# Checks that are read off what is stored already, with their criteria; `verdicts` has their code.
+class Words(NamedTuple):
+    """A check in sentences: what must hold, and what to do where it fails."""
+
+    criterion: str
+    remedy: str
+
+
+# Checks that are read off what is stored already; `verdicts` has their code.
 STORED = {
-    "in_ball": "The largest distance of an image from its clean one, in the attack's norm, is at most epsilon, up to 1e-6 of "
-    "rounding.",
-    "in_box": "Every pixel of every attacked image is in [0, 1].",
-    "logits_not_probabilities": "The network's outputs are not themselves probability vectors.",
-    "randomness_declared": "F gives the same output five times.",
-    "oblivious_not_stronger": "An adaptive attack leaves no more than a point more than the strongest oblivious attack on "
-    "the same setting, radius and goal.",
-    "peers": "No attack of the study of the same knowledge, setting, radius and goal that costs no more passes leaves "
-    "significantly less.",
+    "in_ball": Words(
+        "The largest distance of an image from its clean one, in the attack's norm, is at most epsilon, up to 1e-6 of "
+        "rounding.",
+        "The attack leaves its threat model. Mend its projection; the number means nothing before that.",
+    ),
+    "in_box": Words(
+        "Every pixel of every attacked image is in [0, 1].",
+        "Let the attack clip its images (`clip: true` for the averaged attack).",
+    ),
+    "logits_not_probabilities": Words(
+        "The network's outputs are not themselves probability vectors.",
+        "Take the softmax out of the network: through a second one its gradients are too small.",
+    ),
+    "randomness_declared": Words(
+        "F gives the same output five times.",
+        "Put the network into evaluation mode. Randomness belongs into the defense, where attacks average over it.",
+    ),
+    "oblivious_not_stronger": Words(
+        "An adaptive attack leaves no more than a point more than the strongest oblivious attack on the same setting, "
+        "radius and goal.",
+        "The adaptive attack is broken or too short. Lengthen it, or take `cascade`, and quote neither it nor the "
+        "worst case before that.",
+    ),
+    "peers": Words(
+        "No attack of the study of the same knowledge, setting, radius and goal that costs no more passes leaves "
+        "significantly less.",
+        "Quote the attack that is named here, or the worst case.",
+    ),
 }
 RULES = (
     CheckRule(
@@ -445,6 +472,8 @@ RULES = (
         control=_reference,
         of_trajectory=False,
         criterion="The reference attack does not leave significantly less.",
+        remedy="The attack is weaker than 20 plain steps, or than 99 rotations and shifts. Mend it, or take `pgd`, "
+        "`eot_pgd`, `cascade` or `spatial: grid`.",
         judge=_judge_reference,
     ),
     CheckRule(
@@ -454,6 +483,8 @@ RULES = (
         control=lambda attack: _reference(attack) if attack.threat.leaves_label else None,
         of_trajectory=False,
         criterion="Of the points that stand, 85 % made more than half of the reference's gain in margin.",
+        remedy="The attack has hardly moved these points. Take longer or more steps, or a less noisy gradient (a "
+        "larger `eot`).",
         judge=_judge_headway,
     ),
     CheckRule(
@@ -463,6 +494,7 @@ RULES = (
         of_moved=True,
         of_trajectory=False,
         criterion="At most a tenth of the points that stand were moved by less than 0.99 epsilon.",
+        remedy="The attack is confined to a smaller ball. Look for a mistake in the units of ε or of the step size.",
         judge=_judge_budget,
     ),
     CheckRule(
@@ -470,6 +502,8 @@ RULES = (
         free=True,
         of_trajectory=False,
         criterion="At most a tenth of the gradients that the attack followed on points that stand are zero in every pixel.",
+        remedy="The gradient is masked. Use `apgd` with its difference-of-logits loss, `square`, or attack a smooth "
+        "version.",
         judge=_judge_zero_gradients,
     ),
     CheckRule(
@@ -478,6 +512,7 @@ RULES = (
         of_trajectory=False,
         of_leaving=True,  # On its way to a target a sound attack makes 8 to 10 % of the errors right.
         criterion="At most 2 % of the points that are wrong when clean are right under attack.",
+        remedy="The attack leaves the model's own label. Let it leave the true one (`attack_labels: true`).",
         judge=_judge_pushed_back,
     ),
     CheckRule(
@@ -487,6 +522,7 @@ RULES = (
         of_drawn_points=True,
         of_queries=True,
         criterion="On points that no control is run on, the attack leaves no significantly larger share than on the others.",
+        remedy="The attack is strong on the checked points alone. Run `checks: full`, and do not quote it before that.",
         judge=_judge_elsewhere,
     ),
     CheckRule(
@@ -497,6 +533,7 @@ RULES = (
         points=LIMITED_POINTS,
         criterion="Two figures: what is left where the adversary may fix the defense's draws, and where success counts while it "
         "optimises.",
+        remedy="Nothing fails by it. A large gap says that the gain is that nobody knows the defense's draws.",
         judge=_judge_fixed_randomness,
     ),
     CheckRule(
@@ -505,6 +542,7 @@ RULES = (
         of_trajectory=False,
         points=LIMITED_POINTS,
         criterion="Twice the steps do not leave significantly less.",
+        remedy="Run it with more steps; what is stored is continued, so that only the further ones cost anything.",
         judge=_judge_stronger,
     ),
     CheckRule(
@@ -512,6 +550,7 @@ RULES = (
         control=_doubled("restarts"),
         points=LIMITED_POINTS,
         criterion="Twice the restarts do not leave significantly less.",
+        remedy="Run it with more restarts, or take `cascade`.",
         judge=_judge_stronger,
     ),
     CheckRule(
@@ -519,6 +558,7 @@ RULES = (
         control=_doubled("eot"),
         points=LIMITED_POINTS,
         criterion="Twice the executions in the gradient do not leave significantly less.",
+        remedy="Raise `eot`, so that the gradient is less a matter of chance.",
         judge=_judge_stronger,
     ),
     CheckRule(
@@ -526,6 +566,7 @@ RULES = (
         control=_at_epsilon(0.0),
         points=RADIUS_POINTS,
         criterion="The same attack at epsilon 0 leaves exactly the clean predictions.",
+        remedy="Something changes images on their way: preprocessing, shifted points, or a rounding to 8 bits.",
         judge=_judge_epsilon_zero,
     ),
     CheckRule(
@@ -533,6 +574,7 @@ RULES = (
         control=_at_epsilon(2.0),
         points=RADIUS_POINTS,
         criterion="At twice epsilon, with steps twice as long, the attack does not leave significantly more.",
+        remedy="The attack is stuck. Start it at random, and give it restarts.",
         judge=_judge_monotone,
     ),
     CheckRule(
@@ -541,6 +583,7 @@ RULES = (
         control=_in_a_large_ball,
         points=RADIUS_POINTS,
         criterion="The attack with 100 steps in a ball in which any image can be turned grey leaves at most chance, 1/classes.",
+        remedy="Any image can be turned grey there, so the gradient lies. Use `square`, or attack a smooth version.",
         judge=_judge_large_epsilon,
     ),
     CheckRule(
@@ -550,6 +593,7 @@ RULES = (
         of_trajectory=False,
         points=LIMITED_POINTS,
         criterion="The best of 20 uniform points in the ball does not leave significantly less.",
+        remedy="Noise is the better attack. Mend this one.",
         judge=_judge_stronger,
     ),
     CheckRule(
@@ -561,6 +605,7 @@ RULES = (
         points=LIMITED_POINTS,
         criterion="The Square attack with 1,000 queries neither leaves significantly less, nor breaks, without a random defense, "
         "significantly more than 3 % of the points alone.",
+        remedy="The gradients mislead. Use `square`, or `apgd` with its difference-of-logits loss.",
         judge=_judge_black_box,
     ),
     CheckRule(
@@ -569,6 +614,8 @@ RULES = (
         control=_of_known_solutions,
         by_option=True,
         criterion="The attack solves no significantly smaller share than 95 % of problems whose solution is known to exist.",
+        remedy="The attack does not find what is there. Look for steps that are too short, a smaller ball, or masked "
+        "gradients; `apgd` with its difference-of-logits loss or `square` tells which.",
         judge=_judge_binarization,
     ),
 )
@@ -576,7 +623,7 @@ _RULES = {rule.name: rule for rule in RULES}
 OPTIONAL = tuple(rule.name for rule in RULES if rule.by_option)  # named by the cells that were asked for them alone
 NEED_PASSES = tuple(rule.name for rule in RULES if not rule.free and not rule.by_option)
 CHECKS = (*STORED, *(name for name in _RULES if name not in OPTIONAL))  # named by every attacked cell
-CRITERIA = {**STORED, **{name: rule.criterion for name, rule in _RULES.items()}}  # what must hold, in a sentence
+WORDS = {**STORED, **{name: Words(rule.criterion, rule.remedy) for name, rule in _RULES.items()}}
 
 
 def is_made_in(norm: Norm, name: str) -> bool:

@@ -29,14 +29,13 @@ from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import _beside, _png, _undefended, read_examples
 from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
-from mi_ray.page.remedies import REMEDIES
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.read import read_cells
 from mi_ray.store.schemas import EXAMPLES, TRAINING
-from mi_ray.study.checks import CHECKS, CRITERIA, OPTIONAL
+from mi_ray.study.checks import CHECKS, OPTIONAL, WORDS
 from mi_ray.study.prepare import prepare
 from mi_ray.sweep_files import load_sweep
 
@@ -65,8 +64,8 @@ def counted(cells: list[str], right: list[list[int]]) -> Counts:
 
 
 def test_every_check_has_a_criterion_and_says_what_to_do_where_it_fails() -> None:
-    assert set(CRITERIA) == {*CHECKS, *OPTIONAL} == set(REMEDIES)
-    assert all(text.strip().endswith(".") for text in (*CRITERIA.values(), *REMEDIES.values()))
+    assert set(WORDS) == {*CHECKS, *OPTIONAL}
+    assert all(text.strip().endswith(".") for words in WORDS.values() for text in words)
 
 
 def test_a_page_holds_every_cell_and_every_points_right_draws(store: Store) -> None:
