@@ -28,7 +28,7 @@ from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.trying import look_problems, objective_problems, on_scale, try_attack
+from mi_ray.study.trying import look_problems, objective_problems, on_scale, try_attack, unwritten
 from mi_ray.sweep_files import PACKAGED, make_folder
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
@@ -319,7 +319,8 @@ def _transformation(part: RandomTransform, x: Tensor) -> Problems:
     def copies(images: Tensor) -> Tensor:
         pool = _pool((images.shape[2], images.shape[3])) if part.needs_pool() else None
         predicted = torch.arange(len(images)) % CLASSES
-        return part.copies(images, lambda: Draws(Key(3, "test"), POINTS, 5, 0, CPU), predicted, pool)
+        with unwritten(images):
+            return part.copies(images, lambda: Draws(Key(3, "test"), POINTS, 5, 0, CPU), predicted, pool)
 
     for images in (x, _images(12, 20)):
         try:

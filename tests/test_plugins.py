@@ -85,6 +85,12 @@ ATTACK = [
         "passes = (10, 10); stops = lambda self: [1]",
         "stops() must be a tuple of increasing whole numbers",
     ),
+    ("return x.detach()", "return batch.x.detach().mul_(0.9)", "must leave batch.x as it is; it wrote into it"),
+    (
+        "return x.detach()",
+        "model.train(); return x.detach()",
+        "must leave the model in evaluation mode",
+    ),
     ("model, step=step", "model", "behind a random defense all of its 10 gradients meet the same draws"),
     ("self.share *", "self.sharp *", "it must run; AttributeError"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
@@ -111,6 +117,7 @@ DEFENSE = [
         "return 255 * x + ",
         "transform must return pixels in [0, 1] or near it, as floating-point numbers",
     ),
+    ("return x + ", "x.detach().mul_(0.9); return x + ", "it must leave the images as they are, which it writes into"),
     ('"amplitude": 0.0', '"amplitude": 0.3', "with the parameters of identity() the probabilities must be those of F"),
     ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
 ]
@@ -223,6 +230,38 @@ class Walk(ImagesAttack):
                 batch.criterion.loss(model(x), batch.labels).sum().backward()
             x = batch.projected(x.detach() + 0.01 * x.grad.sign())
         return x
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class InPlace(ImagesAttack):
+    name = "my_steps_in_place"
+    passes = (0, 0)
+    def images(self, model, batch):
+        adversarial = batch.x.detach()
+        adversarial += 5 * batch.epsilon
+        adversarial.clamp_(batch.x - batch.epsilon, batch.x + batch.epsilon)
+        return adversarial.clamp_(0, 1)
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class Training(InPlace):
+    name = "my_training_step"
+    def images(self, model, batch):
+        model.eval()
+        found = batch.random_start()
+        model.train()
+        return found
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Piles(RandomTransform):
+    name = "my_piles"
+    def transform(self, x, draws, predicted, pool):
+        x += 0.1 * draws.normal_images(x.shape[1:])[0]
+        return x.expand(draws.executions, *x.shape)
+    @classmethod
+    def identity(cls):
+        return None
 """
 
 
@@ -245,6 +284,12 @@ def test_a_defense_that_draws_and_says_it_does_not_is_refused(tmp_path: Path) ->
                 "attacks": [{"my_walk": {}, "epsilon": 0.1, "knowledge": "adaptive"}],
             },
             "and 15 backward behind gaussian_noise; it says",
+        ),
+        ({"attacks": [{"my_steps_in_place": {}, "epsilon": 0.1}]}, r"must leave batch\.x as it is"),
+        ({"attacks": [{"my_training_step": {}, "epsilon": 0.1}]}, "must leave the model in evaluation mode"),
+        (
+            {"defenses": ["my_piles"], "attacks": [{"pgd": {"steps": 1}, "epsilon": 0.1}]},
+            "must leave the images as they are",
         ),
     ],
 )

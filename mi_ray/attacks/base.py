@@ -1,8 +1,8 @@
 """What an attack is: a batch of clean images with labels and a threat model -> images inside the ball and the pixel box."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, ClassVar, Protocol, final, runtime_checkable
@@ -279,7 +279,8 @@ class Attack(Parameterized):
         these points stands, from which the attack goes on. given: what other attacks made of the images.
 
         Raises ValueError when labels are missing, the images are not in [0, 1] or it does not know the norm, and when `run`
-        returns something else than `Adversarial` with these shapes; NotFiniteError when its images, or the gradients that led
+        returns something else than `Adversarial` with these shapes, writes into what it was handed or leaves the model in
+        training mode; NotFiniteError when its images, or the gradients that led
         to them, are not finite; OutsideBallError when they leave the ball of radius epsilon or the pixel box.
         """
         self._refuse_norm(threat)
@@ -291,10 +292,40 @@ class Attack(Parameterized):
         if len(points) != len(x):
             raise ValueError(f"points must name each image once; got {len(points)} points for {len(x)} images")
         batch = Batch(x, labels, threat, Key(seed, "attack", self.name), points, given)
-        found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
+        with self._left_alone(model, batch):
+            found = self.run(model, batch) if begun is None else self.go_on(begun, model, batch)
         self._refuse(found, batch)
         self._refuse_outside(found, batch)
         return found
+
+    @contextmanager
+    def _left_alone(self, model: nn.Module, batch: Batch) -> Iterator[None]:
+        """Raise ValueError where the block writes into images or labels, or leaves the model in training mode.
+
+        A step in place on `batch.x.detach()`, which has the clean images' memory, would measure its ball around itself; a model
+        that is left in training mode answers otherwise to whoever comes next. Its mode is put back before anything is raised.
+        """
+        handed = {"batch.x": batch.x, "batch.labels": batch.labels}
+        handed |= {f"batch.given[{place}]": images for place, images in enumerate(batch.given)}
+        before = {name: tensor.clone() for name, tensor in handed.items()}
+        modes = [(module, module.training) for module in model.modules()]
+        try:
+            yield
+        finally:
+            changed = [module for module, training in modes if module.training and not training]
+            for module, training in modes:
+                module.training = training
+        if changed:
+            raise ValueError(
+                f"{self.name} must leave the model in evaluation mode, in which it is handed over; {len(changed)} of its modules "
+                "are in training mode afterwards (model.train()?)"
+            )
+        for name, tensor in handed.items():
+            if not torch.equal(tensor, before[name]):
+                raise ValueError(
+                    f"{self.name} must leave {name} as it is; it wrote into it (in place, or into its .detach(), which has the "
+                    "same memory: take a .clone())"
+                )
 
     def _refuse_outside(self, found: Adversarial, batch: Batch) -> None:
         """Raise OutsideBallError, which names the image that is farthest off, unless all are in the ball and the pixel box.

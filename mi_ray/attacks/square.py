@@ -224,7 +224,7 @@ class Square(Attack):
                 better = found < least[open_]
                 best[open_[better]], least[open_[better]] = proposal[better], found[better]
                 if not isinstance(asked, Bindable):
-                    open_ = open_[found >= 0]
+                    open_ = open_[~(found < 0)]  # An answer that is NaN fools nobody.
             if query + 1 in self.queries:
                 kept.append(best.clone())
         return without_gradients(model, torch.stack(kept), batch, self.queries, self.scoring_draws)

@@ -4,6 +4,7 @@ Everything here costs a second at most. What shows only on some images is found 
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -259,7 +260,19 @@ def on_scale(copies: Tensor) -> bool:
 def _copies(component: RandomTransform, x: Tensor, points: Sequence[int], pool: SamplePool | None) -> Tensor:
     """One chunk of copies of these images."""
     predicted = torch.zeros(len(x), dtype=torch.int64)
-    return component.copies(x, lambda: Draws(Key(0, "try"), points, CHUNK, 0, x.device), predicted, pool)
+    with unwritten(x):
+        return component.copies(x, lambda: Draws(Key(0, "try"), points, CHUNK, 0, x.device), predicted, pool)
+
+
+@contextmanager
+def unwritten(x: Tensor) -> Iterator[None]:
+    """Raise ValueError where the block writes into images that a defense is handed: its next execution would meet them so."""
+    before = x.detach().clone()
+    yield
+    if not torch.equal(x, before):
+        raise ValueError(
+            "it must leave the images as they are, which it writes into (an operation in place?): take a .clone()"
+        )
 
 
 def try_attack(
@@ -277,7 +290,7 @@ def try_attack(
     x = to_unit(dataset.test_images[:IMAGES])
     y = torch.from_numpy(np.array(dataset.test_labels[:IMAGES]))
     stand_in = _StandIn(x[0].numel(), dataset.classes)
-    model: nn.Module = stand_in
+    model: nn.Module = stand_in.eval()
     parts: tuple[int, ...] = ()
     if defense is not None:
         parts = tuple(chunk_of(component) for component in defense.components())
