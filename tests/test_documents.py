@@ -93,7 +93,7 @@ def test_what_an_attack_of_ones_own_can_say_is_all_in_the_document() -> None:
         if not name.startswith("_") and (isinstance(value, property) or not callable(value))
     }
     # These are for attacks with several stops, which are no `ImagesAttack`; `revision` follows from `version`.
-    beside = {"stop_parameter", "goes_on", "minimal", "revision"}
+    beside = {"stop_parameter", "goes_on", "revision"}
     assert said - beside == {name for name in said - beside if f"`{name}`" in text}
 
 

@@ -19,6 +19,7 @@ ABOVE = (
     "a worst case may lie above one of its attacks, since each draw is reported under the attack that the other draws choose; "
     "the lower number is then the one to quote"
 )
+NO_BLACK_BOX = "No ✓ here was held against a black box, which tells masked gradients."
 EXPLAINED = (
     "✓ the checks of the cell's attack passed, ✗ one failed (its number is not to be quoted as it stands), "
     f"{NOT_JUDGED} no control was run, or it could not tell."
@@ -50,6 +51,8 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
     parts = [EXPLAINED]
     if few := _fewer_judged(attacked):
         parts.append(few)
+    if _without_black_box(attacked):
+        parts.append(NO_BLACK_BOX)
     if _some_oblivious(attacked):
         parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
     if _chosen_by_itself(attacked):
@@ -73,6 +76,13 @@ def _fewer_judged(attacked: "pd.DataFrame") -> str:
         return ""
     told = " or ".join(f"{points:,} of the {reported:,}" for points, reported in sorted(judged))
     return f"The reference that a ✓ rests on was run on {told} points: the fewer, the larger the faults that it tells."
+
+
+def _without_black_box(attacked: "pd.DataFrame") -> bool:
+    """Whether there are ✓ and none of them was held against a black box."""
+    passed = attacked[(attacked["verdict"] == "passed") & attacked["checks"].notna()]
+    states = [json.loads(text).get("black_box_not_stronger", {}).get("state") for text in passed["checks"]]
+    return bool(states) and "passed" not in states
 
 
 def checks_note(cells: "pd.DataFrame") -> str:

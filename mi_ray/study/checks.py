@@ -22,6 +22,7 @@ from mi_ray.study.battery import Answers
 from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
 CheckState = Literal["passed", "failed", "not run"]
+BLACK_BOX = "black_box_not_stronger"
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell that are tests.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio is constant, and its gradient zero,
 # where the label's logit is the third largest: behind a random defense that is so in a few draws of points that stand (2.6 %
@@ -494,7 +495,8 @@ RULES = (
         of_moved=True,
         of_trajectory=False,
         criterion="At most a tenth of the points that stand were moved by less than 0.99 epsilon.",
-        remedy="The attack is confined to a smaller ball. Look for a mistake in the units of ε or of the step size.",
+        remedy="The attack is confined to a smaller ball. Look for a mistake in the units of ε or of the step size. One that "
+        "looks for the nearest image says so (`minimal` in docs/plugins.md).",
         judge=_judge_budget,
     ),
     CheckRule(
@@ -597,7 +599,7 @@ RULES = (
         judge=_judge_stronger,
     ),
     CheckRule(
-        "black_box_not_stronger",
+        BLACK_BOX,
         norms=("linf", "l2"),
         control=_without_gradients("square", lambda: {"queries": QUERIES, "schedule": QUERIES}),
         of_trajectory=False,
@@ -634,6 +636,11 @@ def is_made_in(norm: Norm, name: str) -> bool:
 def has_limit(name: str) -> bool:
     """Whether a check's control has a limit of points of its own, as longer runs, other radii, noise and Square have."""
     return _RULES[name].points is not None
+
+
+def is_dear(name: str) -> bool:
+    """Whether a check is made of the first setting of a defense alone, and left out where it would cost too much."""
+    return name in _RULES and _RULES[name].one_setting
 
 
 def judge(name: str, evidence: Evidence) -> Finding:

@@ -14,6 +14,7 @@ from mi_ray.plan.work import ClassifierWork, Passes, Plan, Work, merged, merged_
 from mi_ray.statistics import detectable_difference
 from mi_ray.store.blocks import Block, Store, missing_ranges
 from mi_ray.store.files import DamagedFileError
+from mi_ray.study.checks import BLACK_BOX, is_made_in
 from mi_ray.study.denoisers import denoiser_passes
 from mi_ray.study.duration import Duration, busy_places, denoiser_line, duration
 from mi_ray.study.precision import check_passes, check_pays, decisions
@@ -224,6 +225,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines += _checks_line(study, rows)
+    lines += black_box_lines(plan)
     lines += bounds_lines(plan)
     lines.append(places_line(study, plan))
     attack, *others = (row.left for row in rows[1:])
@@ -264,6 +266,18 @@ def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:
     return [
         f"the checks cost more than the study itself, {passes['checks']:,} passes against {own:,}: {fewer}`checks: cheap` "
         "judges by stored rows alone, and `mi-ray sweep` shows the first frontier before it begins them"
+    ]
+
+
+def black_box_lines(plan: Plan) -> list[str]:
+    """That no black box is run, where it would cost too much or is not asked for; nothing where no check needs passes."""
+    judged = [check for check in plan.checks if check.name == "reference"]
+    able = any(is_made_in(check.judged.identity["norm"], BLACK_BOX) for check in judged)
+    if not able or any(check.name == BLACK_BOX for check in plan.checks):
+        return []
+    return [
+        "no attack is held against a black box, without which one whose gradients are masked can pass: "
+        "`checks: {black_box: always}` runs it"
     ]
 
 

@@ -41,6 +41,10 @@ REPEATED = 8  # Images on which a classifier is asked five times whether it is d
 SETTING = ("classifier_key", "defense", "defense_params", "executions", "draws", "norm", "epsilon", "goal")
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
+LEFT_OUT = not_run(
+    "it is made of the first setting of each defense, and only as far as all checks cost no more than the study "
+    "(`checks: {black_box: always}` makes it whatever it costs)"
+)
 NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts the image")
 NOT_IN_NORM = not_run("what it holds an attack against does not attack in this norm")
 ITS_MEMBERS = not_run("its members say it")
@@ -163,7 +167,9 @@ class Verdicts:
             return NOT_IN_NORM if norm in NORMS else NOT_IN_PIXELS
         attack = self._cells[cell].inputs.attack
         queries = attack is not None and not ATTACKS[attack.method].follows_gradients
-        return QUERIES_ALONE if queries and not self._cells[cell].members else NO_COMPARISON
+        if queries and not self._cells[cell].members:
+            return QUERIES_ALONE
+        return LEFT_OUT if checks.is_dear(check) else NO_COMPARISON
 
     def _of_worst_case(self, row: Row, findings: Mapping[str, Findings], done: Mapping[str, Row]) -> Findings:
         """The checks of its strongest member that has passed: where there is a defense, one that was made on it, with gradients

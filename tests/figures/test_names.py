@@ -147,3 +147,12 @@ def test_a_reference_that_was_run_on_a_part_of_the_points_is_told(judged: int | 
     note = checks_footnote(frame(row), NAMES)
     assert ("The reference that a ✓ rests on was run on 50 of the 200 points" in note) == told
     assert ("reference" in note) == told
+
+
+@pytest.mark.parametrize(("state", "told"), [("passed", False), ("not run", True), (None, True)])
+def test_a_table_whose_marks_rest_on_no_black_box_says_so(state: str | None, told: bool) -> None:
+    found = {} if state is None else {"black_box_not_stronger": {"state": state, "why": ""}}
+    row = cell("a", "none", {}, "pgd", 0.3, verdict="passed", checks=json.dumps(found))
+    assert ("No ✓ here was held against a black box" in checks_footnote(frame(row), NAMES)) == told
+    failed = cell("a", "none", {}, "pgd", 0.3, verdict="failed", checks=json.dumps(found))
+    assert "black box" not in checks_footnote(frame(failed), NAMES)

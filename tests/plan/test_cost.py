@@ -7,7 +7,7 @@ import pytest
 from helpers.plans import ON_MI_OL, WORKED, planned, planner
 from helpers.sweeps import classifier, sweep
 
-from mi_ray.study.estimate import bounds_lines, places_line
+from mi_ray.study.estimate import black_box_lines, bounds_lines, places_line
 from mi_ray.study.prepare import prepare
 
 
@@ -149,6 +149,21 @@ def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
         r"passes of checks: at least, since [1-9]\d* checks behind random defenses ask for up to 30 draws", asked
     )
     assert told({**pgd, "knowledge": "adaptive"}, draws=30, **random) == []
+
+
+@pytest.mark.parametrize(
+    ("checks", "epsilon", "told"),
+    [
+        ("subset", {"epsilon": 0.1}, True),
+        ({"black_box": "always"}, {"epsilon": 0.1}, False),
+        ("cheap", {"epsilon": 0.1}, False),
+        ("subset", {"epsilon": 5.0, "norm": "l1"}, False),  # in which there is none
+    ],
+)
+def test_a_plan_that_leaves_the_black_box_out_says_so(checks: Any, epsilon: dict[str, Any], told: bool) -> None:
+    attack = {"pgd": {"steps": 2}, **epsilon}
+    lines = black_box_lines(planned(attacks=[attack], defenses=["none"], points={"count": 100}, checks=checks))
+    assert [line[:40] for line in lines] == ["no attack is held against a black box, w"] * told
 
 
 @pytest.mark.parametrize(
