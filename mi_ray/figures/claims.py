@@ -29,6 +29,7 @@ from mi_ray.statistics import (
     COUNTED,
     Estimate,
     PairedTest,
+    accuracy,
     auc_difference,
     auc_interval,
     counts_of,
@@ -93,7 +94,9 @@ class Measured:
     a mean over points (kind "mechanism"). clean: clean accuracy of both sides, where these are two defenses. settings: the
     parameters of both, where the points for it have chosen them. highest: the highest accuracy of the cells that are compared;
     None where these are the sides. test: the paired test of two cells, which gives the p-values at 0, and at other levels where
-    it is McNemar's; without one, and at other levels, they are those of a normal distribution.
+    it is McNemar's. met: on how many of the points a condition is met, whose share less one half the estimate is; its p-values
+    are exact. Without either, and at other levels, they are those of a normal distribution; where its error is not known, as of
+    one point or of points that are all alike, nothing is decided.
     """
 
     estimate: Estimate
@@ -104,6 +107,7 @@ class Measured:
     settings: tuple[str, str] | None = None
     highest: float | None = None
     test: PairedTest | None = None
+    met: int | None = None
 
     @property
     def floor(self) -> bool:
@@ -127,13 +131,17 @@ class Measured:
         if test is not None and test.method == "mcnemar":
             higher, lower = (round(share * test.points) for share in (test.left_higher, test.left_lower))
             return discordant_p(test.points, higher, lower, level)
-        away = self._away(level)
-        return float(scipy.stats.norm.sf(away)), float(scipy.stats.norm.cdf(away))
-
-    def _away(self, level: float) -> float:
+        if self.met is not None:
+            share = min(1.0, max(0.0, HALF + level))
+            return (
+                float(scipy.stats.binom.sf(self.met - 1, self.points, share)),
+                float(scipy.stats.binom.cdf(self.met, self.points, share)),
+            )
         error = (self.estimate.high - self.estimate.low) / (2 * float(scipy.stats.norm.ppf(0.975)))
-        distance = self.estimate.value - level
-        return distance / error if error > 0 else math.copysign(math.inf, distance) if distance else 0.0
+        if not error > 0:
+            return 1.0, 1.0
+        away = (self.estimate.value - level) / error
+        return float(scipy.stats.norm.sf(away)), float(scipy.stats.norm.cdf(away))
 
 
 def read_claims(path: str | Path) -> list[Claim]:
@@ -400,8 +408,9 @@ def _condition(rows: _Rows, claim: Claim) -> Measured:
         limits = [fig2.condition(name, k, float(claim.lam or 0), classes) for k in ("y", "pred")]
         met.append(((found["G_y"] > limits[0]) & (found["G_pred"] < limits[1])).to_numpy().astype(int))
     if len(met) == 1:
-        mean = mean_interval(met[0] - HALF)
-        return Measured(Estimate(mean.value, mean.low, mean.high), len(met[0]), "", (float(met[0].mean()), HALF))
+        share = accuracy(met[0], 1)
+        estimate = Estimate(share.value - HALF, share.low - HALF, share.high - HALF)
+        return Measured(estimate, len(met[0]), "", (share.value, HALF), met=int(met[0].sum()))
     test = paired_test(met[0], met[1], 1)
     sides = float(met[0].mean()), float(met[1].mean())
     estimate = Estimate(test.difference, test.low, test.high)

@@ -18,7 +18,15 @@ from mi_ray.figures.claims import _chances as chances
 from mi_ray.figures.claims import _verdict as verdict
 from mi_ray.figures.reading import records_of
 from mi_ray.figures.table2 import PAPER
-from mi_ray.statistics import Estimate, auc_difference, auc_interval, detection_auc, paired_test
+from mi_ray.statistics import (
+    Estimate,
+    accuracy,
+    auc_difference,
+    auc_interval,
+    detection_auc,
+    mean_interval,
+    paired_test,
+)
 from mi_ray.store.blocks import Store
 
 ROOT = Path(__file__).parent.parent.parent
@@ -69,6 +77,24 @@ def test_few_discordant_points_are_not_sure_of_a_bound() -> None:
     )  # the exact chance of no discordant point where 5 % are, and not the normal one, 1e-4
     assert at_most > 10 * chances(claim(is_="below", by=0.05), replace(found, test=None))[0]
     assert found.p_above(0) == found.p_below(0) == 1.0
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0], [0.0] * 5, [0.5] * 5])
+def test_points_that_are_all_alike_decide_nothing(values: list[float]) -> None:
+    mean = mean_interval(values)
+    found = Measured(Estimate(mean.value, mean.low, mean.high), len(values), "")
+    for is_ in ("above", "below", "equal"):
+        assert chances(claim(is_=is_, by=0.0 if is_ != "equal" else 0.02), found) == (1.0, 1.0)
+
+
+def test_a_share_is_held_against_one_half_exactly() -> None:
+    for points, met in ((1, 1), (5, 5), (100, 70), (100, 50)):
+        share = accuracy([1] * met + [0] * (points - met), 1)
+        found = Measured(Estimate(share.value - 0.5, share.low - 0.5, share.high - 0.5), points, "", met=met)
+        tail = sum(math.comb(points, k) for k in range(met, points + 1)) / 2**points
+        assert found.p_above(0) == pytest.approx(tail)
+        assert found.p_below(0) == pytest.approx(1 - tail + math.comb(points, met) / 2**points)
+    assert Measured(Estimate(0.5, -0.3, 0.5), 1, "", met=1).p_above(0.01) == pytest.approx(0.51)
 
 
 def test_a_verdict_on_a_refused_attack_says_so() -> None:
