@@ -11,6 +11,7 @@ import platform
 import shutil
 import stat
 import tempfile
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,8 @@ OPTIONS = {
     "aot_inductor.compile_wrapper_opt_level": "O0",
     "aot_inductor.precompile_headers": False,
 }
+
+_MAKING = threading.Lock()  # torch's tracer and compiler serve one thread of a process at a time.
 
 Answer = Callable[[Tensor], Tensor]  # Logits [B, classes] of images [B, C, H, W].
 Library = Callable[[Sequence[Tensor]], list[Tensor]]
@@ -67,7 +70,9 @@ class Graphs:
         x = x.contiguous()  # A library reads memory in the order that it was compiled for.
         place = (differentiated, x.shape)
         if place not in self._made:
-            self._made[place] = self._make(x.detach(), differentiated=differentiated)
+            with _MAKING:
+                if place not in self._made:
+                    self._made[place] = self._make(x.detach(), differentiated=differentiated)
         return self._made[place](x)[:count]
 
     def _make(self, x: Tensor, *, differentiated: bool) -> Answer:
