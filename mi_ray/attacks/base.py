@@ -308,13 +308,13 @@ class Attack(Parameterized):
         handed = {"batch.x": batch.x, "batch.labels": batch.labels}
         handed |= {f"batch.given[{place}]": images for place, images in enumerate(batch.given)}
         before = {name: tensor.clone() for name, tensor in handed.items()}
-        modes = [(module, module.training) for module in model.modules()]
+        evaluating = [module for module in model.modules() if not module.training]
         try:
             yield
         finally:
-            changed = [module for module, training in modes if module.training and not training]
-            for module, training in modes:
-                module.training = training
+            changed = [module for module in evaluating if module.training]
+            for module in changed:
+                module.training = False
         if changed:
             raise ValueError(
                 f"{self.name} must leave the model in evaluation mode, in which it is handed over; {len(changed)} of its modules "
