@@ -113,8 +113,8 @@ def logits_in(answer: object) -> Tensor:
 def in_float32(network: nn.Module) -> nn.Module:
     """The network, which is put into float32 where it has weights of half precision.
 
-    There the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the precision of
-    a study decides what is computed in less.
+    In half precision the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the
+    precision of a study decides what is computed in less.
     """
     coarse = (torch.float16, torch.bfloat16)
     values = itertools.chain(network.parameters(), network.buffers())
