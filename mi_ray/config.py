@@ -633,7 +633,11 @@ class OptunaSearch(Strict):
     there, into a further sweep of the same store, for an adaptive attack through it or on other points.
     """
 
-    sampler: Literal["tpe", "nsgaii"] = Field("nsgaii", description="Optuna's sampler, which proposes the settings.")
+    sampler: Literal["tpe", "nsgaii"] = Field(
+        "nsgaii",
+        description="Optuna's sampler, which proposes the settings, at first at random: `nsgaii` crosses the best ones so far "
+        "and draws a part anew, `tpe` models where good ones lie.",
+    )
     trials: int = Field(64, ge=1, description="Settings that are tried on each classifier.")
     round: int = Field(
         8,

@@ -13,8 +13,13 @@ if TYPE_CHECKING:  # The actors of a search's trials import the search, and prop
 OURS = "mi_ray"  # what a study in Optuna's own storage says of itself, if it is a search of ours
 
 
-def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSampler":
-    """The Optuna sampler that a sweep names, seeded."""
+def sampler_of(settings: SearchSettings, seed: int, choices: int) -> "optuna.samplers.BaseSampler":
+    """The Optuna sampler that a sweep names, seeded. choices: how many parameters of a trial have several values.
+
+    NSGA-II draws each parameter of a child anew with a probability that is by default 1 / (number of parameters); of one
+    parameter it would inherit nothing. A value between those of both parents, and a little beyond, is inherited of a range:
+    were either parent's own value taken, half of the settings would be ones that have been tried already.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -22,7 +27,14 @@ def sampler_of(settings: SearchSettings, seed: int) -> "optuna.samplers.BaseSamp
         with warnings.catch_warnings():  # `group` is experimental, and a conditional space needs it.
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed)
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=max(2, settings.round))
+    with warnings.catch_warnings():  # Ways to cross ranges are experimental, all but the uniform one.
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return optuna.samplers.NSGAIISampler(
+            seed=seed,
+            population_size=max(2, settings.round),
+            mutation_prob=1 / max(2, choices),
+            crossover=optuna.samplers.nsgaii.BLXAlphaCrossover(),
+        )
 
 
 def open_storage(settings: SearchSettings) -> "optuna.storages.BaseStorage | None":

@@ -71,23 +71,45 @@ class RoundsSearch(Searcher):
 
 @dataclass(frozen=True)
 class Space:
-    """A conditional search space: the defense is chosen first, then values on the axes that this defense owns.
+    """A search space: a defense, and values on the axes that this defense owns.
 
     axes: (defense, its axes) for each entry of the sweep.
     """
 
     axes: tuple[tuple[str, Mapping[str, Axis]], ...]
 
-    def __call__(self, trial: "optuna.Trial") -> None:
-        """Ask Optuna for a defense and its parameters; the choices are in `trial.params`."""
-        names = [f"{index}:{name}" for index, (name, _) in enumerate(self.axes)]
-        chosen = trial.suggest_categorical("defense", names)
-        entry = str(chosen)
-        for key, axis in self.axes[names.index(entry)][1].items():
+    @property
+    def entries(self) -> list[str]:
+        """The defenses as they are told apart: one may be there twice, with other axes."""
+        return [f"{index}:{name}" for index, (name, _) in enumerate(self.axes)]
+
+    @property
+    def choices(self) -> int:
+        """How many parameters there are to choose, of all defenses together."""
+        several = [axis for _, axes in self.axes for axis in axes.values() if _is_open(axis)]
+        return len(several) + (len(self.axes) > 1)
+
+    def conditional(self, trial: "optuna.Trial") -> None:
+        """Ask Optuna for a defense, then for this defense's parameters; the choices are in `trial.params`."""
+        chosen = str(trial.suggest_categorical("defense", self.entries))
+        self._ask(trial, self.entries.index(chosen))
+
+    def whole(self, trial: "optuna.Trial") -> None:
+        """Ask Optuna for a defense and for the parameters of all of them, of which `setting` takes the chosen one's.
+
+        NSGA-II inherits only what all trials have in common, and would else inherit no parameter at all.
+        """
+        trial.suggest_categorical("defense", self.entries)
+        for index in range(len(self.axes)):
+            self._ask(trial, index)
+
+    def _ask(self, trial: "optuna.Trial", index: int) -> None:
+        for key, axis in self.axes[index][1].items():
+            name = f"{self.entries[index]}.{key}"
             if axis.span is not None:
-                trial.suggest_float(f"{entry}.{key}", *axis.span)
+                trial.suggest_float(name, *axis.span)
             elif len(axis.values) > 1:
-                trial.suggest_categorical(f"{entry}.{key}", list(range(len(axis.values))))
+                trial.suggest_categorical(name, list(range(len(axis.values))))
 
     def setting(self, config: Config) -> Method:
         """The defense of a proposed configuration."""
@@ -100,6 +122,11 @@ class Space:
             else:
                 values[key] = axis.values[int(config.get(f"{entry}.{key}", 0))]
         return Method(name, {key: plain(value) for key, value in values.items() if value is not None})
+
+
+def _is_open(axis: Axis) -> bool:
+    """Whether an axis has more than one value."""
+    return len(axis.values) > 1 if axis.span is None else axis.span[0] < axis.span[1]
 
 
 def search_space(planner: Planner, classifier: ClassifierWork) -> Space:
@@ -154,9 +181,10 @@ def optuna_search(space: Space, settings: SearchSettings, seed: int, name: str =
     """The searcher of one classifier's frontier. name: of the study in Optuna's own storage, where the sweep names one."""
     from ray.tune.search.optuna import OptunaSearch
 
-    sampler, storage = sampler_of(settings, seed), open_storage(settings)
+    sampler, storage = sampler_of(settings, seed, space.choices), open_storage(settings)
+    asked = space.whole if settings.sampler == "nsgaii" else space.conditional
     if storage is not None:
         begin_anew(storage, name, ACCURACIES)
     kept = {"storage": storage, "study_name": name} if storage is not None else {}
-    inner = OptunaSearch(space=space, metric=list(ACCURACIES), mode=["max", "max"], sampler=sampler, **kept)
+    inner = OptunaSearch(space=asked, metric=list(ACCURACIES), mode=["max", "max"], sampler=sampler, **kept)
     return RoundsSearch(inner, settings)

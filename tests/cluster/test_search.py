@@ -49,6 +49,57 @@ def test_a_search_proposes_the_same_whatever_the_order_in_which_a_round_ends(sam
     assert first != searched(optuna_search(SPACE, settings(sampler), 1), backwards=False)
 
 
+def axes_of(defenses: int, axes: int) -> Space:
+    """A space of so many defenses, each with so many ranges from 0 to 1."""
+    ranges = {f"p{index}": Axis((), (0.0, 1.0)) for index in range(axes)}
+    return Space(tuple((f"d{index}", ranges) for index in range(defenses)))
+
+
+def proposals(space: Space, seed: int, best: float) -> list[tuple[str, tuple[float, ...]]]:
+    """What NSGA-II proposes where the last defense is best, and on each of its axes the value `best`."""
+    search = optuna_search(space, settings("nsgaii", trials=64, size=8), seed)
+    found: list[tuple[str, tuple[float, ...]]] = []
+    for first in range(0, 64, 8):
+        for trial in range(first, first + 8):
+            proposed = search.suggest(str(trial))
+            assert isinstance(proposed, dict)
+            name, values = space.setting(proposed)
+            found.append((name, tuple(values.values())))  # type: ignore[arg-type]
+        for trial in range(first, first + 8):
+            name, at = found[trial]
+            missed = sum(abs(value - best) for value in at) + (name != space.axes[-1][0])
+            search.on_trial_complete(str(trial), dict(zip(ACCURACIES, (1 - missed, 0.5 - missed), strict=True)))
+    return found
+
+
+@pytest.mark.parametrize(("defenses", "axes"), [(1, 1), (3, 1), (3, 2)])
+def test_nsgaii_learns_from_the_results_that_it_is_told(defenses: int, axes: int) -> None:
+    space = axes_of(defenses, axes)
+
+    def share(found: list[tuple[str, tuple[float, ...]]]) -> float:
+        """How many of the proposals are close to the best one."""
+        near = [name == space.axes[-1][0] and all(abs(value - 0.7) < 0.1 for value in at) for name, at in found]
+        return sum(near) / len(near)
+
+    runs = [proposals(space, seed, 0.7) for seed in range(6)]
+    early, late = (sum(share(run[part]) for run in runs) / 6 for part in (slice(0, 8), slice(32, 64)))
+    assert late > early + 0.25, (early, late)
+    # Nothing is gained by a setting that was tried before.
+    assert sum(len({*run}) for run in runs) > 0.85 * 6 * 64
+    other = proposals(space, 0, 0.2)
+    assert other[:8] == runs[0][:8]
+    assert other[8:] != runs[0][8:]
+    assert proposals(space, 0, 0.7) == runs[0]
+
+
+def test_nsgaii_inherits_a_choice_of_listed_values_and_a_single_one_is_none() -> None:
+    listed = {"a": Axis((0.1, 0.2, 0.4)), "b": Axis((0.3,)), "c": Axis((0.5,), (0.5, 0.5))}
+    space = Space((("d0", listed),))
+    assert (space.choices, SPACE.choices, axes_of(3, 2).choices) == (1, 3, 7)
+    proposed = searched(optuna_search(space, settings("nsgaii"), 0), backwards=False)
+    assert {tuple(space.setting(each).values) for each in proposed} == {("a", "b", "c")}
+
+
 def test_a_round_waits_for_all_of_its_results() -> None:
     search = optuna_search(SPACE, settings("tpe", trials=4, size=2), 0)
     assert [search.suggest(name) is None for name in "abc"] == [False, False, True]
