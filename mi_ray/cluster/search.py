@@ -118,10 +118,16 @@ class Space:
         values = {}
         for key, axis in axes.items():
             if axis.span is not None:
-                values[key] = round(float(config[f"{entry}.{key}"]), 6)
+                values[key] = _rounded(float(config[f"{entry}.{key}"]), axis.span)
             else:
                 values[key] = axis.values[int(config.get(f"{entry}.{key}", 0))]
         return Method(name, {key: plain(value) for key, value in values.items() if value is not None})
+
+
+def _rounded(value: float, span: tuple[float, float]) -> float:
+    """A proposed value to six significant digits; an end of its range is the one that a grid has, to the last digit."""
+    short = float(f"{value:.6g}")
+    return next((end for end in span if float(f"{end:.6g}") == short), short)
 
 
 def _is_open(axis: Axis) -> bool:

@@ -100,6 +100,25 @@ def test_nsgaii_inherits_a_choice_of_listed_values_and_a_single_one_is_none() ->
     assert {tuple(space.setting(each).values) for each in proposed} == {("a", "b", "c")}
 
 
+@pytest.mark.parametrize(
+    ("proposed", "taken"),
+    [
+        (2 / 255, 0.00784314),
+        (1.23456789e-7, 1.23457e-7),
+        (0.123456789, 0.123457),
+        (12345.678, 12345.7),
+        (1 / 255, round(1 / 255, 12)),  # ends of the range, which a grid rounds to twelve digits
+        (1e5 / 3, round(1e5 / 3, 12)),
+        (round(1e5 / 3, 12) - 1e-3, round(1e5 / 3, 12)),  # rounded up it would lie beyond the end
+    ],
+)
+def test_a_proposed_value_has_six_significant_digits_or_is_an_end_of_its_range(proposed: float, taken: float) -> None:
+    low = round(1 / 255, 12) if proposed >= 1 / 256 else 1e-8
+    space = Space((("gaussian_noise", {"sigma": Axis((), (low, round(1e5 / 3, 12)))}),))
+    setting = space.setting({"defense": "0:gaussian_noise", "0:gaussian_noise.sigma": proposed})
+    assert setting.values == {"sigma": taken}
+
+
 def test_a_round_waits_for_all_of_its_results() -> None:
     search = optuna_search(SPACE, settings("tpe", trials=4, size=2), 0)
     assert [search.suggest(name) is None for name in "abc"] == [False, False, True]
