@@ -277,14 +277,17 @@ def sweep(file: Path) -> str:
 
 
 def main() -> None:
-    """Renew the file; where nothing else has changed, the rows of other kinds of processors stay beside those of this one."""
+    """Renew the file; of studies whose keys stay, the rows of other kinds of processors stay beside those of this one."""
     torch.set_num_threads(1)
     before: dict[str, Any] = json.loads(FILE.read_text()) if FILE.exists() else {}
     with tempfile.TemporaryDirectory() as folder:
         found: dict[str, Any] = {name: study(name, document, Path(folder) / name) for name, document in STUDIES.items()}
     rows = {name: {key: told.pop(key) for key in ROWS} for name, told in found.items()}
     found |= {"trainings": trainings(), "sweeps": {file.stem: sweep(file) for file in sorted(SWEEPS.glob("*.yaml"))}}
-    others = before.get("rows", {}) if all(before.get(name) == told for name, told in found.items()) else {}
+    same = {name for name in STUDIES if before.get(name) == found[name]}
+    others = {
+        kind: {name: told[name] for name in told if name in same} for kind, told in before.get("rows", {}).items()
+    }
     FILE.write_text(json.dumps({**found, "rows": {**others, processor(): rows}}, indent=1) + "\n")
 
 
