@@ -610,7 +610,7 @@ EACH_OPTION = "each_option"
 
 
 def _storage(written: str) -> str:
-    """Where Optuna keeps a search. Raises ValueError for text that is neither a database's URL nor a journal file."""
+    """Where a copy of a search is written. Raises ValueError for text that is neither a database's URL nor a journal file."""
     if "://" in written:
         if urlsplit(written).password is not None:
             raise ValueError(
@@ -647,9 +647,10 @@ class OptunaSearch(Strict):
     )
     storage: Annotated[str, AfterValidator(_storage)] | None = Field(
         None,
-        description="Where Optuna keeps the search, so that `optuna-dashboard` shows it while it runs: a database's URL, such as "
-        "`sqlite:///search.db`, or a journal file, whose name ends in .log or .journal. In memory when left out. No result "
-        "depends on it: each run writes its search there anew, in place of the one of the run before.",
+        description="Where a copy of the search is written, each round when it is complete, so that `optuna-dashboard` shows it "
+        "while it runs: a database's URL, such as `sqlite:///search.db`, or a journal file, whose name ends in .log or .journal. "
+        "Several searches may share it; a run writes its own there anew, in place of the copy of the run before. No result "
+        "depends on it, and a study goes on where it fails.",
     )
 
 

@@ -284,13 +284,13 @@ def _folder_for(option: str, folder: str | Path | None) -> str | None:
 
 
 def _try_storages(sweeps: Sequence[Sweep]) -> None:
-    """Open Optuna's own storages that sweeps name. Raises ValueError, before any work, where one cannot be."""
+    """Open Optuna's own storages that sweeps name. Raises ValueError, before any work, where one can never be opened."""
     for search in (sweep.search for sweep in sweeps):
         if search is not None and search.storage is not None:
             # This module imports no Ray, which must find its environment set up.
-            from mi_ray.cluster.optuna_study import open_storage
+            from mi_ray.cluster.optuna_study import try_storage
 
-            open_storage(search)
+            try_storage(search)
 
 
 def _occupied(out: str) -> bool:

@@ -1,13 +1,13 @@
 """Searching for defense settings with Optuna: the space of a sweep's defenses, and settings proposed in fixed rounds."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ray.tune.search import Searcher
 
-from mi_ray.cluster.optuna_study import begin_anew, open_storage, sampler_of
+from mi_ray.cluster.optuna_study import Mirror, sampler_of
 from mi_ray.cluster.trials import ACCURACIES, Config, Trial
 from mi_ray.config import OptunaSearch as SearchSettings
 from mi_ray.defenses import DEFENSES
@@ -22,12 +22,13 @@ if TYPE_CHECKING:  # The actors of a search's trials import this module, and pro
 class RoundsSearch(Searcher):
     """Optuna in fixed rounds, told in the order in which it asked, so that the same seed proposes the same settings.
 
-    It wraps Ray's `OptunaSearch`, and keeps the results of a round until all of them are there.
+    It wraps Ray's `OptunaSearch`, and keeps the results of a round until all of them are there. after: called when a round
+    has been told.
     """
 
-    def __init__(self, inner: Searcher, settings: SearchSettings) -> None:
+    def __init__(self, inner: Searcher, settings: SearchSettings, after: Callable[[], None] = lambda: None) -> None:
         super().__init__(metric=list(ACCURACIES), mode=["max", "max"])
-        self._inner, self._settings = inner, settings
+        self._inner, self._settings, self._after = inner, settings, after
         self._round: list[str] = []
         self._results: dict[str, tuple[Mapping[str, object] | None, bool]] = {}
         self._asked = 0
@@ -60,6 +61,7 @@ class RoundsSearch(Searcher):
                 told, failed = self._results[asked]
                 self._inner.on_trial_complete(asked, told, failed)
             self._round, self._results = [], {}
+            self._after()
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: a rerun proposes the same settings, whose results are in the store."""
@@ -183,14 +185,21 @@ class ResolveSearch:
         return Trial(self.classifier, setting, (*merged_attacks(attacks), *outputs), reads)
 
 
-def optuna_search(space: Space, settings: SearchSettings, seed: int, name: str = "") -> RoundsSearch:
-    """The searcher of one classifier's frontier. name: of the study in Optuna's own storage, where the sweep names one."""
+def optuna_search(
+    space: Space, settings: SearchSettings, seed: int, name: str = "search", tell: Callable[[str], None] = print
+) -> RoundsSearch:
+    """The searcher of one classifier's frontier, which is in memory; a storage that the sweep names gets a copy of it.
+
+    name: of the study in that storage. tell: takes a line for people, where the storage fails.
+    """
+    import optuna
     from ray.tune.search.optuna import OptunaSearch
 
-    sampler, storage = sampler_of(settings, seed, space.choices), open_storage(settings)
+    sampler, memory = sampler_of(settings, seed, space.choices), optuna.storages.InMemoryStorage()
     asked = space.whole if settings.sampler == "nsgaii" else space.conditional
-    if storage is not None:
-        begin_anew(storage, name, ACCURACIES)
-    kept = {"storage": storage, "study_name": name} if storage is not None else {}
-    inner = OptunaSearch(space=asked, metric=list(ACCURACIES), mode=["max", "max"], sampler=sampler, **kept)
-    return RoundsSearch(inner, settings)
+    both = {"metric": list(ACCURACIES), "mode": ["max", "max"]}
+    inner = OptunaSearch(space=asked, sampler=sampler, storage=memory, study_name=name, **both)
+    if settings.storage is None:
+        return RoundsSearch(inner, settings)
+    study, mirror = optuna.load_study(study_name=name, storage=memory), Mirror(settings.storage, name, ACCURACIES, tell)
+    return RoundsSearch(inner, settings, lambda: mirror.copy(study))

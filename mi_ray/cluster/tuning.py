@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 
 from mi_ray.cluster.actors import start_locks
 from mi_ray.cluster.blocks import Beside, Steps, compute_missing, computing, finish
+from mi_ray.cluster.optuna_study import study_name
 from mi_ray.cluster.retries import fault_of
 from mi_ray.cluster.search import ResolveSearch, optuna_search, search_cells, search_space
 from mi_ray.cluster.session import TUNE, Session
@@ -129,12 +130,12 @@ def _search(session: Session, classifier: ClassifierWork, settings: OptunaSearch
     planner, space = session.planner, search_space(session.planner, classifier)
     resolve = ResolveSearch(planner, space, classifier.key)
     points = settings.trials * len(planner.inputs(classifier)) * len(session.study.points)
-    found = Tuned((), ())
+    found, seed = Tuned((), ()), session.sweep.seed
+    shown = study_name(session.sweep.name, classifier.entry.name, session.store.address, seed)
     for again in range(1 + AGAIN):
         # A sampler that was told that settings have failed would propose others than one that knows their results,
         # which are stored by now: after a loss the search begins anew, and goes through what is stored in no time.
-        kept = f"{session.sweep.name} on {classifier.entry.name}"
-        search = optuna_search(space, settings, session.sweep.seed, kept)
+        search = optuna_search(space, settings, seed, shown, lambda line: session.tell(line, "yellow"))
         name = f"search on {classifier.entry.name}"
         found = _run(session, Request(name, resolve, 0 if again else points, samples=settings.trials, search=search))
         if not found.lost:

@@ -1,6 +1,7 @@
 """Searches without Ray: a trial's work and its score, and Optuna in rounds that do not depend on who comes first."""
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,8 +9,10 @@ from typing import Any
 import optuna
 import pytest
 from helpers.studies import compute, derived, tiny
+from sqlalchemy.exc import OperationalError
 
-from mi_ray.cluster.optuna_study import open_storage
+from mi_ray.cluster import optuna_study
+from mi_ray.cluster.optuna_study import open_storage, study_name, try_storage
 from mi_ray.cluster.search import ResolveSearch, RoundsSearch, Space, optuna_search, search_cells, search_space
 from mi_ray.cluster.trials import ACCURACIES, accuracies, grid_trials
 from mi_ray.config import OptunaSearch
@@ -173,22 +176,114 @@ def test_a_search_is_told_what_an_attack_for_the_nearest_image_leaves_at_the_rad
     assert accuracies(one.bench, trial, (0, 20))[ACCURACIES[1]] == min(row["selection_accuracy"] for row in own)
 
 
-@pytest.mark.parametrize("where", ["sqlite:///{}/search.db", "{}/search.journal"])
-def test_a_search_in_optunas_own_storage_is_written_anew_and_proposes_the_same(tmp_path: Path, where: str) -> None:
-    kept = settings("nsgaii").model_copy(update={"storage": where.format(tmp_path)})
-    proposed = [searched(optuna_search(SPACE, kept, 0, "study on f"), backwards=False) for _ in range(2)]
-    assert proposed[0] == proposed[1] == searched(optuna_search(SPACE, settings("nsgaii"), 0), backwards=False)
-    study = optuna.load_study(study_name="study on f", storage=open_storage(kept))
+STORAGES = ["sqlite:///{}/search.db", "{}/search.journal"]
+
+
+def kept_in(storage: str, sampler: str = "nsgaii") -> OptunaSearch:
+    """Settings of a search of which a storage gets a copy."""
+    return settings(sampler).model_copy(update={"storage": storage})
+
+
+def copy_of(storage: str, name: str) -> optuna.Study:
+    return optuna.load_study(study_name=name, storage=open_storage(kept_in(storage)))
+
+
+def undisturbed(seed: int = 0) -> list[Any]:
+    return searched(optuna_search(SPACE, settings("nsgaii"), seed), backwards=False)
+
+
+@pytest.mark.parametrize("where", STORAGES)
+def test_a_storage_gets_a_copy_of_a_search_anew_in_each_run(tmp_path: Path, where: str) -> None:
+    storage, told = where.format(tmp_path), list[str]()
+    for _ in range(2):
+        found = optuna_search(SPACE, kept_in(storage), 0, "study on f", told.append)
+        assert searched(found, backwards=False) == undisturbed()
+    study = copy_of(storage, "study on f")
     assert [trial.state.name for trial in study.trials] == ["COMPLETE"] * 9
+    assert [trial.params for trial in study.trials] == undisturbed()
     assert study.metric_names == list(ACCURACIES)
+    assert told == []
+
+
+@pytest.mark.parametrize("where", STORAGES)
+def test_searches_that_share_a_storage_leave_each_other_alone(tmp_path: Path, where: str) -> None:
+    storage, told = where.format(tmp_path), list[str]()
+    names = [study_name("study", "f", store, seed) for store, seed in (("/a", 0), ("/b", 0), ("/a", 1))]
+    assert len({*names}) == 3
+    first = optuna_search(SPACE, kept_in(storage), 0, names[0], told.append)
+    begun = [first.suggest(str(trial)) for trial in range(3)]
+    for name, seed in zip(names[1:], (0, 1), strict=True):
+        assert searched(
+            optuna_search(SPACE, kept_in(storage), seed, name, told.append), backwards=False
+        ) == undisturbed(seed)
+    for trial in range(3):
+        first.on_trial_complete(str(trial), dict.fromkeys(ACCURACIES, 0.5))
+    assert begun == undisturbed()[:3]
+    assert [len(copy_of(storage, name).trials) for name in names] == [3, 9, 9]
+    assert [trial.params for trial in copy_of(storage, names[0]).trials] == begun
+    assert told == []
+
+
+def test_a_journal_whose_last_line_is_cut_is_told_of_with_the_remedy_and_left_as_it_is(tmp_path: Path) -> None:
+    journal, told = tmp_path / "search.journal", list[str]()
+    searched(optuna_search(SPACE, kept_in(str(journal)), 0, "study on f", told.append), backwards=False)
+    journal.write_bytes(cut := journal.read_bytes()[:-20])
+    try_storage(kept_in(str(journal)))
+    found = optuna_search(SPACE, kept_in(str(journal)), 0, "study on f", told.append)
+    assert searched(found, backwards=False) == undisturbed()
+    (line,) = told
+    assert all(part in line for part in (str(journal), "its last line is cut off", "Remedy: move the file away"))
+    assert journal.read_bytes() == cut
+    journal.write_bytes(cut + b"\n{}\n")
+    optuna_search(SPACE, kept_in(str(journal)), 0, "study on f", told.append)
+    assert "the journal is damaged (" in told[1]
+
+
+def test_a_storage_that_fails_while_a_search_runs_is_told_of_once_and_changes_nothing(tmp_path: Path) -> None:
+    storage, told = f"sqlite:///{tmp_path}/search.db", list[str]()
+    found = optuna_search(SPACE, kept_in(storage), 0, "study on f", told.append)
+    optuna.delete_study(study_name="study on f", storage=storage)  # by a person, in the dashboard
+    other = optuna.create_study(study_name="another", storage=storage)
+    assert searched(found, backwards=False) == undisturbed()
+    assert len(told) == 1
+    assert storage in told[0]
+    assert other.trials == []
+
+
+def test_a_storage_that_does_not_answer_holds_no_search_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    answered, told = threading.Event(), list[str]()
+    monkeypatch.setattr(optuna_study, "ANSWERED_IN", 0.1)
+    monkeypatch.setattr(optuna_study, "begin_anew", lambda *given: answered.wait())
+    found = optuna_search(SPACE, kept_in(str(tmp_path / "a.log")), 0, "study on f", told.append)
+    assert searched(found, backwards=False) == undisturbed()
+    answered.set()
+    assert [line.rpartition("The cause: ")[2] for line in told] == ["it has not answered for 0.1 s"]
 
 
 def test_somebody_elses_study_in_the_storage_is_left_alone(tmp_path: Path) -> None:
-    kept = settings("tpe").model_copy(update={"storage": f"sqlite:///{tmp_path}/search.db"})
-    optuna.create_study(study_name="study on f", storage=kept.storage).add_trial(optuna.create_trial(value=1.0))
-    with pytest.raises(ValueError, match="'study on f' already that is not of mi_ray; name another storage"):
-        optuna_search(SPACE, kept, 0, "study on f")
-    assert len(optuna.load_study(study_name="study on f", storage=kept.storage).trials) == 1
+    storage, told = f"sqlite:///{tmp_path}/search.db", list[str]()
+    optuna.create_study(study_name="study on f", storage=storage).add_trial(optuna.create_trial(value=1.0))
+    searched(optuna_search(SPACE, kept_in(storage, "tpe"), 0, "study on f", told.append), backwards=False)
+    assert len(told) == 1
+    assert "'study on f' already that is not of mi_ray; name another storage" in told[0]
+    assert len(optuna.load_study(study_name="study on f", storage=storage).trials) == 1
+
+
+def test_a_database_that_is_locked_or_does_not_answer_stops_no_study(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(cause: str) -> None:
+        def opened(storage: str) -> None:
+            raise OperationalError("select", {}, Exception(cause))
+
+        monkeypatch.setattr(optuna_study, "_opened", opened)
+
+    failing("database is locked")
+    try_storage(kept_in("sqlite:///search.db"))
+    failing("connection refused")
+    try_storage(kept_in("postgresql://host/search"))
+    with pytest.raises(ValueError, match=r"the storage sqlite:///search\.db cannot be opened: connection refused"):
+        try_storage(kept_in("sqlite:///search.db"))
 
 
 @pytest.mark.parametrize(
