@@ -1,5 +1,6 @@
 """Searching for defense settings with Optuna: the space of a sweep's defenses, and settings proposed in fixed rounds."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,9 @@ class RoundsSearch(Searcher):
             return Searcher.FINISHED
         if len(self._round) >= self._settings.round:
             return None
-        found: dict[str, Any] | None = self._inner.suggest(trial_id)
+        with warnings.catch_warnings():  # Ray warns where a proposal takes a second, as on a machine that is busy.
+            warnings.filterwarnings("ignore", "Define-by-run function", UserWarning)
+            found: dict[str, Any] | None = self._inner.suggest(trial_id)
         self._round.append(trial_id)
         self._asked += 1
         return found

@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from helpers.studies import compute, derived, tiny
+from ray.tune.search.optuna import optuna_search as optuna_search_of_ray
 from sqlalchemy.exc import OperationalError
 
 from mi_ray.cluster import optuna_study
@@ -120,6 +121,11 @@ def test_a_proposed_value_has_six_significant_digits_or_is_an_end_of_its_range(p
     space = Space((("gaussian_noise", {"sigma": Axis((), (low, round(1e5 / 3, 12)))}),))
     setting = space.setting({"defense": "0:gaussian_noise", "0:gaussian_noise.sigma": proposed})
     assert setting.values == {"sigma": taken}
+
+
+def test_a_proposal_that_takes_long_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(optuna_search_of_ray, "DEFINE_BY_RUN_WARN_THRESHOLD_S", -1)
+    assert optuna_search(SPACE, settings("nsgaii"), 0).suggest("0") is not None
 
 
 def test_a_round_waits_for_all_of_its_results() -> None:
