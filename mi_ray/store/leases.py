@@ -142,7 +142,9 @@ def _bucket(store: Files) -> Any:
         endpoint, options["region"] = _s3_place(store)
         if endpoint is not None:
             options["endpoint"], client["allow_http"] = endpoint, endpoint.startswith("http://")
-        options |= {"prefix": parts.path.strip("/") or None, "credential_provider": _credentials()}
+        # Of the store's own root, since a URI may write a space in a name as %20.
+        folder = store.root.partition("/")[2].strip("/")
+        options |= {"prefix": folder or None, "credential_provider": _credentials()}
         return S3Store(parts.netloc.rpartition("@")[2], **options)
     except (BaseError, ValueError, OSError) as error:
         raise ValueError(first_line(error)) from error

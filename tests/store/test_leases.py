@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import ClassVar
+from urllib.parse import unquote
 
 import pytest
 from helpers.buckets import S3
@@ -345,6 +346,14 @@ def test_a_bucket_whose_server_has_no_conditional_writes_is_one_line_and_no_lock
     assert told[0].startswith(f"note: {s3.uri} cannot be locked, since ")
     assert "\n" not in told[0]
     assert re.search(why, told[0])
+
+
+@pytest.mark.parametrize("path", ["deep/my%20results", "deep/a%2Bb%231", "deep/r%C3%A9sultats/"])
+def test_a_lease_lies_in_its_store_however_the_address_writes_a_name(s3: S3, path: str) -> None:
+    store = Store(f"s3://{s3.bucket}/{path}", create=True)
+    with lock_study(store, "study", print):
+        assert ".study-study.lease" in store.names("")
+    assert {*s3.objects()} == {f"{unquote(path).rstrip('/')}/mi-ray-store.json"}
 
 
 def test_what_is_no_bucket_has_no_leases(tmp_path: Path) -> None:
