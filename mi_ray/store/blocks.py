@@ -22,7 +22,7 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mi_ray.store.files import DamagedFileError, Files, answer, is_passing, is_temporary
+from mi_ray.store.files import DamagedFileError, Files, answer, is_passing, is_temporary, refuse_whole_bucket
 from mi_ray.store.schemas import INDEX, RECORDS, SCHEMAS, Kind, with_later
 
 FORMAT = 1
@@ -79,6 +79,8 @@ class Store(Files):
     """
 
     def __init__(self, uri: str | Path, *, create: bool = False) -> None:
+        if create:  # One that an earlier version has made in a whole bucket can be read.
+            refuse_whole_bucket(str(uri))
         super().__init__(uri)
         self.seconds = 0.0
         self._group = lru_cache(maxsize=16)(self._read_group)

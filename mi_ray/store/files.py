@@ -32,6 +32,7 @@ _PERMANENT = re.compile(
     "MISSING_AUTHENTICATION_TOKEN|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN|VALIDATION"
 )
 _NAMES_A_SECRET = re.compile(r"key|secret|token|passw|credential|sas$|^sig", re.IGNORECASE)
+_BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the schemes of object stores
 _RENAMING = {"hdfs", "viewfs", "webhdfs", "sftp", "ssh", "smb"}  # file systems behind a URI that rename
 Result = TypeVar("Result")
 
@@ -130,6 +131,20 @@ def refuse_credentials(uri: str) -> None:
         raise ValueError(
             f"a URI must not carry credentials ({where} in {parts.scheme}://…{parts.path}): give them by the environment "
             "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, GOOGLE_APPLICATION_CREDENTIALS, …) or by the machine's role"
+        )
+
+
+def refuse_whole_bucket(uri: str) -> None:
+    """Raise ValueError when a URI names a bucket and no folder in it: what lies beside it is another bucket, and no scratch."""
+    refuse_credentials(uri)
+    parts = urlsplit(uri.removeprefix("fsspec+"))
+    # Azure's addresses name the container either before an @ or first in the path.
+    above = parts.scheme in ("abfs", "abfss") and "@" not in parts.netloc and "." in parts.netloc
+    folders = [name for name in parts.path.split("/") if name]
+    if parts.scheme in _BUCKETS and parts.netloc and len(folders) <= above:
+        raise ValueError(
+            f"a store must be in a folder of a bucket, such as {parts.scheme}://bucket/results, since its scratch folder lies "
+            f"beside it; got {uri}"
         )
 
 

@@ -1,6 +1,7 @@
 """Stores behind URIs: the rows of a local one, whatever an S3 server does to single requests; nothing lost, nothing
 doubled, no credentials in any file, and a lasting fault told once."""
 
+import re
 import subprocess
 import sys
 import threading
@@ -21,9 +22,18 @@ from helpers.sweeps import document
 
 import mi_ray.cli
 import mi_ray.store.files
+from mi_ray.run import plan_sweep, run_sweep
 from mi_ray.store.blocks import PUBLISHED, Store
 from mi_ray.store.compact import compact
-from mi_ray.store.files import DamagedFileError, Files, StorageError, beside, refuse_credentials, scratch_of
+from mi_ray.store.files import (
+    DamagedFileError,
+    Files,
+    StorageError,
+    beside,
+    refuse_credentials,
+    refuse_whole_bucket,
+    scratch_of,
+)
 from mi_ray.store.manifest import overviews, unreferenced
 from mi_ray.store.read import read_records
 from mi_ray.store.schemas import TRAINING
@@ -257,6 +267,44 @@ def test_the_scratch_folder_lies_beside_the_store_and_keeps_its_query(s3: S3, tm
     assert "deep/results-scratch/key/state" in s3.objects()
     assert scratch_of(Files(tmp_path / "results")) == f"{tmp_path}/results-scratch"
     assert scratch_of(Files("memory://a/b")) == "fsspec+memory://a/b-scratch"
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://lab",
+        "s3://lab/",
+        "s3://lab/?region=us-east-1",
+        "gs://lab",
+        "fsspec+s3://lab//",
+        "abfs://container@account.dfs.core.windows.net/",
+        "abfss://account.blob.core.windows.net/container",
+    ],
+)
+def test_a_whole_bucket_is_no_store(uri: str, tmp_path: Path) -> None:
+    told = rf"a store must be in a folder of a bucket, such as \w+://bucket/results.*; got {re.escape(uri)}$"
+    with pytest.raises(ValueError, match=told):
+        Store(uri, create=True)
+    with pytest.raises(ValueError, match=told):
+        run_sweep(tiny(tmp_path).study.sweep.document(), uri, progress=False)
+    with pytest.raises(ValueError, match=told):
+        plan_sweep(tiny(tmp_path).study.sweep.document(), uri)
+
+
+def test_a_folder_in_a_bucket_is_one_and_what_lies_in_a_whole_bucket_is_read(s3: S3) -> None:
+    for uri in (
+        "s3://b/x",
+        "abfs://c@a.dfs.core.windows.net/x",
+        "abfs://a.dfs.core.windows.net/c/x",
+        "results",
+        "s3://",
+    ):
+        refuse_whole_bucket(uri)
+    with pytest.raises(ValueError, match="must not carry credentials") as refused:
+        refuse_whole_bucket(f"s3://key:{SECRET}@bucket")
+    assert SECRET not in str(refused.value)
+    s3.client.put_object(Bucket=s3.bucket, Key="mi-ray-store.json", Body=b'{"format": 1}')
+    assert Store(f"s3://{s3.bucket}").exists("mi-ray-store.json")
 
 
 def test_what_pyarrow_does_not_know_goes_through_fsspec(original: Tiny) -> None:
