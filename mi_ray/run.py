@@ -18,7 +18,7 @@ from mi_ray.own_code import look_in
 from mi_ray.plan.work import Until
 from mi_ray.progress import ctrl_c
 from mi_ray.store.blocks import Store
-from mi_ray.store.files import Files, refuse_whole_bucket
+from mi_ray.store.files import Files, refuse_odd, refuse_whole_bucket
 from mi_ray.store.keys import canonical
 from mi_ray.store.locks import lock_store, lock_study
 from mi_ray.store.manifest import read_manifest, report_path, seal, seal_figures, study_state
@@ -144,7 +144,7 @@ def run_sweeps(
     if until not in get_args(Until):
         raise ValueError(f"until must be one of {', '.join(get_args(Until))}; got {until!r}")
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
-    refuse_whole_bucket(str(out))
+    _refuse_place(str(out))
     if callbacks:
         look_in(Path.cwd())
     console = progress if isinstance(progress, Console) else Console(quiet=not progress, soft_wrap=True, markup=False)
@@ -184,7 +184,7 @@ def plan_sweeps(
 ) -> tuple[list["StudyCost"], str]:
     """The plan of each of several studies, and one line on what they cost together in one store; none of a single study."""
     sweeps = load_sweeps(sources, smoke=smoke, set=set, seed=seed)
-    refuse_whole_bucket(str(out))
+    _refuse_place(str(out))
     from mi_ray.study.estimate import estimate, together
 
     store = Store(out) if _occupied(str(out)) else None
@@ -293,6 +293,12 @@ def _try_storages(sweeps: Sequence[Sweep]) -> None:
             from mi_ray.cluster.optuna_study import try_storage
 
             try_storage(search)
+
+
+def _refuse_place(out: str) -> None:
+    """Raise ValueError where no store may be made, by its address alone."""
+    refuse_odd(out)
+    refuse_whole_bucket(out)
 
 
 def _occupied(out: str) -> bool:

@@ -32,6 +32,7 @@ _PERMANENT = re.compile(
     "MISSING_AUTHENTICATION_TOKEN|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN|VALIDATION"
 )
 _NAMES_A_SECRET = re.compile(r"key|secret|token|passw|credential|sas$|^sig", re.IGNORECASE)
+_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the schemes of object stores
 _RENAMING = {"hdfs", "viewfs", "webhdfs", "sftp", "ssh", "smb"}  # file systems behind a URI that rename
 Result = TypeVar("Result")
@@ -148,6 +149,21 @@ def refuse_whole_bucket(uri: str) -> None:
         )
 
 
+def refuse_odd(place: str) -> None:
+    """Raise ValueError for a store's place that would silently be another one than it seems to be."""
+    scheme = _ONE_SLASH.match(place)
+    if scheme is not None:
+        raise ValueError(
+            f"a store's URI must have :// after its scheme, as in file:///folder or s3://bucket/folder; got {place}. A folder of "
+            f"this name is written ./{place}"
+        )
+    if "://" in place and "#" in place:
+        refuse_credentials(place)
+        raise ValueError(
+            f"a store's URI must have no fragment, which begins at a #; got {place}. A # in a name is written %23"
+        )
+
+
 def open_uri(uri: str) -> tuple[Any, str]:
     """(file system, path) of a URI: a file system of pyarrow's where it has one, else of fsspec's.
 
@@ -190,8 +206,8 @@ def _open_fsspec(uri: str, scheme: str) -> tuple[Any, str] | None:
 
 
 def beside(uri: str, suffix: str) -> str:
-    """The URI of a folder beside another one: its path gets a suffix, its query stays."""
-    path, question, query = uri.partition("?")
+    """The URI of a folder beside another one: its path gets a suffix, its query stays. A folder's name may have a ? in it."""
+    path, question, query = uri.partition("?") if "://" in uri else (uri, "", "")
     return f"{path.rstrip('/')}{suffix}{question}{query}"
 
 
@@ -215,6 +231,7 @@ class Files:
     """
 
     def __init__(self, uri: str | Path) -> None:
+        refuse_odd(str(uri))
         self.uri = str(Path(uri).expanduser()) if str(uri).startswith("~") else str(uri)
         self.local = "://" not in self.uri or self.uri.startswith("file://")
         self.hashes: dict[str, str] = {}  # path -> SHA-256 of what was written of studies here

@@ -307,6 +307,47 @@ def test_a_folder_in_a_bucket_is_one_and_what_lies_in_a_whole_bucket_is_read(s3:
     assert Store(f"s3://{s3.bucket}").exists("mi-ray-store.json")
 
 
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        (
+            "file:/tmp/x",
+            "must have :// after its scheme, .*; got file:/tmp/x. A folder of this name is written ./file:/tmp/x",
+        ),
+        ("s3:/bucket/x", "must have :// after its scheme"),
+        (Path("s3://bucket/x"), "must have :// after its scheme"),
+        (
+            "file:///tmp/h#x",
+            "must have no fragment, which begins at a #; got file:///tmp/h#x. A # in a name is written %23",
+        ),
+        ("s3://bucket/x?region=us-east-1#", "must have no fragment"),
+    ],
+)
+def test_a_place_that_would_be_another_one_than_it_seems_to_be_is_refused(
+    place: Any, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    sweep = tiny(tmp_path / "other").study.sweep.document()
+    for opened in (
+        Store,
+        lambda place: run_sweep(sweep, place, progress=False),
+        lambda place: plan_sweep(sweep, place),
+    ):
+        with pytest.raises(ValueError, match=told):
+            opened(place)
+    assert [found.name for found in tmp_path.iterdir()] == ["other"]
+
+
+def test_a_folder_may_have_a_name_of_any_characters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("r?q", "h#x", "./file:/x", "12:30", "a%20b"):
+        store = Store(name, create=True)
+        assert Store(store.address).root == str(tmp_path / name)
+        Files(scratch_of(store)).write_bytes("key", b"x")
+        assert (tmp_path / f"{name}-scratch/key").exists()
+    assert Store(f"file://{tmp_path}/h%23x").root == str(tmp_path / "h#x")
+
+
 def test_what_pyarrow_does_not_know_goes_through_fsspec(original: Tiny) -> None:
     uri = f"memory://{uuid.uuid4().hex}/results"
     finish(tiny(uri, **ONE_GRID))
