@@ -271,14 +271,20 @@ def report(
 ) -> None:
     """Write the page that shows a study, or several side by side: one HTML file that opens without a network.
 
-    Every sweep writes its own, `report.html` in the study's folder. Without --study that of every study is made again.
+    Every sweep writes its own, `report.html` in the study's folder. Without --study that of every study is made again,
+    and where one fails the others are written all the same.
     Several are written into one file, `report-A-B.html` here unless --to names another.
     """
     from mi_ray.page.write import write_pages
     from mi_ray.store.blocks import Store
 
-    for path in write_pages(Store(store), study or (), to):
+    written = write_pages(Store(store), study or (), to)
+    for path in written.paths:
         _say(path)
+    for name, cause in written.failures.items():
+        errors.print(f"failed: the page of {name}: {cause}", style="red")
+    if written.failures:
+        raise typer.Exit(1)
 
 
 @app.command()

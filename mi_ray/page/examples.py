@@ -207,14 +207,18 @@ def _undefended(
 def _losses(store: Store, order: Sequence[tuple[str, int]], counts: Counts) -> dict[str, list[tuple[int, float]]]:
     """By attack, the mean of what it climbs over the reported points, by the steps at which it is stored.
 
-    Of each point and step it is the highest over the restarts. Attacks that are stored at one step only are left out.
+    Of each point and step it is the highest over the restarts. Attacks that are stored at one step only are left out, and so
+    are those whose images are not in the store, as of a published study that kept its rows alone.
     """
     reported = set(counts.points[counts.reported].tolist())
     keys = list(dict.fromkeys(key for key, _ in order))
     several = [key for key in keys if sum(known == key for known, _ in order) > 1][:CURVES]
     found = {}
     for key in several:
-        rows = pd.concat(_loss_rows(store, key))
+        parts = list(_loss_rows(store, key))
+        if not parts:
+            continue
+        rows = pd.concat(parts)
         rows = rows[rows["point"].isin(reported) & rows["loss"].notna()]
         means = rows.groupby(["point", "steps"])["loss"].max().groupby("steps").mean()
         if len(means) > 1:

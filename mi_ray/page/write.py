@@ -5,6 +5,7 @@ Content-Security-Policy forbids every request, so that it reads the same from a 
 """
 
 import json
+import logging
 import re
 from collections.abc import Sequence
 from functools import cache
@@ -12,6 +13,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from mi_ray.figures.draw import Drawn
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import read_counts
@@ -21,6 +23,8 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import report_path
 from mi_ray.store.read import studies_of
 from mi_ray.study.checks import WORDS
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 LIBRARY = "window.vegaEmbed = vegaEmbed;"  # what the script of the charts leaves for the page's own
@@ -34,11 +38,12 @@ def make(store: Store, study: str) -> list[str]:
     return [path]
 
 
-def write_pages(store: Store, studies: Sequence[str], to: str | None = None) -> list[str]:
-    """What `mi-ray report` does; returns the places of what was written.
+def write_pages(store: Store, studies: Sequence[str], to: str | None = None) -> Drawn:
+    """What `mi-ray report` does; returns the places of what was written, and by study why its page failed.
 
-    studies: one page shows all of them; without any, each study of the store gets its own. to: a file outside of the
-    store. Raises ValueError for an unknown study, for one that is named twice, and where the store has no cells yet.
+    studies: one page shows all of them; without any, each study of the store gets its own, and one whose page fails takes
+    none of the others with it. to: a file outside of the store. Raises ValueError for an unknown study, for one that is
+    named twice, and where the store has no cells yet; and what the page of named studies raises.
     """
     if len({*studies}) != len(studies):
         raise ValueError(f"the studies of a report must be different ones; got {', '.join(studies)}")
@@ -48,15 +53,26 @@ def write_pages(store: Store, studies: Sequence[str], to: str | None = None) -> 
         raise ValueError(f"a report needs a study that has come as far as its cells; {store.uri} has none")
     if to is not None and len(each) > 1:
         raise ValueError(f"--to names one file, so --study must say what it shows; known: {', '.join(known)}")
-    written = []
+    written: list[str] = []
+    failures: dict[str, str] = {}
     for names in each:
-        if to is None and len(names) == 1:
-            written += [f"{store.uri}/{path}" for path in make(store, names[0])]
-            continue
-        file = Path(to or f"report-{'-'.join(names)}.html")
-        file.write_text(page(store, names), encoding="utf-8")
-        written.append(str(file))
-    return written
+        try:
+            written += _write(store, names, to)
+        except Exception as error:
+            if studies:
+                raise
+            logger.debug("the page of %s", names[0], exc_info=True)
+            failures[names[0]] = f"{type(error).__name__}: {error}"
+    return Drawn(tuple(written), failures)
+
+
+def _write(store: Store, names: Sequence[str], to: str | None) -> list[str]:
+    """Write one page, and return its place. to: as for `write_pages`."""
+    if to is None and len(names) == 1:
+        return [f"{store.uri}/{path}" for path in make(store, names[0])]
+    file = Path(to or f"report-{'-'.join(names)}.html")
+    file.write_text(page(store, names), encoding="utf-8")
+    return [str(file)]
 
 
 def page(store: Store, studies: Sequence[str]) -> str:

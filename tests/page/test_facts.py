@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,14 +27,14 @@ from mi_ray.figures.names import Names
 from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
-from mi_ray.page.examples import _beside, _png, _undefended, read_examples
+from mi_ray.page.examples import _beside, _losses, _png, _undefended, read_examples
 from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
-from mi_ray.store.read import read_cells
+from mi_ray.store.read import cells_table, read_cells, write_cells
 from mi_ray.store.schemas import EXAMPLES, TRAINING
 from mi_ray.study.checks import CHECKS, OPTIONAL, WORDS
 from mi_ray.study.prepare import prepare
@@ -245,8 +246,6 @@ def test_neither_variants_nor_studies_of_other_images_are_compared() -> None:
 
 
 def test_a_study_without_a_finished_cell_has_a_page(tmp_path: Path) -> None:
-    from mi_ray.store.read import write_cells
-
     store = Store(tmp_path / "results", create=True)
     rows = [cell("m", "none", {}, name, 0.0) for name in ("none", "pgd")]
     missing = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "points", "selection_points", "verdict"))
@@ -263,6 +262,23 @@ def test_a_report_names_what_it_cannot_show(store: Store, tmp_path: Path) -> Non
         write_pages(store, ["s", "s"])
     with pytest.raises(ValueError, match="has come as far as its cells"):
         write_pages(Store(tmp_path / "empty", create=True), ())
+
+
+def test_a_page_that_fails_is_named_and_the_others_are_written(store: Store, run: Callable[..., Any]) -> None:
+    for name in ("another", "t"):
+        write_cells(store, name, cells_table(store, "s").to_pylist())
+    store.write_bytes("studies/another/study.yaml", b"{")
+    code, out, err = run("report", store.uri)
+    assert code == 1
+    assert out.split() == [f"{store.uri}/studies/{name}/report.html" for name in ("s", "t")]
+    assert err.startswith("failed: the page of another: DamagedFileError: studies/another/study.yaml must be the sweep")
+    assert run("report", store.uri, "--study", "another")[0] == 2
+    assert run("report", store.uri, "--study", "t")[0] == 0
+
+
+def test_a_store_that_keeps_no_images_has_no_losses_to_draw(store: Store) -> None:
+    """As of a published study, whose attacks are stored at two steps and whose images are not published."""
+    assert _losses(store, [("gone", 5), ("gone", 10)], counted(["a"], [[1]])) == {}
 
 
 def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_path: Path) -> None:
