@@ -104,6 +104,7 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
     cells, names = loaded.cells, loaded.names
     settings, threats, findings, variants, attacks = Pool(), Pool(), Pool(), Pool(), Pool()
     variants.place("")
+    entries = {pair: _entry(*pair) for pair in dict.fromkeys(zip(*(cells[name] for name in MET_BY[1:]), strict=True))}
     called = threat_of(cells, names)
     met = {
         (classifier, defense, values): attacks.place(
@@ -118,7 +119,7 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         rows.append(
             {
                 "key": row["cell"],
-                "setting": settings.place([*_setting(row, names), met[tuple(row[MET_BY])]]),
+                "setting": settings.place([*_setting(row, names, entries), met[tuple(row[name] for name in MET_BY)]]),
                 "threat": threats.place(threat) if attacked else -1,
                 **_result(row, findings),
                 "variants": [variants.place(name) for name in _listed(row["variants"])],
@@ -146,11 +147,16 @@ def _knowledge(row: Row) -> str:
     return "" if row["attack"] == WORST_CASE else str(row["knowledge"]).replace("_", " ")
 
 
-def _setting(row: Row, names: Names) -> list[object]:
-    """A setting: classifier, defense, its label, its parameters as text and as YAML, N and draws."""
-    params = {name: value for name, value in json.loads(row["defense_params"]).items() if value is not None}
-    entry: object = {row["defense"]: params} if params else row["defense"]
-    whole = yaml.safe_dump({"defenses": [entry]}, sort_keys=False, default_flow_style=None, width=1000)
+def _entry(defense: str, values: str) -> str:
+    """A defense with its parameters as a sweep writes them, in YAML. values: as cells.parquet has them."""
+    params = {name: value for name, value in json.loads(values).items() if value is not None}
+    entry: object = {defense: params} if params else defense
+    return yaml.safe_dump({"defenses": [entry]}, sort_keys=False, default_flow_style=None, width=1000)
+
+
+def _setting(row: Row, names: Names, entries: Mapping[tuple[str, str], str]) -> list[object]:
+    """A setting: classifier, defense, its label, its parameters as text and as YAML, N and draws. entries: of `_entry`."""
+    whole = entries[row["defense"], row["defense_params"]]
     own = parameters(row["defense_params"])
     counts = [int(row["executions"]), int(row["draws"])]
     return [row["classifier"], row["defense"], names.defense(row["defense"]), own, whole, *counts]
