@@ -40,19 +40,27 @@ def frontier_facts(cells: "pd.DataFrame") -> "list[pd.DataFrame]":
     found = []
     for threat, rows in best.groupby(UNDER, sort=False):
         if rows["attack"].iloc[0] == WORST_CASE:
-            found.append(_with_baseline(rows, tested))
+            found.append(_with_baseline(rows, tested, cells))
         elif threat in first:
             found.append(rows)
     return found
 
 
-def _with_baseline(worst: "pd.DataFrame", tested: "pd.DataFrame") -> "pd.DataFrame":
-    """The worst cases of one ball with that of no defense, which has no cell of its own where it was attacked in one way."""
+def _with_baseline(worst: "pd.DataFrame", tested: "pd.DataFrame", cells: "pd.DataFrame") -> "pd.DataFrame":
+    """The worst cases of one ball with that of no defense, which has no cell of its own where it was attacked in one way.
+
+    It has none either where another attack on it failed; then its worst case is unknown. cells: all of the study.
+    """
     ball = ["classifier", "norm", "epsilon"]
     bare = tested[(tested["defense"] == "none") & (tested[ball] == worst[ball].iloc[0]).all(axis=1)]
     if len(bare) != 1 or (worst["defense"] == "none").any():
         return worst
     import pandas as pd
+
+    from mi_ray.figures.reading import may_stand_for_worst
+
+    if not may_stand_for_worst(bare, cells).all():
+        return worst
 
     return pd.concat([worst, bare.assign(**worst[UNDER].iloc[0], undominated=False)]).sort_values("clean")
 

@@ -8,6 +8,7 @@ import pandas as pd
 
 from mi_ray.choice import CLEAN_BUDGET, FRONTIER_KEYS, chosen_on, frontier, picked
 from mi_ray.figures.names import Names, Row, epsilon_text, settings_apart
+from mi_ray.figures.reading import may_stand_for_worst
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import failed_checks
 from mi_ray.page.counts import Counts
@@ -30,7 +31,7 @@ def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str,
     table = frontier(cells)
     table = table.assign(told=settings_apart(table))
     for group in by_threat(table):
-        first, best, bare = group.iloc[0], _best(group, table), _bare(group, table)
+        first, best, bare = group.iloc[0], _best(group, table), _bare(group, table, cells)
         told = [_alone(first, bare), _gain(bare, best, counts, names), _trust(best, called[best["cell"]])]
         where = {
             "classifier": first["classifier"],
@@ -55,16 +56,18 @@ def _best(group: pd.DataFrame, table: pd.DataFrame) -> "pd.Series":
     return competing.sort_values(["adversarial_to_choose", "clean_to_choose"], ascending=False).iloc[0]
 
 
-def _bare(group: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """The undefended setting under the group's attack. table: the whole frontier.
+def _bare(group: pd.DataFrame, table: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """The undefended setting under the group's attack. table: the whole frontier. cells: those that it was made of.
 
-    A classifier that is attacked in one way alone has no cell of the worst case: it is that attack's.
+    A classifier that is attacked in one way alone has no cell of the worst case: it is that attack's, but where another attack
+    failed, of which it would be the worst case too.
     """
     own, first = group[group["defense"] == "none"].head(1), group.iloc[0]
     if len(own) or first["attack"] != WORST_CASE:
         return own
     ball = ["classifier", "norm", "epsilon"]
     alone = table[(table["defense"] == "none") & (table[ball] == first[ball]).all(axis=1)]
+    alone = alone[may_stand_for_worst(alone, cells)]
     return alone if len(alone) == 1 else own
 
 

@@ -15,10 +15,10 @@ import yaml
 
 from mi_ray.choice import FRONTIER_KEYS, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text, parameters, radii_text
-from mi_ray.figures.reading import read_study
+from mi_ray.figures.reading import may_stand_for_worst, read_study
 from mi_ray.figures.verdict_marks import mark
 from mi_ray.page.one_setting import Json, attacks_part, sweep_parts
-from mi_ray.statistics import by_threat
+from mi_ray.statistics import by_threat, of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import DamagedFileError
 from mi_ray.store.manifest import read_manifest
@@ -134,7 +134,10 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         "findings": findings.values,
         "variants": variants.values,
         "cells": rows,
-        "best": {str(at): _best(cells, str(name), places) for at, name in enumerate(variants.values)},
+        "best": {
+            str(at): {**_best(cells, str(name), places), "alone": alone(cells, str(name))}
+            for at, name in enumerate(variants.values)
+        },
         "looks": {name: vars(names.look(name)) for name in dict.fromkeys(cells["defense"])},
         "yaml": sweep_parts(loaded.name, loaded.sweep),
         "attacks": attacks.values,
@@ -195,6 +198,19 @@ def _best(cells: pd.DataFrame, variant: str, places: Mapping[str, int]) -> dict[
         for _, rows in group.groupby(["defense", "executions", "draws"], sort=False):
             found["curve"] += [places[cell] for cell in rows.loc[curve(rows), "cell"]]
     return found
+
+
+def alone(cells: pd.DataFrame, variant: str) -> list[int]:
+    """The attacked cells, by position, that stand for a setting's worst case in a ball where it has no cell of one.
+
+    Each is the only attack on its setting there that was asked for, in one variant of the study's options, and no attack that
+    saw F alone in front of a defense (`may_stand_for_worst`).
+    """
+    own = of_variant(cells.reset_index(drop=True), variant)
+    attacked = own[own["attack"] != "none"]
+    only = attacked[~attacked.duplicated([*FRONTIER_KEYS, "norm", "epsilon"], keep=False)]
+    only = only[(only["state"] == "done") & (only["attack"] != WORST_CASE)]
+    return [int(str(at)) for at in only.index[may_stand_for_worst(only, own).to_numpy()]]
 
 
 def asked(loaded: ReadStudy) -> str:

@@ -74,11 +74,11 @@ function bareAccuracy(of, classifier) {
   return found ? found.accuracy : 0;
 }
 
-/** The attack and the cell of a setting that stand for a chosen attack: where it was attacked in one way alone, that is its worst case. */
-function placeUnder(of, cells, threat) {
+/** The attack and the cell of a setting that stand for a chosen attack: an only attack may be its worst case (`alone` in facts.py). */
+function placeUnder(of, cells, threat, alone) {
   if (cells.has(threat.at) || threat.label !== "Worst case") return [threat, cells.get(threat.at)];
-  const alike = [...cells].filter(([at]) => at >= 0 && threatOf(of, at).text === threat.text);
-  return alike.length === 1 ? [threatOf(of, alike[0][0]), alike[0][1]] : [threat, undefined];
+  const found = [...cells].find(([at, cell]) => alone.has(cell) && threatOf(of, at).text === threat.text);
+  return found ? [threatOf(of, found[0]), found[1]] : [threat, undefined];
 }
 
 /** The settings of a classifier under an attack, as the frontier draws them. */
@@ -87,11 +87,12 @@ function frontierRows(of, classifier, threat, beside, hidden = new Set(), near =
   const best = of.best[chosen.variant] || of.best[0];
   const undominated = new Set(best.undominated);
   const curve = new Set(best.curve);
+  const alone = new Set(best.alone);
   const worst = of.threats.map((_, at) => threatOf(of, at)).find((t) => t.label === "Worst case" && t.text === threat.text);
   const rows = [];
   for (const [at, cells] of indexed(of, chosen.variant)) {
     const setting = settingOf(of, at);
-    const [under, place] = placeUnder(of, cells, threat);
+    const [under, place] = placeUnder(of, cells, threat, alone);
     const [clean, attacked] = [of.cells[cells.get(-1)], of.cells[place]];
     if (setting.classifier !== classifier || !done(clean) || !done(attacked) || hidden.has(setting.defense)) continue;
     if (clean.accuracy < bareAccuracy(of, classifier) - near) continue;

@@ -64,6 +64,8 @@ def test_no_defense_that_was_attacked_in_one_way_stands_beside_the_worst_cases_w
         1
     ]  # of two attacks neither is the worst by point
     assert both["defense"].tolist() == ["mi_ol"]
+    failed_cells = cells["state"].where(~(bare & cells["attack"].isin(["square", "worst_case"])), "failed")
+    assert frontier_facts(cells.assign(state=failed_cells))[1]["defense"].tolist() == ["mi_ol"]
 
 
 def test_a_dominated_classifier_without_a_defense_is_shown_all_the_same(cells: pd.DataFrame) -> None:

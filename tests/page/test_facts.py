@@ -28,7 +28,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import _beside, _losses, _png, _undefended, read_examples
-from mi_ray.page.facts import ReadStudy, _best, _listing, load, study_facts
+from mi_ray.page.facts import ReadStudy, _best, _listing, alone, load, study_facts
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -186,6 +186,48 @@ def test_a_setting_that_fewer_attacks_were_made_on_is_no_answer() -> None:
     counts = counted(frame["cell"].tolist(), [[2] * 10] * len(frame))
     told = {answer["threat"]: answer["cell"] for answer in answers(frame, counts, Names.of({}, frame["defense"]))}
     assert next(at for threat, at in told.items() if threat.startswith("Worst case")) == 6
+
+
+WORST = {"attack_params": "{}", "goal": "any", "epsilon": 8 / 255}
+
+
+def test_an_oblivious_attack_alone_is_no_worst_case_of_a_defense() -> None:
+    def stands(*rows: dict[str, Any], variant: str = "") -> list[str]:
+        cells = frame(cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9), *rows)
+        return [cells["cell"][at] for at in alone(cells, variant)]
+
+    def attacked(defense: str, attack: str, name: str, **changes: Any) -> dict[str, Any]:
+        return cell("m", defense, {}, attack, 0.5, **{**PGD, "cell": name, **changes})
+
+    bare, blind = attacked("none", "pgd", "bare"), attacked("mi_ol", "pgd", "blind")
+    knows = attacked("mi_ol", "eot_pgd", "knows", knowledge="adaptive")
+    assert stands(bare, blind) == ["bare"]
+    assert stands(bare, knows) == ["bare", "knows"]
+    assert stands(blind, knows) == []  # Of two attacks neither is the worst at every point.
+    assert stands(knows, {**blind, "state": "failed"}) == []
+    assert stands({**knows, "state": "failed"}) == []
+    assert stands(knows, attacked("mi_ol", "worst_case", "lost", **WORST, state="missing")) == []
+    assert stands(knows, {**blind, "norm": "l2"}) == ["knows"]  # In a ball of its own.
+    assert stands({**bare, "variants": ["", "v"]}, {**knows, "variants": ["v"]}) == ["bare"]
+    assert stands({**bare, "variants": ["", "v"]}, {**knows, "variants": ["v"]}, variant="v") == ["bare", "knows"]
+
+
+def test_no_defense_is_not_held_against_a_worst_case_of_which_an_attack_failed() -> None:
+    rows = [
+        cell("m", "none", {}, "none", 0.9, executions=1, draws=1),
+        cell("m", "none", {}, "pgd", 0.2, executions=1, draws=1, **PGD),
+        cell("m", "mi_ol", {}, "none", 0.9),
+        cell("m", "mi_ol", {}, "worst_case", 0.5, **WORST, knowledge="adaptive"),
+    ]
+    lost = cell("m", "none", {}, "worst_case", 0.0, executions=1, draws=1, **WORST, state="failed")
+
+    def said(*more: dict[str, Any]) -> str:
+        cells = frame(*rows, *more)
+        found = answers(cells, counted(cells["cell"].tolist(), [[1] * 4] * len(cells)), Names.of({}, cells["defense"]))
+        return str(next(each["sentences"] for each in found if each["threat"] == "Worst case"))
+
+    assert "Without a defense, m is right on 90.0 [85.0, 95.0] %" in said()
+    assert "did not measure m without a defense under this attack" in said(lost)
 
 
 def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None:
