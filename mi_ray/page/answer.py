@@ -1,8 +1,10 @@
-"""The answer of a study in three sentences, computed from its rows, for each classifier and attack.
+"""The answer of a study in three sentences, computed from its rows, for each variant of its options, classifier and attack.
 
 What the classifier keeps by itself; what the best defense keeps, and whether that is more than chance; and whether the
 number can be believed. The best is chosen on the selection points and reported on the others.
 """
+
+from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
 
@@ -13,33 +15,46 @@ from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import failed_checks
 from mi_ray.page.counts import Counts
 from mi_ray.page.facts import threat_of
-from mi_ray.statistics import by_threat, paired_test
+from mi_ray.statistics import by_threat, of_variant, paired_test
 from mi_ray.threat_model import WORST_CASE
 
 
-def answers(cells: pd.DataFrame, counts: Counts, names: Names) -> list[dict[str, object]]:
-    """One entry for each classifier, attack and ε.
+def answers(
+    cells: pd.DataFrame, counts: Counts, names: Names, variants: Sequence[str] = ("",)
+) -> list[dict[str, object]]:
+    """One entry for each variant of the study's options, classifier, attack and ε.
 
-    It has `classifier`, `threat` (the attack) and `epsilon` as text, `cell`, the position of the best setting's cell among all
-    rows of `cells`, and the three `sentences`. cells: all rows of cells.parquet of a study.
+    It has `variant`, a position in `variants`, `classifier`, `threat` (the attack) and `epsilon` as text, `cell`, the position of
+    the best setting's cell among all rows of `cells`, and the three `sentences`. cells: all rows of cells.parquet of a study.
+    variants: the names of those that are answered, of which "" is the study itself.
     """
-    if (cells["state"] == "done").sum() == 0:
-        return []
     called = dict(zip(cells["cell"], threat_of(cells, names), strict=True))
     places = dict(zip(cells["cell"], range(len(cells)), strict=True))
-    found = []
-    table = frontier(cells)
+    return [
+        {"variant": at, **entry, "cell": places[best["cell"]]}
+        for at, variant in enumerate(variants)
+        for entry, best in _of_one_variant(cells, variant, called, counts, names)
+    ]
+
+
+def _of_one_variant(
+    cells: pd.DataFrame, variant: str, called: Mapping[str, str], counts: Counts, names: Names
+) -> Iterator[tuple[dict[str, object], Row]]:
+    """What is said of each classifier, attack and ε, and the best setting. called: cell -> its attack."""
+    own = of_variant(cells, variant)
+    if (own["state"] == "done").sum() == 0:
+        return
+    table = frontier(cells, variant)
     table = table.assign(told=settings_apart(table))
     for group in by_threat(table):
-        first, best, bare = group.iloc[0], _best(group, table), _bare(group, table, cells)
+        first, best, bare = group.iloc[0], _best(group, table), _bare(group, table, own)
         told = [_alone(first, bare), _gain(bare, best, counts, names), _trust(best, called[best["cell"]])]
         where = {
             "classifier": first["classifier"],
             "threat": called[first["cell"]],
             "epsilon": epsilon_text(first["epsilon"], first["norm"]),
         }
-        found.append({**where, "cell": places[best["cell"]], "sentences": told})
-    return found
+        yield {**where, "sentences": told}, best
 
 
 def _best(group: pd.DataFrame, table: pd.DataFrame) -> "pd.Series":

@@ -103,7 +103,8 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
     """Settings, attacks, cells and checks of a study, what it asked, and where it came from."""
     cells, names = loaded.cells, loaded.names
     settings, threats, findings, variants, attacks = Pool(), Pool(), Pool(), Pool(), Pool()
-    variants.place("")
+    for name in variant_names(cells):
+        variants.place(name)
     entries = {pair: _entry(*pair) for pair in dict.fromkeys(zip(*(cells[name] for name in MET_BY[1:]), strict=True))}
     called = threat_of(cells, names)
     met = {
@@ -144,6 +145,11 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         "provenance": provenance(loaded.manifest),
         "state": loaded.manifest.get("state", "unknown"),
     }
+
+
+def variant_names(cells: pd.DataFrame) -> list[str]:
+    """The variants of a study's options in the order of the page: first "", which is the study itself."""
+    return list(dict.fromkeys(["", *(str(name) for found in cells["variants"] for name in _listed(found))]))
 
 
 def _knowledge(row: Row) -> str:

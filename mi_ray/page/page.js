@@ -19,7 +19,7 @@ const counted = (value) => (value === null ? "–" : value.toLocaleString("en"))
 function indexed(of, variant) {
   const found = new Map();
   of.cells.forEach((cell, at) => {
-    if (cell.variants.length && !cell.variants.includes(variant)) return;
+    if (!isOf(cell, variant)) return;
     if (!found.has(cell.setting)) found.set(cell.setting, new Map());
     if (!found.get(cell.setting).has(cell.threat)) found.get(cell.setting).set(cell.threat, at);
   });
@@ -68,9 +68,13 @@ function threatNow(of = study()) {
 /** The checks that a cell failed, by name. */
 const failedOf = (of, cell) => cell.checks.map((at) => of.findings[at]).filter(([, state]) => state === "failed").map(([name]) => name);
 
+/** Whether a cell is of a variant of its study's options: those of a store from before there were variants are of all. */
+const isOf = (cell, variant) => !cell.variants.length || cell.variants.includes(variant);
+
 /** The clean accuracy of a classifier without a defense; 0 where it was not measured, so that nothing is left out. */
-function bareAccuracy(of, classifier) {
-  const found = of.cells.find((cell) => cell.threat < 0 && done(cell) && of.settings[cell.setting][0] === classifier && of.settings[cell.setting][1] === "none");
+function bareAccuracy(of, classifier, variant) {
+  const isBare = ([owner, defense]) => owner === classifier && defense === "none";
+  const found = of.cells.find((cell) => cell.threat < 0 && done(cell) && isOf(cell, variant) && isBare(of.settings[cell.setting]));
   return found ? found.accuracy : 0;
 }
 
@@ -82,20 +86,21 @@ function placeUnder(of, cells, threat, alone) {
 }
 
 /** The settings of a classifier under an attack, as the frontier draws them. */
-function frontierRows(of, classifier, threat, beside, hidden = new Set(), near = byId("choose-near").checked ? GIVEN_UP : 1) {
+function frontierRows(of, classifier, threat, beside, { hidden = new Set(), near = byId("choose-near").checked ? GIVEN_UP : 1, variant = chosen.variant } = {}) {
   if (!threat) return [];
-  const best = of.best[chosen.variant] || of.best[0];
+  const best = of.best[variant];
+  const bare = bareAccuracy(of, classifier, variant);
   const undominated = new Set(best.undominated);
   const curve = new Set(best.curve);
   const alone = new Set(best.alone);
   const worst = of.threats.map((_, at) => threatOf(of, at)).find((t) => t.label === "Worst case" && t.text === threat.text);
   const rows = [];
-  for (const [at, cells] of indexed(of, chosen.variant)) {
+  for (const [at, cells] of indexed(of, variant)) {
     const setting = settingOf(of, at);
     const [under, place] = placeUnder(of, cells, threat, alone);
     const [clean, attacked] = [of.cells[cells.get(-1)], of.cells[place]];
     if (setting.classifier !== classifier || !done(clean) || !done(attacked) || hidden.has(setting.defense)) continue;
-    if (clean.accuracy < bareAccuracy(of, classifier) - near) continue;
+    if (clean.accuracy < bare - near) continue;
     const other = beside && worst && worst.at !== threat.at ? of.cells[cells.get(worst.at)] : null;
     const row = {
       setting: at, cell: place, defense: setting.defense, bare: setting.defense === "none",
@@ -147,7 +152,8 @@ const hideTip = () => (byId("tip").hidden = true);
 
 function renderAnswer() {
   const threat = threatNow();
-  const found = study().answers.find((a) => threat && a.classifier === chosen.classifier && a.threat === threat.label && a.epsilon === threat.text);
+  const is = (a) => a.variant === chosen.variant && a.classifier === chosen.classifier && a.threat === threat.label && a.epsilon === threat.text;
+  const found = threat && study().answers.find(is);
   fill(byId("answer-text"), found ? found.sentences.map((text) => h("p", {}, text)) : h("p", {}, "No finished cell says anything of this choice."));
   if (!study().settings[chosen.setting] || study().settings[chosen.setting][0] !== chosen.classifier) {
     const first = study().settings.findIndex((setting) => setting[0] === chosen.classifier);
@@ -183,9 +189,9 @@ async function renderFrontier() {
   const of = study();
   const threat = threatNow();
   const beside = byId("choose-beside").checked;
-  const all = frontierRows(of, chosen.classifier, threat, false, new Set(), 1);
+  const all = frontierRows(of, chosen.classifier, threat, false, { near: 1 });
   renderLegend(all);
-  const rows = frontierRows(of, chosen.classifier, threat, beside, chosen.hidden);
+  const rows = frontierRows(of, chosen.classifier, threat, beside, { hidden: chosen.hidden });
   const host = byId("frontier-chart");
   const found = of.cells.find((cell) => done(cell));
   byId("frontier-note").textContent =
@@ -540,7 +546,7 @@ function renderSides() {
     const own = of.settings.some((setting) => setting[0] === chosen.classifier) ? chosen.classifier : of.settings[0] && of.settings[0][0];
     const threats = attacksOf(of, own, 0);
     const threat = threats.find((t) => t.name === chosen.attack && t.text === chosen.epsilon) || threats[0];
-    return { of, own, threat, rows: frontierRows(of, own, threat, false) };
+    return { of, own, threat, rows: frontierRows(of, own, threat, false, { variant: 0 }) };
   });
   const every = sides.flatMap(({ rows }) => rows);
   fill(byId("side-charts"), sides.map(({ of, own, threat, rows }) => {

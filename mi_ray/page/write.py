@@ -18,7 +18,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import read_counts
 from mi_ray.page.examples import example_facts, read_examples
-from mi_ray.page.facts import certified_facts, load, study_facts, training_curves
+from mi_ray.page.facts import certified_facts, load, study_facts, training_curves, variant_names
 from mi_ray.store.blocks import Store
 from mi_ray.store.manifest import report_path
 from mi_ray.store.read import studies_of
@@ -99,7 +99,7 @@ def _facts(store: Store, study: str) -> tuple[dict[str, object], Side]:
     told = {
         **study_facts(loaded),
         **counts.facts(),
-        "answers": answers(cells, counts, loaded.names),
+        "answers": answers(cells, counts, loaded.names, variant_names(cells)),
         "examples": example_facts(store, cells, counts, examples, first),
         "training": training_curves(store, cells),
         "certified": certified_facts(store, study),

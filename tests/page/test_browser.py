@@ -12,6 +12,7 @@ from helpers.browsed import write_browsed_study
 
 from mi_ray.page.write import page
 from mi_ray.store.blocks import Store
+from mi_ray.store.read import cells_table, write_cells
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -212,6 +213,26 @@ def test_two_studies_stand_side_by_side_with_paired_tests(opened: "Page", html: 
     opened.select_option("#choose-study", "1")
     opened.wait_for_selector(MARKS)
     assert opened.locator("#cells-table tbody tr").count() == 25
+
+
+def test_other_options_of_a_study_have_an_answer_and_a_frontier_of_their_own(
+    browser: "Browser", tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "results", create=True)
+    write_browsed_study(store, "one", 0)
+    rows = cells_table(store, "one").to_pylist()
+    write_cells(store, "one", [{**row, "variants": ["", *["v"] * (row["defense"] != "mi_ol")]} for row in rows])
+    (file := tmp_path / "report.html").write_text(page(store, ["one"]), encoding="utf-8")
+    for shown in _opened(browser, file, viewport={"width": 1280, "height": 900}):
+        for variant, marks in ((None, 7), ("v", 4)):
+            if variant:
+                shown.select_option("#choose-variant", label=variant)
+            shown.wait_for_function(
+                f'document.querySelectorAll("#frontier-chart .settings_marks path").length === {marks}'
+            )
+            told = shown.inner_text("#answer-text")
+            assert "Without a defense, left is right on" in told
+            assert ("is Gaussian noise (sigma=" in told) is bool(variant)
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import _beside, _losses, _png, _undefended, read_examples
-from mi_ray.page.facts import ReadStudy, _best, _listing, alone, load, study_facts
+from mi_ray.page.facts import ReadStudy, _best, _listing, alone, load, study_facts, variant_names
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -186,6 +186,21 @@ def test_a_setting_that_fewer_attacks_were_made_on_is_no_answer() -> None:
     counts = counted(frame["cell"].tolist(), [[2] * 10] * len(frame))
     told = {answer["threat"]: answer["cell"] for answer in answers(frame, counts, Names.of({}, frame["defense"]))}
     assert next(at for threat, at in told.items() if threat.startswith("Worst case")) == 6
+
+
+def test_each_variant_of_a_studys_options_has_an_answer_of_its_own() -> None:
+    def rows(tag: str, attacked: float, variants: list[str]) -> list[dict[str, Any]]:
+        return [
+            cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9, cell=f"{tag} clean", draws=len(tag), variants=variants),
+            cell("m", "mi_ol", {"lam": 0.5}, "pgd", attacked, cell=tag, draws=len(tag), variants=variants, **PGD),
+        ]
+
+    cells = frame(*rows("a", 0.4, [""]), *rows("bb", 0.7, ["v"]))
+    counts = counted(cells["cell"].tolist(), [[1] * 10] * 4)
+    own, other = answers(cells, counts, Names.of({}, cells["defense"]), variant_names(cells))
+    assert [(each["variant"], each["cell"]) for each in (own, other)] == [(0, 1), (1, 3)]
+    assert "it keeps 40.0 [" in own["sentences"][1]
+    assert "it keeps 70.0 [" in other["sentences"][1]
 
 
 WORST = {"attack_params": "{}", "goal": "any", "epsilon": 8 / 255}
