@@ -922,10 +922,7 @@ class Sweep(Strict):
         """
         own = self.resolved_options()
         if isinstance(self.variants, str):
-            honest, published = (PRESETS[name][0].model_dump() for name in ("honest", "as_published"))
-            changed = {name: value for name, value in published.items() if value != honest[name]}
-            every = {"as_published": changed, **{name: {name: value} for name, value in changed.items()}}
-            found = {name: _options(own, changes) for name, changes in every.items()}
+            found = {name: _options(own, changes) for name, changes in each_option().items()}
             found = {name: options for name, options in found.items() if options != own}
         else:
             found = {name: _options(own, changes) for name, changes in self.variants.items()}
@@ -960,6 +957,13 @@ def texts_in(value: object) -> Iterator[str]:
     elif isinstance(value, (Mapping, list, tuple)):
         for inner in value.values() if isinstance(value, Mapping) else value:
             yield from texts_in(inner)
+
+
+def each_option() -> dict[str, dict[str, Any]]:
+    """What the variants `each_option` change: all that as_published changes together, then each of that alone."""
+    honest, published = (PRESETS[name][0].model_dump() for name in ("honest", "as_published"))
+    changed = {name: value for name, value in published.items() if value != honest[name]}
+    return {"as_published": changed, **{name: {name: value} for name, value in changed.items()}}
 
 
 def _options(base: Options, changes: Mapping[str, object]) -> Options:

@@ -140,7 +140,7 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
             for at, name in enumerate(variants.values)
         },
         "looks": {name: vars(names.look(name)) for name in dict.fromkeys(cells["defense"])},
-        "yaml": sweep_parts(loaded.name, loaded.sweep),
+        "yaml": [sweep_parts(loaded.name, loaded.sweep, name) for name in variant_names(cells)],
         "attacks": attacks.values,
         "provenance": provenance(loaded.manifest),
         "state": loaded.manifest.get("state", "unknown"),

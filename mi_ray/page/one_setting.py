@@ -5,21 +5,24 @@ from typing import TypeAlias
 
 import yaml
 
+from mi_ray.config import EACH_OPTION, each_option
 from mi_ray.parameters import RANGES, spaced_values
 from mi_ray.threat_model import parse_number
 
 Json: TypeAlias = Mapping[str, object]
 # Keys of a sweep that are not written into the sweep of one setting, and those that are written with all that they hold.
-LEFT_OUT = ("defenses", "executions", "draws", "search", "figures", "classifiers", "smoke", "attacks")
+LEFT_OUT = ("defenses", "executions", "draws", "search", "figures", "classifiers", "smoke", "attacks", "variants")
 WHOLE = ("options", "dataset", "pool")
 RESTRICTED = ("classifiers", "defenses")  # what an attack may be made for alone
 
 
-def sweep_parts(study: str, sweep: Json) -> dict[str, str]:
+def sweep_parts(study: str, sweep: Json, variant: str = "") -> dict[str, str]:
     """By classifier, the YAML of a sweep of that one alone, to which a setting's attacks and its own lines are added.
 
-    Other classifiers are in it where an attack's images are made on them.
+    Other classifiers are in it where an attack's images are made on them. variant: the name of other options of the study, which
+    then stand in place of its own.
     """
+    sweep = _of_variant(sweep, variant) if variant else sweep
     # An option that is unset differs from one that is left out, which the preset decides.
     shared = {name: sweep[name] if name in WHOLE else _given(sweep[name]) for name in sweep if name not in LEFT_OUT}
     told = {**{name: part for name, part in shared.items() if part not in (None, {}, [])}, "name": f"{study}_one"}
@@ -31,6 +34,14 @@ def sweep_parts(study: str, sweep: Json) -> dict[str, str]:
         listed = [entries[name] for name in (classifier, *sorted(named & entries.keys()))]
         parts[classifier] = yaml.safe_dump({**told, "classifiers": listed}, sort_keys=False, allow_unicode=True)
     return parts
+
+
+def _of_variant(sweep: Json, variant: str) -> Json:
+    """A sweep with the options of one of its variants as its own."""
+    every = each_option() if sweep.get("variants") == EACH_OPTION else sweep.get("variants")
+    own, changes = sweep.get("options"), every.get(variant) if isinstance(every, Mapping) else None
+    parts = [part for part in (own, changes) if isinstance(part, Mapping)]
+    return {**sweep, "options": {name: value for part in parts for name, value in part.items()}}
 
 
 def attacks_part(sweep: Json, classifier: str, defense: str, values: Json) -> str:

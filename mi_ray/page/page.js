@@ -285,7 +285,7 @@ function renderSetting() {
     ["Seconds", ([, at]) => (of.cells[at].seconds === null ? "–" : of.cells[at].seconds.toFixed(1)), true],
   ], cells);
   const keys = cells.map(([, at]) => of.cells[at].key);
-  const yaml = `${of.yaml[setting.classifier] || ""}${of.attacks[setting.attacks]}${setting.yaml}executions: ${setting.executions}\ndraws: ${setting.draws}\n`;
+  const yaml = `${of.yaml[chosen.variant][setting.classifier] || ""}${of.attacks[setting.attacks]}${setting.yaml}executions: ${setting.executions}\ndraws: ${setting.draws}\n`;
   const code = `import mi_ray\nrows = mi_ray.read_records(${JSON.stringify(DATA.store)}, study="${of.name}", filters=[("cell", "in", ${JSON.stringify(keys)})])\n` +
     `rows[~rows.selection].groupby(["attack", "goal", "norm", "epsilon", "cell"]).apply(lambda r: r.correct_draws.sum() / r.draws.sum())`;
   const charts = h("div", { class: "beside" });
@@ -616,7 +616,11 @@ listen("choose-study", (value) => {
 listen("choose-classifier", (value) => ((chosen.classifier = value), (chosen.setting = -1), render(), renderSides()));
 listen("choose-attack", (value) => ((chosen.attack = value), render(), renderSides()));
 listen("choose-epsilon", (value) => ((chosen.epsilon = value), render(), renderSides()));
-listen("choose-variant", (value) => ((chosen.variant = Number(value)), render()));
+listen("choose-variant", (value) => {
+  chosen.variant = Number(value);
+  if (!indexed(study(), chosen.variant).has(chosen.setting)) chosen.setting = -1;
+  render();
+});
 listen("choose-beside", () => renderFrontier());
 listen("choose-near", () => (renderFrontier(), renderSides()));
 listen("choose-setting", (value) => choose(Number(value)));

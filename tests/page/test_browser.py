@@ -222,6 +222,8 @@ def test_other_options_of_a_study_have_an_answer_and_a_frontier_of_their_own(
     write_browsed_study(store, "one", 0)
     rows = cells_table(store, "one").to_pylist()
     write_cells(store, "one", [{**row, "variants": ["", *["v"] * (row["defense"] != "mi_ol")]} for row in rows])
+    told = {"name": "one", "options": {"draws": 1}, "variants": {"v": {"draws": 3}}, "classifiers": [{"name": "left"}]}
+    store.write_bytes("studies/one/study.yaml", json.dumps(told).encode())
     (file := tmp_path / "report.html").write_text(page(store, ["one"]), encoding="utf-8")
     for shown in _opened(browser, file, viewport={"width": 1280, "height": 900}):
         for variant, marks in ((None, 7), ("v", 4)):
@@ -233,6 +235,7 @@ def test_other_options_of_a_study_have_an_answer_and_a_frontier_of_their_own(
             told = shown.inner_text("#answer-text")
             assert "Without a defense, left is right on" in told
             assert ("is Gaussian noise (sigma=" in told) is bool(variant)
+            assert f"options:\n  draws: {3 if variant else 1}\n" in shown.inner_text("#setting-body")
 
 
 @pytest.mark.parametrize(

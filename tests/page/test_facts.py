@@ -338,23 +338,44 @@ def test_a_store_that_keeps_no_images_has_no_losses_to_draw(store: Store) -> Non
     assert _losses(store, [("gone", 5), ("gone", 10)], counted(["a"], [[1]])) == {}
 
 
-def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_path: Path) -> None:
+OPTIONS = {"pool": {"pool_augmented": True}, "labels": {"attack_labels": "predicted"}}
+
+
+@pytest.mark.parametrize("variants", [{}, OPTIONS])
+def test_the_sweep_of_a_setting_plans_the_very_cells_that_the_page_shows(tmp_path: Path, variants: Any) -> None:
     defenses = [{"mi_combined": {"lam_pl": 0.5, "lam_ol": [0.5, 0.6], "threshold": 0.2}}, {"mi_pl": {"lam": 0.5}}]
-    study = prepare(sweep(**{**TINY, "defenses": defenses}))
-    rows = [{**cell("f", "none", {}, "none", 0.5), **each.identity, "cell": each.key} for each in study.plan().cells]
+    adaptive = {"adaptive": {"steps": 2}, "knowledge": "adaptive", "epsilon": 0.1}
+    changes = {"attacks": [*TINY["attacks"], adaptive], "executions": [3], "variants": variants} if variants else {}
+    study = prepare(sweep(**{**TINY, "defenses": defenses, **changes}))
+    rows = [
+        {**cell("f", "none", {}, "none", 0.5), **each.identity, "cell": each.key, "variants": each.variants}
+        for each in study.plan().cells
+    ]
     frame = pd.DataFrame(rows).assign(state="missing")
     whole = ReadStudy("tiny", frame, Names.of({}, frame["defense"]), {}, study.sweep.document())
     told = study_facts(whole)
-    for at, setting in enumerate(told["settings"]):
-        parts = (told["yaml"][setting[0]], told["attacks"][setting[7]], setting[4])
+    for (at, setting), variant in itertools.product(enumerate(told["settings"]), range(len(told["variants"]))):
+        shown = {each["key"] for each in told["cells"] if each["setting"] == at and variant in each["variants"]}
+        if not shown:
+            continue
+        parts = (told["yaml"][variant][setting[0]], told["attacks"][setting[7]], setting[4])
         text = "".join(parts) + f"executions: {setting[5]}\ndraws: {setting[6]}\n"
         (file := tmp_path / "one.yaml").write_text(text)
-        planned = {each.key for each in prepare(load_sweep(file)).plan().cells}
-        shown = {each["key"] for each in told["cells"] if each["setting"] == at}
-        assert shown <= planned
-        if setting[:2] != told["settings"][0][:2]:
-            own = {each.key for each in prepare(load_sweep(file)).plan().cells if each.defense.name != "none"}
-            assert own == shown
+        cells = prepare(load_sweep(file)).plan().cells
+        assert {name for each in cells for name in each.variants} == {""}
+        assert shown <= {each.key for each in cells}
+        if setting[1] != "none":
+            assert {each.key for each in cells if each.defense.name != "none"} == shown
+
+
+@pytest.mark.parametrize("variants", [OPTIONS, "each_option"])
+def test_the_sweep_of_a_setting_under_other_options_has_these_as_its_own(variants: Any) -> None:
+    study = sweep(**TINY, variants=variants, options={"eight_bit": True, "draws": 7})
+    for name, options in study.resolved_variants().items():
+        (part,) = sweep_parts("s", study.document(), name).values()
+        told = yaml.safe_load(part)
+        assert told["options"] == options.model_dump()
+        assert "variants" not in told
 
 
 def test_the_sweep_of_a_setting_has_names_as_they_are_written() -> None:
@@ -374,7 +395,7 @@ def test_the_sweep_of_a_setting_leaves_nothing_out_that_decides_its_rows() -> No
     frame = pd.DataFrame([cell("m", "mi_ol", {"lam": 0.5}, "none", 0.9)])
     loaded = ReadStudy("s", frame, Names.of({}, ["mi_ol"]), {}, written)
     told: Any = study_facts(loaded)
-    found = yaml.safe_load(told["yaml"]["m"] + told["attacks"][told["settings"][0][7]] + told["settings"][0][4])
+    found = yaml.safe_load(told["yaml"][0]["m"] + told["attacks"][told["settings"][0][7]] + told["settings"][0][4])
     assert found == {
         "name": "s_one",
         "options": {"pool_limit_mi_pl": None},
