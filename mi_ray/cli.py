@@ -533,12 +533,13 @@ def compare(
     verbose: Verbose = False,
 ) -> None:
     """Show the cells that two studies both have: B's accuracy less A's on common points, with paired intervals."""
-    from mi_ray.figures.comparing import compared
+    from mi_ray.figures.comparing import compared, names_of_both
     from mi_ray.figures.terminal import comparison_table
     from mi_ray.store.blocks import Store
 
-    found = compared(Store(store), left, right)
-    console.print(comparison_table(found, left, right))
+    opened = Store(store)
+    found = compared(opened, left, right)
+    console.print(comparison_table(found, left, right, names_of_both(opened, left, right)))
     if csv is not None:
         found.to_csv(csv, index=False)
 

@@ -200,6 +200,7 @@ def test_compare_pairs_the_cells_of_two_studies_by_point(original: Tiny, store: 
     pairs = at[0].merge(at[1], on="point")
     wanted = paired_test(pairs["correct_draws_y"].to_numpy(), pairs["correct_draws_x"].to_numpy(), 1, 1)
     bare = found[(found["attack"] == "none") & (found["defense"] == "none")].iloc[0]
+    assert found["apart"].isna().all()
     assert (bare["points"], bare["difference"]) == (len(pairs), pytest.approx(wanted.difference))
     manifest = read_manifest(Store(store), "other")
     Store(store).write_json(

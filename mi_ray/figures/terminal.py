@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mi_ray.choice import THREAT, chosen_on, frontier
-from mi_ray.figures.names import Names, in_norm, parameters, settings_apart
+from mi_ray.figures.names import Names, settings_apart
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import mark
 from mi_ray.threat_model import WORST_CASE
@@ -174,18 +174,27 @@ def states_table(states: Iterable[Sequence[str]]) -> Table:
     return shown
 
 
-def comparison_table(found: "pd.DataFrame", left: str, right: str) -> Table:
+def comparison_table(found: "pd.DataFrame", left: str, right: str, names: Names) -> Table:
     """Cells of two studies with their differences, in points of accuracy. found: of `mi_ray.figures.comparing.compared`."""
-    title = f"{right} less {left}, points of accuracy with 95 % intervals, paired by point"
-    shown = _table(title, "Classifier", "Attack", "Defense", right=("N", left, right, "Difference", "p", "Points"))
-    for row in found.to_dict("records"):
-        radius = f"{row['epsilon']:.4g}" + in_norm(row["norm"])
-        threat = f"{row['attack']} {parameters(row['attack_params'])} ε={radius} {row['knowledge']}"
-        defense = f"{row['defense']} {parameters(row['defense_params'])}"
-        difference = "the same cell" if row["same_cell"] else points(row["difference"], row["low"], row["high"])
-        numbers = (row["executions"], f"{100 * row['left']:.1f}", f"{100 * row['right']:.1f}", difference)
-        told = (row["classifier"], threat, defense, *numbers, f"{row['p_value']:.2g}", row["points"])
-        shown.add_row(*(Text(str(each)) for each in told))
+    title = f"A: {left}\nB: {right}\nB less A, points of accuracy with 95 % intervals, paired by point"
+    shown = _table(title, "Classifier", "Attack", "Defense", right=("N", "A %", "B %", "B - A", "p", "Points"))
+    told = zip(names.threats(found), settings_apart(found), found.to_dict("records"), strict=True)
+    for threat, setting, row in told:
+        difference = row["apart"] or points(row["difference"], row["low"], row["high"])
+        p_value = "–" if row["apart"] else f"{row['p_value']:.2g}"
+        if row["same_cell"]:
+            difference, p_value = "the same cell", "–"
+        parts = (
+            row["classifier"],
+            "Clean" if row["attack"] == "none" else threat,
+            f"{names.defense(row['defense'])} {setting}".strip(),
+            row["executions"],
+            *(f"{100 * row[side]:.1f}" for side in ("left", "right")),
+            difference,
+            p_value,
+            row["points"],
+        )
+        shown.add_row(*(Text(str(each)) for each in parts))
     fewer = found[found["points"] < found["reported"]]
     if len(fewer):
         shown.caption = Text(

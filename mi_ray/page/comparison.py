@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from mi_ray.choice import SETTING, THREAT
+from mi_ray.figures.comparing import members, why_apart
 from mi_ray.page.counts import Counts, Ints
 from mi_ray.page.facts import ReadStudy, number
 from mi_ray.statistics import PairedTest, holm, of_variant, paired_test
@@ -29,12 +30,14 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
     """Every comparison of two studies: their positions, their cells' positions, and the paired test.
 
     Cells of the same classifier (by name), defense, N, goal, ε and attack are compared; where the other study has no such
-    attack, all of its attacks on that setting are. A pair that is one result, by its key, has no test. P-values are
-    corrected over all pairs of these studies (Holm). Variants of a study's options are left out, as `mi-ray compare` leaves
-    them out, and so are studies of other images.
+    attack, all of its attacks on that setting are. A pair that is one result, by its key, has no test, nor have worst cases of
+    other attacks, of which `apart` says so (`mi_ray.figures.comparing.why_apart`). P-values are corrected over all pairs of
+    these studies (Holm). Variants of a study's options are left out, as `mi-ray compare` leaves them out, and so are studies of
+    other images.
     """
     rows: list[dict[str, object]] = []
     tests: list[PairedTest] = []
+    worst_of = [members(of_variant(side.loaded.cells)) for side in sides]
     for left in range(len(sides)):
         for right in range(left + 1, len(sides)):
             for first, second in _pairs(sides[left].loaded, sides[right].loaded):
@@ -43,12 +46,15 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
                 if own["cell"] == other["cell"]:
                     rows.append({**told, "same": True})
                     continue
+                if apart := why_apart(own, other, (worst_of[left], worst_of[right])):
+                    rows.append({**told, "same": False, "apart": apart})
+                    continue
                 counts = _both(sides[left].counts, own["cell"], sides[right].counts, other["cell"])
                 if counts is not None:
                     tests.append(paired_test(*counts, int(own["draws"]), int(other["draws"])))
                     rows.append({**told, "same": False, **_told(tests[-1])})
     corrected = iter(holm([test.p_value for test in tests]).tolist())
-    return [row if row["same"] else {**row, "p_holm": _p(next(corrected))} for row in rows[:MOST]]
+    return [{**row, "p_holm": _p(next(corrected))} if "p" in row else row for row in rows[:MOST]]
 
 
 def _pairs(left: ReadStudy, right: ReadStudy) -> Iterator[tuple[int, int]]:

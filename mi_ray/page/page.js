@@ -573,14 +573,16 @@ function renderSides() {
     };
   });
   const alike = rows.filter((row) => row.same).length;
+  const apart = rows.filter((row) => row.apart).length;
   byId("side-note").textContent = rows.length
     ? "Cells of the same setting in both studies, on the points of both; a difference is first less second, with its 95 % interval over points. " +
-      `p: exact McNemar or sign flip; p (Holm) is corrected over all pairs of this table.${alike ? ` ${alike} pairs are one stored result and have no test.` : ""}`
+      `p: exact McNemar or sign flip; p (Holm) is corrected over all pairs of this table.${alike ? ` ${alike} pairs are one stored result and have no test.` : ""}` +
+      (apart ? ` ${apart} pairs of worst cases have none either: they are of other attacks, or one of them by the draw that chose it.` : "")
     : "The studies have no setting in common (classifier by name, defense, N, goal, ε), so nothing is paired.";
   const signed = (value) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + (100 * value).toFixed(1));
   const columns = [
     { key: "setting", title: "Setting" }, { key: "attacks", title: "Attack" }, { key: "epsilon", title: "ε", num: true, text: (row) => row.epsilon_text },
-    { key: "difference", title: "Difference", num: true, text: (row) => (row.same ? "same result" : `${signed(row.difference)} [${signed(row.low)}, ${signed(row.high)}]`) },
+    { key: "difference", title: "Difference", num: true, text: (row) => (row.same ? "same result" : row.apart || `${signed(row.difference)} [${signed(row.low)}, ${signed(row.high)}]`) },
     { key: "p_holm", title: "p (Holm)", num: true }, { key: "p", title: "p", num: true },
     { key: "first", title: "First" }, { key: "left", title: "Its %", num: true, text: (row) => percent(row.left) },
     { key: "second", title: "Second" }, { key: "right", title: "Its %", num: true, text: (row) => percent(row.right) },

@@ -2,13 +2,16 @@
 
 import io
 from collections.abc import Iterable
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+from helpers.browsed import write_browsed_study
 from helpers.frames import NAMES, cell, failed
 from rich.console import Console, RenderableType
 
+from mi_ray.figures.comparing import compared, names_of_both
 from mi_ray.figures.terminal import (
     comparison_table,
     frontier_facts,
@@ -18,6 +21,8 @@ from mi_ray.figures.terminal import (
     study_summary,
     verdict_facts,
 )
+from mi_ray.store.blocks import Store
+from mi_ray.store.read import cells_table, write_cells
 
 
 def printed(*parts: RenderableType) -> list[str]:
@@ -123,17 +128,60 @@ def test_a_plan_and_the_states_of_a_store_are_tables_of_what_is_given() -> None:
     ]
 
 
-def test_a_comparison_says_where_few_points_are_common() -> None:
-    row = {
-        "classifier": "m",
-        "attack": "pgd",
-        "attack_params": "{}",
+COMPARED: dict[str, Any] = {
+    **{"classifier": "m", "attack": "apgd", "attack_params": '{"steps": 9, "loss": "dlr"}', "goal": "targeted"},
+    **{
         "norm": "linf",
-        "epsilon": 0.1,
-        "knowledge": "oblivious",
-    }
-    row |= {"defense": "none", "defense_params": "{}", "executions": 1, "left": 0.5, "right": 0.4, "same_cell": False}
-    row |= {"difference": -0.1, "low": -0.3, "high": 0.1, "p_value": 0.5, "reported": 50}
-    few, all_ = ("\n".join(printed(comparison_table(pd.DataFrame([{**row, "points": n}]), "a", "b"))) for n in (9, 50))
+        "epsilon": 8 / 255,
+        "knowledge": "adaptive",
+        "defense": "mi_ol",
+        "defense_params": '{"eight": true}',
+    },
+    **{"executions": 1, "left": 0.5, "right": 0.4, "same_cell": False, "apart": "", "points": 50, "reported": 50},
+    **{"difference": -0.1, "low": -0.3, "high": 0.1, "p_value": 0.5},
+}
+
+
+def test_a_comparison_says_where_few_points_are_common() -> None:
+    few, all_ = (
+        "\n".join(printed(comparison_table(pd.DataFrame([{**COMPARED, "points": n}]), "a", "b", NAMES)))
+        for n in (9, 50)
+    )
     assert "at the least 9 of 50" in few
     assert "at the least" not in all_
+
+
+def test_a_comparison_names_attacks_and_settings_as_tables_do() -> None:
+    worst = {"attack": "worst_case", "attack_params": "{}", "goal": "any", "apart": "worst of other attacks"}
+    rows = [
+        COMPARED,
+        {**COMPARED, "defense_params": '{"eight": false}', "goal": "untargeted", "same_cell": True},
+        {**COMPARED, **worst, "difference": float("nan"), "p_value": float("nan")},
+        {**COMPARED, "attack": "none", "attack_params": "{}", "goal": "none", "epsilon": 0.0, "knowledge": "none"},
+    ]
+    assert printed(comparison_table(pd.DataFrame(rows), "a" * 60, "b" * 60, NAMES)) == [
+        f"A: {'a' * 60}",
+        f"B: {'b' * 60}",
+        "B less A, points of accuracy with 95 % intervals, paired by point",
+        "Classifier Attack Defense N A % B % B - A p Points",
+        "m adaptive APGD-9 (dlr), targeted, ε = 8/255 MI-OL eight=True 1 50.0 40.0 -10.0 [-30.0, +10.0] 0.5 50",
+        "m adaptive APGD-9 (dlr), untargeted, ε = 8/255 MI-OL eight=False 1 50.0 40.0 the same cell – 50",
+        "m Worst case, ε = 8/255 MI-OL eight=True 1 50.0 40.0 worst of other attacks – 50",
+        "m Clean MI-OL eight=True 1 50.0 40.0 -10.0 [-30.0, +10.0] 0.5 50",
+    ]
+
+
+def test_worst_cases_of_other_attacks_have_no_difference(tmp_path: Path) -> None:
+    store = Store(tmp_path / "results", create=True)
+    for name, seed in (("one", 0), ("two", 1)):
+        write_browsed_study(store, name, seed)
+    rows = cells_table(store, "two").to_pylist()
+    write_cells(
+        store, "two", [row for row in rows if (row["classifier"], row["attack_params"]) != ("left", '{"steps": 20}')]
+    )
+    found = compared(store, "one", "two")
+    worst = found[found["attack"] == "worst_case"]
+    assert set(worst.loc[worst["classifier"] == "left", "apart"]) == {"worst of other attacks"}
+    assert set(worst.loc[worst["classifier"] == "right", "apart"]) == {""}
+    assert (found["difference"].isna() == (found["apart"] != "")).all()
+    assert names_of_both(store, "one", "two").defense("mi_ol") == "MI-OL"

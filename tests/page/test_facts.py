@@ -282,6 +282,29 @@ def test_studies_are_compared_on_the_settings_that_both_have_and_one_result_is_n
     assert tested["p"] == tested["p_holm"] == pytest.approx(expected.p_value, rel=0.01)
 
 
+def test_worst_cases_of_other_attacks_or_of_one_draw_are_not_tested() -> None:
+    def study(tag: str, attacks: list[str], draws: int = 2, loss: str = "dlr") -> Side:
+        rows = [
+            cell("m", "mi_ol", {}, "worst_case", 0.5, cell=f"{tag} worst", draws=draws, knowledge="adaptive", **WORST)
+        ]
+        rows += [
+            cell("m", "mi_ol", {}, name, 0.5, cell=f"{tag} {name}", **PGD)
+            | {"attack_params": json.dumps({"loss": loss})}
+            for name in attacks
+        ]
+        return side(tag, rows, [[2] * 20] * len(rows))
+
+    def said(right: Side) -> object:
+        found = comparisons([study("a", ["pgd", "apgd"]), right])
+        (told,) = (row for row in found if row["cells"] == [0, 0])
+        assert ("p" in told) is ("apart" not in told)
+        return told.get("apart")
+
+    assert said(study("b", ["apgd", "pgd"])) is None
+    assert said(study("b", ["pgd"])) == said(study("b", ["pgd", "apgd"], loss="cw")) == "worst of other attacks"
+    assert said(study("b", ["pgd", "apgd"], draws=1)) == "worst by one draw"
+
+
 def test_neither_variants_nor_studies_of_other_images_are_compared() -> None:
     def compared(variants: list[list[str]], digest: str) -> list[dict[str, object]]:
         rows = [
