@@ -23,7 +23,7 @@ from mi_ray.threat_model import WORST_CASE
 
 SHOWN = 9  # images in a row
 MOST = 4  # cells in the figure
-NEEDS = "Fig. 5 needs finished attacked cells"
+NEEDS = "Fig. 5 needs finished cells with and without an attack"
 Array = npt.NDArray[np.float32]
 
 
@@ -73,17 +73,21 @@ def facts(store: Store, study: str, cells: pd.DataFrame, names: Names) -> tuple[
     """A strip for the images of each attack that is shown, with the settings that met them, and the cells of all.
 
     The cells are the first `MOST` adaptive ones, else defended, else any; an oblivious attack's images are the same for all
-    settings on a classifier. cells: rows of cells.parquet of the study. Raises ValueError for a study without attacked cells.
+    settings on a classifier. A setting without a finished cell of clean images is left out. cells: rows of cells.parquet of the
+    study. Raises ValueError for a study without attacked cells.
     """
     own = finished(cells, NEEDS)
     attacked = own[~own["attack"].isin(["none", WORST_CASE])]
+    clean = own[own["attack"] == "none"].set_index(SETTING)["cell"]
+    # What is answered to the clean images stands beside: a setting of which these failed is not shown.
+    answered = [tuple(row) in clean.index for row in attacked[SETTING].itertuples(index=False)]
+    attacked = attacked[np.array(answered, bool)]
     chosen = attacked[attacked["knowledge"] == "adaptive"]
     chosen = attacked[attacked["defense"] != "none"] if chosen.empty else chosen
     chosen = attacked if chosen.empty else chosen
     if chosen.empty:
         raise ValueError(f"{NEEDS}; this study has none")
     examples = store.read_table(f"studies/{study}/examples.parquet", EXAMPLES).to_pandas().head(SHOWN)
-    clean = own[own["attack"] == "none"].set_index(SETTING)["cell"]
     shown = chosen.head(MOST)
     shown = shown.assign(
         threat=names.threats(shown),

@@ -581,6 +581,13 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     assert (list(both.answers), list(alone.answers)) == (["F", "A", "B"], ["F", "A"])
     assert both.answers.iloc[1].to_dict() == {"F": 2, "A": 3, "B": 9}
     assert len(fig5.draw([both, alone], "").axes) == 12
+    lost = {**before, "state": "failed"}
+    stored_cell(store, [lost, after, *same])
+    (strip,), shown = fig5.facts(store, "s", *read_study(store, "s"))
+    assert (strip.title.endswith("; A: mi_ol lam=0.7"), len(shown)) == (True, 1)
+    stored_cell(store, [lost, after])
+    with pytest.raises(ValueError, match=r"^Fig\. 5 needs finished cells with and without an attack; this study has none"):
+        fig5.facts(store, "s", *read_study(store, "s"))
 
 
 # Presets
