@@ -233,7 +233,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         line[0].set_ylabel("ΔG told apart (Eq. 13)" if parts else "change of probability")
     for axes in panels[-1]:
         axes.set_xlabel("λ")
-    framed(figure, title, note, _handles(mechanisms=bool(subsets["parts"].any())), 4)
+    framed(figure, title, note, _handles(mechanisms=bool(subsets["parts"].any())), 4, math=True)
     return figure
 
 

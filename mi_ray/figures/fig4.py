@@ -119,7 +119,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
             axes.set_ylim(bottom=0)
         line[0].set_ylabel("Accuracy (%)")
     for axes in panels[-1]:
-        axes.set_xlabel("samples in each step, $N_A$")
+        axes.set_xlabel("samples in each step, $N_A$", parse_math=True)
         axes.set_xscale("log")  # Few samples lie close together, and there the curves bend.
         samples = sorted({int(found) for found in table["samples"].dropna()})
         axes.set_xticks(samples, [str(found) for found in samples])

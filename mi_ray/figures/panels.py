@@ -29,6 +29,7 @@ STYLE: Any = {  # typed by matplotlib as a mapping of its own literals
     "savefig.dpi": 200,
     "pdf.fonttype": 42,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # A person's names may have dollar signs in them.
 }
 Style: TypeAlias = dict[str, Any]  # keyword arguments of matplotlib's `plot`
 Estimated = tuple[str, str, str]  # the columns of a value, and of the lower and upper end of its interval
@@ -102,11 +103,21 @@ def defense_handles(names: Names, defenses: Sequence[str]) -> list[Line2D]:
     ]
 
 
-def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], columns: int, size: float = 8) -> float:
+def framed(
+    figure: Figure,
+    title: str,
+    note: str,
+    handles: Sequence[Line2D],
+    columns: int,
+    size: float = 8,
+    *,
+    math: bool = False,
+) -> float:
     """A title above the panels; below them the legend and, in small print, what one must know to read the figure.
 
     columns: the most that the legend may have; it has fewer where they would be wider than the figure. size: of the
-    legend's letters, in points. Returns the height of it all, in inches.
+    legend's letters, in points. math: whether the labels in the legend are mathematics, which names never are. Returns the height
+    of it all, in inches.
     """
     small, large = 0.81 * size, size + 1.5
 
@@ -116,10 +127,11 @@ def framed(figure: Figure, title: str, note: str, handles: Sequence[Line2D], col
 
     figure.suptitle(wrapped(title, large), fontsize=large)
     told = "\n".join(wrapped(line, small) for line in note.splitlines())
-    columns = _fitting([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size)
-    fit: Style = {"loc": "outside lower center", "ncols": columns}
-    legend = figure.legend(handles=handles, fontsize=size, title=told, **fit)
-    legend.get_title().set(fontsize=small, color="#444444", multialignment="center")
+    with mpl.rc_context({"text.parse_math": math}):
+        columns = _fitting([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size)
+        fit: Style = {"loc": "outside lower center", "ncols": columns}
+        legend = figure.legend(handles=handles, fontsize=size, title=told, **fit)
+    legend.get_title().set(fontsize=small, color="#444444", multialignment="center", parse_math=False)
     rows, told_lines = -(-len(handles) // columns), len(told.splitlines())
     return (1.5 * (size + 1.5) + 1.55 * size * (rows + 0.5) + 1.3 * small * told_lines) / 72
 

@@ -129,6 +129,24 @@ def test_a_figure_looks_the_same_whatever_the_callers_settings_are_and_leaves_th
         assert mpl.rcParams["lines.linewidth"] == 7.0
 
 
+def test_dollar_signs_in_names_are_letters_and_no_mathematics() -> None:
+    """Two of them in a name were taken for a formula, which is in italics or cannot be read at all."""
+    name = "sold for $5_ or $_"
+    with styled(), io.BytesIO() as file:
+        figure = Figure(figsize=(6, 3))
+        figure.add_subplot().set_title(name)
+        handle = Line2D([], [], label=name)
+        framed(figure, name, name, [handle], 2)
+        figure.savefig(file)
+        texts = [text for text in figure.findobj(Text) if text.get_text() == name]
+        assert len(texts) == 4
+        assert not any(text.get_parse_math() for text in texts)
+        formula = Figure(figsize=(6, 3))
+        framed(formula, name, name, [Line2D([], [], label="$G_y$")], 2, math=True)
+        formula.savefig(file)
+        assert formula.legends[0].get_texts()[0].get_parse_math()
+
+
 def test_a_long_title_is_no_wider_than_its_figure() -> None:
     figure = Figure(figsize=(3.3, 3), layout="constrained")
     framed(figure, "cifar10-jpeg: PGD-10, untargeted, ε = 8/255, and the worst case", "a note", [], 2)

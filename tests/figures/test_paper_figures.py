@@ -586,7 +586,9 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     (strip,), shown = fig5.facts(store, "s", *read_study(store, "s"))
     assert (strip.title.endswith("; A: mi_ol lam=0.7"), len(shown)) == (True, 1)
     stored_cell(store, [lost, after])
-    with pytest.raises(ValueError, match=r"^Fig\. 5 needs finished cells with and without an attack; this study has none"):
+    with pytest.raises(
+        ValueError, match=r"^Fig\. 5 needs finished cells with and without an attack; this study has none"
+    ):
         fig5.facts(store, "s", *read_study(store, "s"))
 
 
