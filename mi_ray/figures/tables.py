@@ -1,5 +1,6 @@
 """How tables are written: numbers as text, and frames of text as Markdown and LaTeX."""
 
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
@@ -7,6 +8,7 @@ if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
 
 
 MISSING = "–"
+TAG, ENTITY = re.compile(r"<(?=[A-Za-z/!?])"), re.compile(r"&(?=#?\w+;)")  # what Markdown would take for HTML
 # What LaTeX would take for a command, and signs that its fonts lack.
 IN_LATEX = str.maketrans(
     {
@@ -35,10 +37,14 @@ def points(value: float, low: float, high: float) -> str:
 
 
 def markdown(text: "pd.DataFrame", note: str) -> str:
-    """A pipe table with a note below it."""
+    """A pipe table with a note below it. What would be a tag or an entity of HTML in a name stays the name's letters."""
     lines = [list(text.columns), ["---"] * len(text.columns), *text.itertuples(index=False)]
-    rows = ["| " + " | ".join(value.replace("|", r"\|") for value in line) + " |" for line in lines]
+    rows = ["| " + " | ".join(_escaped(value) for value in line) + " |" for line in lines]
     return "\n".join(rows) + f"\n\n{note}\n"
+
+
+def _escaped(value: str) -> str:
+    return TAG.sub("&lt;", ENTITY.sub("&amp;", value)).replace("|", r"\|")
 
 
 def latex(text: "pd.DataFrame", note: str) -> str:

@@ -109,6 +109,12 @@ def test_latex_escapes_what_it_would_take_for_its_own() -> None:
     assert r"C\# \{x\}\$1 \textasciicircum{}\textasciitilde{}\textbackslash{}y" in named
 
 
+def test_a_name_that_is_html_stays_a_name_in_a_markdown_table() -> None:
+    told = markdown(pd.DataFrame({"<Name>": ["R&D </b>", "&lt; < 0.001"]}), "p < 0.05").splitlines()
+    assert (told[0], told[2], told[3]) == ("| &lt;Name> |", "| R&D &lt;/b> |", "| &amp;lt; < 0.001 |")
+    assert told[-1] == "p < 0.05"
+
+
 def test_a_name_with_a_bar_is_one_cell_of_a_markdown_table() -> None:
     assert markdown(pd.DataFrame({"Name": ["a|b"]}), "note").splitlines()[2] == r"| a\|b |"
 
