@@ -27,12 +27,16 @@ class RoundsSearch(Searcher):
     has been told.
     """
 
-    def __init__(self, inner: Searcher, settings: SearchSettings, after: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, inner: Searcher, settings: SearchSettings, after: Callable[[], None] | None = None) -> None:
         super().__init__(metric=list(ACCURACIES), mode=["max", "max"])
         self._inner, self._settings, self._after = inner, settings, after
         self._round: list[str] = []
         self._results: dict[str, tuple[Mapping[str, object] | None, bool]] = {}
         self._asked = 0
+
+    def __getstate__(self) -> dict[str, object]:
+        """Keep all but `after`, which may hold a session: Tune writes its searcher down to restore a run, which we never do."""
+        return {**self.__dict__, "_after": None}
 
     def set_search_properties(self, metric: object, mode: object, config: Mapping[str, object], **spec: object) -> bool:
         """Refuse what Tune would set: the space and the objectives are the inner search's own."""
@@ -64,7 +68,8 @@ class RoundsSearch(Searcher):
                 told, failed = self._results[asked]
                 self._inner.on_trial_complete(asked, told, failed)
             self._round, self._results = [], {}
-            self._after()
+            if self._after is not None:
+                self._after()
 
     def save(self, checkpoint_path: str) -> None:
         """Save nothing: a rerun proposes the same settings, whose results are in the store."""

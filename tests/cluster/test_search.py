@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 import pytest
 from helpers.studies import compute, derived, tiny
+from ray import cloudpickle
 from ray.tune.search.optuna import optuna_search as optuna_search_of_ray
 from sqlalchemy.exc import OperationalError
 
@@ -209,6 +210,18 @@ def test_a_storage_gets_a_copy_of_a_search_anew_in_each_run(tmp_path: Path, wher
     assert [trial.params for trial in study.trials] == undisturbed()
     assert study.metric_names == list(ACCURACIES)
     assert told == []
+
+
+def test_tune_can_write_a_search_down_whatever_tells_of_its_storage(tmp_path: Path) -> None:
+    lock = threading.Lock()  # as a session has them
+
+    def tell(line: str) -> None:
+        with lock:
+            raise AssertionError(line)
+
+    found = optuna_search(SPACE, kept_in(f"sqlite:///{tmp_path}/search.db"), 0, "study on f", tell)
+    again = cloudpickle.loads(cloudpickle.dumps(found))
+    assert searched(again, backwards=False) == searched(found, backwards=False)
 
 
 @pytest.mark.parametrize("where", STORAGES)
