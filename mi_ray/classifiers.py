@@ -64,6 +64,7 @@ class Classifier(nn.Module):
         self.compiled = False
         self.graphs: Graphs | None = None  # Compiled graphs that stand for `answer`.
         self.side: int | None = self.description.get("input_size")
+        self.unsaid: Sequence[str] = ()  # Which of `mean` and `std` neither a sweep nor the network's source has named.
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B L"]:
         """Logits of images in [0, 1]."""

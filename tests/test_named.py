@@ -14,12 +14,15 @@ from helpers.sweeps import document, sweep
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from mi_ray.classifiers import classifier_from_bytes, prepared, weights_bytes
+from mi_ray.classifiers import classifier_from_bytes, prepared, weights_bytes, wrap_classifier
 from mi_ray.config import NETWORKS as NAMES
 from mi_ray.config import ClassifierEntry, Sweep
 from mi_ray.data import Dataset
 from mi_ray.named import NETWORKS, RobustBench
+from mi_ray.study.batches import activation_bytes
+from mi_ray.study.duration import rates
 from mi_ray.study.given import given_classifier, refuse_other
+from mi_ray.study.prepare import prepare
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).random((3, 3, 32, 32), np.float32))
 
@@ -304,6 +307,10 @@ def test_an_image_classifier_of_transformers(where: str, hub: Path, tmp_path: Pa
         ({"image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.4] * 3, [0.2] * 3),
         ({"do_normalize": False, "image_mean": [0.4] * 3, "image_std": [0.2] * 3}, [0.0] * 3, [1.0] * 3),
         ({"image_mean": 0.4, "image_std": 0.2}, [0.4] * 3, [0.2] * 3),
+        ({"do_rescale": False, "image_mean": [102] * 3, "image_std": [51] * 3}, [0.4] * 3, [0.2] * 3),
+        ({"rescale_factor": 1 / 127.5, "image_mean": 1, "image_std": 1}, [0.5] * 3, [0.5] * 3),
+        ({"rescale_factor": 0.00392, "image_mean": 0.4, "image_std": 0.2}, [0.4] * 3, [0.2] * 3),
+        ({"do_rescale": False, "do_normalize": False}, [0.0] * 3, [1 / 255] * 3),
         ({"do_normalize": True}, [0.5] * 3, [0.5] * 3),  # as a sweep file has it that says nothing
         ({}, [0.5] * 3, [0.5] * 3),
     ],
@@ -314,7 +321,15 @@ def test_a_transformer_is_normalised_as_its_preprocessor_says(
     _tiny_transformer()[0].save_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
     found = given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
-    assert (found.description["mean"], found.description["std"]) == (mean, std)
+    assert found.description["mean"] == pytest.approx(mean)
+    assert found.description["std"] == pytest.approx(std)
+
+
+def test_a_transformer_that_takes_its_channels_the_other_way_round_is_refused(tmp_path: Path) -> None:
+    _tiny_transformer()[0].save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"do_flip_channel_order": True}))
+    with pytest.raises(ValueError, match="must take channels in the order red, green, blue"):
+        given_classifier(entry(huggingface=str(tmp_path)), 7, 0)
 
 
 @pytest.mark.parametrize(
@@ -439,6 +454,29 @@ def test_a_saved_program_is_stored_whole(kind: str, tmp_path: Path) -> None:
         given_classifier(entry(**{kind: str(path)}, weights="w.pt"), 7, 0)
 
 
+@pytest.mark.parametrize("kind", ["torchscript", "exported"])
+def test_a_saved_program_is_planned_and_its_memory_known(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mi_ray.study.duration.MEASURE_SECONDS", 0.01)
+    torch.manual_seed(7)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(900, 10)).eval()
+    path = tmp_path / "program.pt2"
+    _program(kind, path, network)
+    study = prepare(sweep(classifiers=[{"name": "f", kind: str(path)}]))
+    assert set(rates(study, study.planner.classifiers[0])) == {"forward", "gradient", "train"}
+    assert any("mean 0.5 and std 0.5 of each channel normalise its images" in note for note in study.notes)
+    cpu = torch.device("cpu")
+    own, whole = (
+        activation_bytes(prepared(found, cpu, "fp32", folded=False), (3, 32, 32), cpu)
+        for found in (
+            given_classifier(entry(**{kind: str(path)}), 10, 0),
+            wrap_classifier(network, (0.5,) * 3, (0.5,) * 3),
+        )
+    )
+    assert whole / 3 < own < 3 * whole
+
+
 # Factories without a weights file, and sweeps
 
 FACTORY = """import torch
@@ -462,8 +500,6 @@ def test_a_study_with_a_network_by_name_runs_and_finds_its_results_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Dataset
 ) -> None:
     timm = _timm()
-    from mi_ray.study.prepare import prepare
-
     save_file(timm.create_model("test_resnet", num_classes=10).state_dict(), tmp_path / "a.safetensors")
     named = {"name": "f", "timm": "test_resnet", "weights": str(tmp_path / "a.safetensors")}
     planned = prepare(sweep(classifiers=[named]))
@@ -479,8 +515,6 @@ def test_a_study_with_a_network_by_name_runs_and_finds_its_results_again(
 
 def test_pretrained_weights_with_other_classes_say_what_to_do(hub: Path) -> None:
     timm = _timm()
-    from mi_ray.study.prepare import prepare
-
     network = timm.create_model("test_resnet.r160_in1k")
     save_file(network.state_dict(), cached(hub, "timm/test_resnet.r160_in1k") / "model.safetensors")
     said = r"logits \[B, 10\], .*it returned \[4, 1000\]; `weights:` of yours give it a head for them"
@@ -514,8 +548,6 @@ def test_a_classifier_is_of_one_kind(said: Any, line: str) -> None:
 def test_each_classifier_that_is_not_trained_is_held_against_what_workers_build(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from mi_ray.study.prepare import prepare
-
     held = list[tuple[str, tuple[int, int]]]()
     monkeypatch.setattr("mi_ray.study.prepare.refuse_other", lambda entry, found, side: held.append((entry.name, side)))
     prepare(sweep(classifiers=[{"name": "f", "zoo": "erm"}]))

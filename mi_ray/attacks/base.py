@@ -381,15 +381,21 @@ class Attack(Parameterized):
         threat: ThreatModel,
         seed: int = 0,
         points: Sequence[int] | None = None,
+        given: Sequence[Float[Tensor, "B C H W"]] = (),
     ) -> Float[Tensor, "B C H W"]:
         """Adversarial images at the last stop, the best restart of each point.
 
         y: the true labels (there is no default to predictions). When the goal is targeted, one target a point is
         drawn uniformly from the labels other than y, keyed by (seed, point). points: the images' indices in their
-        dataset, 0..B-1 when left out. Raises ValueError as `craft` and `check` do.
+        dataset, 0..B-1 when left out. given: images that it begins with, or chooses among as `transfer` does, wherever they were
+        made. Raises ValueError as `craft` and `check` do, and where an attack has nothing to do without such images.
         """
         if y is None:
             raise ValueError("an attack needs the true labels y; got None")
+        if self.needs_images and not given:
+            raise ValueError(f"{self.name} needs images that other attacks made of these: `given=[images, …]`")
+        if given and not self.takes_images:
+            raise ValueError(f"given must be left out: {self.name} begins with no other attack's images")
         y = torch.as_tensor(y, device=x.device)
         points = range(len(x)) if points is None else points
         with torch.no_grad():
@@ -397,7 +403,7 @@ class Attack(Parameterized):
         knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
         self.admit(replace(threat, knowledge=knowledge), classes)
         labels = attack_labels(y, classes, threat, seed, points)
-        return self.craft(model, x, labels, threat, seed, points).best(self.stops()[-1])
+        return self.craft(model, x, labels, threat, seed, points, given=given).best(self.stops()[-1])
 
 
 ATTACKS: Registry[Attack] = Registry("attack")

@@ -149,8 +149,8 @@ def detectors_of(store: Store, cells: pd.DataFrame, names: Names) -> tuple[list[
         number = lam if isinstance(lam, float) else None
         shown = parameters(row["defense_params"])
         found.append(Detector(*told, row["defense"], shown, number, str(row["verdict"]), pair(*pairs, "score")))
-        # An adaptive attack's images differ from setting to setting, and with them the baseline's scores.
-        based_on = (*told, shown if row["knowledge"] == "adaptive" else "")
+        # Images of an attack through each setting differ from setting to setting, and with them the baseline's scores.
+        based_on = (*told, shown if row["knowledge"] != "oblivious" else "")
         if based_on not in based:
             based.add(based_on)
             found.append(Detector(*told, BASELINE, based_on[2], None, str(row["verdict"]), pair(*pairs, BASELINE)))

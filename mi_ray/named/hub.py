@@ -17,6 +17,9 @@ from mi_ray.parameters import text
 FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 
 
+SAME_SCALE = 1e-3  # 1 / 255 is written with as few as four digits.
+
+
 @final
 @NETWORKS.register
 @dataclass(frozen=True)
@@ -85,15 +88,28 @@ class HuggingFace(NamedNetwork):
 
 
 def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...] | None, tuple[float, ...] | None, int | None]:
-    """(mean, std, side in pixels) as preprocessor_config.json says, or the network's own configuration."""
+    """(mean, std, side in pixels) as preprocessor_config.json says, or the network's own configuration.
+
+    mean and std are of pixels in [0, 1], whatever a preprocessor makes of pixels in 0 to 255 before it normalises. Raises
+    ValueError for one that turns the channels' order round.
+    """
     file = folder / "preprocessor_config.json"
     said = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    if said.get("do_flip_channel_order"):
+        raise ValueError(
+            f"a network must take channels in the order red, green, blue; {file} says that it takes them the other way round "
+            "(do_flip_channel_order): turn them in a `factory` of your own"
+        )
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     if said.get("do_normalize") is False:
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if said.get("do_normalize", True) and "image_mean" in said:
         mean, std = _channels(said["image_mean"]), _channels(said["image_std"])
+    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
+    if abs(scale - 1) > SAME_SCALE:
+        mean = tuple(each / scale for each in mean or (0.0,) * 3)
+        std = tuple(each / scale for each in std or (1.0,) * 3)
     size = said.get("size", getattr(config, "image_size", None))
     if said.get("do_center_crop", True):
         size = said.get("crop_size", size)

@@ -48,6 +48,10 @@ class Program(nn.Module):
             network._apply(fn)
         return self
 
+    def places(self) -> list[int]:
+        """Where in memory the weights of the running network are."""
+        return [each.data_ptr() for network in self._running for each in (*network.parameters(), *network.buffers())]
+
     def forward(self, x: Tensor) -> Tensor:
         """What the saved network answers."""
         found: Tensor = self._running[0](x)

@@ -7,7 +7,7 @@ point's numbers are the same bit for bit whatever block it is computed in. `lane
 import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +22,7 @@ from mi_ray.attacks import Adversarial, Attack, Begun, attack_labels
 from mi_ray.attacks.base import scorer
 from mi_ray.defenses.base import EVALUATE, DefendedClassifier, Executions, RandomTransform, votes_of
 from mi_ray.device import NotFiniteError, refuse_not_finite
+from mi_ray.named.programs import Program
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.threat_model import ThreatModel
@@ -206,8 +207,14 @@ GPU_LANES = 2  # On a GPU one batch's small kernels fill the gaps of the other's
 
 
 def activation_bytes(classifier: nn.Module, image: tuple[int, ...], device: torch.device) -> int:
-    """Bytes of all activations of one image [C, H, W], as a gradient needs them; measured by one pass."""
-    sizes: list[int] = []
+    """Bytes of all activations of one image [C, H, W], as a gradient needs them; measured by one pass.
+
+    They are what the network's layers return. Of a saved program, whose layers are not seen, they are what a gradient keeps.
+    """
+    x, sizes = torch.full((1, *image), 0.5, device=device), list[int]()
+    programs = [module for module in classifier.modules() if isinstance(module, Program)]
+    if programs:
+        return _kept_for_a_gradient(classifier, x, {at for program in programs for at in program.places()})
 
     def seen(module: nn.Module, inputs: Any, output: Any) -> None:
         if isinstance(output, Tensor):
@@ -217,11 +224,24 @@ def activation_bytes(classifier: nn.Module, image: tuple[int, ...], device: torc
     hooks = [module.register_forward_hook(seen) for module in leaves]
     try:
         with torch.no_grad():
-            classifier(torch.full((1, *image), 0.5, device=device))
+            classifier(x)
     finally:
         for hook in hooks:
             hook.remove()
     return sum(sizes)
+
+
+def _kept_for_a_gradient(classifier: nn.Module, x: Tensor, weights: Set[int]) -> int:
+    """Bytes that a forward pass keeps for its gradient, beside the weights. weights: where in memory these are."""
+    kept = dict[int, int]()
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        classifier(x.requires_grad_())
+    return sum(size for place, size in kept.items() if place not in weights)
 
 
 def free_memory(device: torch.device) -> int:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mi_ray.classifiers import build_classifier, prepared
+from mi_ray.classifiers import Classifier, build_classifier, prepared
 from mi_ray.defenses import RandomTransform
 from mi_ray.defenses.base import chunk_of
 from mi_ray.denoising import denoised
@@ -22,6 +22,7 @@ from mi_ray.own_code import own_code
 from mi_ray.plan.cost import total
 from mi_ray.plan.work import ClassifierWork, OutputWork, Passes, Plan, Work
 from mi_ray.randomness import Draws, Key
+from mi_ray.study.given import given_classifier
 from mi_ray.study.prepare import Study
 
 MEASURE_SECONDS = 0.1
@@ -77,6 +78,13 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
+def _network_of(study: Study, work: ClassifierWork) -> Classifier:
+    """A network as large as the classifier, with any weights; a saved program has none before its file is read."""
+    if work.entry.given_whole:
+        return given_classifier(work.entry, study.planner.facts.classes, study.sweep.seed, work.description)
+    return build_classifier(work.description)
+
+
 def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     """Images a second of a classifier on one thread here: `forward`, `gradient` (of the image, both ways), `train`.
 
@@ -88,7 +96,7 @@ def rates(study: Study, work: ClassifierWork) -> dict[str, float]:
     coarse = work.entry.training.precision == "bf16" and not stands_in
     height, width = study.planner.facts.side
     with _one_thread():
-        plain = build_classifier(work.description).to(device)
+        plain = _network_of(study, work).to(device)
         fast = prepared(plain, device, precision)
         points = min(study.sweep.batch, len(study.points))
         chunk = torch.rand(points * study.planner.registries.chunk, 3, height, width, device=device)

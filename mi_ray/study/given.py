@@ -20,6 +20,7 @@ from mi_ray.networks import load_factory, read_weights
 from mi_ray.own_code import own_code
 from mi_ray.store.keys import Values
 
+NORMALISATION = ("mean", "std")
 ALIKE = 1e-4  # of the largest logit: so far may two copies of one network differ
 
 
@@ -35,6 +36,8 @@ def given_classifier(entry: ClassifierEntry, classes: int, seed: int, descriptio
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed if entry.seed is None else entry.seed)
             found = _made(entry, description or _described(entry, classes))
+        if entry.factory is not None:
+            found.unsaid = [key for key in NORMALISATION if key not in entry.model_fields_set]
     return (
         found.eval() if entry.weights is None else set_weights(found, read_weights(Path(entry.weights)), entry.weights)
     )
@@ -100,10 +103,11 @@ def _named(entry: ClassifierEntry, classes: int) -> Classifier:
     except ValueError as error:
         raise ValueError(f"classifier {entry.name!r}: {error}") from error
     description = _described(entry, classes, named=source.name, blueprint=loaded.blueprint)
-    for key in ("mean", "std"):
-        said = getattr(loaded, key)
-        if said is not None and key not in entry.model_fields_set:
-            description[key] = list(said)
+    open_ = [key for key in NORMALISATION if key not in entry.model_fields_set]
+    said = {key: list(getattr(loaded, key)) for key in open_ if getattr(loaded, key) is not None}
+    description |= said
     if entry.input_size is None and loaded.side is not None:
         description["input_size"] = loaded.side
-    return Classifier(in_float32(loaded.network), description["mean"], description["std"], classes, description)
+    found = Classifier(in_float32(loaded.network), description["mean"], description["std"], classes, description)
+    found.unsaid = [key for key in open_ if key not in said]
+    return found

@@ -70,12 +70,11 @@ def doubts(entry: ClassifierEntry, classifier: Classifier, dataset: Dataset) -> 
     answer = seen[0] if seen else logits
     if entry.factory and entry.weights is None:
         found.append("no `weights` are given, so that its network has those that its factory gives it")
-    unsaid = [name for name in ("mean", "std") if name not in entry.model_fields_set]
-    if entry.factory and entry.weights is not None and unsaid:
-        taken = " and ".join(f"{name} {getattr(entry, name)[0]:g}" for name in unsaid)
+    if classifier.unsaid:
+        taken = " and ".join(f"{name} {getattr(entry, name)[0]:g}" for name in classifier.unsaid)
         found.append(
-            f"{taken} of each channel normalise its images, since its entry says no other; a network that was trained with "
-            "others, or that normalises for itself (mean 0, std 1), answers worse so and seems more robust than it is"
+            f"{taken} of each channel normalise its images, since nothing says another; a network that was trained with "
+            "others, or that normalises for itself (mean 0, std 1), answers worse so, and what attacks leave of it is wrong"
         )
     if isinstance(answer, (tuple, list)) and len(answer) > 1:
         found.append(f"its network returns {len(answer)} answers, of which the first is taken for the logits")

@@ -42,6 +42,18 @@ def test_a_point_gets_the_image_that_fails_wherever_there_is_one(
     assert torch.equal(found.images[0, 0][fails], broken[fails])
 
 
+def test_from_python_it_takes_images_and_is_refused_without_any(
+    classifier: Any, batch: tuple[Tensor, Tensor], broken: Tensor
+) -> None:
+    (x, y), threat, attack = batch, ThreatModel(EPSILON), make_attack("transfer")
+    found = attack(classifier, x, y, threat, given=[x, broken])
+    assert ((classifier(found).argmax(1) != y) == (classifier(broken).argmax(1) != y)).all()
+    with pytest.raises(ValueError, match="transfer needs images that other attacks made of these"):
+        attack(classifier, x, y, threat)
+    with pytest.raises(ValueError, match="given must be left out: pgd begins with no other"):
+        make_attack("pgd", steps=1)(classifier, x, y, threat, given=[broken])
+
+
 def test_without_an_image_that_does_harm_the_point_stays_as_it_is(
     classifier: Any, batch: tuple[Tensor, Tensor]
 ) -> None:

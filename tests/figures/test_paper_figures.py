@@ -394,6 +394,22 @@ def test_scores_are_paired_by_point_and_equation_2_is_clean_right_adversarial_wr
     assert list(fig3a.pair(clean, adversarial, fig3a.BASELINE)["clean"]) == pytest.approx([0.1, 0.3, 0.2])
 
 
+@pytest.mark.parametrize(("knowledge", "baselines"), [("oblivious", 1), ("adaptive", 2), ("black_box", 2)])
+def test_images_that_were_made_through_each_setting_have_a_baseline_each(
+    knowledge: str, baselines: int, store: Store
+) -> None:
+    rng, rows = np.random.default_rng(0), []
+    for lam, attack in itertools.product((0.5, 0.6), ("none", "pgd")):
+        known = {} if attack == "none" else {"knowledge": knowledge}
+        rows.append(cell("mixup", "mi_pl", {"lam": lam}, attack, 0.5, work=None, **known))
+        label = rng.integers(0, 3, 30)
+        found = {"label": label, "predicted_undefended": label if attack == "none" else (label + 1) % 3}
+        write_records(store, rows[-1]["cell"], **found, score=rng.random(30), confidence_undefended=rng.random(30))
+    stored_cell(store, rows)
+    detectors, _ = fig3a.detectors_of(store, read_cells(store, "s"), NAMES)
+    assert [each.defense for each in detectors].count(fig3a.BASELINE) == baselines
+
+
 def test_fig3a_is_drawn_from_a_store_with_one_baseline_for_an_oblivious_attack(store: Store) -> None:
     rng, rows = np.random.default_rng(0), []
     for defense, lam in (("mi_pl", 0.5), ("mi_ol", 0.6)):
