@@ -39,11 +39,11 @@ def points(value: float, low: float, high: float) -> str:
 def markdown(text: "pd.DataFrame", note: str) -> str:
     """A pipe table with a note below it. What would be a tag or an entity of HTML in a name stays the name's letters."""
     lines = [list(text.columns), ["---"] * len(text.columns), *text.itertuples(index=False)]
-    rows = ["| " + " | ".join(_escaped(value) for value in line) + " |" for line in lines]
+    rows = ["| " + " | ".join(_in_markdown(value) for value in line) + " |" for line in lines]
     return "\n".join(rows) + f"\n\n{note}\n"
 
 
-def _escaped(value: str) -> str:
+def _in_markdown(value: str) -> str:
     return TAG.sub("&lt;", ENTITY.sub("&amp;", value)).replace("|", r"\|")
 
 

@@ -15,7 +15,7 @@ from mi_ray.store.manifest import of_same_images
 
 ATTACK = ["attack", "attack_params", "knowledge"]
 QUESTION = ["dataset", *SETTING, *(name for name in THREAT if name not in ATTACK)]  # of two cells that are compared
-MOST = 2000  # comparisons that a page holds
+MOST = 2000  # comparisons that a page holds; it says of how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +33,7 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
     attack, all of its attacks on that setting are. A pair that is one result, by its key, has no test, nor have worst cases of
     other attacks, of which `apart` says so (`mi_ray.figures.comparing.why_apart`). P-values are corrected over all pairs of
     these studies (Holm). Variants of a study's options are left out, as `mi-ray compare` leaves them out, and so are studies of
-    other images.
+    other images. Those that are tested come first and those of one result last: a page holds the first `MOST`.
     """
     rows: list[dict[str, object]] = []
     tests: list[PairedTest] = []
@@ -54,7 +54,8 @@ def comparisons(sides: Sequence[Side]) -> list[dict[str, object]]:
                     tests.append(paired_test(*counts, int(own["draws"]), int(other["draws"])))
                     rows.append({**told, "same": False, **_told(tests[-1])})
     corrected = iter(holm([test.p_value for test in tests]).tolist())
-    return [{**row, "p_holm": _p(next(corrected))} if "p" in row else row for row in rows[:MOST]]
+    found = [{**row, "p_holm": _p(next(corrected))} if "p" in row else row for row in rows]
+    return sorted(found, key=lambda row: (row["same"], "apart" in row))
 
 
 def _pairs(left: ReadStudy, right: ReadStudy) -> Iterator[tuple[int, int]]:

@@ -576,8 +576,9 @@ function renderSides() {
   const apart = rows.filter((row) => row.apart).length;
   byId("side-note").textContent = rows.length
     ? "Cells of the same setting in both studies, on the points of both; a difference is first less second, with its 95 % interval over points. " +
-      `p: exact McNemar or sign flip; p (Holm) is corrected over all pairs of this table.${alike ? ` ${alike} pairs are one stored result and have no test.` : ""}` +
-      (apart ? ` ${apart} pairs of worst cases have none either: they are of other attacks, or one of them by the draw that chose it.` : "")
+      `p: exact McNemar or sign flip; p (Holm) is corrected over all tested pairs.${alike ? ` ${alike} pairs are one stored result and have no test.` : ""}` +
+      (apart ? ` ${apart} pairs of worst cases have none either: they are of other attacks, or one of them by the draw that chose it.` : "") +
+      (DATA.pairs > rows.length ? ` Shown are the first ${counted(rows.length)} of ${counted(DATA.pairs)} pairs; mi-ray compare has all that are of one attack.` : "")
     : "The studies have no setting in common (classifier by name, defense, N, goal, ε), so nothing is paired.";
   const signed = (value) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + (100 * value).toFixed(1));
   const columns = [

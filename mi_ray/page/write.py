@@ -15,7 +15,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from mi_ray.figures.draw import Drawn
 from mi_ray.page.answer import answers
-from mi_ray.page.comparison import Side, comparisons
+from mi_ray.page.comparison import MOST, Side, comparisons
 from mi_ray.page.counts import read_counts
 from mi_ray.page.examples import example_facts, read_examples
 from mi_ray.page.facts import certified_facts, load, study_facts, training_curves, variant_names
@@ -82,7 +82,8 @@ def page(store: Store, studies: Sequence[str]) -> str:
         told, side = _facts(store, study)
         facts.append(told)
         sides.append(side)
-    data = {"store": store.uri, "studies": facts, "comparisons": comparisons(sides), "checks": WORDS}
+    pairs = comparisons(sides)
+    data = {"store": store.uri, "studies": facts, "comparisons": pairs[:MOST], "pairs": len(pairs), "checks": WORDS}
     loader = FileSystemLoader(HERE, encoding="utf-8")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     parts = {name.replace(".", "_"): _text(name) for name in ("page.css", "charts.js", "page.js")}

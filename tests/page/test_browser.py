@@ -210,6 +210,7 @@ def test_two_studies_stand_side_by_side_with_paired_tests(opened: "Page", html: 
     rows = opened.locator("#side-table tbody tr").all_inner_texts()
     data = json.loads(opened.inner_html("#data").replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&"))
     assert len(rows) == min(50, len(data["comparisons"])) > 0
+    assert "Shown are the first" not in opened.inner_text("#side-note")  # All are.
     opened.select_option("#choose-study", "1")
     opened.wait_for_selector(MARKS)
     assert opened.locator("#cells-table tbody tr").count() == 25

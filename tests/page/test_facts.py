@@ -274,12 +274,22 @@ def test_studies_are_compared_on_the_settings_that_both_have_and_one_result_is_n
 
     left = side("a", rows("1"), [[2] * 20, [2] * 15 + [0] * 5, [0] * 20])
     right = side("b", rows("2"), [[2] * 20, [0] * 20, [0] * 20])
-    same, tested = comparisons([left, right])
+    tested, same = comparisons([left, right])
     assert (same["same"], same["cells"]) == (True, [0, 0])
     assert (tested["same"], tested["cells"]) == (False, [1, 1])
     expected = paired_test([2] * 15 + [0] * 5, [0] * 20, 2)
     assert tested["difference"] == pytest.approx(expected.difference)
     assert tested["p"] == tested["p_holm"] == pytest.approx(expected.p_value, rel=0.01)
+
+
+def test_a_page_holds_the_first_comparisons_corrected_over_all_and_says_of_how_many(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pairs = [{"studies": [0, 1], "cells": [0, 0], "same": False, "p": 0.1}] * 3
+    monkeypatch.setattr(mi_ray.page.write, "comparisons", lambda _: pairs)
+    monkeypatch.setattr(mi_ray.page.write, "MOST", 2)
+    told = data_of(page(store, ["s"]))
+    assert (told["comparisons"], told["pairs"]) == (pairs[:2], 3)
 
 
 def test_worst_cases_of_other_attacks_or_of_one_draw_are_not_tested() -> None:
