@@ -13,6 +13,7 @@ const study = () => DATA.studies[chosen.study];
 const done = (cell) => cell && cell.state === "done";
 const GIVEN_UP = 0.3; // settings that give up more clean accuracy than this are shown when they are asked for
 const full = (setting) => (setting.parameters ? `${setting.label} (${setting.parameters})` : setting.label);
+const inWords = (setting) => `${full(setting)}, N = ${setting.executions}, ${setting.draws} ${setting.draws === 1 ? "draw" : "draws"}`;
 const counted = (value) => (value === null ? "–" : value.toLocaleString("en"));
 
 /** The cells of a study by setting and attack (-1: clean), of one variant of its options. */
@@ -112,7 +113,7 @@ function frontierRows(of, classifier, threat, beside, { hidden = new Set(), near
     const failed = failedOf(of, attacked);
     const verdict = attacked.mark ? `checks ${attacked.mark} ${attacked.verdict}${failed.length ? `: ${failed.join(", ")}` : ""}` : "";
     row.lines = [
-      `${full(setting)}, N = ${setting.executions}, ${setting.draws} ${setting.draws === 1 ? "draw" : "draws"}`,
+      inWords(setting),
       `clean ${interval(clean.accuracy, clean.accuracy_low, clean.accuracy_high)} %`,
       `${under.name}, ε = ${under.text}: ${interval(attacked.accuracy, attacked.accuracy_low, attacked.accuracy_high)} %`,
       ...(done(other) ? [`worst case: ${interval(other.accuracy, other.accuracy_low, other.accuracy_high)} %`] : []),
@@ -261,7 +262,7 @@ function renderSetting() {
   const places = of.settings.map((_, at) => at).filter((at) => of.settings[at][0] === chosen.classifier);
   options(byId("choose-setting"), places.map((at) => {
     const setting = settingOf(of, at);
-    return [at, `${full(setting)}, N = ${setting.executions}, ${setting.draws} draws`];
+    return [at, inWords(setting)];
   }), chosen.setting);
   const cells = cellsNow();
   if (!cells.length) return void fill(body, h("p", {}, "No cell of this setting belongs to these options."));

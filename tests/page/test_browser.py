@@ -75,6 +75,7 @@ def _mark(shown: "Page", text: str) -> Any:
 def test_it_opens_with_an_answer_and_every_setting_of_the_frontier(opened: "Page") -> None:
     assert "Without a defense, left is right on" in opened.inner_text("#answer-text")
     assert opened.locator(MARKS).count() == 7
+    assert "No defense, N = 1, 1 draw" in opened.locator("#choose-setting option").all_inner_texts()
     opened.locator("#frontier-table summary").click()
     assert opened.locator("#frontier-table tbody tr").count() == 7
 
