@@ -169,6 +169,8 @@ def states_table(states: Iterable[Sequence[str]]) -> Table:
     """How far each study of a store is. states: as `mi_ray.store.manifest.overviews` gives them."""
     shown = _table(None, "Study", "State", right=("Cells", "Done", "Failed", "Missing"))
     shown.add_column("Written")
+    for column in shown.columns:  # A name is the way to its study, and goes on in the next line where it would be cut.
+        column.overflow = "fold"
     for state in states:
         shown.add_row(*map(Text, state))
     return shown

@@ -25,9 +25,9 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.read import cells_table, write_cells
 
 
-def printed(*parts: RenderableType) -> list[str]:
-    """The lines that a wide terminal without colours shows."""
-    console = Console(file=io.StringIO(), width=160)
+def printed(*parts: RenderableType, width: int = 160) -> list[str]:
+    """The lines that a terminal without colours shows, a wide one where nothing is said."""
+    console = Console(file=io.StringIO(), width=width)
     for part in parts:
         console.print(part)
     written = console.file
@@ -126,6 +126,13 @@ def test_a_plan_and_the_states_of_a_store_are_tables_of_what_is_given() -> None:
         "quick complete 4 4 0 0 2025",
         "bad damaged",
     ]
+
+
+def test_a_studys_name_is_whole_in_a_narrow_terminal() -> None:
+    name = "a_study_of_mixup_inference_behind_everything_else"
+    lines = printed(states_table([(name, "complete", "4", "4", "0", "0", "2025-01-01 10:00")]), width=80)
+    assert "".join(line.split()[0] for line in lines[1:]) == name
+    assert "…" not in "".join(lines)
 
 
 COMPARED: dict[str, Any] = {
