@@ -7,6 +7,7 @@ draw: hollow markers are of the first attack and filled ones of the worst case, 
 """
 
 import json
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ WRITTEN = [  # the columns of the CSV file
 COLUMN, PAGE, A_ROW = 3.3, 6.9, 3
 HIGH = 2.5  # inches: a row of panels
 PRINT = 7  # points: letters that can be read at that size
+TITLE = 14  # letters of a panel's title in an inch of its width
 WIDTHS = (0.7, 2.2)  # points: of thin and of bold lines
 APART = 0.035  # bars of two settings are at least so much of an axis apart
 LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie at one place
@@ -224,19 +226,22 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     across = -(-most // -(-most // A_ROW))
     rows = [row[at : at + across] for row in rows for at in range(0, len(row), across)]
     figure = Figure(figsize=(COLUMN if across == 1 else PAGE, HIGH * len(rows)))
-    panels = figure.subplots(len(rows), across, squeeze=False)
+    panels, heights = figure.subplots(len(rows), across, squeeze=False), HIGH * len(rows)
     for line, row in zip(panels, rows, strict=True):
+        titles = []
         for axes in line[len(row) :]:
             axes.set_visible(False)
         for axes, (ball, classifier) in zip(line, row, strict=False):
             found = by_ball.get_group(ball)
             _panel(axes, found[found["classifier"] == classifier], names, single=single)
             told = f"{classifier}, ε = {epsilon_text(ball[1], ball[0])}" if several else classifier
-            axes.set_title(told, fontsize=PRINT + 0.5)
+            titles.append(textwrap.fill(told, int(TITLE * figure.get_figwidth() / across)))
+            axes.set_title(titles[-1], fontsize=PRINT + 0.5)
             axes.set_xlabel("Clean accuracy (%)")
         line[0].set_ylabel("Adversarial accuracy (%)")
+        heights += max(told.count("\n") for told in titles) * 1.3 * (PRINT + 0.5) / 72
     handles = _handles(shown, names, single=single)
-    figure.set_figheight(HIGH * len(rows) + framed(figure, title, note, handles, 5, size=PRINT - 0.5))
+    figure.set_figheight(heights + framed(figure, title, note, handles, 5, size=PRINT - 0.5))
     return figure
 
 

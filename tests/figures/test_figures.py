@@ -1,5 +1,6 @@
 """What the figures and tables say, computed from rows alone."""
 
+import itertools
 import json
 from typing import Any
 
@@ -8,10 +9,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 from helpers.frames import NAMES, cell, failed
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mi_ray.figures import fig3b, frontier_table, tables
-from mi_ray.figures.panels import cross_out
+from mi_ray.figures.panels import cross_out, styled
 from mi_ray.store.schemas import CELLS
 
 
@@ -231,6 +233,19 @@ def test_panels_have_axes_of_their_own_and_stand_in_at_most_threes(cells: pd.Dat
     assert [axes.get_title() for axes in panels] == ["mixup", "b", "c", "d"]
     assert [axes.get_ylim() == panels[0].get_ylim() for axes in panels] == [True, True, True, False]
     assert len({axes.get_subplotspec().rowspan.start for axes in panels}) == 2
+
+
+def test_long_names_of_classifiers_do_not_lie_over_each_other(cells: pd.DataFrame) -> None:
+    names = [f"{letter}{'long_name_of_a_classifier_' * 4}"[:96] for letter in "abcd"]
+    table = fig3b.facts(pd.concat([cells.assign(classifier=name, classifier_key=name) for name in names]))
+    with styled(fig3b.PRINT):
+        figure = fig3b.draw(table, NAMES, "title", "note")
+        FigureCanvasAgg(figure).draw()
+        drawn = [axes.title.get_window_extent() for axes in figure.axes if axes.get_visible()]
+        short = fig3b.draw(table.assign(classifier=table["classifier"].str[0]), NAMES, "title", "note")
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(drawn, 2))
+    assert all(0 <= box.x0 < box.x1 <= figure.bbox.width for box in drawn)
+    assert figure.get_figheight() > short.get_figheight() + 0.2
 
 
 def test_each_radius_of_the_first_attack_has_its_panels_and_is_judged_in_them_alone(cells: pd.DataFrame) -> None:
