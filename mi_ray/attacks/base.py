@@ -308,7 +308,8 @@ class Attack(Parameterized):
         handed = {"batch.x": batch.x, "batch.labels": batch.labels}
         handed |= {f"batch.given[{place}]": images for place, images in enumerate(batch.given)}
         before = {name: tensor.clone() for name, tensor in handed.items()}
-        evaluating = [module for module in model.modules() if not module.training]
+        # A frozen TorchScript module says nothing of a mode.
+        evaluating = [module for module in model.modules() if not getattr(module, "training", True)]
         try:
             yield
         finally:

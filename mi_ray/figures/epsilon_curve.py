@@ -34,6 +34,7 @@ from mi_ray.figures.panels import (
 )
 from mi_ray.figures.reading import at_largest_n, check_each_once, finished, may_stand_for_worst, read_study
 from mi_ray.figures.verdict_marks import checks_note
+from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
 from mi_ray.threat_model import WORST_CASE
 
@@ -69,7 +70,7 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     attacked = attacked.assign(curve=(pd.Series(called, attacked.index) + norm).mask(worst, of_all))
     if worst.any():
         alone = attacked.groupby([*DRAWN, "norm", "epsilon"])["cell"].transform("size") == 1
-        stands = may_stand_for_worst(attacked, cells)
+        stands = may_stand_for_worst(attacked, of_variant(cells))
         attacked = pd.concat([attacked, attacked[alone & ~worst & stands].assign(curve=of_all)])
         attacked = attacked[~attacked["curve"].str.startswith(WORST) | _by_most(attacked)]
     starts = (

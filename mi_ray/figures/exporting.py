@@ -63,7 +63,7 @@ def leaderboard(cells: pd.DataFrame, study: str) -> list[dict[str, Any]]:
     clean = {tuple(row[name] for name in SETTING): row for row in done[done["attack"] == "none"].to_dict("records")}
     ball, worst, entries = [*SETTING, "norm", "epsilon"], done["attack"] == WORST_CASE, []
     lone = done[(done["attack"] != "none") & ~done.duplicated(ball, keep=False)]
-    lone = lone[~lone.index.isin(done.index[worst]) & may_stand_for_worst(lone, cells)]
+    lone = lone[~lone.index.isin(done.index[worst]) & may_stand_for_worst(lone, of_variant(cells))]
     for row in pd.concat([done[worst], lone]).to_dict("records"):
         bare = clean.get(tuple(row[name] for name in SETTING))
         if bare is None:

@@ -55,7 +55,7 @@ def _with_lone_attacks(chosen: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFram
     found = [chosen]
     for _, setting in chosen[~worst].groupby(FRONTIER_KEYS, sort=False):
         lone = setting[~setting.duplicated(ball, keep=False)]
-        lone = lone[may_stand_for_worst(lone, cells)]
+        lone = lone[may_stand_for_worst(lone, of_variant(cells))]
         found.append(lone.drop(columns="column").merge(columns, on=ball))
     return pd.concat(found, ignore_index=True)
 

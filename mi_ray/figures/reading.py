@@ -62,7 +62,8 @@ def may_stand_for_worst(rows: pd.DataFrame, cells: pd.DataFrame) -> "pd.Series[b
     """Whether the only attacked cell of a setting in a ball may be shown as the worst case there.
 
     It is one where nothing else was asked for: on F alone, or of an attack through the defense. Beside an oblivious attack on a
-    defense no adaptive one may have been made, or it failed, and then the worst case is unknown. cells: all of the study.
+    defense no adaptive one may have been made, or it failed, and then the worst case is unknown. cells: all of one variant of
+    the study's options.
     """
     place = [*SETTING, "norm", "epsilon"]
     undone = cells[(cells["attack"] == WORST_CASE) & (cells["state"] != "done")][place].drop_duplicates()

@@ -16,6 +16,7 @@ from mi_ray.choice import THREAT, chosen_on, frontier
 from mi_ray.figures.names import Names, settings_apart
 from mi_ray.figures.tables import percent, points
 from mi_ray.figures.verdict_marks import mark
+from mi_ray.statistics import of_variant
 from mi_ray.threat_model import WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
@@ -59,7 +60,7 @@ def _with_baseline(worst: "pd.DataFrame", tested: "pd.DataFrame", cells: "pd.Dat
 
     from mi_ray.figures.reading import may_stand_for_worst
 
-    if not may_stand_for_worst(bare, cells).all():
+    if not may_stand_for_worst(bare, of_variant(cells)).all():
         return worst
 
     return pd.concat([worst, bare.assign(**worst[UNDER].iloc[0], undominated=False)]).sort_values("clean")

@@ -79,8 +79,9 @@ def _fewer_judged(attacked: "pd.DataFrame") -> str:
 
 
 def _without_black_box(attacked: "pd.DataFrame") -> bool:
-    """Whether there are ✓ and none of them was held against a black box."""
-    passed = attacked[(attacked["verdict"] == "passed") & attacked["checks"].notna()]
+    """Whether there are ✓ of attacks that a black box can be held against, and it was held against none of them."""
+    able = attacked["norm"].isin(["linf", "l2"]) & (attacked["goal"] == "untargeted")
+    passed = attacked[able & (attacked["verdict"] == "passed") & attacked["checks"].notna()]
     states = [json.loads(text).get("black_box_not_stronger", {}).get("state") for text in passed["checks"]]
     return bool(states) and "passed" not in states
 

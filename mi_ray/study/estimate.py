@@ -271,8 +271,8 @@ def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:
 
 def black_box_lines(plan: Plan) -> list[str]:
     """That no black box is run, where it would cost too much or is not asked for; nothing where no check needs passes."""
-    judged = [check for check in plan.checks if check.name == "reference"]
-    able = any(is_made_in(check.judged.identity["norm"], BLACK_BOX) for check in judged)
+    judged = [check.judged.inputs.threat for check in plan.checks if check.name == "reference"]
+    able = any(threat.leaves_label and is_made_in(threat.norm, BLACK_BOX) for threat in judged)
     if not able or any(check.name == BLACK_BOX for check in plan.checks):
         return []
     return [

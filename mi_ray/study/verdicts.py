@@ -42,8 +42,8 @@ SETTING = ("classifier_key", "defense", "defense_params", "executions", "draws",
 NOT_YET = not_run("not run yet")
 NO_COMPARISON = not_run("no such comparison in this study")
 LEFT_OUT = not_run(
-    "it is made of the first setting of each defense, and only as far as all checks cost no more than the study "
-    "(`checks: {black_box: always}` makes it whatever it costs)"
+    "it is made of the first setting of each defense, and only as far as all checks cost no more than the study, unless "
+    "`checks: {black_box: always}` asks for it"
 )
 NOT_IN_PIXELS = not_run("it is of changes of pixels; the attack turns and shifts the image")
 NOT_IN_NORM = not_run("what it holds an attack against does not attack in this norm")
@@ -165,11 +165,13 @@ class Verdicts:
         norm = self._cells[cell].identity["norm"]
         if not checks.is_made_in(norm, check):
             return NOT_IN_NORM if norm in NORMS else NOT_IN_PIXELS
-        attack = self._cells[cell].inputs.attack
-        queries = attack is not None and not ATTACKS[attack.method].follows_gradients
-        if queries and not self._cells[cell].members:
+        members = [self._cells[key] for key in self._cells[cell].members if key in self._cells]
+        judged = [each.inputs for each in members or [self._cells[cell]] if each.inputs.attack is not None]
+        following = [each for each in judged if each.attack and ATTACKS[each.attack.method].follows_gradients]
+        if judged and not following:
             return QUERIES_ALONE
-        return LEFT_OUT if checks.is_dear(check) else NO_COMPARISON
+        able = any(each.threat.leaves_label for each in following)
+        return LEFT_OUT if able and checks.is_dear(check) else NO_COMPARISON
 
     def _of_worst_case(self, row: Row, findings: Mapping[str, Findings], done: Mapping[str, Row]) -> Findings:
         """The checks of its strongest member that has passed: where there is a defense, one that was made on it, with gradients

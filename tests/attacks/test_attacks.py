@@ -1,6 +1,8 @@
 """Every registered attack keeps one contract; PGD finds closed-form optima and what foolbox's PGD finds."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +18,7 @@ from mi_ray.attacks import ATTACKS, Adversarial, Attack, Batch, ImagesAttack, Ou
 from mi_ray.attacks.balls import MaxBall
 from mi_ray.attacks.images import SCORING_DRAWS
 from mi_ray.defenses import DefendedClassifier, predict
+from mi_ray.device import NotFiniteError
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
 from mi_ray.study.batches import BlockInput, attack_outputs
@@ -110,6 +113,70 @@ def _moved(found: Adversarial, x: Tensor, norm: Any) -> Tensor:
         return shares.double().abs().amax(1)
     order = {"linf": torch.inf, "l2": 2, "l1": 1}[norm]
     return torch.linalg.vector_norm((images.double() - x.double()).flatten(1), order, dim=1)
+
+
+class _Careless(Attack):
+    """An attack that does nothing but what it is told to do with what it was handed."""
+
+    name = "careless"
+
+    def __init__(self, does: Callable[[nn.Module, Batch], None]) -> None:
+        self.does = does
+
+    def stops(self) -> tuple[int, ...]:
+        return (1,)
+
+    def cost(self, parts: tuple[int, ...] = ()) -> tuple[int, int]:
+        return 0, 0
+
+    def run(self, model: nn.Module, batch: Batch) -> Adversarial:
+        self.does(model, batch)
+        rows = torch.zeros(1, 1, len(batch))
+        return Adversarial(
+            batch.x.clone()[None, None], rows, rows, (1,), torch.zeros(1, 1, len(batch), dtype=torch.int64)
+        )
+
+
+@pytest.mark.parametrize(
+    ("does", "told"),
+    [
+        (lambda model, batch: batch.x.detach().mul_(0.5), r"leave batch\.x as it is"),
+        (lambda model, batch: batch.labels.add_(1), r"leave batch\.labels as it is"),
+        (lambda model, batch: batch.given[1].zero_(), r"leave batch\.given\[1\] as it is"),
+        (lambda model, batch: model.train(), "leave the model in evaluation mode"),
+    ],
+)
+def test_what_an_attack_is_handed_stays_as_it_is(does: Any, told: str) -> None:
+    model = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(12, 3)).eval()
+    x, y, threat = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1]), ThreatModel(0.1)
+    with pytest.raises(ValueError, match=told):
+        _Careless(does).craft(model, x.clone(), y.clone(), threat, given=[x.clone(), x.clone()])
+    assert not any(module.training for module in model.modules())
+    _Careless(lambda model, batch: None).craft(model, x, y, threat, given=[x])
+
+
+def test_a_frozen_program_that_says_nothing_of_its_mode_is_attacked() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = torch.jit.freeze(torch.jit.script(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).eval()))
+    x, y = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 1])
+    assert make_attack("pgd", steps=1)(model, x, y, ThreatModel(0.1)).shape == x.shape
+
+
+def test_an_answer_that_is_nan_stops_no_search_of_square() -> None:
+    asked = list[int]()
+
+    class Sometimes(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            asked.append(len(x))
+            found = torch.zeros(len(x), 3)
+            found[:, 0] = 1
+            return found * float("nan") if len(asked) == 2 else found
+
+    x, y = torch.full((2, 3, 8, 8), 0.5), torch.tensor([0, 0])
+    with contextlib.suppress(NotFiniteError):
+        make_attack("square", queries=20)(Sometimes().eval(), x, y, ThreatModel(0.1))
+    assert sum(asked) >= 2 * 20
 
 
 @pytest.mark.parametrize(("name", "norm", "goal", "size"), _cases(3))

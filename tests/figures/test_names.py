@@ -154,5 +154,6 @@ def test_a_table_whose_marks_rest_on_no_black_box_says_so(state: str | None, tol
     found = {} if state is None else {"black_box_not_stronger": {"state": state, "why": ""}}
     row = cell("a", "none", {}, "pgd", 0.3, verdict="passed", checks=json.dumps(found))
     assert ("No ✓ here was held against a black box" in checks_footnote(frame(row), NAMES)) == told
-    failed = cell("a", "none", {}, "pgd", 0.3, verdict="failed", checks=json.dumps(found))
-    assert "black box" not in checks_footnote(frame(failed), NAMES)
+    for other in ({"verdict": "failed"}, {"norm": "spatial"}, {"norm": "l1"}, {"goal": "targeted"}):
+        row = cell("a", "none", {}, "pgd", 0.3, **{"verdict": "passed", "checks": json.dumps(found), **other})
+        assert "black box" not in checks_footnote(frame(row), NAMES)

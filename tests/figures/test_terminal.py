@@ -71,6 +71,16 @@ def test_no_defense_that_was_attacked_in_one_way_stands_beside_the_worst_cases_w
     assert both["defense"].tolist() == ["mi_ol"]
     failed_cells = cells["state"].where(~(bare & cells["attack"].isin(["square", "worst_case"])), "failed")
     assert frontier_facts(cells.assign(state=failed_cells))[1]["defense"].tolist() == ["mi_ol"]
+    own = cells[~(bare & cells["attack"].isin(["square", "worst_case"]))]
+    lost = cells[bare & (cells["attack"] == "worst_case")].assign(state="failed")
+    both = pd.concat(
+        [frame.assign(variants=[[name]] * len(frame)) for frame, name in ((own, ""), (lost, "as_published"))],
+        ignore_index=True,
+    )
+    assert frontier_facts(both)[1]["defense"].tolist() == [
+        "mi_ol",
+        "none",
+    ]  # What fails under other options is no loss here.
 
 
 def test_a_dominated_classifier_without_a_defense_is_shown_all_the_same(cells: pd.DataFrame) -> None:

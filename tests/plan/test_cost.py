@@ -158,6 +158,7 @@ def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
         ({"black_box": "always"}, {"epsilon": 0.1}, False),
         ("cheap", {"epsilon": 0.1}, False),
         ("subset", {"epsilon": 5.0, "norm": "l1"}, False),  # in which there is none
+        ("subset", {"epsilon": 0.1, "goal": "targeted"}, False),  # nor is there with targets
     ],
 )
 def test_a_plan_that_leaves_the_black_box_out_says_so(checks: Any, epsilon: dict[str, Any], told: bool) -> None:
