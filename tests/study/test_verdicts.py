@@ -125,16 +125,21 @@ def test_checks_that_need_passes_were_run_where_they_apply(cells: list[dict[str,
         assert all(row["checks"][name]["state"] == "passed" for name in STORED if name not in rivals)
 
 
-@pytest.mark.parametrize("black_box", ["auto", "never"])
-def test_a_black_box_that_was_left_out_is_told_of_with_what_runs_it(black_box: str, tmp_path: Path) -> None:
-    attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1}]
+@pytest.mark.parametrize(
+    ("black_box", "goal", "told"),
+    [("auto", "untargeted", True), ("never", "untargeted", True), ("always", "targeted", False)],
+)
+def test_a_black_box_that_was_left_out_is_told_of_with_what_runs_it(
+    black_box: str, goal: str, told: bool, tmp_path: Path
+) -> None:
+    attacks = [{"pgd": {"steps": 1}, "epsilon": 0.1, "goal": goal}]
     checked = {"points": 20, "black_box": black_box}
     made = tiny(tmp_path, attacks=attacks, defenses=["none"], draws=1, **FEW, checks=checked)
     assert not any(check.name == "black_box_not_stronger" for check in made.plan.checks)
     compute(made)
     rows = [row for row in derived(made) if row["attack"] == "pgd"]
-    told = [json.loads(row["checks"])["black_box_not_stronger"] for row in rows]
-    assert {(each["state"], "black_box: always" in each["why"]) for each in told} == {("not run", True)}
+    found = [json.loads(row["checks"])["black_box_not_stronger"] for row in rows]
+    assert {(each["state"], "black_box: always" in each["why"]) for each in found} == {("not run", told)}
 
 
 def test_a_sound_attack_meets_its_controls(cells: list[dict[str, Any]]) -> None:
