@@ -113,14 +113,19 @@ def study_facts(loaded: ReadStudy) -> dict[str, object]:
         )
         for classifier, defense, values in dict.fromkeys(zip(*(cells[name] for name in MET_BY), strict=True))
     }
+    through = cells[cells["knowledge"].isin(["adaptive", "black_box"])]
+    largest = through.groupby(MET_BY)["executions"].max().to_dict()
     rows = []
     for at, (_, row) in enumerate(cells.iterrows()):
         attacked = row["attack"] != "none"
+        place = tuple(row[name] for name in MET_BY)
         threat = [called.iloc[at], number(row["epsilon"]), epsilon_text(row["epsilon"], row["norm"]), _knowledge(row)]
         rows.append(
             {
                 "key": row["cell"],
-                "setting": settings.place([*_setting(row, names, entries), met[tuple(row[name] for name in MET_BY)]]),
+                "setting": settings.place(
+                    [*_setting(row, names, entries), met[place], _executions(row, largest.get(place))]
+                ),
                 "threat": threats.place(threat) if attacked else -1,
                 **_result(row, findings),
                 "variants": [variants.place(name) for name in _listed(row["variants"])],
@@ -161,6 +166,15 @@ def _entry(defense: str, values: str) -> str:
     params = {name: value for name, value in json.loads(values).items() if value is not None}
     entry: object = {defense: params} if params else defense
     return yaml.safe_dump({"defenses": [entry]}, sort_keys=False, default_flow_style=None, width=1000)
+
+
+def _executions(row: Row, largest: int | None) -> str:
+    """N as the sweep of one setting writes it, with the largest that an attack goes through the defense with, if any does.
+
+    An attack follows the largest N of its study, unless it says another, and would be another one with this N alone.
+    """
+    own = int(row["executions"])
+    return f"[{own}, {int(largest)}]   # attacks follow the larger" if largest and largest > own else str(own)
 
 
 def _setting(row: Row, names: Names, entries: Mapping[tuple[str, str], str]) -> list[object]:

@@ -3,7 +3,7 @@
 const DATA = JSON.parse(byId("data").textContent);
 const FIRST_COUNT = 35; // the character of no right draw (mi_ray/page/counts.py)
 const chosen = { study: 0, variant: 0, classifier: "", attack: "", epsilon: "", setting: -1, hidden: new Set() };
-const NAMES = ["classifier", "defense", "label", "parameters", "yaml", "executions", "draws", "attacks"];
+const NAMES = ["classifier", "defense", "label", "parameters", "yaml", "executions", "draws", "attacks", "asked"];
 const settingOf = (study, at) => Object.fromEntries(NAMES.map((name, place) => [name, study.settings[at][place]]));
 const threatOf = (study, at) => {
   const [label, epsilon, text, knowledge] = study.threats[at];
@@ -286,7 +286,7 @@ function renderSetting() {
     ["Seconds", ([, at]) => (of.cells[at].seconds === null ? "–" : of.cells[at].seconds.toFixed(1)), true],
   ], cells);
   const keys = cells.map(([, at]) => of.cells[at].key);
-  const yaml = `${of.yaml[chosen.variant][setting.classifier] || ""}${of.attacks[setting.attacks]}${setting.yaml}executions: ${setting.executions}\ndraws: ${setting.draws}\n`;
+  const yaml = `${of.yaml[chosen.variant][setting.classifier] || ""}${of.attacks[setting.attacks]}${setting.yaml}executions: ${setting.asked}\ndraws: ${setting.draws}\n`;
   const code = `import mi_ray\nrows = mi_ray.read_records(${JSON.stringify(DATA.store)}, study="${of.name}", filters=[("cell", "in", ${JSON.stringify(keys)})])\n` +
     `rows[~rows.selection].groupby(["attack", "goal", "norm", "epsilon", "cell"]).apply(lambda r: r.correct_draws.sum() / r.draws.sum())`;
   const charts = h("div", { class: "beside" });
