@@ -541,7 +541,12 @@ def test_a_stored_image_is_turned_from_chw() -> None:
         fig5.image(np.zeros(13))
 
 
-def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store) -> None:
+MOVED = {"adversarial": "adv", "stop": 5}
+Cells = list[dict[str, Any]]
+
+
+def attacked_images(store: Store) -> tuple[dict[str, Any], dict[str, Any], Cells]:
+    """Two images with what an attack on MI-OL made of them: the clean cell, the attacked one, and the rows of the attack."""
     points, size = [10, 11], 3 * 4 * 4
     clean, moved = np.full((2, size), 0.5), np.full((2, size), 0.6)
     examples = {"point": points, "label": [1, 2], "image": list(clean)}
@@ -563,9 +568,25 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     ]
     store.write_block("adversarial", "adv", 0, 2, pa.Table.from_pylist(rows, schema=ADVERSARIAL), {"stops": [5]})
     before = cell("iat", "mi_ol", {"lam": 0.6}, "none", 0.9, work=None)
-    after = cell("iat", "mi_ol", {"lam": 0.6}, "eot_pgd", 0.4, **adaptive(5), work={"adversarial": "adv", "stop": 5})
+    after = cell("iat", "mi_ol", {"lam": 0.6}, "eot_pgd", 0.4, **adaptive(5), work=MOVED)
     for row, wrong in ((before, 0), (after, 1)):
         write_records(store, row["cell"], label=[1, 2], predicted=[1, 2 + wrong], predicted_undefended=[1 + wrong, 2])
+    return before, after, rows
+
+
+def at_another(store: Store, lam: float, **changes: Any) -> Cells:
+    """A further setting, clean and attacked, with what it answers under attack."""
+    pair = [
+        cell("iat", "mi_ol", {"lam": lam}, "none", 0.9, work=None),
+        cell("iat", "mi_ol", {"lam": lam}, "eot_pgd", 0.4, **adaptive(5), work={**MOVED, **changes}),
+    ]
+    for row in pair:
+        write_records(store, row["cell"], label=[1, 2], predicted=[1, 9], predicted_undefended=[1, 2])
+    return pair
+
+
+def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store) -> None:
+    before, after, _ = attacked_images(store)
     stored_cell(store, [before, after])
     (strip,), _ = fig5.facts(store, "s", *read_study(store, "s"))
     assert strip.adversarial == pytest.approx(0.6)
@@ -579,24 +600,21 @@ def test_fig5_is_drawn_from_a_store_with_the_answers_to_each_image(store: Store)
     assert [text.get_color() for text in drawn[2].texts] == ["#D55E00", "black"]  # F is wrong, the defense is not
     assert fig5.make(store, "s") == ["studies/s/figures/fig5.png", "studies/s/figures/fig5.pdf"]
 
-    def of(lam: float, **changes: Any) -> list[dict[str, Any]]:
-        """A further setting, clean and attacked, with what it answers under attack."""
-        pair = [
-            cell("iat", "mi_ol", {"lam": lam}, "none", 0.9, work=None),
-            cell("iat", "mi_ol", {"lam": lam}, "eot_pgd", 0.4, **adaptive(5), work={**work, **changes}),
-        ]
-        for row in pair:
-            write_records(store, row["cell"], label=[1, 2], predicted=[1, 9], predicted_undefended=[1, 2])
-        return pair
 
-    work = {"adversarial": "adv", "stop": 5}
-    same, apart = of(0.7), of(0.8, adversarial="other")
+def test_fig5_shows_the_settings_that_met_the_same_images_side_by_side(store: Store) -> None:
+    before, after, rows = attacked_images(store)
+    same, apart = at_another(store, 0.7), at_another(store, 0.8, adversarial="other")
     store.write_block("adversarial", "other", 0, 2, pa.Table.from_pylist(rows, schema=ADVERSARIAL), {"stops": [5]})
     stored_cell(store, [before, after, *same, *apart])
     both, alone = fig5.facts(store, "s", *read_study(store, "s"))[0]
     assert (list(both.answers), list(alone.answers)) == (["F", "A", "B"], ["F", "A"])
     assert both.answers.iloc[1].to_dict() == {"F": 2, "A": 3, "B": 9}
     assert len(fig5.draw([both, alone], "").axes) == 12
+
+
+def test_a_clean_cell_that_failed_costs_fig5_its_own_setting_alone(store: Store) -> None:
+    before, after, _ = attacked_images(store)
+    same = at_another(store, 0.7)
     lost = {**before, "state": "failed"}
     stored_cell(store, [lost, after, *same])
     (strip,), shown = fig5.facts(store, "s", *read_study(store, "s"))
