@@ -240,6 +240,32 @@ def test_other_options_of_a_study_have_an_answer_and_a_frontier_of_their_own(
             assert f"options:\n  draws: {3 if variant else 1}\n" in shown.inner_text("#setting-body")
 
 
+def test_the_sweep_of_a_setting_with_a_smaller_n_has_the_larger_that_attacks_follow(
+    browser: "Browser", tmp_path: Path
+) -> None:
+    store = Store(tmp_path / "results", create=True)
+    write_browsed_study(store, "one", 0)
+    rows = cells_table(store, "one").to_pylist()
+    through = next(row for row in rows if row["defense"] == "mi_ol" and row["attack"] == "pgd")
+    unknown = dict.fromkeys(("accuracy", "accuracy_low", "accuracy_high", "points", "selection_points", "verdict"))
+    larger = {
+        **through,
+        **unknown,
+        "cell": "larger",
+        "knowledge": "adaptive",
+        "executions": 9,
+        "state": "missing",
+        "cause": "not reached",
+    }
+    write_cells(store, "one", [*rows, larger])
+    (file := tmp_path / "report.html").write_text(page(store, ["one"]), encoding="utf-8")
+    for shown in _opened(browser, file, viewport={"width": 1280, "height": 900}):
+        shown.wait_for_selector(MARKS)
+        smaller = "option:has-text('MI-OL'):has-text('N = 5,')"
+        shown.select_option("#choose-setting", shown.locator(f"#choose-setting {smaller}").first.get_attribute("value"))
+        assert "executions: [5, 9]   # attacks follow the larger\n" in shown.inner_text("#setting-body")
+
+
 @pytest.mark.parametrize(
     "how",
     [
