@@ -87,6 +87,11 @@ class Callbacks:
         # Tune changes the working directory, so a relative folder would be looked for elsewhere later.
         self._folder = None if self.tensorboard is None else Path(self.tensorboard).resolve()
 
+    @property
+    def listens(self) -> bool:
+        """Whether anybody follows the settings of a sweep as Tune's trials."""
+        return self._folder is not None or bool(self._loaded)
+
     def tune(self, study: str) -> list[tune.Callback]:
         """Tune's callbacks for one run of a study's trials."""
         own = [] if self._folder is None else [Curves(self._folder / study / "settings")]

@@ -18,6 +18,10 @@ from mi_ray.progress import take_back_sigterm
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
 HIGHEST_PORT = 65_535
+KEPT, HELPERS = (
+    8,
+    6,
+)  # processes that wait while others work, and those of Ray Train, of Tune and of our own that compute nothing
 OF_RAY = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how names of variables that are for Ray alone begin
 _PRINTING: dict[str, Any] = {}  # What printed the output of tasks before `_note` took its place.
 
@@ -44,7 +48,8 @@ def restore_environment(before: Mapping[str, str]) -> None:
 
 def _wanted(local: bool) -> dict[str, str]:
     """What Ray is to read, by the names of variables."""
-    processes = str(max(4, os.cpu_count() or 1))
+    cores = os.cpu_count() or 1
+    processes = str(max(4, cores))
     wanted = {
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",  # Otherwise each report of an epoch takes two seconds.
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C must reach us, and not end as a normal return.
@@ -58,6 +63,9 @@ def _wanted(local: bool) -> dict[str, str]:
         wanted |= {
             # As many trials as begin together; a cluster's autoscaler must see the whole queue.
             "TUNE_MAX_PENDING_TRIALS_PG": processes,
+            # Processes of blocks wait for the next blocks while those of trials work, which Ray ends otherwise: each has imported
+            # torch and made its classifiers. Of many, which would take much memory, some are ended as before.
+            "RAY_num_workers_soft_limit": str(cores + min(cores, KEPT) + HELPERS),
             # A process for each training that asks whether its node will be taken away, which this machine will not.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_AUTH_MODE": "token",

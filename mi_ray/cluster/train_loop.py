@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weights_digest
 from mi_ray.cluster.retries import fault_of
 from mi_ray.data import batches, flip_and_crop
-from mi_ray.device import exact_arithmetic, on_device
+from mi_ray.device import exact_arithmetic, keep_memory, on_device
 from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import OwnModules, places_told
 from mi_ray.parameters import Method
@@ -286,6 +286,7 @@ def _resident(
 def train_loop(config: TrainingConfig) -> None:
     """What each training worker runs: the epochs that are left, then, on the first worker, the write to the store."""
     config["own"].load()
+    keep_memory()
     torch.set_num_threads(max(1, int(config["cpus"])))  # A process that has computed blocks was set to one thread.
     data = ray.get(config["data"])
     run = _Run(config)
@@ -329,19 +330,6 @@ def cause_of_failure(error: Exception) -> Exception:
     return ray.exceptions.WorkerCrashedError() if failures else error
 
 
-def task_options(workers: int, cpus: float, gpus: float) -> dict[str, Any]:
-    """What `fit` itself is to have: all of a single worker, and nothing where workers are processes of their own.
-
-    A process keeps the GPU that it has used first. So on GPUs a training gets one that has used none, which Ray only gives
-    to an environment of its own.
-    """
-    if workers > 1:
-        return {"num_cpus": 0}
-    fresh = {"runtime_env": {"env_vars": {"MI_RAY_TRAINS": "1"}}} if gpus else {}
-    return {"num_cpus": cpus, "num_gpus": gpus, **fresh}
-
-
-@ray.remote(max_retries=0, max_calls=1)
 def fit(config: TrainingConfig, workers: int) -> None:
     """Run one TorchTrainer to its end. A single worker is this very process, which spares the start of five others.
 
@@ -374,3 +362,21 @@ def fit(config: TrainingConfig, workers: int) -> None:
     why = ray.get(config["progress"].why.remote(config["key"]))
     if why is not None:
         raise DivergedError(why)
+
+
+ANY_PROCESS = ray.remote(max_retries=0)(fit)
+OWN_PROCESS = ray.remote(max_retries=0, max_calls=1)(fit)
+
+
+def fit_task(name: str, workers: int, cpus: float, gpus: float) -> Any:
+    """`fit` as a task with what it is to have: all of a single worker, and nothing where workers are processes of their own.
+
+    A process keeps the GPU that it has used first. So on GPUs a training gets one that has used none, which Ray only gives
+    to an environment of its own. The process of a single worker on CPUs goes on with blocks: it has imported torch.
+    """
+    if workers > 1:
+        return OWN_PROCESS.options(name=name, num_cpus=0)
+    if gpus:
+        fresh = {"env_vars": {"MI_RAY_TRAINS": "1"}}
+        return OWN_PROCESS.options(name=name, num_cpus=cpus, num_gpus=gpus, runtime_env=fresh)
+    return ANY_PROCESS.options(name=name, num_cpus=cpus)

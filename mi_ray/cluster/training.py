@@ -18,8 +18,7 @@ from mi_ray.cluster.train_loop import (
     TrainingConfig,
     TrainingValues,
     finished,
-    fit,
-    task_options,
+    fit_task,
     write_classifier,
 )
 from mi_ray.events import event
@@ -264,8 +263,7 @@ class _Trainings:
             },
         }
         event("training begun", key=work.key, name=entry.name, workers=entry.workers)
-        options = task_options(entry.workers, self.size.cpus, self.size.gpus)
-        task = fit.options(name=f"{session.sweep.name}: train {entry.name}", **options)
+        task = fit_task(f"{session.sweep.name}: train {entry.name}", entry.workers, self.size.cpus, self.size.gpus)
         return task.remote(config, entry.workers)
 
     def _is_to_go_on(self, work: ClassifierWork, task: ray.ObjectRef) -> bool:

@@ -87,14 +87,15 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
     """Run a trial for every setting of the plan of which something is missing.
 
     A trial computes in one place. Where there are fewer settings than places, the others would have nothing to do: there
-    the settings' blocks run as tasks, and then the trials report what these have stored.
+    the settings' blocks run as tasks. Trials of what blocks have computed report it to whoever follows the run, and are left
+    out where nobody does, since their processes take seconds to start.
     """
     size, costs = session.sweep.resources.block, session.study.planner.costs
     todo, points, passes = list[Trial](), 0, 0.0
     there = [cell for cell in plan.cells if session.cause_of(cell) is None]
     for trial in grid_trials([work for work in plan.outputs if session.possible(work)], there):
         missing = [block for work in trial.works for block in session.bench.results.missing(work, size.points)]
-        computed = session.unreported & {work.key for work in trial.works}
+        computed = session.callbacks.listens and session.unreported & {work.key for work in trial.works}
         points += sum(stop - start for _, start, stop in missing)
         passes += sum((stop - start) * sum(costs.of(work)) for work, start, stop in missing)
         todo += [trial] if missing or computed else []
@@ -102,8 +103,8 @@ def _evaluate_grid(session: Session, plan: Plan) -> None:
         session.connect(size.cpus)
     if len(todo) < session.places():
         finish(_as_blocks(session, todo))
-        failed = session.outcome.failures.keys()
-        todo, points, passes = [t for t in todo if not failed & {work.key for work in t.works}], 0, 0.0
+        failed, heard = session.outcome.failures.keys(), session.callbacks.listens
+        todo, points, passes = [t for t in todo if heard and not failed & {work.key for work in t.works}], 0, 0.0
     if todo:
         space = {"trial": tune.grid_search(list(range(len(todo))))}
         _run(session, Request(f"sweep of {len(todo)} settings", ResolveGrid(todo), points, passes, space=space))
@@ -115,7 +116,7 @@ def _as_blocks(session: Session, trials: Sequence[Trial], beside: Beside | None 
 
 
 def evaluating(session: Session, plan: Plan, beside: Beside) -> Steps:
-    """Compute settings of a grid as blocks, beside something else; their trials report later what these have stored."""
+    """Compute settings of a grid as blocks, beside something else; trials report it later, where somebody listens."""
     if beside.over:
         return
     trials = grid_trials([work for work in plan.outputs if session.possible(work)])

@@ -37,7 +37,7 @@ from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
 from mi_ray.cluster.session import Failure, Outcome, Session
-from mi_ray.cluster.train_loop import CHECKPOINT, _Run, cause_of_failure
+from mi_ray.cluster.train_loop import ANY_PROCESS, CHECKPOINT, OWN_PROCESS, _Run, cause_of_failure, fit_task
 from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
@@ -464,12 +464,11 @@ def test_a_trial_that_is_over_gives_back_the_blocks_that_it_holds(what: str) -> 
     assert ended == ["t1"]
 
 
-@pytest.mark.parametrize(("places", "by_blocks"), [(48, False), (49, True)])
-def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_report(
-    study: Tiny, monkeypatch: pytest.MonkeyPatch, places: int, by_blocks: bool
-) -> None:
+def grid(
+    study: Tiny, monkeypatch: pytest.MonkeyPatch, places: int, *, listens: bool, lost: dict[str, str]
+) -> list[Any]:
+    """What runs of a grid with so many places, one of whose blocks is given up: connecting, blocks, and Tune's request."""
     ran: list[Any] = []
-    lost: dict[str, str] = {}
 
     def blocks(session: Any, name: str, counted: str, works: Sequence[Any], *, beside: None) -> Steps:
         yield from ()
@@ -484,6 +483,7 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
         sweep=study.study.sweep,
         bench=study.bench,
         unreported=set(),
+        callbacks=SimpleNamespace(listens=listens),
         outcome=SimpleNamespace(failures=lost),
         possible=lambda work: True,
         places=lambda: places,
@@ -491,7 +491,15 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
         cause_of=lambda cell: "the attack failed" if cell.identity["goal"] == "targeted" else None,
     )
     _evaluate_grid(session, study.plan)
-    connected, *of_blocks, request = ran
+    return ran
+
+
+@pytest.mark.parametrize(("places", "listens", "by_blocks"), [(48, True, False), (48, False, False), (49, True, True)])
+def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_report(
+    study: Tiny, monkeypatch: pytest.MonkeyPatch, places: int, listens: bool, by_blocks: bool
+) -> None:
+    lost: dict[str, str] = {}
+    connected, *of_blocks, request = grid(study, monkeypatch, places, listens=listens, lost=lost)
     # What has failed is read by no trial: it would fail what has not.
     read = {name for trial in request.resolve.trials for name in trial.reads}
     failed = {cell.inputs.name for cell in study.plan.cells if cell.identity["goal"] == "targeted"}
@@ -504,6 +512,13 @@ def test_settings_that_are_fewer_than_places_run_as_blocks_before_their_trials_r
     assert len(trials) == (47 if by_blocks else 48)
     assert not {work.key for trial in trials for work in trial.works} & lost.keys()
     assert (request.points == 0) == (request.passes == 0) == by_blocks
+
+
+def test_what_ran_as_blocks_has_trials_only_where_somebody_listens(
+    study: Tiny, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = sum(work.component is not None for work in study.plan.outputs)
+    assert grid(study, monkeypatch, 49, listens=False, lost={}) == ["connected", settings]
 
 
 def test_of_settings_that_have_ended_every_lost_one_is_computed_and_every_failed_one_told(
@@ -891,6 +906,29 @@ def test_a_task_that_has_ended_is_not_held_against_the_nodes_any_longer(monkeypa
     assert cluster._alone == {}
 
 
+@pytest.mark.parametrize(
+    ("workers", "gpus", "name", "options"),
+    [
+        (1, 0.0, "ANY_PROCESS", {"num_cpus": 2}),
+        (2, 0.0, "OWN_PROCESS", {"num_cpus": 0}),
+        (2, 1.0, "OWN_PROCESS", {"num_cpus": 0}),
+        (1, 0.5, "OWN_PROCESS", {"num_cpus": 2, "num_gpus": 0.5, "runtime_env": {"env_vars": {"MI_RAY_TRAINS": "1"}}}),
+    ],
+)
+def test_the_process_of_a_training_goes_on_with_blocks_where_it_is_one_and_holds_no_gpu(
+    workers: int, gpus: float, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = {each: Mock() for each in ("ANY_PROCESS", "OWN_PROCESS")}
+    for each, process in used.items():
+        monkeypatch.setattr(f"mi_ray.cluster.train_loop.{each}", process)
+    assert fit_task("train f", workers, 2, gpus) is used[name].options.return_value
+    used[name].options.assert_called_once_with(name="train f", **options)
+
+
+def test_a_process_of_its_own_ends_with_its_training() -> None:
+    assert (ANY_PROCESS._default_options.get("max_calls"), OWN_PROCESS._default_options["max_calls"]) == (None, 1)
+
+
 def test_the_curves_of_a_training_lie_below_its_study_and_end_with_the_run(tmp_path: Path) -> None:
     pytest.importorskip("tensorboardX")
     told = Callbacks(tensorboard=str(tmp_path / "curves"))
@@ -901,4 +939,6 @@ def test_the_curves_of_a_training_lie_below_its_study_and_end_with_the_run(tmp_p
     (written,) = (tmp_path / "curves/study/training/f").iterdir()
     assert b"training/test_accuracy" in written.read_bytes()
     Callbacks().epoch("study", "f", {**row, "epoch": 0})  # Without a folder nothing is written.
+    assert told.listens
+    assert not Callbacks().listens
     assert [path.name for path in tmp_path.iterdir()] == ["curves"]
