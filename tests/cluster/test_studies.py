@@ -97,14 +97,6 @@ def test_trials_begin_together_one_on_each_core(tiny: Path) -> None:
     assert happened[: happened.index("trial step")].count("trial begun") == min(settings, os.cpu_count() or 1)
 
 
-def test_processes_of_blocks_are_handed_on_from_stage_to_stage_and_from_study_to_study(several: Several) -> None:
-    events = [json.loads(line) for line in (several.folder / "run.jsonl").read_text().splitlines()]
-    blocks = {(each["study"], each["pid"]) for each in events if each["event"] == "block begun"}
-    used = {study: {pid for of, pid in blocks if of == study} for study, _ in blocks}
-    assert used.keys() == {"tiny", "poisoned", "checked"}
-    assert used["tiny"] & used["poisoned"] & used["checked"]
-
-
 def test_a_finished_study_is_recognised_without_importing_torch_or_ray(tiny: Path) -> None:
     program = (
         "import sys; from mi_ray.cli import main\n"
@@ -219,6 +211,14 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Several:
 def tiny(several: Several) -> Path:
     """The folder of the first of them, which computed all of its own."""
     return several.folder
+
+
+def test_processes_of_blocks_are_handed_on_from_stage_to_stage_and_from_study_to_study(several: Several) -> None:
+    events = [json.loads(line) for line in (several.folder / "run.jsonl").read_text().splitlines()]
+    blocks = {(each["study"], each["pid"]) for each in events if each["event"] == "block begun"}
+    used = {study: {pid for of, pid in blocks if of == study} for study, _ in blocks}
+    assert used.keys() == {"tiny", "poisoned", "checked"}
+    assert used["tiny"] & used["poisoned"] & used["checked"]
 
 
 @pytest.mark.long  # On Ray once more: that what is stored is not computed again is held by test_workbench.py.
