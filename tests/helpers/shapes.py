@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from functools import wraps
+from functools import cache, wraps
 from inspect import getattr_static
 from typing import Any
 
@@ -17,8 +17,9 @@ _left_alone: list[Any] = []
 
 def checked(function: Any) -> Any:
     """What the hook in conftest.py checks every function with; a dataclass that parses its own fields is left to it."""
-    strict, place = _beartype(function), (function.__module__, function.__qualname__)
-    parses = function.__name__ == "__init__"
+    place, parses = (function.__module__, function.__qualname__), function.__name__ == "__init__"
+    # What checks is written when it is first called: a process of the tests calls half of the functions.
+    strict = cache(lambda: _beartype(function))
 
     @wraps(function)
     def counted(*args: Any, **kwargs: Any) -> Any:
@@ -27,7 +28,7 @@ def checked(function: Any) -> Any:
         _calls[place] += 1
         if _calls[place] == 2 * CALLS:  # jaxtyping checks what goes in, and that again with what comes out
             _leave_alone(*place)
-        return strict(*args, **kwargs)
+        return strict()(*args, **kwargs)
 
     return counted
 
