@@ -310,6 +310,14 @@ def test_an_image_classifier_of_transformers(where: str, hub: Path, tmp_path: Pa
         ({"do_rescale": False, "image_mean": [102] * 3, "image_std": [51] * 3}, [0.4] * 3, [0.2] * 3),
         ({"rescale_factor": 1 / 127.5, "image_mean": 1, "image_std": 1}, [0.5] * 3, [0.5] * 3),
         ({"rescale_factor": 0.00392, "image_mean": 0.4, "image_std": 0.2}, [0.4] * 3, [0.2] * 3),
+        ({"rescale_factor": 1 / 127.5, "rescale_offset": True, "do_normalize": False}, [0.5] * 3, [0.5] * 3),
+        (
+            {"rescale_factor": 1 / 127.5, "rescale_offset": True, "image_mean": 0.2, "image_std": 0.4},
+            [0.6] * 3,
+            [0.2] * 3,
+        ),
+        ({"rescale_offset": True, "image_mean": 0.4, "image_std": 0.2}, [1.4] * 3, [0.2] * 3),
+        ({"do_rescale": False, "rescale_offset": True, "do_normalize": False}, [0.0] * 3, [1 / 255] * 3),
         ({"do_rescale": False, "do_normalize": False}, [0.0] * 3, [1 / 255] * 3),
         ({"do_normalize": True}, [0.5] * 3, [0.5] * 3),  # as a sweep file has it that says nothing
         ({}, [0.5] * 3, [0.5] * 3),

@@ -106,9 +106,13 @@ def _preprocessing(folder: Path, config: Any) -> tuple[tuple[float, ...] | None,
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
     if said.get("do_normalize", True) and "image_mean" in said:
         mean, std = _channels(said["image_mean"]), _channels(said["image_std"])
-    scale = 255 * said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 255
-    if abs(scale - 1) > SAME_SCALE:
-        mean = tuple(each / scale for each in mean or (0.0,) * 3)
+    rescales = said.get("do_rescale", True)
+    scale = 255 * said.get("rescale_factor", 1 / 255) if rescales else 255
+    less = (
+        1.0 if rescales and said.get("rescale_offset") else 0.0
+    )  # Pixels in 0 to 255 times 1/127.5, less 1, are in -1 to 1.
+    if abs(scale - 1) > SAME_SCALE or less:
+        mean = tuple((each + less) / scale for each in mean or (0.0,) * 3)
         std = tuple(each / scale for each in std or (1.0,) * 3)
     size = said.get("size", getattr(config, "image_size", None))
     if said.get("do_center_crop", True):
