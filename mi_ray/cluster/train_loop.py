@@ -372,11 +372,10 @@ def fit_task(name: str, workers: int, cpus: float, gpus: float) -> Any:
     """`fit` as a task with what it is to have: all of a single worker, and nothing where workers are processes of their own.
 
     A process keeps the GPU that it has used first. So on GPUs a training gets one that has used none, which Ray only gives
-    to an environment of its own. The process of a single worker on CPUs goes on with blocks: it has imported torch.
+    to an environment of its own. One on CPUs goes on with blocks: it has imported torch.
     """
-    if workers > 1:
-        return OWN_PROCESS.options(name=name, num_cpus=0)
-    if gpus:
-        fresh = {"env_vars": {"MI_RAY_TRAINS": "1"}}
-        return OWN_PROCESS.options(name=name, num_cpus=cpus, num_gpus=gpus, runtime_env=fresh)
-    return ANY_PROCESS.options(name=name, num_cpus=cpus)
+    have = {"num_cpus": cpus, "num_gpus": gpus} if workers == 1 else {"num_cpus": 0}
+    if not gpus:
+        return ANY_PROCESS.options(name=name, **have)
+    fresh = {"env_vars": {"MI_RAY_TRAINS": "1"}} if workers == 1 else {}
+    return OWN_PROCESS.options(name=name, runtime_env=fresh, **have)

@@ -909,13 +909,13 @@ def test_a_task_that_has_ended_is_not_held_against_the_nodes_any_longer(monkeypa
 @pytest.mark.parametrize(
     ("workers", "gpus", "name", "options"),
     [
-        (1, 0.0, "ANY_PROCESS", {"num_cpus": 2}),
-        (2, 0.0, "OWN_PROCESS", {"num_cpus": 0}),
-        (2, 1.0, "OWN_PROCESS", {"num_cpus": 0}),
+        (1, 0.0, "ANY_PROCESS", {"num_cpus": 2, "num_gpus": 0.0}),
+        (2, 0.0, "ANY_PROCESS", {"num_cpus": 0}),
+        (2, 1.0, "OWN_PROCESS", {"num_cpus": 0, "runtime_env": {}}),
         (1, 0.5, "OWN_PROCESS", {"num_cpus": 2, "num_gpus": 0.5, "runtime_env": {"env_vars": {"MI_RAY_TRAINS": "1"}}}),
     ],
 )
-def test_the_process_of_a_training_goes_on_with_blocks_where_it_is_one_and_holds_no_gpu(
+def test_the_process_of_a_training_goes_on_with_blocks_where_it_holds_no_gpu(
     workers: int, gpus: float, name: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used = {each: Mock() for each in ("ANY_PROCESS", "OWN_PROCESS")}
