@@ -116,6 +116,7 @@ class CheckPlanner:
             diameter=DIAMETERS[threat.norm](self.works.facts.numbers),
             minimal=method.minimal,
             of_images=method.needs_images,
+            lowest={name: said.low for name, said in method.parameters().items() if said.low is not None},
             highest={name: said.high for name, said in method.parameters().items() if said.high is not None},
         )
 
@@ -131,6 +132,7 @@ class CheckPlanner:
         assert given.attack is not None
         values, threat = dict(given.attack.values), given.threat
         if values.get("step_size") is not None and 0 < threat.epsilon != epsilon > 0:
-            values["step_size"] = step_of(values["step_size"] * epsilon / threat.epsilon, 1, threat.norm)
+            longer = {"step_size": step_of(values["step_size"] * epsilon / threat.epsilon, 1, threat.norm)}
+            values |= self._attacked(given.attack, threat).within(longer)
         made = self.works.registries.attacks.make(given.attack.method, values)
         return self.works.read(made, replace(threat, epsilon=epsilon), self._by_key[given.attack.classifier], None)

@@ -32,8 +32,8 @@ class Attacked:
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
     alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
     its ball can have. minimal: whether it looks for the nearest image, and leaves points alone that it has not fooled.
-    of_images: whether it only chooses among images that others made, which are not made again for another ball. highest: the
-    largest value that a parameter may have, where it has one.
+    of_images: whether it only chooses among images that others made, which are not made again for another ball. lowest,
+    highest: the smallest and the largest value that a parameter may have, where it has one.
     """
 
     method: str
@@ -45,7 +45,16 @@ class Attacked:
     diameter: float = 1.0
     minimal: bool = False
     of_images: bool = False
+    lowest: Mapping[str, float] = field(default_factory=dict)
     highest: Mapping[str, float] = field(default_factory=dict)
+
+    def within(self, wanted: Mapping[str, Any]) -> dict[str, Any]:
+        """Of these values those of its own parameters, each as near as the parameter may come to it."""
+        return {name: self._nearest(name, value) for name, value in wanted.items() if name in self.values}
+
+    def _nearest(self, name: str, value: float) -> float:
+        enough = max(value, self.lowest.get(name, value))
+        return type(value)(min(enough, self.highest.get(name, enough)))
 
 
 @dataclass(frozen=True)

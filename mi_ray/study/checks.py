@@ -376,7 +376,7 @@ def _at_epsilon(factor: float) -> Callable[[Attacked], Control | None]:
             return None
         values = dict(attack.values)
         if "step_size" in values and factor > 0:
-            values["step_size"] = step_of(factor * values["step_size"], 1, attack.threat.norm)
+            values |= attack.within({"step_size": step_of(factor * values["step_size"], 1, attack.threat.norm)})
         return Control(attack.method, values, min(attack.diameter, factor * attack.threat.epsilon))
 
     return control
@@ -388,15 +388,19 @@ def _few_executions(attack: Attacked) -> dict[str, int]:
 
 
 def _in_a_large_ball(attack: Attacked) -> Control | None:
-    """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters."""
+    """The judged attack's own code with 100 steps of epsilon / 50, once, where it has these parameters.
+
+    One that may not have so many steps has longer ones. None for one whose steps may not be long enough to cross the ball.
+    """
     if not attack.threat.leaves_label or attack.of_images:
         return None
     norm = attack.threat.norm
     epsilon = min(STEP_SHARE * LONGEST_STEPS[norm], LARGE_SHARE * attack.diameter)
-    wanted = {"steps": LARGE_STEPS, "step_size": step_of(epsilon, STEP_SHARE, norm), "restarts": 1}
-    wanted |= _few_executions(attack)
-    values = {**attack.values, **{name: value for name, value in wanted.items() if name in attack.values}}
-    return Control(attack.method, values, epsilon)
+    wanted = attack.within({"steps": LARGE_STEPS, "restarts": 1, **_few_executions(attack)})
+    steps = wanted.get("steps", LARGE_STEPS)
+    wanted |= attack.within({"step_size": step_of(epsilon * (LARGE_STEPS / steps), STEP_SHARE, norm)})
+    crosses = steps * wanted.get("step_size", epsilon) >= epsilon
+    return Control(attack.method, {**attack.values, **wanted}, epsilon) if crosses else None
 
 
 def _without_gradients(method: str, values: Callable[[], Mapping[str, int]]) -> Callable[[Attacked], Control | None]:

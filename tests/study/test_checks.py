@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -343,6 +344,19 @@ def test_controls_of_another_radius_are_the_attacks_own_code() -> None:
     assert found["large_epsilon"] == Control("mine", {**values, "steps": 100, "step_size": 0.01, "restarts": 1}, 0.5)
     assert found["monotone_in_epsilon"] == Control("mine", {**values, "steps": 2, "step_size": 0.04}, 0.2)
     assert found["epsilon_zero"] == Control("mine", {**values, "steps": 2}, 0.0)
+
+
+def test_controls_of_another_radius_keep_to_what_a_parameter_may_be() -> None:
+    values = {"steps": 7, "step_size": 0.06, "restarts": 3, "eot": 20}
+    attack = Attacked(
+        "mine", values, ThreatModel(0.1), None, 30, lowest={"restarts": 2, "eot": 10}, highest={"steps": 20}
+    )
+    large = held(attack, 0, True)["large_epsilon"]
+    # A fifth of the steps, each five times as long, go as far.
+    assert large == Control("mine", {"steps": 20, "step_size": 0.05, "restarts": 2, "eot": 10}, 0.5)
+    found = held(replace(attack, highest={"steps": 20, "step_size": 0.1}), 0, True)
+    assert (found["monotone_in_epsilon"].values["step_size"], found["large_epsilon"]) == (0.1, large)
+    assert "large_epsilon" not in held(replace(attack, highest={"steps": 7, "step_size": 0.06}), 0, True)
 
 
 def test_the_radius_of_a_control_stays_in_the_pixel_box() -> None:
