@@ -84,6 +84,22 @@ def test_the_sweep_in_readme_is_one_that_is_accepted_whole_and_small(tmp_path: P
     assert (small.dataset.name, small.points.count) == ("digits", 50)
 
 
+def test_the_sweep_in_readme_asks_for_no_more_than_its_dataset_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Dataset
+) -> None:
+    from mi_ray.data.arrays import Cifar10
+    from mi_ray.study.prepare import prepare
+
+    # As many test images as CIFAR-10 has; those of digits are themselves.
+    images, labels = (np.resize(each, (10_000, *each.shape[1:])) for each in (digits.test_images, digits.test_labels))
+    monkeypatch.setattr(Cifar10, "load", lambda self: replace(digits, test_images=images, test_labels=labels))
+    (block,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    (tmp_path / "s.yaml").write_text(block)
+    one = {"name": "mixup", "architecture": {"cnn_small": {"width": 4}}, "training": {"epochs": 1}}
+    study = prepare(load_sweep(tmp_path / "s.yaml", overrides={"classifiers": [one]}))
+    assert study.planner.stored_points == study.sweep.points.count > len(digits.test_images)
+
+
 def test_what_an_attack_of_ones_own_can_say_is_all_in_the_document() -> None:
     text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8").split("\n## An attack\n")[1].split("\n## ")[0]
     said = {
