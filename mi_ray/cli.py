@@ -28,7 +28,8 @@ app = typer.Typer(
     help="Sweep inference-time defenses against adversarial attacks on Ray.\n\n"
     "**How much adversarial accuracy does each defense buy, at what price in clean accuracy, and is that number "
     "true?** Start with `mi-ray sweep quickstart`; look first with `mi-ray plan`; read the rows with "
-    '`mi_ray.read_records("results")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option.',
+    '`mi_ray.read_records("results")`. Exit codes: 0 every cell is there; 1 work failed; 2 a bad file or option; '
+    "130 stopped by Ctrl-C; 143 stopped by SIGTERM.",
 )
 cluster = typer.Typer(
     no_args_is_help=True, help="Files that start clusters: of `ray up`, of KubeRay, and Slurm scripts."

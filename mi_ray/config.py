@@ -484,8 +484,8 @@ class AttackEntry(Strict):
 
     images: tuple[ImagesEntry, ...] = Field(
         (),
-        description="Oblivious attacks of the same radius and goal whose images the attack begins with (`cascade`). They are "
-        "part of what it is: nothing else that is stored is looked at.",
+        description="Oblivious attacks of the same radius and goal whose images the attack begins with (`cascade`, `transfer`). "
+        "They are part of what it is: nothing else that is stored is looked at.",
     )
 
     @model_validator(mode="before")
