@@ -219,6 +219,8 @@ def _overlay(origin: str, document: dict[str, object], smoke: bool) -> None:
         raise ValueError(f"{origin}: --smoke needs a `smoke:` mapping in the file; there is none")
     for key, value in overlay.items():
         below = document.get(key)
+        if key == "checks" and isinstance(below, str):  # One word is the level.
+            below = {"level": below}
         if key in MERGED and isinstance(below, Mapping) and isinstance(value, Mapping):
             document[key] = {**below, **value}
         else:

@@ -125,6 +125,13 @@ def test_the_packaged_sweeps_are_those_of_the_top_folder_with_their_first_lines(
         assert path.read_text().startswith(f"# {packaged_sweeps()[path.stem]}\n")
 
 
+def test_what_a_smoke_variant_does_not_say_of_the_checks_is_the_files() -> None:
+    for written, level in (("full", "full"), ("cheap", "cheap"), ({"level": "full"}, "full"), (None, "subset")):
+        checks = {} if written is None else {"checks": written}
+        found = load_sweep(document(**checks, smoke={"checks": {"points": 20}}), smoke=True).checks
+        assert (found.level, found.points) == (level, 20)
+
+
 @pytest.mark.parametrize("smoke", [False, True])
 def test_breadth_has_every_defense_of_the_program_under_every_norm(smoke: bool) -> None:
     sweep = load_sweep("breadth", smoke=smoke)
