@@ -238,6 +238,14 @@ def test_controls_of_the_programs_own_leave_true_labels_whatever_the_attack_leav
         assert labels.keys() - of_its_own >= {"more_steps", "epsilon_zero", "large_epsilon"}
 
 
+def test_no_control_asks_for_a_value_that_the_attacks_parameters_do_not_allow() -> None:
+    # Its steps are shares of epsilon, at most 1: no 100 of them get across the largest ball of L1.
+    attacks = [{"fixed_randomness": {"step_size": 0.8}, "epsilon": 5, "norm": "l1", "knowledge": "adaptive"}]
+    found = checks_of(planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], checks="full"), "fixed_randomness")
+    assert attack_of(found["monotone_in_epsilon"]).values["step_size"] == 1
+    assert "large_epsilon" not in found
+
+
 @pytest.mark.parametrize("order", ["drawn", "first"])
 def test_other_points_tell_of_the_controls_points_where_both_are_drawn_alone(order: str) -> None:
     plan = planned(
