@@ -939,13 +939,13 @@ class Sweep(Strict):
         """How the evaluated points are taken from the test split."""
         return self.points.order or PRESETS[self.preset][2]
 
-    def executions_of(self, defense: str, options: Options) -> tuple[int, ...]:
+    def requested_executions(self, defense: str, options: Options) -> tuple[int, ...]:
         """The requested numbers of executions N of a defense: the file's, else those of the options."""
         if self.executions is not None:
             return tuple(sorted(set(self.executions)))
         return (int(getattr(options, f"executions_{defense}", None) or options.executions),)
 
-    def draws_of(self, options: Options) -> int:
+    def requested_draws(self, options: Options) -> int:
         """Independent draws of N executions per point: the file's, else those of the options."""
         return self.draws or options.draws
 

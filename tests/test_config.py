@@ -146,7 +146,7 @@ def test_honest_is_the_preset_when_none_is_named() -> None:
     assert read.resolved_options() == Options()
     assert read.training_options() == TrainingOptions()
     options = read.resolved_options()
-    found = read.points_order(), read.draws_of(options), read.executions_of("mi_pl", options)
+    found = read.points_order(), read.requested_draws(options), read.requested_executions("mi_pl", options)
     assert found == ("drawn", 3, (30,))
 
 
@@ -158,12 +158,12 @@ def test_as_published_differs_from_honest_in_every_option_it_names_and_keeps_thi
         "executions",
     }
     assert read.points_order() == "first"
-    assert [read.executions_of(name, options) for name in ("mi_ol", "mi_pl", "mi_combined")] == [
+    assert [read.requested_executions(name, options) for name in ("mi_ol", "mi_pl", "mi_combined")] == [
         (30,),
         (10,),
         (15,),
     ]
-    assert read.draws_of(options) == 1
+    assert read.requested_draws(options) == 1
     assert read.training_options() == PRESETS["as_published"][1] != TrainingOptions()
 
 
@@ -176,8 +176,8 @@ def test_a_single_option_overrides_the_preset_and_leaves_the_others() -> None:
 def test_keys_of_the_file_win_over_the_preset() -> None:
     read = sweep(preset="as_published", executions=[10, 5, 10], draws=4, points={"count": 9, "order": "drawn"})
     options = read.resolved_options()
-    assert read.executions_of("mi_pl", options) == read.executions_of("mi_combined", options) == (5, 10)
-    assert (read.draws_of(options), read.points_order()) == (4, "drawn")
+    assert read.requested_executions("mi_pl", options) == read.requested_executions("mi_combined", options) == (5, 10)
+    assert (read.requested_draws(options), read.points_order()) == (4, "drawn")
 
 
 def test_training_preset_switches_training_alone() -> None:
@@ -233,7 +233,7 @@ def test_set_reaches_into_mappings_and_lists_and_seed_replaces_the_files(tmp_pat
     ]
     read = load_sweep(path, overrides=parse_overrides(overrides), seed=9)
     assert (read.points.count, read.classifiers[0].training.epochs) == (7, 2)
-    assert read.draws_of(read.resolved_options()) == 5
+    assert read.requested_draws(read.resolved_options()) == 5
     assert (read.executions, read.seed, read.name) == ((1, 2), 9, "other")
     assert read.defenses[1].method == ("gaussian_noise", {"sigma": 0.3})
 

@@ -23,7 +23,7 @@ class CellMaker:
     def cell(self, classifier: ClassifierWork, inputs: Inputs, defense: Any, n: int) -> Cell:
         """A defense setting on one classifier with N executions, on the clean points or on what an attack made of them."""
         components = defense.components()
-        draws = self.sweep.draws_of(self.works.options) if defense.is_random() else 1
+        draws = self.sweep.requested_draws(self.works.options) if defense.is_random() else 1
         undefended = self.works.undefended(classifier, inputs)
         parts, counterparts, transferred = [], [], []
         for position, component in enumerate(components):

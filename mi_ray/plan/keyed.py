@@ -248,9 +248,9 @@ class KeyedWork:
         """Training images that an epoch goes through: whole global batches, so the last few of the shuffle wait."""
         return self.facts.train_count // entry.training.batch_size * entry.training.batch_size
 
-    def executions_of(self, defense: Any) -> tuple[int, ...]:
-        """The requested numbers of executions of a defense: one of what draws nothing."""
-        return self.sweep.executions_of(defense.name, self.options) if defense.is_random() else (1,)
+    def executions_to_compute(self, defense: Any) -> tuple[int, ...]:
+        """The numbers N that a defense is computed at: those that are requested, or one execution of what draws nothing."""
+        return self.sweep.requested_executions(defense.name, self.options) if defense.is_random() else (1,)
 
     def attack(
         self,
@@ -263,7 +263,7 @@ class KeyedWork:
     ) -> AttackWork:
         """An attack on a classifier alone, or on it behind a defense. given: images it begins with. labels: those that it leaves
         if it is untargeted; None: as the option says."""
-        n = None if defense is None else attack.executions or self.executions_of(defense)[-1]
+        n = None if defense is None else attack.executions or self.executions_to_compute(defense)[-1]
         if "eot" in attack.values():
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
         labels = (labels or self.options.attack_labels) if threat.leaves_label else "true"  # a target is no guess

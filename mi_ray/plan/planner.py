@@ -235,7 +235,7 @@ class Planner:
         found = [
             self._maker.cell(classifier, inputs, defense, n)
             for inputs in self.inputs(classifier, defense)
-            for n in self.works.executions_of(defense)
+            for n in self.works.executions_to_compute(defense)
         ]
         return [*found, *self._maker.worst_cases(found)]
 
@@ -303,8 +303,8 @@ class Planner:
         planned = sum(self._passes(plan)) + self.cost(plan).get("certification_forward", 0)
         if self.sweep.search is None:
             return planned
-        n = max(max(self.sweep.executions_of(entry.method.name, self.options)) for entry in self.sweep.defenses)
-        each = self.stored_points * self.sweep.draws_of(self.options) * in_whole(n, self.registries.chunk)
+        n = max(max(self.sweep.requested_executions(entry.method.name, self.options)) for entry in self.sweep.defenses)
+        each = self.stored_points * self.sweep.requested_draws(self.options) * in_whole(n, self.registries.chunk)
         inputs = sum(len(self.inputs(work)) for work in self.classifiers)
         return planned + self.sweep.search.trials * inputs * each
 

@@ -197,7 +197,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     study = study.decided(expected | decided)
     plan = study.plan()
     rows = rows_of(study, plan, store)
-    points, draws = study.sweep.points, study.sweep.draws_of(study.planner.options)
+    points, draws = study.sweep.points, study.sweep.requested_draws(study.planner.options)
     lines = [
         *study.notes,
         requested_line(plan, study.planner.cost(plan), points.count),
