@@ -8,7 +8,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
@@ -92,48 +92,60 @@ Callback = Annotated[
     list[str] | None,
     typer.Option("--callback", help="A Ray Tune callback of yours, package.module:factory.", metavar="NAME"),
 ]
+# The verbs that run studies, each as far as the stage of its name, and what `--help` says of them.
+RUNS: "dict[Until, str]" = {
+    "sweep": "Do all that is missing of each study, in order, and draw its figures.\n\n"
+    "Safe to stop at any time: the same command goes on where it was, and ends with the same rows.",
+    "train": "Train the classifiers of each study that are not in the store yet (Ray Train).",
+    "attack": "Craft the adversarial examples of each study that are not in the store yet, and train what they need.",
+}
 StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
 
 
-def _run(
-    until: "Until",
-    files: list[str],
-    out: str,
-    address: str | None,
-    smoke: bool,
-    set_: list[str] | None,
-    seed: int | None,
-    log: str | None,
-    tensorboard: str | None,
-    callbacks: list[str] | None,
-) -> None:
-    began = time.perf_counter()
-    from mi_ray.progress import ctrl_c, exit_code
-    from mi_ray.run import run_sweeps
-    from mi_ray.sweep_files import parse_overrides
+def _verb(until: "Until") -> Callable[..., None]:
+    """The command that runs studies as far as a stage: all that do so have the same options."""
 
-    try:
-        with ctrl_c(exits=True):
-            results = run_sweeps(
-                files,
-                out,
-                smoke=smoke,
-                set=parse_overrides(set_ or ()),
-                seed=seed,
-                address=address,
-                until=until,
-                progress=console,
-                log=log,
-                tensorboard=tensorboard,
-                callbacks=callbacks or (),
-                ended=_show_result,
-            )
-    except KeyboardInterrupt:
-        errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
-        raise typer.Exit(exit_code()) from None
-    _say(f"{time.perf_counter() - began:.1f} s in all")
-    if not all(result.complete for result in results):
-        raise typer.Exit(1)
+    def run(
+        files: Files,
+        out: Out = "results",
+        address: Address = None,
+        smoke: Smoke = False,
+        set_: Set = None,
+        seed: Seed = None,
+        log: Log = None,
+        tensorboard: Tensorboard = None,
+        callback: Callback = None,
+        verbose: Verbose = False,
+    ) -> None:
+        began = time.perf_counter()
+        from mi_ray.progress import ctrl_c, exit_code
+        from mi_ray.run import run_sweeps
+        from mi_ray.sweep_files import parse_overrides
+
+        try:
+            with ctrl_c(exits=True):
+                results = run_sweeps(
+                    files,
+                    out,
+                    smoke=smoke,
+                    set=parse_overrides(set_ or ()),
+                    seed=seed,
+                    address=address,
+                    until=until,
+                    progress=console,
+                    log=log,
+                    tensorboard=tensorboard,
+                    callbacks=callback or (),
+                    ended=_show_result,
+                )
+        except KeyboardInterrupt:
+            errors.print("stopped; what is finished is stored, and the same command goes on from there", style="yellow")
+            raise typer.Exit(exit_code()) from None
+        _say(f"{time.perf_counter() - began:.1f} s in all")
+        if not all(result.complete for result in results):
+            raise typer.Exit(1)
+
+    return run
 
 
 def _say(text: str) -> None:
@@ -181,58 +193,8 @@ def _show_study(result: "StudyResult") -> None:
         _say(f"  {path}")
 
 
-@app.command()
-def sweep(
-    files: Files,
-    out: Out = "results",
-    address: Address = None,
-    smoke: Smoke = False,
-    set_: Set = None,
-    seed: Seed = None,
-    log: Log = None,
-    tensorboard: Tensorboard = None,
-    callback: Callback = None,
-    verbose: Verbose = False,
-) -> None:
-    """Do all that is missing of each study, in order, and draw its figures.
-
-    Safe to stop at any time: the same command goes on where it was, and ends with the same rows.
-    """
-    _run("sweep", files, out, address, smoke, set_, seed, log, tensorboard, callback)
-
-
-@app.command()
-def train(
-    files: Files,
-    out: Out = "results",
-    address: Address = None,
-    smoke: Smoke = False,
-    set_: Set = None,
-    seed: Seed = None,
-    log: Log = None,
-    tensorboard: Tensorboard = None,
-    callback: Callback = None,
-    verbose: Verbose = False,
-) -> None:
-    """Train the classifiers of each study that are not in the store yet (Ray Train)."""
-    _run("train", files, out, address, smoke, set_, seed, log, tensorboard, callback)
-
-
-@app.command()
-def attack(
-    files: Files,
-    out: Out = "results",
-    address: Address = None,
-    smoke: Smoke = False,
-    set_: Set = None,
-    seed: Seed = None,
-    log: Log = None,
-    tensorboard: Tensorboard = None,
-    callback: Callback = None,
-    verbose: Verbose = False,
-) -> None:
-    """Craft the adversarial examples of each study that are not in the store yet, and train what they need."""
-    _run("attack", files, out, address, smoke, set_, seed, log, tensorboard, callback)
+for _until, _help in RUNS.items():
+    app.command(name=_until, help=_help)(_verb(_until))
 
 
 @app.command()
