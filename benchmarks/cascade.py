@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import mi_ray
 from benchmarks.verdict.run import SHORT, digits_archive
 from mi_ray.attacks import Batch
+from mi_ray.attacks.base import Defended
 from mi_ray.attacks.cascade import Cascade, Kept, of_stage, with_executions
 from mi_ray.classifiers import classifier_from_bytes, prepared
 from mi_ray.data import SOURCES, Dataset, to_unit
@@ -68,7 +69,7 @@ def cascade(effort: Any, epsilon: float, draws: int) -> Attack:
     made = mi_ray.make_attack("cascade", effort=effort, scoring_draws=draws)
 
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
-        knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
+        knowledge: Knowledge = "adaptive" if isinstance(model, Defended) else "oblivious"
         return made.craft(model, x, y, ThreatModel(epsilon, knowledge=knowledge), 0, points).best(1)
 
     return run
@@ -80,7 +81,7 @@ def every_stage(effort: Any, epsilon: float, draws: int) -> Attack:
     def run(model: nn.Module, x: Tensor, y: Tensor, points: range) -> Tensor:
         batch = Batch(x, y, ThreatModel(epsilon), Key(0, "attack", "cascade"), points)
         kept, every = Kept(model, batch, draws), torch.arange(len(x))
-        parts = len(model.defense.components()) if hasattr(model, "defense") else 0  # type: ignore[union-attr,operator]
+        parts = len(model.defense.components()) if isinstance(model, Defended) else 0
         for number, stage in enumerate(Cascade(effort=effort).all_stages(batch.threat, kept.classes, parts)):
             if stage.trial:
                 continue  # It only spares passes of the stage after it.

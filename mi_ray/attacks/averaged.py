@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.balls import MaxBall
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, Defended, score
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, flag, integer
 from mi_ray.randomness import Draws
@@ -111,16 +111,16 @@ class Averaged(StepAttack):
 
         Raises ValueError for a model that no defense stands before.
         """
-        defended: Any = model
-        if not hasattr(model, "copies"):
+        if not isinstance(model, Defended):
             raise ValueError("averaged attacks the copies that a defense makes; got a model without a defense")
         with torch.no_grad(), batch.bound(model, step=0):
-            copies: Tensor = defended.copies(batch.x).clamp(0, 1)  # Mixtures are in the box, noise may leave it.
-        left = self._labels(defended.classifier, copies, batch)
+            copies = model.copies(batch.x).clamp(0, 1)  # Mixtures are in the box, noise may leave it.
+        classifier: Any = model.classifier
+        left = self._labels(classifier, copies, batch)
         centre, shape, moved = copies.flatten(0, 1), copies.shape, self._started(copies, batch)
         ball = MaxBall(centre, batch.epsilon)
         for _ in range(max(self.steps)):
-            gradients, log_p = copy_gradients(defended.classifier, moved.view(shape), left)
+            gradients, log_p = copy_gradients(classifier, moved.view(shape), left)
             step = batch.criterion.sign * self.step_size * self._direction(gradients, log_p).sign()
             moved = ball.projected((moved.view(shape) + step).flatten(0, 1))
             found = batch.x + (moved - centre).view(shape).mean(0)

@@ -30,6 +30,25 @@ class Bindable(Protocol):
         """The context in which draws depend on the key and the points alone."""
 
 
+@runtime_checkable
+class Defended(Protocol):
+    """F behind a defense, as an attack sees it: what `DefendedClassifier` of mi_ray.defenses has and F itself has not.
+
+    Told by all of these names, since attacks import no defense and a network of a person's own may well have a `branch`.
+    """
+
+    defense: Any
+
+    def branch(self, which: str, temperature: float | None = None) -> Any:
+        """The same model with what an adversary aims at: the "whole" defense, its "detector" or its "fallback"."""
+
+    def chunks(self, x: Float[Tensor, "B C H W"]) -> Iterator[Float[Tensor, "E B L"]]:
+        """log-probabilities of all executions, E at a time, each chunk with a graph of its own."""
+
+    def copies(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "N B C H W"]:
+        """The transformed copies that the last component classifies."""
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """What an attack is handed, beside the model.
@@ -401,7 +420,7 @@ class Attack(Parameterized):
         points = range(len(x)) if points is None else points
         with torch.no_grad():
             classes = model(x[:1]).shape[1]
-        knowledge: Knowledge = "adaptive" if hasattr(model, "defense") else "oblivious"
+        knowledge: Knowledge = "adaptive" if isinstance(model, Defended) else "oblivious"
         self.admit(replace(threat, knowledge=knowledge), classes)
         labels = attack_labels(y, classes, threat, seed, points)
         return self.craft(model, x, labels, threat, seed, points, given=given).best(self.stops()[-1])
@@ -425,10 +444,9 @@ def scorer(model: nn.Module) -> nn.Module:
 
 def answering(model: nn.Module) -> nn.Module:
     """The model that a query asks: F in fp32, or the same defense before it."""
-    branch: Any = getattr(model, "branch", None)
-    if branch is None:
+    if not isinstance(model, Defended):
         return scorer(model)
-    asked: Any = branch("whole")
+    asked = model.branch("whole")
     asked.classifier = scorer(asked.classifier)
     return asked
 

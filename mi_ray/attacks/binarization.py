@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Defended
 from mi_ray.parameters import text
 from mi_ray.randomness import Draws
 from mi_ray.threat_model import Norm, ThreatModel
@@ -69,7 +69,7 @@ class Binarization(Attack):
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """One problem after another, each with its own last layer. Raises ValueError behind a defense."""
-        if hasattr(model, "defense"):
+        if isinstance(model, Defended):
             raise ValueError("the binarization test is of attacks on a classifier alone; got one behind a defense")
         attack, last, images = self.wraps, _LastLayer(model, batch.x), batch.x.clone()
         solved = torch.full((len(batch),), torch.nan, device=batch.x.device)

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from mi_ray.attacks.auto_pgd import Apgd
-from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, score
+from mi_ray.attacks.base import ATTACKS, Adversarial, Attack, Batch, Defended, score
 from mi_ray.attacks.eot_pgd import EotPgd
 from mi_ray.attacks.square import Square
 from mi_ray.parameters import choice, integer
@@ -144,8 +144,7 @@ class Cascade(Attack):
 
     def run(self, model: nn.Module, batch: Batch) -> Adversarial:
         """Stage after stage on the points that stand."""
-        defense: Any = getattr(model, "defense", None)
-        parts = 0 if defense is None else len(defense.components())
+        parts = len(model.defense.components()) if isinstance(model, Defended) else 0
         kept = Kept(model, batch, self.scoring_draws)
         for number in range(len(batch.given)):
             standing = kept.standing()
@@ -202,9 +201,8 @@ def of_stage(batch: Batch, number: int) -> Batch:
 
 def with_executions(model: nn.Module, executions: int | None) -> nn.Module:
     """The same defended classifier with other executions at each call; F itself as it is."""
-    branch: Any = getattr(model, "branch", None)
-    if branch is None or executions is None:
+    if not isinstance(model, Defended) or executions is None:
         return model
-    made: Any = branch("whole")
+    made = model.branch("whole")
     made.executions = min(executions, made.executions)
     return made

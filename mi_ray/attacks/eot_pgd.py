@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, score
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, Defended, score
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.pgd import StepAttack
 from mi_ray.parameters import choice, integer, integers, number
@@ -32,22 +32,19 @@ class _Recomputed(nn.Module):
 
 def joins_several(model: nn.Module) -> bool:
     """Whether the model is F behind a defense whose answer is joined of more than its executions."""
-    defense: Any = getattr(model, "defense", None)
-    return defense is not None and defense.components() not in ((), (defense,))
+    return isinstance(model, Defended) and model.defense.components() not in ((), (model.defense,))
 
 
 def averages(model: nn.Module) -> bool:
     """Whether the model is F behind a defense whose answer is the mean of its executions."""
-    defense: Any = getattr(model, "defense", None)
-    return defense is not None and defense.components() == (defense,)
+    return isinstance(model, Defended) and model.defense.components() == (model.defense,)
 
 
 def attacked(model: nn.Module, which: str = "whole", temperature: float = TEMPERATURE) -> nn.Module:
     """What an adversary differentiates: F itself, or the named branch of the defense with its decisions made smooth."""
-    branch: Any = getattr(model, "branch", None)
-    if branch is None:
+    if not isinstance(model, Defended):
         return model
-    aim: Any = branch(which, temperature)
+    aim = model.branch(which, temperature)
     if joins_several(aim):  # The whole answer has one graph over all executions.
         aim.classifier = _Recomputed(aim.classifier)
     return aim
@@ -67,13 +64,12 @@ def executions(model: nn.Module, x: Float[Tensor, "B C H W"]) -> Iterator[Float[
 
     F without a defense is one execution; so is the answer of a defense that joins several components.
     """
-    chunks: Any = getattr(model, "chunks", None)
-    if chunks is None:
+    if not isinstance(model, Defended):
         yield F.log_softmax(model(x).float(), dim=1)[None]
     elif joins_several(model):
         yield model(x)[None]
     else:
-        yield from chunks(x)
+        yield from model.chunks(x)
 
 
 def of_label(log_probabilities: Float[Tensor, "*S B L"], labels: Int64[Tensor, "B"]) -> Float[Tensor, "*S B"]:
@@ -264,7 +260,7 @@ class EotPgd(StepAttack):
         return self.restarts * (steps * (forward + evading) + scoring), self.restarts * steps * (backward + evading)
 
     def _aim(self, model: nn.Module) -> nn.Module:
-        if self.loss == "evade" and not hasattr(model, "branch"):
+        if self.loss == "evade" and not isinstance(model, Defended):
             raise ValueError("eot_pgd with loss: evade evades a detector; got a model that no defense stands before")
         return attacked(model, "detector" if self.loss == "evade" else self.branch, self.temperature)
 

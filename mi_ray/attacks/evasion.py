@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, Batch, Begun, Defended, scorer
 from mi_ray.attacks.criterion import Criterion
 from mi_ray.attacks.eot_pgd import attacked, gradient_cost, mean_gradient, of_label
 from mi_ray.attacks.pgd import OneRestart, Restarted, all_zero
@@ -147,7 +147,7 @@ class Evasion(Restarted):
 
         Raises ValueError for a model that no defense stands before.
         """
-        if not hasattr(model, "branch"):
+        if not isinstance(model, Defended):
             raise ValueError("evasion evades a detector; got a model that no defense stands before")
         detector = attacked(model, "detector")
         x, steps = self.start(batch, begun)

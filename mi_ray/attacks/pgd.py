@@ -3,13 +3,13 @@
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from mi_ray.attacks.base import ATTACKS, NOT_FINITE, Adversarial, Attack, Batch, Begun, scorer
+from mi_ray.attacks.base import ATTACKS, NOT_FINITE, Adversarial, Attack, Batch, Begun, Defended, scorer
 from mi_ray.parameters import flag, integer, integers, number
 from mi_ray.threat_model import LONGEST_STEP, NORMS, SMALLEST_STEP, Norm
 
@@ -133,8 +133,7 @@ class StepAttack(Restarted):
                 kept.append((found, zero))
         images, zeros = (torch.stack(column) for column in zip(*kept, strict=True))
         loss = success = torch.full(images.shape[:2], torch.nan, device=images.device)
-        defense: Any = getattr(model, "defense", None)
-        if self.scores(bool(defense and defense.components())):
+        if self.scores(isinstance(model, Defended) and model.defense.components() != ()):
             loss, success = self.measure(model, images, batch)
         return images, loss, success, zeros
 

@@ -118,10 +118,8 @@ def test_the_accumulated_gradient_of_the_log_mean_is_exact_also_where_every_prob
 def test_a_chunk_is_made_only_after_the_gradient_of_the_one_before_is_taken(loss: str, linear: Any) -> None:
     f, events = linear(3, SHAPE), list[str]()
 
-    class Chunked(nn.Module):
-        classifier = f
-
-        def branch(self, which: str, temperature: float) -> nn.Module:
+    class Chunked(DefendedClassifier):
+        def branch(self, *of: Any) -> DefendedClassifier:
             return self
 
         def chunks(self, x: Tensor) -> Iterator[Tensor]:
@@ -140,7 +138,8 @@ def test_a_chunk_is_made_only_after_the_gradient_of_the_one_before_is_taken(loss
     attack = make_attack("eot_pgd", steps=1, loss=loss, random_start=False)
     assert isinstance(attack, StepAttack)
     with torch.no_grad():
-        next(attack.path(Chunked(), Batch(_images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1])))
+        batch = Batch(_images(2), torch.tensor([0, 1]), ThreatModel(0.1), Key(0, ""), [0, 1])
+        next(attack.path(Chunked(f, make_defense("mi_ol", lam=0.6)), batch))
     assert events == ["made", "used"] * 3
 
 

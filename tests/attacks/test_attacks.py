@@ -163,6 +163,16 @@ def test_a_frozen_program_that_says_nothing_of_its_mode_is_attacked() -> None:
     assert make_attack("pgd", steps=1)(model, x, y, ThreatModel(0.1)).shape == x.shape
 
 
+def test_a_network_with_branches_of_its_own_is_no_defense(linear: Any) -> None:
+    """Attacks know F behind a defense by what it has, and a person's own network may call its layers by the same words."""
+    plain, x, y = linear(3, SHAPE), torch.rand(2, *SHAPE), torch.tensor([0, 1])
+    forked = nn.Sequential(plain)
+    forked.branch = forked.chunks = nn.Identity()  # type: ignore[assignment]
+    for name in ("eot_pgd", "square"):
+        found = _example(name)(forked, x, y, ThreatModel(EPSILON))
+        assert torch.equal(found, _example(name)(plain, x, y, ThreatModel(EPSILON)))
+
+
 def test_an_answer_that_is_nan_stops_no_search_of_square() -> None:
     asked = list[int]()
 

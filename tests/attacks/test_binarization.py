@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mi_ray import make_defense
 from mi_ray.attacks import ATTACKS, Adversarial
 from mi_ray.attacks.binarization import _LastLayer
 from mi_ray.classifiers import ARCHITECTURES, Classifier, wrap_classifier
+from mi_ray.defenses import DefendedClassifier
 from mi_ray.store.keys import canonical
 from mi_ray.threat_model import Norm, ThreatModel
 
@@ -80,11 +82,8 @@ def test_passes_are_those_that_are_planned_and_two_runs_agree() -> None:
 
 
 def test_behind_a_defense_it_is_refused() -> None:
-    class Defended(nn.Module):
-        defense = "any"
-
     with pytest.raises(ValueError, match="behind a defense"):
-        crafted("pgd", STEPS, Defended())
+        crafted("pgd", STEPS, DefendedClassifier(nn.Identity(), make_defense("mi_ol", lam=0.6)))
 
 
 def test_a_layer_whose_output_is_changed_before_it_is_the_answer_is_not_the_last_one() -> None:
