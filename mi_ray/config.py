@@ -377,9 +377,9 @@ class ClassifierEntry(Strict):
         if self.zoo is None:
             return self
         card = zoo_card(self.zoo)
-        facts = {name: tuple(card[name]) for name in ("mean", "std")}
+        known = {name: tuple(card[name]) for name in ("mean", "std")}
         made = {"architecture": Method(*card["architecture"]), "weights": str(zoo_weights(self.zoo)), "zoo": None}
-        return self.model_copy(update={**facts, **made})
+        return self.model_copy(update={**known, **made})
 
     def document(self) -> dict[str, Any]:
         """The entry as a file would say it; what the zoo or its source says of it is left for them to say again."""

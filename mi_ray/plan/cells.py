@@ -37,7 +37,7 @@ class CellMaker:
                     transferred.append(self.works.perturbed(clean))
         withheld = defense.abstains and inputs.attack is not None
         on_clean = self.cell(classifier, Inputs(), defense, n) if withheld else None
-        facts = {
+        ingredients = {
             "undefended": undefended.key,
             "parts": [[work.key, own_n] for work, own_n in parts],
             "draws": draws,
@@ -45,11 +45,11 @@ class CellMaker:
             "version": defense.version,
             "values": defense.values(),
             "executions": n,
-            **self._row_facts(classifier.key),
+            **self._row_ingredients(classifier.key),
             "source": self.works.facts.sources.get(defense.name),
             **({} if on_clean is None else {"clean": on_clean.key}),
         }
-        key = content_key("cell", facts)
+        key = content_key("cell", ingredients)
         identity = {"cell": key, **self._identity(classifier, inputs, defense, n, draws)}
         return Cell(
             key=key,
@@ -64,7 +64,7 @@ class CellMaker:
             clean=on_clean,
         )
 
-    def _row_facts(self, classifier: str) -> dict[str, Any]:
+    def _row_ingredients(self, classifier: str) -> dict[str, Any]:
         points = self.sweep.points.model_dump(include={"count", "selection"})
         return {
             "points": points,
@@ -86,11 +86,11 @@ class CellMaker:
                 # Sorted, so that of equally bad attacks the same one is taken, whatever their order in the file.
                 keys = sorted(group)
                 members = [group[key] for key in keys]
-                facts = {"members": keys, **self._row_facts(members[0].classifier)}
+                ingredients = {"members": keys, **self._row_ingredients(members[0].classifier)}
                 if members[0].identity["draws"] > 1:
                     # Version 1 let the reported draws choose the attack; version 2 took the first of equally strong attacks.
-                    facts["version"] = 3
-                key = content_key("worst", facts)
+                    ingredients["version"] = 3
+                key = content_key("worst", ingredients)
                 knowledge = {cell.identity["knowledge"] for cell in members}
                 identity = {
                     **members[0].identity,

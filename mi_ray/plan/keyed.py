@@ -101,10 +101,10 @@ class KeyedWork:
             **({"seed": sweep.seed} if order == "drawn" else {}),
         }
 
-    def _key(self, kind: str, facts: Values) -> str:
+    def _key(self, kind: str, ingredients: Values) -> str:
         """A content key, whose ingredients are kept for whoever asks why it is another one than before."""
-        key = content_key(kind, facts)
-        self.ingredients[key] = (kind, facts)
+        key = content_key(kind, ingredients)
+        self.ingredients[key] = (kind, ingredients)
         return key
 
     def _of_architecture(self, entry: ClassifierEntry) -> tuple[Any, dict[str, Any]]:
@@ -121,16 +121,20 @@ class KeyedWork:
         """A classifier that comes with its weights. A weights file is in the key by its hash, and a factory's by its path too."""
         if entry.given_whole:
             description, weights = self.facts.given[entry.name]
-            facts = {**description, "weights": weights, **self._own(entry.factory)}
+            ingredients = {**description, "weights": weights, **self._own(entry.factory)}
         elif entry.factory is not None:
             base = entry.answers_of(self.facts.classes)
             description = {**base, "factory": entry.factory, "arguments": entry.arguments}
-            facts = {**description, **self._own(entry.factory, entry.weights)}
+            ingredients = {**description, **self._own(entry.factory, entry.weights)}
         else:
             architecture, description = self._of_architecture(entry)
-            facts = {**description, "weights": self.facts.sources[str(entry.weights)], "version": architecture.version}
-            facts |= self._source_of(architecture.name)
-        return ClassifierWork(self._key("own", facts), entry, dict(description), None, 0, (0, 0))
+            ingredients = {
+                **description,
+                "weights": self.facts.sources[str(entry.weights)],
+                "version": architecture.version,
+            }
+            ingredients |= self._source_of(architecture.name)
+        return ClassifierWork(self._key("own", ingredients), entry, dict(description), None, 0, (0, 0))
 
     def _own(self, *names: str | None) -> dict[str, str]:
         """Hashes of those of these factories and files of weights that a person's own classifier has."""
@@ -175,7 +179,7 @@ class KeyedWork:
             )
         seed = self.sweep.seed if entry.seed is None else entry.seed
         device = "cuda" if self.sweep.resources.train.gpus > 0 else "cpu"
-        facts = {
+        ingredients = {
             **description,
             "version": [architecture.version, objective.version],
             "dataset": self.facts.digest,
@@ -188,11 +192,11 @@ class KeyedWork:
         }
         threads = max(1, int(self.sweep.resources.train.cpus))
         if device == "cpu" and threads > 1:  # The sums of a step are added up in another order, so that weights differ.
-            facts["threads"] = threads
-        facts |= self._source_of(architecture.name)
+            ingredients["threads"] = threads
+        ingredients |= self._source_of(architecture.name)
         images = entry.training.epochs * self.images_an_epoch(entry)
         forward, backward = (images * passes for passes in objective.cost())
-        key = self._key("train", facts)
+        key = self._key("train", ingredients)
         return ClassifierWork(
             key, entry, description, Method(objective.name, objective.values()), seed, (forward, backward)
         )
@@ -203,7 +207,7 @@ class KeyedWork:
             return self.sweep.precision
         return "fp32" if self.facts.decided.get(classifier) == "fp32" else "bf16"
 
-    def check_facts(self) -> dict[str, Any]:
+    def check_ingredients(self) -> dict[str, Any]:
         """What decides the outcome of the check behind `precision: auto`, beside the classifier."""
         return {"points": self._order, "seed": self.sweep.seed, "device": self.facts.device, "batch": self.sweep.batch}
 
@@ -268,7 +272,7 @@ class KeyedWork:
             attack = replace(attack, eot=n)  # written out; on F alone it means nothing
         labels = (labels or self.options.attack_labels) if threat.leaves_label else "true"  # a target is no guess
         deciding = {k: v for k, v in attack.values().items() if k != attack.stop_parameter}
-        facts = {
+        ingredients = {
             "classifier": classifier.key,
             "points": self._order,
             "method": attack.name,
@@ -284,16 +288,16 @@ class KeyedWork:
             **self.arithmetic(classifier.key),
         }
         if attack.wraps is not None:
-            facts["wraps"] = [attack.wraps.revision, self.facts.sources.get(attack.wraps.name)]
+            ingredients["wraps"] = [attack.wraps.revision, self.facts.sources.get(attack.wraps.name)]
         if given:
-            facts["given"] = [self._inputs(inputs) for inputs in given]
+            ingredients["given"] = [self._inputs(inputs) for inputs in given]
         behind: dict[str, Any] = {}
         parts: tuple[int, ...] = ()
         if defense is not None and n is not None:
             behind, more = self._behind(defense, n)
-            facts |= {**behind, **more}
+            ingredients |= {**behind, **more}
             parts = self._passes_of(defense, n)
-        key = self._key("attack", facts)
+        key = self._key("attack", ingredients)
         work = AttackWork(
             key,
             classifier.key,
@@ -358,13 +362,13 @@ class KeyedWork:
 
     def undefended(self, classifier: ClassifierWork, inputs: Inputs) -> OutputWork:
         """F's own outputs: always of fp32."""
-        facts = {
+        ingredients = {
             "classifier": classifier.key,
             "inputs": self._inputs(inputs),
             **self.arithmetic(classifier.key, "fp32"),
         }
         joined = tuple(self.undefended(classifier, each) for each in _joined(inputs))
-        return OutputWork(self._key("undefended", facts), classifier.key, inputs, joined=joined)
+        return OutputWork(self._key("undefended", ingredients), classifier.key, inputs, joined=joined)
 
     def _pool(self, defense: str, component: Any) -> str:
         """The digest of the pool that a component draws from within a defense."""
@@ -392,7 +396,7 @@ class KeyedWork:
         component is a part of. purpose: what the draws are for.
         """
         pool = self._pool(within, component) if component.needs_pool() else None
-        facts: dict[str, Any] = {
+        ingredients: dict[str, Any] = {
             "classifier": classifier.key,
             "inputs": self._inputs(inputs),
             "component": component.name,
@@ -404,15 +408,15 @@ class KeyedWork:
             "source": self.facts.sources.get(component.name),
             **self.arithmetic(classifier.key),
         }
-        facts |= self._made_of(component)
+        ingredients |= self._made_of(component)
         if judged_by is not None:
-            facts["judged_by"] = self._inputs(judged_by)
+            ingredients["judged_by"] = self._inputs(judged_by)
         if purpose != EVALUATE:
-            facts["purpose"] = purpose
+            ingredients["purpose"] = purpose
         each = partial(self.outputs, classifier, component=component, n=n, draws=draws, within=within, purpose=purpose)
         joined = tuple(each(some) for some in _joined(inputs))
         return OutputWork(
-            self._key("outputs", facts),
+            self._key("outputs", ingredients),
             classifier.key,
             inputs,
             Method(component.name, component.values()),
@@ -433,9 +437,9 @@ class KeyedWork:
         bounds = self.outputs(classifier, Inputs(), smoothed, asked.n, 1, purpose="bound")
         numbers = {"sigma": sigma, "n0": asked.n0, "n": asked.n, "alpha": asked.alpha}
         points = self.sweep.points.model_dump(include={"count", "selection"})
-        facts = {"chooses": chooses.key, "bounds": bounds.key, **numbers, "points": points}
+        ingredients = {"chooses": chooses.key, "bounds": bounds.key, **numbers, "points": points}
         identity = {
-            "certificate": self._key("certificate", facts),
+            "certificate": self._key("certificate", ingredients),
             "dataset": self.facts.dataset,
             "classifier": classifier.entry.name,
             "classifier_key": classifier.key,

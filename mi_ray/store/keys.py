@@ -13,9 +13,9 @@ def canonical(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 
-def content_key(kind: str, facts: Values) -> str:
-    """The name of a result: the first 24 hexadecimal digits of the SHA-256 of its kind and of the facts that decide it.
+def content_key(kind: str, ingredients: Values) -> str:
+    """The name of a result: the first 24 hexadecimal digits of the SHA-256 of its kind and of what decides it.
 
-    kind: what the result is, so that two kinds never share a name. facts: JSON values by name.
+    kind: what the result is, so that two kinds never share a name. ingredients: what decides it, JSON values by name.
     """
-    return hashlib.sha256(canonical({"kind": kind, **facts}).encode()).hexdigest()[:24]
+    return hashlib.sha256(canonical({"kind": kind, **ingredients}).encode()).hexdigest()[:24]

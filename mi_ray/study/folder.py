@@ -44,7 +44,7 @@ def ingredients(study: Study, plan: Plan) -> dict[str, tuple[str, Values]]:
 
 def _keys_table(study: Study, plan: Plan) -> pa.Table:
     found = ingredients(study, plan)
-    columns = [list(found), [kind for kind, _ in found.values()], [canonical(facts) for _, facts in found.values()]]
+    columns = [list(found), [kind for kind, _ in found.values()], [canonical(values) for _, values in found.values()]]
     return pa.table([pa.array(column, pa.string()) for column in columns], schema=KEYS)
 
 

@@ -133,14 +133,14 @@ def decision(device: str, points: int, found: Iterable[Comparison] | None) -> di
 def decision_path(study: Study, key: str) -> str:
     """Where the store keeps a classifier's decision: one for each device, batch and order of points."""
     checked = min(CHECKED, study.planner.stored_points)  # Few points may decide otherwise than many.
-    facts = {
-        **study.planner.works.check_facts(),
+    ingredients = {
+        **study.planner.works.check_ingredients(),
         "version": VERSION,
         "checked": checked,
         "compile": study.planner.works.compiled(key),
         **study.planner.works.form(key, "bf16"),
     }
-    return f"classifiers/{key}/precision-{content_key('precision', facts)[:12]}.json"
+    return f"classifiers/{key}/precision-{content_key('precision', ingredients)[:12]}.json"
 
 
 def check_passes(study: Study) -> int:

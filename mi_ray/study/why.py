@@ -29,8 +29,8 @@ def why(study: Study, store: Store | None) -> list[str]:
     # A certificate is no folder of its own: it is read off outputs, whatever its alpha.
     missing = [(key, *made) for key, made in planned.items() if key not in there and made[0] != "certificate"]
     names = _names(plan)
-    for key, kind, facts in missing:
-        told = f"{names.get(key, kind)}: {_change(kind, facts, known)}"
+    for key, kind, values in missing:
+        told = f"{names.get(key, kind)}: {_change(kind, values, known)}"
         lines[told] = lines.get(told, 0) + 1
     if not missing:
         return [
@@ -53,14 +53,14 @@ def _known(store: Store, there: set[str]) -> dict[tuple[str, str], list[Flat]]:
         for row in store.read_table(path, KEYS).to_pylist() if store.exists(path) else []:
             if row["key"] in there and row["key"] not in seen:
                 seen.add(row["key"])
-                facts = json.loads(row["facts"])
-                found.setdefault(_alike(row["kind"], facts), []).append(dict(_parts(facts)))
+                values = json.loads(row["facts"])
+                found.setdefault(_alike(row["kind"], values), []).append(dict(_parts(values)))
     return found
 
 
-def _alike(kind: str, facts: Values) -> tuple[str, str]:
+def _alike(kind: str, values: Values) -> tuple[str, str]:
     """What results are compared with each other: those of one kind and method."""
-    return kind, str(facts.get("method") or facts.get("component") or "")
+    return kind, str(values.get("method") or values.get("component") or "")
 
 
 def _parts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
@@ -72,9 +72,9 @@ def _parts(value: Any, name: str = "") -> Iterator[tuple[str, str]]:
         yield name, canonical(value)
 
 
-def _change(kind: str, facts: Values, known: Mapping[tuple[str, str], list[Flat]]) -> str:
-    own = dict(_parts(json.loads(canonical(facts))))
-    candidates = known.get(_alike(kind, facts), [])
+def _change(kind: str, values: Values, known: Mapping[tuple[str, str], list[Flat]]) -> str:
+    own = dict(_parts(json.loads(canonical(values))))
+    candidates = known.get(_alike(kind, values), [])
     if not candidates:
         return "new, since nothing of its kind is stored"
     nearest = min(candidates, key=lambda other: len(_different(own, other)))
