@@ -63,8 +63,8 @@ def main() -> None:
             for name, component in components.items():
                 assert isinstance(component, RandomTransform)
                 number = chunk_of(component)
-                draws = partial(Draws, Key(0, "bench", draw=turn), range(POINTS), number, 0, x.device)
-                spent = seconds(partial(component.copies, x, draws, predicted, pool)) / (POINTS * number)
+                make_draws = partial(Draws, Key(0, "bench", draw=turn), range(POINTS), number, 0, x.device)
+                spent = seconds(partial(component.copies, x, make_draws, predicted, pool)) / (POINTS * number)
                 if turn:  # The first one warms up.
                     shares[name].append([spent / each for each in passes])
     print("| defense | " + " | ".join(f"of a pass of {name}" for name in NETWORKS) + " |\n| --- | --- | --- |")

@@ -163,25 +163,27 @@ class RandomTransform(Defense):
     def copies(
         self,
         x: Float[Tensor, "B C H W"],
-        draws: Callable[[], Draws],
+        make_draws: Callable[[], Draws],
         predicted: Int64[Tensor, "B"],
         pool: SamplePool | None,
     ) -> Float[Tensor, "E B C H W"]:
-        """The transformed copies, whose gradient is that of `backward_transform` where there is one. draws: made afresh.
+        """The transformed copies, whose gradient is that of `backward_transform` where there is one.
+
+        make_draws: makes the same random numbers afresh, for `transform` and again for `backward_transform`.
 
         Raises ValueError when `transform` returns something else than one tensor of that shape, and when it draws although the
         defense says that it does not.
         """
-        made = draws if self.is_random() else lambda: NoDraws(draws(), self.name)
-        drawn = made()
-        found = self.transform(x, drawn, predicted, pool)
-        wanted = [drawn.executions, *x.shape]
+        fresh = make_draws if self.is_random() else lambda: NoDraws(make_draws(), self.name)
+        draws = fresh()
+        found = self.transform(x, draws, predicted, pool)
+        wanted = [draws.executions, *x.shape]
         if not isinstance(found, Tensor) or list(found.shape) != wanted:
             what = list(found.shape) if isinstance(found, Tensor) else kind_of(found)
             raise ValueError(f"{self.name}.transform must return images {wanted}, executions first; got {what}")
         if not (torch.is_grad_enabled() and x.requires_grad):
             return found
-        smooth = self.backward_transform(x, made(), predicted, pool)
+        smooth = self.backward_transform(x, fresh(), predicted, pool)
         return found if smooth is None else smooth + (found - smooth).detach()
 
     @final
@@ -239,8 +241,8 @@ class Executions:
             )
         key = self.key.at(family=self.component.name)
         for chunk in range(self.begin // self.chunk, -(-self.number // self.chunk)):
-            draws = partial(Draws, key, self.points, self.chunk, chunk, x.device)
-            yield self.component.copies(x, draws, predicted, self.pool)
+            make_draws = partial(Draws, key, self.points, self.chunk, chunk, x.device)
+            yield self.component.copies(x, make_draws, predicted, self.pool)
 
     def chunks(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
