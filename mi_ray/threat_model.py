@@ -10,20 +10,39 @@ Goal = Literal["untargeted", "targeted"]
 Norm = Literal["linf", "l2", "l1", "spatial"]
 Knowledge = Literal["oblivious", "black_box", "adaptive"]
 
-NORMS: tuple[Norm, ...] = ("linf", "l2", "l1")  # Those of a change of pixels, which is added to an image.
+MAX_NORM: Norm = "linf"  # The paper's, and the one that is meant where none is named.
 # What an image may be moved by where the norm is "spatial" and epsilon is 1 (Engstrom et al. 2019): degrees of a rotation
 # about the middle, and the share of a side by which it is shifted along it; either way.
 DEGREES, SHIFT = 30.0, 0.1
-# The largest distance between two images of so many numbers (pixels times channels), each in [0, 1].
-DIAMETERS: Mapping[Norm, Callable[[int], float]] = {
-    "linf": lambda numbers: 1.0,
-    "l2": sqrt,
-    "l1": float,
-    "spatial": lambda numbers: 1.0,
+
+
+@dataclass(frozen=True)
+class Measure:
+    """What there is to know of a norm, by which it is told how far an image is from its clean one.
+
+    written: as the field writes it. of: what a distance is of, in words. diameter: the largest distance between two images
+    of so many numbers (pixels times channels), each in [0, 1]. longest_step: what an attack's step may be at most.
+    of_pixels: whether it measures a change of pixels, which is added to an image. sums: whether it adds pixels up, so that
+    a distance may be above 1.
+    """
+
+    written: str
+    of: str
+    diameter: Callable[[int], float] = lambda numbers: 1.0
+    longest_step: float = 1.0
+    of_pixels: bool = True
+    sums: bool = False
+
+
+MEASURES: Mapping[Norm, Measure] = {
+    "linf": Measure("linf", "|delta|"),
+    "l2": Measure("L2", "L2 norm of delta", sqrt, sums=True),
+    # A step of 1 turns one number of one pixel from black to white, which is little.
+    "l1": Measure("L1", "L1 norm of delta", float, longest_step=100.0, sums=True),
+    "spatial": Measure("spatial", "share of 30 degrees and of a tenth of the side", of_pixels=False),
 }
-# What an attack's step may be at most. In L1 a step of 1 turns one number of one pixel from black to white, which is little.
-LONGEST_STEPS: Mapping[Norm, float] = {"linf": 1.0, "l2": 1.0, "l1": 100.0, "spatial": 1.0}
-LONGEST_STEP = max(LONGEST_STEPS.values())
+NORMS: tuple[Norm, ...] = tuple(norm for norm, measure in MEASURES.items() if measure.of_pixels)
+LONGEST_STEP = max(measure.longest_step for measure in MEASURES.values())
 SMALLEST_STEP = 1e-6  # A step of zero goes nowhere, and an attack that goes nowhere makes every defense look good.
 WORST_CASE = "worst_case"  # The attack of a cell that takes each point at its worst over a study's attacks.
 ABSTAINS = -1  # A prediction where a defense gives no answer.
@@ -61,7 +80,7 @@ def _exact(text: str) -> Fraction:
 
 def step_of(epsilon: float, share: int, norm: Norm) -> float:
     """A step of a `share`-th of a radius (epsilon / share), not below `SMALLEST_STEP` nor above the norm's longest step."""
-    return min(max(epsilon / share, SMALLEST_STEP), LONGEST_STEPS[norm])
+    return min(max(epsilon / share, SMALLEST_STEP), MEASURES[norm].longest_step)
 
 
 @dataclass(frozen=True)
@@ -85,15 +104,15 @@ class ThreatModel:
 
     epsilon: float
     goal: Goal = "untargeted"
-    norm: Norm = "linf"
+    norm: Norm = MAX_NORM
     knowledge: Knowledge = "oblivious"
 
     def __post_init__(self) -> None:
         epsilon = parse_number("epsilon", self.epsilon)
-        added_up = self.norm in ("l2", "l1")
-        if added_up and epsilon < 0:
+        sums = self.norm in [norm for norm, measure in MEASURES.items() if measure.sums]
+        if sums and epsilon < 0:
             raise ValueError(f"epsilon must be at least 0; got {self.epsilon!r}")
-        if not added_up and not 0 <= epsilon <= 1:
+        if not sums and not 0 <= epsilon <= 1:
             why = "1 is all rotations and shifts" if self.norm == "spatial" else "pixels are in [0, 1]"
             if self.norm != "spatial" and epsilon > 1:
                 why += f"; of pixels up to 255 write {epsilon:g}/255"
@@ -103,6 +122,11 @@ class ThreatModel:
             if getattr(self, name) not in get_args(allowed):
                 choices = ", ".join(get_args(allowed))
                 raise ValueError(f"{name} must be one of {choices}; got {getattr(self, name)!r}")
+
+    @property
+    def measure(self) -> Measure:
+        """What there is to know of its norm."""
+        return MEASURES[self.norm]
 
     @property
     def leaves_label(self) -> bool:
@@ -116,8 +140,9 @@ class ThreatModel:
 
     def refuse_beyond(self, numbers: int) -> None:
         """Raise ValueError for a radius beyond every image of so many numbers, pixels times channels."""
-        if self.epsilon > DIAMETERS[self.norm](numbers):
+        diameter = self.measure.diameter(numbers)
+        if self.epsilon > diameter:
             raise ValueError(
-                f"epsilon must be at most {DIAMETERS[self.norm](numbers):.4g} in the norm {self.norm}, the largest distance "
+                f"epsilon must be at most {diameter:.4g} in the norm {self.norm}, the largest distance "
                 f"between two images of {numbers} numbers in [0, 1]; got {self.epsilon:g}"
             )

@@ -17,7 +17,7 @@ from mi_ray.attacks.criterion import Criterion, criterion
 from mi_ray.device import NotFiniteError, refuse_not_finite
 from mi_ray.parameters import Parameterized, Registry, kind_of
 from mi_ray.randomness import Draws, Key
-from mi_ray.threat_model import LONGEST_STEPS, NORMS, Knowledge, Norm, ThreatModel
+from mi_ray.threat_model import NORMS, Knowledge, Norm, ThreatModel
 
 NOT_FINITE = 2**32  # What a gradient that is not finite counts as, among gradients that are zero (see `pgd.all_zero`).
 
@@ -243,7 +243,7 @@ class Attack(Parameterized):
     def admit(self, threat: ThreatModel, classes: int) -> None:
         """Raise ValueError for a norm that it does not know, a step too long in it, and for what `check` refuses."""
         self._refuse_norm(threat)
-        longest = LONGEST_STEPS[threat.norm]
+        longest = threat.measure.longest_step
         if self.step_length is not None and self.step_length > longest:
             raise ValueError(
                 f"{self.name}.step_size must be at most {longest:g} in the norm {threat.norm}; got {self.step_length:g}"

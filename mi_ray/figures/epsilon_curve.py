@@ -19,7 +19,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from mi_ray.choice import SETTING
-from mi_ray.figures.names import MAX_NORM, Names, norm_text, parameters
+from mi_ray.figures.names import Names, norm_text, parameters
 from mi_ray.figures.panels import (
     ACCURACY,
     Style,
@@ -36,7 +36,7 @@ from mi_ray.figures.reading import at_largest_n, check_each_once, finished, may_
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.statistics import of_variant
 from mi_ray.store.blocks import Store
-from mi_ray.threat_model import WORST_CASE
+from mi_ray.threat_model import MAX_NORM, WORST_CASE
 
 NEEDS = "accuracy against ε needs finished cells with and without an attack"
 DRAWN = [*SETTING, "draws"]  # a setting and how often it was scored
@@ -46,7 +46,8 @@ SETTING_OF = ["classifier", "defense", "defense_params"]  # a curve in a panel
 # Of the settings of one defense: whole, and with lines and gaps of so many line widths.
 DASHES: Sequence[tuple[float, Sequence[float]]] = ((0, ()), (0, (5, 1.5)), (0, (2, 1)), (0, (5, 1, 1, 1)))
 MOST_BANDS = 6  # Bands of more curves than this lie over each other, and none can be told from the others.
-AXES = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}  # what an axis is of, by the norm
+# What an axis is of, by the norm.
+AXES: dict[str, str] = {MAX_NORM: "ε · 255", "spatial": "ε: share of 30° and of a tenth of the side"}
 
 
 def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
-from mi_ray.threat_model import WORST_CASE
+from mi_ray.threat_model import MAX_NORM, MEASURES, NORMS, WORST_CASE
 
 if TYPE_CHECKING:  # Reading frames imports it; a plan and a worker need not.
     import pandas as pd
@@ -34,8 +34,8 @@ SPARE_COLOURS = (
 SPARE_MARKERS = "sovD^Pp"
 NOT_ATTACKS = {"none": "Clean", WORST_CASE: "Worst case"}  # what stands in the column `attack` and is no method
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
-WRITTEN = {"l2": "L2", "l1": "L1"}  # norms as the field writes them
-MAX_NORM = "linf"  # the usual norm, which no name says; its ε is written in grey levels
+# Norms as the field writes them.
+WRITTEN: Mapping[str, str] = {norm: measure.written for norm, measure in MEASURES.items()}
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
 
 
@@ -165,8 +165,8 @@ def norm_text(norm: str) -> str:
 
 
 def in_norm(norm: str) -> str:
-    """What stands behind an ε of that norm: nothing behind one of the usual norm."""
-    return "" if norm == MAX_NORM else f" in {norm_text(norm)}" if norm in WRITTEN else f" ({norm_text(norm)})"
+    """What stands behind an ε of that norm: nothing behind one of the max norm, which is usual and which no name says."""
+    return "" if norm == MAX_NORM else f" in {norm_text(norm)}" if norm in NORMS else f" ({norm_text(norm)})"
 
 
 def epsilon_text(epsilon: float, norm: str = MAX_NORM) -> str:

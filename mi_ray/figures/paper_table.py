@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from mi_ray.figures.names import MAX_NORM, Names, Row, settings_apart, with_threat
+from mi_ray.figures.names import Names, Row, settings_apart, with_threat
 from mi_ray.figures.panels import ACCURACY
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.saving import save_table
 from mi_ray.figures.tables import percent
 from mi_ray.figures.verdict_marks import checks_footnote, mark
 from mi_ray.store.blocks import Store
-from mi_ray.threat_model import WORST_CASE
+from mi_ray.threat_model import MAX_NORM, WORST_CASE
 
 NEEDS = "the table needs finished cells"
 GOALS = ("none", "untargeted", "targeted", "any")

@@ -7,7 +7,7 @@ from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, Held, PlannedRule, controls
 from mi_ray.plan.cost import in_whole
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
-from mi_ray.threat_model import DIAMETERS, ThreatModel, step_of
+from mi_ray.threat_model import ThreatModel, step_of
 
 
 class CheckPlanner:
@@ -113,7 +113,7 @@ class CheckPlanner:
             stop_parameter=method.stop_parameter,
             executions=executions,
             follows_gradients=method.follows_gradients,
-            diameter=DIAMETERS[threat.norm](self.works.facts.numbers),
+            diameter=threat.measure.diameter(self.works.facts.numbers),
             minimal=method.minimal,
             of_images=method.needs_images,
             lowest={name: said.low for name, said in method.parameters().items() if said.low is not None},

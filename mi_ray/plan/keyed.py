@@ -23,7 +23,7 @@ from mi_ray.plan.work import (
     Purpose,
 )
 from mi_ray.store.keys import Values, content_key
-from mi_ray.threat_model import DIAMETERS, ThreatModel
+from mi_ray.threat_model import ThreatModel
 
 FOLDED_VERSION = 1  # Of the fast form of a person's own networks: one that computes otherwise has another number.
 GRAPHS_VERSION = 1  # Of compiled graphs, likewise.
@@ -337,7 +337,7 @@ class KeyedWork:
 
     def nearest(self, attack: Any, threat: ThreatModel, classifier: ClassifierWork, defense: Any | None) -> AttackWork:
         """An attack that looks for the nearest image, in the ball of all images, so that one run serves every radius."""
-        everything = replace(threat, epsilon=DIAMETERS[threat.norm](self.facts.numbers))
+        everything = replace(threat, epsilon=threat.measure.diameter(self.facts.numbers))
         return self.attack(attack, everything, classifier, defense)
 
     def _behind(self, defense: Any, n: int) -> tuple[dict[str, Any], dict[str, Any]]:

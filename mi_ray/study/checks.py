@@ -19,7 +19,7 @@ from mi_ray.statistics import holm
 from mi_ray.store.keys import canonical
 from mi_ray.study import battery
 from mi_ray.study.battery import Answers
-from mi_ray.threat_model import LONGEST_STEPS, NORMS, TOLERANCE, Norm, ThreatModel, step_of
+from mi_ray.threat_model import NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
 CheckState = Literal["passed", "failed", "not run"]
 BLACK_BOX = "black_box_not_stronger"
@@ -29,7 +29,7 @@ SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell t
 # were measured).
 ZERO_GRADIENTS = 0.10
 # The check at a large radius: within half the largest distance of two images any image can be turned grey, in 100 steps of a
-# fiftieth of the radius. Since a step has a longest length (`LONGEST_STEPS`), the radius is at most 50 in L2 and 5000 in L1: that
+# fiftieth of the radius. Since steps have a `longest_step`, the radius is at most 50 in L2 and 5000 in L1: that
 # is half the largest distance for images of up to 57 x 57 pixels, and for larger ones still far beyond what any network stands.
 LARGE_SHARE, LARGE_STEPS, STEP_SHARE = 0.5, 100, 50
 QUERIES, TRIES, FEW_EXECUTIONS = 1000, 20, 5  # The black-box and noise controls average few executions.
@@ -44,13 +44,6 @@ FEWEST = 20  # points that no control is run on, below which they say nothing of
 SOLVED = 0.95  # A sound attack solves so many of the binarization test's problems at least (98 to 100 % were measured).
 # A control that is the attack itself, made stronger or of another radius, is dear.
 LIMITED_POINTS, RADIUS_POINTS = 100, 20
-# What is largest where an image is farthest from its clean one.
-FARTHEST: Mapping[Norm, str] = {
-    "linf": "|delta|",
-    "l2": "L2 norm of delta",
-    "l1": "L1 norm of delta",
-    "spatial": "share of 30 degrees and of a tenth of the side",
-}
 Array = npt.NDArray[Any]
 
 
@@ -103,7 +96,7 @@ def settled(findings: Mapping[str, Finding]) -> dict[str, Finding]:
 
 def in_ball(farthest: float, threat: ThreatModel) -> Finding:
     """The largest distance in the threat model's norm is at most its epsilon, up to rounding."""
-    why = f"max {FARTHEST[threat.norm]} is {farthest:.6g}, epsilon {threat.epsilon:.6g}"
+    why = f"max {threat.measure.of} is {farthest:.6g}, epsilon {threat.epsilon:.6g}"
     return _judged(farthest <= threat.epsilon + threat.tolerance, why, **{threat.norm: farthest})
 
 
@@ -394,11 +387,11 @@ def _in_a_large_ball(attack: Attacked) -> Control | None:
     """
     if not attack.threat.leaves_label or attack.of_images:
         return None
-    norm = attack.threat.norm
-    epsilon = min(STEP_SHARE * LONGEST_STEPS[norm], LARGE_SHARE * attack.diameter)
+    threat = attack.threat
+    epsilon = min(STEP_SHARE * threat.measure.longest_step, LARGE_SHARE * attack.diameter)
     wanted = attack.within({"steps": LARGE_STEPS, "restarts": 1, **_few_executions(attack)})
     steps = wanted.get("steps", LARGE_STEPS)
-    wanted |= attack.within({"step_size": step_of(epsilon * (LARGE_STEPS / steps), STEP_SHARE, norm)})
+    wanted |= attack.within({"step_size": step_of(epsilon * (LARGE_STEPS / steps), STEP_SHARE, threat.norm)})
     crosses = steps * wanted.get("step_size", epsilon) >= epsilon
     return Control(attack.method, {**attack.values, **wanted}, epsilon) if crosses else None
 

@@ -25,7 +25,7 @@ from mi_ray.attacks.square import SEARCHES, bump, pyramid
 from mi_ray.data import to_unit
 from mi_ray.randomness import Draws, Key
 from mi_ray.statistics import paired_test
-from mi_ray.threat_model import DIAMETERS, NORMS, step_of
+from mi_ray.threat_model import MEASURES, NORMS, step_of
 
 SHAPE = (3, 8, 8)
 CPU = torch.device("cpu")
@@ -94,7 +94,7 @@ def test_what_a_ball_holds_is_its_own_projection_and_the_centre_that_of_radius_0
 def test_a_step_is_as_long_as_it_says_whatever_the_gradients_size_and_stays_without_one(norm: Any) -> None:
     centre = torch.full((4, *SHAPE), 0.5)
     gradient = torch.randn(centre.shape, generator=torch.Generator().manual_seed(3))
-    ball = BALLS[norm](centre, DIAMETERS[norm](192))
+    ball = BALLS[norm](centre, MEASURES[norm].diameter(192))
     for scale in (1e-38, 1e-20, 1.0, 1e30):
         found = ball.ascended(centre, 0.1, scale * gradient)
         torch.testing.assert_close(ball.distance(found - centre), torch.full((4,), 0.1), rtol=1e-4, atol=1e-6)

@@ -23,7 +23,7 @@ from mi_ray.figures.names import Names
 from mi_ray.plan.work import Inputs
 from mi_ray.randomness import Key
 from mi_ray.store.read import read_cells, read_records
-from mi_ray.threat_model import DIAMETERS, NORMS
+from mi_ray.threat_model import MEASURES, NORMS
 
 SHAPE = (3, 8, 8)
 GRIDS = {"linf": (0.005, 0.01, 0.02, 0.03), "l2": (0.15, 0.3, 0.5, 0.8), "l1": (1.0, 2.0, 4.0, 8.0)}
@@ -44,7 +44,7 @@ def _fill(lead: Tensor, slope: Tensor, room: Tensor) -> Tensor:
 
 
 def _everything(norm: Any, x: Tensor, goal: Any = "untargeted") -> ThreatModel:
-    return ThreatModel(DIAMETERS[norm](x[0].numel()), goal, norm)
+    return ThreatModel(MEASURES[norm].diameter(x[0].numel()), goal, norm)
 
 
 # Distances
