@@ -26,9 +26,9 @@ from mi_ray.figures.draw import known_figures
 from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.own_code import look_in
 from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
-from mi_ray.randomness import Draws, Key
+from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
-from mi_ray.study.trying import look_problems, objective_problems, on_scale, try_attack, unwritten
+from mi_ray.study.trying import look_problems, objective_problems, transformation_problems, try_attack
 from mi_ray.sweep_files import PACKAGED, make_folder
 from mi_ray.threat_model import Goal, Norm, ThreatModel
 
@@ -36,7 +36,6 @@ KINDS: dict[str, Registry[Any]] = {"attack": ATTACKS, "defense": DEFENSES, "obje
 CLASSES = 4
 RADII: Mapping[Norm, float] = {"linf": 8 / 255, "l2": 1.0, "l1": 5.0, "spatial": 1.0}
 POINTS = range(100, 106)
-CPU = torch.device("cpu")
 NEW = PACKAGED / "new"  # what `mi-ray new` writes
 STATES = itertools.count(1)
 Problems = Iterator[str]
@@ -316,34 +315,17 @@ def _predicted(f: Classifier, defense: Defense, x: Tensor, points: range = POINT
 
 
 def _transformation(part: RandomTransform, x: Tensor) -> Problems:
-    def copies(images: Tensor) -> Tensor:
-        pool = _pool((images.shape[2], images.shape[3])) if part.needs_pool() else None
-        predicted = torch.arange(len(images)) % CLASSES
-        with unwritten(images):
-            return part.copies(images, lambda: Draws(Key(3, "test"), POINTS, 5, 0, CPU), predicted, pool)
-
+    """What is tried before any work too, on images of two sizes."""
     for images in (x, _images(12, 20)):
         try:
             part.check_images(images.shape[2], images.shape[3])
         except ValueError:
             continue  # The defense says itself that it does not support this size.
-        leaf = images.clone().requires_grad_()
-        found = copies(leaf)
-        if found.shape[:2] != (5, len(images)) or found.ndim != 5:
-            yield f"transform must return [5, {len(images)}, C, H, W] for 5 executions; got {list(found.shape)}"
+        pool = _pool((images.shape[2], images.shape[3])) if part.needs_pool() else None
+        problems = [*transformation_problems(part, images, POINTS, pool, gradients=True)]
+        yield from (f"transform must {problem}" for problem in problems)
+        if problems:
             return
-        if not found.isfinite().all():
-            yield "transform must return finite pixels"
-        elif not on_scale(found):
-            got = f"{found.min():g} to {found.max():g} ({found.dtype})"
-            yield f"transform must return pixels in [0, 1] or near it, as floating-point numbers; got {got}"
-            return
-        gradient = torch.autograd.grad(found.sum(), leaf)[0] if found.requires_grad else torch.zeros(1)
-        if gradient.abs().max() == 0:
-            yield "the gradient must reach the images; where it cannot, write backward_transform"
-            return
-        if not gradient.isfinite().all():
-            yield "the gradient must be finite, where a pixel is exactly 0 or 1, too: clamp before a power or a logarithm"
 
 
 def _objective(objective: Objective) -> Problems:

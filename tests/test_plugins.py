@@ -105,21 +105,23 @@ DEFENSE = [
     (
         "return x + ",
         "return x.detach() + ",
-        "the gradient must reach the images; where it cannot, write backward_transform",
+        "transform must let a gradient through, or `backward_transform` must",
     ),
     (
         "return x + ",
         "return x.sqrt() + ",
-        "the gradient must be finite, where a pixel is exactly 0 or 1, too: clamp before a power or a logarithm",
+        "transform must let a finite gradient through, which attacks follow; it is NaN or infinite",
     ),
     (
         "return x + ",
         "return 255 * x + ",
         "transform must return pixels in [0, 1] or near it, as floating-point numbers",
     ),
+    ("return x + ", "return x.round() + ", "let a gradient through, which attacks follow; it is zero in every pixel"),
     ("return x + ", "x.detach().mul_(0.9); return x + ", "it must leave the images as they are, which it writes into"),
     ('"amplitude": 0.0', '"amplitude": 0.3', "with the parameters of identity() the probabilities must be those of F"),
     ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "the same seed must give the same answer"),
+    ("draws.uniform(1)", "__import__('torch').rand(5, len(x), 1)", "must take its random numbers from `draws` alone"),
 ]
 OBJECTIVE = [
     (

@@ -18,7 +18,7 @@ from mi_ray.data import Dataset, to_unit
 from mi_ray.defenses import DefendedClassifier, Defense, RandomTransform
 from mi_ray.defenses.base import CHUNK, chunk_of
 from mi_ray.objectives import Objective
-from mi_ray.own_code import own_code
+from mi_ray.own_code import in_a_line, own_code
 from mi_ray.parameters import kind_of
 from mi_ray.randomness import Draws, Key
 from mi_ray.sample_pool import SamplePool
@@ -208,46 +208,65 @@ def try_defense(
     """
     x = to_unit(dataset.test_images[:IMAGES])
     for component in defense.components():
-        must = f"defense {component.name}: transform must"
         pool = pools(component) if component.needs_pool() else None
         with own_code(f"defense {component.name} must run on test images"):
-            copies, again = (_copies(component, x, range(IMAGES), pool) for _ in range(2))
-            alone = _copies(component, x[1:2], [1], pool)
-        if not copies.isfinite().all():
-            raise ValueError(f"{must} return finite numbers; of some test images it makes NaN or infinite pixels")
-        if not on_scale(copies):
-            kind = f" as {str(copies.dtype).removeprefix('torch.')}"
-            raise ValueError(
-                f"{must} return pixels in [0, 1] or near it, as floating-point numbers; of some test images it makes "
-                f"{copies.min():g} to {copies.max():g}{'' if copies.is_floating_point() else kind} (are they in 0 to 255?)"
-            )
-        if not torch.equal(copies, again):
-            raise ValueError(f"{must} take its random numbers from `draws` alone; two runs with the same draws differ")
-        if not torch.allclose(copies[:, 1:2], alone, atol=1e-4):
-            raise ValueError(
-                f"{must} treat each image by itself; beside others an image becomes something else than alone"
-            )
-        if gradients:
-            ends = x.clone()
-            ends[:, :, 0, :2] = torch.tensor([0.0, 1.0], device=x.device)  # Where a power or a logarithm has no slope.
-            ends.requires_grad_()
-            with own_code(f"{must} let a gradient through, or `backward_transform` must"):
-                (gradient,) = torch.autograd.grad(_copies(component, ends, range(IMAGES), pool).sum(), ends)
-            if not gradient.any():
-                raise ValueError(
-                    f"{must} let a gradient through, which attacks follow; it is zero in every pixel of all test images (is a "
-                    "value rounded?): write `backward_transform`"
-                )
-            if not gradient.isfinite().all():
-                raise ValueError(
-                    f"{must} let a finite gradient through, which attacks follow; it is NaN or infinite on test images, or where "
-                    "a pixel is exactly 0 or 1 (is a value clamped before a power or a logarithm?)"
-                )
+            problem = next(transformation_problems(component, x, range(IMAGES), pool, gradients=gradients), None)
+        if problem is not None:
+            raise ValueError(f"defense {component.name}: transform must {problem}")
     with own_code(f"defense {defense.name}: join must return probabilities"):
         undefended = torch.softmax(_StandIn(x[0].numel(), dataset.classes)(x.detach()), 1)
         joined = defense.join(undefended, [undefended] * len(defense.components()))
     if not isinstance(joined, Tensor) or joined.shape != undefended.shape:
         raise ValueError(f"defense {defense.name}: join must return probabilities {list(undefended.shape)}")
+
+
+def transformation_problems(
+    component: RandomTransform, x: Tensor, points: Sequence[int], pool: SamplePool | None, *, gradients: bool
+) -> Iterator[str]:
+    """What `transform` must do and does not, in words: pixels that are keyed, by image, and such that gradients go through.
+
+    gradients: whether attacks follow it. Raises ValueError where it returns no copies of these images, or writes into them.
+    """
+    copies, again = (_copies(component, x, points, pool) for _ in range(2))
+    if not copies.isfinite().all():
+        yield "return finite numbers; of some test images it makes NaN or infinite pixels"
+        return
+    if not on_scale(copies):
+        kind = f" as {str(copies.dtype).removeprefix('torch.')}"
+        yield (
+            f"return pixels in [0, 1] or near it, as floating-point numbers; of some test images it makes {copies.min():g} to "
+            f"{copies.max():g}{'' if copies.is_floating_point() else kind} (are they in 0 to 255?)"
+        )
+        return
+    if not torch.equal(copies, again):
+        yield "take its random numbers from `draws` alone; two runs with the same draws differ"
+    elif not torch.allclose(copies[:, 1:2], _copies(component, x[1:2], points[1:2], pool), atol=1e-4):
+        yield "treat each image by itself; beside others an image becomes something else than alone"
+    if gradients:
+        yield from _gradient_problems(component, x, points, pool)
+
+
+def _gradient_problems(
+    component: RandomTransform, x: Tensor, points: Sequence[int], pool: SamplePool | None
+) -> Iterator[str]:
+    ends = x.clone()
+    ends[:, :, 0, :2] = torch.tensor([0.0, 1.0], device=x.device)  # Where a power or a logarithm has no slope.
+    ends.requires_grad_()
+    try:
+        (gradient,) = torch.autograd.grad(_copies(component, ends, points, pool).sum(), ends)
+    except Exception as error:  # The code is a person's own, and may raise anything.
+        yield f"let a gradient through, or `backward_transform` must; {in_a_line(error)}"
+        return
+    if not gradient.any():
+        yield (
+            "let a gradient through, which attacks follow; it is zero in every pixel of all test images (is a value rounded?): "
+            "write `backward_transform`"
+        )
+    elif not gradient.isfinite().all():
+        yield (
+            "let a finite gradient through, which attacks follow; it is NaN or infinite on test images, or where a pixel is "
+            "exactly 0 or 1 (is a value clamped before a power or a logarithm?)"
+        )
 
 
 def on_scale(copies: Tensor) -> bool:
