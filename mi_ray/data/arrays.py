@@ -6,6 +6,7 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, final
 
@@ -34,14 +35,19 @@ class Digits(Source):
 
     def load(self) -> Dataset:
         """The dataset; nothing is read from outside the installed packages."""
-        table = _digits_table()
-        grey = torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)).float().div(16)[:, None]
-        large = torch.nn.functional.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False)
-        images = large.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
-        labels = table[:, -1].astype(np.int64)
-        split = json.loads((Path(__file__).parent / "digits_split.json").read_text(encoding="utf-8"))
-        train, test = split["train"], split["test"]
+        images, labels, train, test = _digits()
         return Dataset("digits", 10, images[train], labels[train], images[test], labels[test])
+
+
+@cache
+def _digits() -> tuple[Images, Labels, list[int], list[int]]:
+    """All images and labels, and which of them are train and test: every study that a process prepares picks copies of these."""
+    table = _digits_table()
+    grey = torch.from_numpy(table[:, :-1].reshape(-1, 8, 8)).float().div(16)[:, None]
+    large = torch.nn.functional.interpolate(grey, size=(32, 32), mode="bilinear", align_corners=False)
+    images = large.mul(255).round().to(torch.uint8).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous().numpy()
+    split = json.loads((Path(__file__).parent / "digits_split.json").read_text(encoding="utf-8"))
+    return images, table[:, -1].astype(np.int64), split["train"], split["test"]
 
 
 def _digits_table() -> Float[np.ndarray, "1797 65"]:
