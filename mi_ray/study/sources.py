@@ -154,13 +154,16 @@ class _Sources(Mapping[str, str]):
 def sources_of(sweep: Sweep) -> Mapping[str, str]:
     """Hashes of a person's own code and weights, by the name that the plan looks them up with."""
     found: dict[str, Callable[[], str]] = {}
-    hashed = lru_cache(maxsize=None)(as_imported)  # A module may register many methods.
+    look_at, hashed = (
+        lru_cache(maxsize=None)(_look_at),
+        lru_cache(maxsize=None)(as_imported),
+    )  # A module may register many.
     registries: list[Registry[Any]] = [DEFENSES, ATTACKS, OBJECTIVES, ARCHITECTURES]
     for registry in registries:
         for name in registry:
             module = registry[name].__module__
             if not is_ours(module):
-                _look_at(module)
+                look_at(module)
                 if sum(name in each for each in registries) > 1:
                     raise ValueError(
                         f"a plugin's name must be of one thing alone, since keys name its code by it; {name!r} is also another "
