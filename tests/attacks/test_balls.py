@@ -262,6 +262,7 @@ GRADIENTS = {
     "eot_pgd": {"steps": 30, "step_size": 1.0},
     "momentum": {"steps": 30, "step_size": 1.0},
 }
+OTHERS = {"square": {"queries": 600, "schedule": 600}, "minimum_norm": {"steps": 60}}
 FOUND = [  # every registered attack that makes sense on F alone, on each of its norms
     (name, norm)
     for name in ATTACKS
@@ -297,7 +298,7 @@ def test_on_two_linear_classes_an_attack_finds_the_closed_form_optimum(
     )
     lead = f(best)[:, 1] - f(best)[:, 0]
     f.bias.data[0] += lead.max() + 0.1  # so that no image is fooled, and none left alone because it is
-    values = GRADIENTS.get(name, {"queries": 600, "schedule": 600} if name == "square" else {})
+    values = {**GRADIENTS, **OTHERS}.get(name, {})
     if norm == "l1":
         values = {**values, "step_size": epsilon / 2} if "step_size" in values else values
     attack = make_attack(name, **values)

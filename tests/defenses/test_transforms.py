@@ -164,7 +164,7 @@ def test_the_image_made_anew_is_near_the_minimum_that_another_method_finds(weigh
     kept = torch.rand(12, 12, generator=generator) < 0.6
     z = x.clone().requires_grad_(True)
     solver = torch.optim.LBFGS(
-        [z], max_iter=800, history_size=50, line_search_fn="strong_wolfe", tolerance_change=1e-12
+        [z], max_iter=250, history_size=50, line_search_fn="strong_wolfe", tolerance_change=1e-12
     )
 
     def closure() -> Tensor:

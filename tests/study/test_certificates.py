@@ -18,7 +18,7 @@ from mi_ray.study.certificates import certified_rows
 from mi_ray.study.estimate import rows_of
 from mi_ray.study.folder import keys_of, mark
 
-ASKED: dict[str, Any] = {"sigma": [0.1, 0.3], "n0": 10, "n": 40, "alpha": 0.01}
+ASKED: dict[str, Any] = {"sigma": [0.1, 0.3], "n0": 5, "n": 20, "alpha": 0.01}
 
 
 def _study(folder: Path, **changes: Any) -> Tiny:
@@ -45,7 +45,7 @@ def test_rows_are_the_same_whatever_the_blocks_and_their_order(tmp_path: Path) -
     for at, (size, backwards) in enumerate([(20, False), (60, True), (40, False)]):
         one = _study(tmp_path / str(at))
         passes = _counted(one, size, backwards=backwards)
-        assert passes == one.study.planner.cost(one.plan)["certification_forward"] == 2 * 60 * 50
+        assert passes == one.study.planner.cost(one.plan)["certification_forward"] == 2 * 60 * 25
         found.append(_rows(one))
     for points, rows in found[1:]:
         pd.testing.assert_frame_equal(points, found[0][0])
@@ -53,21 +53,21 @@ def test_rows_are_the_same_whatever_the_blocks_and_their_order(tmp_path: Path) -
 
 
 def test_more_executions_go_on_from_the_stored_ones_and_none_is_run_twice(tmp_path: Path) -> None:
-    passes = [_counted(_study(tmp_path / "a", n=n), size) for n, size in ((40, 20), (90, 60), (120, 20))]
-    assert passes == [2 * 60 * (10 + 40), 2 * 60 * 50, 2 * 60 * 30]
-    assert _counted(_study(tmp_path / "a", n0=30, n=90)) == 2 * 60 * 20
-    at_once = _study(tmp_path / "b", n=120)
+    passes = [_counted(_study(tmp_path / "a", n=n), size) for n, size in ((20, 20), (45, 60), (60, 20))]
+    assert passes == [2 * 60 * (5 + 20), 2 * 60 * 25, 2 * 60 * 15]
+    assert _counted(_study(tmp_path / "a", n0=15, n=45)) == 2 * 60 * 10
+    at_once = _study(tmp_path / "b", n=60)
     assert _counted(at_once) == sum(passes)
-    pd.testing.assert_frame_equal(_rows(_study(tmp_path / "a", n=120))[0], _rows(at_once)[0])
+    pd.testing.assert_frame_equal(_rows(_study(tmp_path / "a", n=60))[0], _rows(at_once)[0])
     assert problems_in(at_once.store) == []
 
 
 def test_a_plan_counts_the_votes_that_are_left(tmp_path: Path) -> None:
     one = _study(tmp_path)
     _counted(one)
-    row = rows_of(_study(tmp_path, n=120).study, _study(tmp_path, n=120).plan, one.store)[-1]
+    row = rows_of(_study(tmp_path, n=60).study, _study(tmp_path, n=60).plan, one.store)[-1]
     assert (row.name, row.pieces, row.stored) == ("certify", 4, 2)
-    assert (row.planned, row.left) == ((2 * 60 * 130, 0), (2 * 60 * 80, 0))
+    assert (row.planned, row.left) == ((2 * 60 * 65, 0), (2 * 60 * 40, 0))
 
 
 def test_votes_are_those_of_the_voting_defense_with_draws_that_nothing_else_uses(tmp_path: Path) -> None:
@@ -77,13 +77,13 @@ def test_votes_are_those_of_the_voting_defense_with_draws_that_nothing_else_uses
     x = to_unit(one.study.dataset.test_images[one.study.points[:60]])
     classifier = one.bench.classifier(certificate.classifier, "fp32")
     defended = DefendedClassifier(
-        classifier, make_defense("vote", of=[{"gaussian_noise": {"sigma": 0.3}}]), executions=40
+        classifier, make_defense("vote", of=[{"gaussian_noise": {"sigma": 0.3}}]), executions=20
     )
     with defended.bind(Key(one.study.sweep.seed, "bound"), one.study.points[:60]):
         expected = defended(x).exp().detach().numpy()
     found = one.bench.results.probabilities(certificate.bounds, 0, 60)[0, 0]
     np.testing.assert_allclose(found, expected, atol=1e-6)
-    scored = predict(classifier, defended.defense, x, None, 40, one.study.sweep.seed, one.study.points[:60])
+    scored = predict(classifier, defended.defense, x, None, 20, one.study.sweep.seed, one.study.points[:60])
     assert (np.abs(found - scored.detach().numpy()).max(1) > 0).any()
 
 
