@@ -28,10 +28,10 @@ STUDY: dict[str, Any] = {
     "attacks": [
         {"pgd": {"steps": 5, "step_size": 0.0125}, "epsilon": 0.05, "goal": "targeted"},
         {"pgd": PGD, "norm": "l1", "epsilon": RADIUS},
-        {"eot_pgd": {**PGD, "eot": 3}, "norm": "l1", "epsilon": RADIUS, "knowledge": "adaptive"},
+        {"eot_pgd": {"steps": 4, "step_size": 2.0, "eot": 2}, "norm": "l1", "epsilon": RADIUS, "knowledge": "adaptive"},
     ],
     "defenses": [{"gaussian_noise": 0.05}],
-    "executions": 3,
+    "executions": 2,
     "draws": 2,
     "checks": {"points": 20, "black_box": "always", "binarization": 5},
 }

@@ -29,10 +29,10 @@ STUDY: dict[str, Any] = {
         {"apgd": {"steps": 4}, "epsilon": 0.05},
         {"pgd": PGD, "norm": "l2", "epsilon": RADIUS},
         {"pgd": {"steps": 1, "step_size": 0.01, "random_start": False}, "norm": "l2", "epsilon": RADIUS},
-        {"eot_pgd": {**PGD, "eot": 3}, "norm": "l2", "epsilon": RADIUS, "knowledge": "adaptive"},
+        {"eot_pgd": {"steps": 4, "step_size": 0.3, "eot": 2}, "norm": "l2", "epsilon": RADIUS, "knowledge": "adaptive"},
     ],
     "defenses": [{"gaussian_noise": 0.05}],
-    "executions": 3,
+    "executions": 2,
     "draws": 2,
     "checks": {"points": 20, "black_box": "always"},
 }

@@ -28,7 +28,7 @@ STUDY: dict[str, Any] = {
         {"pgd": {"steps": 5, "step_size": 0.02}, "epsilon": 1},
         {"spatial": GRID, "norm": "spatial", "epsilon": [0.4, 1]},
         {"spatial": {"k": 4}, "norm": "spatial", "epsilon": 1},
-        {"spatial": {**GRID, "eot": 2}, "norm": "spatial", "epsilon": 1, "knowledge": "adaptive"},
+        {"spatial": {**GRID, "shifts": 1, "eot": 2}, "norm": "spatial", "epsilon": 1, "knowledge": "adaptive"},
     ],
     "defenses": [{"gaussian_noise": 0.05}],
     "executions": 3,
