@@ -283,7 +283,7 @@ class Roc:
 def roc(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Roc:
     """The ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a), from (0, 0) to (1, 1).
 
-    It has no point between two others on a line, as scikit-learn's has none, whose import takes longer than drawing a figure.
+    It has no point between two others on a line, as scikit-learn's has none; importing that takes as long as drawing a figure.
     Raises ValueError where one side has no score, or one that is no finite number.
     """
     low, high = _scores("a ROC curve", clean_scores, adversarial_scores)
