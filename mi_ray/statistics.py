@@ -281,20 +281,12 @@ class Roc:
 
 
 def roc(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Roc:
-    """The ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a), from (0, 0) to (1, 1).
+    """The ROC curve of a score that is higher on adversarial inputs (paper, Fig. 3a), from (0, 0) to (1, 1)."""
+    from sklearn.metrics import roc_curve
 
-    It has no point between two others on a line, as scikit-learn's has none; importing that takes as long as drawing a figure.
-    Raises ValueError where one side has no score, or one that is no finite number.
-    """
-    low, high = _scores("a ROC curve", clean_scores, adversarial_scores)
-    if not (np.isfinite(low).all() and np.isfinite(high).all()):
-        raise ValueError("a ROC curve needs finite scores; got an infinite one")
-    thresholds = np.unique(np.concatenate([low, high]))[::-1]
-    flagged = [len(side) - np.searchsorted(np.sort(side), thresholds) for side in (low, high)]
-    corner = np.ones(len(thresholds), bool)
-    corner[1:-1] = (np.diff(flagged[0], 2) != 0) | (np.diff(flagged[1], 2) != 0)
-    fpr, tpr = (np.append(0.0, counts[corner] / len(side)) for counts, side in zip(flagged, (low, high), strict=True))
-    return Roc(fpr, tpr, np.append(np.inf, thresholds[corner]))
+    low, high = np.asarray(clean_scores, float), np.asarray(adversarial_scores, float)
+    fpr, tpr, thresholds = roc_curve(np.repeat([0, 1], [len(low), len(high)]), np.concatenate([low, high]))
+    return Roc(*(np.asarray(values, float) for values in (fpr, tpr, thresholds)))
 
 
 def auc_interval(clean_scores: npt.ArrayLike, adversarial_scores: npt.ArrayLike) -> Estimate:

@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from sklearn.metrics import roc_curve
 
 from mi_ray.statistics import (
     Accuracy,
@@ -332,20 +331,6 @@ def test_the_area_below_the_roc_curve_is_the_auc() -> None:
     at = len(curve.thresholds) // 2
     assert curve.tpr[at] == pytest.approx(np.mean(adversarial >= curve.thresholds[at]))
     assert curve.fpr[at] == pytest.approx(np.mean(clean >= curve.thresholds[at]))
-
-
-@pytest.mark.parametrize("levels", [1, 2, 5, 1000])
-def test_a_roc_curve_is_that_of_scikit_learn(levels: int) -> None:
-    rng = np.random.default_rng(levels)
-    for points in ((1, 1), (3, 20), (40, 30)):
-        clean, adversarial = (rng.integers(0, levels, size) / 7 for size in points)
-        found = roc(clean, adversarial)
-        told = roc_curve(np.repeat([0, 1], points), np.concatenate([clean, adversarial]))
-        for mine, theirs in zip((found.fpr, found.tpr, found.thresholds), told, strict=True):
-            np.testing.assert_array_equal(mine, theirs)
-    for bad in ([], [float("nan")], [float("inf")]):
-        with pytest.raises(ValueError, match="a ROC curve needs"):
-            roc(bad, [0.1])
 
 
 def test_an_auc_is_the_share_of_pairs_that_are_in_order() -> None:
