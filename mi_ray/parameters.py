@@ -383,7 +383,7 @@ class Parameterized:
     @classmethod
     def parameters(cls) -> dict[str, Parameter]:
         """Name -> Parameter, in the order of the class."""
-        return {f.name: f.metadata["parameter"] for f in fields(cls) if "parameter" in f.metadata}
+        return dict(_declared(cls))
 
     @classmethod
     def required(cls) -> list[str]:
@@ -431,7 +431,24 @@ class Parameterized:
 
 def default_of(cls: type[Parameterized], key: str) -> Any:
     """A parameter's default; `dataclasses.MISSING` where a sweep must give it."""
-    return next(f.default for f in fields(cls) if f.name == key)
+    return _defaults(cls)[key]
+
+
+# A plan of a thousand cells asks for both of these a hundred thousand times; a class does not change once it is declared.
+_DECLARED: dict[type, dict[str, Parameter]] = {}
+_DEFAULTS: dict[type, dict[str, Any]] = {}
+
+
+def _declared(cls: type[Parameterized]) -> dict[str, Parameter]:
+    if cls not in _DECLARED:
+        _DECLARED[cls] = {f.name: f.metadata["parameter"] for f in fields(cls) if "parameter" in f.metadata}
+    return _DECLARED[cls]
+
+
+def _defaults(cls: type[Parameterized]) -> dict[str, Any]:
+    if cls not in _DEFAULTS:
+        _DEFAULTS[cls] = {f.name: f.default for f in fields(cls)}
+    return _DEFAULTS[cls]
 
 
 def _refuse_class(noun: str, cls: type) -> None:
