@@ -5,11 +5,12 @@ holds them equal to the passes that are counted as they happen.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from mi_ray.parameters import Registry
 from mi_ray.plan.work import AttackWork, Cell, OutputWork, Passes, Plan, Work
+from mi_ray.store.keys import canonical
 
 
 def total(pairs: Iterable[Passes]) -> Passes:
@@ -35,6 +36,9 @@ class Costs:
 
     attacks: Registry[Any]
     chunk: int
+    _told: dict[Any, Passes] = field(
+        default_factory=dict, repr=False, compare=False
+    )  # what methods have said of themselves
 
     def of(self, work: Work, stops: tuple[int, ...] = ()) -> Passes:
         """(forward, backward) passes for one point; of an attack run for these stops, its own when left out."""
@@ -53,13 +57,19 @@ class Costs:
         method, values = self.attacks[work.method], dict(work.values)
         if method.stop_parameter is not None:
             values[method.stop_parameter] = list(stops)
-        attack = method.make(values)
+        setting = (method, canonical(values), work.parts, len(work.given))
+        if setting not in self._told:
+            self._told[setting] = self._of_method(work, method.make(values))
+        forward, backward = self._told[setting]
+        return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
+
+    @staticmethod
+    def _of_method(work: AttackWork, attack: Any) -> Passes:
+        """What an attack says that it costs, the images that it begins with included."""
         found = attack.cost(work.parts)
         if not (isinstance(found, tuple) and [type(passes) for passes in found] == [int, int]):
             raise ValueError(f"attack {work.method}: cost must return (forward, backward) passes; got {found!r}")
-        forward, backward = found
-        forward += len(work.given) * attack.cost_of_an_image(work.parts)
-        return forward + (work.labels == "predicted"), backward  # one pass says which label F predicts
+        return found[0] + len(work.given) * attack.cost_of_an_image(work.parts), found[1]
 
     def lacking(self, work: Work, have: Mapping[str, Any]) -> Passes:
         """Passes for one point of a stored block, which says of itself what it has, until it has all that is asked for.
