@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+from mi_ray.parameters import Method
 from mi_ray.plan.cells import CellMaker
 from mi_ray.plan.controls import Attacked, Control, Held, PlannedRule, controls
 from mi_ray.plan.cost import in_whole
 from mi_ray.plan.work import AttackWork, Cell, Check, ClassifierWork, Inputs, Plan
+from mi_ray.store.keys import canonical
 from mi_ray.threat_model import ThreatModel, step_of
 
 
@@ -16,6 +19,7 @@ class CheckPlanner:
     def __init__(self, maker: CellMaker, classifiers: Sequence[ClassifierWork], stored_points: int) -> None:
         self.maker, self.works, self.stored_points = maker, maker.works, stored_points
         self._by_key = {work.key: work for work in classifiers}
+        self._beside: dict[tuple[str, str, int], tuple[Any, Cell]] = {}
 
     def checks(self, plan: Plan) -> tuple[Check, ...]:
         """The checks of every attack of a plan.
@@ -85,12 +89,19 @@ class CheckPlanner:
 
     def _check(self, held: Held[PlannedRule], attack: AttackWork, judged: Cell, sharing: tuple[str, ...]) -> Check:
         classifier, n = self._by_key[attack.classifier], judged.identity["executions"]
-        defense = self.works.registries.defenses.make(*judged.defense)
+        defense, clean = self._clean(classifier, judged.defense, n)
         control = None
         if held.control is not None:
             control = self.maker.cell(classifier, self._control(attack, classifier, held.control), defense, n)
-        clean = self.maker.cell(classifier, Inputs(), defense, n)
         return Check(held.rule.name, judged, clean, control, sharing, self._points(held.rule))
+
+    def _clean(self, classifier: ClassifierWork, setting: Method, n: int) -> tuple[Any, Cell]:
+        """(defense, its cell on the clean points): all checks of all attacks on a setting share it."""
+        asked = (classifier.key, canonical(setting), n)
+        if asked not in self._beside:
+            defense = self.works.registries.defenses.make(*setting)
+            self._beside[asked] = (defense, self.maker.cell(classifier, Inputs(), defense, n))
+        return self._beside[asked]
 
     def _points(self, rule: PlannedRule) -> int:
         """On how many points a check is made: in whole batches, so that all arithmetic is that of the study."""
