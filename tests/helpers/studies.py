@@ -169,12 +169,17 @@ def finish(one: Tiny, size: int = 20) -> list[dict[str, Any]]:
     return rows
 
 
+def short_controls(patch: pytest.MonkeyPatch, *, reference: int, large: int) -> None:
+    """Controls of a few queries from here on; reference, large: the steps of those that are of gradients."""
+    patch.setattr(mi_ray.attacks.reference, "STEPS", reference)
+    for name, value in {"LARGE_STEPS": large, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
+        patch.setattr(mi_ray.study.checks, name, value)
+
+
 def judged(folder: Path, network: nn.Module, study: dict[str, Any]) -> Iterator[Tiny]:
     """A fixture's finished study of a trained network with all checks, of controls of a few queries; read only."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mi_ray.attacks.reference, "STEPS", 10)
-        for name, value in {"LARGE_STEPS": 20, "QUERIES": 5, "TRIES": 2, "FIXED_STEPS": 3}.items():
-            patch.setattr(mi_ray.study.checks, name, value)
+        short_controls(patch, reference=10, large=20)
         one = tiny(folder, weights=weights_bytes(network), **study)
         finish(one, 100)
         yield one
