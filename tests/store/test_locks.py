@@ -5,19 +5,16 @@ import errno
 import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mi_ray.store.locks
 from mi_ray.store.blocks import Store
-from mi_ray.store.locks import lock_key, lock_store, lock_trainings, locked
-
-PROGRAM = [sys.executable, "-c", "from mi_ray.cli import main; main()"]
+from mi_ray.store.locks import LOCK_EVERY, lock_key, lock_store, lock_trainings, locked
 
 
 def test_one_process_at_a_time_trains_a_classifier(tmp_path: Path) -> None:
@@ -58,18 +55,23 @@ def test_who_removes_a_folder_with_a_lock_that_it_holds_takes_no_others_lock_awa
 
 
 @pytest.mark.parametrize("command", [["gc", "--yes"], ["check", "--repair"], ["compact"]])
-def test_what_removes_files_waits_for_the_sweeps_of_a_store(tmp_path: Path, command: list[str]) -> None:
-    store = Store(tmp_path, create=True)
+def test_what_removes_files_waits_for_the_sweeps_of_a_store(
+    tmp_path: Path, command: list[str], run: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, waited = Store(tmp_path, create=True), list[float]()
     name, *options = command
     with contextlib.ExitStack() as sweeping:
         sweeping.enter_context(lock_store(store, lambda _: None))
-        with subprocess.Popen([*PROGRAM, name, str(tmp_path), *options], stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert process.stdout.readline().startswith("waiting for process")
-            assert process.poll() is None
+
+        def sleep(seconds: float) -> None:
+            """The sweep ends while the program waits for it: a lock of one process is not held by the same one elsewhere."""
+            waited.append(seconds)
             sweeping.close()
-            process.communicate(timeout=60)
-    assert process.returncode == 0
+
+        monkeypatch.setattr(time, "sleep", sleep)
+        code, said, _ = run(name, str(tmp_path), *options)
+    assert (code, waited) == (0, [LOCK_EVERY])
+    assert said.startswith("waiting for process")
 
 
 def test_no_file_stays_of_a_lock_where_the_file_system_has_none(
