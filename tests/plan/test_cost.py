@@ -7,6 +7,8 @@ import pytest
 from helpers.plans import ON_MI_OL, WORKED, planned, planner
 from helpers.sweeps import classifier, sweep
 
+from mi_ray.attacks import ATTACKS
+from mi_ray.plan.cost import Costs
 from mi_ray.study.estimate import black_box_lines, bounds_lines, places_line
 from mi_ray.study.prepare import prepare
 
@@ -210,3 +212,18 @@ def test_cell_by_cell_has_the_counterparts_that_a_study_asks_for() -> None:
         beside = sum(len(cell.counterparts) for cell in plan.cells if cell.defense.name == "mi_ol")
     assert beside > 0
     assert naive[True] - naive[False] == 40 * 5 * beside
+
+
+def test_what_was_asked_of_one_setting_is_told_of_no_other() -> None:
+    grid = {"gaussian_noise": {"sigma": [0.1, 0.2]}}
+    attacks = [{"eot_pgd": {"steps": [2, 4]}, "epsilon": 0.1, "knowledge": "adaptive"}]
+    made = planner(attacks=attacks, defenses=[grid, {"mi_ol": {"lam": 0.5}}], executions=[1, 20], checks={"points": 20})
+    plan = made.plan(made.settings())
+    works = [*plan.attacks, *plan.check_attacks()]
+    assert len({made.costs.of(work) for work in works}) > 3
+    assert all(made.costs.of(work) == Costs(ATTACKS, made.costs.chunk).of(work) for work in works)
+    assert len({check.clean.key for check in plan.checks}) == 3
+    for check in plan.checks:
+        assert check.clean.defense == check.judged.defense
+        assert check.clean.classifier == check.judged.classifier
+        assert check.clean.identity["executions"] == check.judged.identity["executions"]
