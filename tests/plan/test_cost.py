@@ -215,9 +215,12 @@ def test_cell_by_cell_has_the_counterparts_that_a_study_asks_for() -> None:
 
 
 def test_what_was_asked_of_one_setting_is_told_of_no_other() -> None:
-    grid = {"gaussian_noise": {"sigma": [0.1, 0.2]}}
+    defenses = [
+        {"gaussian_noise": {"sigma": [0.1, 0.2]}},
+        {"mi_combined": {"lam_pl": 0.6, "lam_ol": 0.5, "threshold": 0.1}},  # of two components, and so of other passes
+    ]
     attacks = [{"eot_pgd": {"steps": [2, 4]}, "epsilon": 0.1, "knowledge": "adaptive"}]
-    made = planner(attacks=attacks, defenses=[grid, {"mi_ol": {"lam": 0.5}}], executions=[1, 20], checks={"points": 20})
+    made = planner(attacks=attacks, defenses=defenses, executions=[1, 20], checks={"points": 20})
     plan = made.plan(made.settings())
     works = [*plan.attacks, *plan.check_attacks()]
     assert len({made.costs.of(work) for work in works}) > 3
