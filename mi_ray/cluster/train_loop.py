@@ -4,6 +4,7 @@ An interrupted training resumes from its last checkpoint and ends with the same 
 """
 
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -352,6 +353,7 @@ def fit(config: TrainingConfig, workers: int) -> None:
             failure_config=ray.train.FailureConfig(max_failures=3),
         ),
     )
+    interrupted = signal.getsignal(signal.SIGINT)
     try:
         trainer.fit()
     except ray.train.TrainingFailedError as error:
@@ -359,6 +361,9 @@ def fit(config: TrainingConfig, workers: int) -> None:
         if cause is error:
             raise
         raise cause from None
+    finally:
+        # That of Ray Train holds its controller, an actor of some hundred megabytes which lives as long as somebody holds it.
+        signal.signal(signal.SIGINT, interrupted)
     why = ray.get(config["progress"].why.remote(config["key"]))
     if why is not None:
         raise DivergedError(why)

@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import io
 import json
+import signal
 import sys
 import sysconfig
 import threading
@@ -37,7 +38,7 @@ from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
 from mi_ray.cluster.session import Failure, Outcome, Session
-from mi_ray.cluster.train_loop import ANY_PROCESS, CHECKPOINT, OWN_PROCESS, _Run, cause_of_failure, fit_task
+from mi_ray.cluster.train_loop import ANY_PROCESS, CHECKPOINT, OWN_PROCESS, _Run, cause_of_failure, fit, fit_task
 from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
@@ -927,6 +928,18 @@ def test_the_process_of_a_training_goes_on_with_blocks_where_it_holds_no_gpu(
 
 def test_a_process_of_its_own_ends_with_its_training() -> None:
     assert (ANY_PROCESS._default_options.get("max_calls"), OWN_PROCESS._default_options["max_calls"]) == (None, 1)
+
+
+def test_a_process_that_goes_on_holds_nothing_of_a_training_that_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    trainer = Mock(fit=lambda: signal.signal(signal.SIGINT, lambda *of: None))  # as that of several workers does
+    monkeypatch.setattr("ray.train.torch.TorchTrainer", lambda *args, **kwargs: trainer)
+    monkeypatch.setattr("ray.get", lambda reference: None)
+    try:
+        fit({"key": "f", "cpus": 1, "gpus": 0, "scratch": "/scratch", "progress": Mock()}, 2)  # type: ignore[typeddict-item]
+        assert signal.getsignal(signal.SIGINT) is before
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_curves_of_a_training_lie_below_its_study_and_end_with_the_run(tmp_path: Path) -> None:
