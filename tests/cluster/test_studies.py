@@ -90,6 +90,7 @@ def test_modules_that_lie_in_the_folder_are_run_neither_by_the_command_nor_by_it
     assert not list(undisturbed.rglob("__pycache__"))
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) > 6, reason="the six settings are fewer than places: they run as blocks")
 def test_trials_begin_together_one_on_each_core(tiny: Path) -> None:
     events = [json.loads(line) for line in (tiny / "run.jsonl").read_text().splitlines()]
     happened = [each["event"] for each in events if each["event"].startswith("trial ") and each["study"] == "tiny"]
@@ -191,14 +192,15 @@ class Several:
         return mi_ray.read_cells(self.folder / "results", study=study)
 
 
-def ran(folder: Path, studies: list[dict[str, Any]]) -> Several:
+def ran(folder: Path, studies: list[dict[str, Any]], *options: str) -> Several:
     """Studies run by one command with one Ray; their plugin lies beside the sweep files, and the command is run elsewhere."""
     sweeps = folder / "sweeps"
     sweeps.mkdir()
     (sweeps / "poison.py").write_text(POISON)
     for named in ("signal", "queue", "torch"):  # What is installed comes first, in workers too.
         (sweeps / f"{named}.py").write_text("raise RuntimeError('a file beside the sweep, in the place of a module')")
-    return Several(folder, console(folder, *command(sweeps, *studies)[3:-1], "results", "--log", "run.jsonl"))
+    arguments = [*command(sweeps, *studies)[3:-1], "results", "--log", "run.jsonl", *options]
+    return Several(folder, console(folder, *arguments))
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +342,8 @@ def test_a_classifier_that_is_there_is_attacked_and_evaluated_while_another_one_
     for name in ("beside", "after"):
         (tmp_path / name).mkdir()
         shutil.copytree(undisturbed / "results", tmp_path / name / "results")
-    beside = ran(tmp_path / "beside", [LATE])
+    # A callback listens, to which settings that ran as blocks are reported.
+    beside = ran(tmp_path / "beside", [LATE], "--callback", "ray.tune:Callback")
     assert beside.done.returncode == 0, beside.done.stdout + beside.done.stderr
     log = [json.loads(line) for line in (tmp_path / "beside/run.jsonl").read_text().splitlines()]
     trained = next(at for at, each in enumerate(log) if each["event"] == "training done")
