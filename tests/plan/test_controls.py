@@ -239,7 +239,8 @@ def test_controls_of_the_programs_own_leave_true_labels_whatever_the_attack_leav
 
 
 def test_no_control_asks_for_a_value_that_the_attacks_parameters_do_not_allow() -> None:
-    # Its steps are shares of epsilon, at most 1: no 100 of them get across the largest ball of L1.
+    # Its steps are at most 1, a hundred of which would not get across the largest ball of L1 if they were lengths. They are
+    # shares of epsilon, which a plan does not know, so that the check is left out.
     attacks = [{"fixed_randomness": {"step_size": 0.8}, "epsilon": 5, "norm": "l1", "knowledge": "adaptive"}]
     found = checks_of(planned(attacks=attacks, defenses=[{"mi_ol": 0.5}], checks="full"), "fixed_randomness")
     assert attack_of(found["monotone_in_epsilon"]).values["step_size"] == 1
