@@ -391,8 +391,9 @@ def _in_a_large_ball(attack: Attacked) -> Control | None:
     epsilon = min(STEP_SHARE * threat.measure.longest_step, LARGE_SHARE * attack.diameter)
     wanted = attack.within({"steps": LARGE_STEPS, "restarts": 1, **_few_executions(attack)})
     steps = wanted.get("steps", LARGE_STEPS)
-    wanted |= attack.within({"step_size": step_of(epsilon * (LARGE_STEPS / steps), STEP_SHARE, threat.norm)})
-    crosses = steps * wanted.get("step_size", epsilon) >= epsilon
+    step = step_of(epsilon * (LARGE_STEPS / steps), STEP_SHARE, threat.norm)
+    wanted |= attack.within({"step_size": step})
+    crosses = 2 * wanted.get("step_size", step) >= step  # Steps half as long still do.
     return Control(attack.method, {**attack.values, **wanted}, epsilon) if crosses else None
 
 

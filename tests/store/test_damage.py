@@ -209,7 +209,7 @@ def test_a_full_disk_stops_a_study_with_its_cause_and_no_temporary_file_and_room
     room = os.statvfs(small_disk)
     (small_disk / "rest").write_bytes(b"x" * (room.f_bavail * room.f_frsize))
     (small_disk / "sweep.yaml").symlink_to("/dev/null")
-    monkeypatch.setattr(mi_ray.cli, "_run", lambda *_: one.store.write_bytes("a", b"x" * 10_000))
+    monkeypatch.setattr("mi_ray.run.run_sweeps", lambda *_, **named: one.store.write_bytes("a", b"x" * 10_000))
     assert call(monkeypatch, "sweep", str(small_disk / "sweep.yaml")) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert len(said) == 1
