@@ -277,6 +277,15 @@ def test_a_run_ends_its_own_actor_and_no_ray(monkeypatch: pytest.MonkeyPatch) ->
     assert killed == ["the actor"]
 
 
+@pytest.mark.parametrize(("cores", "kept"), [(2, 10), (8, 22), (64, 78)])
+def test_processes_that_wait_are_kept_beside_those_that_work_up_to_eight(
+    cores: int, kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert connecting._wanted(local=True)["RAY_num_workers_soft_limit"] == str(kept)
+    assert "RAY_num_workers_soft_limit" not in connecting._wanted(local=False)
+
+
 def test_what_is_set_for_ray_train_are_variables_that_it_reads() -> None:
     from ray.train.v2._internal import constants
 
