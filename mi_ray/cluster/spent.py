@@ -6,7 +6,6 @@ run's length times its places.
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 PARTS = {
@@ -43,6 +42,7 @@ class Spent:
     """Seconds of places by what they were spent on, see `PARTS`, as far as stages have ended."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    _workers: set[Hashable] = field(default_factory=set)  # that stages have had
 
     def add(self, part: str, seconds: float) -> None:
         """Add seconds to a part."""
@@ -51,20 +51,22 @@ class Spent:
     def stage(self, spans: Iterable[Span], began: float, ended: float, places: int) -> None:
         """Take up a stage that ran from `began` to `ended`, seconds since the epoch, on so many places.
 
-        The time of a place before a worker's first span counts as starts, between two spans of one as waiting, and after the last
-        one as tails. A worker whose first span begins after another's last is taken to have followed it on its place. A place
-        that had no worker counts as tails for the whole stage.
+        The time of a place before the first span of a worker that no earlier stage had counts as starts, before any other span
+        as waiting, and after the last one as tails. A place that had no worker counts as tails for the whole stage.
         """
-        of_places = _on_places(spans)
+        spans = sorted(spans, key=lambda each: each.began)
+        of_places = _on_places(spans, places)
+        new = {span.worker: span for span in reversed(spans) if span.worker not in self._workers}
+        self._workers.update(new)
         for own in of_places:
-            self.add("starts", own[0].began - began)
-            for before, after in pairwise(own):
-                part = "waiting" if before.worker == after.worker else "starts"
-                self.add(part, after.began - before.ended)
-            self.add("store", sum(span.store for span in own))
-            self.add("passes", sum(span.ended - span.began - span.store for span in own))
-            self.add("tails", ended - max(span.ended for span in own))
-        self.add("tails", max(0, places - len(of_places)) * (ended - began))
+            since = began
+            for span in own:
+                self.add("starts" if new.get(span.worker) is span else "waiting", span.began - since)
+                self.add("store", span.store)
+                self.add("passes", span.ended - span.began - span.store)
+                since = span.ended
+            self.add("tails", ended - since)
+        self.add("tails", (places - len(of_places)) * (ended - began))
 
     def whole(self) -> float:
         """Seconds of all parts together."""
@@ -84,18 +86,22 @@ class Spent:
         return f"{seconds:.1f} s on {places} {'place' if places == 1 else 'places'}: {', '.join(_sorted(shares))}"
 
 
-def _on_places(spans: Iterable[Span]) -> list[list[Span]]:
-    """The spans of each place in order: of a worker, and of those that came after it was done."""
-    of_worker: dict[Hashable, list[Span]] = {}
-    for span in sorted(spans, key=lambda each: each.began):
-        of_worker.setdefault(span.worker, []).append(span)
+def _on_places(spans: Sequence[Span], places: int) -> list[list[Span]]:
+    """The spans of each place in order, on no more places than there are. spans: in the order in which they began.
+
+    There may be more workers than places, of which now one works and now another. A span therefore takes a place that is free
+    when it begins: that of its own worker where it can, else the one that was free the shortest. Where the clocks of two nodes
+    differ none may be free, and it takes the one that is free first.
+    """
     found: list[list[Span]] = []
-    for own in of_worker.values():  # in the order of their first spans
-        free = [place for place in found if max(span.ended for span in place) <= own[0].began]
+    for span in spans:
+        free = [own for own in found if own[-1].ended <= span.began]
         if free:
-            max(free, key=lambda place: place[-1].ended).extend(own)
+            max(free, key=lambda own: (own[-1].worker == span.worker, own[-1].ended)).append(span)
+        elif len(found) < places:
+            found.append([span])
         else:
-            found.append([*own])
+            min(found, key=lambda own: own[-1].ended).append(span)
     return found
 
 

@@ -26,6 +26,30 @@ def test_workers_that_follow_one_another_share_a_place() -> None:
     assert sum(spent.seconds.values()) == pytest.approx(2 * 10)
 
 
+def test_workers_that_take_turns_on_fewer_places_count_no_second_twice() -> None:
+    """Three processes on two places: c works while a waits, and a again while c does."""
+    spent = Spent()
+    spans = [Span("a", 1.0, 3.0, 0.0), Span("b", 1.0, 8.0, 0.0), Span("c", 4.0, 6.0, 0.0), Span("a", 6.5, 9.0, 0.0)]
+    spent.stage(spans, 0.0, 10.0, 2)
+    assert spent.seconds == pytest.approx(
+        {"starts": 1 + 1 + 1, "waiting": 0.5, "store": 0, "passes": 13.5, "tails": 1 + 2}
+    )
+    assert sum(spent.seconds.values()) == pytest.approx(2 * 10)
+
+
+def test_a_worker_of_an_earlier_stage_starts_once() -> None:
+    spent = Spent()
+    for began in (0.0, 10.0):
+        spent.stage([Span("a", began + 4, began + 10, 0.0)], began, began + 10, 1)
+    assert spent.seconds == pytest.approx({"starts": 4, "waiting": 4, "store": 0, "passes": 12, "tails": 0})
+
+
+def test_clocks_that_differ_between_nodes_open_no_place_that_there_is_not() -> None:
+    spent = Spent()
+    spent.stage([Span("a", 1.0, 5.0, 0.0), Span("b", 4.9, 9.0, 0.0)], 0.0, 10.0, 1)
+    assert sum(spent.seconds.values()) == pytest.approx(10.1)
+
+
 def test_the_line_says_shares_of_all_places_and_leaves_what_no_stage_took_to_the_driver() -> None:
     spent = Spent()
     spent.add("training", 6.0)
