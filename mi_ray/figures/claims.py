@@ -7,6 +7,7 @@ and all tests of a file are corrected together after Holm. A claim that nothing 
 
 import json
 import math
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
@@ -219,11 +220,11 @@ class NotMeasuredError(ValueError):
 
 @dataclass(frozen=True)
 class _Rows:
-    """What a store holds of the studies that a claim is about: their finished cells and their rows."""
+    """What a store holds of the studies that a claim is about: their finished cells, and the rows of each by its key."""
 
     store: Store
     cells: pd.DataFrame
-    records: pd.DataFrame
+    records: Mapping[str, pd.DataFrame]
     read: "dict[tuple[str, str], Changes]" = field(default_factory=dict)
 
     def changes(self, claim: Claim) -> "Changes":
@@ -239,6 +240,12 @@ class _Rows:
             found, _, classes = fig2.settings_of(self.store, cells)
             self.read[place] = found, classes
         return self.read[place]
+
+    def counts(self, *cells: "pd.Series[Any]") -> npt.NDArray[np.int64]:
+        """Correct draws of these cells on the points that all of them have, see `counts_of`."""
+        wanted = [cell["cell"] for cell in cells]
+        none = next(iter(self.records.values())).iloc[:0]
+        return counts_of(pd.concat([self.records.get(key, none) for key in dict.fromkeys(wanted)]), wanted)
 
     def cell(self, claim: Claim, side: Filter, attack: Filter) -> "pd.Series[Any]":
         """The one cell that a claim's side is about. Raises NotMeasuredError where there is none or several."""
@@ -288,7 +295,7 @@ def _difference(rows: _Rows, claim: Claim) -> Measured:
 
 def _compared(rows: _Rows, left: "pd.Series[Any]", right: "pd.Series[Any]", accuracy: str = "accuracy") -> Measured:
     """The accuracy of one cell less that of another, on the same points. accuracy: the column of both that holds it."""
-    counts = counts_of(rows.records, [left["cell"], right["cell"]])
+    counts = rows.counts(left, right)
     found = paired_test(counts[0], counts[1], int(left["draws"]), int(right["draws"]))
     checks = " ".join(mark(row) for row in (left, right) if row["attack"] != "none")
     estimate = Estimate(found.difference, found.low, found.high)
@@ -334,7 +341,7 @@ def _gain(rows: _Rows, claim: Claim) -> Measured:
     for side in (claim.left, claim.right):
         bare = {"defense": "none", **{key: side[key] for key in ("classifier", "study") if key in side}}
         cells = [rows.cell(claim, each, claim.attack) for each in (side, bare)]
-        counts = counts_of(rows.records, [cell["cell"] for cell in cells])
+        counts = rows.counts(*cells)
         defended, undefended = (each / int(cell["draws"]) for each, cell in zip(counts, cells, strict=True))
         gains.append(defended - undefended)
         checks += [mark(cell) for cell in cells]
@@ -453,11 +460,12 @@ def _chances(claim: Claim, found: Measured) -> tuple[float, float]:
 def facts(store: Store, claims: Sequence[Claim]) -> pd.DataFrame:
     """One row per claim and attack: the number, its interval, both corrected chances, and the verdict."""
     read: dict[tuple[str, ...], _Rows | str] = {}
+    of_study: dict[str, _OfStudy] = {}
     rows = []
     for claim in claims:
         studies = tuple(dict.fromkeys([claim.study, *_studies(claim)]))
         if studies not in read:
-            read[studies] = _read(store, studies)
+            read[studies] = _read(store, studies, of_study)
         rows.append(_row(claim, read[studies]))
     return decided(pd.DataFrame(rows))
 
@@ -487,17 +495,23 @@ def _studies(claim: Claim) -> list[str]:
     return [str(side["study"]) for side in (claim.left, claim.right) if "study" in side]
 
 
-def _read(store: Store, studies: Sequence[str]) -> "_Rows | str":
+_OfStudy = tuple[pd.DataFrame, dict[str, pd.DataFrame]]  # a study's cells, and the rows of each by its key
+
+
+def _read(store: Store, studies: Sequence[str], known: dict[str, _OfStudy]) -> "_Rows | str":
+    """What is stored of some studies, or why none of it counts. known: of studies that were read before; the others join them."""
     try:
         refuse_other_images(store, studies)
-        cells, records = [], pd.DataFrame({"cell": []})
         for study in studies:
-            own, _ = read_study(store, study)
-            finished(own, "a claim needs finished cells")
-            cells.append(own)
-            rows = read_records(store, study, columns=COUNTED)
-            records = pd.concat([records, rows[~rows["cell"].isin(records["cell"])]])  # Studies share cells.
-        return _Rows(store, pd.concat(cells, ignore_index=True), records)
+            if study not in known:
+                cells, _ = read_study(store, study)
+                finished(cells, "a claim needs finished cells")
+                rows = read_records(store, study, columns=COUNTED)
+                known[study] = cells, {str(key): each for key, each in rows.groupby("cell", sort=False)}
+        own = [known[study] for study in studies]
+        return _Rows(
+            store, pd.concat([cells for cells, _ in own], ignore_index=True), ChainMap(*(rows for _, rows in own))
+        )
     except (ValueError, FileNotFoundError) as error:
         return str(error).replace(store.uri, "the store")
 
