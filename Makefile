@@ -2,16 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What Python makes of each file is kept, whatever the environment says: each process would make it again. All cores make it once
+# everything is installed, where pip has one of them do it; a few packages have files of other Pythons, which do not compile.
+export PYTHONDONTWRITEBYTECODE :=
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile
+COMPILE := $(BIN)/python -m compileall -qq -j 0 .venv/lib || true
 # A cluster's workers get the versions that its head got (cluster.yaml writes the file).
 CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 
-.PHONY: quickstart test test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools fuzz audit sbom test-gpu bench-gpu
+.PHONY: quickstart test all-tests test-fast test-long test-cluster chaos mutate bench bench-quick bench-cascade verdict cifar10 cifar10-figures cifar10-verify agreement lint smoke clean launch-tools fuzz audit sbom test-gpu bench-gpu
 
 .venv/installed: pyproject.toml
 	# Where .venv is a link to an environment's place elsewhere (cluster.yaml): Python makes none through a link.
 	$(PYTHON) -m venv $(or $(realpath .venv),.venv)
 	$(PIP) $(CONSTRAINTS) --editable .
+	$(COMPILE)
 	touch $@
 
 .venv/installed-test: .venv/installed
@@ -23,15 +28,18 @@ CONSTRAINTS = $(addprefix --constraint=,$(wildcard constraints.txt))
 	$(PIP) gdown geotorch torchdiffeq
 	# Without its dependencies: it pins versions that no other package can live with.
 	$(PIP) --no-deps 'torchattacks>=3.5.1'
+	$(COMPILE)
 	touch $@
 
 .venv/installed-bench: .venv/installed-test
 	# Without its dependencies, which it pins like torchattacks.
 	$(PIP) --no-deps 'pyautoattack>=0.2.0'
+	$(COMPILE)
 	touch $@
 
 .venv/installed-cluster: .venv/installed
 	$(PIP) $(CONSTRAINTS) --editable '.[cluster]'
+	$(COMPILE)
 	touch $@
 
 quickstart: .venv/installed
@@ -43,11 +51,13 @@ lint: .venv/installed-test
 	$(BIN)/mypy
 
 # A file at a time in each process: most tests use one core, and one process more than there are cores uses what others leave while
-# they wait for servers and programs. In the order of tests/conftest.py, which has the longest first. Whatever the environment says,
-# what Python and pytest make of the source is kept: each of these processes would make it again.
+# they wait for servers and programs. In the order of tests/conftest.py, which has the longest first. The type checker, which uses one
+# core for a minute when it has no cache, runs beside them.
 WORKERS = $(shell cores=$$(nproc 2>/dev/null || echo 2); echo $$((cores < 4 ? cores + 1 : 4)))
-test: export PYTHONDONTWRITEBYTECODE :=
-test: lint
+test:
+	$(MAKE) --no-print-directory --jobs=2 lint all-tests
+
+all-tests: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 # For between two edits: no Ray, no training, no studies computed, no other programs started again and again.
