@@ -88,7 +88,6 @@ HEAVY = (
     "test_command_line.py",
     "test_coverage.py",
     "test_installation.py",
-    "mutation/test_mutate.py",
     "page/test_browser.py",
     "launch/test_ray_up.py",
     "plan/test_imports.py",

@@ -82,6 +82,7 @@ def test_the_wheel_holds_one_package_with_every_module_and_every_packaged_sweep(
     assert wanted == {name for name in names if name.startswith("mi_ray/")}
 
 
+@pytest.mark.long  # From the wheel once more; the checkout's commands are held by test_command_line.py.
 def test_the_commands_work_from_any_folder(installed: Installed) -> None:
     where = done(installed.run("python", "-c", "import mi_ray; print(mi_ray.__file__)"))
     assert Path(where.strip()).is_relative_to(installed.folder)

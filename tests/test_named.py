@@ -221,6 +221,7 @@ def test_torchvision_takes_weights_of_yours(tmp_path: Path) -> None:
     same_as(found, network)
 
 
+@pytest.mark.long  # Its smallest transformer has 86 million weights.
 def test_a_transformer_of_torchvision_with_weights_of_yours_has_the_size_that_it_is_built_for(tmp_path: Path) -> None:
     from torchvision.models import get_model
 
@@ -246,7 +247,10 @@ def test_torchvisions_published_weights_come_out_of_torchs_cache(tmp_path: Path)
 @pytest.mark.parametrize(
     ("model", "pretrained", "built", "implied"),
     [
-        ("googlenet", "DEFAULT", {"init_weights": False}, {"transform_input": True, "aux_logits": False}),
+        pytest.param(
+            *("googlenet", "DEFAULT", {"init_weights": False}, {"transform_input": True, "aux_logits": False}),
+            marks=pytest.mark.long,  # It draws its weights by scipy, for seconds.
+        ),
         ("squeezenet1_1", "IMAGENET1K_V1", {}, {}),
     ],
 )
@@ -504,6 +508,7 @@ def test_a_factory_gives_its_weights_itself_by_the_seed(tmp_path: Path, monkeypa
     assert found[0] == found[1] != found[2]
 
 
+@pytest.mark.long  # What makes it the same network again is held above, and by tests/plan/test_keys.py.
 def test_a_study_with_a_network_by_name_runs_and_finds_its_results_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: Dataset
 ) -> None:

@@ -257,6 +257,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before, tuple(drawn.s
 """
 
 
+@pytest.mark.long  # It measures memory; what is read of the disk is held above.
 def test_large_images_on_disk_take_memory_for_what_is_drawn_alone(tmp_path: Path) -> None:
     count = 4000  # 602 MB of pixels in a sparse file
     (tmp_path / "pixels").touch()

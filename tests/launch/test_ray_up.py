@@ -86,6 +86,7 @@ def test_a_group_that_ray_makes_is_open_to_the_world_whatever_the_file_permits()
     assert "0.0.0.0/0" in json.dumps(_create_default_inbound_rules({"sg-1"}, own))
 
 
+@pytest.mark.long  # That Ray does what the rules of launch/ say of it.
 @pytest.mark.filterwarnings("ignore")
 def test_ray_launches_the_file_on_a_mock_of_aws_and_opens_and_grants_nothing_of_its_own(
     monkeypatch: pytest.MonkeyPatch,

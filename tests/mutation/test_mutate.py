@@ -12,6 +12,8 @@ import reached
 from mutate import FIRST, Copy, Result, Results, Stage, imports_of_tests, likely, main, running, stages, try_one
 from mutations import MUTATORS, Module, Mutation, draw, optional_parameters
 
+# Of a tool that `make mutate` runs by hand: nothing of the program stands on it.
+pytestmark = pytest.mark.long
 ROOT = Path(__file__).parents[2]
 
 

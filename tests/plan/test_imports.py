@@ -41,6 +41,7 @@ def test_a_worker_starts_without_what_only_statistics_and_figures_need() -> None
     assert not any(found.values()), found
 
 
+@pytest.mark.long  # It keeps a plan quick; it can break no result.
 def test_a_plan_of_digits_needs_neither_scikit_learn_nor_pandas_nor_what_scipy_has_of_statistics() -> None:
     plan = (
         "import mi_ray.study.estimate; from mi_ray.data import Digits; from mi_ray.statistics import detectable_difference; "

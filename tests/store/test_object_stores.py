@@ -61,6 +61,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return one
 
 
+@pytest.mark.long  # That a request is made again is held below.
 def test_a_study_under_passing_faults_has_the_rows_of_a_local_one_and_every_file_once(s3: S3, small: Tiny) -> None:
     one = tiny(s3.uri, **SMALL)
     s3.faults(share=0.08, seed=1)
