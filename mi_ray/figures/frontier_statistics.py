@@ -33,6 +33,7 @@ from mi_ray.store.read import read_records
 LOSSES = (0.01, 0.02, 0.05, 0.10)  # clean accuracy given up against no defense, at which curves are compared
 SURE = 0.95  # the share of resamples in which a number must exist not to be marked
 UNSURE = " †"  # the mark of one that exists in fewer
+DIGITS = "%.12g"  # Kinds of processor sum in another order, and differ in the last digits of an area.
 NEEDS = "frontiers need finished cells with and without an attack"
 
 
@@ -196,9 +197,9 @@ def make(store: Store, study: str) -> list[str]:
     table = facts(cells, read_records(store, study, columns=COUNTED))
     seeds = over_seeds(cells, table)
     text = markdown(shown(table, names), footnote(cells, table, names))
-    files = {"frontier_statistics.csv": table.to_csv(index=False)}
+    files = {"frontier_statistics.csv": table.to_csv(index=False, float_format=DIGITS)}
     if len(seeds):
         note = "Over trainings that differ in their seed: mean with its 95 % t-interval, standard deviation (n - 1)."
         text += f"\n{markdown(shown_seeds(seeds, names), note)}"
-        files["frontier_statistics_seeds.csv"] = seeds.to_csv(index=False)
+        files["frontier_statistics_seeds.csv"] = seeds.to_csv(index=False, float_format=DIGITS)
     return save_texts(store, study, {"frontier_statistics.md": text, **files})

@@ -29,13 +29,13 @@ PUBLISHED = ("Clean", *((goal, steps) for goal in ("untargeted", "targeted") for
 class Paper:
     """A table of the paper: its name in files and in words, and its values by (classifier, defense), as printed.
 
-    lam: of classifiers the λ of MI-OL that the table is of (Table 4); values stand beside no other one.
+    settings: of the same the parameters that it is of, as far as the paper names them; values stand beside no other setting.
     """
 
     name: str
     source: str
     values: Mapping[tuple[str, str], Sequence[str]]
-    lam: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[tuple[str, str], Mapping[str, object]] = field(default_factory=dict)
 
     def value(self, row: Row) -> str:
         """What the paper reports of a cell; empty where it reports nothing."""
@@ -45,16 +45,18 @@ class Paper:
             alike = (row["attack"], row["knowledge"], row["norm"]) == ("pgd", "oblivious", MAX_NORM)
             alike &= abs(row["epsilon"] - EPSILON) < 1e-6
             column = (row["goal"], steps) if alike else None
-        known = self.values.get((row["classifier"], row["defense"]))
-        lam, of_paper = json.loads(row["defense_params"] or "{}").get("lam"), self.lam.get(row["classifier"])
-        if row["defense"] == "mi_ol" and of_paper is not None and not _is_near(lam, of_paper):
+        place = row["classifier"], row["defense"]
+        known, own = self.values.get(place), json.loads(row["defense_params"] or "{}")
+        if not all(_alike(own.get(name), value) for name, value in self.settings.get(place, {}).items()):
             return ""
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
 
 
-def _is_near(lam: object, of_paper: float) -> bool:
-    """Whether a setting's λ is the paper's; a distribution of λ is none of its."""
-    return isinstance(lam, float | int) and abs(lam - of_paper) <= 1e-6
+def _alike(value: object, of_paper: object) -> bool:
+    """Whether a setting's value is the paper's; a distribution is none of its."""
+    if isinstance(value, float | int) and isinstance(of_paper, float | int):
+        return abs(value - of_paper) <= 1e-6
+    return value == of_paper
 
 
 NO_PAPER = Paper("paper_table", "", {})
@@ -65,6 +67,12 @@ def published(text: str) -> dict[tuple[str, str], list[str]]:
     rows = [line.split() for line in text.strip().splitlines()]
     assert all(len(row) == 2 + len(PUBLISHED) for row in rows)
     return {(row[0], row[1]): [value.replace("<=", "≤ ") for value in row[2:]] for row in rows}
+
+
+def settings(text: str) -> dict[tuple[str, str], dict[str, object]]:
+    """The hyperparameters of such a table, a line a row: classifier, defense, then the parameters as JSON."""
+    rows = [line.split(maxsplit=2) for line in text.strip().splitlines()]
+    return {(classifier, defense): json.loads(values) for classifier, defense, values in rows}
 
 
 def facts(cells: pd.DataFrame, names: Names, paper: Paper = NO_PAPER) -> pd.DataFrame:

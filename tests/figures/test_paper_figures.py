@@ -117,9 +117,23 @@ def test_another_radius_is_not_put_beside_the_papers() -> None:
     assert [bool(value) for value in table["paper"]].count(True) == 1
 
 
-def test_another_lambda_of_mi_ol_is_not_put_beside_the_papers() -> None:
-    rows = [cell("erm", "mi_ol", {"lam": lam}, "pgd", 0.3, **pgd(10)) for lam in (0.6, 0.5)]
-    assert [table2.PAPER.value(pd.Series(row)) for row in rows] == ["7.4", ""]
+@pytest.mark.parametrize(
+    ("defense", "values", "said"),
+    [
+        ("random_pad", {"crop": [20, 28], "eight_bit": False}, "59.7"),
+        ("random_pad", {"crop": [22, 30], "eight_bit": False}, ""),
+        ("gaussian_noise", {"sigma": 0.0375}, "55.6"),
+        ("gaussian_noise", {"sigma": 0.075}, ""),
+        ("mi_ol", {"lam": 0.6}, "64.5"),
+        ("mi_ol", {"lam": 0.5}, ""),
+        ("mi_ol", {"lam": {"uniform": [0.5, 0.7]}}, ""),
+        ("mi_combined", {"lam_pl": 0.5, "lam_ol": 0.4, "threshold": 0.2}, ""),  # It has none before interpolated AT.
+    ],
+)
+def test_values_of_the_paper_stand_beside_its_own_settings_alone(defense: str, values: Any, said: str) -> None:
+    row = pd.Series(cell("interpolated_at", defense, values, "pgd", 0.3, **pgd(10)))
+    assert table2.PAPER.value(row) == said
+    assert paper_table.NO_PAPER.value(row) == ""
 
 
 def test_an_adaptive_pgd_is_not_put_beside_the_papers_oblivious_one() -> None:
@@ -998,10 +1012,3 @@ def test_curves_over_epsilon_are_of_the_largest_n_and_settings_of_one_defense_di
         if line.get_marker() == NAMES.look("mi_ol").marker
     ]
     assert len(dashes) == len({*dashes}) == 2
-
-
-@pytest.mark.parametrize(("lam", "said"), [(0.6, True), (0.5, False), ({"uniform": [0.5, 0.7]}, False)])
-def test_the_papers_value_stands_beside_its_own_lambda_alone(lam: Any, said: bool) -> None:
-    about = {"classifier": "interpolated_at", "defense": "mi_ol", "defense_params": json.dumps({"lam": lam})}
-    assert bool(table2.PAPER.value(pd.Series({**about, "attack": "none"}))) == said
-    assert paper_table.NO_PAPER.value(pd.Series({**about, "attack": "none"})) == ""
