@@ -166,9 +166,15 @@ class _Run:
             momentum = self.optimizer.state[parameter].get("momentum_buffer")
             if momentum is not None:
                 state[f"momentum.{name}"] = momentum.contiguous()
+        state |= {f"random.{kind}": value for kind, value in self.random_states().items()}
         progress = json.dumps({"epoch": self.epoch, "rows": self.rows}).encode()
         state["progress"] = torch.frombuffer(bytearray(progress), dtype=torch.uint8)
         self.scratch.write_bytes(self.path, save(state))
+
+    def random_states(self) -> dict[str, Tensor]:
+        """The states of torch's own generators, of which a network's dropout draws: alike on all workers, which draw alike."""
+        states = {"cpu": torch.get_rng_state()}
+        return states | ({"cuda": torch.cuda.get_rng_state(self.device)} if self.device.type == "cuda" else {})
 
     def restore(self) -> None:
         """Take up the state of the checkpoint. One that is damaged, or of something else, is none: the training begins anew."""
@@ -179,6 +185,7 @@ class _Run:
             names = [name for name, _ in self.plain.named_parameters()]
             momentum = {name: state[f"momentum.{name}"] for name in names if f"momentum.{name}" in state}
             weights = {name: state[f"model.{name}"] for name in self.plain.state_dict()}
+            generators = {kind: state[f"random.{kind}"] for kind in self.random_states() if f"random.{kind}" in state}
         except (SafetensorError, KeyError, TypeError, ValueError):
             return
         mine = self.plain.state_dict()
@@ -188,6 +195,8 @@ class _Run:
         parameters = dict(self.plain.named_parameters())
         for name, value in momentum.items():
             self.optimizer.state[parameters[name]]["momentum_buffer"] = value.to(self.device)
+        for kind, drawn in generators.items():
+            torch.set_rng_state(drawn) if kind == "cpu" else torch.cuda.set_rng_state(drawn, self.device)
         self.epoch, self.rows = epoch, rows
 
     def refuse_other_epochs(self) -> None:

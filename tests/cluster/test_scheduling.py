@@ -21,6 +21,7 @@ from unittest.mock import Mock
 import pytest
 import ray
 import torch
+import torch.nn.functional as F
 from helpers.plans import planned
 from helpers.simulated import SimulatedCluster, Trouble
 from helpers.studies import Tiny, stages, tiny
@@ -775,6 +776,18 @@ def test_a_checkpoint_gives_back_the_epoch_the_weights_and_the_momentum(tmp_path
         assert torch.equal(one, other)
         buffers = [run.optimizer.state[p]["momentum_buffer"] for run, p in ((first, one), (second, other))]
         assert torch.equal(*buffers)
+
+
+def test_dropout_goes_on_from_a_checkpoint_as_in_a_training_that_was_not_interrupted(tmp_path: Path) -> None:
+    first, second = _trained(tmp_path), _trained(tmp_path)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        torch.rand(5)  # what the epochs before the checkpoint drew
+        first.save()
+        undisturbed = F.dropout(torch.ones(64))
+        torch.manual_seed(3)  # as a training begins
+        second.restore()
+        assert torch.equal(F.dropout(torch.ones(64)), undisturbed)
 
 
 def test_a_training_without_momentum_and_one_with_a_frozen_parameter_go_on_from_a_checkpoint(tmp_path: Path) -> None:
