@@ -26,7 +26,7 @@ from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weig
 from mi_ray.cluster.retries import fault_of
 from mi_ray.data import batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, keep_memory, on_device
-from mi_ray.objectives import OBJECTIVES
+from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.own_code import OwnModules, places_told
 from mi_ray.parameters import Method
 from mi_ray.store.blocks import Store
@@ -207,10 +207,15 @@ class _Run:
             raise OSError(f"all workers of a training must find the same checkpoint in {self.scratch.uri}/{self.path}")
 
     def average_buffers(self) -> None:
-        """Give all workers the mean of their batch statistics, so that each holds the same classifier."""
+        """Give all workers the mean of their batch statistics, so that each holds the same classifier.
+
+        The mean of three numbers that are alike may be another one by rounding, so that the normalisation, which no checkpoint
+        holds, is left as it is.
+        """
         if self.world > 1:
-            for buffer in self.plain.buffers():
-                if buffer.is_floating_point():
+            kept = self.plain.state_dict().keys()
+            for name, buffer in self.plain.named_buffers():
+                if name in kept and buffer.is_floating_point():
                     torch.distributed.all_reduce(buffer)
                     buffer.div_(self.world)
 
@@ -228,6 +233,40 @@ class _Run:
                 f"{step + 1}, it is not: lower training.lr ({self.training['lr']:g}), or use precision fp32; {kept}"
             )
 
+    def backward(
+        self, objective: Objective, images: Tensor, labels: Tensor, step: int, chosen: npt.NDArray[np.int64]
+    ) -> Tensor:
+        """Bring every weight its gradient of a step, whose images are the chosen ones; returns the loss."""
+        rng = np.random.default_rng([self.config["seed"], self.epoch, step, self.rank])
+        index = on_device(chosen, images.device)
+        x = augmented(images[index], self.training, rng)
+        cast: Any = nullcontext()
+        if self.training["precision"] == "bf16":
+            cast = torch.autocast(self.device.type, torch.bfloat16)
+        with cast:
+            loss = objective.loss(self.model, self.plain, x, labels[index], rng)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        return loss.detach()
+
+    def take_up_order(self, images: Tensor, labels: Tensor) -> None:
+        """Have a training that goes on add up the workers' gradients in the order of one that was not interrupted.
+
+        After the first backward pass torch arranges all gradients anew, and where one lies decides in which order those of three
+        workers and more are added, and so its last bit. So there is one pass here of which nothing else stays.
+        """
+        if self.epoch == 0 or self.world <= 2:  # Two numbers have one sum.
+            return
+        before = [buffer.clone() for buffer in self.plain.buffers()]
+        self.model.train()
+        size = self.training["batch_size"]
+        step, chosen = next(batches(self.config["seed"], self.epoch, len(images), size, self.rank, self.world))
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            self.backward(OBJECTIVES.make(*self.config["objective"]), images, labels, step, chosen)
+        self.optimizer.zero_grad(set_to_none=True)
+        for buffer, value in zip(self.plain.buffers(), before, strict=True):
+            buffer.copy_(value)
+
     def train_epoch(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
         """Go through the data once; returns the epoch's row without its accuracies. Raises DivergedError."""
         config, began, losses = self.config, time.perf_counter(), []
@@ -236,20 +275,10 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.model.train()
-        seed, total, size = config["seed"], len(images), self.training["batch_size"]
-        cast: Any = nullcontext()
-        if self.training["precision"] == "bf16":
-            cast = torch.autocast(self.device.type, torch.bfloat16)
-        for step, chosen in batches(seed, self.epoch, total, size, self.rank, self.world):
-            rng = np.random.default_rng([seed, self.epoch, step, self.rank])
-            index = on_device(chosen, images.device)
-            x = augmented(images[index], self.training, rng)
-            with cast:
-                loss = objective.loss(self.model, self.plain, x, labels[index], rng)
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+        total, size = len(images), self.training["batch_size"]
+        for step, chosen in batches(config["seed"], self.epoch, total, size, self.rank, self.world):
+            losses.append(self.backward(objective, images, labels, step, chosen))
             self.optimizer.step()
-            losses.append(loss.detach())
             if (step + 1) % LOOKED_AT == 0 or step + 1 == total // size:
                 self.refuse_divergence(losses[-LOOKED_AT:], step, last=step + 1 == total // size)
             self.show(step + 1, total // size)
@@ -303,6 +332,8 @@ def train_loop(config: TrainingConfig) -> None:
     exact_arithmetic(run.device)
     train = _resident(data["train_images"], data["train_labels"], run.device)
     test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
+    if run.epoch < run.training["epochs"]:
+        run.take_up_order(*train)
     while run.epoch < run.training["epochs"]:
         try:
             row = run.train_epoch(*train)

@@ -12,10 +12,10 @@ import sys
 import sysconfig
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 from unittest.mock import Mock
 
 import pytest
@@ -32,6 +32,7 @@ from torch import nn
 
 import mi_ray.cluster.blocks
 import mi_ray.cluster.worker
+from mi_ray.classifiers import build_classifier
 from mi_ray.cluster.actors import ProgressActor
 from mi_ray.cluster.blocks import Beside, Blocks, RayCluster, Steps
 from mi_ray.cluster.callbacks import Callbacks, _as_folder
@@ -39,7 +40,17 @@ from mi_ray.cluster.connect import connect, paths_of_ones_own
 from mi_ray.cluster.retries import ENDURED, GivenUpError, fault_of
 from mi_ray.cluster.runner import attacking, judge_and_write
 from mi_ray.cluster.session import Failure, Outcome, Session
-from mi_ray.cluster.train_loop import ANY_PROCESS, CHECKPOINT, OWN_PROCESS, _Run, cause_of_failure, fit, fit_task
+from mi_ray.cluster.train_loop import (
+    ANY_PROCESS,
+    CHECKPOINT,
+    OWN_PROCESS,
+    TrainingConfig,
+    TrainingValues,
+    _Run,
+    cause_of_failure,
+    fit,
+    fit_task,
+)
 from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
@@ -48,6 +59,7 @@ from mi_ray.device import NotFiniteError, PassCounter
 from mi_ray.events import about, event, written_to
 from mi_ray.own_code import own_modules
 from mi_ray.page.facts import provenance
+from mi_ray.parameters import Method
 from mi_ray.progress import Stage
 from mi_ray.store.files import Files
 from mi_ray.study.folder import mark
@@ -788,6 +800,69 @@ def test_dropout_goes_on_from_a_checkpoint_as_in_a_training_that_was_not_interru
         torch.manual_seed(3)  # as a training begins
         second.restore()
         assert torch.equal(F.dropout(torch.ones(64)), undisturbed)
+
+
+SETTINGS = {
+    "batch_size": 6,
+    "flip": True,
+    "crop_padding": 1,
+    "precision": "fp32",
+    "lr": 0.1,
+    "warmup": 0,
+    "lr_drops": [],
+    "epochs": 4,
+}
+
+
+@pytest.fixture
+def one_of_three(monkeypatch: pytest.MonkeyPatch) -> Iterator[_Run]:
+    """One of three workers as it goes on after an epoch, whose two others hold what it holds."""
+    classifier = build_classifier(
+        {
+            "architecture": "cnn_small",
+            "arguments": {"width": 2},
+            "classes": 10,
+            "mean": [0.4914, 0.4822, 0.4465],
+            "std": [0.5, 0.5, 0.5],
+        }
+    )
+    run = _Run.__new__(_Run)
+    run.plain, run.device, run.rank, run.world = classifier, torch.device("cpu"), 0, 3
+    run.epoch, run.training = 1, cast(TrainingValues, SETTINGS)
+    run.config = cast(TrainingConfig, {"seed": 1, "objective": Method("erm", {}), "training": SETTINGS})
+    run.optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda value: value.copy_(value + value + value))
+    run.model = nn.parallel.DistributedDataParallel(classifier)
+    yield run
+    torch.distributed.destroy_process_group()
+
+
+def test_several_workers_keep_the_normalisation_whose_mean_over_three_is_another_number(one_of_three: _Run) -> None:
+    before = {name: value.clone() for name, value in one_of_three.plain.named_buffers()}
+    value = before["mean"][0, 2]
+    assert (value + value + value) / 3 != value
+    one_of_three.average_buffers()
+    for name, buffer in one_of_three.plain.named_buffers():
+        if name in ("mean", "std"):
+            assert torch.equal(buffer, before[name])
+        assert torch.allclose(buffer.float(), before[name].float())
+
+
+def test_what_goes_on_with_three_workers_adds_up_gradients_in_the_order_of_what_was_not_interrupted(
+    one_of_three: _Run,
+) -> None:
+    """Torch arranges gradients anew after the first backward pass of a process, and three numbers have several sums."""
+    run, images, labels = one_of_three, torch.randint(256, (12, 3, 8, 8), dtype=torch.uint8), torch.arange(12) % 10
+    model: Any = run.model
+    before = {name: value.clone() for name, value in run.plain.state_dict().items()}
+    generator = torch.get_rng_state()
+    assert not model.reducer._rebuild_buckets()
+    run.take_up_order(images, labels)
+    assert all(parameter.grad is None for parameter in run.plain.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in run.plain.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert model.reducer._rebuild_buckets()  # As each forward pass asks; it is done once, before the second one.
 
 
 def test_a_training_without_momentum_and_one_with_a_frozen_parameter_go_on_from_a_checkpoint(tmp_path: Path) -> None:
