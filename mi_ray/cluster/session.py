@@ -23,7 +23,7 @@ from mi_ray.plan.work import Cell, Certificate, Work
 from mi_ray.store.blocks import Store
 from mi_ray.store.files import scratch_of
 from mi_ray.study.prepare import Study
-from mi_ray.study.workbench import Workbench
+from mi_ray.study.workbench import Workbench, hand_back
 
 MANY = 10_000.0  # CPUs: on a cluster Ray queues what does not fit yet, and the autoscaler sees the queue.
 TUNE = "sweep"  # The key under which a failure of Ray Tune itself is noted, which takes all cells with it.
@@ -141,7 +141,8 @@ class Session:
         return self._progress
 
     def close(self) -> None:
-        """End the actor that this run alone has: a Ray of the caller's own goes on."""
+        """End what this run alone has: its actor, where a Ray of the caller's own goes on, and the weights of denoisers."""
+        hand_back()
         if self._progress is not None and ray.is_initialized():
             ray.kill(self._progress)
             self._progress = None

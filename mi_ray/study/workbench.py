@@ -74,6 +74,14 @@ class OvertakenError(Exception):
     """While a block was computed, another study has stored one of this very range that holds more."""
 
 
+def hand_back() -> None:
+    """Have this process read the files of a person's own networks again, which a workbench has kept it from.
+
+    It may go on with something else than the study, for which other weights have been written into the same files.
+    """
+    hand_over({})
+
+
 class Workbench:
     """Computes and stores the blocks of one study in one process. `results` reads what is stored."""
 

@@ -1,5 +1,6 @@
 """Purification: what a step does, its gradient and the memory that it takes, and what of a denoiser is in the keys."""
 
+import io
 import re
 import sys
 import weakref
@@ -12,6 +13,7 @@ import pytest
 import torch
 from helpers.studies import compute, tiny
 from helpers.sweeps import sweep
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -19,6 +21,7 @@ from torch.utils._pytree import tree_leaves
 
 import mi_ray.study.duration
 from mi_ray import Attack, DefendedClassifier, ThreatModel, make_attack, make_defense, predict, train_denoiser
+from mi_ray.cluster.session import Session
 from mi_ray.data import Digits, to_unit
 from mi_ray.denoising import DEPTH, WIDTH, denoised
 from mi_ray.networks import OwnNetwork, hand_over, state_bytes
@@ -282,6 +285,20 @@ def test_a_worker_is_handed_the_weights_and_reads_no_file(own: Path, tmp_path: P
     assert (other - stored).abs().max() > 1e-3  # the file that is read has changed
     Workbench(one.bench.data)
     assert torch.equal(predict(model, made, x, executions=1, seed=0, points=one.study.points[:20]), found)
+
+
+def test_a_process_reads_a_file_again_once_its_study_has_ended(own: Path, tmp_path: Path, request: Any) -> None:
+    """A notebook goes on after a study, perhaps with other weights in the same file."""
+    request.addfinalizer(lambda: hand_over({}))
+    one = tiny(tmp_path / "store", defenses=[{"purify": VALUES}], points={"count": 20})
+    session = Session(one.study, one.store, None, Console(file=io.StringIO()))
+    made, x = make_defense("purify", **VALUES), torch.rand(2, 3, 32, 32)
+    (network,) = made.networks()  # type: ignore[attr-defined]
+    before = network.on(CPU)(x)
+    write(8)
+    assert torch.equal(network.on(CPU)(x), before)  # all of a study has one network, whatever becomes of the file
+    session.close()
+    assert not torch.equal(network.on(CPU)(x), before)
 
 
 def test_what_a_factory_draws_is_always_the_same_and_disturbs_nobody(batch: Any) -> None:
