@@ -63,8 +63,9 @@ class TrainingValues(TypedDict):
 class TrainingConfig(TypedDict):
     """What every worker of a training is handed.
 
-    key: of the classifier. data: uint8 images [N, H, W, C] and labels of both splits. progress: the `ProgressActor`.
-    cpus, gpus: of a worker. scratch: where checkpoints are kept. store: where the classifier goes, with what `about` says of it.
+    key: of the classifier. data: uint8 images [N, H, W, C] and labels, of the test split the `measured` ones.
+    progress: the `ProgressActor`. cpus, gpus: of a worker. scratch: where checkpoints are kept. store:
+    where the classifier goes, with what `about` says of it.
     """
 
     key: str
@@ -110,6 +111,18 @@ def write_classifier(
         f"{folder}/classifier.json",
         {"description": classifier.description, "weights_sha256": weights_digest(content), **about},
     )
+
+
+def measured(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Which images of a split an epoch's accuracy is measured on.
+
+    They are the first ones, or, where these leave out a class, ones that are spread evenly: in a folder of pictures all of one
+    class stand together.
+    """
+    first = np.arange(min(MEASURED, len(labels)))
+    if len(np.unique(labels[first])) == len(np.unique(labels)):
+        return first
+    return np.linspace(0, len(labels) - 1, MEASURED).astype(np.int64)
 
 
 def augmented(images: Tensor, training: TrainingValues, rng: np.random.Generator) -> Tensor:
@@ -305,12 +318,13 @@ class _Run:
             self.config["progress"].report.remote(self.config["key"], done)
 
     def accuracy(self, images: Tensor, labels: Tensor) -> float:
-        """Clean accuracy on the first images of a split, in eval mode."""
+        """Clean accuracy on the `measured` images of a split, in eval mode."""
         self.plain.eval()
+        places, right = torch.from_numpy(measured(labels.cpu().numpy())).to(images.device), 0
         with torch.no_grad():
-            parts = zip(images[:MEASURED].split(250), labels[:MEASURED].split(250), strict=True)
-            right = sum(int((self.plain(x.float().div(255)).argmax(1) == y).sum()) for x, y in parts)
-        return right / min(len(labels), MEASURED)
+            for some in places.split(250):
+                right += int((self.plain(images[some].float().div(255)).argmax(1) == labels[some]).sum())
+        return right / len(places)
 
 
 def _resident(
@@ -331,7 +345,7 @@ def train_loop(config: TrainingConfig) -> None:
     run = _Run(config)
     exact_arithmetic(run.device)
     train = _resident(data["train_images"], data["train_labels"], run.device)
-    test = _resident(data["test_images"][:MEASURED], data["test_labels"][:MEASURED], run.device)
+    test = _resident(data["test_images"], data["test_labels"], run.device)
     if run.epoch < run.training["epochs"]:
         run.take_up_order(*train)
     while run.epoch < run.training["epochs"]:

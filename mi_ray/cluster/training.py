@@ -13,12 +13,12 @@ from mi_ray.cluster.blocks import Beside, Steps
 from mi_ray.cluster.retries import Retries, fault_of, given_up
 from mi_ray.cluster.session import Session
 from mi_ray.cluster.train_loop import (
-    MEASURED,
     RUN,
     TrainingConfig,
     TrainingValues,
     finished,
     fit_task,
+    measured,
     write_classifier,
 )
 from mi_ray.events import event
@@ -166,12 +166,13 @@ class _Trainings:
             max(work.entry.workers * self.size.gpus for work in self.todo),
         )
         dataset = session.study.dataset
+        tested = measured(dataset.test_labels)
         data = ray.put(
             {
                 "train_images": np.asarray(dataset.train_images),
                 "train_labels": dataset.train_labels,
-                "test_images": dataset.test_images[:MEASURED],
-                "test_labels": dataset.test_labels[:MEASURED],
+                "test_images": dataset.test_images[tested],
+                "test_labels": dataset.test_labels[tested],
             }
         )
         self._images = {w.key: planner.works.images_an_epoch(w.entry) * w.entry.training.epochs for w in self.todo}

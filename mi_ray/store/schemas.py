@@ -312,9 +312,17 @@ TRAINING_COLUMNS: Columns = (
     Column("lr", DOUBLE, "The learning rate of the epoch."),
     Column("loss", DOUBLE, "The mean loss over the epoch's batches."),
     Column(
-        "train_accuracy", DOUBLE, "Clean accuracy on the first 1,000 images of the train split, in evaluation mode."
+        "train_accuracy",
+        DOUBLE,
+        "Clean accuracy on 1,000 images of the train split in evaluation mode, the first or, where "
+        "these leave out a class, evenly spread ones.",
     ),
-    Column("test_accuracy", DOUBLE, "Clean accuracy on the first 1,000 images of the test split, in evaluation mode."),
+    Column(
+        "test_accuracy",
+        DOUBLE,
+        "Clean accuracy on 1,000 images of the test split in evaluation mode, the first or, where "
+        "these leave out a class, evenly spread ones.",
+    ),
     Column("images", LONG, "How many training images the epoch passed."),
     Column("seconds", DOUBLE, "Seconds that the epoch took."),
 )

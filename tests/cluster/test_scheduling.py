@@ -18,6 +18,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import ray
 import torch
@@ -50,6 +51,7 @@ from mi_ray.cluster.train_loop import (
     cause_of_failure,
     fit,
     fit_task,
+    measured,
 )
 from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
@@ -800,6 +802,27 @@ def test_dropout_goes_on_from_a_checkpoint_as_in_a_training_that_was_not_interru
         torch.manual_seed(3)  # as a training begins
         second.restore()
         assert torch.equal(F.dropout(torch.ones(64)), undisturbed)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_an_epochs_accuracy_is_of_all_classes_also_where_those_of_one_stand_together(together: bool) -> None:
+    """A folder of pictures is sorted by class, so that its first thousand may hold two classes of ten."""
+    labels = np.repeat(np.arange(10), 400) if together else np.tile(np.arange(10), 400)
+    places = measured(labels)
+    assert len(places) == 1000
+    assert np.bincount(labels[places]).tolist() == pytest.approx([100] * 10, abs=1)
+    assert together or places.tolist() == list(range(1000))
+    run = _Run.__new__(_Run)
+    one_class: Any = nn.Sequential(nn.Flatten(), nn.Linear(1, 10))
+    one_class[1].bias.data[0] = 100  # It answers class 0 to everything.
+    run.plain = one_class
+    images = torch.zeros(4000, 1, 1, 1, dtype=torch.uint8)
+    assert run.accuracy(images, torch.from_numpy(labels)) == pytest.approx(0.1, abs=0.002)
+
+
+@pytest.mark.parametrize("count", [7, 1000])
+def test_an_epochs_accuracy_is_of_the_whole_of_a_small_split(count: int) -> None:
+    assert measured(np.arange(count)).tolist() == list(range(count))
 
 
 SETTINGS = {
