@@ -31,8 +31,8 @@ from mi_ray.store.schemas import TRAINING
 from mi_ray.study.given import given_classifier
 
 REMEDY = (
-    "a worker ran out of memory, and again; raise resources.train.cpus, so that fewer share a node, or lower "
-    "training.batch_size (which is another classifier)"
+    "a worker ran out of memory, also while no other training ran; use nodes with more memory, raise resources.train.cpus, so "
+    "that fewer workers share a node, or lower training.batch_size (which is another classifier)"
 )
 
 
@@ -203,7 +203,8 @@ class _Trainings:
         if work is None:
             return
         if self._is_to_go_on(work, task):
-            self.waiting.insert(0, work)
+            # One that is to run alone waits for all others, none of which need wait for it.
+            self.waiting.insert(len(self.waiting) if self.retries[work.key].alone else 0, work)
             return
         self.session.untrained.discard(work.key)
         self.give_back(work.key)
@@ -215,7 +216,7 @@ class _Trainings:
         """How many blocks have room beside the trainings that run.
 
         None has while a training waits for its turn, while one of several workers has not gone through an image yet, since its
-        workers may still have to be placed, and while one that ran out of memory has a whole node to itself.
+        workers may still have to be placed, and while one that ran out of memory is to run alone.
         """
         placed = all(work.entry.workers == 1 or self.images.get(work.key) for work in self.running.values())
         if self.waiting or not placed or any(self.retries[work.key].alone for work in self.running.values()):
@@ -229,13 +230,18 @@ class _Trainings:
         return float(work.entry.workers * self.size.cpus)
 
     def _fill(self, free: float, data: ray.ObjectRef) -> None:
-        """Start waiting trainings, in order, while there are CPUs for the next one; one runs whatever it needs."""
-        used = sum(self._cpus(work) for work in self.running.values())
-        while self.waiting and (not self.running or used + self._cpus(self.waiting[0]) <= free):
+        """Start waiting trainings, in order, while there is room for the next one; one runs whatever it needs."""
+        while self.waiting and self._has_room(self.waiting[0], free):
             work = self.waiting.pop(0)
-            used += self._cpus(work)
             self.retries[work.key].tried += 1
             self.running[self._start(work, data)] = work
+
+    def _has_room(self, work: ClassifierWork, free: float) -> bool:
+        """Whether a training may begin beside what runs: none does beside one that ran out of memory before."""
+        running = list(self.running.values())
+        if any(self.retries[each.key].alone for each in (work, *running)):
+            return not running and not self.meanwhile.tasks
+        return not running or sum(self._cpus(each) for each in (work, *running)) <= free
 
     def _start(self, work: ClassifierWork, data: ray.ObjectRef) -> ray.ObjectRef:
         session, entry = self.session, work.entry

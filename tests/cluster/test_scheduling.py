@@ -619,6 +619,44 @@ def test_as_many_trainings_run_at_once_in_order_as_there_are_cpus_for_and_at_lea
     assert list(trainings.running) == begun
 
 
+def test_a_training_that_ran_out_of_memory_goes_on_alone_once_all_others_have_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    todo: Any = [SimpleNamespace(key=key, entry=SimpleNamespace(workers=1, name=key)) for key in "abc"]
+    monkeypatch.setattr(_Trainings, "_start", lambda self, work, data: work.key)
+    session: Any = SimpleNamespace(
+        sweep=SimpleNamespace(resources=SimpleNamespace(train=SimpleNamespace(cpus=1))),
+        untrained=set(),
+        outcome=Outcome(),
+    )
+    meanwhile = _Meanwhile(session, None)
+    trainings = _Trainings(session, todo, meanwhile, lambda key: None)
+    ends = {"a": [exceptions.OutOfMemoryError("no memory")], "b": [], "c": []}
+
+    def ended(task: Any) -> None:
+        if ends[task]:
+            raise ends[task].pop()
+
+    monkeypatch.setattr(ray, "get", ended)
+    monkeypatch.setattr("mi_ray.cluster.training.finished", lambda store, key: True)
+    monkeypatch.setattr("mi_ray.cluster.training._remove_checkpoints", lambda session, key: None)
+    session.store = None
+    trainings._fill(2, None)
+    assert list(trainings.running) == ["a", "b"]
+    trainings._ended("a")  # type: ignore[arg-type]
+    trainings._fill(2, None)
+    assert list(trainings.running) == ["b", "c"]
+    for other in "bc":
+        trainings._ended(other)  # type: ignore[arg-type]
+        meanwhile.tasks = ["a block beside trainings"]
+        trainings._fill(2, None)
+        assert not {"a"} & {*trainings.running}
+    meanwhile.tasks = ()
+    trainings.waiting.append(todo[1])
+    trainings._fill(2, None)
+    assert list(trainings.running) == ["a"]
+
+
 def test_no_further_block_of_a_work_begins_once_one_has_shown_that_it_is_not_finite(study: Tiny) -> None:
     first, second = (study.bench.results.missing(work, 20) for work in study.plan.attacks[:2])
     items = [*first, *second]
