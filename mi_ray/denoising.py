@@ -120,14 +120,16 @@ def train_denoiser(
     optimizer = torch.optim.Adam(network.parameters(), lr)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs)
     total = len(data.train_labels)
-    for epoch in range(epochs):
-        for step, chosen in batches(seed, epoch, total, min(batch_size, total), 0, 1):
-            x = on_device(to_unit(data.train_images[np.sort(chosen)]), place)
-            loss = denoise_loss(network, x, sigma, np.random.default_rng([seed, epoch, step]))
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-        schedule.step()
+    with torch.random.fork_rng(devices=[place] if place.type == "cuda" else []):
+        torch.manual_seed(seed)  # A network's dropout draws of torch's own generators.
+        for epoch in range(epochs):
+            for step, chosen in batches(seed, epoch, total, min(batch_size, total), 0, 1):
+                x = on_device(to_unit(data.train_images[np.sort(chosen)]), place)
+                loss = denoise_loss(network, x, sigma, np.random.default_rng([seed, epoch, step]))
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            schedule.step()
     Path(file).write_bytes(state_bytes(network))
     return _errors(network.eval(), to_unit(np.asarray(data.test_images)), high, seed)
 

@@ -44,6 +44,13 @@ class Small(nn.Sequential):
         super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.Tanh(), nn.Conv2d(4, 3, 3, padding=1))
 
 
+class Dropped(nn.Sequential):
+    """A denoiser with a dropout, which is there in training alone."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Conv2d(3, 4, 3, padding=1), nn.Dropout(0.5), nn.Conv2d(4, 3, 3, padding=1))
+
+
 class Told(nn.Module):
     """Subtracts the noise level that it is told."""
 
@@ -330,6 +337,19 @@ def test_training_takes_noise_away_and_a_seed_repeats_it(tmp_path: Path, batch: 
     network.load_state_dict(load_file(files[0]))
     purified = copies(batch[0], 1, weights=str(files[0]), noise=0.3)[0]
     torch.testing.assert_close(purified, denoised(network, batch[0] + 0.3 * noises(1, 1)[0][0], 0.3))
+
+
+def test_a_seed_repeats_a_dropout_too_and_disturbs_nobody(tmp_path: Path) -> None:
+    digits, data = Digits().load(), tmp_path / "few.npz"
+    few = {"x_train": digits.train_images[:8], "y_train": digits.train_labels[:8]}
+    np.savez(data, **few, x_test=digits.test_images[:8], y_test=digits.test_labels[:8])
+    state, found = torch.get_rng_state(), []
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        file = tmp_path / f"{name}.safetensors"
+        train_denoiser({"npz": str(data)}, file, factory=f"{__name__}:Dropped", epochs=1, seed=seed)
+        found.append(file.read_bytes())
+    assert found[0] == found[1] != found[2]
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(
