@@ -8,6 +8,7 @@ Where there is neither, the person is told.
 import contextlib
 import fcntl
 import json
+import math
 import os
 import re
 import time
@@ -181,13 +182,16 @@ def running(store: Files, study: str) -> str | None:
 
 
 def _leasing(store: Files, study: str) -> str | None:
-    """`running` by the lease on a study. Where there is none, the store may have no leases at all."""
+    """`running` by the lease on a study. Where there is none, the store may have no leases at all.
+
+    A storage that keeps no times, as Azure's through fsspec, cannot tell how old a lease is: its holder is taken at its word.
+    """
     name = _study_lease(study)
     try:
         found = open_slot(store, name).read()
         if found is None:
             return None
-        dead = is_dead(found[0]) or store.age(name) > SHOWN_AS_DEAD
+        dead = is_dead(found[0]) or SHOWN_AS_DEAD < store.age(name) < math.inf
     except (StorageError, ValueError):
         return None
     return "" if dead else in_words(found[0])

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import re
 import signal
@@ -11,7 +12,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import ClassVar
+from types import SimpleNamespace
+from typing import Any, ClassVar
 from urllib.parse import unquote
 
 import pytest
@@ -458,3 +460,15 @@ def test_a_command_that_stood_still_for_too_long_stops_when_it_finds_that_anothe
     assert "works on it now. What is finished is stored, and the same command goes on or waits" in drivers.said(0)
     assert second.wait(300) == 0, drivers.said(1)
     drivers.assert_rows(undisturbed)
+
+
+@pytest.mark.parametrize(("age", "shown"), [(5.0, True), (400.0, False), (math.inf, True)])
+def test_who_holds_a_lease_is_told_unless_its_last_beat_is_known_to_be_long_ago(
+    monkeypatch: pytest.MonkeyPatch, age: float, shown: bool
+) -> None:
+    """Where a storage keeps no times, a study that runs was told to have been cut short."""
+    shelf, far = Shelf(), {"pid": 7, "host": "far", "since": "today", "machine": "another"}
+    shelf.write(json.dumps(far).encode(), None)
+    monkeypatch.setattr("mi_ray.store.locks.open_slot", lambda store, name: shelf)
+    store: Any = SimpleNamespace(local=False, age=lambda name: age)
+    assert running(store, "tiny") == ("process 7 on far since today" if shown else "")
