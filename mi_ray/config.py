@@ -828,6 +828,17 @@ class Sweep(Strict):
         return self
 
     @model_validator(mode="after")
+    def _workers_share_no_gpu(self) -> "Sweep":
+        """NCCL, by which the workers of one training exchange gradients, takes one process a GPU."""
+        several, gpus = [entry.name for entry in self.classifiers if entry.workers > 1], self.resources.train.gpus
+        if several and 0 < gpus < 1:
+            raise ValueError(
+                "resources.train.gpus must be 0 or a whole number where a classifier has several workers, which cannot share a "
+                f"GPU; got {gpus:g} and {', '.join(several)}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _a_search_has_what_it_needs(self) -> "Sweep":
         if self.search is None:
             return self
