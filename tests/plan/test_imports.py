@@ -5,6 +5,8 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+import pytest
+
 STATISTICS = ("scipy.stats", "scipy.signal", "scipy.special", "sklearn", "matplotlib", "optuna")
 
 
