@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import json
 import os
 import re
@@ -74,6 +75,13 @@ def test_what_a_plugin_may_say_is_there_to_be_said() -> None:
         names = [name for row in rows for name in re.findall(r"`([\w.]+)[`(]", row)]
         assert len(names) >= 8
         assert [name for name in names if name not in known] == []
+
+
+def test_the_methods_that_a_plugin_may_write_are_shown_with_their_arguments() -> None:
+    text = (ROOT / "docs/plugins.md").read_text(encoding="utf-8")
+    for owner, name in ((RandomTransform, "check_images"), (Attack, "check")):
+        arguments = ", ".join([*inspect.signature(getattr(owner, name)).parameters][1:])
+        assert f"`{name}({arguments})`" in text
 
 
 def test_the_sweep_in_readme_is_one_that_is_accepted_whole_and_small(tmp_path: Path) -> None:
