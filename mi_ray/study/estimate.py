@@ -7,6 +7,7 @@ import torch
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import Precision
+from mi_ray.config import Sweep
 from mi_ray.device import has_bf16
 from mi_ray.plan.cost import Costs, times, total
 from mi_ray.plan.planner import Planner
@@ -256,17 +257,23 @@ def _asked(count: int, cpus: float, gpus: float) -> str:
 def _checks_line(study: Study, rows: Sequence[CostRow]) -> list[str]:
     """That the checks cost more than the study, where they do, and how to spend less."""
     passes = {row.name: sum(row.planned) for row in rows}
-    own, wanted = passes["attack"] + passes["evaluate"], study.sweep.checks
+    own = passes["attack"] + passes["evaluate"]
     if passes["checks"] <= own:
         return []
-    less = max(study.sweep.batch, min(wanted.points, study.sweep.points.count) // 4)
-    fewer = (
-        f"`checks: {{points: {less}}}` judges on fewer points, " if wanted.level == "subset" else "`checks: subset`, "
-    )
     return [
-        f"the checks cost more than the study itself, {passes['checks']:,} passes against {own:,}: {fewer}`checks: cheap` "
-        "judges by stored rows alone, and `mi-ray sweep` shows the first frontier before it begins them"
+        f"the checks cost more than the study itself, {passes['checks']:,} passes against {own:,}: "
+        f"{fewer_checks(study.sweep)}`checks: cheap` judges by stored rows alone, and `mi-ray sweep` shows the first "
+        "frontier before it begins them"
     ]
+
+
+def fewer_checks(sweep: Sweep) -> str:
+    """How a file asks for checks on fewer points, which are whole batches; nothing where they are on one batch already."""
+    if sweep.checks.level != "subset":
+        return "`checks: subset`, "
+    judged = min(sweep.checks.points, sweep.points.count)
+    less = max(sweep.batch, judged // 4)
+    return f"`checks: {{points: {less}}}` judges on fewer points, " if less < judged else ""
 
 
 def black_box_lines(plan: Plan) -> list[str]:

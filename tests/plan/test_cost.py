@@ -9,7 +9,7 @@ from helpers.sweeps import classifier, sweep
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.plan.cost import Costs
-from mi_ray.study.estimate import black_box_lines, bounds_lines, places_line
+from mi_ray.study.estimate import black_box_lines, bounds_lines, fewer_checks, places_line
 from mi_ray.study.prepare import prepare
 
 
@@ -151,6 +151,19 @@ def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
         r"passes of checks: at least, since [1-9]\d* checks behind random defenses ask for up to 30 draws", asked
     )
     assert told({**pgd, "knowledge": "adaptive"}, draws=30, **random) == []
+
+
+@pytest.mark.parametrize(
+    ("checks", "told"),
+    [
+        ({"points": 200}, "`checks: {points: 50}` judges on fewer points, "),
+        ({"points": 60}, "`checks: {points: 20}` judges on fewer points, "),
+        ({"points": 20}, ""),  # a batch, of which there is no part
+        ("full", "`checks: subset`, "),
+    ],
+)
+def test_fewer_checks_are_offered_where_there_can_be_fewer(checks: Any, told: str) -> None:
+    assert fewer_checks(sweep(checks=checks, batch=20, points={"count": 300})) == told
 
 
 @pytest.mark.parametrize(
