@@ -866,9 +866,11 @@ class Sweep(Strict):
     @model_validator(mode="after")
     def _attacks_are_kept_to_defenses_that_are_there(self) -> "Sweep":
         defenses = list(dict.fromkeys(entry.method.name for entry in self._real_defenses))
-        for name, values in (each for entry in self.attacks for each in entry.defenses or ()):
-            if name not in defenses:
-                raise unknown("defense to attack", name, defenses)
+        asked = [(at, *each) for at, entry in enumerate(self.attacks) for each in entry.defenses or ()]
+        for at, name, values in asked:
+            if name not in defenses:  # The mistake may as well be in `defenses`, so the line names both places.
+                told = unknown("defense to attack", name, defenses)
+                raise ValueError(f"attacks[{at}]: {told}, as `defenses` lists them")
             if values != {} and self.search is not None:
                 raise ValueError(
                     "search: optuna proposes settings itself, so an attack names whole defenses; "
