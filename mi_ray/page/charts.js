@@ -41,7 +41,13 @@ const CONFIG = {
 
 const shape = (marker) => PATHS[marker] || PATHS.o;
 const ink = (colour) => (colour.toLowerCase() === "#000000" || colour === "black" ? INK : colour);
-const percent = (value) => (value === null || value === undefined ? "–" : (100 * value).toFixed(1));
+/** A number as Python writes it in tables and in the answer: what lies half way (odd / 2^(digits + 1), exactly) goes to the even digit. */
+const fixed = (value, digits) => {
+  if (Math.abs((value * 2 ** (digits + 1)) % 2) !== 1) return value.toFixed(digits);
+  const below = Math.floor(Math.abs(value) * 10 ** digits);
+  return ((Math.sign(value) * (below + (below % 2))) / 10 ** digits).toFixed(digits);
+};
+const percent = (value) => (value === null || value === undefined ? "–" : fixed(100 * value, 1));
 const interval = (value, low, high) => (value === null ? "–" : `${percent(value)} [${percent(low)}, ${percent(high)}]`);
 
 /** An element with attributes (functions are listeners) and children, of which texts stay texts. */

@@ -130,9 +130,9 @@ const looksOf = (of, rows) => Object.fromEntries(Object.entries(of.looks).filter
 const frontierColumns = (of) => [
   ["Defense", (row) => full(settingOf(of, row.setting))],
   ["N", (row) => settingOf(of, row.setting).executions, true],
-  ["Clean %", (row) => `${row.clean.toFixed(1)} [${row.clean_low.toFixed(1)}, ${row.clean_high.toFixed(1)}]`, true],
-  ["Adversarial %", (row) => `${row.left.toFixed(1)} [${row.low.toFixed(1)}, ${row.high.toFixed(1)}]`, true],
-  ["Worst case %", (row) => (row.worst === null ? "–" : row.worst.toFixed(1)), true],
+  ["Clean %", (row) => `${fixed(row.clean, 1)} [${fixed(row.clean_low, 1)}, ${fixed(row.clean_high, 1)}]`, true],
+  ["Adversarial %", (row) => `${fixed(row.left, 1)} [${fixed(row.low, 1)}, ${fixed(row.high, 1)}]`, true],
+  ["Worst case %", (row) => (row.worst === null ? "–" : fixed(row.worst, 1)), true],
   ["Undominated", (row) => (row.undominated ? "yes" : "")],
   ["Checks", (row) => of.cells[row.cell].mark],
 ];
@@ -280,7 +280,7 @@ function renderSetting() {
       ["Right of these %", ([, at]) => percent(of.cells[at].accuracy_answered), true]] : []),
     ["Checks", ([, at]) => of.cells[at].mark || ""],
     ["Failed", ([, at]) => failedOf(of, of.cells[at]).join(", ") || of.cells[at].cause],
-    ["Detector's AUC", ([, at]) => (of.cells[at].auc === null ? "–" : of.cells[at].auc.toFixed(3)), true],
+    ["Detector's AUC", ([, at]) => (of.cells[at].auc === null ? "–" : fixed(of.cells[at].auc, 3)), true],
     ["Forward passes", ([, at]) => counted(of.cells[at].forward_passes), true],
     ["Backward passes", ([, at]) => counted(of.cells[at].backward_passes), true],
     ["Seconds", ([, at]) => (of.cells[at].seconds === null ? "–" : of.cells[at].seconds.toFixed(1)), true],
@@ -306,7 +306,7 @@ function settingCharts(of, cells, charts) {
   if (survival.some((row) => row.x > 1)) {
     const host = h("div", { class: "chart" });
     charts.append(part("Survival of k attempts", host, behind("Share of points that are right in all of k draws, in %", [
-      ["Attack", (row) => row.series], ["k", (row) => row.x, true], ["Survival %", (row) => row.y.toFixed(1), true]], survival)));
+      ["Attack", (row) => row.series], ["k", (row) => row.x, true], ["Survival %", (row) => fixed(row.y, 1), true]], survival)));
     draw(host, linesSpec(survival, "attempts k", "right in all of k draws (%)"), "Survival of k attempts");
   } else charts.append(part("Survival of k attempts", h("p", { class: "note" }, "One draw of each point: only one attempt is known.")));
   const losses = [];
@@ -320,9 +320,9 @@ function settingCharts(of, cells, charts) {
   if (losses.length) {
     const host = h("div", { class: "chart" });
     charts.append(part("Loss against steps", host, behind("Mean of what the attack climbs, over reported points", [
-      ["Attack", (row) => row.series], ["Steps", (row) => row.x, true], ["Loss", (row) => row.y.toFixed(4), true]], losses)));
+      ["Attack", (row) => row.series], ["Steps", (row) => row.x, true], ["Loss", (row) => fixed(row.y, 4), true]], losses)));
     draw(host, linesSpec(losses, "steps", "mean loss"), "Loss against steps");
-  } else charts.append(part("Loss against steps", h("p", { class: "note" }, "Each attack on this setting is stored at one step only, so there is no curve.")));
+  } else charts.append(part("Loss against steps", h("p", { class: "note" }, "No attack on this setting is stored at several steps with a loss, which a single restart of PGD on F is stored without: so there is no curve.")));
 }
 
 /** A table that sorts, pages, and may search, be downloaded and have rows to choose. */
@@ -581,7 +581,7 @@ function renderSides() {
       (apart ? ` ${apart} pairs of worst cases have none either: they are of other attacks, or one of them by the draw that chose it.` : "") +
       (DATA.pairs > rows.length ? ` Shown are the first ${counted(rows.length)} of ${counted(DATA.pairs)} pairs; mi-ray compare has all that are of one attack.` : "")
     : "The studies have no setting in common (classifier by name, defense, N, goal, ε), so nothing is paired.";
-  const signed = (value) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + (100 * value).toFixed(1));
+  const signed = (value) => (value === null || value === undefined ? "–" : (value > 0 ? "+" : "") + fixed(100 * value, 1));
   const columns = [
     { key: "setting", title: "Setting" }, { key: "attacks", title: "Attack" }, { key: "epsilon", title: "ε", num: true, text: (row) => row.epsilon_text },
     { key: "difference", title: "Difference", num: true, text: (row) => (row.same ? "same result" : row.apart || `${signed(row.difference)} [${signed(row.low)}, ${signed(row.high)}]`) },

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from helpers.browsed import write_browsed_study
 
+import mi_ray.page
 from mi_ray.page.write import page
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import cells_table, write_cells
@@ -196,6 +197,27 @@ def test_tables_sort_search_and_download_what_they_show(opened: "Page", tmp_path
     read = list(csv.DictReader(file.open(encoding="utf-8")))
     assert [round(100 * float(row["accuracy"]), 1) for row in read] == shown
     assert download.value.suggested_filename == "one-cells.csv"
+
+
+def test_numbers_are_rounded_as_tables_and_the_answer_round_them(opened: "Page") -> None:
+    """400 images have shares that lie half way, such as 125 / 400; JavaScript's own toFixed writes 31.3 there."""
+    source = (Path(mi_ray.page.__file__).parent / "charts.js").read_text(encoding="utf-8")
+    rules = source[source.index("const fixed") : source.index("const interval")]
+    for count in (400, 350, 999):
+        shares = [k / count for k in range(-count, count + 1)]
+        shown = opened.evaluate(f"(shares) => {{ {rules} return shares.map(percent); }}", shares)
+        assert shown == [f"{100 * share:.1f}" for share in shares]
+    parts = [k / 16 for k in range(17)]
+    assert opened.evaluate(f"(parts) => {{ {rules} return parts.map((one) => fixed(one, 3)); }}", parts) == [
+        f"{one:.3f}" for one in parts
+    ]
+
+
+def test_example_images_keep_their_shape_also_where_one_stands_alone(opened: "Page") -> None:
+    opened.wait_for_selector("#examples img")
+    sides = opened.evaluate("[...document.querySelectorAll('#examples img')].map((one) => [one.width, one.height])")
+    assert sides
+    assert all(abs(width - height) <= 1 for width, height in sides)
 
 
 def test_points_say_which_attack_broke_them(opened: "Page") -> None:
