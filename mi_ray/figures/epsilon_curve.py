@@ -7,7 +7,6 @@ The point at ε = 0 is the clean cell. A curve joins the cells of one attack wha
 
 import itertools
 import math
-import textwrap
 from collections.abc import Sequence
 from typing import Literal
 
@@ -26,6 +25,7 @@ from mi_ray.figures.panels import (
     cross_out,
     curve,
     defense_handles,
+    filled,
     framed,
     lines,
     save_drawing,
@@ -167,7 +167,9 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
     for number, (axes, (name, classifier)) in enumerate(zip(panels.flat, places, strict=False)):
         shown = table[(table["curve"] == name) & (table["classifier"] == classifier)]
         _panel(axes, shown, names, ranks, banded=_banded(table))
-        axes.set_title(textwrap.fill(f"{classifier}: {name}", 44), fontsize=8.5)
+        if shown.empty:  # An attack may be kept to some classifiers.
+            axes.text(0.5, 0.5, "not measured", transform=axes.transAxes, ha="center", va="center", fontsize=8)
+        axes.set_title(filled(f"{classifier}: {name}", 44), fontsize=8.5)
         if number % across == 0:
             axes.set_ylabel("Accuracy (%)")
         if one_norm and number < len(places) - across:
@@ -177,7 +179,8 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         axes.tick_params(labelbottom=True)  # also of the last panels above a place that stays empty
         axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=norm == MAX_NORM))
     show_percent(panels[0][0])
-    framed(figure, title, note, handles, min(len(handles), 6 if runs_on else 4))
+    dashed = max(ranks.values()) > 0  # A marker in the middle of a short line hides how it is dashed.
+    framed(figure, title, note, handles, min(len(handles), 6 if runs_on else 4), handle=4.0 if dashed else 2.0)
     return figure
 
 

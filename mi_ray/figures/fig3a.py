@@ -8,7 +8,6 @@ positives: a detector that flags more clean inputs than that is of little use, w
 """
 
 import json
-import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +25,7 @@ from mi_ray.figures.panels import (
     cross_out,
     curve,
     defense_handles,
+    filled,
     framed,
     lines,
     save_drawing,
@@ -222,7 +222,7 @@ def draw(table: pd.DataFrame, detectors: list[Detector], names: Names, title: st
         rows = table[(table["classifier"] == classifier) & (table["attack"] == attack)]
         mine = [found for found in detectors if (found.classifier, found.attack) == (classifier, attack)]
         _roc_panel(line[0], rows, {(found.defense, found.parameters): found.scores for found in mine}, names)
-        line[0].set_title(textwrap.fill(f"{classifier}, {attack}", 34), fontsize=9)
+        line[0].set_title(filled(f"{classifier}, {attack}", 34), fontsize=9)
         if several:
             _against_lambda(line[1], rows, names, AUC, 0.5)
             line[1].set(ylabel="AUC", ylim=(-0.02, 1.02))

@@ -7,7 +7,6 @@ draw: hollow markers are of the first attack and filled ones of the worst case, 
 """
 
 import json
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ from matplotlib.lines import Line2D
 
 from mi_ray.choice import THREAT, chosen_on, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text
-from mi_ray.figures.panels import Estimated, Style, bars, cross_out, framed, lines, save_drawing, styled
+from mi_ray.figures.panels import Estimated, Style, bars, cross_out, filled, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import at_largest_n, read_study
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store
@@ -235,7 +234,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
             found = by_ball.get_group(ball)
             _panel(axes, found[found["classifier"] == classifier], names, single=single)
             told = f"{classifier}, ε = {epsilon_text(ball[1], ball[0])}" if several else classifier
-            titles.append(textwrap.fill(told, int(TITLE * figure.get_figwidth() / across)))
+            titles.append(filled(told, int(TITLE * figure.get_figwidth() / across)))
             axes.set_title(titles[-1], fontsize=PRINT + 0.5)
             axes.set_xlabel("Clean accuracy (%)")
         line[0].set_ylabel("Adversarial accuracy (%)")

@@ -1,7 +1,6 @@
 """Fig. 5: clean images beside adversarial ones that were crafted against a defense, with what is answered to them."""
 
 import json
-import textwrap
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 
 from mi_ray.choice import SETTING
 from mi_ray.figures.names import Names, parameters
-from mi_ray.figures.panels import save_figure, styled
+from mi_ray.figures.panels import filled, save_figure, styled
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.verdict_marks import checks_note
 from mi_ray.store.blocks import Store, once
@@ -173,8 +172,8 @@ def draw(strips: list[Strip], note: str) -> Figure:
             for at, axes in enumerate(line):
                 _show(axes, pictures[at], _said(strip, at, name) if name in ("clean", "adversarial") else [])
             line[0].set_ylabel(name, fontsize=7)
-        part.suptitle(textwrap.fill(strip.title, int(14 * size[0])), fontsize=8)
-    figure.suptitle(textwrap.fill(note, int(17 * size[0])), fontsize=6.5, color="#444444")
+        part.suptitle(filled(strip.title, int(14 * size[0])), fontsize=8)
+    figure.suptitle(filled(note, int(17 * size[0])), fontsize=6.5, color="#444444")
     return figure
 
 

@@ -112,34 +112,45 @@ def framed(
     size: float = 8,
     *,
     math: bool = False,
+    handle: float = 2.0,
 ) -> float:
     """A title above the panels; below them the legend and, in small print, what one must know to read the figure.
 
     columns: the most that the legend may have; it has fewer where they would be wider than the figure. size: of the
-    legend's letters, in points. math: whether the labels in the legend are mathematics, which names never are. Returns the height
-    of it all, in inches.
+    legend's letters, in points. math: whether the labels in the legend are mathematics, which names never are. handle: how long
+    the legend's lines are, in letters. Returns the height of it all, in inches.
     """
     small, large = 0.81 * size, size + 1.5
 
     def wrapped(text: str, letters: float) -> str:
         """The text in lines that are no wider than the figure. letters: their size, in points."""
-        return textwrap.fill(text, int(18 * figure.get_figwidth() * 6.5 / letters))
+        return filled(text, int(18 * figure.get_figwidth() * 6.5 / letters))
 
     figure.suptitle(wrapped(title, large), fontsize=large)
     told = "\n".join(wrapped(line, small) for line in note.splitlines())
     with mpl.rc_context({"text.parse_math": math}):
-        columns = _fitting([str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size)
-        fit: Style = {"loc": "outside lower center", "ncols": columns}
+        columns = _fitting(
+            [str(handle.get_label()) for handle in handles], columns, 72 * figure.get_figwidth(), size, handle
+        )
+        fit: Style = {"loc": "outside lower center", "ncols": columns, "handlelength": handle}
         legend = figure.legend(handles=handles, fontsize=size, title=told, **fit)
     legend.get_title().set(fontsize=small, color="#444444", multialignment="center", parse_math=False)
     rows, told_lines = -(-len(handles) // columns), len(told.splitlines())
     return (1.5 * (size + 1.5) + 1.55 * size * (rows + 0.5) + 1.3 * small * told_lines) / 72
 
 
-def _fitting(labels: Sequence[str], most: int, width: float, size: float) -> int:
-    """How many columns, at most so many and at least one, a legend with these labels may have. width, size: in points."""
-    # Before each label stands a handle.
-    widths = [TextPath((0, 0), label, size=size).get_extents().width + 2.8 * size for label in labels]
+def filled(text: str, width: int) -> str:
+    """The text in lines of so many letters, none of which ends between a name and its value, as in ε = 2/255."""
+    held = "\u00a0"  # a space at which no line ends
+    return textwrap.fill(text.replace(" = ", f"{held}={held}"), width).replace(held, " ")
+
+
+def _fitting(labels: Sequence[str], most: int, width: float, size: float, handle: float) -> int:
+    """How many columns, at most so many and at least one, a legend with these labels may have. width, size: in points.
+
+    handle: how long the line before each label is, in letters.
+    """
+    widths = [TextPath((0, 0), label, size=size).get_extents().width + (handle + 0.8) * size for label in labels]
     for columns in range(min(most, len(labels)), 1, -1):
         taken = sum(max(column) for column in np.array_split(widths, columns))  # matplotlib fills columns in this way
         if taken + 2 * size * columns <= width:

@@ -5,7 +5,6 @@ alone. The points are the same in all, so a change has a paired interval and tes
 """
 
 import json
-import textwrap
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from mi_ray.figures.names import Names, Row, parameters
-from mi_ray.figures.panels import Style, bars, cross_out, defense_handles, framed, lines, save_figure, styled
+from mi_ray.figures.panels import Style, bars, cross_out, defense_handles, filled, framed, lines, save_figure, styled
 from mi_ray.figures.reading import check_each_once, read_study, records_of
 from mi_ray.figures.saving import save_texts
 from mi_ray.figures.tables import markdown, percent, points
@@ -215,7 +214,7 @@ def draw(table: pd.DataFrame, names: Names, title: str, note: str) -> Figure:
         for axes, threat in zip(line, threats, strict=True):
             rows = changed[(changed["classifier"] == classifier) & (changed["threat"] == threat)]
             _panel(axes, rows, variants, defenses, names)
-            axes.set_title(f"{classifier}\n{textwrap.fill(threat, 30)}", fontsize=7.5)
+            axes.set_title(f"{classifier}\n{filled(threat, 30)}", fontsize=7.5)
             axes.tick_params(labelsize=7.5)
     for axes in panels[-1]:
         axes.set_xlabel("change of accuracy (points)", fontsize=8)
@@ -229,7 +228,7 @@ def describe(table: pd.DataFrame, cells: pd.DataFrame) -> tuple[str, str]:
     title = f"{table['dataset'].iloc[0]}: each choice against the {ITSELF}"
     same = table[table["variant"] != ITSELF].groupby("variant", sort=False)["same"].all()
     unmoved = "" if same.all() else ", ".join(same.index[same])
-    told = textwrap.fill(f"not drawn, since they change no cell of the study: {unmoved}", 110) if unmoved else ""
+    told = filled(f"not drawn, since they change no cell of the study: {unmoved}", 110) if unmoved else ""
     return title, lines(note, told, checks_note(cells[cells["state"] == "done"]))
 
 

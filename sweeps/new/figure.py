@@ -20,9 +20,9 @@ def make(store, study):  # -> the paths of the files that it wrote, within the s
         (attacked[THREAT] == attacked[THREAT].iloc[0]).all(axis=1)
     ]  # One attack: a mean of several says nothing.
     own = own[own["selected"] | (own["defense"] == "none")]  # the settings that no other beats, and no defense
+    called = [f"{names.defense(row.defense)} {parameters(row.defense_params)}".strip() for row in own.itertuples()]
     labels = [
-        f"{row.classifier}, {names.defense(row.defense)} {parameters(row.defense_params)}, N = {row.executions}"
-        for row in own.itertuples()
+        f"{row.classifier}, {name}, N = {row.executions}" for name, row in zip(called, own.itertuples(), strict=True)
     ]
     with styled():
         figure = Figure(figsize=(6, 1 + 0.3 * len(own)), layout="constrained")

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 
 from mi_ray.figures import panels
-from mi_ray.figures.panels import ACCURACY, bars, curve, defense_handles, framed, lines, show_percent, styled
+from mi_ray.figures.panels import ACCURACY, bars, curve, defense_handles, filled, framed, lines, show_percent, styled
 from mi_ray.figures.tables import latex, markdown, percent, points
 
 
@@ -173,3 +173,8 @@ def test_a_long_title_is_no_wider_than_its_figure() -> None:
     title = next(text for text in figure.findobj(Text) if str(text.get_text()).startswith("cifar10"))
     box = title.get_window_extent()
     assert 0 <= box.x0 < box.x1 <= figure.bbox.width
+
+
+def test_no_line_of_a_title_ends_between_a_name_and_its_value() -> None:
+    assert filled("mixer_mixup, PGD-10, untargeted, ε = 2/255", 34) == "mixer_mixup, PGD-10, untargeted,\nε = 2/255"
+    assert filled("a note of one line, N = 5", 40) == "a note of one line, N = 5"

@@ -1012,3 +1012,16 @@ def test_curves_over_epsilon_are_of_the_largest_n_and_settings_of_one_defense_di
         if line.get_marker() == NAMES.look("mi_ol").marker
     ]
     assert len(dashes) == len({*dashes}) == 2
+    # In the legend a line is so long that its marker, in the middle, leaves a gap of the dashes to be seen.
+    assert figure.legends[0].handlelength == 4
+
+
+def test_an_attack_that_is_kept_to_a_classifier_leaves_no_bare_axes_for_the_other() -> None:
+    made = [("m", "none"), ("m", "pgd"), ("m", "apgd"), ("other", "none"), ("other", "pgd")]
+    rows = [
+        cell(classifier, "none", {}, attack, 0.5, knowledge="none" if attack == "none" else "oblivious")
+        for classifier, attack in made
+    ]
+    figure = epsilon_curve.draw(epsilon_curve.facts(frame(*rows), NAMES), NAMES, "title", "note")
+    told = {axes.get_title(): [text.get_text() for text in axes.texts] for axes in figure.axes}
+    assert [title.split(":")[0] for title, texts in told.items() if "not measured" in texts] == ["other"]
