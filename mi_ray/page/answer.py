@@ -4,6 +4,7 @@ What the classifier keeps by itself; what the best defense keeps, and whether th
 number can be believed. The best is chosen on the selection points and reported on the others.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd
@@ -137,8 +138,18 @@ def _trust(best: Row, threat: str) -> str:
     elif best["verdict"] == "passed":
         said = "No check of the attack objects"
     else:
-        said = "No control attack has judged this number yet"
+        said = _unjudged(best)
     if best["knowledge"] == "oblivious" and best["defense"] != "none":
         of = "all attacks in it" if best["attack"] == WORST_CASE else threat
-        return f"{said}; but {of} saw the classifier alone, so nothing here says what an adversary leaves who knows the defense."
+        alone = f"{'but' if best['verdict'] == 'passed' else 'and'} {of} saw the classifier alone"
+        return f"{said}; {alone}, so nothing here says what an adversary leaves who knows the defense."
     return f"{said}; it bounds what is left from above, for the attacks that were run."
+
+
+def _unjudged(best: Row) -> str:
+    """That no control has judged a number, and why none has: none has been run yet, or what is said of the reference."""
+    text = best.get("checks")
+    why = (json.loads(text) if isinstance(text, str) else {}).get("reference", {}).get("why", "")
+    if not why or why == "not run yet":  # as cells say it that are written before their checks are run
+        return "No control attack has judged this number yet"
+    return f"No control attack judges this number ({why})"

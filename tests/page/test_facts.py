@@ -258,6 +258,24 @@ def test_an_answer_of_a_broken_attack_says_that_it_is_not_to_be_quoted() -> None
     assert answer["sentences"][2].endswith("; it bounds what is left from above, for the attacks that were run.")
 
 
+@pytest.mark.parametrize(
+    ("why", "told"),
+    [
+        ("not run yet", "No control attack has judged this number yet; it bounds"),
+        ("the points are few", "No control attack judges this number (the points are few); it bounds"),
+    ],
+)
+def test_an_answer_that_nothing_judged_says_whether_something_still_will(why: str, told: str) -> None:
+    checks = {"checks": json.dumps({"reference": {"state": "not run", "why": why}})}
+    rows = [
+        cell("m", "none", {}, "none", 0.9, cell="clean", executions=1, draws=1),
+        cell("m", "none", {}, "pgd", 0.2, cell="x", executions=1, draws=1, verdict="not run", **PGD) | checks,
+    ]
+    frame = pd.DataFrame(rows)
+    (answer,) = answers(frame, counted(["clean", "x"], [[1] * 4, [0] * 4]), Names.of({}, frame["defense"]))
+    assert answer["sentences"][2].startswith(told)
+
+
 def side(name: str, rows: list[dict[str, Any]], right: list[list[int]]) -> Side:
     frame = pd.DataFrame(rows)
     loaded = ReadStudy(name, frame, Names.of({}, frame["defense"]), {}, {})
