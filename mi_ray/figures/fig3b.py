@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mi_ray.choice import THREAT, chosen_on, curve, frontier
+from mi_ray.choice import SETTING, THREAT, chosen_on, curve, frontier
 from mi_ray.figures.names import Names, Row, epsilon_text
 from mi_ray.figures.panels import Estimated, Style, bars, cross_out, filled, framed, lines, save_drawing, styled
 from mi_ray.figures.reading import at_largest_n, read_study
@@ -45,6 +45,8 @@ PRINT = 7  # points: letters that can be read at that size
 TITLE = 14  # letters of a panel's title in an inch of its width
 WIDTHS = (0.7, 2.2)  # points: of thin and of bold lines
 APART = 0.035  # bars of two settings are at least so much of an axis apart
+# Markers of settings whose worst case has an adaptive attack in it, on a line whose other settings have none.
+EDGED: Style = {"ls": "", "ms": 6.2, "mec": "black", "mew": 1.1}
 LEAST = 10.0  # per cent: what an axis is taken to span where all settings lie at one place
 
 
@@ -59,8 +61,8 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     that is on the same kind of line in the same panel dominates it. Both are judged on the selection points where there
     are some. `ringed`: the undominated ones of the worst case, or of the first attack where the panel has no worst case.
     `shown`: whether it is drawn, which settings that give up more clean accuracy than `SHOWN` are not; all are in a study
-    without an undefended cell. `attacks`: how many attacks in that ball the worst case is taken over. `others`: how many
-    further attacks the study has that no line is of. Raises ValueError for a study without attacked cells.
+    without an undefended cell. `attacks`: how many attacks in that ball the setting met. `others`: how
+    many further attacks the study has that no line is of. Raises ValueError for a study without attacked cells.
     """
     table = frontier(cells)
     tested = table[table["attack"] != WORST_CASE]
@@ -70,9 +72,10 @@ def facts(cells: pd.DataFrame) -> pd.DataFrame:
     known = tested[THREAT].drop_duplicates()
     parts, told = [], 0
     for _, first in alike.iterrows():
-        inside = int((known[BALL] == first[BALL]).all(axis=1).sum())
-        parts.append(_in_one_ball(table, first).assign(attacks=inside))
-        told += inside if (parts[-1]["line"] == WORST).any() else 1
+        inside = tested[(tested[BALL] == first[BALL]).all(axis=1)].drop_duplicates([*SETTING, *THREAT])
+        made = inside.groupby(SETTING).size().rename("attacks")
+        parts.append(_in_one_ball(table, first).join(made, on=SETTING))
+        told += len(inside[THREAT].drop_duplicates()) if (parts[-1]["line"] == WORST).any() else 1
     return pd.concat(parts, ignore_index=True).assign(others=len(known) - told)
 
 
@@ -166,6 +169,11 @@ def _style(names: Names, defense: str, rows: pd.DataFrame, *, single: bool = Fal
     return style | {"lw": WIDTHS[1], "ms": 4.6, "mec": edge} | dashes
 
 
+def _mixed(on: pd.DataFrame) -> bool:
+    """Whether an adaptive attack is in the worst cases of some settings of a line, and not of all."""
+    return bool((on["line"] == WORST).all() and 0 < (on["knowledge"] == "adaptive").sum() < len(on))
+
+
 def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, single: bool) -> None:
     """One classifier's lines at one ε, or, where these are `single`, its markers."""
     spans = [max(LEAST, float(100 * np.ptp(panel[name]))) for name in ("clean", "adversarial")]
@@ -176,6 +184,9 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, single: bool) -> No
         on, z = rows[rows["curve"]], 6 if defense == "none" else 4 if line == WORST else 3
         look = _style(names, str(defense), rows, single=single)
         axes.plot(100 * on["clean"], 100 * on["adversarial"], **look, zorder=z)
+        if _mixed(on) and not single:
+            known = on[on["knowledge"] == "adaptive"]
+            axes.plot(100 * known["clean"], 100 * known["adversarial"], **look | EDGED, zorder=z + 0.5)
     for defense, rows in panel.groupby("defense", sort=False) if single else ():
         colour = names.look(str(defense)).colour
         axes.plot(100 * rows["clean"], 100 * rows["adversarial"], color=colour, lw=0.9, alpha=0.6, zorder=2)
@@ -255,11 +266,19 @@ def _handles(shown: pd.DataFrame, names: Names, *, single: bool) -> list[Line2D]
         elif not single:
             style |= {"lw": 1.4, "dashes": (None, None)}
         handles.append(Line2D([], [], **style, label=names.defense(str(defense))))
+    on = worst[worst["curve"] & (worst["defense"] != "none")].groupby([*BALL, "classifier", "defense"], sort=False)
+    mixed = pd.Series({key: not single and _mixed(rows) for key, rows in on}, dtype=bool)
     for rows in (first, worst):
         for kind, some in rows[rows["defense"] != "none"].groupby("knowledge", sort=False):
+            places = pd.MultiIndex.from_frame(some[[*BALL, "classifier", "defense"]].drop_duplicates())
+            if kind == "adaptive" and rows is worst and mixed.reindex(places).fillna(value=False).all():
+                continue  # no line is of these alone
             style = _style(names, "", some, single=single) | {"color": "black", "marker": "s" if single else ""}
             style |= {"mec": "black", "mfc": "black" if some.iloc[0]["line"] == WORST else "white"} if single else {}
             handles.append(Line2D([], [], **style, label=_kind(some.iloc[0], str(kind), names)))
+    if mixed.any():
+        edged = {**EDGED, "color": "#cccccc", "marker": "s"}
+        handles.append(Line2D([], [], **edged, label="Worst of adaptive ones too"))
     chosen = "Undominated on selection" if (shown["choosing_points"] > 0).all() else "Undominated"
     handles.append(Line2D([], [], ls="", marker="o", ms=6.5, mfc="none", mec="black", mew=0.8, label=chosen))
     return handles
@@ -280,7 +299,7 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     # Where there are markers alone all have bars, and no defense has several settings of which a line shows some.
     barred, rings = ("", "") if _single(table) else (" of ringed settings", ", and curves over several axes")
     note = [
-        f"{int(row['points'])} images; bars: 95 % intervals{barred}, where there is room",
+        f"{int(row['points'])} images{_executions(table)}; bars: 95 % intervals{barred}, where there is room",
         f"rings: undominated{rings}, chosen on {picked}",
         _worst_of(known),
     ]
@@ -299,9 +318,16 @@ def describe(table: pd.DataFrame, names: Names) -> tuple[str, str]:
     return f"{row['dataset']}: {called}{worst}", lines("; ".join(note), checks_note(table[table["shown"]]))
 
 
+def _executions(table: pd.DataFrame) -> str:
+    """The N of all settings that are drawn, which is the largest of each defense; nothing where they differ."""
+    found = set(table.loc[table["defense"] != "none", "executions"])
+    return f", N = {found.pop()}" if len(found) == 1 else ""
+
+
 def _worst_of(known: Sequence[pd.DataFrame]) -> str:
     """What the worst case is taken over. known: the rows of each ε."""
-    counts = [int(rows["attacks"].iloc[0]) for rows in known if (rows["line"] == WORST).any()]
+    worst = pd.concat([rows[rows["line"] == WORST] for rows in known])
+    counts = worst["attacks"].dropna().astype(int).tolist()
     if not counts:
         return "no worst case: the study has one attack at " + ("this ε" if len(known) == 1 else "each ε")
     several = f"{min(counts)} to {max(counts)}" if len(set(counts)) > 1 else f"{counts[0]}"

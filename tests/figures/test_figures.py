@@ -185,6 +185,39 @@ def test_a_thin_line_is_of_the_first_attack_and_a_bold_one_of_the_worst_case_of_
     assert "known of" not in fig3b.describe(every, NAMES)[1]
 
 
+def test_the_note_says_of_how_many_attacks_worst_cases_are_where_settings_met_fewer_than_others(
+    cells: pd.DataFrame,
+) -> None:
+    """Found in a study whose adaptive attacks were kept to one setting: all others were said to have met them too."""
+    one = (cells["attack"] == "pgd") & (cells["defense_params"] == json.dumps({"lam": 0.5}))
+    more = cells[one].assign(attack="eot_pgd", knowledge="adaptive")
+    table = fig3b.facts(
+        with_worst(pd.concat([cells, more], ignore_index=True), none=0.05, lam50=0.04, lam70=0.08, lam90=0.06)
+    )
+    assert "worst case: the worst of 1 to 2 attacks, point by point" in fig3b.describe(table, NAMES)[1]
+
+
+def test_on_a_line_with_few_adaptive_attacks_the_settings_that_met_one_are_edged(cells: pd.DataFrame) -> None:
+    worst = with_worst(cells, none=0.05, lam50=0.04, lam70=0.08, lam90=0.06)
+    real = (worst["attack"] == "worst_case") & (worst["defense"] != "none")
+    for adaptive, kinds, edged in (
+        (
+            real & (worst["defense_params"] == json.dumps({"lam": 0.7})),
+            ["Worst of oblivious ones", "Worst of adaptive ones too"],
+            [[8]],
+        ),
+        (real, ["Worst case"], []),
+    ):
+        known = worst["knowledge"].mask(real, "oblivious").mask(adaptive, "adaptive")
+        table = fig3b.facts(worst.assign(knowledge=known))
+        figure = fig3b.draw(table, NAMES, *fig3b.describe(table, NAMES))
+        said = [text.get_text() for text in figure.legends[0].get_texts()]
+        assert [text for text in said if text.startswith("Worst")] == kinds
+        lines = [line for line in figure.axes[0].get_lines() if line.get_markeredgecolor() == "black"]
+        marked = [line.get_ydata().tolist() for line in lines if line.get_markersize() == fig3b.EDGED["ms"]]
+        assert marked == [pytest.approx(each) for each in edged]
+
+
 def test_rings_are_of_the_worst_case_alone_and_judged_on_selection_points_where_there_are_some(
     cells: pd.DataFrame,
 ) -> None:
