@@ -32,12 +32,20 @@ def facts(cells: pd.DataFrame, names: Names) -> pd.DataFrame:
     told = ["classifier", "defense", "parameters", "executions", "within_budget", "choosing_points"]
     chosen = picked(table)
     chosen["parameters"] = chosen["defense_params"].map(parameters)
-    columns, chosen = chosen["column"].unique(), _with_lone_attacks(chosen, cells)
+    columns, chosen = _columns(chosen), _with_lone_attacks(chosen, cells)
     groups = chosen.groupby(FRONTIER_KEYS, sort=False)
     found = pd.DataFrame([{**group.iloc[0][told].to_dict(), **_accuracies(group)} for _, group in groups])
     return found[
         [*told, *_with_bounds("Clean"), *(name for each in columns for name in [*_with_bounds(each), f"{each} mark"])]
     ]
+
+
+def _columns(chosen: pd.DataFrame) -> list[str]:
+    """The columns of attacks: those of each ball together, in the order of the study, and the worst case of it after them."""
+    balls = chosen[["norm", "epsilon"]].drop_duplicates().reset_index(drop=True).reset_index(names="ball")
+    placed = chosen.merge(balls, on=["norm", "epsilon"]).assign(last=lambda rows: rows["attack"] == WORST_CASE)
+    found: list[str] = placed.sort_values(["ball", "last"], kind="stable")["column"].unique().tolist()
+    return found
 
 
 def _with_bounds(column: str) -> list[str]:

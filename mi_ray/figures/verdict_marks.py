@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # Reading frames imports it; a plan need not.
 
 MARKS = {"passed": "✓", "failed": "✗"}
 NOT_JUDGED = "–"
-OBLIVIOUS = "attacks without a defense in them are oblivious: they saw F alone, and so did their controls"
+OBLIVIOUS = "oblivious attacks saw F alone, and so did their controls"
 ONE_DRAW = "with one draw, the draw that reports a worst case has chosen it: behind a random defense it is too low"
 ABOVE = (
     "a worst case may lie above one of its attacks, since each draw is reported under the attack that the other draws choose; "
@@ -53,8 +53,10 @@ def checks_footnote(cells: "pd.DataFrame", names: Names) -> str:
         parts.append(few)
     if _without_black_box(attacked):
         parts.append(NO_BLACK_BOX)
-    if _some_oblivious(attacked):
-        parts.append(f"{OBLIVIOUS[0].upper()}{OBLIVIOUS[1:]}; there ✓ says nothing of the defense.")
+    if alone := list(dict.fromkeys(names.attack(row) for _, row in _oblivious(attacked).iterrows())):
+        # By name: no column says of an attack that it is oblivious.
+        saw = f"Oblivious attacks ({', '.join(alone)}) saw F alone, and so did their controls"
+        parts.append(f"{saw}; there ✓ says nothing of the defense.")
     if _chosen_by_itself(attacked):
         parts.append(f"{ONE_DRAW[0].upper()}{ONE_DRAW[1:]} (docs/honest-evaluation.md).")
     if _above_a_member(attacked):
@@ -95,7 +97,7 @@ def checks_note(cells: "pd.DataFrame") -> str:
     crossed = f"checks failed (✗) by some of these {len(attacked)} attacked cells: {counted}" if counted else ""
     judged = bool(attacked["verdict"].isin(MARKS).any())
     told = {
-        OBLIVIOUS: _some_oblivious(attacked) and judged,
+        OBLIVIOUS: len(_oblivious(attacked)) > 0 and judged,
         "no control of these attacks was run": not judged,
         ONE_DRAW: _chosen_by_itself(attacked),
         crossed: bool(crossed),
@@ -118,7 +120,7 @@ def _above_a_member(attacked: "pd.DataFrame") -> bool:
     return bool((both > lowest.reindex(both.index)).any())
 
 
-def _some_oblivious(attacked: "pd.DataFrame") -> bool:
-    """Whether some defended cells are under an attack that knew no defense."""
+def _oblivious(attacked: "pd.DataFrame") -> "pd.DataFrame":
+    """The defended cells under an attack that knew no defense."""
     alone = (attacked["knowledge"] == "oblivious") & (attacked["defense"] != "none")
-    return bool((alone & (attacked["attack"] != WORST_CASE)).any())
+    return attacked[alone & (attacked["attack"] != WORST_CASE)]

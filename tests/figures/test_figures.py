@@ -68,6 +68,19 @@ def test_two_attacks_of_one_name_have_a_column_each(cells: pd.DataFrame) -> None
         frontier_table.facts(pd.concat([cells, pgd], ignore_index=True), NAMES)
 
 
+def test_the_worst_case_of_a_ball_stands_behind_its_attacks_whichever_of_them_the_study_has_first(
+    cells: pd.DataFrame,
+) -> None:
+    mixed = cells[(cells["defense"] == "mi_ol") & (cells["attack"] == "pgd")]
+    worst = mixed.assign(attack="worst_case", attack_params="{}", goal="any")
+    adaptive = mixed.assign(attack="eot_pgd", knowledge="adaptive")
+    small = [rows.assign(epsilon=2 / 255) for rows in (worst, adaptive)]
+    table = frontier_table.facts(pd.concat([cells, worst, adaptive, *small], ignore_index=True), NAMES)
+    columns = [name for name in table.columns if f"{name} low" in table.columns and name != "Clean"]
+    first, other = ["PGD", "adaptive EOT", "Worst case"], ["adaptive EOT", "Worst case"]
+    assert [name.split(",")[0].split("-")[0] for name in columns] == [*first, *other]
+
+
 def test_one_attack_is_the_worst_case_on_f_alone_or_through_the_defense_and_not_where_another_failed_or_is_not_made(
     cells: pd.DataFrame,
 ) -> None:

@@ -93,9 +93,9 @@ def test_the_loss_is_named_where_it_is_not_the_usual_one() -> None:
 
 def test_notes_say_that_an_oblivious_attack_did_not_see_the_defense() -> None:
     oblivious = frame(cell("a", "mi_ol", {}, "pgd", 0.3))
-    assert "saw F alone, and so did their controls; there ✓ says nothing of the defense" in checks_footnote(
-        oblivious, NAMES
-    )
+    said = checks_footnote(frame(cell("a", "mi_ol", {}, "pgd", 0.3), eot_pgd(0.3)), NAMES)
+    told = f"Oblivious attacks ({NAMES.attack(oblivious.iloc[0])}) saw F alone, and so did their controls"
+    assert f"{told}; there ✓ says nothing of the defense" in said
     assert checks_note(oblivious) == OBLIVIOUS
     for told in (frame(cell("a", "none", {}, "pgd", 0.3)), frame(eot_pgd(0.3))):
         assert "saw F alone" not in checks_footnote(told, NAMES)
