@@ -226,6 +226,7 @@ def estimate(study: Study, store: Store | None) -> StudyCost:
     if emulated and "bf16" in {study.sweep.precision, *trained}:
         lines.append(EMULATED)
     lines += _checks_line(study, rows)
+    lines += long_step_lines(plan)
     lines += black_box_lines(plan)
     lines += bounds_lines(plan)
     lines.append(places_line(study, plan))
@@ -286,6 +287,18 @@ def black_box_lines(plan: Plan) -> list[str]:
         "no attack is held against a black box, without which one whose gradients are masked can pass: "
         "`checks: {black_box: always}` runs it"
     ]
+
+
+def long_step_lines(plan: Plan) -> list[str]:
+    """Which attacks step from any side of their ball past the other, as one does whose step was meant in other units."""
+    told = dict[str, None]()
+    for work in plan.attacks:
+        step, epsilon = ATTACKS.make(work.method, work.values).step_length, work.threat.epsilon
+        if step is not None and 0 < 2 * epsilon <= step and not work.radii:
+            told[f"{work.method} of step_size {step:g} in a ball of radius {epsilon:.3g}"] = None
+    if not told:
+        return []
+    return [f"steps as long as their ball is wide, or longer, of which each ends on its edge: {'; '.join(told)}"]
 
 
 def bounds_lines(plan: Plan) -> list[str]:

@@ -9,7 +9,7 @@ from helpers.sweeps import classifier, sweep
 
 from mi_ray.attacks import ATTACKS
 from mi_ray.plan.cost import Costs
-from mi_ray.study.estimate import black_box_lines, bounds_lines, fewer_checks, places_line
+from mi_ray.study.estimate import black_box_lines, bounds_lines, fewer_checks, long_step_lines, places_line
 from mi_ray.study.prepare import prepare
 
 
@@ -151,6 +151,16 @@ def test_a_plan_says_which_of_its_passes_are_bounds() -> None:
         r"passes of checks: at least, since [1-9]\d* checks behind random defenses ask for up to 30 draws", asked
     )
     assert told({**pgd, "knowledge": "adaptive"}, draws=30, **random) == []
+
+
+def test_a_plan_says_which_steps_are_as_long_as_their_ball_is_wide() -> None:
+    def told(*attacks: dict[str, Any]) -> list[str]:
+        return long_step_lines(planned(attacks=list(attacks), defenses=["none"]))
+
+    (line,) = told({"pgd": {"steps": [2, 4], "step_size": 0.5}, "epsilon": ["2/255", 0.3]})
+    assert line.endswith("of which each ends on its edge: pgd of step_size 0.5 in a ball of radius 0.00784")
+    assert told({"pgd": {"steps": 2, "step_size": 0.1}, "epsilon": 0.06}) == []  # one over the middle is usual
+    assert told({"pgd": {"steps": 2, "step_size": 0.1}, "epsilon": 0.0}, {"minimum_norm": {}, "epsilon": [0.01]}) == []
 
 
 @pytest.mark.parametrize(
