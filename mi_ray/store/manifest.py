@@ -42,6 +42,7 @@ PACKAGES = ("mi-ray", "torch", "torchvision", "ray", "optuna", "pyarrow", "numpy
 NO_ROWS = ("figures", "page", "sweeps", "launch", "cli.py", "schema.py")
 # Datasets that lie in no folder of a person's.
 WITHOUT_FILES = ("digits",)
+DOUBTED = "problems"  # what the manifest of a study has in which a check found some, until a sweep writes it anew
 SEAL = ("fingerprint", "inventory", "files", "drawn")  # what only a sealed manifest has
 
 
@@ -325,7 +326,8 @@ def unseal(store: Store, study: str) -> bool:
         return False  # A study without a manifest that can be read has no seal.
     sealed = "inventory" in manifest
     if sealed:
-        store.write_json(_path(study), {name: value for name, value in manifest.items() if name not in SEAL})
+        kept = {name: value for name, value in manifest.items() if name not in SEAL}
+        store.write_json(_path(study), kept | {DOUBTED: True})
     return sealed
 
 
@@ -369,6 +371,8 @@ def _overview(store: Store, name: str) -> Overview:
             state = _while_running(store, name, state) + ": " + _pieces(store, manifest["keys"])
         elif state == "complete" and (gone := _gone(store, manifest["keys"])):
             state += f", but {gone} gone: the same sweep makes them again"
+        elif state == "complete" and manifest.get(DOUBTED):
+            state += ", but a check found problems: the same sweep looks at all of its files again"
         if store.exists(f"studies/{name}/cells.parquet"):
             states = store.read_column(f"studies/{name}/cells.parquet", "state")
             counts |= {row["values"]: row["counts"] for row in pc.value_counts(states).to_pylist()}

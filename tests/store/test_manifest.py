@@ -20,6 +20,7 @@ from mi_ray.store.manifest import (
     fingerprint,
     inventory,
     is_sealed,
+    overviews,
     processor,
     provenance,
     seal,
@@ -203,6 +204,10 @@ def test_figures_of_another_sweep_or_an_open_study_seal_nothing(drawn: Store) ->
     assert study_state(same(seed=1), drawn.root) == "open"
     assert unseal(drawn, "tiny")
     assert not unseal(drawn, "tiny")
+    assert (
+        overviews(drawn)[0].state
+        == "complete, but a check found problems: the same sweep looks at all of its files again"
+    )
     seal_figures(drawn, same(), [PNG])
     assert not is_sealed(drawn, "tiny")
     assert study_state(same(), drawn.root) == "open"
