@@ -112,6 +112,9 @@ HEAVY = (
     "plan/test_cost.py",
     "attacks/test_balls.py",
     "test_progress.py",
+    "study/test_two_studies.py",
+    "figures/test_claims.py",
+    "study/test_verdict_benchmark.py",
 )
 
 
