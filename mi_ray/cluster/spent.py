@@ -75,6 +75,7 @@ class Spent:
     def beside(self, spans: Iterable[Span]) -> None:
         """Take up blocks that ran in the places which another stage left free, and which it accounts for."""
         for span in spans:
+            self._workers.add(span.worker)
             self.add("store", span.store)
             self.add("passes", span.ended - span.began - span.store)
 
@@ -89,17 +90,20 @@ class Spent:
 def _on_places(spans: Sequence[Span], places: int) -> list[list[Span]]:
     """The spans of each place in order, on no more places than there are. spans: in the order in which they began.
 
-    There may be more workers than places, of which now one works and now another. A span therefore takes a place that is free
-    when it begins: that of its own worker where it can, else the one that was free the shortest. Where the clocks of two nodes
-    differ none may be free, and it takes the one that is free first.
+    A worker keeps its place until its last span is over, and one that begins afterwards may follow it there. Only where there
+    are more workers than places, of which now one works and now another, does a span take a place whose worker goes on later:
+    the one that was free the shortest. Where the clocks of two nodes differ none may be free, and it takes the one that is free
+    first.
     """
+    last = {span.worker: span for span in spans}
     found: list[list[Span]] = []
     for span in spans:
         free = [own for own in found if own[-1].ended <= span.began]
-        if free:
-            max(free, key=lambda own: (own[-1].worker == span.worker, own[-1].ended)).append(span)
-        elif len(found) < places:
+        left = [own for own in free if own[-1].worker == span.worker or own[-1] is last[own[-1].worker]]
+        if not left and len(found) < places:
             found.append([span])
+        elif free:
+            max(left or free, key=lambda own: (own[-1].worker == span.worker, own[-1].ended)).append(span)
         else:
             min(found, key=lambda own: own[-1].ended).append(span)
     return found

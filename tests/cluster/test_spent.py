@@ -37,11 +37,27 @@ def test_workers_that_take_turns_on_fewer_places_count_no_second_twice() -> None
     assert sum(spent.seconds.values()) == pytest.approx(2 * 10)
 
 
+def test_a_worker_that_starts_late_takes_no_place_whose_worker_only_waits_for_its_next_block() -> None:
+    spent = Spent()
+    spans = [Span("a", 1.0, 2.0, 0.0), Span("b", 2.25, 4.0, 0.0), Span("a", 2.5, 5.0, 0.0)]
+    spent.stage(spans, 0.0, 6.0, 2)
+    assert spent.seconds == pytest.approx(
+        {"starts": 1 + 2.25, "waiting": 0.5, "store": 0, "passes": 5.25, "tails": 1 + 2}
+    )
+
+
 def test_a_worker_of_an_earlier_stage_starts_once() -> None:
     spent = Spent()
     for began in (0.0, 10.0):
         spent.stage([Span("a", began + 4, began + 10, 0.0)], began, began + 10, 1)
     assert spent.seconds == pytest.approx({"starts": 4, "waiting": 4, "store": 0, "passes": 12, "tails": 0})
+
+
+def test_a_worker_that_ran_blocks_beside_a_stage_starts_in_no_later_one() -> None:
+    spent = Spent()
+    spent.beside([Span("a", 1.0, 3.0, 0.0)])
+    spent.stage([Span("a", 11.0, 14.0, 0.0)], 10.0, 14.0, 1)
+    assert spent.seconds == pytest.approx({"waiting": 1, "store": 0, "passes": 5, "tails": 0})
 
 
 def test_clocks_that_differ_between_nodes_open_no_place_that_there_is_not() -> None:
