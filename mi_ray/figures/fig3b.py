@@ -182,7 +182,7 @@ def _panel(axes: Axes, panel: pd.DataFrame, names: Names, *, single: bool) -> No
         axes.axhline(level, color=names.look("none").colour, lw=0.7, ls=(0, (4, 3)), zorder=1)
     for (defense, line), rows in panel.groupby(["defense", "line"], sort=False):
         on, z = rows[rows["curve"]], 6 if defense == "none" else 4 if line == WORST else 3
-        look = _style(names, str(defense), rows, single=single)
+        look = _style(names, str(defense), on, single=single)
         axes.plot(100 * on["clean"], 100 * on["adversarial"], **look, zorder=z)
         if _mixed(on) and not single:
             known = on[on["knowledge"] == "adaptive"]
@@ -269,7 +269,7 @@ def _handles(shown: pd.DataFrame, names: Names, *, single: bool) -> list[Line2D]
     on = worst[worst["curve"] & (worst["defense"] != "none")].groupby([*BALL, "classifier", "defense"], sort=False)
     mixed = pd.Series({key: not single and _mixed(rows) for key, rows in on}, dtype=bool)
     for rows in (first, worst):
-        for kind, some in rows[rows["defense"] != "none"].groupby("knowledge", sort=False):
+        for kind, some in rows[rows["curve"] & (rows["defense"] != "none")].groupby("knowledge", sort=False):
             places = pd.MultiIndex.from_frame(some[[*BALL, "classifier", "defense"]].drop_duplicates())
             if kind == "adaptive" and rows is worst and mixed.reindex(places).fillna(value=False).all():
                 continue  # no line is of these alone

@@ -231,6 +231,21 @@ def test_on_a_line_with_few_adaptive_attacks_the_settings_that_met_one_are_edged
         assert marked == [pytest.approx(each) for each in edged]
 
 
+def test_a_line_is_dashed_for_the_settings_on_it_and_not_for_those_that_it_leaves_out(cells: pd.DataFrame) -> None:
+    """A defense of several axes whose adaptive attacks were kept to its best settings, which alone are on its line."""
+    rows = []
+    for pool, lam, clean, left in ((4, 0.5, 0.7, 0.5), (4, 0.6, 0.75, 0.45), (4, 0.7, 0.8, 0.4), (8, 0.7, 0.7, 0.3)):
+        values, known = {"lam": lam, "pool": pool}, {"knowledge": "adaptive" if pool == 4 else "oblivious"}
+        rows += pair("mi_ol", values, clean, left)
+        rows.append(cell("mixup", "mi_ol", values, "worst_case", left, **WORST | known))
+    worst = pa.Table.from_pylist(rows, schema=CELLS).to_pandas()
+    table = fig3b.facts(pd.concat([cells[cells["defense"] == "none"], worst], ignore_index=True))
+    figure = fig3b.draw(table, NAMES, *fig3b.describe(table, NAMES))
+    assert [line.is_dashed() for line in drawn_lines(figure)[fig3b.WIDTHS[1]]] == [False]
+    said = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert [text for text in said if text.startswith("Worst")] == ["Worst case"]
+
+
 def test_rings_are_of_the_worst_case_alone_and_judged_on_selection_points_where_there_are_some(
     cells: pd.DataFrame,
 ) -> None:
