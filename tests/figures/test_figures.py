@@ -210,6 +210,13 @@ def test_the_note_says_of_how_many_attacks_worst_cases_are_where_settings_met_fe
     assert "worst case: the worst of 1 to 2 attacks, point by point" in fig3b.describe(table, NAMES)[1]
 
 
+def test_the_note_says_n_where_all_defenses_have_one(cells: pd.DataFrame) -> None:
+    (n,) = set(cells.loc[cells["defense"] != "none", "executions"])
+    assert f" images, N = {n}; bars" in fig3b.describe(fig3b.facts(cells), NAMES)[1]
+    cells.loc[cells["defense"] == "mi_pl", "executions"] = n + 1
+    assert " images; bars" in fig3b.describe(fig3b.facts(cells), NAMES)[1]
+
+
 def test_on_a_line_with_few_adaptive_attacks_the_settings_that_met_one_are_edged(cells: pd.DataFrame) -> None:
     worst = with_worst(cells, none=0.05, lam50=0.04, lam70=0.08, lam90=0.06)
     real = (worst["attack"] == "worst_case") & (worst["defense"] != "none")

@@ -28,7 +28,7 @@ from mi_ray.page.answer import answers
 from mi_ray.page.comparison import Side, comparisons
 from mi_ray.page.counts import FIRST, Counts
 from mi_ray.page.examples import _beside, _losses, _png, _undefended, read_examples
-from mi_ray.page.facts import ReadStudy, _best, _listing, alone, load, study_facts, variant_names
+from mi_ray.page.facts import ReadStudy, _best, _listing, alone, load, number, study_facts, variant_names
 from mi_ray.page.one_setting import RESTRICTED, attacks_part, sweep_parts
 from mi_ray.page.write import library, page, write_pages
 from mi_ray.statistics import paired_test
@@ -274,6 +274,11 @@ def test_an_answer_that_nothing_judged_says_whether_something_still_will(why: st
     frame = pd.DataFrame(rows)
     (answer,) = answers(frame, counted(["clean", "x"], [[1] * 4, [0] * 4]), Names.of({}, frame["defense"]))
     assert answer["sentences"][2].startswith(told)
+
+
+def test_a_number_of_the_page_rounds_to_what_it_rounds_to_in_a_table() -> None:
+    for value in (0.332495, 0.332505, 0.3125, 2 / 3, *(k / 999 for k in range(1000))):
+        assert f"{100 * (number(value) or 0.0):.1f}" == f"{100 * value:.1f}"
 
 
 def side(name: str, rows: list[dict[str, Any]], right: list[list[int]]) -> Side:
