@@ -64,7 +64,8 @@ all-tests: .venv/installed-test
 test-fast: .venv/installed-test
 	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile -m 'not long and not ray and not heavy'
 
-# What takes minutes: trainings killed in mid-epoch, settings that die in all ways, a study on S3, a study damaged all over.
+# What takes long for what it adds: trainings killed in mid-epoch, settings that die in all ways, a study on S3, a study damaged all
+# over, and tests of tools that are run by hand.
 test-long: .venv/installed-test
 	$(BIN)/python -m pytest -m long
 

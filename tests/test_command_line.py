@@ -587,7 +587,10 @@ def test_init_says_what_it_copied_and_how_to_go_on_and_overwrites_nothing(run: R
     assert not (tmp_path / "mine/my_defense.py").exists()
 
 
-@pytest.mark.parametrize("verb", ["status", pytest.param("sweep", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "verb",
+    ["status", pytest.param("sweep", marks=pytest.mark.long)],  # Both wait by one function.
+)
 def test_an_object_store_that_never_answers_is_told_of_and_then_given_up(verb: str, tmp_path: Path) -> None:
     """In a process of its own, which ends although the request that nobody answers does not."""
     program = (

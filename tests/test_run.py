@@ -147,7 +147,7 @@ def test_a_figure_that_fails_is_named_and_the_next_run_draws_figures_alone(
     assert mi_ray.run_sweep(SWEEP, out, set=changed).did == "nothing"
 
 
-@pytest.mark.long  # Its parts: page/test_facts.py, and a figure that fails, below.
+@pytest.mark.long  # What a page is made of is held by page/test_facts.py, and what a figure that fails costs, above.
 def test_a_page_that_fails_costs_nothing_else_and_is_made_by_the_next_run(
     out: str, computed: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

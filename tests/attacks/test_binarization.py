@@ -49,12 +49,7 @@ def solved(method: str, values: object, *, masked: bool = False, norm: Norm = "l
 
 @pytest.mark.parametrize(
     ("method", "values"),
-    [
-        ("pgd", STEPS),
-        pytest.param("eot_pgd", STEPS, marks=pytest.mark.long),
-        pytest.param("apgd", {"steps": 20}, marks=pytest.mark.long),
-        ("apgd", {"steps": 20, "loss": "dlr"}),
-    ],
+    [("pgd", STEPS), ("eot_pgd", STEPS), ("apgd", {"steps": 20}), ("apgd", {"steps": 20, "loss": "dlr"})],
 )
 def test_a_sound_attack_solves_its_problems(method: str, values: object) -> None:
     assert solved(method, values) == 1.0

@@ -180,7 +180,6 @@ def most_memory(x: Tensor, steps: int, gradient_of: str = "exact") -> int:
     return live.most
 
 
-@pytest.mark.long  # It measures memory.
 def test_twenty_steps_take_little_more_memory_than_two(batch: Any) -> None:
     one, two, twenty = (most_memory(batch[0], steps) for steps in (1, 2, 20))
     # The count sees what is kept: without checkpoints, each of five executions keeps a map for each of four layers.
@@ -412,7 +411,7 @@ def test_a_denoiser_of_digits_helps_against_whoever_does_not_go_through_it_and_h
 # What it costs
 
 
-@pytest.mark.parametrize(("steps", "gradient_of"), [(3, "exact"), pytest.param(3, "identity", marks=pytest.mark.long)])
+@pytest.mark.parametrize(("steps", "gradient_of"), [(3, "exact"), (3, "identity")])
 def test_planned_passes_through_a_denoiser_are_those_that_are_made(
     steps: int, gradient_of: str, tmp_path: Path, request: Any
 ) -> None:

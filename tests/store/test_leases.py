@@ -277,7 +277,7 @@ def hold(s3: S3) -> Iterator[Callable[..., subprocess.Popen[str]]]:
         process.communicate()
 
 
-@pytest.mark.parametrize("where", [pytest.param("here", marks=pytest.mark.long), "far"])
+@pytest.mark.parametrize("where", ["here", "far"])
 def test_a_killed_process_loses_its_lease_on_a_bucket_at_once_here_and_after_the_looks_elsewhere(
     s3: S3, hold: Callable[..., subprocess.Popen[str]], where: str
 ) -> None:

@@ -53,7 +53,6 @@ def _votes(network: nn.Module, x: Tensor, n: int, purpose: str) -> Any:
     return (shares[0, 0] * n).round().long().numpy()
 
 
-@pytest.mark.long  # The next test holds that what it asks can fail.
 def test_at_every_radius_an_attack_leaves_at_least_what_is_certified(smoothed: Any) -> None:
     network, x, y, certified = smoothed
     vote = DefendedClassifier(
