@@ -198,7 +198,12 @@ class _Run:
             names = [name for name, _ in self.plain.named_parameters()]
             momentum = {name: state[f"momentum.{name}"] for name in names if f"momentum.{name}" in state}
             weights = {name: state[f"model.{name}"] for name in self.plain.state_dict()}
-            generators = {kind: state[f"random.{kind}"] for kind in self.random_states() if f"random.{kind}" in state}
+            # None is there where it was written before they were kept, or on another kind of device; a torch of another version
+            # may have states of another size, which it refuses.
+            drawn_by = {kind: (own, state.get(f"random.{kind}")) for kind, own in self.random_states().items()}
+            generators = {
+                kind: kept for kind, (own, kept) in drawn_by.items() if kept is not None and kept.shape == own.shape
+            }
         except (SafetensorError, KeyError, TypeError, ValueError):
             return
         mine = self.plain.state_dict()

@@ -842,6 +842,21 @@ def test_dropout_goes_on_from_a_checkpoint_as_in_a_training_that_was_not_interru
         assert torch.equal(F.dropout(torch.ones(64)), undisturbed)
 
 
+@pytest.mark.parametrize("kept", [None, torch.zeros(16, dtype=torch.uint8)])
+def test_a_checkpoint_of_another_version_without_generators_that_fit_is_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: torch.Tensor | None
+) -> None:
+    first, second = _trained(tmp_path), _trained(tmp_path)
+    first.epoch = 3
+    with monkeypatch.context() as patched:
+        patched.setattr(first, "random_states", lambda: {} if kept is None else {"cpu": kept})
+        first.save()
+    before = torch.get_rng_state()
+    second.restore()
+    assert second.epoch == 3
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 @pytest.mark.parametrize("together", [False, True])
 def test_an_epochs_accuracy_is_of_all_classes_also_where_those_of_one_stand_together(together: bool) -> None:
     """A folder of pictures is sorted by class, so that its first thousand may hold two classes of ten."""
