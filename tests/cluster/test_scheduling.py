@@ -21,6 +21,7 @@ from unittest.mock import Mock
 import numpy as np
 import pytest
 import ray
+import ray.train
 import torch
 import torch.nn.functional as F
 from helpers.plans import planned
@@ -52,6 +53,7 @@ from mi_ray.cluster.train_loop import (
     fit,
     fit_task,
     measured,
+    train_loop,
 )
 from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Trainings
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
@@ -939,6 +941,35 @@ def test_what_goes_on_with_three_workers_adds_up_gradients_in_the_order_of_what_
     assert all(torch.equal(value, before[name]) for name, value in run.plain.state_dict().items())
     assert torch.equal(torch.get_rng_state(), generator)
     assert model.reducer._rebuild_buckets()  # As each forward pass asks; it is done once, before the second one.
+
+
+@pytest.mark.parametrize(("done", "calls"), [(1, ["order", "epoch 1", "epoch 2"]), (3, [])])
+def test_a_training_that_goes_on_takes_up_the_order_before_its_next_epoch(
+    monkeypatch: pytest.MonkeyPatch, done: int, calls: list[str]
+) -> None:
+    made = list[str]()
+
+    class Run:
+        def __init__(self, config: Any) -> None:
+            self.rank, self.epoch, self.training, self.device = 1, done, {"epochs": 3}, torch.device("cpu")
+            self.rows = list[dict[str, Any]]()
+
+        def take_up_order(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+            made.append("order")
+
+        def train_epoch(self, images: torch.Tensor, labels: torch.Tensor) -> dict[str, Any]:
+            made.append(f"epoch {self.epoch}")
+            return {"loss": 0.5}
+
+    split = {"images": np.zeros((2, 4, 4, 3), np.uint8), "labels": np.zeros(2, np.int64)}
+    data = {f"{name}_{what}": value for name in ("train", "test") for what, value in split.items()}
+    monkeypatch.setattr("mi_ray.cluster.train_loop._Run", Run)
+    monkeypatch.setattr("mi_ray.cluster.train_loop.Store", Mock())
+    monkeypatch.setattr(ray, "get", lambda reference: data)
+    monkeypatch.setattr(ray.train, "report", Mock())
+    config: Any = {"own": Mock(), "cpus": 1, "data": None, "store": "s", "key": "k"}
+    train_loop(config)
+    assert made == calls
 
 
 def test_a_training_without_momentum_and_one_with_a_frozen_parameter_go_on_from_a_checkpoint(tmp_path: Path) -> None:
