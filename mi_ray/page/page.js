@@ -322,7 +322,7 @@ function settingCharts(of, cells, charts) {
     charts.append(part("Loss against steps", host, behind("Mean of what the attack climbs, over reported points", [
       ["Attack", (row) => row.series], ["Steps", (row) => row.x, true], ["Loss", (row) => fixed(row.y, 4), true]], losses)));
     draw(host, linesSpec(losses, "steps", "mean loss"), "Loss against steps");
-  } else charts.append(part("Loss against steps", h("p", { class: "note" }, "No attack on this setting is stored at several steps with a loss, which a single restart of PGD on F is stored without: so there is no curve.")));
+  } else charts.append(part("Loss against steps", h("p", { class: "note" }, "There is no curve: no attack on this setting is stored with its loss at several steps. PGD on F has a loss stored only where it has several restarts.")));
 }
 
 /** A table that sorts, pages, and may search, be downloaded and have rows to choose. */
