@@ -698,7 +698,9 @@ class TrainResources(Strict):
         gt=0,
         description="CPUs that a worker reserves, and its threads; part of a classifier's key where it trains on CPUs.",
     )
-    gpus: Real = Field(0, ge=0, description="GPUs that a worker reserves.")
+    gpus: Real = Field(
+        0, ge=0, description="GPUs that a worker reserves; no part of one where a classifier has several workers."
+    )
 
 
 class Resources(Strict):
