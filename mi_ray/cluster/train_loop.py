@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from mi_ray.classifiers import Classifier, build_classifier, weights_bytes, weights_digest
 from mi_ray.cluster.retries import fault_of
-from mi_ray.data import batches, flip_and_crop
+from mi_ray.data import Dataset, batches, flip_and_crop
 from mi_ray.device import exact_arithmetic, keep_memory, on_device
 from mi_ray.objectives import OBJECTIVES, Objective
 from mi_ray.own_code import OwnModules, places_told
@@ -123,6 +123,17 @@ def measured(labels: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     if len(np.unique(labels[first])) == len(np.unique(labels)):
         return first
     return np.linspace(0, len(labels) - 1, MEASURED).astype(np.int64)
+
+
+def handed(dataset: Dataset) -> dict[str, npt.NDArray[Any]]:
+    """What workers are handed of a dataset, see `TrainingConfig.data`: whole the train split, of the other what is measured."""
+    tested = measured(dataset.test_labels)
+    return {
+        "train_images": np.asarray(dataset.train_images),
+        "train_labels": dataset.train_labels,
+        "test_images": dataset.test_images[tested],
+        "test_labels": dataset.test_labels[tested],
+    }
 
 
 def augmented(images: Tensor, training: TrainingValues, rng: np.random.Generator) -> Tensor:

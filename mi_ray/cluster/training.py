@@ -6,7 +6,6 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import cast
 
-import numpy as np
 import ray
 
 from mi_ray.cluster.blocks import Beside, Steps
@@ -18,7 +17,7 @@ from mi_ray.cluster.train_loop import (
     TrainingValues,
     finished,
     fit_task,
-    measured,
+    handed,
     write_classifier,
 )
 from mi_ray.events import event
@@ -165,16 +164,7 @@ class _Trainings:
             max(self._cpus(work) for work in self.todo),
             max(work.entry.workers * self.size.gpus for work in self.todo),
         )
-        dataset = session.study.dataset
-        tested = measured(dataset.test_labels)
-        data = ray.put(
-            {
-                "train_images": np.asarray(dataset.train_images),
-                "train_labels": dataset.train_labels,
-                "test_images": dataset.test_images[tested],
-                "test_labels": dataset.test_labels[tested],
-            }
-        )
+        data = ray.put(handed(session.study.dataset))
         self._images = {w.key: planner.works.images_an_epoch(w.entry) * w.entry.training.epochs for w in self.todo}
         self._passes = {work.key: float(sum(work.cost)) for work in self.todo}
         images, passes = sum(self._images.values()), sum(self._passes.values())

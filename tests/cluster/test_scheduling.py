@@ -52,6 +52,7 @@ from mi_ray.cluster.train_loop import (
     cause_of_failure,
     fit,
     fit_task,
+    handed,
     measured,
     train_loop,
 )
@@ -59,6 +60,7 @@ from mi_ray.cluster.training import RUN, _Meanwhile, _remove_checkpoints, _Train
 from mi_ray.cluster.trials import Job, SettingTrainable, grid_trials
 from mi_ray.cluster.tuning import Request, TrialProgress, _evaluate_grid, _fit, _lost, begin_together
 from mi_ray.cluster.worker import Item, _telling, workbench
+from mi_ray.data import Dataset
 from mi_ray.device import NotFiniteError, PassCounter
 from mi_ray.events import about, event, written_to
 from mi_ray.own_code import own_modules
@@ -873,6 +875,17 @@ def test_an_epochs_accuracy_is_of_all_classes_also_where_those_of_one_stand_toge
     run.plain = one_class
     images = torch.zeros(4000, 1, 1, 1, dtype=torch.uint8)
     assert run.accuracy(images, torch.from_numpy(labels)) == pytest.approx(0.1, abs=0.002)
+
+
+def test_images_that_an_accuracy_is_measured_on_keep_their_labels() -> None:
+    labels = np.repeat(np.arange(10), 400)
+    images = np.broadcast_to(
+        labels.astype(np.uint8)[:, None, None, None], (4000, 1, 1, 3)
+    )  # Each pixel tells its label.
+    given = handed(Dataset("sorted", 10, images, labels, images, labels))
+    assert given["train_images"].shape == images.shape
+    assert np.bincount(given["test_labels"]).tolist() == pytest.approx([100] * 10, abs=1)
+    assert given["test_images"][:, 0, 0, 0].tolist() == given["test_labels"].tolist()
 
 
 @pytest.mark.parametrize("count", [7, 1000])
