@@ -171,7 +171,7 @@ def test_one_sweep_mends_a_study_of_which_nearly_every_file_is_damaged(undisturb
     assert len(hit) > 40
     problems = problems_in(Store(results))
     told = [path for path in hit if path.parent.name not in ("tiny", "figures") or path.name == "manifest.json"]
-    assert all(any(path.name in problem.text for problem in problems) for path in told)  # the study's own: see above
+    assert all(any(path.name in problem for problem in problems) for path in told)  # the study's own: see above
     done = run(tmp_path, STUDY)
     assert done.returncode == 0, done.stdout + done.stderr
     assert_same_rows(rows(tmp_path), rows(undisturbed))
