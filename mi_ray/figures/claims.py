@@ -22,7 +22,7 @@ import yaml
 
 from mi_ray.choice import choosing, frontier, picked
 from mi_ray.figures import fig2, fig3a
-from mi_ray.figures.names import parameters
+from mi_ray.figures.names import parameters, same_value
 from mi_ray.figures.reading import finished, read_study, records_of
 from mi_ray.figures.tables import markdown
 from mi_ray.figures.verdict_marks import mark
@@ -268,19 +268,13 @@ def _fitting(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
     fits = np.ones(len(table), bool)
     for key, value in wanted.items():
         known = table[key] if key in table else [_parameters(*pair).get(key) for pair in texts]
-        fits &= np.array([_same(stored, value) for stored in known], bool)
+        fits &= np.array([same_value(stored, value) for stored in known], bool)
     return table[fits]
 
 
 @cache
 def _parameters(attack: str, defense: str) -> dict[str, object]:
     return {**json.loads(attack or "{}"), **json.loads(defense or "{}")}
-
-
-def _same(stored: object, value: object) -> bool:
-    if isinstance(stored, (int, float)) and isinstance(value, (int, float)):
-        return abs(float(stored) - float(value)) < 1e-6
-    return stored == (list(value) if isinstance(value, tuple) else value)
 
 
 def _difference(rows: _Rows, claim: Claim) -> Measured:

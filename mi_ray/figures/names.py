@@ -200,6 +200,13 @@ def _images(given: Mapping[str, object]) -> str:
     return f"of {method}" + ("" if of is None else f" on {of}")
 
 
+def same_value(stored: object, written: object) -> bool:
+    """Whether a stored parameter has the value that somebody wrote, such as 8/255; a distribution has no number's."""
+    if isinstance(stored, int | float) and isinstance(written, int | float):
+        return abs(stored - written) < 1e-6
+    return stored == (list(written) if isinstance(written, tuple) else written)
+
+
 def parameters(defense_params: str, without: frozenset[str] = frozenset(), words: frozenset[str] = frozenset()) -> str:
     """A defense's parameters as a table writes them: its numbers and ranges, which a sweep varies.
 

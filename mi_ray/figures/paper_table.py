@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 
-from mi_ray.figures.names import Names, Row, settings_apart, with_threat
+from mi_ray.figures.names import Names, Row, same_value, settings_apart, with_threat
 from mi_ray.figures.panels import ACCURACY
 from mi_ray.figures.reading import check_each_once, finished, read_study
 from mi_ray.figures.saving import save_table
@@ -47,16 +47,9 @@ class Paper:
             column = (row["goal"], steps) if alike else None
         place = row["classifier"], row["defense"]
         known, own = self.values.get(place), json.loads(row["defense_params"] or "{}")
-        if not all(_alike(own.get(name), value) for name, value in self.settings.get(place, {}).items()):
+        if not all(same_value(own.get(name), value) for name, value in self.settings.get(place, {}).items()):
             return ""
         return known[PUBLISHED.index(column)] if known and column in PUBLISHED else ""
-
-
-def _alike(value: object, of_paper: object) -> bool:
-    """Whether a setting's value is the paper's; a distribution is none of its."""
-    if isinstance(value, float | int) and isinstance(of_paper, float | int):
-        return abs(value - of_paper) <= 1e-6
-    return value == of_paper
 
 
 NO_PAPER = Paper("paper_table", "", {})
