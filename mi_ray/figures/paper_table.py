@@ -147,7 +147,7 @@ def footnote(cells: pd.DataFrame, table: pd.DataFrame, names: Names, paper: Pape
     said += (
         ". " if (done["knowledge"] == "adaptive").any() else ", all of them oblivious: an adaptive one may leave less. "
     )
-    if paper.values:
+    if table["paper"].astype(bool).any():
         said += f"In brackets: {paper.source}, with its released code's choices; of another network or other data only "
         said += "the order and the gaps compare. "
     return said + checks_footnote(done, names)

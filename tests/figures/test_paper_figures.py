@@ -106,7 +106,8 @@ def test_the_papers_values_are_labelled_as_the_papers_and_of_its_own_data() -> N
     note = paper_table.footnote(cells, paper_table.facts(cells, NAMES, table3.PAPER), NAMES, table3.PAPER)
     assert "In brackets: the paper's Table 3 (CIFAR-100, ResNet-50)" in note
     assert note.startswith("digits, 200 points")
-    assert "paper" not in paper_table.footnote(cells, paper_table.facts(cells, NAMES), NAMES, paper_table.NO_PAPER)
+    for named, paper in ((cells, paper_table.NO_PAPER), (cells.assign(classifier="mine"), table3.PAPER)):
+        assert "paper" not in paper_table.footnote(named, paper_table.facts(named, NAMES, paper), NAMES, paper)
 
 
 def test_another_radius_is_not_put_beside_the_papers() -> None:
