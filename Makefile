@@ -135,7 +135,7 @@ clean:
 
 # The paper on real CIFAR-10 (sweeps/cifar10), into one store, resumable: make cifar10 DATA=FOLDER STORE=results. A folder with the
 # images in Hugging Face's layout; torchvision's own copy is downloaded where none is named.
-CIFAR10 := fig3b table2 fig3a presets fig2 adaptive seeds fig3a_evasion fig5 frontier epsilon_curve fig4 mi_ol_worst others_worst others_worst_mixup combined_worst fresh_worst fresh_table2 table2_worst undefended_worst
+CIFAR10 := fig3b table2 fig3a presets fig2 adaptive seeds fig3a_evasion fig5 frontier epsilon_curve fig4 mi_ol_worst others_worst others_worst_mixup combined_worst remaining_worst fresh_worst fresh_table2 table2_worst undefended_worst
 OF_DATA = $(if $(DATA),--set 'dataset={parquet: {path: $(DATA)}}')
 cifar10: .venv/installed
 	$(foreach name,$(CIFAR10),$(BIN)/mi-ray plan cifar10/$(name) --out $(or $(STORE),results) $(OF_DATA) &&) true

@@ -153,6 +153,12 @@ SECTIONS = {
         "The paper's strongest defense on mixup and its weakest, at the paper's settings, at 2/255, on the same images.",
         ("table2.md", "paired_tests.md"),
     ),
+    "cifar10_remaining_worst": (
+        "MI-Combined on interpolated AT, and MI-OL without mixup, under the longer cascade",
+        "What is left of the paper's settings, on the same images: MI-Combined (with the setting that the paper has for mixup) and "
+        "Gaussian noise on interpolated AT, and MI-OL on AT and, at 2/255, on ERM.",
+        ("table2.md", "paired_tests.md"),
+    ),
     "cifar10_fresh_worst": (
         "MI-OL and rotation on images drawn anew",
         "On the images of the sections before, MI-OL's lead over rotation stayed undecided on both networks. This is the same "
