@@ -45,6 +45,7 @@ DETECTION = {"cifar10_fig3a", "cifar10_fig3a_evasion"}
 OUTPUTS = {"cifar10_fig2"}
 JOINED = "joined.csv"  # of what cells a study had other rows than another one, from another kind of processor
 FEW = 200  # images: of fewer, a clean accuracy says little
+UNREAD = ("fig*", "epsilon_curve", "paired_tests", "presets_table")  # CSV of what a figure or a .md beside it shows
 PICTURES = {"fig5"}  # drawn of the images themselves, which no excerpt has
 
 INTRODUCTION = """# Mixup inference on real CIFAR-10
@@ -360,8 +361,9 @@ def draw() -> None:
             if failures:
                 raise SystemExit(f"{study}: {failures}")
     # What nobody reads here takes much room: a figure's numbers are in the rows, from which `analysis/` makes them again.
-    for path in PUBLISHED.rglob("figures/fig*.csv"):
-        path.unlink()
+    for name in UNREAD:
+        for path in PUBLISHED.rglob(f"figures/{name}.csv"):
+            path.unlink()
     table = decided.result()
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
