@@ -156,8 +156,8 @@ SECTIONS = {
     ),
     "cifar10_remaining_worst": (
         "MI-Combined on interpolated AT, and MI-OL without mixup, under the longer cascade",
-        "What is left of the paper's settings, on the same images: MI-Combined (with the setting that the paper has for mixup) and "
-        "Gaussian noise on interpolated AT, and MI-OL on AT and, at 2/255, on ERM.",
+        "What is left of the paper's settings, on the same images: MI-Combined (with the setting that the paper has for mixup) "
+        "and Gaussian noise on interpolated AT, and MI-OL on AT and, at 2/255, on ERM.",
         ("table2.md", "paired_tests.md"),
     ),
     "cifar10_fresh_worst": (
