@@ -7,6 +7,7 @@ import os
 import secrets
 import socket
 import sys
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,9 @@ from mi_ray.progress import take_back_sigterm
 CONNECT_SECONDS = 10.0
 STARTS = 3  # a local Ray that does not come up, as on a machine that is busy with something else, is started again
 HIGHEST_PORT = 65_535
-KEPT, HELPERS = (
-    8,
-    6,
-)  # processes that wait while others work, and those of Ray Train, of Tune and of our own that compute nothing
+FEW = 8  # cores, on which all processes that wait while others work are kept; on more of them as many
+HELPERS = 6  # processes of Ray Train, of Tune and of our own that compute nothing
+DAY = 24 * 60 * 60 * 1000  # milliseconds
 OF_RAY = ("RAY_", "TUNE_", "PYTHONBREAKPOINT")  # how names of variables that are for Ray alone begin
 _PRINTING: dict[str, Any] = {}  # What printed the output of tasks before `_note` took its place.
 
@@ -63,15 +63,19 @@ def _wanted(local: bool) -> dict[str, str]:
         wanted |= {
             # As many trials as begin together; a cluster's autoscaler must see the whole queue.
             "TUNE_MAX_PENDING_TRIALS_PG": processes,
-            # Processes of blocks wait for the next blocks while those of trials work, which Ray ends otherwise: each has imported
-            # torch and made its classifiers. Of many, which would take much memory, some are ended as before.
-            "RAY_num_workers_soft_limit": str(cores + min(cores, KEPT) + HELPERS),
             # A process for each training that asks whether its node will be taken away, which this machine will not.
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_AUTH_MODE": "token",
             # Ray would else take the folder that it is started in for a project of uv's, under `uv run`.
             "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
         }
+        # Processes of blocks wait for the next blocks while those of trials work, which Ray ends otherwise: each has imported
+        # torch and made its classifiers. Of many, which would take much memory, some are ended as before. Up to the number that
+        # it keeps Ray also starts processes ahead, most of which nothing needs, so that on few cores they are kept by time.
+        if cores <= FEW:
+            wanted["RAY_idle_worker_killing_time_threshold_ms"] = str(DAY)
+        else:
+            wanted["RAY_num_workers_soft_limit"] = str(cores + FEW + HELPERS)
         # A fresh token that is in no file: another user of this machine cannot submit work to our Ray. The second
         # variable keeps Ray's node address, and so every port that it opens, on 127.0.0.1.
         if os.environ.get("RAY_AUTH_MODE", "token") == "token":
@@ -149,10 +153,15 @@ def paths_of_ones_own() -> list[str]:
     """Where the driver looks for modules beside its own installation, for workers to look there before theirs.
 
     Another node has an installation of its own. The folders of plugins are not among them: those come after all that is
-    installed, in workers too (`OwnModules`).
+    installed, in workers too (`OwnModules`). Nor is the folder of commands, which Python looks in when it runs one of them.
     """
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-    return [path for path in imported_first() if path and Path(path).name != zipped and not is_installed(path)]
+    commands = sysconfig.get_path("scripts")
+    return [
+        path
+        for path in imported_first()
+        if path and path != commands and Path(path).name != zipped and not is_installed(path)
+    ]
 
 
 class NoRayError(RuntimeError):
@@ -180,7 +189,10 @@ def connect(address: str | None) -> None:
         # Ray prints a paragraph for each worker that dies, whatever it was asked to log; it goes to the run's log.
         _PRINTING.setdefault("ray", ray._private.worker.print_to_stdstream)
         ray._private.worker.print_to_stdstream = _note
-    options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(paths_of_ones_own())}}
+    own = paths_of_ones_own()
+    # Ray starts processes ahead, which those that ask for an environment of their own cannot use.
+    if address is not None or own != [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]:
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": os.pathsep.join(own)}}
     try:
         with _nowhere():
             _start(options) if address is None else ray.init(**options)

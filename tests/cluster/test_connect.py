@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -277,13 +278,41 @@ def test_a_run_ends_its_own_actor_and_no_ray(monkeypatch: pytest.MonkeyPatch) ->
     assert killed == ["the actor"]
 
 
-@pytest.mark.parametrize(("cores", "kept"), [(2, 10), (8, 22), (64, 78)])
+@pytest.mark.parametrize(("cores", "kept"), [(2, None), (8, None), (64, "78")])
 def test_processes_that_wait_are_kept_beside_those_that_work_up_to_eight(
-    cores: int, kept: int, monkeypatch: pytest.MonkeyPatch
+    cores: int, kept: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: cores)
-    assert connecting._wanted(local=True)["RAY_num_workers_soft_limit"] == str(kept)
+    wanted = connecting._wanted(local=True)
+    assert wanted.get("RAY_num_workers_soft_limit") == kept
+    assert ("RAY_idle_worker_killing_time_threshold_ms" in wanted) == (kept is None)
     assert "RAY_num_workers_soft_limit" not in connecting._wanted(local=False)
+    assert "RAY_idle_worker_killing_time_threshold_ms" not in connecting._wanted(local=False)
+
+
+@pytest.mark.parametrize(
+    ("told", "path", "asked"),
+    [
+        ("", [], None),
+        ("/a:/b", ["/a", "/b"], None),
+        ("", ["/a"], "/a"),
+        ("/a", ["/b", "/a"], "/b:/a"),
+        ("/a", [], ""),
+    ],
+)
+def test_only_workers_that_look_elsewhere_than_the_environment_says_ask_for_one_of_their_own(
+    told: str, path: list[str], asked: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Processes that Ray has started ahead can be used by no others."""
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.append(options))
+    monkeypatch.setattr(ray._private.worker, "print_to_stdstream", ray._private.worker.print_to_stdstream)
+    monkeypatch.setattr(sys, "path", [*path, sysconfig.get_path("scripts"), sysconfig.get_path("stdlib")])
+    monkeypatch.setenv("PYTHONPATH", told)
+    connecting.connect(None)
+    wanted = {} if asked is None else {"runtime_env": {"env_vars": {"PYTHONPATH": asked}}}
+    assert {name: value for name, value in given[0].items() if name == "runtime_env"} == wanted
 
 
 def test_what_is_set_for_ray_train_are_variables_that_it_reads() -> None:
