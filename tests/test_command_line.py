@@ -313,8 +313,10 @@ def test_gc_removes_nothing_when_a_manifest_is_unreadable(run: Run, results: Sto
 
 @pytest.mark.parametrize("verb", ["status", "check", "gc"])
 def test_a_place_that_is_no_store_is_refused_and_not_made_one(run: Run, tmp_path: Path, verb: str) -> None:
-    assert_refused(run(verb, "nowhere"), f"nowhere holds no {MARKER}")
+    assert_refused(run(verb, "nowhere"), "nowhere is not there (a sweep makes one, where its --out says)")
     assert list(tmp_path.iterdir()) == []
+    (tmp_path / "empty").mkdir()
+    assert_refused(run(verb, "empty"), f"empty holds no {MARKER}")
 
 
 def test_a_finished_study_is_shown_again_without_computing(run: Run, tmp_path: Path, results: Store) -> None:

@@ -105,7 +105,9 @@ class Store(Files):
                 if written != FORMAT:
                     raise ValueError(f"{what} has format {written!r}; this version reads {FORMAT}")
             elif not create:
-                raise ValueError(f"{what} holds no {MARKER}")
+                raise ValueError(
+                    f"{what} holds no {MARKER}" if info.type != pafs.FileType.NotFound else self._not_there()
+                )
             elif others := [name for name in sorted(self.names("") - {".", ".."}) if not is_temporary(name)]:
                 raise ValueError(f"{what} holds something else: {', '.join(others[:3])}")
             if create:
@@ -115,6 +117,9 @@ class Store(Files):
                 raise
             why = (isinstance(error, OSError) and error.strerror) or error
             raise ValueError(f"a store must be readable and writable; {self.uri}: {why}") from error
+
+    def _not_there(self) -> str:
+        return f"a store must be a folder that mi-ray made; {self.uri} is not there (a sweep makes one, where its --out says)"
 
     @contextmanager
     def _timed(self) -> Iterator[None]:

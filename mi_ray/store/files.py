@@ -32,8 +32,9 @@ _PERMANENT = re.compile(
     "MISSING_AUTHENTICATION_TOKEN|EXPIRED_TOKEN|INVALID_CLIENT_TOKEN|VALIDATION"
 )
 _NAMES_A_SECRET = re.compile(r"key|secret|token|passw|credential|sas$|^sig", re.IGNORECASE)
-_ONE_SLASH = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)")
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the schemes of object stores
+# A scheme with one slash, or one of an object store with none: a folder of that name is hardly what is meant.
+_FEW_SLASHES = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|({'|'.join(sorted(_BUCKETS))}):(?!/)")
 _RENAMING = {"hdfs", "viewfs", "webhdfs", "sftp", "ssh", "smb"}  # file systems behind a URI that rename
 Result = TypeVar("Result")
 
@@ -151,7 +152,7 @@ def refuse_whole_bucket(uri: str) -> None:
 
 def refuse_odd(place: str) -> None:
     """Raise ValueError for a store's place that would silently be another one than it seems to be."""
-    scheme = _ONE_SLASH.match(place)
+    scheme = _FEW_SLASHES.match(place)
     if scheme is not None:
         raise ValueError(
             f"a store's URI must have :// after its scheme, as in file:///folder or s3://bucket/folder; got {place}. A folder of "

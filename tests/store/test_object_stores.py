@@ -270,7 +270,7 @@ def test_a_uri_without_credentials_is_not_refused(uri: str) -> None:
 
 def test_a_bucket_that_is_not_there_and_a_forbidden_one_are_bad_options(s3: S3, run: Any) -> None:
     code, _, err = run("status", "s3://no-such-bucket-of-ours/x")
-    assert (code, "holds no mi-ray-store.json" in err) == (2, True)
+    assert (code, "s3://no-such-bucket-of-ours/x is not there" in err) == (2, True)
     with pytest.raises(ValueError, match=r"a store must be readable and writable.*NO_SUCH_BUCKET"):
         Store("s3://no-such-bucket-of-ours/x", create=True)
     s3.faults(share=1.0, kinds=["403"])
@@ -334,6 +334,7 @@ def test_a_folder_in_a_bucket_is_one_and_what_lies_in_a_whole_bucket_is_read(s3:
             "must have :// after its scheme, .*; got file:/tmp/x. A folder of this name is written ./file:/tmp/x",
         ),
         ("s3:/bucket/x", "must have :// after its scheme"),
+        ("s3:bucket/x", "must have :// after its scheme"),
         (Path("s3://bucket/x"), "must have :// after its scheme"),
         (
             "file:///tmp/h#x",
