@@ -55,14 +55,15 @@ real images, by the studies in [`sweeps/cifar10`](../sweeps/cifar10), and decide
 [`benchmarks/cifar10.py`](../benchmarks/cifar10.py) from the rows in [`docs/cifar10`](cifar10); no number in it was typed.
 
 **Words.** A defense changes an image at random before the network F sees it, and averages F's answers: mixup inference
-mixes it with images of other classes (MI-OL), with images of the class that F predicts (MI-PL), or with either, whichever
-the difference between F's two answers calls for (MI-Combined). `mixup` is F trained on mixed images, `interpolated_at` F
-trained on mixed adversarial images (interpolated adversarial training). An *oblivious* attack sees F alone, an *adaptive*
-one attacks through the defense; EOT-PGD is PGD on the mean of many of its draws, the *cascade* several such attacks, one
-after another (a *quick* and a *longer* one). PGD-10 8/255 is PGD of 10 steps, by at most 8/255 a pixel. The *worst case* is
-the worst of all of a study's attacks on each image. λ is the share of the image in a mixture, N how many answers are
-averaged. Xie et al. (2018) and Guo et al. (2018) crop and pad or resize at random, ERM and AT are F trained plainly and
-adversarially. A point is one per cent of accuracy, AUC the chance that a detector scores an attacked image above a clean one.
+mixes it with images of other classes (MI-OL) or with images of the class that F predicts (MI-PL); MI-Combined answers as
+MI-OL does where MI-PL lowers the probability of that class by much, and as F itself does elsewhere. `mixup` is F trained on
+mixed images, `interpolated_at` F trained on mixed adversarial images (interpolated adversarial training). An *oblivious*
+attack sees F alone, an *adaptive* one attacks through the defense; EOT-PGD is PGD on the mean of many of its draws, the
+*cascade* several such attacks, one after another (a *quick* and a *longer* one). PGD-10 8/255 is PGD of 10 steps, by at most
+8/255 a pixel. The *worst case* is the worst of all of a study's attacks on each image. λ is the share of the image in a mixture,
+N how many answers are averaged. Xie et al. (2018) and Guo et al. (2018) crop and pad or resize at random,
+ERM and AT are F trained plainly and adversarially. A point is one per cent of accuracy, AUC the chance that a detector scores
+an attacked image above a clean one.
 
 [In one minute](#in-one-minute) · [networks](#the-networks) · [claims](#the-claims) · [literature](#what-others-measured) ·
 [other code](#agreement-with-other-code) · {contents}
