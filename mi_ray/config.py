@@ -626,7 +626,8 @@ def _storage(written: str) -> str:
 
 
 class OptunaSearch(Strict):
-    """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points.
+    """A search for the frontier with two objectives, clean and adversarial accuracy on the selection points, of which there
+    have to be some.
 
     What it has tried are the study's cells, as those of a grid are: tables and figures show them, and `mi_ray.read_cells` has
     them with `selected` where none is better on the selection points. A setting that is chosen there goes, as it is written
@@ -685,7 +686,7 @@ class BlockResources(Strict):
         None,
         ge=1,
         title="`auto`, bytes, or text such as `2 GiB`",
-        description="Bytes that a block's batches in flight may take; by what is free when left out. It "
+        description="Bytes that a block's batches in flight may take; by what is free where it is `auto` or left out. It "
         "decides how many batches there are at once, and never their shape.",
     )
 
