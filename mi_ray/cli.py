@@ -96,7 +96,7 @@ Callback = Annotated[
 RUNS: "dict[Until, str]" = {
     "sweep": "Do all that is missing of each study, in order, and draw its figures.\n\n"
     "Safe to stop at any time: the same command goes on where it was, and ends with the same rows.",
-    "train": "Train the classifiers of each study that are not in the store yet (Ray Train).",
+    "train": "Train the classifiers of each study that are not in the store yet.",
     "attack": "Craft the adversarial examples of each study that are not in the store yet, and train what they need.",
 }
 StoreArgument = Annotated[str, typer.Argument(help="The store: a results folder or URI.", metavar="STORE")]
