@@ -58,6 +58,10 @@ def make_attack(name: str, **parameters: object) -> "Attack":
 def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
+    if name == "__version__":
+        from importlib.metadata import version  # It takes long to import for what most programs never ask for.
+
+        return version("mi-ray")
     raise AttributeError(f"mi_ray has no {name!r}; it has {', '.join(__all__)}")
 
 

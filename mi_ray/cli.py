@@ -39,6 +39,32 @@ app.add_typer(cluster, name="cluster")
 console = Console(soft_wrap=True, markup=False, width=None if sys.stdout.isatty() else 120)
 errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        from mi_ray.store.manifest import PACKAGES
+
+        _say("\n".join(f"{name} {version(name)}" for name in PACKAGES))
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            callback=_version,
+            is_eager=True,
+            help="Print what is installed, as a study's manifest names it.",
+        ),
+    ] = False,
+) -> None:
+    """What stands before a verb."""
+
+
 # What the parser of a command line raises; typer has it from click, or in newer versions of its own, under no public name.
 UsageError: Any = typer.BadParameter.__base__
 SHOWN = 20  # failures of a study that are printed; all of them are in its cells.parquet

@@ -2,6 +2,7 @@
 that need no Ray do what they say."""
 
 import errno
+import importlib.metadata
 import inspect
 import io
 import json
@@ -31,7 +32,7 @@ import mi_ray.study.estimate
 import mi_ray.study.precision
 import mi_ray.study.prepare
 from mi_ray.store.blocks import MARKER, Store
-from mi_ray.store.manifest import seal
+from mi_ray.store.manifest import PACKAGES, seal
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS
 from mi_ray.sweep_files import load_sweep
@@ -554,6 +555,14 @@ def test_the_installed_script_behaves_the_same(
     assert done.returncode == code
     assert [word for word in words if word not in said] == [], said
     assert "Traceback" not in said
+
+
+def test_the_version_is_told_with_those_that_a_manifest_names(run: Run) -> None:
+    code, said, _ = run("--version")
+    assert code == 0
+    assert said.splitlines()[0] == f"mi-ray {mi_ray.__version__}"
+    assert [line.split()[0] for line in said.splitlines()] == list(PACKAGES)
+    assert f"torch {importlib.metadata.version('torch')}" in said
 
 
 def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> None:
