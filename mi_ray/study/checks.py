@@ -22,7 +22,7 @@ from mi_ray.study.battery import Answers
 from mi_ray.threat_model import NORMS, TOLERANCE, Norm, ThreatModel, step_of
 
 CheckState = Literal["passed", "failed", "not run"]
-BLACK_BOX = "black_box_not_stronger"
+BLACK_BOX, LARGE_BALL = "black_box_not_stronger", "large_epsilon"
 SIGNIFICANT = 0.05  # The chance of any false alarm among all checks of a cell that are tests.
 # No larger share of the gradients may be zero in every pixel. The difference-of-logits ratio is constant, and its gradient zero,
 # where the label's logit is the third largest: behind a random defense that is so in a few draws of points that stand (2.6 %
@@ -137,6 +137,7 @@ class Evidence:
     control in words. wider: the control's radius. success: the share of the control's own draws in which each of its restarts
     reached the goal, [restarts, P]. left_alone: which points the attack has not moved because they failed in all draws of its
     own, [P]. checked: how many of the points, the first, controls are run on. random: whether the defense draws anything.
+    reach: how far the control's images lie from the clean ones at the most, where nothing says how long its steps are.
     """
 
     judged: Answers
@@ -153,6 +154,7 @@ class Evidence:
     left_alone: npt.NDArray[np.bool_] | None = None
     checked: int = 0
     random: bool = False
+    reach: float | None = None
 
     @property
     def stands(self) -> npt.NDArray[np.bool_]:
@@ -329,6 +331,11 @@ def _judge_monotone(found: Evidence) -> Finding:
 
 def _judge_large_epsilon(found: Evidence) -> Finding:
     left, chance = found.control_answers.accuracy, 1 / found.classes
+    if left > chance and found.reach is not None and 2 * found.reach < found.wider:  # Steps half as long are enough.
+        return not_run(
+            f"the attack, whose steps cannot be made longer, gets no farther than {found.reach:.4g} in a ball of "
+            f"{found.wider:.4g}"
+        )
     points = len(found.control_answers.right)
     p = float(scipy.stats.binom.sf(np.ceil(left * points - 1e-9) - 1, points, chance))
     why = f"at epsilon {found.wider:.4g} {100 * left:.1f} % of {points} points are left, chance is {100 * chance:.1f} %"
@@ -578,7 +585,7 @@ RULES = (
         judge=_judge_monotone,
     ),
     CheckRule(
-        "large_epsilon",
+        LARGE_BALL,
         norms=NORMS,
         control=_in_a_large_ball,
         points=RADIUS_POINTS,

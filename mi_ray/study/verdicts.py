@@ -244,8 +244,21 @@ class Verdicts:
             left_alone=self._left_alone(inputs, moved) if ATTACKS[inputs.attack.method].stops_early else None,
             checked=self.plan.checked,
             random=DEFENSES.make(*check.judged.defense).is_random(),
+            reach=self._reach(check),
         )
         return checks.judge(check.name, evidence)
+
+    def _reach(self, check: Check) -> float | None:
+        """How far the control in a large ball has got from the clean images at the most, where no parameter lengthens its steps.
+
+        None of an attack that looks for the nearest image, which need not go far.
+        """
+        attack = None if check.control is None else check.control.inputs.attack
+        if check.name != checks.LARGE_BALL or check.control is None or attack is None:
+            return None
+        if "step_size" in attack.values or ATTACKS[attack.method].minimal:
+            return None
+        return float(self._images(check.control.inputs, check.points)[0].max())
 
     def _left_alone(self, inputs: Inputs, moved: Array) -> npt.NDArray[np.bool_]:
         """[P] Which points an attack has not moved because they failed in all draws of its own."""

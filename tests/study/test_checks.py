@@ -114,6 +114,17 @@ def test_both_outcomes_of_every_check_are_tried_above() -> None:
     assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in RULES)}
 
 
+@pytest.mark.parametrize(("reach", "expected"), [(None, "failed"), (0.3, "failed"), (0.2, "not run")])
+def test_an_attack_whose_steps_do_not_cross_a_large_ball_is_not_held_against_it(
+    reach: float | None, expected: str
+) -> None:
+    assert state("large_epsilon", evidence(control=answers(80), wider=0.5, reach=reach)) == expected
+
+
+def test_an_attack_that_leaves_no_more_than_chance_in_a_large_ball_passes_however_far_it_gets() -> None:
+    assert state("large_epsilon", evidence(control=answers(40), wider=0.5, reach=0.0)) == "passed"
+
+
 def test_where_the_reference_gains_nothing_it_says_nothing() -> None:
     blind = evidence(judged=answers(300), control=answers(298))
     assert [judge(name, blind).state for name in ("reference", "headway")] == ["not run", "not run"]

@@ -324,6 +324,40 @@ def test_a_check_whose_control_is_lost_is_not_run_and_says_why(judged: Tiny, tmp
         assert rows[key]["monotone_in_epsilon"]["state"] != "not run"
 
 
+SHORT = """
+from dataclasses import dataclass
+import torch
+from mi_ray.attacks import ATTACKS, ImagesAttack
+
+@ATTACKS.register
+@dataclass(frozen=True)
+class Short(ImagesAttack):
+    name = "my_short_steps"
+    passes = (2, 2)
+    def images(self, model, batch):
+        x = batch.x
+        for step in range(2):
+            x = x.detach().requires_grad_()
+            with batch.bound(model, step=step):
+                loss = batch.criterion.loss(model(x), batch.labels).sum()
+            x = batch.stepped(x.detach(), 0.01, torch.autograd.grad(loss, x)[0])
+        return x.detach()
+"""
+
+
+def test_an_attack_whose_steps_stand_in_its_code_is_not_refused_for_a_ball_that_they_do_not_cross(
+    tmp_path: Path, classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_short.py").write_text(SHORT)
+    monkeypatch.syspath_prepend(tmp_path)
+    changes = {"plugins": ["my_short"], "attacks": [{"my_short_steps": {}, "epsilon": 0.02}], "defenses": ["none"]}
+    one = tiny(tmp_path / "store", weights=weights_bytes(classifier), **{**STUDY, **FEW, **changes})
+    (row,) = [row for row in finish(one) if row["attack"] == "my_short_steps"]
+    found = json.loads(row["checks"])["large_epsilon"]
+    assert found["state"] == "not run"
+    assert "gets no farther than 0.02 in a ball of 0.5" in found["why"]
+
+
 def test_rows_are_there_before_the_checks_are_and_judged_again_without_being_derived_again(
     judged: Tiny, cells: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
