@@ -203,6 +203,8 @@ class Attack(Parameterized):
     norms: ClassVar[tuple[Norm, ...]] = ("linf",)
     # Whether it looks for the nearest image that reaches the goal: one run serves every epsilon.
     minimal: ClassVar[bool] = False
+    # Whether a point at which it has found nothing comes back clean, so that how far that was moved says nothing of it.
+    only_found: ClassVar[bool] = False
     goes_on: ClassVar[bool] = False  # Whether a longer run needs only the images at a stop, and `go_on` is written.
 
     @property

@@ -126,6 +126,7 @@ class CheckPlanner:
             follows_gradients=method.follows_gradients,
             diameter=threat.measure.diameter(self.works.facts.numbers),
             minimal=method.minimal,
+            only_found=method.only_found,
             of_images=method.needs_images,
             lowest={name: said.low for name, said in method.parameters().items() if said.low is not None},
             highest={name: said.high for name, said in method.parameters().items() if said.high is not None},

@@ -32,8 +32,9 @@ class Attacked:
     stop_parameter: the parameter that says where it is read. executions: N at each of its steps; None where it attacks F
     alone. follows_gradients: whether it can be held against an attack that follows them. diameter: the largest radius that
     its ball can have. minimal: whether it looks for the nearest image, and leaves points alone that it has not fooled.
-    of_images: whether it only chooses among images that others made, which are not made again for another ball. lowest,
-    highest: the smallest and the largest value that a parameter may have, where it has one.
+    only_found: whether it returns the clean image of such a point, as AutoAttack does. of_images: whether it only chooses among
+    images that others made, which are not made again for another ball. lowest, highest: the smallest and the largest value that
+    a parameter may have, where it has one.
     """
 
     method: str
@@ -44,6 +45,7 @@ class Attacked:
     follows_gradients: bool = True
     diameter: float = 1.0
     minimal: bool = False
+    only_found: bool = False
     of_images: bool = False
     lowest: Mapping[str, float] = field(default_factory=dict)
     highest: Mapping[str, float] = field(default_factory=dict)
@@ -68,9 +70,9 @@ class PlannedRule:
     whether the control is run on the first setting of each defense alone. by_option: whether it is made only where the
     sweep's `checks.binarization` is above 0, on so many points. of_drawn_points: whether it is valid only for points in a
     drawn (random) order. of_moved: whether it looks at how far points were moved, so that it is not made of an attack that
-    looks for the nearest image. of_leaving: whether it is made of attacks that leave a label alone, and of none that look for a
-    target. norms: those in which it can be made, such as the norms that its control attacks in; None
-    for all.
+    looks for the nearest image or returns only what it has found. of_leaving: whether it is made of attacks that leave a label
+    alone, and of none that look for a target. norms: those in which it can be made, such as the norms that its control attacks
+    in; None for all.
     """
 
     name: str
@@ -107,7 +109,7 @@ def controls(rules: Iterable[Rule], attack: Attacked, stop: int, last: bool) -> 
     if attack.stop_parameter is not None:
         attack = replace(attack, values={**attack.values, attack.stop_parameter: stop})
     for rule in rules:
-        if (rule.of_moved and attack.minimal) or not rule.knows(attack.threat.norm):
+        if (rule.of_moved and (attack.minimal or attack.only_found)) or not rule.knows(attack.threat.norm):
             continue
         if rule.of_leaving and not attack.threat.leaves_label:
             continue

@@ -490,7 +490,7 @@ RULES = (
         of_trajectory=False,
         criterion="Of the points that stand, 85 % made more than half of the reference's gain in margin.",
         remedy="The attack has hardly moved these points. Take longer or more steps, or a less noisy gradient (a "
-        "larger `eot`).",
+        "larger `eot`). One that returns the clean image where it has found nothing says so (`only_found` in docs/plugins.md).",
         judge=_judge_headway,
     ),
     CheckRule(
@@ -501,7 +501,8 @@ RULES = (
         of_trajectory=False,
         criterion="At most a tenth of the points that stand were moved by less than 0.99 epsilon.",
         remedy="The attack is confined to a smaller ball. Look for a mistake in the units of ε or of the step size. One that "
-        "looks for the nearest image says so (`minimal` in docs/plugins.md).",
+        "looks for the nearest image says so (`minimal` in docs/plugins.md), and so does one that returns the clean image where "
+        "it has found nothing (`only_found`).",
         judge=_judge_budget,
     ),
     CheckRule(

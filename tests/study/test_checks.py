@@ -395,3 +395,14 @@ def test_an_attack_by_queries_is_held_against_no_gradient() -> None:
     assert set(held(attack, 7, True)) == {"more_steps", "epsilon_zero", "monotone_in_epsilon", "large_epsilon"}
     names = {each.rule.name for each in controls(RULES, attack, 7, True)}
     assert not names & {"budget", "pushed_back", "gradients_not_zero"}
+
+
+@pytest.mark.parametrize("said", ["minimal", "only_found"])
+def test_an_attack_that_does_not_move_what_it_has_not_fooled_is_not_asked_how_far(said: str) -> None:
+    attack = Attacked("mine", {"steps": 7}, ThreatModel(0.1), None, None)
+    names, silent = (
+        {each.rule.name for each in controls(RULES, asked, 0, True)}
+        for asked in (attack, replace(attack, **{said: True}))
+    )
+    assert names - silent == {"budget", "headway"}
+    assert "reference" in silent
