@@ -475,7 +475,7 @@ def test_plugin(
 
     if not file.is_file() or file.suffix != ".py":
         raise ValueError(f"a plugin must be a Python file; {file} is {'none' if file.exists() else 'not there'}")
-    failures = contract_failures(file)
+    failures = contract_failures(file, lambda what: _say(f"holding {what} against its contract"))
     for failure in failures:
         errors.print(failure, style="red")
     if failures:

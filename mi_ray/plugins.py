@@ -72,10 +72,11 @@ def new_plugin(kind: str, name: str, folder: str | Path = ".") -> list[Path]:
     return list(files)
 
 
-def contract_failures(file: str | Path) -> list[str]:
+def contract_failures(file: str | Path, begun: Callable[[str], None] = lambda what: None) -> list[str]:
     """What a plugin's classes do not keep of their contracts, a line each; nothing where all is well.
 
-    file: a Python file, which is imported: its code runs. Raises ValueError where it registers nothing.
+    file: a Python file, which is imported: its code runs. begun: is told of each class whose turn it is, since one may take
+    long. Raises ValueError where the file registers nothing.
     """
     failures = []
     path = Path(file)
@@ -86,6 +87,7 @@ def contract_failures(file: str | Path) -> list[str]:
     if not methods:
         raise ValueError(f"{path} must register an attack, a defense or an objective; it registers none")
     for kind, method in methods:
+        begun(f"{kind} {method.name}")
         failures += [f"{kind} {method.name}: {problem}" for problem in _told(CONTRACTS[kind], method)]
     return [" ".join(failure.split()) for failure in failures]
 

@@ -34,7 +34,9 @@ def as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_what_new_writes_keeps_its_contract_and_is_never_overwritten(kind: str, tmp_path: Path) -> None:
     plugin, test = new_plugin(kind, f"my_{kind}", tmp_path)
-    assert contract_failures(plugin) == []
+    begun: list[str] = []
+    assert contract_failures(plugin, begun.append) == []
+    assert begun == [f"{kind} my_{kind}"]
     assert f"every {kind} keeps" in test.read_text()
     with pytest.raises(ValueError, match="nothing is overwritten"):
         new_plugin(kind, f"my_{kind}", tmp_path)
