@@ -13,5 +13,9 @@ if __name__ == "__main__":
     parser.add_argument("claims", help="the file of claims")
     parser.add_argument("folder", help="where claims.md and claims.csv go")
     given = parser.parse_args()
-    for path in decide(given.store, given.claims, given.folder):
+    try:
+        paths = decide(given.store, given.claims, given.folder)
+    except ValueError as error:
+        parser.exit(2, f"error: {error}\n")
+    for path in paths:
         print(path)

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from helpers.extreme import write_extreme_study
 
+from mi_ray.figures import paper_table
 from mi_ray.figures.draw import draw, known_figures
+from mi_ray.figures.script import script
 from mi_ray.store.blocks import Store
 
 ROOT = Path(__file__).parents[2]
@@ -38,3 +40,19 @@ def test_a_script_draws_its_table_from_any_folder_and_prints_the_paths(tmp_path:
     paths = found.stdout.splitlines()
     assert paths == [f"results/studies/s/figures/paper_table.{kind}" for kind in ("md", "csv", "tex")]
     assert all((tmp_path / path).is_file() for path in paths)
+
+
+def test_a_script_tells_what_it_cannot_draw_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_extreme_study(Store(tmp_path / "results", create=True), clean=True, attacked=False)
+    for arguments, said in (
+        (["results", "none"], "error: study 'none' must be in "),
+        (["nowhere", "s"], "error: a store must be a folder that mi-ray made; nowhere is not there"),
+    ):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", ["paper_table.py", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            script(paper_table.make)
+        assert ended.value.code == 2
+        assert capsys.readouterr().err.startswith(said)
