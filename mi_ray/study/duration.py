@@ -129,20 +129,22 @@ class Duration:
     """How long what is left of a study takes on this machine.
 
     forward, gradient: images a second of its networks on one thread, by their mean time. core: seconds of passes and of the
-    copies that defenses make, on one core. whole: seconds of the run on all cores, with all starts of processes.
+    copies that defenses make, on one core. whole: seconds of the run on all cores, with all starts of processes. at_most:
+    whether most of them are of attacks that leave fooled points alone, which are counted as if there were none.
     """
 
     forward: float
     gradient: float
     core: float
     whole: float
+    at_most: bool = False
 
     def line(self) -> str:
         """What `mi-ray plan` says."""
         return (
             f"measured here on one thread: {self.forward:,.0f} forward passes and {self.gradient:,.0f} gradients a second; "
-            f"what is left is {_in_words(self.core)} of passes on one core, and takes about {_in_words(self.whole)} on the "
-            f"{_cores()} of this machine with all starts of processes"
+            f"what is left is {_in_words(self.core)} of passes on one core, and takes {'up to' if self.at_most else 'about'} "
+            f"{_in_words(self.whole)} on the {_cores()} of this machine with all starts of processes"
         )
 
 
@@ -168,7 +170,15 @@ def duration(
     attacked, rest = seconds(attacks, plan.attacks), seconds(others, plan.outputs)
     core = attacked + rest + sum(alone for _, alone in trainings)
     whole = _length(study, plan, trainings, attacked, rest) if core else 0.0
-    return Duration(mean["forward"], mean["gradient"], core, whole)
+    share = _share_of_early(study, plan)
+    return Duration(mean["forward"], mean["gradient"], core, whole, share * attacked > core / 2)
+
+
+def _share_of_early(study: Study, plan: Plan) -> float:
+    """How much of the passes of all attacks is of those that leave fooled points alone."""
+    methods = study.planner.registries.attacks
+    costs = [(methods[work.method].stops_early, sum(study.planner.costs.of(work))) for work in plan.attacks]
+    return sum(cost for early, cost in costs if early) / max(1, sum(cost for _, cost in costs))
 
 
 def _cores() -> int:

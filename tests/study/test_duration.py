@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers.studies import Tiny
 
+from mi_ray.attacks import ATTACKS
 from mi_ray.config import AttackEntry, Resources
 from mi_ray.study.duration import (
     A_CELL,
@@ -89,6 +90,12 @@ def test_a_plan_counts_starts_trainings_side_by_side_and_passes_on_as_many_place
     assert told([], [], [(300, 100)]).startswith(
         f"4 seconds of passes on one core, and takes about {fixed + 2:.0f} seconds"
     )
+    early = {each.method for each in plan.attacks}
+    for stops_early, words in ((True, "up to"), (False, "about")):
+        for name in early:
+            monkeypatch.setattr(ATTACKS[name], "stops_early", stops_early)
+        assert f"takes {words} " in told([], [(300, 100)], [(200, 100)])
+        assert "takes about " in told([], [(200, 100)], [(300, 100)])  # Most of what is left is of something else.
     (work,) = plan.classifiers
     alone = work.cost[1] / 10_000
     ends = fixed + 2 + (ONE_WORKER_STARTS if work.entry.workers == 1 else WORKERS_START) + alone / work.entry.workers
