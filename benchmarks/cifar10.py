@@ -82,7 +82,7 @@ may be decided by more images: the same sweeps go on from what is stored. {singl
 {levels}
 {reduced}
 {processors}The published scores of Fig. 3(a) and mean outputs of
-Fig. 2 are rounded to 14 significant bits.
+Fig. 2 are in steps of 1/2,048.
 """
 CLAIMED = """## The claims
 

@@ -21,7 +21,7 @@ from mi_ray.store.schemas import IDENTITY, RECORDS
 FILES = ("manifest.json", "study.yaml", "cells.parquet")
 OF_POINTS = {*IDENTITY, "correct_draws", "point", "selection", "label", "seed", "device", "precision"}
 GROUP_ROWS = 100_000  # five times what a store has: an excerpt is to be small, and is read as a whole
-STEP = 2.0**-14  # of probabilities and scores: finer than any interval of theirs by a factor of a hundred
+STEP = 2.0**-11  # of probabilities and scores: finer than any interval of theirs by a factor of ten
 OF_DETECTION = {"score", "confidence_undefended", "predicted_undefended"}
 # The columns of cells.parquet that are made of a cell's rows, and of those of its clean counterpart.
 OF_ROWS = (
