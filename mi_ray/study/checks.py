@@ -283,7 +283,7 @@ def _judge_pushed_back(found: Evidence) -> Finding:
 def _judge_elsewhere(found: Evidence) -> Finding:
     right, draws, checked = found.judged.right, found.judged.draws, found.checked
     if checked == 0 or len(right) - checked < FEWEST:
-        return not_run("controls are run on all points, or on none")
+        return not_run(f"controls are run on none of the points, or fewer than {FEWEST} are left beside them")
     there, here = right[checked:].mean() / draws, right[:checked].mean() / draws
     p = battery.more_elsewhere(right, draws, checked)
     others = len(right) - checked

@@ -131,9 +131,14 @@ def test_where_the_reference_gains_nothing_it_says_nothing() -> None:
     assert "masked" in judge("reference", blind).why
 
 
-@pytest.mark.parametrize("checked", [0, POINTS])
-def test_where_controls_are_run_on_all_points_there_is_no_elsewhere(checked: int) -> None:
-    assert judge("elsewhere", evidence(checked=checked)).state == "not run"
+@pytest.mark.parametrize(
+    ("checked", "expected"),
+    [(0, "not run"), (POINTS, "not run"), (POINTS - 19, "not run"), (POINTS - 20, "passed")],
+)
+def test_where_controls_are_run_on_nearly_all_points_there_is_no_elsewhere(checked: int, expected: str) -> None:
+    found = judge("elsewhere", evidence(checked=checked))
+    assert found.state == expected
+    assert ("on none of the points, or fewer than 20 are left" in found.why) == (expected == "not run")
 
 
 def test_where_no_problem_could_be_made_binarization_says_nothing() -> None:
