@@ -331,7 +331,8 @@ def _judge_monotone(found: Evidence) -> Finding:
 
 def _judge_large_epsilon(found: Evidence) -> Finding:
     left, chance = found.control_answers.accuracy, 1 / found.classes
-    if left > chance and found.reach is not None and 2 * found.reach < found.wider:  # Steps half as long are enough.
+    # Steps half as long are enough. An attack that moves no image at all is stuck, and its steps are not too short.
+    if left > chance and found.reach is not None and 0 < 2 * found.reach < found.wider:
         return not_run(
             f"the attack, whose steps cannot be made longer, gets no farther than {found.reach:.4g} in a ball of "
             f"{found.wider:.4g}"

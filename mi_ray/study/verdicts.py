@@ -251,12 +251,14 @@ class Verdicts:
     def _reach(self, check: Check) -> float | None:
         """How far the control in a large ball has got from the clean images at the most, where no parameter lengthens its steps.
 
-        None of an attack that looks for the nearest image, which need not go far.
+        None of an attack that looks for the nearest image, or returns only what it has found: what it found may lie near, and
+        how far it went where it found nothing cannot be seen.
         """
         attack = None if check.control is None else check.control.inputs.attack
         if check.name != checks.LARGE_BALL or check.control is None or attack is None:
             return None
-        if "step_size" in attack.values or ATTACKS[attack.method].minimal:
+        method = ATTACKS[attack.method]
+        if "step_size" in attack.values or method.minimal or method.only_found:
             return None
         return float(self._images(check.control.inputs, check.points)[0].max())
 

@@ -114,7 +114,7 @@ def test_both_outcomes_of_every_check_are_tried_above() -> None:
     assert {*CHECKS, *OPTIONAL} == {*STORED, *(rule.name for rule in RULES)}
 
 
-@pytest.mark.parametrize(("reach", "expected"), [(None, "failed"), (0.3, "failed"), (0.2, "not run")])
+@pytest.mark.parametrize(("reach", "expected"), [(None, "failed"), (0.3, "failed"), (0.2, "not run"), (0.0, "failed")])
 def test_an_attack_whose_steps_do_not_cross_a_large_ball_is_not_held_against_it(
     reach: float | None, expected: str
 ) -> None:

@@ -332,8 +332,9 @@ from mi_ray.attacks import ATTACKS, ImagesAttack
 @ATTACKS.register
 @dataclass(frozen=True)
 class Short(ImagesAttack):
-    name = "my_short_steps"
+    name = "{name}"
     passes = (2, 2)
+    only_found = {only_found}
     def images(self, model, batch):
         x = batch.x
         for step in range(2):
@@ -345,17 +346,24 @@ class Short(ImagesAttack):
 """
 
 
+@pytest.mark.parametrize("only_found", [False, True])
 def test_an_attack_whose_steps_stand_in_its_code_is_not_refused_for_a_ball_that_they_do_not_cross(
-    tmp_path: Path, classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
+    only_found: bool, tmp_path: Path, classifier: nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "my_short.py").write_text(SHORT)
+    """One that returns only what it has found is judged by it: its images do not say how far it went where it found nothing."""
+    name = f"my_short_steps_{only_found}".lower()
+    (tmp_path / f"{name}.py").write_text(SHORT.format(name=name, only_found=only_found))
     monkeypatch.syspath_prepend(tmp_path)
-    changes = {"plugins": ["my_short"], "attacks": [{"my_short_steps": {}, "epsilon": 0.02}], "defenses": ["none"]}
+    changes = {"plugins": [name], "attacks": [{name: {}, "epsilon": 0.02}], "defenses": ["none"]}
     one = tiny(tmp_path / "store", weights=weights_bytes(classifier), **{**STUDY, **FEW, **changes})
-    (row,) = [row for row in finish(one) if row["attack"] == "my_short_steps"]
-    found = json.loads(row["checks"])["large_epsilon"]
-    assert found["state"] == "not run"
-    assert "gets no farther than 0.02 in a ball of 0.5" in found["why"]
+    (row,) = [row for row in finish(one) if row["attack"] == name]
+    told = json.loads(row["checks"])
+    moved = [told[check]["why"] for check in ("budget", "headway")]
+    assert [why == "no such comparison in this study" for why in moved] == [only_found, only_found]
+    found = told["large_epsilon"]
+    assert (found["state"] == "not run") != only_found
+    assert ("gets no farther than 0.02 in a ball of 0.5" in found["why"]) != only_found
+    assert ("at epsilon 0.5" in found["why"]) == only_found
 
 
 def test_rows_are_there_before_the_checks_are_and_judged_again_without_being_derived_again(
