@@ -275,3 +275,13 @@ def test_how_figures_draw_a_method_is_in_no_key_and_all_else_is(tmp_path: Path) 
         (tmp_path / "looking.py").write_text(text.format(label))
         found.add(syntax_of(tmp_path / "looking.py"))
     assert len(found) == 2
+
+
+def test_that_an_attack_returns_only_what_it_has_found_can_be_said_without_attacking_again(tmp_path: Path) -> None:
+    """A check's remedy asks for it when the attack has been made."""
+    attack = "from mi_ray.attacks import ATTACKS\n\n@ATTACKS.register\nclass Mine:\n    name = 'mine'\n"
+    found = set()
+    for said in ("", "    only_found = True\n", "    only_found: bool = False\n"):
+        (tmp_path / "finding.py").write_text(attack + said)
+        found.add(syntax_of(tmp_path / "finding.py"))
+    assert len(found) == 1

@@ -22,8 +22,8 @@ from mi_ray.objectives import OBJECTIVES
 from mi_ray.own_code import imported_sources
 from mi_ray.parameters import Registry
 
-# How figures name and draw what is registered with each: no result hangs on it.
-LOOKS = {"DEFENSES": ("label", "colour", "marker"), "ATTACKS": ("display_name",)}
+# How figures name and draw what is registered with each, and what a check is not asked of it: no image and no output hangs on it.
+LOOKS = {"DEFENSES": ("label", "colour", "marker"), "ATTACKS": ("display_name", "only_found")}
 # What each file of a person's own code said when this process first looked at it, which is when it was imported.
 _IMPORTED: dict[Path, str] = {}
 
@@ -74,8 +74,8 @@ def _look_at(module: str) -> None:
 
 
 def syntax_of(file: Path) -> str:
-    """What a Python file says, without its comments, docstrings, layout and the looks of its methods; the bytes as text where
-    it is no Python.
+    """What a Python file says, without its comments, docstrings, layout and what `LOOKS` names of its methods; the bytes as text
+    where it is no Python.
 
     A tree is written out here, since `ast.dump` writes it differently from one version of Python to the next.
     """
