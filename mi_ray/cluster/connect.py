@@ -156,11 +156,11 @@ def paths_of_ones_own() -> list[str]:
     installed, in workers too (`OwnModules`). Nor is the folder of commands, which Python looks in when it runs one of them.
     """
     zipped = f"python{sys.version_info.major}{sys.version_info.minor}.zip"
-    commands = sysconfig.get_path("scripts")
+    commands = os.path.realpath(sysconfig.get_path("scripts"))  # Python follows links to the command that it runs.
     return [
         path
         for path in imported_first()
-        if path and path != commands and Path(path).name != zipped and not is_installed(path)
+        if path and os.path.realpath(path) != commands and Path(path).name != zipped and not is_installed(path)
     ]
 
 

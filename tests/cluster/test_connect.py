@@ -315,6 +315,17 @@ def test_only_workers_that_look_elsewhere_than_the_environment_says_ask_for_one_
     assert {name: value for name, value in given[0].items() if name == "runtime_env"} == wanted
 
 
+def test_the_folder_of_commands_is_told_through_a_link_to_its_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python names the real folder of the command that it runs, and its installation by the way that it was reached."""
+    (tmp_path / "real" / "bin").mkdir(parents=True)
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path / "link" / "bin"))
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "real" / "bin"), str(tmp_path / "real")])
+    assert connecting.paths_of_ones_own() == [str(tmp_path / "real")]
+
+
 def test_what_is_set_for_ray_train_are_variables_that_it_reads() -> None:
     from ray.train.v2._internal import constants
 
