@@ -3,6 +3,7 @@
 This is the Python interface. Each name is imported when it is first used, so that reading records needs no torch.
 """
 
+import contextlib
 import importlib
 from typing import TYPE_CHECKING, Any
 
@@ -59,9 +60,10 @@ def __getattr__(name: str) -> Any:
     if name in _WHERE:
         return getattr(importlib.import_module(_WHERE[name]), name)
     if name == "__version__":
-        from importlib.metadata import version  # It takes long to import for what most programs never ask for.
+        from importlib import metadata  # It takes long to import for what most programs never ask for.
 
-        return version("mi-ray")
+        with contextlib.suppress(metadata.PackageNotFoundError):  # Of sources that are not installed nothing says it.
+            return metadata.version("mi-ray")
     raise AttributeError(f"mi_ray has no {name!r}; it has {', '.join(__all__)}")
 
 

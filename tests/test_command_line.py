@@ -565,6 +565,14 @@ def test_the_version_is_told_with_those_that_a_manifest_names(run: Run) -> None:
     assert f"torch {importlib.metadata.version('torch')}" in said
 
 
+def test_sources_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", absent)
+    assert not hasattr(mi_ray, "__version__")
+
+
 def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     save(tmp_path / "elsewhere", plugins=["plugin_beside"])
