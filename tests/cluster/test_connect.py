@@ -285,23 +285,26 @@ def test_processes_that_wait_are_kept_beside_those_that_work_up_to_eight(
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     wanted = connecting._wanted(local=True)
     assert wanted.get("RAY_num_workers_soft_limit") == kept
-    assert ("RAY_idle_worker_killing_time_threshold_ms" in wanted) == (kept is None)
+    seconds = int(wanted.get("RAY_idle_worker_killing_time_threshold_ms", 0)) / 1000
+    assert seconds == (24 * 3600 if kept is None else 0)
     assert "RAY_num_workers_soft_limit" not in connecting._wanted(local=False)
     assert "RAY_idle_worker_killing_time_threshold_ms" not in connecting._wanted(local=False)
 
 
 @pytest.mark.parametrize(
-    ("told", "path", "asked"),
+    ("address", "told", "path", "asked"),
     [
-        ("", [], None),
-        ("/a:/b", ["/a", "/b"], None),
-        ("", ["/a"], "/a"),
-        ("/a", ["/b", "/a"], "/b:/a"),
-        ("/a", [], ""),
+        (None, "", [], None),
+        (None, "/a:/b", ["/a", "/b"], None),
+        (None, "", ["/a"], "/a"),
+        (None, "/a", ["/b", "/a"], "/b:/a"),
+        (None, "/a", [], ""),
+        ("head:6379", "/a", ["/a"], "/a"),  # Another node's environment says something else.
+        ("head:6379", "", [], ""),
     ],
 )
 def test_only_workers_that_look_elsewhere_than_the_environment_says_ask_for_one_of_their_own(
-    told: str, path: list[str], asked: str | None, monkeypatch: pytest.MonkeyPatch
+    address: str | None, told: str, path: list[str], asked: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Processes that Ray has started ahead can be used by no others."""
     given: list[dict[str, Any]] = []
@@ -310,7 +313,7 @@ def test_only_workers_that_look_elsewhere_than_the_environment_says_ask_for_one_
     monkeypatch.setattr(ray._private.worker, "print_to_stdstream", ray._private.worker.print_to_stdstream)
     monkeypatch.setattr(sys, "path", [*path, sysconfig.get_path("scripts"), sysconfig.get_path("stdlib")])
     monkeypatch.setenv("PYTHONPATH", told)
-    connecting.connect(None)
+    connecting.connect(address)
     wanted = {} if asked is None else {"runtime_env": {"env_vars": {"PYTHONPATH": asked}}}
     assert {name: value for name, value in given[0].items() if name == "runtime_env"} == wanted
 

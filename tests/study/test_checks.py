@@ -122,7 +122,7 @@ def test_an_attack_whose_steps_do_not_cross_a_large_ball_is_not_held_against_it(
 
 
 def test_an_attack_that_leaves_no_more_than_chance_in_a_large_ball_passes_however_far_it_gets() -> None:
-    assert state("large_epsilon", evidence(control=answers(40), wider=0.5, reach=0.0)) == "passed"
+    assert state("large_epsilon", evidence(control=answers(40), wider=0.5, reach=0.2)) == "passed"
 
 
 def test_where_the_reference_gains_nothing_it_says_nothing() -> None:

@@ -25,7 +25,7 @@ import mi_ray.study.verdicts
 from mi_ray.classifiers import build_classifier, set_weights, weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.networks import read_weights
-from mi_ray.plan.work import Inputs
+from mi_ray.plan.work import Check, Inputs
 from mi_ray.store.blocks import Store
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.study.checks import CHECKS, NEED_PASSES, RULES, STORED, CheckState, Finding, verdict
@@ -364,6 +364,24 @@ def test_an_attack_whose_steps_stand_in_its_code_is_not_refused_for_a_ball_that_
     assert (found["state"] == "not run") != only_found
     assert ("gets no farther than 0.02 in a ball of 0.5" in found["why"]) != only_found
     assert ("at epsilon 0.5" in found["why"]) == only_found
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "values", "expected"),
+    [
+        ("large_epsilon", "apgd", {}, 0.3),
+        ("large_epsilon", "pgd", {"step_size": 0.01}, None),
+        ("large_epsilon", "minimum_norm", {}, None),
+        ("monotone_in_epsilon", "apgd", {}, None),
+    ],
+)
+def test_how_far_the_large_ball_was_crossed_is_asked_where_no_parameter_and_no_nearest_image_says_it(
+    name: str, method: str, values: dict[str, Any], expected: float | None
+) -> None:
+    control = SimpleNamespace(inputs=SimpleNamespace(attack=SimpleNamespace(method=method, values=values)))
+    check = SimpleNamespace(name=name, control=control, points=3)
+    asked = SimpleNamespace(_images=lambda inputs, points: (np.array([0.0, 0.3, 0.1])[:points],))
+    assert Verdicts._reach(cast(Verdicts, asked), cast(Check, check)) == expected
 
 
 def test_rows_are_there_before_the_checks_are_and_judged_again_without_being_derived_again(
