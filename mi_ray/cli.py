@@ -143,6 +143,7 @@ def _verb(until: "Until") -> Callable[..., None]:
         callback: Callback = None,
         verbose: Verbose = False,
     ) -> None:
+        """Run the studies of these files as far as the verb says; exit code 1 where something of them failed."""
         began = time.perf_counter()
         from mi_ray.progress import ctrl_c, exit_code
         from mi_ray.run import run_sweeps

@@ -146,6 +146,9 @@ def test_what_is_published_of_studies_that_a_store_does_not_have_stays(
 
 def test_all_of_it_is_small() -> None:
     assert sum(path.stat().st_size for path in Path(cifar10.PUBLISHED).rglob("*") if path.is_file()) < 6e6
+    written = [path.name for path in Path(cifar10.PUBLISHED).rglob("figures/*.csv")]
+    assert written
+    assert not {*written} & {"fig3b.csv", "epsilon_curve.csv", "paired_tests.csv", "presets_table.csv"}
 
 
 def test_the_settings_under_the_cascade_are_those_that_the_selection_points_choose() -> None:
