@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -30,8 +31,10 @@ GROUP_ROWS = 20_000  # rows of a row group, about: so many are read and verified
 PART_BYTES = 128 * 2**20  # a part that has become larger is closed
 AHEAD = 1000  # cells that are read before the first of them is written; memory holds so many at a time
 ABANDONED = 24 * 3600.0  # seconds after which a part that no index names is removed, where the storage cannot lock
-# A dictionary would hide from the compression that a study's cells are of the same points in the same order.
+# A dictionary would hide from the compression that a study's cells are of the same points in the same order, and so would a
+# page that ends within a row group, since each page is compressed by itself.
 DICTIONARIES = [name for name in RECORDS.names if name != "point"]
+PAGE_ROWS = 2**31 - 1
 OWN = ("kind", "key", "start", "stop")  # facts of a block that the index says in columns of their own
 
 
@@ -52,9 +55,8 @@ class _OpenPart:
     def __init__(self) -> None:
         self.name = f"part-{uuid.uuid4().hex[:16]}.parquet"
         self.sink = pa.BufferOutputStream()
-        self.writer = pq.ParquetWriter(
-            self.sink, RECORDS, compression="zstd", write_page_checksum=True, use_dictionary=DICTIONARIES
-        )
+        encoding: Any = {"use_dictionary": DICTIONARIES, "max_rows_per_page": PAGE_ROWS}
+        self.writer = pq.ParquetWriter(self.sink, RECORDS, compression="zstd", write_page_checksum=True, **encoding)
         self.digests: list[str] = []
 
     def write(self, table: pa.Table) -> int:

@@ -361,7 +361,7 @@ def test_points_that_all_cells_have_in_the_same_order_are_stored_once_a_row_grou
         [pa.array(order) if name == "point" else table[name].take([0] * 1500) for name in RECORDS.names], schema=RECORDS
     )
     part = _OpenPart()
-    part.write(pa.concat_tables([one] * 20))
+    part.write(pa.concat_tables([one] * 67))
     part.writer.close()
     stored = pq.ParquetFile(part.sink.getvalue()).metadata.row_group(0).column(RECORDS.names.index("point"))
     assert stored.total_compressed_size < 1.2 * order.nbytes
