@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -70,8 +70,15 @@ an attacked image above a clean one.
 
 ## In one minute
 
-{answer}
+{short}
+
+{counts}
+
 {glance}
+The most important claims:
+
+{first}
+{counted}
 *Undecided* includes intervals without 0 in them that do not survive the correction: all verdicts are corrected together for
 their number. [claims.csv](cifar10/claims.csv) has every number, test and chance.
 
@@ -227,13 +234,41 @@ SECTIONS = {
         ("fig5.png",),
     ),
 }
+
+
+class Gain(NamedTuple):
+    """A row of what MI-OL adds: its words, and which claims it is of.
+
+    claim: as a pattern, whose group is the other defense. attack: with a place for the radius. first: on README's first
+    screen, too.
+    """
+
+    words: str
+    claim: str
+    attack: str
+    first: bool = False
+
+
 README = DOCS.parent / "README.md"
 MARK = "<!-- first verdicts of docs/cifar10.md -->\n"
-LONGER = "MI-OL still helps under the longer cascade at the paper's settings"
-NOTHING = "MI-OL leaves at most 5 points more than no defense under the longer cascade at the paper's settings"
+SETTINGS = "under the longer cascade at the paper's settings"
+LONGER = f"MI-OL still helps {SETTINGS}"
+NOTHING = f"MI-OL leaves at most 5 points more than no defense {SETTINGS}"
 ANEW = "on images drawn anew "
-AHEAD = f"{ANEW}MI-OL leaves more than rotation under the longer cascade at the paper's settings"
-FIRST = (  # the claims that README and the document begin with: words of the claim, classifier, attack, variant
+AHEAD = f"{ANEW}MI-OL leaves more than rotation {SETTINGS}"
+COMBINED = f"MI-Combined leaves more than MI-OL {SETTINGS}"
+CODE = "the released code's choices inflate the measured accuracy (MI-OL)"
+BESIDES = (  # what README says beside MI-OL's gains: words of the claim, classifier, attack, variant
+    (COMBINED, "mixup", "worst case 2/255", "honest"),
+    (
+        "MI-Combined still helps interpolated AT under the longer cascade at the setting that the paper has for mixup",
+        "interpolated_at",
+        "worst case 8/255",
+        "honest",
+    ),
+    (CODE, "interpolated_at", "PGD-10 8/255", "honest"),
+)
+FIRST = (  # the claims that the document begins with
     (f"{ANEW}MI-OL raises accuracy over the undefended network", "interpolated_at", "PGD-10 8/255", "honest"),
     ("MI-OL raises accuracy over the undefended network", "mixup", "PGD-10 8/255", "honest"),
     (
@@ -248,46 +283,71 @@ FIRST = (  # the claims that README and the document begin with: words of the cl
     (NOTHING, "mixup", "worst case 8/255", "honest"),
     (LONGER, "mixup", "worst case 2/255", "honest"),
     (AHEAD, "mixup", "worst case 2/255", "honest"),
-    (
-        "MI-Combined leaves more than MI-OL under the longer cascade at the paper's settings",
-        "mixup",
-        "worst case 2/255",
-        "honest",
-    ),
-    (
-        "MI-Combined still helps interpolated AT under the longer cascade at the setting that the paper has for mixup",
-        "interpolated_at",
-        "worst case 8/255",
-        "honest",
-    ),
-    ("the released code's choices inflate the measured accuracy (MI-OL)", "interpolated_at", "PGD-10 8/255", "honest"),
+    *BESIDES,
 )
+COST = "MI-OL costs at most 10 points of clean accuracy at the paper's λ"
+SHORT = (
+    "**In short:** MI-OL costs clean accuracy, and adds accuracy under attack, also where attacks go through it. On a network "
+    "trained by mixup it adds more than most other random defenses at 2/255; at 8/255 next to nothing is left with it or "
+    "without. On one trained by interpolated AT it is not shown to add more than random crops (Xie et al.). Where attacks go "
+    "through MI-Combined, it leaves less than MI-OL on mixup, and less than the undefended network on interpolated AT."
+)
+RESTS = {  # the claims that SHORT rests on, beside COST, with the verdict that it reports
+    FIRST[0]: "holds",
+    FIRST[2]: "does not hold",
+    (LONGER, "interpolated_at", "worst case 8/255", "honest"): "holds",
+    (LONGER, "mixup", "worst case 2/255", "honest"): "holds",
+    (AHEAD, "mixup", "worst case 2/255", "honest"): "holds",
+    (NOTHING, "mixup", "worst case 8/255", "honest"): "holds",
+    (f"MI-OL leaves more than Xie et al. {SETTINGS}", "interpolated_at", "worst case 8/255", "honest"): "undecided",
+    BESIDES[0]: "does not hold",
+    BESIDES[1]: "does not hold",
+}
 GLANCE = (("interpolated_at", "8/255"), ("mixup", "8/255"), ("mixup", "2/255"))  # a column each
-GAINS = (  # the rows: words, which claims they are of, as a pattern whose group is the other defense, and the attack
-    (
+GAINS = (
+    Gain(
         "to clean accuracy, at the paper's λ",
-        "MI-OL costs at most 10 points of clean accuracy at the paper's λ",
+        COST,
         "clean",
+        first=True,
     ),
-    ("under PGD-10, which does not know it", "MI-OL raises accuracy over the undefended network", "PGD-10 {}"),
-    ("under EOT-PGD-20 through it", "MI-OL still helps under EOT-PGD-20 and PGD-10", "worst case {}"),
-    ("under the quick cascade through it, λ = 0.6", "MI-OL still helps under the cascade", "worst case {}"),
-    ("under the longer cascade through it", LONGER, "worst case {}"),
-    (
+    Gain(
+        "under PGD-10, which does not know it",
+        "MI-OL raises accuracy over the undefended network",
+        "PGD-10 {}",
+        first=True,
+    ),
+    Gain("under EOT-PGD-20 through it", "MI-OL still helps under EOT-PGD-20 and PGD-10", "worst case {}"),
+    Gain("under the quick cascade through it, λ = 0.6", "MI-OL still helps under the cascade", "worst case {}"),
+    Gain("under the longer cascade through it", LONGER, "worst case {}", first=True),
+    Gain(
         "beyond the best other defense of as much clean accuracy, under PGD-10, each as its selection points choose it",
         "MI-OL leaves more than (.*) for as much .*",
         "PGD-10 {}",
+        first=True,
     ),
-    (
+    Gain(
         "beyond the best other defense under the quick cascade, each as Fig. 3(b) chooses it",
         "MI-OL leaves more than (.*) under the cascade",
         "worst case {}",
     ),
-    (
+    Gain(
         "beyond the best other defense under the longer cascade, each at the paper's settings",
         "MI-OL leaves more than (.*) under the longer cascade .*",
         "worst case {}",
+        first=True,
     ),
+)
+AT_A_GLANCE = (
+    "Points of accuracy with 95 % intervals, at the paper's settings (λ = 0.5 on mixup, 0.6 on interpolated_at) unless "
+    "another is named. Rows of different studies are of different images, and do not compare with each other. The best other "
+    "defense is picked on these very images, which favours it; clean: how much more clean accuracy MI-OL keeps than it. "
+    "Undecided: on which side of 0 it lies, after all are corrected."
+)
+BRIEF = (
+    "Points of accuracy with 95 % intervals, on networks trained by interpolated adversarial training and by mixup, with the "
+    "attack's ε. The cascade is a chain of adaptive attacks through the defense. The best other defense is picked on these very "
+    "images, which favours it. Undecided: on which side of 0 it lies."
 )
 PASSED = mark({"verdict": "passed"})
 COUNTED = {  # of one, and of several
@@ -402,8 +462,11 @@ def document(store: Store, decided: pd.DataFrame) -> str:
     cells = read_cells(store)
     parts = [
         INTRODUCTION.format(
-            answer=answer(decided),
+            short=short(decided),
             glance=glance(decided),
+            first=first(decided, FIRST),
+            counts=counts(decided),
+            counted=counted(decided),
             single_draws=single_draws(cells),
             levels=levels(cells),
             reduced=reduced(store),
@@ -509,16 +572,58 @@ def measured(store: Store, name: str) -> list[dict[str, Any]]:
     ]
 
 
-def answer(decided: pd.DataFrame) -> str:
-    """How many claims hold, and the verdicts of `FIRST`, a line each. decided: the table of claims."""
-    paper, here = (decided[decided["said_by"] == by] for by in ("paper", "here"))
-    lines = [
-        f"Of {len(paper)} claims of the paper ({_sentences(paper).nunique()} sentences, on several networks and presets) "
-        f"{_counted(paper)}. {_by_sentence(decided)} Of {len(here)} further claims, about other radii, bounds and attacks, "
-        f"{_counted(here)}. {_against_others(decided)} The most important claims:\n\n"
-    ]
-    named = decided.set_index(["claim", "classifier", "attack", "variant"])
-    for key in FIRST:
+def short(decided: pd.DataFrame) -> str:
+    """What the verdicts come to, in a few sentences that a person wrote. decided: the table of claims.
+
+    Raises ValueError where a claim that they rest on has another verdict than they report: then they are to be written anew.
+    """
+    verdicts = decided.set_index(["claim", "classifier", "attack", "variant"])["verdict"]
+    others = [f"{key[0]} ({key[1]}) {verdicts[key]}" for key, verdict in RESTS.items() if verdicts[key] != verdict]
+    honest = decided[decided["variant"] == "honest"]
+    cost = honest[_sentences(honest) == COST]
+    others += [f"{COST} ({row.classifier}) is at most {row.high:+.3f}" for row in cost.itertuples() if not row.high < 0]
+    some = honest["claim"].map(re.compile(f"MI-OL leaves more than .* {SETTINGS}").fullmatch).notna()
+    most = honest[some & (honest["classifier"] == "mixup") & (honest["attack"] == "worst case 2/255")]["verdict"]
+    if not 2 * (most == "holds").sum() > len(most):
+        others.append(f"of {len(most)} others on mixup MI-OL leaves more than {(most == 'holds').sum()}")
+    if others:
+        raise ValueError(f"the sentences that come first rest on other verdicts: {'; '.join(others)}")
+    return SHORT
+
+
+def counts(decided: pd.DataFrame) -> str:
+    """How many claims have which verdict, in one sentence. decided: the table of claims."""
+    told = []
+    for by, words in (("paper", "claims of the paper"), ("here", "further ones")):
+        some = decided.loc[decided["said_by"] == by, "verdict"].value_counts()
+        each = [f"{some[name]} {forms[int(some[name] > 1)]}" for name, forms in COUNTED.items() if name in some]
+        told.append(f"{some.sum()} {words} {', '.join(each)}")
+    return f"Of {'; of '.join(told)}."
+
+
+def counted(decided: pd.DataFrame) -> str:
+    """How many claims have which verdict, and of those that hold how many say little, and for what reason, as Markdown."""
+    rows = []
+    for by, words in (("paper", "of the paper"), ("here", "further, about other radii, bounds and attacks")):
+        some = decided[decided["said_by"] == by]
+        number, hold = some["verdict"].value_counts(), some[some["verdict"] == "holds"]
+        refused = hold["checks"].str.contains(claims.FAILED)
+        unchecked = (hold["checks"] != "") & ~refused & ~hold["checks"].str.contains(PASSED)
+        little = (hold["floor"].astype(bool).sum(), refused.sum(), unchecked.sum())
+        first, *others = (number.get(name, 0) for name in COUNTED)
+        rows.append([words, *(str(each) for each in (len(some), first, *little, *others))])
+    head = (
+        *("Claims", "All", "Hold", f"of these: all accuracies below {100 * claims.FLOOR:.0f} %"),
+        *("on an attack that our checks found broken", "on attacks whose checks were not run or cannot tell"),
+        *("Do not hold", "Undecided", "Not measured"),
+    )
+    return markdown(pd.DataFrame(rows, columns=head), f"{_by_sentence(decided)} {_against_others(decided)}")
+
+
+def first(decided: pd.DataFrame, keys: Sequence[tuple[str, str, str, str]]) -> str:
+    """The verdicts of these claims, a line each. decided: the table of claims."""
+    named, lines = decided.set_index(["claim", "classifier", "attack", "variant"]), []
+    for key in keys:
         row = named.loc[key]
         told = "nothing" if math.isnan(row["value"]) else f"{claims.in_points(row)} on {row['points']:.0f} images"
         seen = "oblivious " if key[2].startswith("PGD") else ""
@@ -526,42 +631,39 @@ def answer(decided: pd.DataFrame) -> str:
     return "".join(lines)
 
 
-def glance(decided: pd.DataFrame) -> str:
-    """What MI-OL adds on two networks, a row of the table for each attack, as Markdown. decided: the table of claims."""
+def glance(decided: pd.DataFrame, gains: Sequence[Gain] = GAINS, *, brief: bool = False) -> str:
+    """What MI-OL adds on two networks, a row of the table for each attack, as Markdown.
+
+    decided: the table of claims. brief: without settings and images, which the document has.
+    """
     honest, rows = decided[decided["variant"] == "honest"], []
     honest = honest.assign(claim=_sentences(honest)).dropna(subset=["value"])
     # What was tried again on images drawn anew is told of whichever images were more.
     by_images = honest.sort_values("points", kind="stable")
     honest = by_images.drop_duplicates(["claim", "classifier", "attack"], keep="last")
-    for words, claim, attack in GAINS:
-        matched = honest["claim"].map(re.compile(claim).fullmatch)
-        told = [words]
+    for gain in gains:
+        matched = honest["claim"].map(re.compile(gain.claim).fullmatch)
+        told = [gain.words]
         for name, radius in GLANCE:
             some = honest[
-                matched.notna() & (honest["classifier"] == name) & (honest["attack"] == attack.format(radius))
+                matched.notna() & (honest["classifier"] == name) & (honest["attack"] == gain.attack.format(radius))
             ]
             some = some.sort_values("value")  # Of several other defenses the strongest.
-            told.append("–" if some.empty else _gain(some.iloc[0], matched[some.index[0]]))
+            told.append("–" if some.empty else _gain(some.iloc[0], matched[some.index[0]], brief))
         rows.append(told)
     table = pd.DataFrame(rows, columns=["MI-OL adds", *(f"{name}, {radius}" for name, radius in GLANCE)])
-    return markdown(
-        table,
-        "Points of accuracy with 95 % intervals, at the paper's settings (λ = 0.5 on mixup, 0.6 on interpolated_at) unless "
-        "another is named. Rows of different studies are of different images, and do not compare with each other. The best other "
-        "defense is picked on these very images, which favours it; clean: how much more clean accuracy MI-OL keeps than it. "
-        "Undecided: on which side of 0 it lies, after all are corrected.",
-    )
+    return markdown(table, BRIEF if brief else AT_A_GLANCE)
 
 
-def _gain(row: "pd.Series[Any]", matched: "re.Match[str]") -> str:
+def _gain(row: "pd.Series[Any]", matched: "re.Match[str]", brief: bool) -> str:
     """A claim's number in points, the other defense that it names, and a word where its side of 0 is undecided."""
     undecided = row["verdict"] == "undecided" and row["by"] == 0
     number = f"{100 * row['value']:+.1f} [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
     clean = [] if math.isnan(row["clean_left"]) else [f"clean {100 * (row['clean_left'] - row['clean_right']):+.1f}"]
-    images = f"{row['points']:,.0f} images"
     own = [f"MI-OL at {row['setting_left']}"] if isinstance(row["setting_left"], str) and row["setting_left"] else []
+    details = [] if brief else [*own, *clean, f"{row['points']:,.0f} images"]
     floor = [f"both under {100 * claims.FLOOR:.0f} %"] if row["floor"] else []
-    said = [number, *matched.groups(), *own, *clean, images, *floor, *(["undecided"] if undecided else [])]
+    said = [number, *matched.groups(), *details, *floor, *(["undecided"] if undecided else [])]
     return ", ".join(said)
 
 
@@ -622,22 +724,6 @@ def processors(joined: Sequence[Compared]) -> str:
     )
 
 
-def _counted(some: pd.DataFrame) -> str:
-    """How many of these claims have which verdict, and of those that hold how many say little, and for what reason."""
-    counts, hold = some["verdict"].value_counts(), some[some["verdict"] == "holds"]
-    told = {name: f"{counts[name]} {words[int(counts[name] > 1)]}" for name, words in COUNTED.items() if name in counts}
-    refused = hold["checks"].str.contains(claims.FAILED)
-    unchecked = (hold["checks"] != "") & ~refused & ~hold["checks"].str.contains(PASSED)
-    notes = [
-        (int(hold["floor"].astype(bool).sum()), f"compare accuracies that are all below {100 * claims.FLOOR:.0f} %"),
-        (int(refused.sum()), "rest on an attack that our checks found broken"),
-        (int(unchecked.sum()), "rest on attacks whose checks were not run or cannot tell"),
-    ]
-    if any(number for number, _ in notes):
-        told["holds"] += f" (of these {', '.join(f'{number} {words}' for number, words in notes if number)})"
-    return ", ".join(told.values())
-
-
 def _against_others(decided: pd.DataFrame) -> str:
     """Than how many other defenses MI-OL is shown to leave more where attacks go through each: what the gain is worth."""
     told = []
@@ -672,9 +758,11 @@ def _by_sentence(decided: pd.DataFrame) -> str:
 
 
 def readme(text: str, decided: pd.DataFrame) -> str:
-    """README with `answer` between its two marks. decided: the table of claims."""
+    """README with the first verdicts between its two marks. decided: the table of claims."""
     before, _, after = text.split(MARK)
-    return MARK.join([before, answer(decided), after])
+    table = glance(decided, [gain for gain in GAINS if gain.first], brief=True)
+    verdicts = f"{short(decided)}\n\n{table}\n{counts(decided)} Besides:\n\n{first(decided, BESIDES)}"
+    return MARK.join([before, verdicts, after])
 
 
 def networks(store: Store) -> str:

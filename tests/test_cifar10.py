@@ -249,6 +249,19 @@ def test_at_a_glance_the_strongest_other_defense_stands_and_what_is_undecided_sa
     assert {told[2], told[3], told[4], *told[6:8], *(line.split(" | ")[2] for line in lines)} == {"–"}
 
 
+def test_the_sentences_that_come_first_are_refused_where_a_verdict_that_they_rest_on_is_another(
+    decided: pd.DataFrame,
+) -> None:
+    assert cifar10.short(decided) == cifar10.SHORT
+    for key in cifar10.RESTS:
+        row = (decided[["claim", "classifier", "attack", "variant"]] == list(key)).all(axis=1)
+        assert row.sum() == 1
+        with pytest.raises(ValueError, match=re.escape(key[0])):
+            cifar10.short(decided.assign(verdict=decided["verdict"].mask(row, "not measured")))
+    with pytest.raises(ValueError, match="clean accuracy"):
+        cifar10.short(decided.assign(high=decided["high"].mask(decided["claim"] == cifar10.COST, 0.01)))
+
+
 def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> None:
     def clean(study: str, classifier: str, accuracy: float, points: int = 400, defense: str = "none") -> dict[str, Any]:
         named = {
