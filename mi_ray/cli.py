@@ -42,11 +42,9 @@ errors = Console(stderr=True, soft_wrap=True, markup=False, highlight=False)
 
 def _version(wanted: bool) -> None:
     if wanted:
-        from importlib.metadata import version
+        from mi_ray.store.manifest import versions
 
-        from mi_ray.store.manifest import PACKAGES
-
-        _say("\n".join(f"{name} {version(name)}" for name in PACKAGES))
+        _say("\n".join(f"{name} {version}" for name, version in versions().items()))
         raise typer.Exit
 
 

@@ -32,7 +32,7 @@ import mi_ray.study.estimate
 import mi_ray.study.precision
 import mi_ray.study.prepare
 from mi_ray.store.blocks import MARKER, Store
-from mi_ray.store.manifest import PACKAGES, seal
+from mi_ray.store.manifest import PACKAGES, provenance, seal
 from mi_ray.store.read import write_cells
 from mi_ray.store.schemas import CELLS
 from mi_ray.sweep_files import load_sweep
@@ -565,12 +565,16 @@ def test_the_version_is_told_with_those_that_a_manifest_names(run: Run) -> None:
     assert f"torch {importlib.metadata.version('torch')}" in said
 
 
-def test_sources_that_are_not_installed_have_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_are_not_installed_have_no_version_and_a_study_of_theirs_says_so(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def absent(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", absent)
     assert not hasattr(mi_ray, "__version__")
+    assert run("--version")[:2] == (0, "".join(f"{name} not installed\n" for name in PACKAGES))
+    assert set(provenance()["versions"].values()) == {"not installed"}  # type: ignore[attr-defined]
 
 
 def test_a_plugin_is_found_beside_its_sweep_file(run: Run, tmp_path: Path) -> None:

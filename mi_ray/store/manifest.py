@@ -119,7 +119,7 @@ def provenance() -> dict[str, object]:
     except (OSError, subprocess.CalledProcessError):
         commit = None  # The program was installed from a wheel, or git is missing: the versions say what ran.
     return {
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": versions(),
         "python": sys.version.split()[0],
         "machine": platform.machine(),
         "processor": processor(),
@@ -127,6 +127,17 @@ def provenance() -> dict[str, object]:
         "dirty": dirty,
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+def versions() -> dict[str, str]:
+    """What is installed, by package; of sources that are used without being installed that they are not."""
+    told = {}
+    for name in PACKAGES:
+        try:
+            told[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            told[name] = "not installed"
+    return told
 
 
 def processor() -> str:
