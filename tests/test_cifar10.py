@@ -18,6 +18,7 @@ from mi_ray.figures.names import parameters
 from mi_ray.figures.reading import read_study
 from mi_ray.statistics import COUNTED
 from mi_ray.store.blocks import Store
+from mi_ray.store.excerpt import Compared
 from mi_ray.store.read import read_cells, read_records
 from mi_ray.sweep_files import load_sweep
 from mi_ray.zoo import zoo_card, zoo_names
@@ -313,7 +314,63 @@ def test_than_how_many_other_defenses_more_is_left_is_counted_by_verdict() -> No
     )
     told = cifar10._against_others(table)
     assert "1 of 2 others on at (2/255) and 0 of 1 others on mixup (2/255) under the quick cascade" in told
-    assert "than 1 of 1 others on at (2/255) under the longer one" in told
+    assert "than 1 of 1 others on at (2/255) under the longer one." in told
+    again = claim("rotation", "under the longer cascade at the paper's settings", "at", "undecided")
+    again["claim"] = f"{cifar10.ANEW}{again['claim']}"
+    told = cifar10._against_others(pd.concat([table, pd.DataFrame([again])], ignore_index=True))
+    assert "under the longer one (on images drawn anew than 0 of 1 others on at (2/255))." in told
+
+
+def test_sentences_that_hold_wherever_they_were_tried_say_how_often_that_was_and_what_fails_through_the_defense() -> (
+    None
+):
+    def claim(words: str, verdict: str = "holds", said_by: str = "paper") -> dict[str, str]:
+        return {"claim": words, "verdict": verdict, "said_by": said_by}
+
+    table = pd.DataFrame(
+        [
+            claim("it leaves more than noise at the paper's settings"),
+            claim(
+                "it leaves more than noise under the longer cascade at the paper's settings", "does not hold", "here"
+            ),
+            claim("it leaves more than crops at the paper's settings"),
+            claim(f"{cifar10.ANEW}it leaves more than crops at the paper's settings"),
+            claim("it detects"),
+            claim("it detects", "does not hold", "here"),
+            claim("it is open", "undecided"),
+        ]
+    )
+    assert cifar10._by_sentence(table) == (
+        "2 of the 4 sentences hold wherever they were tried under the attack that they are about, at other radii too (1 of them "
+        "in one try), and 1 of these fail where the longer cascade goes through each defense; 1 fail somewhere."
+    )
+    assert "through" not in cifar10._by_sentence(table.drop(1))
+    with_checks = table.assign(checks="", floor=False, classifier="at", attack="clean")
+    counted = [line.split(" | ")[1:4] for line in cifar10.counted(with_checks).splitlines()[2:4]]
+    assert counted == [["5", "1", "4"], ["2", "0", "0"]]
+
+
+def test_a_cell_of_several_studies_that_was_computed_twice_is_counted_once() -> None:
+    joined = [
+        Compared("cifar10_a", "1", 400, 0),
+        Compared("cifar10_b", "1", 400, 2),
+        Compared("cifar10_b", "2", 100, 0),
+    ]
+    told = cifar10.processors(joined)
+    assert (
+        "2 cells of `a`, `b` were computed twice or more: 2 of 500 rows differ, in 1 cells, at most 2 images of one"
+        in told
+    )
+    assert cifar10.processors([]) == ""
+
+
+def test_of_the_images_drawn_anew_one_in_seven_is_among_those_that_chose_or_were_reported_before() -> None:
+    points = {
+        study: set(read_records(STORE, f"cifar10_{study}", columns=COUNTED)["point"])
+        for study in ("fresh_table2", "table2", "fig3b")
+    }
+    seen = points["fresh_table2"] & (points["table2"] | points["fig3b"])
+    assert len(seen) / len(points["fresh_table2"]) == pytest.approx(1 / 7, abs=0.02)
 
 
 def test_what_is_published_on_fewer_images_or_with_fewer_checks_is_told() -> None:
