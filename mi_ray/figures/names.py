@@ -36,6 +36,8 @@ NOT_ATTACKS = {"none": "Clean", WORST_CASE: "Worst case"}  # what stands in the 
 LENGTHS = ("steps", "queries", "tries")  # how long an attack runs: the first of these that it has ends its name
 # Norms as the field writes them.
 WRITTEN: Mapping[str, str] = {norm: measure.written for norm, measure in MEASURES.items()}
+# The columns of a cell that say which attack met it.
+WHICH = ("attack", "attack_params", "knowledge", "goal", "norm", "epsilon")
 USUAL_LOSSES = (None, "cross_entropy_of_mean")  # not worth a word in a name
 
 
@@ -117,6 +119,12 @@ class Names:
         Only attacks at the same ε and at the same values of the axes, which are not named, are told apart: a step may
         fit ε, say, and still be of one attack.
         """
+        which = cells.groupby([*WHICH], sort=False, dropna=False).ngroup()
+        told = self._attacks(cells[~which.duplicated()], axes)  # A study has few attacks and many cells.
+        return [told[number] for number in which]
+
+    def _attacks(self, cells: "pd.DataFrame", axes: Sequence[str]) -> list[str]:
+        """`attacks` of rows with an attack each."""
         rows, params = [row for _, row in cells.iterrows()], cells["attack_params"].map(json.loads)
         names = [self.attack(row, without=axes) for row in rows]
         keys = [(name, str(row["goal"])) for name, row in zip(names, rows, strict=True)]
