@@ -24,7 +24,7 @@ from mi_ray.defenses.base import log_answer
 from mi_ray.device import PassCounter
 from mi_ray.figures.draw import known_figures
 from mi_ray.objectives import OBJECTIVES, Objective
-from mi_ray.own_code import look_in
+from mi_ray.own_code import look_in, own_place
 from mi_ray.parameters import Parameter, Parameterized, Registry, unknown
 from mi_ray.randomness import Key
 from mi_ray.sample_pool import SamplePool
@@ -83,9 +83,12 @@ def contract_failures(file: str | Path, begun: Callable[[str], None] = lambda wh
     try:
         methods = _registered(path)
     except (Exception, SystemExit) as error:  # The code is a person's own, and may raise anything.
-        return [" ".join(f"{path.name} must be importable: {type(error).__name__}: {error}".split())]
+        return [" ".join(f"{path.name} must be importable: {_raised(error)}".split())]
     if not methods:
-        raise ValueError(f"{path} must register an attack, a defense or an objective; it registers none")
+        raise ValueError(
+            f"{path} must register an attack, a defense or an objective; it registers none (@ATTACKS.register, "
+            "@DEFENSES.register or @OBJECTIVES.register above the class does; a figure is tried by drawing it)"
+        )
     for kind, method in methods:
         begun(f"{kind} {method.name}")
         failures += [f"{kind} {method.name}: {problem}" for problem in _told(CONTRACTS[kind], method)]
@@ -94,12 +97,21 @@ def contract_failures(file: str | Path, begun: Callable[[str], None] = lambda wh
 
 def _told(checks: Callable[[Any], Problems], method: type[Parameterized]) -> Problems:
     """What the checks of one method find, and what it raises as the last of them."""
+    example: dict[str, Any] = {}
     try:
         if not (method.__doc__ or "").strip() or (method.__doc__ or "").startswith(f"{method.__name__}("):
             yield "it must have a docstring, whose first sentence `mi-ray list` shows"
-        yield from checks(method.make(_example(method)))
-    except Exception as error:  # as above
-        yield f"it must run; {type(error).__name__}: {error}"
+        example = _example(method)
+        yield from checks(method.make(example))
+    except (Exception, SystemExit) as error:  # as above
+        given = ", ".join(f"{key} = {value}" for key, value in example.items())
+        chosen = f"; it was tried with {given}, since a parameter without a default gets a value of its range"
+        yield f"it must run; {_raised(error)}{chosen if given else ''}"
+
+
+def _raised(error: BaseException) -> str:
+    """What a plugin's code raised, and the line of it that did."""
+    return f"{type(error).__name__}: {error}{own_place(error)}"
 
 
 def _registered(path: Path) -> list[tuple[str, type[Parameterized]]]:
@@ -122,13 +134,23 @@ def _example(method: type[Parameterized]) -> dict[str, Any]:
 
 def _middle(parameter: Parameter) -> Any:
     low = 0.0 if parameter.low is None else parameter.low
-    high = low + 1.0 if parameter.high is None else parameter.high
     if parameter.kind in ("integer", "integers"):
-        return int(min(low + 2, high))
+        return _whole(low, parameter.high)
+    high = low + 1.0 if parameter.high is None else parameter.high
     if parameter.kind == "choice":
         return parameter.choices[0]
-    known = {"flag": True, "pair": [int(low), int(min(low + 2, high))], "text": "text", "factory": "torch.nn:Identity"}
+    known = {
+        "flag": True,
+        "pair": [int(low), _whole(low, parameter.high)],
+        "text": "text",
+        "factory": "torch.nn:Identity",
+    }
     return known.get(parameter.kind, low + 0.3 * (high - low))
+
+
+def _whole(low: float, high: float | None) -> int:
+    """A whole number two above the lowest, which is odd where windows are that begin at 1; the highest, where that is less."""
+    return int(low + 2 if high is None else min(low + 2, high))
 
 
 def _images(height: int = 16, width: int = 16) -> Tensor:
@@ -165,10 +187,9 @@ def _another_state() -> Iterator[None]:
 
 def _attack(attack: Attack) -> Problems:
     """The contract of an attack: shapes, ball and box, keyed randomness, honest cost."""
-    f = _classifier()
-    stops = attack.stops()
-    if not isinstance(stops, tuple) or not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
-        yield f"stops() must be a tuple of increasing whole numbers from 1 on; got {stops}"
+    f, problems = _classifier(), list(_declared(attack))
+    yield from problems
+    if problems:
         return
     model: torch.nn.Module = f
     if attack.needs_defense:
@@ -186,6 +207,15 @@ def _attack(attack: Attack) -> Problems:
         yield from _counted_behind(attack, norm) if attack.needs_defense else _counted(attack, f, norm)
     if isinstance(attack, ImagesAttack):
         yield from _drawn_anew(attack, f)
+
+
+def _declared(attack: Attack) -> Problems:
+    """What an attack says of itself, without which none of the rest can be asked."""
+    stops, norms = attack.stops(), attack.norms
+    if not isinstance(stops, tuple) or not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
+        yield f"stops() must be a tuple of increasing whole numbers from 1 on; got {stops}"
+    if not isinstance(norms, tuple) or not norms or not set(norms) <= set(RADII):
+        yield f"norms must be a tuple of one or several of {', '.join(RADII)}, as in ('linf',); got {norms!r}"
 
 
 class _Watched(DefendedClassifier):

@@ -12,6 +12,7 @@ import pytest
 from helpers.sweeps import sweep
 
 import mi_ray
+from mi_ray.defenses import DEFENSES
 from mi_ray.parameters import Parameterized, choice, flag, integer, integers, number, pair, text
 from mi_ray.plugins import KINDS, _example, contract_failures, new_plugin
 from mi_ray.study.prepare import prepare
@@ -94,7 +95,11 @@ ATTACK = [
         "must leave the model in evaluation mode",
     ),
     ("model, step=step", "model", "behind a random defense all of its 10 gradients meet the same draws"),
-    ("self.share *", "self.sharp *", "it must run; AttributeError"),
+    ("self.share *", "self.sharp *", "has no attribute 'sharp' (my_plugin.py, line 26)"),
+    ("return x.detach()", "raise SystemExit(0)", "it must run; SystemExit: 0 (my_plugin.py, line "),
+    ("passes = (10, 10)", "passes = (10, 10); norms = 'linf'", "norms must be a tuple of one or several of linf"),
+    ("passes = (10, 10)", "passes = (10, 10); norms = ('l7',)", "as in ('linf',); got ('l7',)"),
+    ("passes = (10, 10)", "passes = (10, 10); norms = ()", "as in ('linf',); got ()"),
     ("import torch\n", "import torch\nprint(\n", "my_plugin.py must be importable: SyntaxError"),
     ("import torch\n", "import torch\nraise SystemExit(3)\n", "my_plugin.py must be importable: SystemExit: 3"),
 ]
@@ -202,6 +207,40 @@ def test_the_example_of_a_parameter_is_one_that_it_takes(low: float | None, high
     made = Every(**values)
     for value in (made.whole, *made.sides, made.real):
         assert (low if low is not None else value) <= value <= (high if high is not None else value)
+
+
+WINDOW = """
+from dataclasses import dataclass
+import torch.nn.functional as F
+from mi_ray.defenses import DEFENSES, RandomTransform
+from mi_ray.parameters import integer
+
+@DEFENSES.register
+@dataclass(frozen=True)
+class Median(RandomTransform):
+    \"\"\"The median of a window around each pixel.\"\"\"
+    name, draws = "my_median", False
+    window: int = integer("side of the window", low=1)
+    def transform(self, x, draws, predicted, pool):
+        if self.window % 2 == 0:
+            raise ValueError(f"the window must be odd; got {self.window}")
+        half = self.window // 2
+        wide = F.pad(x, (half,) * 4, mode="reflect").unfold(2, self.window, 1).unfold(3, self.window, 1)
+        return wide.flatten(-2).median(-1).values.expand(draws.executions, *x.shape)
+    @classmethod
+    def identity(cls):
+        return {"window": 1}
+"""
+
+
+def test_the_example_of_an_open_whole_number_is_odd_from_one_on_and_an_error_says_what_it_was(tmp_path: Path) -> None:
+    plugin = tmp_path / "my_median.py"
+    plugin.write_text(WINDOW)
+    assert contract_failures(plugin) == []
+    DEFENSES._classes.pop("my_median")
+    plugin.write_text(WINDOW.replace("low=1", "low=2"))
+    (failure,) = contract_failures(plugin)
+    assert "the window must be odd; got 4 (my_median.py, line 15); it was tried with window = 4, since" in failure
 
 
 SHIFTS = """
