@@ -62,7 +62,7 @@ def find_figure(name: str) -> str:
         if theirs and hasattr(importlib.import_module(name), "make"):
             _refuse_arguments(importlib.import_module(name).make)
             return name
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # A module may exit, which would end the command as if all were drawn.
         raise ValueError(
             f"figures must be importable modules with make(store, study); {name!r} is not: {_cause(error)}"
         ) from error

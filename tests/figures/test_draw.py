@@ -93,6 +93,9 @@ def test_a_persons_module_that_cannot_be_imported_says_why(own: Path) -> None:
     (own / "broken.py").write_text("import no_such_package_of_mine\ndef make(store, study): ...\n")
     with pytest.raises(ValueError, match=r"my_figures\.broken.*ModuleNotFoundError: No module named 'no_such_package"):
         find_figure("my_figures.broken")
+    (own / "exits.py").write_text("raise SystemExit(0)\n")
+    with pytest.raises(ValueError, match=r"my_figures\.exits' is not: SystemExit: 0"):
+        find_figure("my_figures.exits")
 
 
 @pytest.mark.parametrize(
