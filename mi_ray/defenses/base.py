@@ -233,12 +233,14 @@ class Executions:
     ) -> Iterator[Float[Tensor, "E B C H W"]]:
         """Transformed copies of each image, a chunk at a time; the last chunk may hold more than N needs.
 
-        predicted: ŷ. Raises ValueError without a needed pool.
+        predicted: ŷ. Images in another precision, such as NumPy's doubles, are transformed in single precision, in which F
+        answers them too. Raises ValueError without a needed pool.
         """
         if self.component.needs_pool() and self.pool is None:
             raise ValueError(
                 f"{self.component.name} mixes inputs with a sample pool; give pool=SamplePool(…), got None"
             )
+        x = x.float() if x.is_floating_point() else x
         key = self.key.at(family=self.component.name)
         for chunk in range(self.begin // self.chunk, -(-self.number // self.chunk)):
             make_draws = partial(Draws, key, self.points, self.chunk, chunk, x.device)

@@ -81,6 +81,16 @@ def test_a_defense_returns_probabilities(name: str, classifier: Any, pool: Sampl
     torch.testing.assert_close(p.sum(1), torch.ones(8))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_images_in_another_precision_are_answered_as_in_single_precision(
+    name: str, dtype: torch.dtype, classifier: Any, pool: SamplePool, batch: Any
+) -> None:
+    x = batch[0].to(dtype)
+    made = [DefendedClassifier(classifier, _example(name), pool, executions=6, seed=0) for _ in range(2)]
+    torch.testing.assert_close(made[0](x), made[1](x.float()))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_answer(name: str, classifier: Any, pool: SamplePool, batch: Any) -> None:
     first, again = (_defended(classifier, _example(name), pool, batch[0], seed=4) for _ in range(2))
