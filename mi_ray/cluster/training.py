@@ -135,7 +135,8 @@ class _Meanwhile:
         """Let the blocks that run come to their end; none begins any more."""
         self._due, self._beside.over = False, True
         while self._steps is not None:
-            ray.wait(list(self.tasks), timeout=1.0) if self.tasks else None
+            if self.tasks:
+                ray.wait(list(self.tasks), timeout=1.0)
             self.step(0)
 
 
