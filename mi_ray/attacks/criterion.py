@@ -70,7 +70,7 @@ SMALL = 1e-12  # Keeps the ratio finite where the largest logits tie.
 
 @final
 class Leave(Criterion):
-    """Untargeted: any label but the true one."""
+    """An untargeted adversary, who is after any label but the true one."""
 
     sign: ClassVar[int] = -1
     dlr_classes: ClassVar[int] = 3
@@ -91,7 +91,7 @@ class Leave(Criterion):
 
 @final
 class Reach(Criterion):
-    """Targeted: one label, uniform over those other than the true one."""
+    """A targeted adversary, who is after one label of each image, drawn uniformly from those other than the true one."""
 
     sign: ClassVar[int] = 1
     dlr_classes: ClassVar[int] = 4

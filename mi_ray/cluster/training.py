@@ -154,7 +154,8 @@ class _Trainings:
         self.size = session.sweep.resources.train
         self.waiting = list(todo)
         self.trained = list[ClassifierWork]()
-        self.images = dict[str, int]()  # that each training has gone through
+        self.images = dict[str, int]()  # by key: those that each training has gone through, of `_wanted`
+        self._wanted, self._passes = dict[str, int](), dict[str, float]()
         self.running = dict[ray.ObjectRef, ClassifierWork]()
         self.retries = {work.key: Retries() for work in todo}
 
@@ -166,9 +167,9 @@ class _Trainings:
             max(work.entry.workers * self.size.gpus for work in self.todo),
         )
         data = ray.put(handed(session.study.dataset))
-        self._images = {w.key: planner.works.images_an_epoch(w.entry) * w.entry.training.epochs for w in self.todo}
+        self._wanted = {w.key: planner.works.images_an_epoch(w.entry) * w.entry.training.epochs for w in self.todo}
         self._passes = {work.key: float(sum(work.cost)) for work in self.todo}
-        images, passes = sum(self._images.values()), sum(self._passes.values())
+        images, passes = sum(self._wanted.values()), sum(self._passes.values())
         free = session.cpus()
         workers = sum(work.entry.workers for work in self.todo)
         starting = f"starting {workers} training worker{'s' if workers > 1 else ''}"
@@ -293,7 +294,7 @@ class _Trainings:
         self.images, epochs = self.session.read("epoch")
         count = self.images
         passed = sum(
-            self._passes[key] * images / self._images[key] for key, images in count.items() if key in self._images
+            self._passes[key] * images / self._wanted[key] for key, images in count.items() if key in self._wanted
         )
         for facts in epochs:
             self._note_epoch(facts.pop("key"), facts)

@@ -150,7 +150,7 @@ class SettingTrainable(tune.Trainable):
                 ray.get(job.progress[0].await_all.remote(job.run, job.together, TOGETHER), timeout=2 * TOGETHER)
 
     def reset_config(self, new_config: Config) -> bool:
-        """Go on with another setting."""
+        """Go on with another setting; True tells Tune that this actor can, and that no other has to start."""
         self._start(new_config)
         return True
 

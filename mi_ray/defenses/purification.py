@@ -58,7 +58,10 @@ class Purify(RandomTransform):
         return (OwnNetwork(self.factory, self.weights),) if self.steps else ()
 
     def network_passes(self, gradient: bool) -> tuple[int, int]:
-        """One a step; several steps are each computed again on the way back of an exact gradient."""
+        """(forward, backward) passes of a copy: one a step each way.
+
+        Where an exact gradient goes back through several steps, each step is computed again, so that no more than one is kept.
+        """
         if not gradient or not self.is_smooth():
             return self.steps, 0
         return self.steps * (2 if self.steps > 1 else 1), self.steps

@@ -399,7 +399,7 @@ def test_the_time_left_of_trainings_goes_by_what_an_image_of_each_costs() -> Non
     trainings = _Trainings.__new__(_Trainings)
     told: Any = SimpleNamespace(read=lambda what: ({"plain": 100, "adversarial": 20}, []))
     trainings.session = told
-    trainings._images, trainings._passes = {"plain": 100, "adversarial": 100}, {"plain": 200.0, "adversarial": 2000.0}
+    trainings._wanted, trainings._passes = {"plain": 100, "adversarial": 100}, {"plain": 200.0, "adversarial": 2000.0}
     stage = Stage("train", 200, "images", Console(file=io.StringIO()), passes=2200)
     for _ in range(2):  # Told twice, it counts once.
         trainings._show(stage)
