@@ -98,6 +98,8 @@ def test_what_is_no_finite_number_is_refused_with_the_value(written: Any) -> Non
         ("mode", "c", "one of a, b"),
         ("lam", 1.5, "a number in [0, 1], or {beta: [a, b]}, {uniform: [a, b]} or {quantiles: [lowest, …, highest]}"),
         ("lam", -0.01, "a number in [0, 1]"),
+        ("lam", {"beta": "12"}, "{beta: [a, b]}"),
+        ("lam", {"uniform": {0: 0, 1: 1}}, "{uniform: [a, b]}"),
         ("lam", {"beta": [0, 1]}, "{beta: [a, b]}"),
         ("lam", {"uniform": [0.5, 0.2]}, "{uniform: [a, b]}"),
         ("lam", {"uniform": [0.5, 1.2]}, "{uniform: [a, b]}"),
