@@ -294,7 +294,16 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
     made = tuple(passes / len(x) for passes in f.passes.take())
     over = any(m > s for m, s in zip(made, said, strict=True))
     if over or (made != said and not attack.stops_early):
-        yield f"cost() must be the passes of one image, {made[0]:g} forward and {made[1]:g} backward; it says {said}"
+        yield (
+            f"cost() must be the passes of one image, {made[0]:g} forward and {made[1]:g} backward; it says {said}"
+            + (_remedy(attack, made, said) if isinstance(attack, ImagesAttack) else "")
+        )
+
+
+def _remedy(attack: ImagesAttack, made: tuple[float, ...], said: tuple[int, int]) -> str:
+    """What `passes` has to say, which is less than the cost: success is judged by a pass more, which is not the author's."""
+    forward, backward = (own + m - s for own, m, s in zip(attack.passes, made, said, strict=True))
+    return f": `passes` must be ({forward:g}, {backward:g}), without the pass by which its success is judged"
 
 
 def _counted_behind(attack: Attack, norm: Norm) -> Problems:

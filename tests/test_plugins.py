@@ -69,7 +69,7 @@ ATTACK = [
     (
         "passes = (10, 10)",
         "passes = (20, 10)",
-        "cost() must be the passes of one image, 11 forward and 10 backward; it says (21, 10)",
+        "of one image, 11 forward and 10 backward; it says (21, 10): `passes` must be (10, 10), without the pass",
     ),
     (GRADIENT, GRADIENT[:-1] + " * (torch.rand_like(x) - 0.5))", "the same seed must give the same images"),
     (
