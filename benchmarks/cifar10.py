@@ -710,23 +710,26 @@ def single_draws(cells: pd.DataFrame) -> str:
 
 
 def levels(cells: pd.DataFrame) -> str:
-    """How far apart the studies' own images lie: the lowest and highest clean accuracy of one network without a defense."""
-    clean = cells[(cells["state"] == "done") & (cells["attack"] == "none") & (cells["defense"] == "none")]
-    clean = clean[clean["points"] >= FEW].sort_values(["accuracy", "study"])
+    """How far apart the studies' own images lie: the lowest and highest clean accuracy of one network without a defense.
+
+    Of the studies that have PGD-10 on it, which is told beside.
+    """
+    bare = cells[(cells["state"] == "done") & (cells["defense"] == "none")]
+    ten = bare[bare["attack"] == "pgd"]
+    ten = ten[[json.loads(text)["steps"] == 10 for text in ten["attack_params"]]].sort_values("epsilon")
+    strongest = {(row["study"], row["classifier"]): row for _, row in ten.iterrows()}
+    clean = bare[(bare["attack"] == "none") & (bare["points"] >= FEW)].sort_values(["accuracy", "study"])
+    clean = clean[[each in strongest for each in zip(clean["study"], clean["classifier"], strict=True)]]
     sides = clean.groupby("classifier").agg(["first", "last"])
     widest = (sides["accuracy", "last"] - sides["accuracy", "first"]).idxmax()
-    own = cells[(cells["classifier"] == widest) & (cells["defense"] == "none") & (cells["attack"] == "pgd")]
-    ten = (
-        own[[json.loads(text)["steps"] == 10 for text in own["attack_params"]]].sort_values("epsilon").groupby("study")
-    )
     told = []
     for side in ("first", "last"):
         study = sides.loc[widest, ("study", side)]
-        strongest = ten.get_group(study).iloc[-1]
+        attacked = strongest[study, widest]
         told.append(
             f"{100 * sides.loc[widest, ('accuracy', side)]:.1f} % on the {sides.loc[widest, ('points', side)]} images of "
-            f"`{study.removeprefix('cifar10_')}` ({100 * strongest['accuracy']:.1f} % under PGD-10 at "
-            f"{255 * strongest['epsilon']:.0f}/255)"
+            f"`{study.removeprefix('cifar10_')}` ({100 * attacked['accuracy']:.1f} % under PGD-10 at "
+            f"{255 * attacked['epsilon']:.0f}/255)"
         )
     return (
         "Studies of another seed or size draw other images, so that only numbers of one study compare with each other: clean and "

@@ -297,6 +297,7 @@ def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> No
             clean("one", "at", 0.71),
             clean("two", "at", 0.74),
             clean("few", "at", 0.5, points=cifar10.FEW - 1),
+            clean("never_attacked", "at", 0.6),
             clean("two", "at", 0.4, defense="mi_ol"),
             attacked("one", 0.29, 8),
             attacked("one", 0.27, 8, steps=50),
