@@ -32,7 +32,6 @@ from mi_ray.store.blocks import Store
 from mi_ray.store.excerpt import Compared, excerpt
 from mi_ray.store.manifest import read_manifest
 from mi_ray.store.read import cells_table, read_cells, write_cells
-from mi_ray.study.rows import mark_selected
 from mi_ray.sweep_files import read_document
 from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
@@ -379,6 +378,8 @@ def publish(store: Store) -> None:
     What was published stays as it is until the new excerpt is whole. Where a cell of both has other rows, since they were
     computed on two kinds of processor, those that were published stay, but where the new ones have scores or more points.
     """
+    from mi_ray.study.rows import mark_selected  # It imports torch, which drawing needs not.
+
     with tempfile.TemporaryDirectory(dir=PUBLISHED.parent) as folder:
         before, new = Store(PUBLISHED), Path(folder) / "new"
         studies = {study: source for study in SECTIONS if (source := _source(study, store, before))}

@@ -226,12 +226,19 @@ class _Rows:
     cells: pd.DataFrame
     records: Mapping[str, pd.DataFrame]
     read: "dict[tuple[str, str], Changes]" = field(default_factory=dict)
+    variants: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    def of_variant(self, name: str) -> pd.DataFrame:
+        """The cells of one variant of the studies' options."""
+        if name not in self.variants:
+            self.variants[name] = of_variant(self.cells, name)
+        return self.variants[name]
 
     def changes(self, claim: Claim) -> "Changes":
         """What mixing changes at each setting under a claim's attack, read once for all claims of it."""
         place = claim.variant, str(claim.attack["called"])
         if place not in self.read:
-            own = of_variant(self.cells, claim.variant)
+            own = self.of_variant(claim.variant)
             wanted = {key: value for key, value in claim.attack.items() if key != "called"}
             attacked = _fitting(own[own["attack"] != "none"], wanted)
             cells = pd.concat([own[own["attack"] == "none"], attacked])
@@ -249,11 +256,10 @@ class _Rows:
 
     def cell(self, claim: Claim, side: Filter, attack: Filter) -> "pd.Series[Any]":
         """The one cell that a claim's side is about. Raises NotMeasuredError where there is none or several."""
-        own = of_variant(self.cells, str(side.get("variant", claim.variant)))
-        own = own[(own["classifier"] == side.get("classifier", claim.classifier)) & (own["state"] == "done")]
         wanted = {**{k: v for k, v in attack.items() if k != "called"}, **side}
         wanted = {k: v for k, v in wanted.items() if k not in ("variant", "classifier")}
-        found = _fitting(own, {"study": claim.study, **wanted})
+        known = {"classifier": side.get("classifier", claim.classifier), "state": "done", "study": claim.study}
+        found = _fitting(self.of_variant(str(side.get("variant", claim.variant))), {**known, **wanted})
         if len(found) != 1:
             raise NotMeasuredError(f"{len(found)} cells of {side.get('study', claim.study)} fit {wanted}")
         return found.iloc[0]
@@ -264,12 +270,14 @@ Changes = tuple[dict[tuple[str, str, float], pd.DataFrame], int]  # as `fig2.set
 
 def _fitting(table: pd.DataFrame, wanted: Filter) -> pd.DataFrame:
     """The rows whose columns, or parameters of their attack or defense, are what is wanted."""
-    texts = list(zip(table["attack_params"], table["defense_params"], strict=True))
-    fits = np.ones(len(table), bool)
+    at = np.arange(len(table))  # To take rows of so many columns takes longer than to compare them.
+    texts = [table[name].to_numpy() for name in ("attack_params", "defense_params")]
     for key, value in wanted.items():
-        known = table[key] if key in table else [_parameters(*pair).get(key) for pair in texts]
-        fits &= np.array([same_value(stored, value) for stored in known], bool)
-    return table[fits]
+        pairs = zip(*(text[at] for text in texts), strict=True)
+        column = table[key].to_numpy()[at].tolist() if key in table else None
+        known = [_parameters(*pair).get(key) for pair in pairs] if column is None else column
+        at = at[np.array([same_value(stored, value) for stored in known], bool)]
+    return table.iloc[at]
 
 
 @cache
