@@ -34,7 +34,7 @@ _PERMANENT = re.compile(
 _NAMES_A_SECRET = re.compile(r"key|secret|token|passw|credential|sas$|^sig", re.IGNORECASE)
 _BUCKETS = {"s3", "s3a", "gs", "gcs", "az", "abfs", "abfss"}  # the schemes of object stores
 # A scheme with one slash, or one of an object store with none: a folder of that name is hardly what is meant.
-_FEW_SLASHES = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|({'|'.join(sorted(_BUCKETS))}):(?!/)")
+_FEW_SLASHES = re.compile(rf"[A-Za-z][A-Za-z0-9+.-]+:/(?!/)|(fsspec\+)?({'|'.join(sorted(_BUCKETS))}):(?!/)")
 _RENAMING = {"hdfs", "viewfs", "webhdfs", "sftp", "ssh", "smb"}  # file systems behind a URI that rename
 Result = TypeVar("Result")
 

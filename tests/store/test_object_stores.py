@@ -335,6 +335,7 @@ def test_a_folder_in_a_bucket_is_one_and_what_lies_in_a_whole_bucket_is_read(s3:
         ),
         ("s3:/bucket/x", "must have :// after its scheme"),
         ("s3:bucket/x", "must have :// after its scheme"),
+        ("fsspec+s3:bucket/x", "must have :// after its scheme"),
         (Path("s3://bucket/x"), "must have :// after its scheme"),
         (
             "file:///tmp/h#x",
