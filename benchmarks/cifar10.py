@@ -449,8 +449,9 @@ def draw() -> None:
     table = decided.result()
     (PUBLISHED / "claims.csv").write_text(table.to_csv(index=False), encoding="utf-8")
     (DOCS / "cifar10.md").write_text(document(store, table), encoding="utf-8")
+    cells = read_cells(store)
     for name in zoo_names():
-        card = {**zoo_card(name), "measured": measured(store, name)}
+        card = {**zoo_card(name), "measured": measured(cells, name)}
         lines = ",\n".join(f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
         zoo_weights(name).with_suffix(".json").write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     README.write_text(readme(README.read_text(encoding="utf-8"), table), encoding="utf-8")
@@ -468,7 +469,7 @@ def _draw_study(study: str) -> Mapping[str, str]:
     for path in (PUBLISHED / "studies" / study).rglob("*.png"):
         with Image.open(path) as picture:  # A palette of 256 colours takes a third of the room.
             if picture.mode != "P":  # One that was not drawn now has its palette already.
-                picture.convert("RGB").quantize(256).save(path, optimize=True)
+                picture.convert("RGB").quantize(256).save(path)
     return drawn.failures
 
 
@@ -560,12 +561,12 @@ def agreement(table: pd.DataFrame) -> str:
     return "## Agreement with other code\n\n" + markdown(text, AGREED)
 
 
-def measured(store: Store, name: str) -> list[dict[str, Any]]:
+def measured(cells: pd.DataFrame, name: str) -> list[dict[str, Any]]:
     """What the published rows say of a network without a defense: accuracy with its interval, of each attack and radius once.
 
-    Of an attack that several studies made it is that of the study with the most reported points.
+    cells: of all studies. Of an attack that several studies made it is that of the study with the most reported points.
     """
-    cells = read_cells(store).sort_values("points", ascending=False, kind="stable")
+    cells = cells.sort_values("points", ascending=False, kind="stable")
     own = cells[(cells["classifier"] == name) & (cells["defense"] == "none") & (cells["state"] == "done")]
     own = own[np.array(["" in variants for variants in own["variants"]], bool)]
     own = own.drop_duplicates(["attack", "attack_params", "goal", "epsilon"])

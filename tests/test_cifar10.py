@@ -32,6 +32,12 @@ def published(study: str) -> pd.DataFrame:
     return read_records(STORE, study, columns=COUNTED)
 
 
+@cache
+def published_cells() -> pd.DataFrame:
+    """The cells of all published studies."""
+    return read_cells(STORE)
+
+
 @pytest.fixture(scope="module")
 def decided() -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
@@ -45,7 +51,7 @@ def test_every_number_of_the_document_is_made_from_the_published_rows(decided: p
 
 @pytest.mark.parametrize("name", zoo_names())
 def test_the_cards_of_the_zoo_say_what_the_published_rows_say(name: str) -> None:
-    assert zoo_card(name)["measured"] == cifar10.measured(STORE, name)
+    assert zoo_card(name)["measured"] == cifar10.measured(published_cells(), name)
 
 
 def test_readme_begins_with_verdicts_of_the_published_rows(decided: pd.DataFrame) -> None:
@@ -397,7 +403,7 @@ def test_each_published_cell_that_can_be_computed_again_is_asked_for_by_the_atta
 ) -> None:
     """Of each attack of each study: the sweep of one cell has an entry of that radius, goal and knowledge."""
     monkeypatch.setattr(cifar10, "read_document", cache(cifar10.read_document))
-    cells = read_cells(STORE)
+    cells = published_cells()
     cells = cells[(cells["state"] == "done") & ~cells["attack"].isin(["worst_case", "cascade"])]
     for _, cell in cells.drop_duplicates(["study", "attack", "goal", "epsilon", "knowledge"]).iterrows():
         (entry,) = cifar10._alone(cell, "one", "data", 50)["attacks"]

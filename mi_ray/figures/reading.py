@@ -52,6 +52,8 @@ def records_of(store: Store, cell: str) -> pd.DataFrame:
 
 def check_each_once(table: pd.DataFrame, keys: Sequence[str]) -> None:
     """Raises ValueError where rows share all keys: a table or figure would show but one of them."""
+    if len(table) < 2:
+        return
     twice = table.loc[table.duplicated(list(keys)), list(keys)]
     if len(twice):
         said = ", ".join(f"{key} {value}" for key, value in twice.iloc[0].items())
