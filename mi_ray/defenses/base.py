@@ -233,8 +233,8 @@ class Executions:
     ) -> Iterator[Float[Tensor, "E B C H W"]]:
         """Transformed copies of each image, a chunk at a time; the last chunk may hold more than N needs.
 
-        predicted: ŷ. Images in another precision, such as NumPy's doubles, are transformed in single precision, in which F
-        answers them too. Raises ValueError without a needed pool.
+        predicted: ŷ. Images in another precision, such as NumPy's doubles, are transformed in single precision. Raises
+        ValueError without a needed pool.
         """
         if self.component.needs_pool() and self.pool is None:
             raise ValueError(
@@ -249,9 +249,15 @@ class Executions:
     def chunks(
         self, classifier: nn.Module, x: Float[Tensor, "B C H W"], predicted: Int64[Tensor, "B"]
     ) -> Iterator[Float[Tensor, "E B L"]]:
-        """log F of the copies, one pass of F and one graph a chunk: those after the first `begin`, N - begin in all."""
+        """log F of the copies, one pass of F and one graph a chunk: those after the first `begin`, N - begin in all.
+
+        A network whose weights are in the precision of the images, as one in doubles, is given the copies in it too.
+        """
+        first = next(classifier.parameters(), None)
+        another = x.dtype != torch.float32 and first is not None and first.dtype == x.dtype
         for chunk, copies in enumerate(self.copies(x, predicted), self.begin // self.chunk):
-            logits: Tensor = classifier(copies.flatten(0, 1))
+            asked = copies.flatten(0, 1)
+            logits: Tensor = classifier(asked.to(x.dtype) if another else asked)
             found = F.log_softmax(logits.float(), dim=1).unflatten(0, copies.shape[:2])
             yield found[max(0, self.begin - chunk * self.chunk) : self.number - chunk * self.chunk]
 

@@ -91,6 +91,18 @@ def test_images_in_another_precision_are_answered_as_in_single_precision(
     torch.testing.assert_close(made[0](x), made[1](x.float()))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_network_in_another_precision_gets_copies_in_it(
+    name: str, dtype: torch.dtype, pool: SamplePool, batch: Any
+) -> None:
+    x = batch[0].to(dtype).requires_grad_()
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(x[0].numel(), 10)).to(dtype)
+    answer = DefendedClassifier(network, _example(name), pool, executions=6)(x)
+    (gradient,) = torch.autograd.grad(answer.sum(), x)
+    assert (answer.dtype, gradient.dtype) == (torch.float32, dtype)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_same_seed_gives_the_same_answer(name: str, classifier: Any, pool: SamplePool, batch: Any) -> None:
     first, again = (_defended(classifier, _example(name), pool, batch[0], seed=4) for _ in range(2))
