@@ -128,29 +128,39 @@ def _registered(path: Path) -> list[tuple[str, type[Parameterized]]]:
 
 
 def _example(method: type[Parameterized]) -> dict[str, Any]:
-    """A value in the middle of the range of each parameter that has no default."""
-    return {key: _middle(method.parameters()[key]) for key in method.required()}
+    """A value in the middle of the range of each parameter that has no default.
+
+    A class may refuse some, such as whole numbers that are no power of two: then it is asked for lower ones.
+    """
+    required = {key: method.parameters()[key] for key in method.required()}
+    examples = [{key: _middle(parameter, above) for key, parameter in required.items()} for above in (2, 1, 0)]
+    for example in examples:
+        with contextlib.suppress(ValueError):
+            method.make(example)
+            return example
+    return examples[0]
 
 
-def _middle(parameter: Parameter) -> Any:
+def _middle(parameter: Parameter, above: int) -> Any:
+    """A value of a parameter. above: how far above the lowest a whole number is."""
     low = 0.0 if parameter.low is None else parameter.low
     if parameter.kind in ("integer", "integers"):
-        return _whole(low, parameter.high)
+        return _whole(low + above, parameter.high)
     high = low + 1.0 if parameter.high is None else parameter.high
     if parameter.kind == "choice":
         return parameter.choices[0]
     known = {
         "flag": True,
-        "pair": [int(low), _whole(low, parameter.high)],
+        "pair": [int(low), _whole(low + above, parameter.high)],
         "text": "text",
         "factory": "torch.nn:Identity",
     }
     return known.get(parameter.kind, low + 0.3 * (high - low))
 
 
-def _whole(low: float, high: float | None) -> int:
-    """A whole number two above the lowest, which is odd where windows are that begin at 1; the highest, where that is less."""
-    return int(low + 2 if high is None else min(low + 2, high))
+def _whole(wanted: float, high: float | None) -> int:
+    """That whole number; the highest, where that is less."""
+    return int(wanted if high is None else min(wanted, high))
 
 
 def _images(height: int = 16, width: int = 16) -> Tensor:
@@ -214,7 +224,7 @@ def _declared(attack: Attack) -> Problems:
     stops, norms = attack.stops(), attack.norms
     if not isinstance(stops, tuple) or not stops or list(stops) != sorted(set(stops)) or min(stops) < 1:
         yield f"stops() must be a tuple of increasing whole numbers from 1 on; got {stops}"
-    if not isinstance(norms, tuple) or not norms or not set(norms) <= set(RADII):
+    if not isinstance(norms, (tuple, list)) or not norms or not set(norms) <= set(RADII):
         yield f"norms must be a tuple of one or several of {', '.join(RADII)}, as in ('linf',); got {norms!r}"
 
 
@@ -301,8 +311,14 @@ def _counted(attack: Attack, f: Classifier, norm: Norm) -> Problems:
 
 
 def _remedy(attack: ImagesAttack, made: tuple[float, ...], said: tuple[int, int]) -> str:
-    """What `passes` has to say, which is less than the cost: success is judged by a pass more, which is not the author's."""
-    forward, backward = (own + m - s for own, m, s in zip(attack.passes, made, said, strict=True))
+    """What `passes` has to say, which is less than the cost: success is judged by a pass more, which is not the author's.
+
+    Of an attack that stops early `passes` is the most that it makes: what it was below in this run says nothing.
+    """
+    more = [max(0, m - s) if attack.stops_early else m - s for m, s in zip(made, said, strict=True)]
+    if not all(float(each).is_integer() for each in more):
+        return ": it must be the same for each image, or the most of one, with `stops_early = True`"
+    forward, backward = (own + each for own, each in zip(attack.passes, more, strict=True))
     return f": `passes` must be ({forward:g}, {backward:g}), without the pass by which its success is judged"
 
 

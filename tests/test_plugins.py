@@ -71,6 +71,12 @@ ATTACK = [
         "passes = (20, 10)",
         "of one image, 11 forward and 10 backward; it says (21, 10): `passes` must be (10, 10), without the pass",
     ),
+    ("passes = (10, 10)", "passes, stops_early = (5, 20), True", "it says (6, 20): `passes` must be (10, 20), without"),
+    (
+        "return x.detach()",
+        "model(x[:1]); return x.detach()",
+        "it says (11, 10): it must be the same for each image, or",
+    ),
     (GRADIENT, GRADIENT[:-1] + " * (torch.rand_like(x) - 0.5))", "the same seed must give the same images"),
     (
         GRADIENT,
@@ -207,6 +213,26 @@ def test_the_example_of_a_parameter_is_one_that_it_takes(low: float | None, high
     made = Every(**values)
     for value in (made.whole, *made.sides, made.real):
         assert (low if low is not None else value) <= value <= (high if high is not None else value)
+
+
+def test_where_a_class_refuses_an_example_it_is_asked_for_a_lower_one() -> None:
+    @dataclass(frozen=True)
+    class Blocks(Parameterized):
+        name: ClassVar[str] = "blocks"
+        side: int = integer("side of a block, a power of two", low=1)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.side & (self.side - 1):
+                raise ValueError(f"side must be a power of two; got {self.side}")
+
+    assert _example(Blocks) == {"side": 2}
+
+
+def test_norms_may_be_a_list(tmp_path: Path) -> None:
+    plugin = new_plugin("attack", "my_plugin", tmp_path)[0]
+    plugin.write_text(plugin.read_text().replace("passes = (10, 10)", "passes = (10, 10); norms = ['linf']"))
+    assert contract_failures(plugin) == []
 
 
 WINDOW = """
