@@ -277,8 +277,16 @@ def test_the_sentences_that_come_first_are_refused_where_a_verdict_that_they_res
         assert row.sum() == 1
         with pytest.raises(ValueError, match=re.escape(key[0])):
             cifar10.short(decided.assign(verdict=decided["verdict"].mask(row, "not measured")))
-    with pytest.raises(ValueError, match="clean accuracy"):
-        cifar10.short(decided.assign(high=decided["high"].mask(decided["claim"] == cifar10.COST, 0.01)))
+        with pytest.raises(ValueError, match=re.escape(f"{key[0]} ({key[1]}, {key[2]}) is not in the table")):
+            cifar10.short(decided[~row])
+    cost = decided["claim"].str.removeprefix(cifar10.ANEW) == cifar10.COST
+    with pytest.raises(ValueError, match=r"clean accuracy .* is at most \+0\.010"):
+        cifar10.short(decided.assign(high=decided["high"].mask(cost, 0.01)))
+    with pytest.raises(ValueError, match=r"clean accuracy .* is not in the table"):
+        cifar10.short(decided[~cost])
+    crops = decided["claim"].eq("MI-OL leaves more than Xie et al. at the paper's settings")
+    with pytest.raises(ValueError, match=r"Xie et al\. at the paper's settings \(interpolated_at\) holds"):
+        cifar10.short(decided.assign(verdict=decided["verdict"].mask(crops, "holds")))
 
 
 def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> None:
@@ -289,12 +297,15 @@ def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> No
             "defense": defense,
             "attack": "none",
             "state": "done",
+            "attack_params": "{}",
+            "goal": "none",
+            "variants": ["", "as_published"],
         }
         return {**named, "accuracy": accuracy, "points": points}
 
-    def attacked(study: str, accuracy: float, epsilon: float, steps: int = 10) -> dict[str, Any]:
+    def attacked(study: str, accuracy: float, epsilon: float, steps: int = 10, **others: Any) -> dict[str, Any]:
         told = {"attack": "pgd", "attack_params": json.dumps({"steps": steps}), "epsilon": epsilon / 255}
-        return {**clean(study, "at", accuracy), **told}
+        return {**clean(study, "at", accuracy), **told, "goal": "untargeted", **others}
 
     cells = pd.DataFrame(
         [
@@ -309,12 +320,16 @@ def test_levels_are_told_of_the_network_whose_studies_lie_farthest_apart() -> No
             attacked("one", 0.27, 8, steps=50),
             attacked("one", 0.6, 2),
             attacked("two", 0.33, 8),
+            attacked("two", 0.6, 8, goal="targeted"),
+            attacked("two", 0.5, 8, variants=["as_published"]),
         ]
     )
     assert cifar10.levels(cells).endswith(
         "`at` is right for 71.0 % on the 400 images of `one` (29.0 % under PGD-10 at 8/255) and 74.0 % on the 400 images of "
         "`two` (33.0 % under PGD-10 at 8/255)."
     )
+    for few in (cells.iloc[:0], cells[cells["attack"] == "none"], cells[cells["study"] == "cifar10_one"]):
+        assert cifar10.levels(few) == ""
 
 
 def test_than_how_many_other_defenses_more_is_left_is_counted_by_verdict() -> None:
@@ -333,11 +348,14 @@ def test_than_how_many_other_defenses_more_is_left_is_counted_by_verdict() -> No
     )
     told = cifar10._against_others(table)
     assert "1 of 2 others on at (2/255) and 0 of 1 others on mixup (2/255) under the quick cascade" in told
-    assert "than 1 of 1 others on at (2/255) under the longer one." in told
+    assert told.endswith(", and 1 of 1 others on at (2/255) under the longer cascade.")
     again = claim("rotation", "under the longer cascade at the paper's settings", "at", "undecided")
     again["claim"] = f"{cifar10.ANEW}{again['claim']}"
     told = cifar10._against_others(pd.concat([table, pd.DataFrame([again])], ignore_index=True))
-    assert "under the longer one (on images drawn anew than 0 of 1 others on at (2/255))." in told
+    assert told.endswith("under the longer cascade (on images drawn anew 0 of 1 others on at (2/255)).")
+    told = cifar10._against_others(table.iloc[3:])
+    assert told.endswith("MI-OL is shown to beat 1 of 1 others on at (2/255) under the longer cascade.")
+    assert cifar10._against_others(table.iloc[4:]) == ""
 
 
 def test_sentences_that_hold_wherever_they_were_tried_say_how_often_that_was_and_what_fails_through_the_defense() -> (
@@ -360,13 +378,18 @@ def test_sentences_that_hold_wherever_they_were_tried_say_how_often_that_was_and
         ]
     )
     assert cifar10._by_sentence(table) == (
-        "2 of the 4 sentences hold wherever they were tried under the attack that they are about, at other radii too (1 of them "
-        "in one try), and 1 of these fail where the longer cascade goes through each defense; 1 fail somewhere."
+        "2 of the paper's 4 sentences hold wherever they were tried under the attack that they are about, at other radii too (of "
+        "these 1 were tried once, and 1 fail where the longer cascade goes through each defense); 1 of the 4 fail somewhere."
     )
     assert "through" not in cifar10._by_sentence(table.drop(1))
     with_checks = table.assign(checks="", floor=False, classifier="at", attack="clean")
     counted = [line.split(" | ")[1:4] for line in cifar10.counted(with_checks).splitlines()[2:4]]
     assert counted == [["5", "1", "4"], ["2", "0", "0"]]
+    assert cifar10.counts(table) == "Of 5 claims of the paper 4 hold, 1 is undecided; of 2 further ones 2 do not hold."
+    assert cifar10.counts(table[table["said_by"] == "here"]) == "Of 2 further ones 2 do not hold."
+    none = with_checks.iloc[:0]
+    assert cifar10.counts(none) == cifar10._by_sentence(none) == ""
+    assert {count for line in cifar10.counted(none).splitlines()[2:4] for count in line.split(" | ")[1:-1]} == {"0"}
 
 
 def test_a_cell_of_several_studies_that_was_computed_twice_is_counted_once() -> None:
@@ -392,10 +415,20 @@ def test_of_the_images_drawn_anew_one_in_seven_is_among_those_that_chose_or_were
     assert len(seen) / len(points["fresh_table2"]) == pytest.approx(1 / 7, abs=0.02)
 
 
-def test_what_is_published_on_fewer_images_or_with_fewer_checks_is_told() -> None:
+def test_what_is_published_on_fewer_images_or_with_fewer_checks_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     told = cifar10.reduced(STORE)
-    assert "`epsilon_curve` 50 of 200 images and with the checks alone that cost no passes" in told
+    assert "`epsilon_curve` with the checks alone that cost no passes" in told
     assert "`table2`" not in told
+    read = cifar10.read_document
+
+    def of_more_images(path: Path) -> Any:
+        sweep: Any = read(path)
+        return {**sweep, "points": {**sweep["points"], "count": 4 * sweep["points"]["count"]}}
+
+    monkeypatch.setattr(cifar10, "read_document", of_more_images)
+    told = cifar10.reduced(STORE)
+    assert "`epsilon_curve` 200 of 800 images and with the checks alone that cost no passes" in told
+    assert "`fresh_table2` 5,000 of 20,000 images" in told
 
 
 def test_each_published_cell_that_can_be_computed_again_is_asked_for_by_the_attack_that_made_it(
