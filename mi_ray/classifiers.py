@@ -29,6 +29,7 @@ from mi_ray.zoo import zoo_card, zoo_names, zoo_weights
 
 Precision = Literal["fp32", "bf16"]
 TYPES: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+COARSE = (torch.float16, torch.bfloat16)
 # Modes of torch.compile: the first fuses kernels, and the second also replays them as CUDA graphs.
 CompileMode = Literal["default", "reduce-overhead"]
 
@@ -70,7 +71,8 @@ class Classifier(nn.Module):
         """Logits of images in [0, 1]."""
         counted = self.passes.watch(x)
         if self.side is not None and (self.side, self.side) != tuple(x.shape[-2:]):
-            x = resized(x, self.side)
+            # In half precision the places between pixels would be rounded.
+            x = resized(x.float() if x.dtype in COARSE else x, self.side)
         logits = self.answer(x) if self.graphs is None else self.graphs(x)
         # A compiled network may write its next answer over this one, so the answer is copied.
         return counted(logits.clone() if self.compiled else logits)
@@ -117,9 +119,8 @@ def in_float32(network: nn.Module) -> nn.Module:
     In half precision the gradients of a network that is sure of itself are zero, so that attacks leave what they would not; the
     precision of a study decides what is computed in less.
     """
-    coarse = (torch.float16, torch.bfloat16)
     values = itertools.chain(network.parameters(), network.buffers())
-    return network.float() if any(value.dtype in coarse for value in values) else network
+    return network.float() if any(value.dtype in COARSE for value in values) else network
 
 
 def wrap_classifier(

@@ -443,6 +443,14 @@ def test_images_are_averaged_where_both_of_their_sides_shrink(height: int, width
     assert not torch.allclose(expected, other, atol=1e-3)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_images_of_another_side_are_answered_in_any_precision_as_in_single_precision(dtype: torch.dtype) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 10))
+    taking = Classifier(network, (0.0,) * 3, (1.0,) * 3, 10, {"input_size": 32}).eval()
+    x = torch.rand(2, 3, 24, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.testing.assert_close(taking(x), taking(x.float()))
+
+
 class Twice(nn.Module):
     """A convolution whose answer is used before its batch norm too, so that the two cannot be one."""
 
