@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 from helpers.studies import Tiny
 
-from mi_ray.store.blocks import MARKER, Store, missing_ranges
+from mi_ray.store.blocks import MARKER, Store, missing_ranges, table_digest
 from mi_ray.store.files import DamagedFileError, UnfinishedStudyWarning
 from mi_ray.store.read import AHEAD, _read_ahead, read_cells, read_records, write_cells
 from mi_ray.store.schemas import ADVERSARIAL, CELLS, LATER, OUTPUTS, RECORDS, SCHEMAS, TRAINING
@@ -547,3 +547,24 @@ def test_a_file_that_storage_cannot_read_is_not_called_bad_json(store: Store, mo
     monkeypatch.setattr(store, "read_parsed", unreadable)
     with pytest.raises(DamagedFileError, match="input/output error"):
         store.read_json("a.json")
+
+
+def test_a_digest_is_the_one_by_which_earlier_versions_know_the_same_rows() -> None:
+    columns = {
+        "text": pa.array(["a", "é", "a"]),
+        "empty": pa.array([None] * 3, pa.string()),
+        "whole": pa.array([1, None, 3], pa.int32()),
+        "real": pa.array([0.5, float("nan"), -0.0]),
+        "truth": pa.array([True, False, True]),
+        "several": pa.array([[1.0], [], [2.0, 3.0]], pa.list_(pa.float32())),
+        "holes": pa.array([[1.0], None, [2.0]], pa.list_(pa.float32())),
+        "words": pa.array([["x"], ["y", "x"], []]),
+    }
+    whole = pa.table(columns)
+    tables = [whole, whole.slice(1), whole.slice(0, 0), pa.concat_tables([whole.slice(2), whole.slice(0, 2)])]
+    assert [table_digest(table) for table in tables] == [
+        "9a096c7a7e1c606e6cbd0fbe25052259",
+        "4c452a216b882eee0a9b635606073fe8",
+        "ad8ae51286b366a27755dffa21ad575d",
+        "364a49dd6ce843bc778a300a28f01756",
+    ]
