@@ -182,9 +182,8 @@ class Parameter:
         if not isinstance(value, Mapping):
             return self._number(name, value)
         ((kind, written),) = value.items()
-        if not isinstance(
-            written, (list, tuple)
-        ):  # The characters of a text, or a mapping's keys, are no list of numbers.
+        # The characters of a text, or a mapping's keys, are no list of numbers.
+        if not isinstance(written, (list, tuple)):
             raise TypeError(written)
         values = tuple(parse_number(name, each) for each in written)
         if len(values) < 2 or (len(values) > 2 and kind != "quantiles"):
