@@ -59,11 +59,14 @@ class Graphs:
         self._made: dict[tuple[bool, torch.Size], Answer] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The logits; a batch that is nearly a graph's size is filled up with its last image."""
+        """The logits; a batch that is nearly a graph's size is filled up with its last image.
+
+        Images in another precision than studies have are computed without graphs, which read memory as they were compiled for.
+        """
         differentiated = torch.is_grad_enabled() and x.requires_grad
         count = len(x)
         size = next((size for size in self._sizes[differentiated] if FILLED * size <= count <= size), None)
-        if size is None:
+        if size is None or x.dtype != torch.float32:
             return self.answer(x)
         if count < size:
             x = torch.cat([x, x[-1:].expand(size - count, *x.shape[1:])])

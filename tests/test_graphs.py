@@ -157,6 +157,17 @@ def test_a_batch_far_from_every_size_is_computed_without_graphs(traced: Classifi
     assert not traced.graphs._made
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_images_in_another_precision_are_computed_without_graphs(traced: Classifier, precision: torch.dtype) -> None:
+    assert traced.graphs is not None
+    with torch.no_grad():
+        expected = network()(images().to(precision))
+        assert torch.equal(traced(images().to(precision)), expected)
+        assert not traced.graphs._made
+        traced(images())
+        assert torch.equal(traced(images().to(precision)), expected)
+
+
 def test_a_point_has_the_same_numbers_in_whatever_block_and_lane_it_is_computed(traced: Classifier) -> None:
     x, y, pgd = images(3 * SIZE), torch.arange(3 * SIZE) % 10, ATTACKS.make("pgd", {"steps": [3]})
 
