@@ -22,6 +22,7 @@ import mi_ray.attacks.reference
 import mi_ray.study.checks
 import mi_ray.study.results
 import mi_ray.study.verdicts
+from mi_ray.attacks import ATTACKS
 from mi_ray.classifiers import build_classifier, set_weights, weights_bytes
 from mi_ray.data import to_unit
 from mi_ray.networks import read_weights
@@ -354,6 +355,7 @@ def test_an_attack_whose_steps_stand_in_its_code_is_not_refused_for_a_ball_that_
     name = f"my_short_steps_{only_found}".lower()
     (tmp_path / f"{name}.py").write_text(SHORT.format(name=name, only_found=only_found))
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(ATTACKS, "_classes", dict(ATTACKS._classes))  # The methods of later tests are ours alone.
     changes = {"plugins": [name], "attacks": [{name: {}, "epsilon": 0.02}], "defenses": ["none"]}
     one = tiny(tmp_path / "store", weights=weights_bytes(classifier), **{**STUDY, **FEW, **changes})
     (row,) = [row for row in finish(one) if row["attack"] == name]
