@@ -27,6 +27,7 @@ from mi_ray.threat_model import WORST_CASE
 Counts = npt.NDArray[np.int64]
 ITSELF = "study itself"
 SWITCHED = ("eot_pgd", "averaged")  # the attacks that the option `adaptive_attack` chooses between
+# What a counterpart is found by, beside MATCHED, and what two worst cases are told apart by.
 COMPARED = (
     "variant",
     "state",
@@ -99,9 +100,8 @@ def facts(cells: pd.DataFrame, counts: Mapping[str, Counts], names: Names) -> pd
     table = by_variant(cells)
     itself = table[table["variant"] == ""]
     threats = dict(zip(itself["cell"], _threats(itself, names), strict=True))
-    compared = table[
-        [*dict.fromkeys((*MATCHED, *COMPARED))]
-    ]  # To take rows of all columns takes several times as long.
+    # Rows of all columns take several times as long to find.
+    compared = table[[*dict.fromkeys((*MATCHED, *COMPARED))]]
     rows = []
     for _, row in table[table["state"] == "done"].iterrows():
         ours = counterpart(row, compared)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import mi_ray.figures.claims
 from mi_ray.figures.claims import Claim, Measured, at_once, decided, facts, literature, read_claims, shown, told
 from mi_ray.figures.claims import _among_themselves as among_themselves
 from mi_ray.figures.claims import _chance as chance
@@ -179,6 +180,28 @@ def test_two_studies_compare_where_they_are_of_the_same_images() -> None:
     assert (same["value"], same["points"]) == (0.0, 1000)
     assert math.isnan(other["value"])
     assert "rows of the same points" in other["why"]
+
+
+def test_a_claim_about_a_cell_that_failed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = claim(
+        study="cifar10_mi_ol_worst",
+        classifier="interpolated_at",
+        left={"defense": "mi_ol", "lam": 0.6},
+        right={"defense": "none"},
+        attack={"attack": "none", "called": "clean"},
+    )
+    read = mi_ray.figures.claims.read_study
+
+    def failed(store: Store, study: str) -> Any:
+        cells, names = read(store, study)
+        of_claim = (cells["defense"] == "mi_ol") & (cells["attack"] == "none")
+        return cells.assign(state=cells["state"].mask(of_claim, "failed")), names
+
+    (before,) = facts(Store(PUBLISHED), [one]).to_dict("records")
+    monkeypatch.setattr(mi_ray.figures.claims, "read_study", failed)
+    (after,) = facts(Store(PUBLISHED), [one]).to_dict("records")
+    assert before["verdict"] != after["verdict"] == "not measured"
+    assert after["why"].startswith("0 cells of cifar10_mi_ol_worst fit")
 
 
 def test_a_gain_in_another_study_is_over_no_defense_in_that_study() -> None:

@@ -63,6 +63,15 @@ def test_attacks_of_one_name_are_told_apart_by_the_parameters_that_differ() -> N
     assert NAMES.threats(frame(rows[0])) == ["EOT-PGD-50 (EOT 30), untargeted, ε = 8/255"]
 
 
+def test_attacks_that_differ_at_one_epsilon_alone_are_told_apart_at_every_epsilon() -> None:
+    rows = [eot_pgd(0.3, 2 / 255), eot_pgd(0.3), eot_pgd(0.3, step_size=2 / 255)]
+    assert NAMES.attacks(frame(*rows)) == [
+        "EOT-PGD-50 (EOT 30, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, step size 1/255)",
+        "EOT-PGD-50 (EOT 30, step size 2/255)",
+    ]
+
+
 def test_one_attack_with_two_kinds_of_knowledge_is_two_and_a_worst_case_is_one() -> None:
     asked = [cell("a", "mi_ol", {}, "square", 0.1, knowledge=known) for known in ("oblivious", "black_box")]
     worst = [
